@@ -1,0 +1,22 @@
+"""Settings of exporters."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from potstill.recipe.base import KindSettings
+
+
+class ExportSettings(KindSettings):
+    """Base of every exporter."""
+
+    room: ClassVar[str] = "export"
+
+
+class HuggingFaceExport(ExportSettings):
+    """A directory that plain `AutoModelForCausalLM.from_pretrained` opens. `dtype: keep` leaves the weights as
+    they were trained."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    model_card: bool = True

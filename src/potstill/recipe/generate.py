@@ -1,0 +1,46 @@
+"""Settings of generation programs."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from potstill.recipe.base import KindSettings
+
+
+class GenerateSettings(KindSettings):
+    """Base of every program that has a teacher write."""
+
+    room: ClassVar[str] = "generate"
+    teacher: str = "main"
+
+
+class SequenceProgram(GenerateSettings):
+    """Sequence-level distillation: the teacher answers each prompt. Kim & Rush 2016 (beam 5 in the paper).
+
+    `temperature` 0 is greedy; `beams` > 1 is beam search. `token_budget` is a hard cap on generated tokens:
+    a batch is only begun if its worst case still fits, and prompts that no longer fit are counted. `batch_size`
+    affects results in bfloat16 and is therefore part of the key.
+    """
+
+    kind: Literal["sequence"] = "sequence"
+    samples: PositiveInt = 1
+    max_new_tokens: PositiveInt = 256
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    beams: PositiveInt = 1
+    batch_size: PositiveInt = 32
+    token_budget: PositiveInt | None = None
+    keep_unfinished: bool = True
+
+    @model_validator(mode="after")
+    def _possible(self) -> SequenceProgram:
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError("beam search is deterministic: set temperature: 0, or beams: 1 to sample")
+        if self.samples > 1 and self.temperature == 0 and self.beams == 1:
+            raise ValueError("greedy answers are all the same: set temperature above 0, or samples: 1")
+        if self.samples > self.beams > 1:
+            raise ValueError(f"{self.beams} beams give at most {self.beams} samples: raise beams or lower samples")
+        return self

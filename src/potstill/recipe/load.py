@@ -1,0 +1,189 @@
+"""From a YAML file and `key=value` overrides to a `Recipe`, with errors for the person at the keyboard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from potstill import registry
+from potstill.errors import RecipeError, did_you_mean
+from potstill.recipe.base import KindSettings
+from potstill.recipe.recipe import Recipe
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Paths inside are taken relative to the recipe's folder and come back absolute.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.sub=value`, lists by index (`train.objectives.0.weight=3`); values are YAML.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key (the nearest is named), a value out of range, or a
+            combination that is impossible.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else ""
+        raise RecipeError(f"no such recipe{near}", where=str(path), mend="`potstill init recipe.yaml` writes one to start from")
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from error
+    if not isinstance(document, dict):
+        raise RecipeError("a recipe is a mapping of sections", where=str(path), mend="`potstill init` writes one to start from")
+    for override in overrides:
+        _apply(document, override)
+    return parse_recipe(document, base=path.parent.resolve(), where=str(path))
+
+
+def parse_recipe(document: Mapping[str, Any], *, base: Path, where: str = "recipe") -> Recipe:
+    """Check a recipe that is already a mapping; paths in it are relative to `base`. Raises as `load_recipe`."""
+    document = _absolute(dict(document), base)
+    try:
+        return Recipe.model_validate(document, context={"base": base})
+    except ValidationError as error:
+        problems = [_explain(e, document) for e in error.errors()]
+        raise RecipeError("\n".join(problems), where=where) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe, defaults included, as YAML that `load_recipe` reads back."""
+    document = {key: value for key, value in recipe.model_dump(mode="json").items() if value is not None}
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `5e-4` as a number (YAML 1.1 would make it text) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    where = f"override {override!r}"
+    if not equals or not key:
+        raise RecipeError("not of the form key.sub=value", where=where)
+    value = yaml.load(text, Loader=_Loader)
+    at: Any = document
+    parts = key.strip().split(".")
+    if parts[0] == "teacher" and "teachers" in document:
+        parts = ["teachers", "main", *parts[1:]]
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        here = ".".join(parts[: depth + 1])
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise RecipeError(f"{here}: the list has {len(at)} entries, counted from 0", where=where)
+            if last:
+                at[int(part)] = value
+            else:
+                at = at[int(part)]
+        elif isinstance(at, dict):
+            if last:
+                at[part] = value
+            else:
+                if at.get(part) is None:
+                    at[part] = {}
+                at = at[part]
+        else:
+            raise RecipeError(f"{'.'.join(parts[:depth])} is {at!r}: nothing can be set inside it", where=where)
+
+
+_PATH_KEYS = {("data", "path"), ("student", "config")}
+
+
+def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Paths relative to the recipe become absolute. Models are paths only if they look like one."""
+    for section, key in _PATH_KEYS:
+        inner = document.get(section)
+        if isinstance(inner, dict) and isinstance(inner.get(key), str):
+            document[section] = {**inner, key: str(base / inner[key])}
+    if isinstance(document.get("data"), str):
+        scheme, colon, rest = document["data"].partition(":")
+        if not colon:
+            document["data"] = str(base / document["data"])
+        elif scheme == "run":
+            document["data"] = f"run:{base / rest}"
+    for holder in (document.get("teacher"), document.get("student"), *_values(document.get("teachers"))):
+        if isinstance(holder, dict) and isinstance(holder.get("model"), str):
+            holder["model"] = _model_path(holder["model"], base)
+    return document
+
+
+def _values(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else []
+
+
+def _model_path(model: str, base: Path) -> str:
+    if model.startswith("run:"):
+        return f"run:{(base / model[4:]).resolve()}"
+    looks_like_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or (base / model).exists()
+    return str((base / Path(model).expanduser()).resolve()) if looks_like_path else model
+
+
+def _explain(error: Any, document: Mapping[str, Any]) -> str:
+    """One problem, in words: the key, what is wrong, the nearest valid name."""
+    where = [str(part) for part in error["loc"]]
+    name = ".".join(where) or "recipe"
+    if error["type"] == "extra_forbidden":
+        owner, key = error["loc"][:-1], str(error["loc"][-1])
+        fields = _fields_at(owner, document)
+        return f"unknown key {name!r}{did_you_mean(key, fields)}"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"].startswith("value_error") or error["type"].startswith("kind_"):
+        return f"{name}: {message}" if where else message
+    return f"{name}: {message[0].lower() + message[1:]}, not {error['input']!r}"
+
+
+def _fields_at(location: Sequence[Any], document: Mapping[str, Any]) -> list[str]:
+    """The valid keys of the section at a location, found by walking the classes along the document."""
+    model: type[BaseModel] | None = Recipe
+    value: Any = document
+    rooms = {"teacher": "teachers", "teachers": "teachers", "student": "students", "objectives": "objectives"}
+    rooms |= {"data": "data", "generate": "generate", "export": "export"}
+    room: str | None = None
+    for part in location:
+        value = value[part] if isinstance(value, list) and isinstance(part, int) else (value or {}).get(part, {})
+        room = rooms.get(str(part), room)
+        annotation = model.model_fields[str(part)].annotation if model and str(part) in model.model_fields else None
+        if isinstance(value, dict) and isinstance(value.get("kind"), str) and room:
+            found = registry.settings_class(room, value["kind"])
+            model = found if issubclass(found, KindSettings) else None
+        elif (inner := _settings_of(annotation)) is not None:
+            model = inner
+    if model is None:
+        return []
+    return list(model.model_fields) + (["teacher"] if model is Recipe else [])
+
+
+def _settings_of(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    for option in options:
+        if isinstance(option, type) and issubclass(option, BaseModel) and not issubclass(option, KindSettings):
+            return option
+    return None

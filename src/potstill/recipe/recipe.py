@@ -1,0 +1,71 @@
+"""The whole recipe: one typed document, a section per stage. A section that is present runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from potstill.recipe.base import Settings, one_of
+from potstill.recipe.data import DataSettings, expand_data
+from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
+from potstill.recipe.export import ExportSettings
+from potstill.recipe.generate import GenerateSettings
+from potstill.recipe.students import StudentSettings
+from potstill.recipe.teachers import TeacherSettings
+from potstill.recipe.train import TrainSettings
+
+
+class Recipe(Settings):
+    """A run, described. `teacher: {…}` is short for `teachers: {main: {…}}`. A report is made whenever there is an
+    evaluation; its section only says how."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0, lt=2**32)
+    teachers: dict[str, one_of(TeacherSettings)] = {}  # type: ignore[valid-type]
+    student: one_of(StudentSettings) | None = None  # type: ignore[valid-type]
+    data: one_of(DataSettings)  # type: ignore[valid-type]
+    generate: one_of(GenerateSettings) | None = None  # type: ignore[valid-type]
+    train: TrainSettings | None = None
+    evaluate: EvaluateSettings | None = None
+    report: ReportSettings = ReportSettings()
+    export: tuple[one_of(ExportSettings), ...] = ()  # type: ignore[valid-type]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sugar(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if "teacher" in value:
+            if "teachers" in value:
+                raise ValueError("give either teacher or teachers, not both")
+            value["teachers"] = {"main": value.pop("teacher")}
+        if "data" in value:
+            value["data"] = expand_data(value["data"])
+        for section in ("train", "evaluate", "report"):
+            # `evaluate:` with nothing behind it is an empty section, and present.
+            if section in value and value[section] is None:
+                value[section] = {}
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        for section in (self.generate, self.train):
+            if section is not None and section.teacher not in self.teachers and _wants_teacher(section):
+                known = ", ".join(sorted(self.teachers)) or "none"
+                raise ValueError(f"teacher {section.teacher!r} is not among the teachers ({known}): add it, or name one of them")
+        if self.train is not None and self.student is None:
+            raise ValueError("train needs a student: add `student: {kind: from_teacher}`, or drop the train section")
+        for stage, needed in (("evaluate", self.evaluate), ("export", self.export)):
+            if needed and self.train is None:
+                raise ValueError(f"{stage} reads what train makes: add a train section, or drop {stage}")
+        if self.evaluate is not None and self.data.held_out == 0:
+            raise ValueError("evaluate needs held-out records: set data.held_out above 0 (0.1, say)")
+        return self
+
+
+def _wants_teacher(section: Any) -> bool:
+    if isinstance(section, TrainSettings):
+        return any(o.needs().teacher for o in section.objectives)
+    return True

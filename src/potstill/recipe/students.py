@@ -1,0 +1,85 @@
+"""Settings of students: how one is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from potstill.recipe.base import KindSettings, Settings
+
+
+class Uniform(Settings):
+    """`n` layers, evenly spread: round(linspace(0, L − 1, n))."""
+
+    uniform: PositiveInt
+
+
+class First(Settings):
+    """The first `n` layers."""
+
+    first: PositiveInt
+
+
+class Last(Settings):
+    """The last `n` layers."""
+
+    last: PositiveInt
+
+
+class ByInfluence(Settings):
+    """The `n` layers that change the hidden state most, 1 − cos(in, out) over a few batches of the data."""
+
+    by_influence: PositiveInt
+    records: PositiveInt = 32
+
+
+LayerChoice = Literal["every_other"] | Uniform | First | Last | ByInfluence | Annotated[tuple[int, ...], Field(min_length=1)]
+"""`every_other` is 0, 2, 4, …; a list gives the teacher's layers by index, 0-based, in order."""
+
+
+class Lora(Settings):
+    """A low-rank adapter on the student (peft). Merged at export."""
+
+    r: PositiveInt = 16
+    alpha: float = 32.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class StudentSettings(KindSettings):
+    """Base of every student."""
+
+    room: ClassVar[str] = "students"
+    lora: Lora | None = None
+
+
+class FromTeacher(StudentSettings):
+    """The teacher's own layers, fewer of them; embeddings, norms and head copied; tied weights stay tied."""
+
+    kind: Literal["from_teacher"] = "from_teacher"
+    layers: LayerChoice = "every_other"
+
+
+class FromConfig(StudentSettings):
+    """Random weights in a given shape. `config` is a folder or file with a `config.json`, or a mapping whose
+    keys change the teacher's configuration (`{num_hidden_layers: 6}`). The tokenizer is the teacher's."""
+
+    kind: Literal["from_config"] = "from_config"
+    config: Path | dict[str, Any]
+
+
+class Existing(StudentSettings):
+    """A model that is already there: a directory, a hub id, or `run:<folder>`."""
+
+    kind: Literal["existing"] = "existing"
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _named(self) -> Existing:
+        if not self.model.strip():
+            raise ValueError("model is empty")
+        return self

@@ -1,0 +1,162 @@
+"""The frozen records that cross rooms. No torch.
+
+A `Record` is one training example; a `Request` is one question to a teacher and an `Answer` what came back;
+a `Reject` is a record that was kept out, with the reason; a `Verdict` is what a verifier said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Capability = Literal["generate", "head", "dense", "top_logprobs", "taps"]
+"""What a teacher can give: text, a live output layer, whole logits, its top log-probabilities, inner states."""
+
+Message = Mapping[str, Any]
+"""`{"role": …, "content": …}`, and whatever else the template reads (`tools`, `reasoning_content`)."""
+
+
+def canonical_json(value: Any) -> str:
+    """One text per value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def group_of(prompt: str | Sequence[Message]) -> str:
+    """The group of a prompt or source document: 16 hex digits of its hash. Everything made from it (samples,
+    hints, pieces) inherits the group, so that a split by group never lets an answer cross over."""
+    return digest(prompt if isinstance(prompt, str) else [dict(m) for m in prompt])[:16]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier said of one completion."""
+
+    outcome: Literal["accept", "reject", "cannot_judge"]
+    reason: str = ""
+    score: float | None = None
+    verifier: str = ""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a record comes from. Empty fields are unknown, never guessed."""
+
+    source: str = ""
+    teacher: str = ""
+    revision: str = ""
+    route: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    template: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training example. Exactly one of `messages`, `text`, or `prompt` (with or without `completion`).
+
+    `messages` whose last turn is not the assistant's, and `prompt` without `completion`, are *prompts*: they
+    can be answered, not learned. `finished` is False when a completion was cut short: it gets no end token.
+    `row` counts from 1 in the source.
+    """
+
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    text: str | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    finished: bool = True
+    sample: int = 0
+    group: str = ""
+    row: int = 0
+    provenance: Provenance = Provenance()
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What is said, without where it comes from."""
+        fields: dict[str, Any] = {"prompt": self.prompt, "completion": self.completion, "text": self.text}
+        fields["messages"] = [dict(m) for m in self.messages] if self.messages is not None else None
+        fields["tools"] = [dict(t) for t in self.tools] if self.tools is not None else None
+        return {k: v for k, v in fields.items() if v is not None}
+
+    @property
+    def id(self) -> str:
+        """Hash of group, sample index and content: 16 hex digits."""
+        return digest([self.group, self.sample, self.content])[:16]
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it can only be answered, not learned from."""
+        if self.text is not None or self.completion is not None:
+            return False
+        return self.messages is None or not self.messages or self.messages[-1]["role"] != "assistant"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary: content, `group`, `id`, `sample`, `finished`, `row`, provenance, verdicts."""
+        rest = {"group": self.group, "id": self.id, "sample": self.sample, "finished": self.finished, "row": self.row}
+        return {**self.content, **rest, "provenance": asdict(self.provenance), "verdicts": [asdict(v) for v in self.verdicts]}
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that was kept out (or cut), and why. Kept in the reject ledger, never thrown away in silence."""
+
+    reason: str
+    source: str
+    row: int
+    excerpt: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a teacher answers. `temperature` 0 is greedy; `beams` > 1 is beam search (deterministic)."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    beams: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a teacher: messages, or a plain prompt that is continued as it stands."""
+
+    sampling: Sampling
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    sample: int = 0
+
+    def key(self, teacher: Mapping[str, Any]) -> str:
+        """The journal's key: SHA-256 of the whole content of the request and of who is asked."""
+        asked = [dict(m) for m in self.messages] if self.messages is not None else self.prompt
+        tools = [dict(t) for t in self.tools] if self.tools is not None else None
+        return digest([dict(teacher), asked, tools, self.sampling.to_dict(), self.sample])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher wrote. `finish` is `stop` (it ended by itself) or `length` (it was cut short)."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
