@@ -1,0 +1,191 @@
+"""A stage's output folder: written aside, renamed when whole, with a manifest that says what it is.
+
+    runs/<name>/
+      recipe.yaml            the resolved recipe
+      journal.sqlite         every teacher answer (outside every artifact)
+      <stage>/               a whole artifact, with manifest.json
+      .partial-<stage>-<key>/   work in progress; only the same key continues it
+
+A half-written artifact never has a valid name, and a different key never continues it. Manifests state file
+digests, so a file that was damaged afterwards is found. No torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import RunError
+from potstill.types import digest
+
+MANIFEST = "manifest.json"
+_VERSIONS_OF = ("potstill", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artifact on disk."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The key of the work that made it."""
+        return str(self.manifest["key"])
+
+    @property
+    def output_digest(self) -> str:
+        """One digest over all its files: what a later stage's key is made of."""
+        return digest(self.manifest["files"])
+
+    def check_whole(self) -> None:
+        """Compare every file with the manifest.
+
+        Raises:
+            RunError: a file is missing or has changed since it was written.
+        """
+        for name, expected in self.manifest["files"].items():
+            file = self.path / name
+            if not file.is_file() or file_digest(file) != expected:
+                what = "is missing" if not file.is_file() else "has changed since it was written"
+                raise RunError(f"{name} {what}", where=str(self.path), mend="run the stage again with --force")
+
+
+@dataclass
+class Work:
+    """An artifact in the making. Counts and warnings end up in its manifest."""
+
+    path: Path
+    resumed: bool
+    counts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to a count, e.g. `dropped: empty completion`."""
+        self.counts[name] = self.counts.get(name, 0) + amount
+
+    def warn(self, text: str) -> None:
+        """Note a warning (once)."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+def read_artifact(path: Path) -> Artifact | None:
+    """The artifact at a path, or None if there is none (whole ones always have a manifest)."""
+    try:
+        return Artifact(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except json.JSONDecodeError as error:
+        raise RunError(f"the manifest is damaged: {error}", where=str(path), mend="run the stage again with --force") from error
+
+
+@contextmanager
+def write_artifact(
+    run: Path, stage: str, key: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str], seed: int
+) -> Iterator[Work]:
+    """Write one artifact: yields a `Work` whose folder is renamed to `<run>/<stage>` when the block ends well.
+
+    An earlier attempt with the same key is continued (`resumed`); attempts with other keys are removed. Folders
+    inside whose name starts with `checkpoints` are working state: they are dropped before the rename.
+
+    Raises:
+        RunError: the folder cannot be written, or the disk is full (nothing that was whole is lost).
+    """
+    partial = run / f".partial-{stage}-{key[:16]}"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for stale in run.glob(f".partial-{stage}-*"):
+            if stale != partial:
+                shutil.rmtree(stale)
+        resumed = partial.is_dir()
+        partial.mkdir(exist_ok=True)
+        work = Work(partial, resumed)
+        started = time.time()
+        yield work
+        for state in partial.glob("checkpoints*"):
+            shutil.rmtree(state) if state.is_dir() else state.unlink()
+        files = {str(p.relative_to(partial)): file_digest(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+        files.pop(MANIFEST, None)
+        manifest = {
+            "stage": stage,
+            "key": key,
+            "settings": dict(settings),
+            "inputs": dict(inputs),
+            "seed": seed,
+            "files": files,
+            "versions": _versions(),
+            "started": _utc(started),
+            "ended": _utc(time.time()),
+            "seconds": round(time.time() - started, 1),
+            "resumed": resumed,
+            "counts": work.counts,
+            "warnings": work.warnings,
+            "facts": work.facts,
+        }
+        write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, default=str))
+        _swap_in(partial, run / stage)
+    except OSError as error:
+        raise disk_error(error, run) from error
+
+
+def disk_error(error: OSError, path: Path) -> RunError:
+    """An OSError in the user's words: full, unwritable, or a file where a folder should be."""
+    where = str(error.filename or path)
+    if error.errno == errno.ENOSPC:
+        return RunError("the disk is full", where=where, mend="free some space and run the same command again: it continues")
+    return RunError(f"cannot be written: {error.strerror}", where=where, mend="choose another folder with --run, or mend its permissions")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file aside and rename it, so that a reader never sees half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(aside, path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _swap_in(partial: Path, final: Path) -> None:
+    """Replace a folder by another: the old one steps aside first, so that the name is never half full."""
+    old = final.with_name(f".old-{final.name}")
+    if old.exists():
+        shutil.rmtree(old)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(partial, final)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS_OF:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

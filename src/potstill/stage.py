@@ -1,0 +1,57 @@
+"""What a stage is: a name, what it reads, and a function that writes one artifact. No torch at import.
+
+A stage's key is made of the digests of its inputs, the fields of its settings that affect results, the seed, the
+digests of plug-in files, and its `contract`, an integer raised when the meaning of its output changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.artifacts import Artifact, Work
+from potstill.console import Console
+from potstill.recipe import Recipe
+from potstill.registry import plugin_digests
+from potstill.types import digest
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is given to work with. `inputs` are whole artifacts by stage name."""
+
+    recipe: Recipe
+    run: Path
+    inputs: Mapping[str, Artifact]
+    work: Work
+    console: Console
+
+    @property
+    def out(self) -> Path:
+        """The folder to write into; it becomes the artifact."""
+        return self.work.path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    `name` is its folder in the run. `reads` are the stages whose artifacts it takes. `settings` are the parts of
+    the recipe that affect its result, and `sources` digests of what it reads from outside the run (data files,
+    teacher weights); both as plain data. `write` does the work.
+    """
+
+    name: str
+    contract: int
+    reads: tuple[str, ...]
+    settings: Mapping[str, Any]
+    sources: Callable[[], Mapping[str, str]]
+    write: Callable[[Context], None]
+
+    def key(self, recipe: Recipe, inputs: Mapping[str, Artifact]) -> tuple[str, dict[str, str]]:
+        """The stage's key, and the digests of its inputs that went into it."""
+        digests = {name: artifact.output_digest for name, artifact in inputs.items()} | dict(self.sources())
+        parts = [self.name, self.contract, dict(self.settings), digests, recipe.seed, sorted(plugin_digests.values())]
+        return digest(parts), digests
