@@ -1,0 +1,73 @@
+"""What every test stands on: no network, no writing into the user's home, shapes checked, no silent skips."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import TypeVar
+
+import jaxtyping
+import pytest
+
+# Before anything imports huggingface_hub, which reads both once. Tests of the hub lift the first, against a hub of
+# their own. Potstill's own cache stays where it is: the real SmolLM2 is unpacked once, for tests and demo alike.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="potstill-tests-hf-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Shapes in annotations are checked in the rooms of pure tensor functions, and under pytest only.
+jaxtyping.install_import_hook(["potstill.signals", "potstill.objectives"], "beartype.beartype")
+
+IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    return _red_if_it_did_not_run(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    return _red_if_it_did_not_run(report)
+
+
+def _red_if_it_did_not_run(report: Report) -> Report:
+    """In CI a skipped test is a failure that gives the reason; an expected failure did run, and stays one."""
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"did not run, which is a failure where CI is set: {reason.removeprefix('Skipped: ')}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium or Chrome: `$CHROMIUM`, else the first on the path."""
+    named = os.environ.get("CHROMIUM")
+    found = shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        what = f"CHROMIUM={named} is no program" if named else "no browser was found"
+        pytest.skip(f"the page was not looked at: {what}. `apt-get install chromium`, or set CHROMIUM to its path")
+    return found
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with its tokenizer, as a directory; treat it as read-only."""
+    from tiny_models import make_tiny_causal_lm
+
+    return make_tiny_causal_lm(tmp_path_factory.mktemp("models") / "tiny-llama")
