@@ -89,7 +89,9 @@ def read_artifact(path: Path) -> Artifact | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except json.JSONDecodeError as error:
-        raise RunError(f"the manifest is damaged: {error}", where=str(path), mend="run the stage again with --force") from error
+        raise RunError(
+            f"the manifest is damaged: {error}", where=str(path), mend="run the stage again with --force"
+        ) from error
 
 
 @contextmanager
@@ -145,8 +147,14 @@ def disk_error(error: OSError, path: Path) -> RunError:
     """An OSError in the user's words: full, unwritable, or a file where a folder should be."""
     where = str(error.filename or path)
     if error.errno == errno.ENOSPC:
-        return RunError("the disk is full", where=where, mend="free some space and run the same command again: it continues")
-    return RunError(f"cannot be written: {error.strerror}", where=where, mend="choose another folder with --run, or mend its permissions")
+        return RunError(
+            "the disk is full", where=where, mend="free some space and run the same command again: it continues"
+        )
+    return RunError(
+        f"cannot be written: {error.strerror}",
+        where=where,
+        mend="choose another folder with --run, or mend its permissions",
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -46,8 +46,8 @@ class Console:
     def task(self, label: str, total: float | None, unit: str = "") -> Iterator[Task]:
         """A task of `total` units, with rate and time left.
 
-            with console.task("generating", total=4800, unit="tokens") as task:
-                task.advance(128)
+        with console.task("generating", total=4800, unit="tokens") as task:
+            task.advance(128)
         """
         if self.mode == "bars":
             with self._bar(label, total, unit) as bar:

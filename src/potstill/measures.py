@@ -96,7 +96,9 @@ class Measures:
     def load(cls, path: Path) -> Measures:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         models = {name: _model(m) for name, m in raw.pop("models").items()}
-        comparisons = tuple(Comparison(**{**c, "difference": Interval(**c["difference"])}) for c in raw.pop("comparisons"))
+        comparisons = tuple(
+            Comparison(**{**c, "difference": Interval(**c["difference"])}) for c in raw.pop("comparisons")
+        )
         return cls(models=models, comparisons=comparisons, **{**raw, "notes": tuple(raw["notes"])})
 
 
@@ -110,5 +112,11 @@ def _model(raw: dict[str, Any]) -> ModelMeasures:
         speed = Speed(**{**speed, **spreads})
     nll = Interval(**raw["nll"])
     return ModelMeasures(
-        **{**raw, "nll": nll, "kl": interval(raw["kl"]), "top1_agreement": interval(raw["top1_agreement"]), "speed": speed}
+        **{
+            **raw,
+            "nll": nll,
+            "kl": interval(raw["kl"]),
+            "top1_agreement": interval(raw["top1_agreement"]),
+            "speed": speed,
+        }
     )

@@ -66,7 +66,9 @@ def implements(settings: type) -> Callable[[T], T]:
     def bind(cls: T) -> T:
         other = _implementations.get(settings)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise RecipeError(f"{settings.__name__} is implemented twice: by {other.__qualname__} and {cls.__qualname__}")
+            raise RecipeError(
+                f"{settings.__name__} is implemented twice: by {other.__qualname__} and {cls.__qualname__}"
+            )
         _implementations[settings] = cls
         return cls
 

@@ -80,7 +80,9 @@ class Batch:
             return self.target_positions[side]
         if over == "tokens":
             if not self.same_view:
-                raise ValueError("objectives over 'tokens' need student and teacher to see the same tokens; use over: targets")
+                raise ValueError(
+                    "objectives over 'tokens' need student and teacher to see the same tokens; use over: targets"
+                )
             return (self.view(side).segment_ids > 0).flatten().nonzero().squeeze(-1)
         raise ValueError("examples are not token positions")
 

@@ -103,7 +103,12 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary: content, `group`, `id`, `sample`, `finished`, `row`, provenance, verdicts."""
         rest = {"group": self.group, "id": self.id, "sample": self.sample, "finished": self.finished, "row": self.row}
-        return {**self.content, **rest, "provenance": asdict(self.provenance), "verdicts": [asdict(v) for v in self.verdicts]}
+        return {
+            **self.content,
+            **rest,
+            "provenance": asdict(self.provenance),
+            "verdicts": [asdict(v) for v in self.verdicts],
+        }
 
 
 @dataclass(frozen=True)

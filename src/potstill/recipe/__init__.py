@@ -8,7 +8,17 @@ from potstill.recipe.generate import GenerateSettings, SequenceProgram
 from potstill.recipe.load import dump_recipe, load_recipe, parse_recipe
 from potstill.recipe.objectives import ForwardKL, HardCE, HiddenCosine, LayerMap, Needs, ObjectiveSettings
 from potstill.recipe.recipe import Recipe
-from potstill.recipe.students import ByInfluence, Existing, First, FromConfig, FromTeacher, Last, Lora, StudentSettings, Uniform
+from potstill.recipe.students import (
+    ByInfluence,
+    Existing,
+    First,
+    FromConfig,
+    FromTeacher,
+    Last,
+    Lora,
+    StudentSettings,
+    Uniform,
+)
 from potstill.recipe.teachers import LocalTeacher, TeacherSettings
 from potstill.recipe.train import TrainSettings
 

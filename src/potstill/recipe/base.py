@@ -15,7 +15,7 @@ from potstill.errors import RecipeError
 class Cosmetic:
     """Marks a field that does not affect results (intervals, batch logging …): it is left out of a stage's key.
 
-        save_every_seconds: Annotated[float, Cosmetic()] = 300.0
+    save_every_seconds: Annotated[float, Cosmetic()] = 300.0
     """
 
 
@@ -71,7 +71,9 @@ class _OneOf:
         if isinstance(value, KindSettings):
             return value
         if not isinstance(value, dict):
-            raise PydanticCustomError("kind_form", "should be a mapping with a 'kind', not {value}", {"value": repr(value)})
+            raise PydanticCustomError(
+                "kind_form", "should be a mapping with a 'kind', not {value}", {"value": repr(value)}
+            )
         if "kind" not in value:
             known = ", ".join(sorted(registry._settings.get(self.room, {})))
             raise PydanticCustomError("kind_missing", "has no 'kind'; known: {known}", {"known": known})
@@ -89,4 +91,4 @@ class _OneOf:
 
 def one_of(base: type[KindSettings]) -> Any:
     """The annotated type of a field that holds any variant of a room."""
-    return SerializeAsAny[Annotated[base, _OneOf(base.room)]]  # type: ignore[valid-type]
+    return Annotated[base, _OneOf(base.room), SerializeAsAny()]

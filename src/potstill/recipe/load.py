@@ -31,14 +31,16 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else ""
-        raise RecipeError(f"no such recipe{near}", where=str(path), mend="`potstill init recipe.yaml` writes one to start from")
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("[!.]*.y*ml"))) if path.parent.is_dir() else ""
+        raise RecipeError(f"no such recipe{near}", where=str(path), mend="`potstill init` writes one to start from")
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"not valid YAML: {error}", where=str(path)) from error
     if not isinstance(document, dict):
-        raise RecipeError("a recipe is a mapping of sections", where=str(path), mend="`potstill init` writes one to start from")
+        raise RecipeError(
+            "a recipe is a mapping of sections", where=str(path), mend="`potstill init` writes one to start from"
+        )
     for override in overrides:
         _apply(document, override)
     return parse_recipe(document, base=path.parent.resolve(), where=str(path))
@@ -163,11 +165,13 @@ def _explain(error: Any, document: Mapping[str, Any]) -> str:
 def _fields_at(location: Sequence[Any], document: Mapping[str, Any]) -> list[str]:
     """The valid keys of the section at a location, found by walking the classes along the document."""
     model: type[BaseModel] | None = Recipe
-    value: Any = document
+    value: Any = {**document, "teachers": {"main": document["teacher"]}} if "teacher" in document else document
     rooms = {"teacher": "teachers", "teachers": "teachers", "student": "students", "objectives": "objectives"}
     rooms |= {"data": "data", "generate": "generate", "export": "export"}
     room: str | None = None
     for part in location:
+        if isinstance(value, str):
+            break
         value = value[part] if isinstance(value, list) and isinstance(part, int) else (value or {}).get(part, {})
         room = rooms.get(str(part), room)
         annotation = model.model_fields[str(part)].annotation if model and str(part) in model.model_fields else None

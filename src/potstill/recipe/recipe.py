@@ -54,7 +54,9 @@ class Recipe(Settings):
         for section in (self.generate, self.train):
             if section is not None and section.teacher not in self.teachers and _wants_teacher(section):
                 known = ", ".join(sorted(self.teachers)) or "none"
-                raise ValueError(f"teacher {section.teacher!r} is not among the teachers ({known}): add it, or name one of them")
+                raise ValueError(
+                    f"teacher {section.teacher!r} is not among the teachers ({known}): add it, or name one of them"
+                )
         if self.train is not None and self.student is None:
             raise ValueError("train needs a student: add `student: {kind: from_teacher}`, or drop the train section")
         for stage, needed in (("evaluate", self.evaluate), ("export", self.export)):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from potstill.errors import did_you_mean
 from potstill.recipe.base import KindSettings, Settings
 
 
@@ -35,7 +36,9 @@ class ByInfluence(Settings):
     records: PositiveInt = 32
 
 
-LayerChoice = Literal["every_other"] | Uniform | First | Last | ByInfluence | Annotated[tuple[int, ...], Field(min_length=1)]
+LayerChoice = (
+    Literal["every_other"] | Uniform | First | Last | ByInfluence | Annotated[tuple[int, ...], Field(min_length=1)]
+)
 """`every_other` is 0, 2, 4, …; a list gives the teacher's layers by index, 0-based, in order."""
 
 
@@ -55,11 +58,32 @@ class StudentSettings(KindSettings):
     lora: Lora | None = None
 
 
+_CHOICES: dict[str, type[Settings]] = {"uniform": Uniform, "first": First, "last": Last, "by_influence": ByInfluence}
+
+
 class FromTeacher(StudentSettings):
     """The teacher's own layers, fewer of them; embeddings, norms and head copied; tied weights stay tied."""
 
     kind: Literal["from_teacher"] = "from_teacher"
     layers: LayerChoice = "every_other"
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_choice(cls, value: Any) -> Any:
+        """Choose the form by looking, so that a slip gets one message and not one per form."""
+        if isinstance(value, dict):
+            name = str(next(iter(value), ""))
+            if name not in _CHOICES:
+                raise ValueError(f"unknown layer choice {name!r}{did_you_mean(name, ['every_other', *_CHOICES])}")
+            return _CHOICES[name].model_validate(value)
+        if isinstance(value, str) and value != "every_other":
+            hint = (
+                f"{{{value}: 6}}"
+                if value in _CHOICES
+                else f"every_other, a list of layers, or one of {', '.join(_CHOICES)} with a number"
+            )
+            raise ValueError(f"{value!r} is not a choice of layers; give {hint}")
+        return value
 
 
 class FromConfig(StudentSettings):

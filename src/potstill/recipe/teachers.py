@@ -29,7 +29,9 @@ class LocalTeacher(TeacherSettings):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     generate_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        None
+    )
     device: str = "auto"
     device_map: str | None = None
     quantization: Literal["none", "bnb_8bit", "bnb_4bit"] = "none"

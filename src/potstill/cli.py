@@ -1,0 +1,228 @@
+"""The command line: one thin verb per stage. Imports nothing heavy, so that `--help` answers at once.
+
+Exit codes: 0 done; 2 the user's mistake; 3 refused by a gate; 1 a defect of ours; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from potstill.console import Console
+
+app = typer.Typer(
+    name="potstill",
+    help="Distil a model into a smaller one, and say what was lost on the way.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it: train.objectives.0.weight=3", show_default=False),
+]
+RunFolder = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The run's folder [default: runs/<name>]")]
+Force = Annotated[bool, typer.Option("--force", help="Run again what is fresh.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one object a line; the result last.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to put recipe.yaml and prompts.jsonl.")] = Path(),
+) -> None:
+    """Write a recipe to start from, and a few prompts."""
+    from potstill.init import write_starter
+
+    for path in write_starter(folder):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"next: potstill check {folder / 'recipe.yaml'}")
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Load the models and try one batch.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say whether a recipe will work and what it will cost, before anything is spent."""
+    from potstill.check import check_recipe, probe_recipe
+    from potstill.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    findings = check_recipe(loaded)
+    if probe:
+        findings = findings.with_probe(probe_recipe(loaded, _console(json, quiet)))
+    typer.echo(json_module.dumps(findings.to_dict()) if json else findings.text())
+
+
+@app.command(name="run")
+def run_command(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do every stage that the recipe has; skip what is fresh, continue what was interrupted."""
+    _run(recipe, overrides, run, None, force, json, quiet, dry_run)
+
+
+@app.command()
+def generate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Have the teacher answer the prompts."""
+    _run(recipe, overrides, run, "generate", force, json, quiet)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the student, and its controls."""
+    _run(recipe, overrides, run, "train", force, json, quiet)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure on held-out records what was kept and what was lost."""
+    _run(recipe, overrides, run, "evaluate", force, json, quiet)
+
+
+@app.command()
+def report(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the page that a person looks at, and write the model card."""
+    _run(recipe, overrides, run, "report", force, json, quiet)
+
+
+@app.command()
+def export(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the student in the formats that the recipe names."""
+    _run(recipe, overrides, run, "export", force, json, quiet)
+
+
+@app.command()
+def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")], json: Json = False) -> None:
+    """Say in the terminal what is in a run."""
+    from potstill.show import describe_run, print_run
+
+    facts = describe_run(run)
+    if json:
+        typer.echo(json_module.dumps(facts, default=str))
+    else:
+        print_run(facts)
+
+
+def _run(
+    recipe: Path,
+    overrides: list[str] | None,
+    run: Path | None,
+    verb: str | None,
+    force: bool,
+    json: bool,
+    quiet: bool,
+    dry_run: bool = False,
+) -> None:
+    from potstill.pipeline import default_run, plan, run_recipe
+    from potstill.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    folder = run or default_run(loaded)
+    if dry_run:
+        statuses = plan(loaded, folder)
+    else:
+        statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force)
+    if json:
+        stages = [{"stage": s.stage, "state": s.state, "seconds": round(s.seconds, 1)} for s in statuses]
+        typer.echo(json_module.dumps({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages}))
+        return
+    if dry_run:
+        for status in statuses:
+            typer.echo(
+                f"{status.stage:<24} {'skip: fresh' if status.state == 'fresh' else 'would run: ' + status.state}"
+            )
+        return
+    page = folder / "report" / "report.html"
+    if verb in (None, "report") and page.is_file():
+        typer.echo(f"report: {page}")
+    for exported in sorted(folder.glob("export.*")) if verb in (None, "export") else ():
+        typer.echo(f"export: {exported}")
+
+
+def _console(json: bool, quiet: bool) -> Console:
+    from potstill.console import Console
+
+    return Console("json" if json else "quiet" if quiet else None)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Mistakes of the user never print a traceback."""
+    from potstill.errors import PotstillError
+
+    wants_json = "--json" in (arguments if arguments is not None else sys.argv)
+    try:
+        app(arguments)
+    except PotstillError as error:
+        if wants_json:
+            facts: dict[str, Any] = {"event": "error", "what": error.what, "where": error.where, "mend": error.mend}
+            print(json_module.dumps({**facts, "exit_code": error.exit_code}), flush=True)
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception:  # noqa: BLE001 - the last line of defence: say whose fault it is
+        traceback.print_exc()
+        print("this is a defect of potstill: please report it with the lines above", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

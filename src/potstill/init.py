@@ -1,0 +1,77 @@
+"""`potstill init`: a recipe to start from, and prompts to try it with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from potstill.artifacts import disk_error
+from potstill.errors import RunError
+
+RECIPE = """\
+# potstill: one recipe, a section per stage. `potstill check recipe.yaml` says what it will do and cost.
+name: my-student
+
+# A directory, a GGUF file, a hub id, `run:<folder>` of another run, or a name that potstill knows.
+teacher: {kind: local, model: smollm2-135m-instruct}
+
+# The teacher's layers 0, 2, 4, …; or {uniform: 12}, {first: 6}, {by_influence: 15}, [0, 2, 4, 7, 9, 11].
+student: {kind: from_teacher, layers: every_other}
+
+# Prompts, conversations or texts: JSONL, JSON, CSV, Parquet, a folder of texts. A tenth is held out.
+data: {kind: jsonl, path: prompts.jsonl, held_out: 0.1}
+
+# The teacher answers the prompts. Leave this section out where the data already hold answers.
+generate: {kind: sequence, max_new_tokens: 192, temperature: 0.7}
+
+train:
+  objectives:
+    - {kind: forward_kl, weight: 1.0}
+    - {kind: hidden_cosine, weight: 1.0}
+  controls: [text_only]        # the same student, trained equally long without the teacher's distribution
+  args: {learning_rate: 5.0e-4, num_train_epochs: 2}   # any field of transformers.TrainingArguments
+
+evaluate: {}
+export: [{kind: huggingface}]
+"""
+
+PROMPTS = (
+    "Explain to a ten-year-old why the sky is blue.",
+    "My neighbour plays the drums at midnight. Help me write a polite note.",
+    "List three things to check before buying a used bicycle.",
+    "Turn this into one short sentence: The meeting, which had been planned for Monday, will now be held on Thursday.",
+    "What is a palindrome? Give two examples.",
+    "How do I keep basil alive on a windowsill?",
+    "Write two lines of verse about an old lighthouse.",
+    "Is this review positive or negative? 'The soup was cold and nobody seemed to care.'",
+    "Name one advantage and one drawback of working from home.",
+    "What happens to water when it freezes?",
+    "Suggest a title for a story about a clock that runs backwards.",
+    "In Python, how do I count the words in a string?",
+)
+
+
+def write_starter(folder: Path) -> list[Path]:
+    """Write `recipe.yaml` and `prompts.jsonl` into a folder.
+
+    Raises:
+        RunError: one of them is there already, or the folder cannot be written.
+    """
+    files = {
+        folder / "recipe.yaml": RECIPE,
+        folder / "prompts.jsonl": "".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS),
+    }
+    for path in files:
+        if path.exists():
+            raise RunError(
+                "is there already, and is left as it is",
+                where=str(path),
+                mend="name another folder: potstill init FOLDER",
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in files.items():
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    return list(files)

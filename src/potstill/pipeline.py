@@ -1,0 +1,189 @@
+"""Runs a recipe's stages in order; skips what is fresh, continues what was interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from potstill.artifacts import Artifact, disk_error, read_artifact, write_artifact, write_atomically
+from potstill.console import Console
+from potstill.errors import RunError
+from potstill.recipe import Recipe, dump_recipe
+from potstill.stage import Context, Stage
+
+State = Literal["fresh", "stale", "missing", "interrupted"]
+VERBS = ("generate", "train", "evaluate", "report", "export")
+
+
+@dataclass(frozen=True)
+class Status:
+    """How one stage stands in a run, and what made it so."""
+
+    stage: str
+    state: State
+    seconds: float = 0.0
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The recipe's stages, in order: those whose section is present."""
+    stages: list[Stage] = []
+    if recipe.generate is not None:
+        stages.append(_stage("generate", recipe))
+    if recipe.train is not None:
+        stages.append(_stage("train", recipe))
+        stages.extend(_stage("train", recipe, control) for control in recipe.train.controls)
+    if recipe.evaluate is not None:
+        stages.append(_stage("evaluate", recipe))
+        stages.append(_stage("report", recipe))
+    stages.extend(_stage("export", recipe, index) for index in range(len(recipe.export)))
+    return stages
+
+
+def _stage(room: str, recipe: Recipe, *which: str | int) -> Stage:
+    # Rooms load on demand: a recipe without `train` never imports it.
+    made: Stage = import_module(f"potstill.{room}.stage").stage(recipe, *which)
+    return made
+
+
+def default_run(recipe: Recipe) -> Path:
+    """Where a recipe runs unless told otherwise: `runs/<name>` below the current folder."""
+    return Path("runs") / recipe.name
+
+
+def run_recipe(
+    recipe: Recipe, run: Path, *, console: Console, verb: str | None = None, force: bool = False
+) -> list[Status]:
+    """Run the stages of a recipe (or only those of one verb) into a run folder.
+
+    Raises:
+        RunError: the folder belongs to another recipe, is in use, or cannot be written; or a verb's inputs are
+            not there yet.
+        PotstillError: whatever a stage says is wrong.
+    """
+    with open_run(recipe, run):
+        prepare_models(recipe, console)
+        stages = stages_of(recipe)
+        if verb is not None and not any(_verb(s) == verb for s in stages):
+            raise RunError(f"the recipe has no {verb} section", where=recipe.name, mend=f"add `{verb}:` to it")
+        statuses: list[Status] = []
+        for stage in stages:
+            if verb is not None and VERBS.index(_verb(stage)) > VERBS.index(verb):
+                break
+            if verb is None or _verb(stage) == verb:
+                statuses.append(_run_stage(stage, recipe, run, console, force))
+        return statuses
+
+
+def plan(recipe: Recipe, run: Path) -> list[Status]:
+    """How every stage stands, without doing anything. A stage whose inputs are not fresh is at best stale."""
+    statuses: list[Status] = []
+    fresh: set[str] = set()
+    for stage in stages_of(recipe):
+        found = read_artifact(run / stage.name)
+        if set(stage.reads) <= fresh:
+            key, _ = stage.key(recipe, _inputs(stage, run))
+            if found is not None and found.key == key:
+                fresh.add(stage.name)
+                statuses.append(Status(stage.name, "fresh", found.manifest["seconds"]))
+                continue
+            if (run / f".partial-{stage.name}-{key[:16]}").is_dir():
+                statuses.append(Status(stage.name, "interrupted"))
+                continue
+        statuses.append(Status(stage.name, "missing" if found is None else "stale"))
+    return statuses
+
+
+@contextmanager
+def open_run(recipe: Recipe, run: Path) -> Iterator[None]:
+    """Hold a run folder: one process at a time, one recipe for good. The resolved recipe is saved in it."""
+    saved = run / "recipe.yaml"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = (run / ".lock").open("w")
+    except OSError as error:
+        raise disk_error(error, run) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                "another potstill is at work in this run", where=str(run), mend="wait for it, or use --run"
+            ) from error
+        if saved.is_file():
+            owner = (yaml.safe_load(saved.read_text(encoding="utf-8")) or {}).get("name")
+            if owner != recipe.name:
+                raise RunError(
+                    f"this run folder belongs to the recipe {owner!r}, not {recipe.name!r}",
+                    where=str(run),
+                    mend="choose another folder with --run, or remove this one",
+                )
+        try:
+            write_atomically(saved, dump_recipe(recipe))
+        except OSError as error:
+            raise disk_error(error, run) from error
+        yield
+
+
+def prepare_models(recipe: Recipe, console: Console) -> None:
+    """Fetch and unpack every model that the recipe names (once), so that keys can tell weights apart."""
+    from potstill.models.resolve import resolve
+
+    asked = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
+    for settings in asked:
+        model = getattr(settings, "model", None)
+        if model is not None:
+            remote = getattr(settings, "trust_remote_code", False)
+            resolve(model, revision=getattr(settings, "revision", None), trust_remote_code=remote, console=console)
+
+
+def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force: bool) -> Status:
+    inputs = _inputs(stage, run)
+    key, digests = stage.key(recipe, inputs)
+    found = read_artifact(run / stage.name)
+    if found is not None and found.key == key and not force:
+        console.say(f"{stage.name}: fresh, skipped", stage=stage.name, state="fresh")
+        return Status(stage.name, "fresh", found.manifest["seconds"])
+    started = time.monotonic()
+    with write_artifact(run, stage.name, key, settings=stage.settings, inputs=digests, seed=recipe.seed) as work:
+        console.say(
+            f"{stage.name}: {'continued' if work.resumed else 'started'}", stage=stage.name, resumed=work.resumed
+        )
+        stage.write(Context(recipe, run, inputs, work, console))
+    seconds = time.monotonic() - started
+    for warning in work.warnings:
+        console.warn(f"{stage.name}: {warning}")
+    counts = ", ".join(f"{name} {amount}" for name, amount in work.counts.items())
+    console.say(
+        f"{stage.name}: done in {seconds:,.1f} s{': ' if counts else ''}{counts}",
+        stage=stage.name,
+        state="done",
+        counts=work.counts,
+    )
+    return Status(stage.name, "missing" if found is None else "stale", seconds)
+
+
+def _inputs(stage: Stage, run: Path) -> Mapping[str, Artifact]:
+    found: dict[str, Artifact] = {}
+    for name in stage.reads:
+        artifact = read_artifact(run / name)
+        if artifact is None:
+            verb = name.partition(".")[0]
+            raise RunError(
+                f"{stage.name} reads what {verb} makes, and {name} is not there yet",
+                where=str(run),
+                mend=f"`potstill run` does every stage in order; or run `potstill {verb}` first",
+            )
+        found[name] = artifact
+    return found
+
+
+def _verb(stage: Stage) -> str:
+    return stage.name.partition(".")[0]

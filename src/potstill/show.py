@@ -1,0 +1,89 @@
+"""`potstill show RUN`: what is in a run, said in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from potstill.artifacts import MANIFEST, read_artifact
+from potstill.errors import RunError
+from potstill.measures import MODELS, Interval, Measures
+
+
+def describe_run(run: Path) -> dict[str, Any]:
+    """The facts of a run folder: its artifacts, what is under way, and the measures if there are any.
+
+    Raises:
+        RunError: it is not a run's folder.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise RunError(
+            "not a run's folder (it has no recipe.yaml)", where=str(run), mend="name a folder such as runs/<name>"
+        )
+    found = [artifact for path in sorted(run.glob(f"*/{MANIFEST}")) if (artifact := read_artifact(path.parent))]
+    found.sort(key=lambda artifact: str(artifact.manifest["ended"]))
+    stages = [
+        {
+            "stage": a.manifest["stage"],
+            "ended": a.manifest["ended"],
+            "seconds": a.manifest["seconds"],
+            "bytes": sum(f.stat().st_size for f in a.path.rglob("*") if f.is_file()),
+            "counts": a.manifest["counts"],
+            "warnings": a.manifest["warnings"],
+        }
+        for a in found
+    ]
+    measures = run / "evaluate" / "measures.json"
+    return {
+        "run": str(run),
+        "stages": stages,
+        "interrupted": sorted(p.name.removeprefix(".partial-").rpartition("-")[0] for p in run.glob(".partial-*")),
+        "measures": Measures.load(measures) if measures.is_file() else None,
+        "report": str(run / "report" / "report.html") if (run / "report" / "report.html").is_file() else None,
+    }
+
+
+def print_run(facts: dict[str, Any]) -> None:
+    """Print the facts of a run as tables that fit a narrow terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = Console()
+    table = Table("stage", "seconds", "MB", "counts", title=escape(facts["run"]), title_justify="left", box=None)
+    for column in (1, 2):
+        table.columns[column].justify = "right"
+    for stage in facts["stages"]:
+        counts = ", ".join(f"{name} {amount}" for name, amount in stage["counts"].items())
+        table.add_row(stage["stage"], f"{stage['seconds']:,.0f}", f"{stage['bytes'] / 1e6:,.1f}", escape(counts))
+    out.print(table)
+    for name in facts["interrupted"]:
+        out.print(f"{name}: interrupted; the same command continues it", markup=False)
+    for stage in facts["stages"]:
+        for warning in stage["warnings"]:
+            out.print(f"warning: {stage['stage']}: {warning}", markup=False, highlight=False)
+    if facts["measures"] is not None:
+        out.print(_measures_table(facts["measures"], Table))
+    if facts["report"]:
+        out.print(f"report: {facts['report']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _measures_table(measures: Measures, table_type: Any) -> Any:
+    held_out = (
+        f"held out: {measures.groups} groups, {measures.targets:,} tokens; intervals at {measures.confidence:.0%}"
+    )
+    table = table_type("", "M params", "KL", "agreement", "perplexity", title=held_out, title_justify="left", box=None)
+    for name in (n for n in MODELS if n in measures.models):
+        model = measures.models[name]
+        table.add_row(
+            name,
+            f"{model.parameters / 1e6:,.1f}",
+            _interval(model.kl),
+            _interval(model.top1_agreement),
+            f"{model.perplexity:,.2f}",
+        )
+    return table
+
+
+def _interval(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
