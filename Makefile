@@ -30,7 +30,7 @@ lint: $(READY)-dev ## ruff, mypy (strict) and the layers
 	$(BIN)/lint-imports
 
 docs: $(READY)-dev ## the documentation, into site/; broken links are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)-peers ## side by side with other people's kernels and trainers; one JSON object each, at the end
 	$(BIN)/python -m benchmarks.kd_loss --json
@@ -53,6 +53,7 @@ clean: ## remove .venv and what the tools left; runs/ stays
 
 # hatchling comes first, and the build is not isolated, so that the build too has the pinned version.
 $(READY)-run: | .venv/bin/python
+	@rm -f .venv/ready-*
 	@$(PIP) hatchling
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
