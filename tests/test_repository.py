@@ -1,0 +1,205 @@
+"""What the repository says of itself is true: its tree, its commands, its recipes, its speed at start."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "potstill"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+PLANNED = ("potstill speculate recipe.yaml",)
+TOP = ("recipes", "benchmarks", "docs", "tests")
+
+MOST_LINES = 400
+HELP_SECONDS = 0.4
+HEAVY = ("torch", "transformers", "datasets", "pandas")
+
+
+def rooms() -> set[str]:
+    """The rooms of the package as the tree writes them: `cli.py`, `recipe/`."""
+    files = {p.name for p in SOURCE.glob("*.py")} - {"__init__.py"}
+    return files | {f"{p.name}/" for p in SOURCE.iterdir() if any(p.glob("*.py"))}
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    blocks = re.findall(r"^```(.*)\n((?s:.*?))^```$", page.read_text(encoding="utf-8"), flags=re.M)
+    return [text for of, text in blocks if of == language]
+
+
+def commands(page: Path) -> list[str]:
+    """What the console blocks of a page have the reader type."""
+    lines = "\n".join(fenced(page, "console")).splitlines()
+    return [line[2:].partition(" #")[0].strip() for line in lines if line.startswith("$ ")]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# ---- the tree ------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_tree_is_the_tree() -> None:
+    tree = next(block for block in fenced(ROOT / "README.md", "") if block.startswith("src/potstill/"))
+    shown = re.findall(r"^ {2}(\S+) {2,}\S", tree, flags=re.M)
+    assert sorted(shown) == sorted(rooms())
+    assert re.findall(r"^(\S+)/ {2,}\S", tree, flags=re.M) == list(TOP)
+    assert all((ROOT / folder).is_dir() for folder in TOP)
+
+
+def test_no_file_asks_for_a_door() -> None:
+    lengths = {name(p): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCE.rglob("*.py")}
+    assert {p: n for p, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_every_room_has_its_tests() -> None:
+    untested = [room for room in rooms() if room.endswith("/") and not list((ROOT / "tests" / room).glob("test_*.py"))]
+    assert untested == []
+
+
+def test_no_file_names_a_machine_or_a_registry() -> None:
+    folders = ("src", "tests", "recipes", "benchmarks", "docs", ".ci")
+    files = [
+        p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    ]
+    files += [p for p in ROOT.iterdir() if p.is_file()]
+    named = re.compile("|".join(["/work" + "/", "/home" + "/", "/root" + "/", "py" + r"pi\.org", "python" + "hosted"]))
+    texts = [p for p in files if p.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".jsonl", ""}]
+    assert [name(p) for p in texts if named.search(p.read_text(encoding="utf-8"))] == []
+
+
+# ---- what the pages say --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_make_target_in_the_docs_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    code = " ".join(re.findall(r"`[^`\n]+`", page.read_text(encoding="utf-8"))) + "\n".join(fenced(page, "console"))
+    assert set(re.findall(r"\bmake ([a-z-]+)", code)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_potstill_command_in_the_docs_parses(page: Path) -> None:
+    import typer
+
+    from potstill.cli import app
+
+    group = typer.main.get_command(app)
+    inline = re.findall(r"`(potstill [a-z][^`\n]*)`", page.read_text(encoding="utf-8"))
+    for command in [c for c in commands(page) + inline if c.startswith("potstill ") and c not in PLANNED]:
+        verb, *arguments = shlex.split(command)[1:]
+        assert verb in group.commands, f"{command!r}: no such verb"  # type: ignore[attr-defined]
+        if command in commands(page):
+            group.commands[verb].make_context(verb, arguments)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_recipe_in_the_docs_is_one(page: Path) -> None:
+    from potstill.recipe import parse_recipe
+
+    for block in fenced(page, "yaml"):
+        document = yaml.safe_load(block)
+        if "name" in document:
+            parse_recipe(document, base=ROOT / "recipes", where=name(page))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_every_verb_has_a_page() -> None:
+    import typer
+
+    from potstill.cli import app
+
+    verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    pages = {p.stem for p in (ROOT / "docs").glob("*.md")}
+    assert verbs - {"show"} <= pages
+    assert "potstill show" in (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name)
+def test_every_shipped_recipe_is_one(recipe: Path) -> None:
+    from potstill.recipe import dump_recipe, load_recipe, parse_recipe
+
+    loaded = load_recipe(recipe)
+    again = parse_recipe(yaml.safe_load(dump_recipe(loaded)), base=recipe.parent)
+    assert again == loaded
+
+
+# ---- starting fast -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["import potstill.recipe", "import potstill.pipeline", "from potstill.cli import main; main(['--help'])"],
+    ids=["recipe", "pipeline", "--help"],
+)
+def test_starting_loads_no_torch(start: str) -> None:
+    watch = f"import atexit, sys; atexit.register(lambda: print('loaded:', {{*{HEAVY!r}}} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", f"{watch}\n{start}"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded: set()"
+
+
+def test_help_answers_at_once() -> None:
+    potstill = Path(sys.executable).with_name("potstill")
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([potstill, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    seconds()  # byte code and disk cache
+    assert statistics.median(seconds() for _ in range(5)) <= HELP_SECONDS
+
+
+# ---- tests that do not run -----------------------------------------------------------------------------------
+
+SKIPPING = """
+import pytest
+
+def test_of_the_page(chromium): ...
+
+@pytest.mark.skip(reason="the moon is full")
+def test_that_is_skipped(): ...
+
+@pytest.mark.xfail(reason="known", strict=True)
+def test_that_is_expected_to_fail(): assert False
+"""
+
+
+def _pytest_over(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Pytest with this project's conftest over a file that skips, without a browser."""
+    (tmp_path / "test_skipping.py").write_text(SKIPPING, encoding="utf-8")
+    outside = {k: v for k, v in os.environ.items() if k != "CI" and not k.startswith("PYTEST")}
+    environment = outside | {"PYTHONPATH": str(ROOT / "tests"), "CHROMIUM": "no-such-browser"} | environment
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-ra", "-c", os.devnull, "."]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_without_a_browser_the_page_tests_say_how_to_get_one(tmp_path: Path) -> None:
+    done = _pytest_over(tmp_path)
+    assert done.returncode == 0
+    assert "apt-get install chromium" in done.stdout
+
+
+def test_in_ci_a_test_that_did_not_run_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+    done = _pytest_over(tmp_path, CI="true")
+    assert done.returncode == 1
+    assert "the moon is full" in done.stdout
+    assert "no-such-browser" in done.stdout
+    assert re.search(r"1 xfailed, 2 errors", done.stdout)
