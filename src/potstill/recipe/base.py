@@ -82,13 +82,16 @@ class _OneOf:
             cls = registry.settings_class(self.room, str(value["kind"]), base)
         except RecipeError as error:
             raise PydanticCustomError("kind_unknown", "{why}", {"why": str(error)}) from error
-        if ".py:" in str(value["kind"]):
-            # The class knows its short name; the recipe's reference stays in the resolved recipe.
-            value = {**value, "kind": cls.model_fields["kind"].annotation.__args__[0]}  # type: ignore[attr-defined]
         assert issubclass(cls, KindSettings)
-        return cls.model_validate(value, context=info.context)
+        if ".py:" not in str(value["kind"]):
+            return cls.model_validate(value, context=info.context)
+        # The class knows its short name; the resolved recipe keeps the file, so that it can be read back.
+        short = cls.model_fields["kind"].default
+        made = cls.model_validate({**value, "kind": short}, context=info.context)
+        filename, _, name = str(value["kind"]).rpartition(":")
+        return made.model_copy(update={"kind": f"{((base or Path()) / filename).resolve()}:{name}"})
 
 
 def one_of(base: type[KindSettings]) -> Any:
     """The annotated type of a field that holds any variant of a room."""
-    return Annotated[base, _OneOf(base.room), SerializeAsAny()]
+    return Annotated[base, _OneOf(base.room), SerializeAsAny()]  # type: ignore[type-arg]  # the instance is a mark

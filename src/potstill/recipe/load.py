@@ -52,13 +52,15 @@ def parse_recipe(document: Mapping[str, Any], *, base: Path, where: str = "recip
     try:
         return Recipe.model_validate(document, context={"base": base})
     except ValidationError as error:
-        problems = [_explain(e, document) for e in error.errors()]
+        problems = [_explain(e, document, base) for e in error.errors()]
         raise RecipeError("\n".join(problems), where=where) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe, defaults included, as YAML that `load_recipe` reads back."""
-    document = {key: value for key, value in recipe.model_dump(mode="json").items() if value is not None}
+    document = {
+        key: value for key, value in recipe.model_dump(mode="json", warnings=False).items() if value is not None
+    }
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
     return text
 
@@ -146,13 +148,13 @@ def _model_path(model: str, base: Path) -> str:
     return str((base / Path(model).expanduser()).resolve()) if looks_like_path else model
 
 
-def _explain(error: Any, document: Mapping[str, Any]) -> str:
+def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
     """One problem, in words: the key, what is wrong, the nearest valid name."""
     where = [str(part) for part in error["loc"]]
     name = ".".join(where) or "recipe"
     if error["type"] == "extra_forbidden":
         owner, key = error["loc"][:-1], str(error["loc"][-1])
-        fields = _fields_at(owner, document)
+        fields = _fields_at(owner, document, base)
         return f"unknown key {name!r}{did_you_mean(key, fields)}"
     if error["type"] == "missing":
         return f"{name} is missing"
@@ -162,7 +164,7 @@ def _explain(error: Any, document: Mapping[str, Any]) -> str:
     return f"{name}: {message[0].lower() + message[1:]}, not {error['input']!r}"
 
 
-def _fields_at(location: Sequence[Any], document: Mapping[str, Any]) -> list[str]:
+def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path) -> list[str]:
     """The valid keys of the section at a location, found by walking the classes along the document."""
     model: type[BaseModel] | None = Recipe
     value: Any = {**document, "teachers": {"main": document["teacher"]}} if "teacher" in document else document
@@ -176,7 +178,7 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any]) -> list[str
         room = rooms.get(str(part), room)
         annotation = model.model_fields[str(part)].annotation if model and str(part) in model.model_fields else None
         if isinstance(value, dict) and isinstance(value.get("kind"), str) and room:
-            found = registry.settings_class(room, value["kind"])
+            found = registry.settings_class(room, value["kind"], base)
             model = found if issubclass(found, KindSettings) else None
         elif (inner := _settings_of(annotation)) is not None:
             model = inner
