@@ -1,0 +1,196 @@
+"""Where things are in a causal language model: its decoder, its layers, its head. One mechanism for all families.
+
+Nothing here knows a family by name. What differs between them is read from `transformers`' own conventions
+(`get_decoder`, `get_output_embeddings`, `num_hidden_layers`) and from the configuration's own words for what is
+done to the logits. What this reading gets wrong for a family is found by `potstill.models.live.check_head`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from potstill.errors import ModelError
+from potstill.signals import ModelDims
+
+_MULTIPLIES = ("logit_scale", "lm_head_multiplier")
+_DIVIDES = ("logits_scaling",)
+_SOFTCAP = "final_logit_softcapping"
+
+
+@dataclass(frozen=True)
+class HeadParts:
+    """The output layer taken apart: logits are `softcap·tanh(scale·(hidden @ weightᵀ + bias) / softcap)`.
+
+    `weight` and `bias` are *effective*: an adapter on the head is merged in, differentiably, and so freshly computed
+    at every call; the weight of a plain head is the parameter itself (tied or not).
+    """
+
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, " V"] | None
+    softcap: float | None
+    scale: float
+
+
+class _CannotTakeApart(Exception):
+    """The head computes something else than a linear map of one weight; the message says what."""
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The `transformers` model inside a peft wrapper (adapters stay in place), or the model itself.
+
+    Raises:
+        ModelError: not a `transformers` model, or an adapter that lives outside its layers (prompt tuning).
+    """
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise ModelError(
+                f"{model.active_peft_config.peft_type.value} adds virtual tokens outside the model's layers",
+                mend="use an adapter that lives in the layers, such as LoRA",
+            )
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"{type(model).__name__} is not a transformers model")
+    return model
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration that describes the decoder."""
+    return unwrap(model).config.get_text_config(decoder=True)
+
+
+def inner_decoder(model: nn.Module) -> nn.Module:
+    """The decoder without output layer: token ids in, `last_hidden_state` after the final norm out.
+
+    Raises:
+        ModelError: the model has no output layer, so that there is nothing inside.
+    """
+    inner = unwrap(model)
+    decoder = inner.get_decoder()
+    if decoder is None or decoder is inner:
+        raise ModelError(
+            f"{type(inner).__name__} is no causal language model with a decoder inside",
+            mend="use a model that AutoModelForCausalLM opens",
+        )
+    assert isinstance(decoder, nn.Module)
+    return decoder
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers, first to last: the module list that is `num_hidden_layers` long.
+
+    Raises:
+        ModelError: there is none.
+    """
+    count = int(text_config(model).num_hidden_layers)
+    decoder = inner_decoder(model)
+    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not lists:
+        raise ModelError(f"no list of {count} layers was found in {type(decoder).__name__}")
+    # Experts, say, can be as many as layers; they lie inside the layers, so the layers are the largest.
+    return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+
+
+def output_layer(model: nn.Module) -> nn.Module:
+    """The module that makes logits of hidden states, adapters included.
+
+    Raises:
+        ModelError: there is none.
+    """
+    inner = unwrap(model)
+    head = inner.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(inner).__name__} has no output layer", mend="use a causal language model")
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def dims(model: nn.Module) -> ModelDims:
+    """The sizes that an objective may ask about; `vocab` is the rows of the head, which may exceed the tokenizer's."""
+    config = text_config(model)
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    weight = output_layer(model).weight
+    assert isinstance(weight, Tensor)
+    return ModelDims(
+        vocab=weight.shape[0],
+        hidden=int(config.hidden_size),
+        layers=int(config.num_hidden_layers),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+    )
+
+
+def scale_and_softcap(model: nn.Module) -> tuple[float, float | None]:
+    """What the model does to its head's output before it calls it logits: a factor, and a soft cap if it has one."""
+    config = text_config(model)
+    scale = 1.0
+    for name in _MULTIPLIES:
+        scale *= float(getattr(config, name, None) or 1.0)
+    for name in _DIVIDES:
+        scale /= float(getattr(config, name, None) or 1.0)
+    softcap = getattr(config, _SOFTCAP, None)
+    return scale, float(softcap) if softcap else None
+
+
+def effective_head(model: nn.Module) -> HeadParts | None:
+    """The head's effective weight and what is done to its logits; None where it cannot be taken apart, which
+    `why_no_head` explains."""
+    try:
+        weight, bias = _linear_parts(output_layer(model))
+    except _CannotTakeApart:
+        return None
+    scale, softcap = scale_and_softcap(model)
+    return HeadParts(weight, bias, softcap, scale)
+
+
+def why_no_head(model: nn.Module) -> str | None:
+    """Why the head cannot be taken apart (its logits are then made whole, `Dense`), or None if it can be."""
+    try:
+        _linear_parts(output_layer(model))
+    except _CannotTakeApart as reason:
+        return str(reason)
+    return None
+
+
+def _linear_parts(head: nn.Module) -> tuple[Tensor, Tensor | None]:
+    if isinstance(head, ModulesToSaveWrapper):
+        trained = bool(head.active_adapters) and not head.disable_adapters
+        return _linear_parts(head.modules_to_save[head.active_adapters[0]] if trained else head.original_module)
+    if type(head) is LoraLinear:
+        return _with_lora(head)
+    # A quantised layer is an nn.Linear too, by inheritance, but keeps packed integers and has its own forward.
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        raise _CannotTakeApart(f"the output layer is a {type(head).__module__}.{type(head).__name__}")
+    if head.weight.is_meta:
+        raise _CannotTakeApart("the output layer's weight is not in memory (offloaded)")
+    return head.weight, head.bias
+
+
+def _with_lora(head: LoraLinear) -> tuple[Tensor, Tensor | None]:
+    """W + Σ scaling·B·A over the active adapters, and the same for the bias. Hu et al. 2021, eq. 3."""
+    weight, bias = _linear_parts(head.get_base_layer())
+    if head.disable_adapters or head.merged:
+        return weight, bias
+    for name in head.active_adapters:
+        if name not in head.lora_A:
+            continue
+        if name in head.lora_variant:
+            raise _CannotTakeApart(f"the adapter on the output layer is a {type(head.lora_variant[name]).__name__}")
+        dropout = head.lora_dropout[name]
+        if head.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
+            # Dropout falls on the adapter's input alone: no single weight does the same.
+            raise _CannotTakeApart(f"the adapter on the output layer has dropout {dropout.p:g}")
+        down, up = head.lora_A[name].weight, head.lora_B[name].weight
+        assert isinstance(down, Tensor) and isinstance(up, Tensor)
+        weight = weight + (head.scaling[name] * (up @ down)).to(weight.dtype)
+        if head.lora_bias[name]:
+            assert bias is not None  # peft refuses lora_bias otherwise
+            bias = bias + (head.scaling[name] * head.lora_B[name].bias).to(bias.dtype)
+    return weight, bias
