@@ -17,8 +17,8 @@ PLAIN_LINE_EVERY_SECONDS = 10.0
 class Task(Protocol):
     """A piece of work under way."""
 
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
-        """Say that `amount` more is done; `note` is shown beside the bar."""
+    def advance(self, amount: float = 1.0, note: str = "", total: float | None = None) -> None:
+        """Say that `amount` more is done; `note` is shown beside the bar, `total` is a better estimate of the whole."""
         ...
 
 
@@ -84,10 +84,12 @@ class Console:
             started, done = time.monotonic(), 0.0
 
             class Bar:
-                def advance(self, amount: float = 1.0, note: str = "") -> None:
+                def advance(self, amount: float = 1.0, note: str = "", total: float | None = None) -> None:
                     nonlocal done
                     done += amount
                     rate = done / max(time.monotonic() - started, 1e-9)
+                    if total is not None:
+                        progress.update(task_id, total=total, goal=f"{total:,.0f}")
                     progress.update(task_id, advance=amount, note=note, rate=f"{rate:,.1f}/s")
 
             yield Bar()
@@ -105,8 +107,9 @@ class _LineTask:
     def _goal(self) -> str:
         return f"{self.total:,.0f} {self.unit}".rstrip() if self.total is not None else "started"
 
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
+    def advance(self, amount: float = 1.0, note: str = "", total: float | None = None) -> None:
         self.done += amount
+        self.total = total if total is not None else self.total
         now = time.monotonic()
         if now - self.last >= PLAIN_LINE_EVERY_SECONDS:
             self.last = now
