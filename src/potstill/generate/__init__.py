@@ -1,0 +1,6 @@
+"""The teacher writes: programs, the journal, budgets, resume. The stage is in `stage.py`."""
+
+from potstill.generate.journal import Journal
+from potstill.generate.sequence import Sequence
+
+__all__ = ["Journal", "Sequence"]

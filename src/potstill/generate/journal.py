@@ -1,0 +1,197 @@
+"""The journal: every answer that a teacher gave, committed before it is used.
+
+One SQLite file per run, outside every artifact, so that answers outlive the artifact they were written for. An
+answer is found by the content of its request and by who was asked (`Request.key`), and by the *batch* in which it
+was written: the low-precision answers of a local model depend on what else is in the batch, and sampled ones on the
+batch's seed, so an answer only stands for the same answer of an uninterrupted run if its whole batch was the same.
+Teachers that answer every request by itself (endpoints) use the batch `""`.
+
+What it survives. A batch is one transaction, so it is there whole or not at all. The file is in WAL mode with
+`synchronous=FULL`: the log is flushed to the disk at every commit. So what was committed survives the end of the
+process at any instruction (`kill -9`, out of memory), a crash of the operating system and a loss of power, as far as
+the disk keeps what it says it has flushed. It does not survive the loss of the disk, nor damage to the file; damage
+is found (page checks at opening, a checksum per answer when it is read) and said, never passed over. A flush costs
+some milliseconds, little beside a batch of a local model; who writes thousands of answers a second should commit
+several in one `put_batch`.
+
+One process at a time: SQLite's exclusive lock is taken at opening and lasts until `close` or the end of the process.
+Nothing in it tells the time or who ran it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from potstill.artifacts import disk_error
+from potstill.errors import RunError
+from potstill.types import Answer, canonical_json
+
+FILE_NAME = "journal.sqlite"
+_APPLICATION = 0x506F7453  # "PotS", in the header of the file
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE answers (
+    key TEXT NOT NULL, batch TEXT NOT NULL, answer TEXT NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (key, batch)
+) WITHOUT ROWID;
+CREATE TABLE batches (batch TEXT PRIMARY KEY, seconds REAL NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Journal:
+    """The answers of one run folder. Use it as a context manager, or `close` it.
+
+    Args:
+        path: the file; it is made if there is none.
+
+    Raises:
+        RunError: another process uses it, it is damaged or of another program, it cannot be opened, or (at any
+            later call) the disk is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._explained():
+            self._open()
+
+    def get(self, key: str, batch: str = "") -> Answer | None:
+        """The answer to a request as it was given in that batch, or None."""
+        with self._explained():
+            row = self._database.execute(
+                "SELECT answer, checksum FROM answers WHERE key = ? AND batch = ?", (key, batch)
+            ).fetchone()
+        return None if row is None else self._read(key, batch, *row)
+
+    def get_batch(self, keys: Sequence[str], batch: str) -> list[Answer] | None:
+        """All answers of a batch, in the order of `keys`; None unless every one is there."""
+        answers = []
+        for key in keys:
+            answer = self.get(key, batch)
+            if answer is None:
+                return None
+            answers.append(answer)
+        return answers
+
+    def holds(self, batch: str) -> bool:
+        """Whether a batch was answered."""
+        with self._explained():
+            return self._database.execute("SELECT 1 FROM batches WHERE batch = ?", (batch,)).fetchone() is not None
+
+    def seconds_of(self, batch: str) -> float:
+        """How long the teacher wrote at a batch, in seconds; 0 for one that is not there."""
+        with self._explained():
+            row = self._database.execute("SELECT seconds FROM batches WHERE batch = ?", (batch,)).fetchone()
+        return 0.0 if row is None else float(row[0])
+
+    def put_batch(self, answers: Sequence[tuple[str, Answer]], batch: str = "", seconds: float = 0.0) -> None:
+        """Commit answers by key, in one transaction. When this returns they are on the disk.
+
+        An answer that is there already stays: what was paid for first is what was used.
+        """
+        rows = []
+        for key, answer in answers:
+            text = canonical_json(answer.to_dict())
+            rows.append((key, batch, text, _checksum(key, batch, text)))
+        with self._explained(), self._database:
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", rows)
+            if batch:
+                self._database.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", (batch, seconds))
+
+    def __len__(self) -> int:
+        """The number of answers."""
+        with self._explained():
+            return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def close(self) -> None:
+        """Fold the log into the file and let go of it."""
+        with self._explained():
+            self._database.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        # isolation_level=None: transactions are begun by name, and nothing else begins one.
+        self._database = database = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+        try:
+            # Exclusive before the first access: the log then needs no shared memory, and works on network disks.
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            application = database.execute("PRAGMA application_id").fetchone()[0]
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            empty = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+            if not empty and (application, version) != (_APPLICATION, _VERSION):
+                whose = f"of version {version}" if application == _APPLICATION else "of another program"
+                raise RunError(
+                    f"the journal is {whose}, and this potstill reads version {_VERSION}",
+                    where=str(self.path),
+                    mend="use the potstill that wrote it, or choose another folder with --run",
+                )
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            # A transaction, committed or not, is what takes the lock.
+            database.execute("BEGIN IMMEDIATE")
+            if empty:
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    database.execute(statement)
+                database.execute(f"PRAGMA application_id = {_APPLICATION}")
+                database.execute(f"PRAGMA user_version = {_VERSION}")
+            database.execute("COMMIT")
+            found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise self._damaged(found)
+        except (RunError, sqlite3.Error):
+            database.close()
+            raise
+
+    def _read(self, key: str, batch: str, text: str, checksum: int) -> Answer:
+        if _checksum(key, batch, text) != checksum:
+            raise self._damaged(f"the answer {key[:16]} is not what was written")
+        return Answer(**json.loads(text))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What SQLite says, in the user's words."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", None)
+            primary = code & 0xFF if code is not None else None
+            if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise RunError(
+                    "another process uses the journal",
+                    where=str(self.path),
+                    mend="wait until it has ended (or end it), or choose another folder with --run",
+                ) from error
+            if primary == sqlite3.SQLITE_FULL:
+                raise disk_error(OSError(errno.ENOSPC, "no space left"), self.path) from error
+            if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._damaged(str(error)) from error
+            raise RunError(
+                f"the journal cannot be used: {error}",
+                where=str(self.path),
+                mend="see that it is a file in a folder that can be written to, with free space; or use --run",
+            ) from error
+
+    def _damaged(self, what: str) -> RunError:
+        return RunError(
+            f"the journal is damaged: {what}",
+            where=str(self.path),
+            mend="put a copy of it back; or save what is readable with `sqlite3 journal.sqlite .recover`; "
+            "or move it away, and its answers are asked for again",
+        )
+
+
+def _checksum(key: str, batch: str, text: str) -> int:
+    return zlib.crc32(f"{key}\n{batch}\n{text}".encode())
