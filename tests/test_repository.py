@@ -144,15 +144,29 @@ def test_every_shipped_recipe_is_one(recipe: Path) -> None:
 # ---- starting fast -------------------------------------------------------------------------------------------
 
 
+def loaded_by(start: str, cwd: Path) -> str:
+    """Which of the heavy packages are loaded when a program ends."""
+    watch = f"import atexit, sys; atexit.register(lambda: print('loaded:', {{*{HEAVY!r}}} & {{*sys.modules}}))"
+    command = [sys.executable, "-c", f"{watch}\n{start}"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "start",
     ["import potstill.recipe", "import potstill.pipeline", "from potstill.cli import main; main(['--help'])"],
     ids=["recipe", "pipeline", "--help"],
 )
 def test_starting_loads_no_torch(start: str) -> None:
-    watch = f"import atexit, sys; atexit.register(lambda: print('loaded:', {{*{HEAVY!r}}} & {{*sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", f"{watch}\n{start}"], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "loaded: set()"
+    assert loaded_by(start, ROOT) == "loaded: set()"
+
+
+def test_a_static_check_loads_no_torch(tmp_path: Path) -> None:
+    from potstill.init import write_starter
+
+    write_starter(tmp_path)
+    assert loaded_by("from potstill.cli import main; main(['check', 'recipe.yaml'])", tmp_path) == "loaded: set()"
 
 
 def test_help_answers_at_once() -> None:
