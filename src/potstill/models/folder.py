@@ -1,0 +1,213 @@
+"""What is in a model's folder: whether it is whole, whether potstill can use it, and who it is. No torch.
+
+Everything is read from `config.json`, the index and the headers of the weights; no weights are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from potstill.errors import ModelError
+from potstill.models.cache import remembered_digest
+from potstill.types import digest
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on disk, ready to load.
+
+    `path` is a folder with `config.json`, safetensors and tokenizer files, always: GGUF files are converted once.
+    `name` is what the user called it, `revision` a commit or package version if there is one, `digest` that of its
+    files, `licence` as it states it (empty if it does not), and `notes` what a report must say of it.
+    """
+
+    path: Path
+    name: str
+    revision: str
+    digest: str
+    licence: str
+    notes: tuple[str, ...] = ()
+
+
+def weights_digest(path: Path) -> str:
+    """One SHA-256 (hex) over everything that makes a model answer as it does: weights, configuration, tokenizer,
+    template. Each file is hashed once and remembered by path, size and time."""
+    patterns = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
+    files = {file for pattern in patterns for file in path.glob(pattern) if file.name != "potstill.json"}
+    return digest({file.name: remembered_digest(file) for file in files})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.json` of a folder.
+
+    Raises:
+        ModelError: there is none, or it is not JSON.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        mend = "give the folder that holds config.json, *.safetensors and the tokenizer's files"
+        if (path / "adapter_config.json").is_file():
+            mend = "this is an adapter: merge it first (peft's merge_and_unload, then save_pretrained)"
+        elif ggufs := sorted(path.glob("*.gguf")):
+            mend = f"name the GGUF file itself: {ggufs[0]}"
+        raise ModelError("there is no config.json", where=str(path), mend=mend)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"config.json is no JSON: {error}", where=str(path), mend="fetch the model again") from error
+    if not isinstance(config, dict):
+        raise ModelError("config.json is no JSON object", where=str(path), mend="fetch the model again")
+    return config
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is not whole, that holds pickled weights only, or whose model is no causal one.
+
+    Raises:
+        ModelError: says what is wrong with it, and the mend.
+    """
+    check_causal(read_config(path), where=str(path))
+    _check_weights(path)
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError("there is no tokenizer", where=str(path), mend="save it there with tokenizer.save_pretrained")
+
+
+def _check_weights(path: Path) -> None:
+    if (path / _INDEX).is_file():
+        try:
+            shards = set(json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{_INDEX} is damaged: {error}", where=str(path), mend="fetch the model again") from error
+        missing = sorted(shard for shard in shards if not (path / shard).is_file())
+        if missing:
+            what = f"{len(missing)} of {len(shards)} weight files are missing ({missing[0]}, …)"
+            raise ModelError(what, where=str(path), mend="fetch the model again")
+        files = [path / str(shard) for shard in sorted(shards)]
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = [file.name for pattern in _PICKLES for file in sorted(path.glob(pattern))]
+        if pickles:
+            raise ModelError(
+                f"its weights are pickled ({pickles[0]}), which can run any code when they are opened",
+                where=str(path),
+                mend="where you trust them, convert them: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
+            )
+        raise ModelError("there are no weights (*.safetensors)", where=str(path), mend="fetch the model again")
+    for file in files:
+        _check_length(file)
+
+
+def _check_length(file: Path) -> None:
+    """A safetensors file states its own length: 8 bytes, the header, and the end of the last tensor."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            (header_size,) = struct.unpack("<Q", content.read(8))
+            header = json.loads(content.read(header_size)) if header_size < size else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + header_size + max(ends, default=0)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError("is no safetensors file", where=str(file), mend="fetch the model again") from error
+    if size != expected:
+        what = f"is damaged: it has {size:,} bytes and should have {expected:,}"
+        raise ModelError(what, where=str(file), mend="fetch the model again")
+
+
+# ---- kinds of models ---------------------------------------------------------------------------------------------
+
+_SEES = (
+    "vision_config",
+    "vision_tower",
+    "mm_vision_tower",
+    "visual",
+    "img_processor",
+    "image_token_id",
+    "image_token_index",
+)
+_HEARS = ("audio_config", "audio_processor", "audio_token_id", "audio_token_index")
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+
+def check_causal(config: Mapping[str, Any], where: str) -> None:
+    """Refuse, by name, what is no causal language model of text.
+
+    Raises:
+        ModelError: a vision-language, audio or encoder-decoder model, or one without a causal head.
+    """
+    architectures = [str(name) for name in config.get("architectures") or []]
+    name = " / ".join(architectures) or "no architecture named"
+    called = f"{config.get('model_type', 'unknown type')} ({name})"
+    use = "use a causal language model of text (its architecture ends in ForCausalLM)"
+    if found := [key for key in _SEES if config.get(key)]:
+        text_only = " or this model's text-only sibling, if there is one" if "text_config" in config else ""
+        what = f"{called} is a vision-language model (its configuration has {found[0]})"
+        raise ModelError(what, where=where, mend=use + text_only)
+    if found := [key for key in _HEARS if config.get(key)]:
+        what = f"{called} is a speech or audio model (its configuration has {found[0]})"
+        raise ModelError(what, where=where, mend=use)
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{called} is an encoder-decoder model", where=where, mend=use)
+    if architectures and not any(a.endswith(_CAUSAL) for a in architectures):
+        raise ModelError(f"{called} is no causal language model", where=where, mend=use)
+
+
+def check_remote_code(config: Mapping[str, Any], *, trust_remote_code: bool, where: str) -> None:
+    """Refuse a model that needs code of its own, unless the recipe trusts it by name.
+
+    A model of a type that `transformers` has itself is opened with that, whatever code lies beside it.
+
+    Raises:
+        ModelError: names the code, and the mend.
+    """
+    code = config.get("auto_map")
+    if not code or trust_remote_code:
+        return
+    # Costs a second and loads torch, and is needed for such models only.
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    files = sorted({str(reference).rpartition(".")[0] + ".py" for reference in _flat(code)})
+    raise ModelError(
+        f"{config.get('model_type', 'the model')} runs code of its own ({', '.join(files)})",
+        where=where,
+        mend="read that code, and if you trust it say so in the recipe: trust_remote_code: true",
+    )
+
+
+def _flat(code: Any) -> list[str]:
+    references = code.values() if isinstance(code, Mapping) else [code]
+    return [str(r) for value in references for r in (value if isinstance(value, (list, tuple)) else [value]) if r]
+
+
+# ---- licences ----------------------------------------------------------------------------------------------------
+
+
+def stated_licence(path: Path) -> str:
+    """The licence that a model's card states (`license`, or `license_name` where that is `other`); empty if none."""
+    try:
+        text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    if not text.startswith("---"):
+        return ""
+    try:
+        metadata = yaml.safe_load(text.split("---", 2)[1])
+    except (yaml.YAMLError, IndexError):
+        return ""
+    if not isinstance(metadata, dict):
+        return ""
+    licence = str(metadata.get("license") or "")
+    return str(metadata.get("license_name") or licence) if licence == "other" else licence

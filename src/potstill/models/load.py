@@ -1,0 +1,172 @@
+"""Open a model or a tokenizer that is on disk, on a chosen device and in a chosen precision."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from potstill.errors import ModelError
+from potstill.models.folder import ModelSource, check_causal, check_remote_code, read_config
+from potstill.models.quiet import quiet_loading
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """A device by name; `auto` is the first accelerator there is, else the processor.
+
+    Raises:
+        ModelError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    mend = "use device: auto, or one of: " + ", ".join(_devices())
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"{name!r} is no device", mend=mend) from error
+    if device.type == "meta" or str(device) not in _devices():
+        raise ModelError(f"there is no device {name!r} on this machine", mend=mend)
+    return device
+
+
+def _devices() -> list[str]:
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *(["cuda", *cuda] if cuda else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 in hardware (it can always emulate, and is then slower)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    try:
+        # Linux names them: AVX-512 BF16 and AMX on x86 (`flags`), BF16 on Arm (`Features`).
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def pick_dtype(dtype: str, source: ModelSource, device: torch.device) -> torch.dtype:
+    """A precision by name. `auto` is the one the weights are stored in, where the device is fast in it, else fp32
+    (fp16 counts as bf16: potstill does not compute in fp16)."""
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    config = read_config(source.path)
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return torch.bfloat16 if stored in ("bfloat16", "float16") and has_fast_bf16(device) else torch.float32
+
+
+def load_model(
+    source: ModelSource,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    quantization: str = "none",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model, in evaluation mode.
+
+    Args:
+        source: as `resolve` gives it.
+        dtype: `float32`, `bfloat16`, or `auto` (see `pick_dtype`).
+        device: as for `pick_device`; unused with a `device_map` (accelerate's: `auto`, `balanced`, …).
+        attn_implementation: as in `transformers`; None is its own choice.
+        quantization: `none`, `bnb_8bit` or `bnb_4bit` (bitsandbytes, while loading).
+        trust_remote_code: run code that lies in the model's folder.
+
+    Raises:
+        ModelError: it is of a kind that cannot be used, its weights do not fit its configuration, or something that
+            was asked for is not there (the attention implementation, bitsandbytes, the device).
+    """
+    config = read_config(source.path)
+    check_causal(config, where=str(source.path))
+    check_remote_code(config, trust_remote_code=trust_remote_code, where=str(source.path))
+    place = pick_device(device)
+    asked: dict[str, Any] = {"dtype": pick_dtype(dtype, source, place)}
+    if attn_implementation is not None:
+        asked["attn_implementation"] = attn_implementation
+    if quantization != "none":
+        asked["quantization_config"] = _bitsandbytes(quantization, asked["dtype"])
+    if device_map is not None or quantization != "none":
+        asked["device_map"] = device_map or {"": str(place)}
+    try:
+        with quiet_loading():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **asked,
+            )
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"the model cannot be opened: {what}", where=str(source.path), mend=_mend(attn_implementation)
+        ) from error
+    model, found = loaded
+    _check_complete(found, source)
+    assert isinstance(model, PreTrainedModel)
+    if "device_map" not in asked:
+        torch.nn.Module.to(model, place)
+    model.eval()
+    return model
+
+
+def load_tokenizer(source: ModelSource | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder, chat template included.
+
+    Raises:
+        ModelError: it cannot be opened.
+    """
+    path = source.path if isinstance(source, ModelSource) else source
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (ImportError, ValueError, OSError, KeyError) as error:
+        raise ModelError(
+            f"the tokenizer cannot be opened: {error}", where=str(path), mend="fetch the model again"
+        ) from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _check_complete(found: dict[str, Any], source: ModelSource) -> None:
+    """`transformers` fills what is missing with random numbers and only logs it; here it is an error."""
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in found.get(problem) or ())
+        if names:
+            said = {"missing_keys": "are missing", "mismatched_keys": "have another shape than config.json says"}
+            shown = ", ".join(names[:3]) + (", …" if names[3:] else "")
+            raise ModelError(
+                f"{len(names)} weights {said.get(problem, 'cannot be read')}: {shown}",
+                where=str(source.path),
+                mend="fetch the model again, or save it again from the model it came from",
+            )
+
+
+def _bitsandbytes(quantization: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"quantization: {quantization} needs bitsandbytes", mend="pip install bitsandbytes")
+    if quantization == "bnb_8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+
+
+def _mend(attn_implementation: str | None) -> str:
+    if attn_implementation not in (None, "sdpa", "eager"):
+        return f"attn_implementation: {attn_implementation} is not installed or does not fit here; sdpa always does"
+    return "the line above is transformers' own; a newer transformers may know this model"

