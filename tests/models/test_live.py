@@ -1,0 +1,203 @@
+"""What a live model's signals stand for: its own logits, unchanged by packing, padding, adapters or checkpointing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from potstill.errors import ModelError
+from potstill.models.anatomy import decoder_layers
+from potstill.models.live import check_head, live_signals
+from potstill.signals import View
+from tiny_models import FAMILIES, VOCAB, Family, tiny_model
+
+PAD = 2  # also the end token
+
+
+def view_of(*rows: list[list[int]], width: int | None = None) -> View:
+    """A view of rows, each a list of segments, padded on the right."""
+    width = width or max(sum(map(len, row)) for row in rows)
+    ids, positions, segments = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
+    ids += PAD
+    for b, row in enumerate(rows):
+        at = 0
+        for number, segment in enumerate(row, start=1):
+            span = slice(at, at + len(segment))
+            ids[b, span] = torch.tensor(segment)
+            positions[b, span] = torch.arange(len(segment))
+            segments[b, span] = number
+            at += len(segment)
+    return View(ids, positions, segments)
+
+
+def words(count: int, seed: int) -> list[int]:
+    return torch.randint(3, VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def real_positions(view: View) -> Tensor:
+    return (view.segment_ids > 0).flatten().nonzero().squeeze(-1)
+
+
+def head_logits(model: Any, view: View) -> Tensor:
+    head = live_signals(model, view, real_positions(view)).head
+    assert head is not None
+    return head.logits()
+
+
+def own_logits(model: Any, segment: list[int]) -> Tensor:
+    """The model's own logits for one row alone, by the plainest call there is."""
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=torch.tensor([segment]), use_cache=False).logits[0]
+    return logits
+
+
+A, B, C = words(9, 1), words(5, 2), words(12, 3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_gives_the_models_own_logits(family: Family, tied: bool) -> None:
+    model = tiny_model(family, tied=tied)
+    ours = head_logits(model, view_of([A]))
+    torch.testing.assert_close(ours, own_logits(model, A), rtol=1e-5, atol=1e-5)
+    assert ours.std() > 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_segments_do_not_see_each_other(family: Family) -> None:
+    model = tiny_model(family, **({"sliding_window": 4} if family in ("gemma2", "mistral") else {}))
+    packed = head_logits(model, view_of([A, B], [C]))
+    alone = torch.cat([own_logits(model, segment) for segment in (A, B, C)])
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_on_the_right_changes_nothing(family: Family) -> None:
+    model = tiny_model(family)
+    padded = head_logits(model, view_of([A], [B], width=20))
+    torch.testing.assert_close(padded, torch.cat([own_logits(model, A), own_logits(model, B)]), rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_rows_asked_come_in_the_order_asked() -> None:
+    model = tiny_model()
+    view = view_of([A], [A[::-1]])
+    everything = head_logits(model, view)
+    some = live_signals(model, view, torch.tensor([11, 2])).head
+    assert some is not None
+    torch.testing.assert_close(some.logits(), everything[[11, 2]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_taps_are_the_models_own_hidden_states(family: Family) -> None:
+    model, view = tiny_model(family), view_of([A])
+    with torch.no_grad():
+        own = model(input_ids=view.input_ids, output_hidden_states=True, use_cache=False).hidden_states
+    signals = live_signals(model, view, real_positions(view), [0, 2, 4], want=None)
+    assert signals.head is None and signals.dense is None
+    assert sorted(signals.taps) == ["hidden.0", "hidden.2", "hidden.4"]
+    for name, state in signals.taps.items():
+        torch.testing.assert_close(state, own[int(name.removeprefix("hidden."))], rtol=1e-5, atol=1e-5)
+    last = live_signals(model, view, real_positions(view), "last").taps
+    assert list(last) == ["hidden.4"]
+    torch.testing.assert_close(last["hidden.4"], own[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_taps_leave_no_hooks_behind() -> None:
+    model, view = tiny_model(), view_of([A])
+    live_signals(model, view, real_positions(view), [1], want=None)
+    assert not any(layer._forward_pre_hooks for layer in model.model.layers)
+
+
+def test_a_state_that_the_model_does_not_have_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"hidden state 5 of a model with 4 layers"):
+        live_signals(tiny_model(), view_of([A]), torch.tensor([0]), [5])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dense_and_head_stand_for_the_same_logits(family: Family) -> None:
+    model, view = tiny_model(family, tied=False), view_of([A], [B])
+    dense = live_signals(model, view, real_positions(view), want="dense").dense
+    assert dense is not None
+    torch.testing.assert_close(dense.logits, head_logits(model, view), rtol=1e-5, atol=1e-5)
+
+
+def loss_gradients(model: Any, view: View, layers: list[int]) -> dict[str, Tensor]:
+    """Gradients of a sum over logits and taps, for every parameter that trains."""
+    model.zero_grad()
+    signals = live_signals(model, view, real_positions(view), layers)
+    logits = signals.head.logits() if signals.head is not None else signals.dense.logits  # type: ignore[union-attr]
+    (logits.log_softmax(-1)[:, 7].sum() + sum(tap.square().sum() for tap in signals.taps.values())).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_gives_the_same_gradients(family: Family) -> None:
+    model, view = tiny_model(family).train(), view_of([A, B], [C])
+    expected = loss_gradients(model, view, [1, 3])
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ran: list[str] = []
+    decoder_layers(model)[0].mlp.register_forward_pre_hook(lambda *_: ran.append("mlp"))
+    found = loss_gradients(model, view, [1, 3])
+    assert ran == ["mlp", "mlp"], "the layer was not computed again in the backward pass"
+    assert found.keys() == expected.keys() and expected
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_everywhere_equals_the_merged_model_and_trains(family: Family) -> None:
+    torch.manual_seed(5)
+    config = LoraConfig(target_modules=["q_proj", "down_proj", "c_attn", "lm_head"], init_lora_weights=False)
+    model, view = get_peft_model(tiny_model(family, tied=False), config), view_of([A, B])
+    gradients = loss_gradients(model, view, [])
+    assert any("lm_head.lora_A" in name for name in gradients) and any("lm_head.lora_B" in name for name in gradients)
+    assert all("lora_" in name and grad.abs().max() > 0 for name, grad in gradients.items())
+    ours = head_logits(model, view).detach()
+    merged = copy.deepcopy(model).merge_and_unload()
+    torch.testing.assert_close(ours, torch.cat([own_logits(merged, A), own_logits(merged, B)]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_cannot_be_taken_apart_falls_back_to_dense_and_says_so() -> None:
+    torch.manual_seed(5)
+    config = LoraConfig(target_modules=["lm_head"], use_dora=True, init_lora_weights=False)
+    model, view = get_peft_model(tiny_model("gemma2", tied=False), config), view_of([A])
+    with pytest.warns(UserWarning, match="DoraLinearVariant"):
+        signals = live_signals(model, view, real_positions(view))
+    assert signals.head is None and signals.dense is not None
+    torch.testing.assert_close(signals.dense.logits, own_logits(model, A), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_head_accepts_every_family_in_fp32_and_bf16(family: Family) -> None:
+    view = view_of([A, B], [C])
+    assert check_head(tiny_model(family), view) < 1e-5
+    assert check_head(tiny_model(family).bfloat16(), view) < 3e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_check_head_catches_an_unknown_scale(dtype: torch.dtype) -> None:
+    model = tiny_model("granite").to(dtype)
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 0.9)
+    with pytest.raises(ModelError, match=r"0\.9\d* times as large"):
+        check_head(model, view_of([A]))
+
+
+def test_check_head_catches_a_change_before_the_head() -> None:
+    model = tiny_model("llama")
+    model.lm_head.register_forward_pre_hook(lambda module, args: (args[0] + 0.1,))
+    with pytest.raises(ModelError, match="was not understood"):
+        check_head(model, view_of([A]))
+
+
+def test_check_head_leaves_every_module_in_its_mode() -> None:
+    model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5).train()
+    model.transformer.h[1].eval()
+    modes = [module.training for module in model.modules()]
+    assert check_head(model, view_of([A])) < 1e-5
+    assert [module.training for module in model.modules()] == modes
