@@ -14,7 +14,7 @@ from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.journaled import JournaledTeacher
 from potstill.generate.plan import Side
 from potstill.generate.program import Program, Written
-from potstill.recipe import Recipe
+from potstill.recipe import LocalTeacher, Recipe
 from potstill.stage import Context, Stage
 from potstill.types import Record, Request
 
@@ -46,9 +46,7 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     digests = dict(source_digests(recipe.data))
     assert recipe.generate is not None
     teacher = recipe.teachers[recipe.generate.teacher]
-    model = getattr(teacher, "model", None)
-    source = locate(model, getattr(teacher, "revision", None)) if model is not None else None
-    if source is not None:
+    if isinstance(teacher, LocalTeacher) and (source := locate(teacher.model, teacher.revision)) is not None:
         digests["teacher"] = source.digest
     return digests
 

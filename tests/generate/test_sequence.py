@@ -1,0 +1,151 @@
+"""Sequence-level distillation: what is asked, what is kept, and what is said of the rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from generate.fake_teacher import FakeTeacher, FakeTeacherSettings
+
+from potstill.artifacts import Work
+from potstill.console import Console
+from potstill.generate.budget import TokenBudget
+from potstill.generate.journal import Journal
+from potstill.generate.journaled import JournaledTeacher
+from potstill.generate.program import Written
+from potstill.generate.sequence import Sequence as SequenceOf
+from potstill.recipe import SequenceProgram
+from potstill.types import Answer, Provenance, Record, Request, group_of
+
+SOURCE = Provenance(source="prompts.jsonl", licence="CC0-1.0")
+
+
+def prompt(text: str, row: int = 1) -> Record:
+    return Record(prompt=text, group=group_of(text), row=row, provenance=SOURCE)
+
+
+def chat(*turns: str, row: int = 1, **more: Any) -> Record:
+    messages = tuple({"role": "user" if i % 2 == 0 else "assistant", "content": t} for i, t in enumerate(turns))
+    return Record(messages=messages, group=group_of(turns[0]), row=row, provenance=SOURCE, **more)
+
+
+class Listener(FakeTeacher):
+    """Keeps what it was asked; answers as it is told, else as the fake does."""
+
+    def __init__(self, say: Callable[[Request], Answer] | None = None) -> None:
+        super().__init__(FakeTeacherSettings())
+        self.asked: list[Request] = []
+        self.say = say
+
+    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+        self.asked.extend(requests)
+        return [self.say(r) for r in requests] if self.say else super().generate(requests, seed=seed)
+
+
+def write(
+    tmp_path: Path, records: Sequence[Record], teacher: FakeTeacher, cap: int | None = None, **settings: Any
+) -> tuple[Written, Work]:
+    work = Work(tmp_path, resumed=False)
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journaled = JournaledTeacher(teacher, journal, budget=TokenBudget(cap), seed=0, console=Console("quiet"))
+        written = SequenceOf(SequenceProgram(**settings)).write(
+            records,
+            journaled,
+            side_of=lambda record: "held_out" if record.row % 4 == 0 else "train",
+            prompt_tokens=lambda request: len(str(request.messages or request.prompt)),
+            work=work,
+        )
+    return written, work
+
+
+def test_every_prompt_is_answered_and_rows_stand_in_the_order_of_the_data(tmp_path: Path) -> None:
+    records = [prompt(f"{'long ' * (40 - n)}{n}", row=n) for n in range(1, 41)]
+    written, work = write(tmp_path, records, Listener(), samples=3, temperature=1.0, batch_size=6)
+    assert [(r.row, r.sample) for r in written.records] == [(n, s) for n in range(1, 41) for s in range(3)]
+    assert all(not r.is_prompt and r.completion for r in written.records)
+    assert [r.group for r in written.records[::3]] == [r.group for r in records]
+    assert work.counts["prompts"] == 40 and work.counts["answers kept"] == 120
+
+
+def test_an_answer_becomes_a_turn_of_the_conversation_and_tools_stay(tmp_path: Path) -> None:
+    tools = ({"type": "function", "function": {"name": "look"}},)
+    record = chat("Hello", tools=tools)
+    teacher = Listener(lambda r: Answer("Hi.", "stop", 3, 2, reasoning="They greet me."))
+    written, _ = write(tmp_path, [record], teacher)
+    (answered,) = written.records
+    assert answered.messages == (
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi.", "reasoning_content": "They greet me."},
+    )
+    assert answered.tools == tools and teacher.asked[0].tools == tools
+    assert answered.finished
+
+
+def test_a_reference_answer_is_dropped_and_its_prompt_answered(tmp_path: Path) -> None:
+    conversation = chat("First", "An answer", "Second", "The reference", row=1)
+    pair = replace(prompt("Third", row=2), completion="The reference")
+    teacher = Listener(lambda r: Answer("New", "stop", 3, 1))
+    written, work = write(tmp_path, [conversation, pair], teacher)
+    asked = {str(r.messages or r.prompt) for r in teacher.asked}
+    assert asked == {str(chat("First", "An answer", "Second").messages), "Third"}
+    assert [m["content"] for m in written.records[0].messages or ()] == ["First", "An answer", "Second", "New"]
+    assert written.records[1].completion == "New"
+    assert work.counts["reference answers dropped"] == 2
+
+
+def test_what_has_no_prompt_is_a_reject_with_its_reason(tmp_path: Path) -> None:
+    document = Record(text="Once upon a time", group="g", row=3, provenance=SOURCE)
+    only_answer = Record(messages=({"role": "assistant", "content": "Yes."},), row=4, provenance=SOURCE)
+    twice = prompt("Same", row=5), replace(prompt("Same", row=6), completion="with a reference")
+    written, work = write(tmp_path, [document, only_answer, *twice], Listener())
+    assert [(r.row, r.reason) for r in written.rejects] == [
+        (3, "a text has no prompt to answer"),
+        (4, "no message to answer"),
+        (6, "same prompt as an earlier record"),
+    ]
+    assert written.rejects[0].source == "prompts.jsonl" and written.rejects[0].excerpt == "Once upon a time"
+    assert work.counts["rejected: a text has no prompt to answer"] == 1
+
+
+def test_an_answer_cut_short_is_marked_or_kept_out_as_the_recipe_says(tmp_path: Path) -> None:
+    teacher = Listener(lambda r: Answer("On and on", "length" if r.prompt == "long" else "stop", 3, 8))
+    records = [prompt("long", row=1), prompt("short", row=2)]
+    kept, work = write(tmp_path, records, teacher, max_new_tokens=8)
+    assert [r.finished for r in kept.records] == [False, True]
+    assert work.counts["kept, but cut short"] == 1
+    strict, work = write(tmp_path, records, teacher, max_new_tokens=8, keep_unfinished=False)
+    assert [r.prompt for r in strict.records] == ["short"]
+    assert [(r.reason, r.excerpt) for r in strict.rejects] == [("unfinished answer", "On and on")]
+    assert work.counts["rejected: unfinished answer"] == 1
+    assert len(teacher.asked) == 2  # what is kept is decided after the journal
+
+
+def test_an_empty_answer_is_kept_out(tmp_path: Path) -> None:
+    written, _ = write(tmp_path, [prompt("p")], Listener(lambda r: Answer(" \n", "stop", 3, 1)))
+    assert not written.records and [r.reason for r in written.rejects] == ["empty answer"]
+
+
+def test_every_answer_that_the_budget_leaves_out_is_listed(tmp_path: Path) -> None:
+    records = [prompt(f"{n} {'word ' * (n % 9)}", row=n) for n in range(1, 81)]
+    written, work = write(tmp_path, records, Listener(), cap=300, max_new_tokens=20, batch_size=8)
+    left_out = [r.row for r in written.rejects if r.reason == "token budget"]
+    assert left_out and sorted([*left_out, *(r.row for r in written.records)]) == list(range(1, 81))
+    assert work.counts["rejected: token budget"] == len(left_out)
+    answered = Counter("held_out" if r.row % 4 == 0 else "train" for r in written.records)
+    assert answered["held_out"] >= 4 and answered["train"] >= 8
+
+
+def test_a_record_says_where_it_comes_from(tmp_path: Path) -> None:
+    written, _ = write(tmp_path, [prompt("p")], Listener(), temperature=0.7, top_k=40)
+    provenance = written.records[0].provenance
+    identity = Listener().identity
+    assert (provenance.source, provenance.licence) == ("prompts.jsonl", "CC0-1.0")
+    assert (provenance.teacher, provenance.revision, provenance.route) == ("fake", "d", "fake")
+    assert provenance.template == identity["template"]
+    assert provenance.sampling == {"max_new_tokens": 256, "temperature": 0.7, "top_p": 1.0, "top_k": 40, "beams": 1}
+    assert provenance.seed is not None
+    greedy, _ = write(tmp_path, [prompt("p")], Listener())
+    assert greedy.records[0].provenance.seed is None
