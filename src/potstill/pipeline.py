@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +20,6 @@ from potstill.recipe import Recipe, dump_recipe
 from potstill.stage import Context, Stage
 
 State = Literal["fresh", "stale", "missing", "interrupted"]
-VERBS = ("generate", "train", "evaluate", "report", "export")
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,8 @@ def run_recipe(
             raise RunError(f"the recipe has no {verb} section", where=recipe.name, mend=f"add `{verb}:` to it")
         statuses: list[Status] = []
         for stage in stages:
-            if verb is not None and VERBS.index(_verb(stage)) > VERBS.index(verb):
-                break
             if verb is None or _verb(stage) == verb:
+                _require_fresh(stage, stages, recipe, run)
                 statuses.append(_run_stage(stage, recipe, run, console, force))
         return statuses
 
@@ -168,6 +166,20 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force:
         counts=work.counts,
     )
     return Status(stage.name, "missing" if found is None else "stale", seconds)
+
+
+def _require_fresh(stage: Stage, stages: Sequence[Stage], recipe: Recipe, run: Path) -> None:
+    """A verb alone reads only what this very recipe made, all the way up."""
+    for upstream in (s for s in stages if s.name in stage.reads):
+        _require_fresh(upstream, stages, recipe, run)
+        inputs = _inputs(upstream, run)
+        found = _inputs(stage, run)[upstream.name]
+        if found.key != upstream.key(recipe, inputs)[0]:
+            raise RunError(
+                f"{upstream.name} in this run was made by other settings or other inputs than the recipe's now",
+                where=str(run),
+                mend=f"`potstill run` makes it again; or `potstill {_verb(upstream)}` does that stage alone",
+            )
 
 
 def _inputs(stage: Stage, run: Path) -> Mapping[str, Artifact]:

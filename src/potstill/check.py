@@ -1,0 +1,162 @@
+"""`potstill check`: is it possible, and what will it cost? The static part loads no torch and fetches nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from potstill.console import Console
+from potstill.errors import CapabilityError, DataError
+from potstill.recipe import Recipe
+from potstill.recipe.objectives import ObjectiveSettings
+from potstill.recipe.teachers import TeacherSettings
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check found: lines for a person by topic, and the figures behind them."""
+
+    lines: Mapping[str, tuple[str, ...]]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """One topic a paragraph."""
+        width = max(len(topic) for topic in self.lines)
+        return "\n".join(
+            f"{topic if index == 0 else '':<{width}}  {line}"
+            for topic, lines in self.lines.items()
+            for index, line in enumerate(lines)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"event": "result", "ok": True, "findings": {k: list(v) for k, v in self.lines.items()}, **self.figures}
+
+    def with_probe(self, probe: Findings) -> Findings:
+        return replace(self, lines={**self.lines, **probe.lines}, figures={**self.figures, **probe.figures})
+
+
+def check_capabilities(recipe: Recipe) -> None:
+    """Hold what the objectives need against what their teacher can give.
+
+    Raises:
+        CapabilityError: an objective needs what the teacher cannot give.
+    """
+    if recipe.generate is not None:
+        _require(recipe.teachers[recipe.generate.teacher], "generate", f"generate ({recipe.generate.kind})")
+    if recipe.train is None:
+        return
+    for objective in recipe.train.objectives:
+        assert isinstance(objective, ObjectiveSettings)
+        for alternatives in objective.needs().teacher:
+            teacher = recipe.teachers[recipe.train.teacher]
+            if not alternatives & teacher.capabilities:
+                wanted = " or ".join(sorted(alternatives))
+                raise CapabilityError(
+                    f"{objective.kind} needs {wanted} of its teacher, and a {teacher.kind!r} teacher gives "
+                    f"{', '.join(sorted(teacher.capabilities)) or 'nothing'}",
+                    where="train.objectives",
+                    mend="use a teacher that runs here (kind: local), or an objective that learns from text (hard_ce)",
+                )
+
+
+def _require(teacher: TeacherSettings, capability: Any, who: str) -> None:
+    if capability not in teacher.capabilities:
+        raise CapabilityError(f"{who} needs a teacher that can {capability}, and a {teacher.kind!r} teacher cannot")
+
+
+def check_recipe(recipe: Recipe) -> Findings:
+    """The static check: capabilities, data, split, token counts and an upper bound of the work.
+
+    Raises:
+        CapabilityError, DataError: the recipe cannot work as it stands.
+    """
+    from potstill.data import ChatTokenizer, read_records, side_of
+    from potstill.models.resolve import locate
+
+    check_capabilities(recipe)
+    read = read_records(recipe.data)
+    sides = [side_of(r.group, recipe.data.held_out, recipe.data.split_seed) for r in read.records]
+    held_out, training = sides.count("held_out"), sides.count("train")
+    data = [f"{len(read.records):,} records: {training:,} to train on, {held_out:,} held out"]
+    data += [f"{count:,} dropped: {reason}" for reason, count in sorted(read.counts.items()) if reason != "read"]
+    if recipe.evaluate is not None and held_out == 0:
+        raise DataError("no record is held out", where="data.held_out", mend="raise it, or give more records")
+    if recipe.train is not None and recipe.generate is None and all(r.is_prompt for r in read.records):
+        raise DataError(
+            "the data are prompts without answers, and nothing answers them",
+            where="data",
+            mend="add a generate section, or give data with answers",
+        )
+    lines: dict[str, tuple[str, ...]] = {"data": tuple(data)}
+    figures: dict[str, Any] = {"records": len(read.records), "train": training, "held_out": held_out}
+
+    models: list[str] = []
+    chat: ChatTokenizer | None = None
+    for name, teacher in recipe.teachers.items():
+        model = getattr(teacher, "model", None)
+        source = locate(model, getattr(teacher, "revision", None)) if model else None
+        models.append(f"{name}: {model} ({'here' if source else 'will be fetched'})")
+        models += [f"  {note}" for note in source.notes] if source else []
+        chat = chat or (ChatTokenizer.from_folder(source.path) if source else None)
+    lines["teachers"] = tuple(models) or ("none",)
+
+    if recipe.generate is not None:
+        asked = len(read.records) * getattr(recipe.generate, "samples", 1)
+        most = asked * getattr(recipe.generate, "max_new_tokens", 0)
+        budget = getattr(recipe.generate, "token_budget", None)
+        most = min(most, budget) if budget else most
+        lines["generate"] = (f"{asked:,} answers, at most {most:,} tokens written",)
+        figures |= {"answers": asked, "tokens_at_most": most}
+    if recipe.train is not None:
+        lines["train"] = _train_lines(recipe, training)
+        if chat is not None and recipe.generate is None:
+            lines["train"] += _token_lines(recipe, read.records, chat)
+    lines["stages"] = (" → ".join(_stage_names(recipe)),)
+    return Findings(lines, figures)
+
+
+def _train_lines(recipe: Recipe, training: int) -> tuple[str, ...]:
+    assert recipe.train is not None
+    terms = " + ".join(f"{o.weight:g}·{o.kind}" for o in recipe.train.objectives)
+    args = recipe.train.args
+    rows = int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
+    answers = training * getattr(recipe.generate, "samples", 1)
+    steps = int(args.get("max_steps", 0)) or math.ceil(answers / rows) * float(args.get("num_train_epochs", 1))
+    about = "about " if recipe.train.packing or recipe.generate is not None else ""
+    controls = f", and as many for each of: {', '.join(recipe.train.controls)}" if recipe.train.controls else ""
+    return (f"loss = {terms}", f"{about}{steps:,.0f} steps of {rows} records{controls}")
+
+
+def _token_lines(recipe: Recipe, records: Any, chat: Any) -> tuple[str, ...]:
+    from potstill.data import tokenize
+    from potstill.types import Reject
+
+    assert recipe.train is not None
+    rows = [tokenize(record, chat, recipe.train.max_length) for record in records]
+    kept = [row for row in rows if not isinstance(row, Reject)]
+    cut = sum(row.cut for row in kept)
+    tokens = sum(len(row.input_ids) for row in kept)
+    return (f"{tokens:,} tokens a pass; {cut:,} records cut at {recipe.train.max_length}; {len(rows) - len(kept):,} not usable",)
+
+
+def _stage_names(recipe: Recipe) -> list[str]:
+    from potstill.pipeline import stages_of
+
+    return [stage.name for stage in stages_of(recipe)]
+
+
+def probe_recipe(recipe: Recipe, console: Console) -> Findings:
+    """Load teacher and student, compare heads with logits, try one batch, and time it. Loads torch.
+
+    Raises:
+        PotstillError: a model cannot be loaded, the tokenizers differ, or a head cannot be read.
+    """
+    from potstill.train.probe import probe_training
+
+    started = time.monotonic()
+    lines, figures = probe_training(recipe, console)
+    figures = {**figures, "probe_seconds": round(time.monotonic() - started, 1)}
+    return Findings({"probe": tuple(lines)}, figures)
