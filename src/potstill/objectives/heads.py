@@ -1,0 +1,193 @@
+"""Where a sweep's logits come from, and where their gradient goes: a head that is projected chunk by chunk, or
+logits that exist already."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from potstill.objectives.rows import Scratch
+from potstill.signals import Dense, Head
+
+_WEIGHT_BLOCK_ROWS = 4096
+"""Vocabulary rows per product where a weight gradient is accumulated in a wider dtype than it is computed in. The
+product needs a buffer of its own, and this size keeps it in the cache."""
+
+
+def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype in which a head is projected: autocast's where it is on, as `F.linear` would; else the wider of both.
+
+    fp64 is left alone by autocast, and so here.
+    """
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return dtype
+
+
+class HeadLogits:
+    """Logits of a `Head`, projected in chunks.
+
+    Products are in `dtype`; the weight is cast to it once per sweep. Gradients are kept only for what `wants` names.
+    """
+
+    buffered = True
+
+    def __init__(self, head: Head, dtype: torch.dtype | None = None) -> None:
+        self.head = head
+        self.dtype = dtype or product_dtype(head.hidden, head.weight)
+        self.device = head.hidden.device
+        self.rows, self.vocab = head.hidden.shape[0], head.weight.shape[0]
+        self._hidden = head.hidden.detach().to(self.dtype)
+        self._weight = head.weight.detach().to(self.dtype)
+        self._bias = None if head.bias is None else head.bias.detach().to(self.dtype)
+        self._hidden_gradient: Tensor | None = None
+        self._weight_gradient: Tensor | None = None
+        self._bias_gradient: Tensor | None = None
+        self._block: Tensor | None = None
+
+    @property
+    def leaves(self) -> tuple[Tensor | None, ...]:
+        """What gradients flow to."""
+        return (self.head.hidden, self.head.weight, self.head.bias)
+
+    def project(self, rows: slice, buffer: Tensor | None) -> Float[Tensor, "C V"]:
+        """hidden @ weightᵀ + bias of some rows, into the buffer."""
+        assert buffer is not None
+        hidden, out = self._hidden[rows], buffer[: rows.stop - rows.start]
+        if self._bias is None:
+            return torch.mm(hidden, self._weight.t(), out=out)
+        return torch.addmm(self._bias, hidden, self._weight.t(), out=out)
+
+    def finish(self, raw: Float[Tensor, "R V"], scratch: Scratch, name: str) -> Float[Tensor, "R V"]:
+        """A tile's logits in the dtype of the statistics, after scale and soft-cap. Where there is nothing to do it
+        is `raw` itself."""
+        head = self.head
+        if head.scale == 1.0 and head.softcap is None and raw.dtype == scratch.dtype:
+            return raw
+        logits = scratch.take((name, "logits"), *raw.shape).copy_(raw)
+        if head.scale != 1.0:
+            logits.mul_(head.scale)
+        if head.softcap is not None:
+            logits.div_(head.softcap).tanh_().mul_(head.softcap)
+        return logits
+
+    def chain(self, gradient: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scratch: Scratch) -> None:
+        """Turns ∂/∂logits, in place, into ∂/∂(hidden @ weightᵀ + bias): times scale · (1 − (logits/softcap)²)."""
+        if self.head.softcap is not None:
+            slope = scratch.take("softcap slope", *logits.shape)
+            torch.mul(logits, logits, out=slope)
+            slope.mul_(-1.0 / self.head.softcap**2).add_(1.0)
+            gradient.mul_(slope)
+        if self.head.scale != 1.0:
+            gradient.mul_(self.head.scale)
+
+    def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> None:
+        """Makes room for the gradients of (hidden, weight, bias); those of weight and bias are summed over chunks, in
+        `accumulate_in`."""
+        weight, bias = self.head.weight, self.head.bias
+        if wanted[0]:
+            self._hidden_gradient = torch.empty_like(self.head.hidden, memory_format=torch.contiguous_format)
+        if wanted[1]:
+            self._weight_gradient = torch.zeros(weight.shape, dtype=accumulate_in, device=self.device)
+            if accumulate_in != self.dtype:
+                block = min(_WEIGHT_BLOCK_ROWS, self.vocab)
+                self._block = torch.empty(block, weight.shape[1], dtype=self.dtype, device=self.device)
+        if wanted[2] and bias is not None:
+            self._bias_gradient = torch.zeros(bias.shape, dtype=accumulate_in, device=self.device)
+
+    def gradient_room(self, rows: slice, raw: Float[Tensor, "C V"]) -> Float[Tensor, "C V"]:
+        """Where the gradient of a chunk is written: over its logits, which nobody reads again."""
+        return raw
+
+    def take_gradient(self, rows: slice, gradient_CV: Float[Tensor, "C V"]) -> None:
+        """The two products of a chunk, each only where it is wanted."""
+        if self._hidden_gradient is not None:
+            target = self._hidden_gradient[rows]
+            if target.dtype == self.dtype:
+                torch.mm(gradient_CV, self._weight, out=target)
+            else:
+                target.copy_(torch.mm(gradient_CV, self._weight))
+        if self._weight_gradient is not None:
+            self._add_weight_gradient(gradient_CV, self._hidden[rows])
+        if self._bias_gradient is not None:
+            self._bias_gradient.add_(gradient_CV.sum(0, dtype=self._bias_gradient.dtype))
+
+    def _add_weight_gradient(self, gradient_CV: Tensor, hidden_CH: Tensor) -> None:
+        assert self._weight_gradient is not None
+        if self._block is None:
+            self._weight_gradient.addmm_(gradient_CV.t(), hidden_CH)
+            return
+        # No processor here multiplies bf16 into fp32, so each block's product is rounded once and the sum is not.
+        for start in range(0, self.vocab, self._block.shape[0]):
+            room = self._weight_gradient[start : start + self._block.shape[0]]
+            product = torch.mm(
+                gradient_CV[:, start : start + room.shape[0]].t(), hidden_CH, out=self._block[: room.shape[0]]
+            )
+            room.add_(product)
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """Gradients of the leaves, each in its leaf's dtype, None where not wanted."""
+        held = (self._hidden_gradient, self._weight_gradient, self._bias_gradient)
+        self._hidden_gradient = self._weight_gradient = self._bias_gradient = None
+        return tuple(
+            None if gradient is None or leaf is None else gradient.to(leaf.dtype)
+            for gradient, leaf in zip(held, self.leaves, strict=True)
+        )
+
+
+class DenseLogits:
+    """Logits that exist already, read in chunks. Their gradient is as large as they are."""
+
+    buffered = False
+
+    def __init__(self, dense: Dense) -> None:
+        self.logits = dense.logits
+        self.dtype, self.device = dense.logits.dtype, dense.logits.device
+        self.rows, self.vocab = dense.logits.shape
+        self._values = dense.logits.detach()
+        self._gradient: Tensor | None = None
+
+    @property
+    def leaves(self) -> tuple[Tensor | None, ...]:
+        """What gradients flow to."""
+        return (self.logits,)
+
+    def project(self, rows: slice, buffer: Tensor | None) -> Float[Tensor, "C V"]:
+        """Some rows, as they are."""
+        return self._values[rows]
+
+    def finish(self, raw: Float[Tensor, "R V"], scratch: Scratch, name: str) -> Float[Tensor, "R V"]:
+        """A tile's logits in the dtype of the statistics."""
+        return raw if raw.dtype == scratch.dtype else scratch.take((name, "logits"), *raw.shape).copy_(raw)
+
+    def chain(self, gradient: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scratch: Scratch) -> None:
+        """Nothing stands between these logits and their leaf."""
+
+    def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> None:
+        """Makes room for the gradient of the logits."""
+        if wanted[0]:
+            self._gradient = torch.empty_like(self._values, memory_format=torch.contiguous_format)
+
+    def gradient_room(self, rows: slice, raw: Float[Tensor, "C V"]) -> Float[Tensor, "C V"]:
+        """Where the gradient of a chunk is written."""
+        assert self._gradient is not None
+        return self._gradient[rows]
+
+    def take_gradient(self, rows: slice, gradient_CV: Float[Tensor, "C V"]) -> None:
+        """It is in its place already."""
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """The gradient of the logits."""
+        held, self._gradient = self._gradient, None
+        return (held,)
+
+
+Logits = HeadLogits | DenseLogits
+
+
+def logits_of(signal: Head | Dense, dtype: torch.dtype | None = None) -> Logits:
+    """The source of a signal's logits; `dtype` overrides that of a head's products."""
+    return HeadLogits(signal, dtype) if isinstance(signal, Head) else DenseLogits(signal)

@@ -1,0 +1,90 @@
+"""The loss of one micro-batch: what the trainer calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from potstill.objectives.base import DirectObjective, Objective, VocabularyObjective
+from potstill.objectives.sweep import sweep
+from potstill.signals import Batch, Dense, Head, Signals
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one micro-batch gives.
+
+    Attributes:
+        total: Σ weight · Σ values ÷ count, this micro-batch's share of the global loss; differentiable.
+        sums: Σ values per objective, without weight and count; detached.
+        metrics: by name, each a **sum over this batch's targets**; detached. `student_cut_mass` and `teacher_cut_mass`
+            are there where the heads have different numbers of rows.
+    """
+
+    total: Float[Tensor, ""]
+    sums: Float[Tensor, " objectives"]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def total_loss(
+    objectives: Sequence[Objective[Any]],
+    student: Signals,
+    teacher: Signals | None,
+    batch: Batch,
+    counts: Shaped[Tensor, " objectives"],
+    modules: Sequence[nn.Module | None] | None = None,
+) -> Loss:
+    """Runs all vocabulary objectives in one sweep and the others one by one.
+
+    Args:
+        counts: the divisor of each objective over the *global* batch (all micro-batches of the step, all ranks); an
+            objective whose count is 0 contributes 0.
+        modules: what `build` of each objective returned.
+
+    Raises:
+        ValueError: the student gives neither `Head` nor `Dense`, or a teacher is needed and there is none.
+    """
+    modules = modules if modules is not None else [None] * len(objectives)
+    counts = counts.to(batch.target_ids.device)
+    weights = torch.tensor([o.settings.weight for o in objectives], device=counts.device)
+    coefficients = torch.where(counts > 0, weights / counts.clamp(min=1), torch.zeros_like(weights))
+    sums: list[Tensor | None] = [None] * len(objectives)
+    terms: list[Tensor] = []
+    metrics: dict[str, Tensor] = {}
+
+    vocabulary = [(i, o) for i, o in enumerate(objectives) if isinstance(o, VocabularyObjective)]
+    if vocabulary:
+        rules = [(o.row_rule(), coefficients[i]) for i, o in vocabulary]
+        swept = sweep(_response(student), _teacher_response(teacher), batch.target_ids, rules)
+        terms.append(swept.loss)
+        for row, (i, _) in enumerate(vocabulary):
+            sums[i] = swept.values[row].sum()
+        for name in ("student_cut_mass", "teacher_cut_mass"):
+            mass = getattr(swept, name)
+            if mass is not None:
+                metrics[name] = mass.sum()
+    for i, objective in enumerate(objectives):
+        if isinstance(objective, DirectObjective):
+            term = objective(student, teacher, batch, modules[i])
+            summed = term.values.sum()
+            terms.append(summed * coefficients[i])
+            sums[i] = summed.detach()
+            metrics |= {name: value.detach() for name, value in term.metrics.items()}
+    held = [s for s in sums if s is not None]
+    return Loss(torch.stack(terms).sum(), torch.stack(held), metrics)
+
+
+def _response(student: Signals) -> Head | Dense:
+    response = student.head or student.dense
+    if response is None:
+        raise ValueError("the student gives neither a head nor dense logits")
+    return response
+
+
+def _teacher_response(teacher: Signals | None) -> Head | Dense | None:
+    return None if teacher is None else teacher.head or teacher.dense

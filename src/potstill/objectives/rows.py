@@ -1,0 +1,150 @@
+"""A tile of rows, and the rule that an objective writes for it.
+
+The sweep (`sweep.py`) hands every rule the same tile: some rows of the student's logits, of the teacher's, and the
+targets. What several rules need, such as the student's softmax at T = 1, is computed once per tile.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from potstill.objectives.divergences import shared_tokens
+
+
+class Scratch:
+    """Named buffers that live as long as a sweep: a tile's worth each, allocated at first use and reused."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._flat: dict[object, Tensor] = {}
+
+    def take(self, name: object, rows: int, width: int) -> Float[Tensor, "R V"]:
+        """The buffer of that name as [rows, width], holding whatever was last written."""
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < rows * width:
+            flat = self._flat[name] = torch.empty(rows * width, dtype=self.dtype, device=self.device)
+        return flat[: rows * width].view(rows, width)
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest buffer."""
+        return max((flat.numel() for flat in self._flat.values()), default=0)
+
+
+class Rows:
+    """One tile: `student` logits [R,V], `teacher` logits [R,W] or None, `target_ids` [R], in fp32 (fp64 if the models
+    are), after scale and soft-cap. What its methods return is shared between rules: read it, never write to it.
+    """
+
+    def __init__(
+        self,
+        student: Float[Tensor, "R V"],
+        teacher: Float[Tensor, "R W"] | None,
+        target_ids: Int[Tensor, " R"],
+        scratch: Scratch,
+        wants_gradient: bool,
+    ) -> None:
+        self.student, self.teacher, self.target_ids = student, teacher, target_ids
+        self.wants_gradient = wants_gradient
+        self.scratch = scratch
+        self._known: dict[object, Tensor] = {}
+        self._gradient: Tensor | None = None
+
+    @property
+    def vocab(self) -> int:
+        """V, the rows of the student's head."""
+        return self.student.shape[1]
+
+    @property
+    def shared(self) -> int:
+        """The number of tokens that both heads have."""
+        return self.vocab if self.teacher is None else shared_tokens(self.vocab, self.teacher.shape[1])
+
+    def student_log_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
+        """log q at a temperature, over the first `width` tokens (default: all of the student's)."""
+        return self._log_softmax("student", self.student, temperature, width or self.vocab)
+
+    def student_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
+        """q at a temperature, over the first `width` tokens."""
+        return self._exp("student", self.student, temperature, width or self.vocab)
+
+    def teacher_log_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
+        """log p at a temperature, over the first `width` tokens (default: all of the teacher's)."""
+        teacher = self._teacher()
+        return self._log_softmax("teacher", teacher, temperature, width or teacher.shape[1])
+
+    def teacher_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
+        """p at a temperature, over the first `width` tokens."""
+        teacher = self._teacher()
+        return self._exp("teacher", teacher, temperature, width or teacher.shape[1])
+
+    def add_gradient(self, coefficient: Float[Tensor, "R 1"], derivative: Float[Tensor, "R width"]) -> None:
+        """Adds coefficient × ∂value/∂logits into the one gradient buffer that all rules share.
+
+        A derivative narrower than the vocabulary is zero on the cut rows.
+        """
+        if self._gradient is None:
+            self._gradient = self.scratch.take("gradient", *self.student.shape)
+            width = derivative.shape[1]
+            torch.mul(derivative, coefficient, out=self._gradient[:, :width])
+            self._gradient[:, width:] = 0
+        else:
+            self._gradient[:, : derivative.shape[1]].addcmul_(derivative, coefficient)
+
+    def add_gradient_at(self, ids: Int[Tensor, " R"], values: Float[Tensor, "R 1"]) -> None:
+        """Adds one value per row at one token per row."""
+        self.gradient.scatter_add_(1, ids[:, None], values)
+
+    @property
+    def gradient(self) -> Float[Tensor, "R V"]:
+        """Σ coefficient × ∂value/∂logits of the rules so far."""
+        if self._gradient is None:
+            self._gradient = self.scratch.take("gradient", *self.student.shape).zero_()
+        return self._gradient
+
+    def _teacher(self) -> Tensor:
+        if self.teacher is None:
+            raise ValueError("a rule asks for the teacher's distribution, and this sweep has no teacher")
+        return self.teacher
+
+    def _log_softmax(self, side: str, logits: Tensor, temperature: float, width: int) -> Tensor:
+        name = (side, "log_softmax", temperature, width)
+        if name not in self._known:
+            out = self.scratch.take(name, logits.shape[0], width)
+            tempered = logits[:, :width]
+            if temperature != 1.0:
+                tempered = torch.div(tempered, temperature, out=out)
+            torch.log_softmax(tempered, -1, out=out)
+            self._known[name] = out
+        return self._known[name]
+
+    def _exp(self, side: str, logits: Tensor, temperature: float, width: int) -> Tensor:
+        name = (side, "softmax", temperature, width)
+        if name not in self._known:
+            log = self._log_softmax(side, logits, temperature, width)
+            self._known[name] = torch.exp(log, out=self.scratch.take(name, *log.shape))
+        return self._known[name]
+
+
+class RowRule(Protocol):
+    """What a vocabulary-sized objective does to a tile.
+
+    It returns its value per row [R], and where `rows.wants_gradient` calls `rows.add_gradient(coefficient, ∂value/∂z)`,
+    z the student's logits. `coefficient` [R,1] is weight ÷ count (times a token weight, if there are any); values are
+    returned without it.
+    """
+
+    needs_teacher: bool
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]: ...
+
+
+def rows_per_chunk(rows: int, bytes_per_row: int, budget_bytes: int, most: int) -> int:
+    """Rows of a chunk: as many as the budget holds, at most `most`, and balanced, so that no short chunk is left."""
+    fit = max(1, min(most, budget_bytes // max(1, bytes_per_row)))
+    return math.ceil(rows / math.ceil(rows / fit)) if rows else 1

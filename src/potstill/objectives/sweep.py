@@ -1,0 +1,196 @@
+"""The fused sweep: every vocabulary-sized objective in one pass over each head, without ever holding [N,V].
+
+For N rows, V vocabulary, H_s and H_t hidden widths, and chunks of C rows:
+
+    for each chunk of C rows                                   operations (multiply and add)
+        student logits  [C,V] = hidden_s @ weight_sᵀ           2·C·V·H_s
+        teacher logits  [C,V] = hidden_t @ weight_tᵀ           2·C·V·H_t
+        for each tile of R rows (R·V fits the cache)           some 12 reads or writes of R·V that stay in the cache
+            each rule: values [R], ∂/∂logits into one shared [R,V]
+            scale and soft-cap: chain rule in place
+            the tile of gradients goes where the tile of student logits was
+        ∂hidden [C,H_s] = gradients @ weight_s                 2·C·V·H_s
+        ∂weight [V,H_s] += gradientsᵀ @ hidden_s               2·C·V·H_s
+
+Operations: 2·N·V·(3·H_s + H_t), the least there is, whatever the number of objectives. A frozen head or a frozen
+hidden state saves its product, and a call under `no_grad` saves both. Nothing is recomputed in the backward pass, which
+only multiplies the finished gradients by the incoming one.
+
+Memory beyond the gradients themselves: two buffers [C,V] (one without a teacher, or where it is `Dense`), at most
+`BUFFER_BYTES` together, and a handful of tiles. For V = 49,152 in fp32: C = 256, 96 MiB. Statistics are in fp32 (fp64
+for fp64 models) whatever the dtype of the products, and a weight gradient narrower than fp32 is summed in fp32.
+
+Under autocast the products are in autocast's dtype, as they are in the models; the logits are rounded to it once and
+all that follows is in fp32.
+
+The gradients are computed in the forward pass, and only if grad mode was on when `sweep` was called. That is read
+outside the autograd function: inside, grad mode is always off and `ctx.needs_input_grad` is true under `no_grad` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from potstill.objectives.heads import Logits, logits_of
+from potstill.objectives.rows import RowRule, Rows, Scratch, rows_per_chunk
+from potstill.signals import Dense, Head
+
+BUFFER_BYTES = 192 * 2**20
+"""Most bytes of the two chunk buffers together."""
+
+MOST_CHUNK_ROWS = {"cpu": 256}
+"""Most rows of a chunk by device type: on two cores, 128 to 256 were best. Elsewhere the budget alone decides."""
+
+TILE_BYTES_PER_THREAD = 384 * 2**10
+"""Bytes of one tile buffer per CPU thread: five or six of them share a core's second-level cache with the logits."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep gives.
+
+    Attributes:
+        loss: Σ over rules and rows of coefficient × value; differentiable.
+        values: per rule and row, without coefficients; detached.
+        student_cut_mass, teacher_cut_mass: where the heads have different numbers of rows, the probability (T = 1) of
+            each row's tokens that only one head has; else None.
+    """
+
+    loss: Float[Tensor, ""]
+    values: Float[Tensor, "rules N"]
+    student_cut_mass: Float[Tensor, " N"] | None = None
+    teacher_cut_mass: Float[Tensor, " N"] | None = None
+
+
+def sweep(
+    student: Head | Dense,
+    teacher: Head | Dense | None,
+    target_ids: Int[Tensor, " N"],
+    rules: Sequence[tuple[RowRule, Tensor | float]],
+    *,
+    product_dtype: torch.dtype | None = None,
+) -> Swept:
+    """Runs rules over all rows, each with its coefficient: weight ÷ count as a scalar, or [N] with a weight per row.
+
+    The loss is differentiable in the student's hidden states, weight and bias (or its dense logits); the teacher gets
+    no gradient. `product_dtype` overrides the dtype in which heads are projected.
+
+    Raises:
+        ValueError: student, teacher and targets have different numbers of rows, or a rule needs a teacher and there is
+            none.
+    """
+    source = logits_of(student, product_dtype)
+    reference = None if teacher is None else logits_of(teacher, product_dtype)
+    rows = source.rows
+    if target_ids.shape[0] != rows or (reference is not None and reference.rows != rows):
+        there = "none" if reference is None else reference.rows
+        raise ValueError(f"rows differ: student {rows}, teacher {there}, targets {target_ids.shape[0]}")
+    if reference is None and any(rule.needs_teacher for rule, _ in rules):
+        raise ValueError("a rule needs the teacher's distribution, and there is no teacher")
+    statistics = torch.float64 if source.dtype == torch.float64 else torch.float32
+    coefficients = [_per_row(coefficient, rows, statistics, source.device) for _, coefficient in rules]
+    leaves = source.leaves
+    wanted = tuple(torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves)
+    plan = _Plan(source, reference, target_ids, [rule for rule, _ in rules], coefficients, statistics, wanted)
+    apply: Any = _Sweep.apply
+    return Swept(*apply(plan, *leaves))
+
+
+def _per_row(coefficient: Tensor | float, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.as_tensor(coefficient, dtype=dtype, device=device).detach().expand(rows)
+
+
+@dataclass
+class _Plan:
+    student: Logits
+    teacher: Logits | None
+    target_ids: Tensor
+    rules: list[RowRule]
+    coefficients: list[Tensor]
+    statistics: torch.dtype
+    wanted: tuple[bool, ...]
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
+        student, teacher = self.student, self.teacher
+        rows, device = student.rows, student.device
+        wants_gradient = any(self.wanted)
+        if wants_gradient:
+            student.want_gradients(self.wanted, self.statistics)
+        scratch = Scratch(self.statistics, device)
+        values = torch.zeros(len(self.rules), rows, dtype=self.statistics, device=device)
+        cut = teacher is not None and teacher.vocab != student.vocab
+        masses = [torch.zeros(rows, dtype=self.statistics, device=device) for _ in range(2)] if cut else [None, None]
+
+        sides = [side for side in (student, teacher) if side is not None and side.buffered]
+        bytes_per_row = sum(side.vocab * side.dtype.itemsize for side in sides)
+        chunk = rows_per_chunk(rows, bytes_per_row, BUFFER_BYTES, MOST_CHUNK_ROWS.get(device.type, rows))
+        buffers = {id(side): torch.empty(chunk, side.vocab, dtype=side.dtype, device=device) for side in sides}
+        tile = _tile_rows(chunk, student.vocab * self.statistics.itemsize, device)
+
+        for start in range(0, rows, chunk):
+            part = slice(start, min(start + chunk, rows))
+            raw = student.project(part, buffers.get(id(student)))
+            taught = None if teacher is None else teacher.project(part, buffers.get(id(teacher)))
+            room = student.gradient_room(part, raw) if wants_gradient else None
+            for at in range(0, raw.shape[0], tile):
+                here = slice(at, min(at + tile, raw.shape[0]))
+                there = slice(start + here.start, start + here.stop)
+                logits = student.finish(raw[here], scratch, "student")
+                teacher_logits = None
+                if teacher is not None and taught is not None:
+                    teacher_logits = teacher.finish(taught[here], scratch, "teacher")
+                tiles = Rows(logits, teacher_logits, self.target_ids[there], scratch, wants_gradient)
+                for index, (rule, coefficient) in enumerate(zip(self.rules, self.coefficients, strict=True)):
+                    values[index, there] = rule(tiles, coefficient[there, None])
+                for mass, side in zip(masses, (logits, teacher_logits), strict=True):
+                    if mass is not None and side is not None and side.shape[1] > tiles.shared:
+                        mass[there] = _cut_mass(side, tiles.shared)
+                if room is not None:
+                    student.chain(tiles.gradient, logits, scratch)
+                    room[here] = tiles.gradient
+            if room is not None:
+                student.take_gradient(part, room)
+
+        loss = sum((values[i] @ c for i, c in enumerate(self.coefficients)), values.new_zeros(()))
+        return loss, values, masses[0], masses[1], student.gradients()
+
+
+def _tile_rows(chunk: int, bytes_per_row: int, device: torch.device) -> int:
+    """On a CPU as many rows as a tile's bytes hold, and one per thread at least; elsewhere the whole chunk."""
+    if device.type != "cpu":
+        return chunk
+    threads = torch.get_num_threads()
+    return min(chunk, max(threads, TILE_BYTES_PER_THREAD * threads // bytes_per_row))
+
+
+def _cut_mass(logits: Float[Tensor, "R V"], shared: int) -> Float[Tensor, " R"]:
+    return torch.sigmoid(logits[:, shared:].logsumexp(-1) - logits[:, :shared].logsumexp(-1))
+
+
+class _Sweep(torch.autograd.Function):
+    """Carries the finished gradients from the forward to the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *leaves: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.autocast(plan.student.device.type, enabled=False):
+            loss, values, student_mass, teacher_mass, gradients = plan.run()
+        # As saved tensors they are freed when the backward pass has used them, so the parameter takes the very buffer
+        # over; and if the graph is retained, autograd sees that they are held and copies.
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(*(t for t in (values, student_mass, teacher_mass) if t is not None))
+        return loss, values, student_mass, teacher_mass
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        if not bool(grad_loss == 1):
+            gradients = tuple(None if g is None else g * grad_loss for g in gradients)
+        return (None, *gradients)
