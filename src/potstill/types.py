@@ -65,7 +65,8 @@ class Record:
 
     `messages` whose last turn is not the assistant's, and `prompt` without `completion`, are *prompts*: they
     can be answered, not learned. `finished` is False when a completion was cut short: it gets no end token.
-    `row` counts from 1 in the source.
+    `row` counts from 1 in the source. `metadata` is what a verifier needs to judge an answer (the reference, the
+    problem's own entry): a model never sees it.
     """
 
     messages: tuple[Message, ...] | None = None
@@ -79,6 +80,7 @@ class Record:
     row: int = 0
     provenance: Provenance = Provenance()
     verdicts: tuple[Verdict, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -101,13 +103,14 @@ class Record:
         return self.messages is None or not self.messages or self.messages[-1]["role"] != "assistant"
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary: content, `group`, `id`, `sample`, `finished`, `row`, provenance, verdicts."""
+        """A plain dictionary: content, `group`, `id`, `sample`, `finished`, `row`, provenance, verdicts, metadata."""
         rest = {"group": self.group, "id": self.id, "sample": self.sample, "finished": self.finished, "row": self.row}
         return {
             **self.content,
             **rest,
             "provenance": asdict(self.provenance),
             "verdicts": [asdict(v) for v in self.verdicts],
+            "metadata": dict(self.metadata),
         }
 
 

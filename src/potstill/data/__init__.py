@@ -1,0 +1,37 @@
+"""Data: read, render through chat templates, mask, pack, collate.
+
+Importing this loads neither torch nor transformers. What makes tensors is in `potstill.data.collate`.
+"""
+
+from __future__ import annotations
+
+from potstill.data import files
+from potstill.data.chat import ChatTokenizer, Encoded
+from potstill.data.pack import Packed, pack
+from potstill.data.read import ReadResult, read_records, source_digests
+from potstill.data.source import Row, Source
+from potstill.data.split import Side, side_of
+from potstill.data.store import load_records, load_rejects, save_records, save_rejects
+from potstill.data.tokenize import Tokenized, prompt_ids, tokenize
+
+__all__ = [
+    "ChatTokenizer",
+    "Encoded",
+    "Packed",
+    "ReadResult",
+    "Row",
+    "Side",
+    "Source",
+    "Tokenized",
+    "files",
+    "load_records",
+    "load_rejects",
+    "pack",
+    "prompt_ids",
+    "read_records",
+    "save_records",
+    "save_rejects",
+    "side_of",
+    "source_digests",
+    "tokenize",
+]

@@ -1,0 +1,126 @@
+"""Rows of tokens → the tensors of a batch. This module needs torch; `potstill.data` itself does not import it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from potstill.data.pack import Packed
+from potstill.data.tokenize import Tokenized
+from potstill.errors import DataError
+from potstill.signals import IGNORE
+
+Row = Tokenized | Packed | Mapping[str, Any]
+
+
+class Collator:
+    """Pads rows on the right, by length, to what `Batch.from_inputs` takes.
+
+    Padding is known by `segment_ids == 0`, never by its token id, so `pad_id` may be the end token. Positions of
+    padding go on where a single record ends (so that `transformers` sees plain causal rows and builds no mask), and
+    restart behind packed records (so that padding joins none of them).
+
+    Args:
+        pad_id: what stands where nothing is.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Int[Tensor, "B T"]]:
+        """`input_ids`, `labels`, `position_ids` and `segment_ids` [B,T]; the same with the prefix `teacher_` where the
+        rows have a view of their own for the teacher. No rows at all give one row of one padding token.
+
+        Raises:
+            DataError: a mapping without labels, or padded on the left.
+        """
+        batch = self._padded([_columns(row) for row in rows])
+        teachers = [_columns(row.teacher) for row in rows if isinstance(row, (Tokenized, Packed)) and row.teacher]
+        if teachers and len(teachers) != len(rows):
+            raise DataError("some rows of a batch have a view of their own for the teacher, and others do not")
+        if teachers:
+            batch |= {f"teacher_{name}": column for name, column in self._padded(teachers).items()}
+        return batch
+
+    def _padded(self, rows: Sequence[_Columns]) -> dict[str, Tensor]:
+        rows = rows or [_Columns([], [], [], [])]
+        width = max(1, *(len(row.input_ids) for row in rows))
+        columns = {
+            "input_ids": [_filled(row.input_ids, self.pad_id, width) for row in rows],
+            "labels": [_filled(row.labels, IGNORE, width) for row in rows],
+            "position_ids": [row.positions_to(width) for row in rows],
+            "segment_ids": [_filled(row.segment_ids, 0, width) for row in rows],
+        }
+        return {name: torch.tensor(column, dtype=torch.long) for name, column in columns.items()}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: list[int]
+    segment_ids: list[int]
+    packed: bool = False
+
+    def positions_to(self, width: int) -> list[int]:
+        """Positions of the row and of its padding."""
+        length = len(self.position_ids)
+        first = 0 if self.packed else length
+        return self.position_ids + list(range(first, first + width - length))
+
+
+def _filled(values: list[int], fill: int, width: int) -> list[int]:
+    return values + [fill] * (width - len(values))
+
+
+def _columns(row: Row) -> _Columns:
+    if isinstance(row, Packed):
+        return _Columns(row.input_ids, row.labels, row.position_ids, row.segment_ids, packed=True)
+    if isinstance(row, Tokenized):
+        return _Columns(row.input_ids, row.labels, list(range(len(row))), [1] * len(row))
+    return _of_mapping(row)
+
+
+def _of_mapping(row: Mapping[str, Any]) -> _Columns:
+    """A row of somebody's own data set, as `transformers` users make them: packed ones have `position_ids` that
+    restart, or `segment_ids`, or both."""
+    if "labels" not in row or "input_ids" not in row:
+        raise DataError(
+            f"a row needs input_ids and labels, and has {', '.join(sorted(row)) or 'nothing'}",
+            mend=f"label what is learned with its id and the rest with {IGNORE}",
+        )
+    mask = _ints(row["attention_mask"]) if "attention_mask" in row else [1] * len(row["input_ids"])
+    length = sum(mask)
+    if any(mask[length:]):
+        raise DataError(
+            "a row is padded on the left, or its attention_mask has gaps", mend="pad on the right, or not at all"
+        )
+    if "position_ids" in row:
+        positions = _ints(row["position_ids"])[:length]
+    elif "segment_ids" in row:
+        positions = _restarting(_ints(row["segment_ids"])[:length])
+    else:
+        positions = list(range(length))
+    segments = _ints(row["segment_ids"])[:length] if "segment_ids" in row else _segments(positions)
+    ids, labels = _ints(row["input_ids"])[:length], _ints(row["labels"])[:length]
+    return _Columns(ids, labels, positions, segments, packed=len(set(segments)) > 1)
+
+
+def _segments(positions: list[int]) -> list[int]:
+    """Segment ids of positions: a new one wherever they do not go on by one."""
+    steps = [b != a + 1 for a, b in pairwise(positions)]
+    return [1 + passed for passed in accumulate([0, *steps])][: len(positions)]
+
+
+def _restarting(segments: list[int]) -> list[int]:
+    return [position for _, run in groupby(segments) for position, _ in enumerate(run)]
+
+
+def _ints(values: Any) -> list[int]:
+    return [int(value) for value in values]

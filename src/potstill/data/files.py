@@ -1,0 +1,212 @@
+"""Rows of files: JSON lines, JSON, CSV, Parquet, and folders of text."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from potstill.artifacts import file_digest
+from potstill.data.source import Row, existing
+from potstill.data.store import holds_records, load_records
+from potstill.errors import DataError
+from potstill.recipe.data import FileData, TextFolder
+from potstill.registry import implements
+from potstill.types import Record
+
+Numbered = Iterator[tuple[int, Mapping[str, Any] | Record]]
+
+_LONGEST_CELL = 2**31 - 1
+
+
+@implements(FileData)
+class FileSource:
+    """One file, or several by a pattern, in the order of their names."""
+
+    def __init__(self, settings: FileData) -> None:
+        self.settings = settings
+
+    def paths(self) -> list[Path]:
+        """The files. Raises DataError if there are none."""
+        path = self.settings.path.expanduser()
+        if path.is_file():
+            return [path]
+        if glob.has_magic(str(path)):
+            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+            if not found:
+                raise DataError("no file matches the pattern", where=str(path), mend="paths are relative to the recipe")
+            return found
+        existing(path)
+        raise DataError(
+            "is a folder", where=str(path), mend="name files by a pattern (data/*.jsonl), or use kind: text"
+        )
+
+    def rows(self) -> Iterator[Row]:
+        """Rows of all files. Malformed ones are named by file and line."""
+        read = _READERS[self.settings.kind]
+        unit = "line" if self.settings.kind in ("jsonl", "csv") else "row"
+        for path in self.paths():
+            for number, content in read(path):
+                where = f"{path}:{number}" if unit == "line" else f"{path}, row {number}"
+                yield Row(content, path.name, number, where)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file, by name."""
+        return {f"data/{path.name}": file_digest(path) for path in self.paths()}
+
+
+@implements(TextFolder)
+class TextFolderSource:
+    """One document per file."""
+
+    def __init__(self, settings: TextFolder) -> None:
+        self.settings = settings
+
+    def paths(self) -> list[Path]:
+        """The files, by name. Raises DataError if there are none."""
+        folder = self.settings.path.expanduser()
+        if not existing(folder, "folder").is_dir():
+            raise DataError(
+                "is a file, not a folder of texts", where=str(folder), mend="name its kind: jsonl, json, csv, parquet"
+            )
+        found = sorted(p for p in folder.glob(self.settings.pattern) if p.is_file())
+        if not found:
+            raise DataError(f"no file matches {self.settings.pattern!r}", where=str(folder), mend="set data.pattern")
+        return found
+
+    def rows(self) -> Iterator[Row]:
+        """A row per file, with the column `text`; line ends become plain ones."""
+        root = self.settings.path.expanduser()
+        for number, path in enumerate(self.paths(), 1):
+            text = "".join(_text_lines(path)).replace("\r\n", "\n").replace("\r", "\n")
+            yield Row({"text": text}, str(path.relative_to(root)), number, str(path))
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file, by name."""
+        root = self.settings.path.expanduser()
+        return {f"data/{path.relative_to(root)}": file_digest(path) for path in self.paths()}
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """Lines with their ends, split at line feeds alone (U+2028 inside a JSON string is no line end)."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"not UTF-8: {error.reason}", where=f"{path}:{number}", mend="save the file as UTF-8"
+                ) from error
+
+
+def _jsonl(path: Path) -> Numbered:
+    for number, line in enumerate(_text_lines(path), 1):
+        if line.strip():
+            yield number, _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+
+
+def _json(path: Path) -> Numbered:
+    document = _parse("".join(_text_lines(path)), str(path))
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        document = document["data"]
+    if not isinstance(document, list):
+        raise DataError(
+            f"holds {_kind_of(document)}, not a list of rows",
+            where=str(path),
+            mend='write a list, or {"data": [...]}; one object per line is kind: jsonl',
+        )
+    for number, item in enumerate(document, 1):
+        yield number, _object(item, f"{path}, row {number}")
+
+
+def _csv(path: Path) -> Numbered:
+    usual = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        reader = csv.reader(_text_lines(path), strict=True)
+        header: list[str] = []
+        while True:
+            # A row begins behind the line on which the one before it ended; a quoted cell may span several.
+            line = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise DataError(f"malformed CSV: {error}", where=f"{path}:{line}") from error
+            if cells is None:
+                return
+            if not cells:
+                continue
+            if not header:
+                header = _header(cells, f"{path}:{line}")
+            elif len(cells) != len(header):
+                raise DataError(
+                    f"{len(cells)} cells, and the header has {len(header)}",
+                    where=f"{path}:{line}",
+                    mend="put cells that hold commas, quotes or line ends into double quotes",
+                )
+            else:
+                yield line, dict(zip(header, cells, strict=True))
+    finally:
+        csv.field_size_limit(usual)
+
+
+def _header(cells: list[str], where: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"the header names {', '.join(map(repr, twice))} twice", where=where)
+    return names
+
+
+def _parquet(path: Path) -> Numbered:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if holds_records(file.schema_arrow):
+                yield from enumerate(load_records(path), 1)
+                return
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not a whole Parquet file: {error}", where=str(path)) from error
+
+
+_READERS: Mapping[str, Callable[[Path], Numbered]] = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet}
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        place = f"{where}:{error.lineno}" if "\n" in text.rstrip("\n") else where
+        raise DataError(f"malformed JSON: {error.msg} (column {error.colno})", where=place) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"malformed JSON: {error}", where=where) from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"holds {_kind_of(value)}, not an object with columns", where=where)
+    return value
+
+
+def _kind_of(value: Any) -> str:
+    kinds: Mapping[type, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "a truth value",
+        type(None): "null",
+    }
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,276 @@
+"""From a row's columns to a record. The format is named in the recipe, or found by looking at the columns.
+
+| format              | columns                                                                                   |
+|---------------------|-------------------------------------------------------------------------------------------|
+| `messages`          | `messages`: list of `role` and `content` (and what the template reads); `tools`            |
+| `sharegpt`          | `conversations`: list of `from` and `value`; `system`, `tools`                             |
+| `alpaca`            | `instruction`, `input`, `output`, `system`                                                 |
+| `prompt_completion` | `prompt` and `completion`: two texts, or two lists of messages                             |
+| `prompt`            | `prompt`: a text, or a list of messages                                                    |
+| `text`              | `text`                                                                                     |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from potstill.errors import DataError, did_you_mean
+from potstill.recipe.data import Format
+from potstill.types import Message, Record, group_of
+
+COLUMNS: Mapping[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "messages": (("messages",), ("tools",)),
+    "sharegpt": (("conversations",), ("system", "tools")),
+    "alpaca": (("instruction",), ("input", "output", "system")),
+    "prompt_completion": (("prompt", "completion"), ("tools",)),
+    "prompt": (("prompt",), ("tools",)),
+    "text": (("text",), ()),
+}
+"""What each format needs, and what else it takes, in the order in which formats are tried."""
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+
+
+class Unusable(ValueError):
+    """A row that is well formed and of no use; the reason goes to the reject ledger."""
+
+
+class Malformed(ValueError):
+    """A row that is not what its format says."""
+
+
+def find_format(columns: Iterable[str], where: str) -> Format:
+    """The first format whose columns are all there.
+
+    Raises:
+        DataError: none fits; columns and formats are named.
+    """
+    present = set(columns)
+    for name, (needed, _) in COLUMNS.items():
+        if present.issuperset(needed):
+            return name
+    known = {column for needed, taken in COLUMNS.values() for column in needed + taken}
+    near = next((n for c in sorted(present) if "did you mean" in (n := did_you_mean(c, known))), "")
+    formats = "; ".join(f"{name}: {', '.join(needed)}" for name, (needed, _) in COLUMNS.items())
+    raise DataError(
+        f"no format has the columns {', '.join(sorted(present)) or '(none)'}{near}",
+        where=where,
+        mend=f"rename the columns, or name the format (data.format). Formats: {formats}",
+    )
+
+
+def unused_columns(columns: Iterable[str], format_: Format) -> list[str]:
+    """Columns that a format does not read."""
+    needed, taken = COLUMNS[format_]
+    return sorted(set(columns) - set(needed) - set(taken))
+
+
+def to_record(row: Mapping[str, Any], format_: Format, where: str) -> Record:
+    """A row as a record, with its group.
+
+    Raises:
+        DataError: the row is malformed.
+        Unusable: it is well formed, and holds nothing to ask or to learn.
+    """
+    missing = [column for column in COLUMNS[format_][0] if column not in row]
+    try:
+        if missing:
+            raise Malformed(f"no column {missing[0]!r} (it has {', '.join(sorted(map(str, row))) or 'none'})")
+        record = _CONVERTERS[format_](row)
+    except Malformed as error:
+        raise DataError(f"{error}; read as format {format_!r}", where=where) from error
+    _refuse_lone_surrogates(record)
+    return record
+
+
+def _messages(row: Mapping[str, Any]) -> Record:
+    return _conversation(_message_list(row["messages"], "messages"), row)
+
+
+def _sharegpt(row: Mapping[str, Any]) -> Record:
+    turns = _parsed(row["conversations"], "conversations")
+    messages = []
+    for turn in _objects(turns, "conversations"):
+        if "from" not in turn:
+            messages.append(turn)
+            continue
+        speaker = str(turn["from"]).lower()
+        if speaker not in _SHAREGPT_ROLES:
+            raise Malformed(
+                f"unknown speaker {turn['from']!r} in conversations{did_you_mean(speaker, _SHAREGPT_ROLES)}"
+            )
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value"), **rest})
+    return _conversation(_message_list(messages, "conversations"), row)
+
+
+def _alpaca(row: Mapping[str, Any]) -> Record:
+    instruction, context = _text(row, "instruction"), _text(row, "input")
+    if not instruction.strip():
+        raise Unusable("empty prompt")
+    question = f"{instruction}\n\n{context}" if context.strip() else instruction
+    messages: list[Message] = [{"role": "user", "content": question}]
+    if "output" in row:
+        messages.append({"role": "assistant", "content": _text(row, "output")})
+    return _conversation(messages, row)
+
+
+def _prompt(row: Mapping[str, Any]) -> Record:
+    prompt = _parsed(row["prompt"], "prompt", only_lists=True)
+    if isinstance(prompt, list):
+        return _conversation(_message_list(prompt, "prompt"), row)
+    question = _text(row, "prompt")
+    if not question.strip():
+        raise Unusable("empty prompt")
+    return Record(prompt=question, tools=_tools(row), group=group_of(question))
+
+
+def _prompt_completion(row: Mapping[str, Any]) -> Record:
+    prompt = _parsed(row["prompt"], "prompt", only_lists=True)
+    completion = _parsed(row["completion"], "completion", only_lists=True)
+    if isinstance(prompt, list):
+        if isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+        return _conversation(_message_list(prompt, "prompt") + _message_list(completion, "completion"), row)
+    question, answer = _text(row, "prompt"), _text(row, "completion")
+    if not question.strip():
+        raise Unusable("empty prompt")
+    if not answer.strip():
+        raise Unusable("empty completion")
+    return Record(prompt=question, completion=answer, tools=_tools(row), group=group_of(question))
+
+
+def _document(row: Mapping[str, Any]) -> Record:
+    text = _text(row, "text")
+    if not text.strip():
+        raise Unusable("empty text")
+    return Record(text=text, group=group_of(text))
+
+
+_CONVERTERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "prompt_completion": _prompt_completion,
+    "prompt": _prompt,
+    "text": _document,
+}
+
+
+def _conversation(messages: Sequence[Message], row: Mapping[str, Any]) -> Record:
+    """A record of messages. Its group is that of what stands before the assistant's first turn."""
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and (not messages or messages[0]["role"] != "system"):
+        messages = [{"role": "system", "content": system}, *messages]
+    if not messages:
+        raise Unusable("empty prompt")
+    for message in messages:
+        said = message.get("content") or message.get("tool_calls")
+        if isinstance(said, str) and not said.strip():
+            said = None
+        if not said and message["role"] == "assistant":
+            raise Unusable("empty completion")
+        if not said and message["role"] == "user":
+            raise Unusable("empty prompt")
+    first = next((k for k, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
+    return Record(messages=tuple(messages), tools=_tools(row), group=_group(messages[:first] or messages))
+
+
+def _group(asked: Sequence[Message]) -> str:
+    """As that of a plain prompt, if one question is all there is: the same question is one group in any format."""
+    if len(asked) == 1 and asked[0]["role"] == "user":
+        return group_of(asked[0]["content"])
+    return group_of(asked)
+
+
+def _message_list(value: Any, column: str) -> list[Message]:
+    messages: list[Message] = []
+    for message in _objects(_parsed(value, column), column):
+        role = message.get("role")
+        if not isinstance(role, str) or not role:
+            raise Malformed(f"a message without a role in {column}")
+        # Tables fill in a null for what a message does not have.
+        kept = {key: inner for key, inner in message.items() if inner is not None}
+        if "content" in kept:
+            kept["content"] = _content(kept["content"])
+        messages.append(kept)
+    return messages
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise Malformed(f"the content of a message is {type(content).__name__}, not a text")
+    parts = []
+    for part in content:
+        if not isinstance(part, Mapping):
+            raise Malformed("the content of a message is a list, and not of parts")
+        if part.get("type", "text") != "text":
+            raise Unusable(f"holds {part['type']}, not only text")
+        parts.append(str(part.get("text", "")))
+    return "".join(parts)
+
+
+def _objects(value: Any, column: str) -> list[Mapping[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise Malformed(f"{column} is not a list of messages")
+    return value
+
+
+def _parsed(value: Any, column: str, *, only_lists: bool = False) -> Any:
+    """A cell that holds JSON (in CSV, say) as what it holds. Texts of `prompt` and `completion` may well begin with a
+    bracket, so these are taken for lists only if they are lists of messages."""
+    if not isinstance(value, str) or (only_lists and not value.lstrip().startswith("[{")):
+        return value
+    try:
+        inner = json.loads(value)
+    except json.JSONDecodeError as error:
+        if only_lists:
+            return value
+        raise Malformed(f"{column} is neither a list nor JSON: {error.msg}") from error
+    is_messages = isinstance(inner, list) and all(isinstance(m, dict) and "role" in m for m in inner)
+    return inner if is_messages or not only_lists else value
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    """The text in a column; empty for null."""
+    value = row.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Malformed(f"{column} is {type(value).__name__}, not a text")
+    return value
+
+
+def _tools(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
+    tools = _parsed(row.get("tools") or None, "tools")
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise Malformed("tools is not a list of objects")
+    return tuple(tools)
+
+
+def _refuse_lone_surrogates(record: Record) -> None:
+    try:
+        json.dumps(record.content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Unusable("not valid Unicode (half of a surrogate pair)") from error

@@ -1,0 +1,131 @@
+"""From a source to records. A malformed row is an error; one of no use is left out, counted, and kept as a reject."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+from potstill import registry
+from potstill.data.formats import Unusable, find_format, to_record, unused_columns
+from potstill.data.source import Row, Source
+from potstill.errors import DataError
+from potstill.recipe.data import DataSettings, Format
+from potstill.types import Record, Reject
+
+_EXCERPT_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """What a source gave.
+
+    `counts` holds `read` (rows looked at) and, by reason, how many were left out, each of which is in `rejects`.
+    `format` is the one named or found (None where the source gives records), and `unused_columns` are those that it
+    does not take.
+    """
+
+    records: list[Record]
+    rejects: list[Reject]
+    counts: dict[str, int]
+    format: Format | None = None
+    unused_columns: tuple[str, ...] = ()
+
+
+def read_records(settings: DataSettings) -> ReadResult:
+    """Read all records of a source, with group, row and provenance.
+
+    Exact duplicates are left out. `limit` is of records kept, the first ones.
+
+    Raises:
+        DataError: the source is missing, malformed or empty, or holds nothing usable.
+        MissingExtra: the source needs a package that is not installed.
+    """
+    reader = _Reader(settings)
+    for row in _source(settings).rows():
+        reader.take(row)
+        if len(reader.records) == settings.limit:
+            break
+    return reader.result()
+
+
+def source_digests(settings: DataSettings) -> dict[str, str]:
+    """Digests of what a source reads, by name: part of the key of the stages that use it.
+
+    Raises: as `read_records`, where the source itself is missing.
+    """
+    return _source(settings).digests()
+
+
+def _source(settings: DataSettings) -> Source:
+    return cast(Source, registry.build(settings))
+
+
+class _Reader:
+    """Takes rows one by one."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.settings = settings
+        self.records: list[Record] = []
+        self.rejects: list[Reject] = []
+        self.seen: dict[str, str] = {}
+        self.unused: set[str] = set()
+        self.read = 0
+        self.format: Format | None = None if settings.format == "auto" else settings.format
+
+    def take(self, row: Row) -> None:
+        self.read += 1
+        try:
+            record = self._completed(self._record(row), row)
+        except Unusable as unusable:
+            self._reject(row, str(unusable))
+            return
+        if record.id in self.seen:
+            self._reject(row, "exact duplicate", f"of {self.seen[record.id]}")
+            return
+        self.seen[record.id] = f"{row.source}, row {row.number}"
+        self.records.append(record)
+
+    def result(self) -> ReadResult:
+        where = f"data ({self.settings.kind})"
+        if not self.read:
+            raise DataError("the data set is empty", where=where)
+        counts = {"read": self.read, **Counter(reject.reason for reject in self.rejects)}
+        if not self.records:
+            reasons = ", ".join(f"{count} × {reason}" for reason, count in counts.items() if reason != "read")
+            raise DataError(f"none of {self.read} rows is usable: {reasons}", where=where)
+        return ReadResult(self.records, self.rejects, counts, self.format, tuple(sorted(self.unused)))
+
+    def _record(self, row: Row) -> Record:
+        if isinstance(row.content, Record):
+            return row.content
+        if self.format is None:
+            self.format = find_format(map(str, row.content), row.where)
+        self.unused.update(unused_columns(map(str, row.content), self.format))
+        return to_record(row.content, self.format, row.where)
+
+    def _completed(self, record: Record, row: Row) -> Record:
+        """With row and provenance, and the recipe's system prompt where it has none of its own. The group stays as it
+        is: which side a record is on does not depend on the recipe's wording."""
+        known = record.provenance
+        provenance = replace(known, source=known.source or row.source, licence=self.settings.licence or known.licence)
+        record = replace(record, row=record.row or row.number, provenance=provenance)
+        return record if self.settings.system is None else _with_system(record, self.settings.system)
+
+    def _reject(self, row: Row, reason: str, detail: str = "") -> None:
+        excerpt = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
+        self.rejects.append(Reject(reason, row.source, row.number, excerpt[:_EXCERPT_CHARACTERS], detail))
+
+
+def _with_system(record: Record, system: str) -> Record:
+    if record.text is not None:
+        return record
+    messages = record.messages
+    if messages is None:
+        messages = ({"role": "user", "content": record.prompt},)
+        if record.completion is not None:
+            messages += ({"role": "assistant", "content": record.completion},)
+    if messages and messages[0]["role"] in ("system", "developer"):
+        return record
+    return replace(record, messages=({"role": "system", "content": system}, *messages), prompt=None, completion=None)

@@ -1,0 +1,62 @@
+"""What a source of data is: rows, one by one, each with its place; and digests of what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from potstill.errors import DataError, did_you_mean
+from potstill.types import Record
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source: columns, or a record that is one already.
+
+    `source` is short and goes into provenance; `where` is for the person who has to mend the row. `number` counts
+    from 1: the line in files of lines, else the row.
+    """
+
+    content: Mapping[str, Any] | Record
+    source: str
+    number: int
+    where: str
+
+
+class Source(Protocol):
+    """A source of a kind of data. Built from its settings; bound to them with `@implements`."""
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, in an order that does not change.
+
+        Raises:
+            DataError: the source is missing, or a row is malformed (it is named).
+        """
+        ...
+
+    def digests(self) -> dict[str, str]:
+        """What names the content that is read: part of the key of the stages that use it."""
+        ...
+
+
+def existing(path: Path, what: str = "file") -> Path:
+    """A path that exists.
+
+    Raises:
+        DataError: it does not; the nearest name beside it is suggested.
+    """
+    if path.exists():
+        return path
+    folder = path.parent
+    if not folder.is_dir():
+        raise DataError(f"no such folder{_nearest(folder)}", where=str(folder), mend="paths are relative to the recipe")
+    raise DataError(f"no such {what}{_nearest(path)}", where=str(path), mend="paths are relative to the recipe")
+
+
+def _nearest(path: Path) -> str:
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = did_you_mean(path.name, names)
+    # A list of everything in a folder helps nobody.
+    return near if near.startswith("; did you mean") else ""

@@ -1,0 +1,23 @@
+"""Which side of the split a group is on: by hash, so that a record never changes side."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+Side = Literal["train", "held_out"]
+"""Records that are learned from, and records that never are."""
+
+
+def side_of(group: str, held_out: float, split_seed: int) -> Side:
+    """The side of a group: it depends on the group and the seed alone, not on what else is in the data.
+
+    A larger `held_out` keeps every group held out that a smaller one did.
+
+    Args:
+        group: `Record.group`.
+        held_out: the expected share of groups that are held out, in [0, 1).
+        split_seed: another seed is another split.
+    """
+    hashed = hashlib.sha256(f"{split_seed}:{group}".encode()).digest()
+    return "held_out" if int.from_bytes(hashed[:8], "big") < held_out * 2**64 else "train"

@@ -1,0 +1,147 @@
+"""Records as Parquet that `datasets` opens as it is, and the reject ledger as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potstill.data.split import Side, side_of
+from potstill.errors import DataError
+from potstill.types import Message, Provenance, Record, Reject, Verdict, canonical_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from potstill.recipe.data import DataSettings
+
+_MARK, _VERSION = b"potstill.records", b"1"
+"""In the file's metadata: says that it holds records, and how they are laid out."""
+
+
+def save_records(path: Path, records: Sequence[Record], split: DataSettings | None = None) -> None:
+    """Write records, aside first and then renamed.
+
+    Columns: `messages` (list of role and content, and `extra`, JSON, of whatever else a message holds), `prompt`,
+    `completion`, `text`, `tools` (JSON), `group`, `id`, `sample`, `finished`, `row`, `side`, `provenance`, `verdicts`
+    and `metadata` (JSON). What a record does not have is null.
+
+    Args:
+        path: the file.
+        records: what to write, in order.
+        split: the settings by which each record's `side` is found; without them it is null.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [_row(record, split) for record in records]
+    table = pa.Table.from_pylist(rows, schema=_schema().with_metadata({_MARK: _VERSION}))
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, aside)
+    os.replace(aside, path)
+
+
+def load_records(path: Path, side: Side | None = None) -> list[Record]:
+    """Read what `save_records` wrote, in order; only one side's records if it is named.
+
+    Raises:
+        DataError: no such file, damaged, or not of our making; or a side is asked of a file without sides.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise DataError("no such file", where=str(path))
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not a whole Parquet file: {error}", where=str(path)) from error
+    if not holds_records(table.schema):
+        raise DataError(
+            "the file holds no records of potstill", where=str(path), mend="read it as data of kind parquet"
+        )
+    rows = table.to_pylist()
+    if side is not None and any(row["side"] is None for row in rows):
+        raise DataError("the records have no sides", where=str(path))
+    return [_record(row) for row in rows if side in (None, row["side"])]
+
+
+def holds_records(schema: pa.Schema) -> bool:
+    """Whether a Parquet file was written by `save_records`."""
+    return (schema.metadata or {}).get(_MARK) == _VERSION
+
+
+def save_rejects(path: Path, rejects: Sequence[Reject]) -> None:
+    """Write the reject ledger: one JSON object per line."""
+    with path.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(asdict(reject)) + "\n" for reject in rejects)
+
+
+def load_rejects(path: Path) -> list[Reject]:
+    """Read what `save_rejects` wrote."""
+    with path.open(encoding="utf-8") as lines:
+        return [Reject(**json.loads(line)) for line in lines]
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])
+    content = [
+        ("messages", pa.list_(message)),
+        *((name, pa.string()) for name in ("prompt", "completion", "text", "tools")),
+    ]
+    identity = [("group", pa.string()), ("id", pa.string()), ("sample", pa.int64()), ("finished", pa.bool_())]
+    rest = [("row", pa.int64()), *((name, pa.string()) for name in ("side", "provenance", "verdicts", "metadata"))]
+    return pa.schema([*content, *identity, *rest])
+
+
+def _row(record: Record, split: DataSettings | None) -> dict[str, Any]:
+    return {
+        "messages": None if record.messages is None else [_message_row(m) for m in record.messages],
+        "prompt": record.prompt,
+        "completion": record.completion,
+        "text": record.text,
+        "tools": None if record.tools is None else json.dumps(list(record.tools), ensure_ascii=False),
+        "group": record.group,
+        "id": record.id,
+        "sample": record.sample,
+        "finished": record.finished,
+        "row": record.row,
+        "side": None if split is None else side_of(record.group, split.held_out, split.split_seed),
+        "provenance": canonical_json(asdict(record.provenance)),
+        "verdicts": canonical_json([asdict(v) for v in record.verdicts]),
+        "metadata": canonical_json(dict(record.metadata)),
+    }
+
+
+def _message_row(message: Message) -> dict[str, Any]:
+    plain = {key: message[key] for key in ("role", "content") if isinstance(message.get(key), str)}
+    extra = {key: value for key, value in message.items() if key not in plain}
+    # The order of keys stays as it is: templates show tool calls as they were written.
+    return {**plain, "extra": json.dumps(extra, ensure_ascii=False) if extra else None}
+
+
+def _message(row: Mapping[str, Any]) -> Message:
+    plain = {key: row[key] for key in ("role", "content") if row[key] is not None}
+    return plain | (json.loads(row["extra"]) if row["extra"] is not None else {})
+
+
+def _record(row: Mapping[str, Any]) -> Record:
+    return Record(
+        messages=None if row["messages"] is None else tuple(_message(m) for m in row["messages"]),
+        prompt=row["prompt"],
+        completion=row["completion"],
+        text=row["text"],
+        tools=None if row["tools"] is None else tuple(json.loads(row["tools"])),
+        finished=row["finished"],
+        sample=row["sample"],
+        group=row["group"],
+        row=row["row"],
+        provenance=Provenance(**json.loads(row["provenance"])),
+        verdicts=tuple(Verdict(**v) for v in json.loads(row["verdicts"])),
+        metadata=json.loads(row["metadata"]),
+    )

@@ -1,0 +1,157 @@
+"""From a record to token ids and labels. Only what the assistant writes is learned, and the token that ends its turn.
+
+The text is encoded once, whole, so that no token differs from what the model would see; a token that reaches over
+the beginning of an answer makes the record a reject. A completion that was cut short (by the teacher's limit, or here
+by `max_length`) gets no end token: the student must not learn to stop there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from potstill.data.chat import ChatTokenizer
+from potstill.data.spans import Turn, Unlearnable, assistant_turns
+from potstill.errors import DataError
+from potstill.types import Message, Record, Reject
+
+IGNORE = -100
+"""As `potstill.signals.IGNORE`, which needs torch."""
+
+_EXCERPT_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One record as a model sees it.
+
+    `labels[t]` is `input_ids[t]` where that token is learned, else IGNORE. `cut` says that learned tokens were left
+    out for `max_length`. `note` says what else a person should know (text that the chat template adds). `teacher` is
+    the teacher's own view where it sees another prompt (see `potstill.data.views`).
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    record_id: str = ""
+    group: str = ""
+    cut: bool = False
+    note: str = ""
+    teacher: Tokenized | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def learned(self) -> list[int]:
+        """The learned tokens, in order."""
+        return [label for label in self.labels if label != IGNORE]
+
+
+def tokenize(record: Record, chat: ChatTokenizer, max_length: int) -> Tokenized | Reject:
+    """The ids and labels of a record, or why it cannot be learned.
+
+    A `prompt` is the user's turn where the model has a chat template, with its `completion` the assistant's; without
+    a template they are joined as they stand, and the end token follows. Of a `text` every token is learned (but the
+    first, which nothing predicts), and none is added.
+
+    Args:
+        record: what to learn.
+        chat: the student's tokenizer.
+        max_length: tokens beyond it are cut off at the end.
+
+    Raises:
+        DataError: messages and no chat template, or a completion to finish and no end token.
+    """
+    if record.is_prompt:
+        return _reject(record, "nothing to learn", "a prompt without an answer")
+    try:
+        ids, labels, note = _labelled(record, chat)
+    except Unlearnable as unlearnable:
+        return _reject(record, unlearnable.reason, unlearnable.detail)
+    labels[:1] = [IGNORE] * len(labels[:1])
+    cut = any(label != IGNORE for label in labels[max_length:])
+    ids, labels = ids[:max_length], labels[:max_length]
+    if all(label == IGNORE for label in labels):
+        return _reject(record, "nothing to learn", f"within max_length {max_length}" if cut else "no token is learned")
+    return Tokenized(ids, labels, record.id, record.group, cut, note)
+
+
+def prompt_ids(
+    prompt: str | Sequence[Message], chat: ChatTokenizer, tools: Sequence[Mapping[str, Any]] | None = None
+) -> list[int]:
+    """What a model is given so that it answers: the conversation with the generation prompt.
+
+    A plain prompt is the user's turn where there is a chat template, else it is continued as it stands: as `tokenize`
+    sees it, so that an answer is learned behind the very tokens it was given for.
+
+    Raises:
+        DataError: messages and no chat template, or the template refuses them.
+    """
+    if isinstance(prompt, str):
+        if chat.template is None:
+            return [*chat.leading, *chat.encode(prompt).ids]
+        prompt = ({"role": "user", "content": prompt},)
+    return chat.encode(chat.render(prompt, tools, add_generation_prompt=True)).ids
+
+
+def _labelled(record: Record, chat: ChatTokenizer) -> tuple[list[int], list[int], str]:
+    """Ids, labels and note, before anything is cut."""
+    if record.text is not None:
+        ids = [*chat.leading, *chat.encode(record.text).ids]
+        return ids, [IGNORE] * len(chat.leading) + ids[len(chat.leading) :], ""
+    messages = record.messages
+    if messages is None:
+        assert record.prompt is not None and record.completion is not None
+        if chat.template is None:
+            return _joined(record.prompt, record.completion, record.finished, chat)
+        question, answer = record.prompt, record.completion
+        messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    text, turns = assistant_turns(messages, record.tools, chat)
+    if not record.finished:
+        # The end token is neither learned nor there: the words go on, we only do not know how.
+        last = turns[-1]
+        text, turns[-1] = text[: last.words_end], replace(last, end=last.words_end)
+    ids, offsets = chat.encode(text)
+    note = next((f"the chat template adds {turn.added!r} to answers" for turn in turns if turn.added), "")
+    return ids, _labels(text, ids, offsets, turns, chat), note
+
+
+def _labels(
+    text: str, ids: list[int], offsets: list[tuple[int, int]], turns: Sequence[Turn], chat: ChatTokenizer
+) -> list[int]:
+    """Labels on the tokens that make up the turns. Every token is on one side of each boundary, or it is an error."""
+    labels = [IGNORE] * len(ids)
+    at = 0
+    for turn in turns:
+        while at < len(ids) and offsets[at][1] <= turn.start:
+            at += 1
+        if at < len(ids) and offsets[at][0] < turn.start:
+            raise Unlearnable("a token reaches over the beginning of the answer", repr(text[slice(*offsets[at])]))
+        while at < len(ids) and offsets[at][0] < turn.end:
+            beyond = text[turn.end : offsets[at][1]]
+            # Some end tokens swallow the white space behind them; nothing else may reach out.
+            if beyond and (beyond.strip() or not chat.special_pattern.match(text, offsets[at][0])):
+                raise Unlearnable("a token reaches over the end of the answer", repr(text[slice(*offsets[at])]))
+            labels[at] = ids[at]
+            at += 1
+    return labels
+
+
+def _joined(prompt: str, completion: str, finished: bool, chat: ChatTokenizer) -> tuple[list[int], list[int], str]:
+    text = prompt + completion
+    ids, offsets = chat.encode(text)
+    labels = _labels(text, ids, offsets, [Turn(len(prompt), len(text), len(text))], chat)
+    if finished:
+        if chat.eos_id is None:
+            raise DataError(
+                "the tokenizer has no end token, so no student could learn to stop",
+                mend="set eos_token in its tokenizer_config.json",
+            )
+        ids, labels = [*ids, chat.eos_id], [*labels, chat.eos_id]
+    return [*chat.leading, *ids], [IGNORE] * len(chat.leading) + labels, ""
+
+
+def _reject(record: Record, reason: str, detail: str = "") -> Reject:
+    said = record.text or record.prompt or str((record.messages or ({},))[-1].get("content", ""))
+    return Reject(reason, record.provenance.source, record.row, said[:_EXCERPT_CHARACTERS], detail)
