@@ -1,0 +1,47 @@
+"""What a student is built from, and what a kind of student does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel
+
+from potstill.console import Console
+from potstill.models.folder import ModelSource
+from potstill.signals import Batch
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a student may be made of. The teacher's weights are read from its folder, never from a live teacher,
+    which may have been rounded to bf16.
+
+    `tokenizer_source` is the folder of the tokenizer that the student will have. `influence_batches` gives batches of
+    the training data, for those kinds that look at it.
+    """
+
+    teacher: ModelSource | None
+    tokenizer_source: Path
+    console: Console
+    influence_batches: Callable[[], Iterable[Batch]] | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A student before adapters, in fp32 on the processor, and what is to be said of how it was made."""
+
+    model: PreTrainedModel
+    facts: dict[str, Any]
+
+
+class StudentBuilder(Protocol):
+    """A kind of student; bound to its settings by `@implements`, built by `registry.build(settings)`.
+
+    It draws random numbers from torch's generator on the processor only, which the caller has seeded.
+    """
+
+    def build(self, materials: Materials) -> Plain: ...

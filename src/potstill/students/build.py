@@ -1,0 +1,116 @@
+"""Build the student that a recipe describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from potstill import registry
+from potstill.console import Console
+from potstill.models.folder import ModelSource
+from potstill.recipe.students import StudentSettings
+from potstill.signals import Batch
+from potstill.students.base import Materials, StudentBuilder
+from potstill.students.lora import add_lora
+
+
+@dataclass(frozen=True)
+class BuiltStudent:
+    """A student in fp32 on the processor, in evaluation mode, and the facts of how it was made.
+
+    `facts`: `kind`, `seed`, `layers` (the teacher's, by index, or None), `parameters` (adapters aside: what is
+    exported), `trainable_parameters`, `teacher_parameters` (or None), and what the kind adds.
+    """
+
+    model: PreTrainedModel | PeftModel
+    facts: dict[str, Any]
+
+
+def build_student(
+    settings: StudentSettings,
+    *,
+    teacher: ModelSource | None,
+    tokenizer_source: Path,
+    seed: int,
+    influence_batches: Callable[[], Iterable[Batch]] | None = None,
+    console: Console,
+    trust_remote_code: bool = False,
+) -> BuiltStudent:
+    """Build a student. The same arguments give the same weights, bit for bit; the caller's random state is untouched.
+
+    Args:
+        settings: the recipe's `student`.
+        teacher: its folder, where its weights are here.
+        tokenizer_source: folder of the tokenizer that the student will have.
+        seed: of all that is random: initial weights, adapters.
+        influence_batches: batches of the training data, for `by_influence`.
+        console: shows progress, and says what was built.
+        trust_remote_code: of the teacher.
+
+    Raises:
+        RecipeError: the recipe asks for something impossible of this teacher.
+        ModelError: a model cannot be found, opened, or used.
+        DataError: there are no data to measure the layers on.
+    """
+    materials = Materials(teacher, tokenizer_source, console, influence_batches, trust_remote_code)
+    builder: StudentBuilder = registry.build(settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        plain = builder.build(materials)
+        model: PreTrainedModel | PeftModel = plain.model
+        _learn_every_embedding(plain.model)
+        parameters = count_parameters(plain.model)
+        if settings.lora is not None:
+            model = add_lora(plain.model, settings.lora)
+    model.eval()
+    facts = {
+        "kind": settings.kind,
+        "seed": seed,
+        "parameters": parameters,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "teacher_parameters": parameters_of(teacher, trust_remote_code) if teacher is not None else None,
+        **plain.facts,
+    }
+    console.say(_summary(facts), **facts)
+    return BuiltStudent(model, facts)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers a model has; tied weights count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def parameters_of(source: ModelSource, trust_remote_code: bool = False) -> int:
+    """How many numbers the model of a folder has, without loading its weights."""
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return count_parameters(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+
+
+def _learn_every_embedding(model: PreTrainedModel) -> None:
+    """Padding is known by length, never by token id (rule 4): a pad token that is the end token too must learn its
+    embedding, which `padding_idx` would keep from every gradient."""
+    embeddings = model.get_input_embeddings()
+    if isinstance(embeddings, nn.Embedding):
+        embeddings.padding_idx = None
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    parts = [f"student: {facts['parameters'] / 1e6:,.1f}M parameters"]
+    if facts["teacher_parameters"]:
+        share = 1 - facts["parameters"] / facts["teacher_parameters"]
+        compared = f"{share:.0%} fewer than" if share > 0 else "no fewer than"
+        parts.append(f"{compared} the teacher's {facts['teacher_parameters'] / 1e6:,.1f}M")
+    if facts["layers"] is not None:
+        parts.append(f"of its {facts['teacher_layers']} layers {', '.join(map(str, facts['layers']))}")
+    if facts["trainable_parameters"] != facts["parameters"]:
+        parts.append(f"adapters of {facts['trainable_parameters'] / 1e6:,.2f}M in training")
+    return ", ".join(parts)

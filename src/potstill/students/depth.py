@@ -1,0 +1,110 @@
+"""A shallower model: the configuration for fewer layers, and the teacher's tensors in their new places.
+
+Both steps go by names and sizes that every family shares. The student is always constructed anew from its
+configuration, so that what a layer knows of its own place (`layer_idx`, its kind of attention) is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from potstill.errors import ModelError
+from potstill.models.anatomy import decoder_layers
+
+_NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def per_layer_keys(config: PreTrainedConfig) -> list[str]:
+    """The keys that hold one value per layer, such as `layer_types`: lists that are as long as there are layers."""
+    count = config.num_hidden_layers
+    return [
+        key
+        for key, value in config.to_dict().items()
+        if isinstance(value, (list, tuple)) and len(value) == count and key not in _NOT_PER_LAYER
+    ]
+
+
+def config_from(teacher: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedConfig:
+    """A configuration of the teacher's family with some keys changed, by the family's own names or the common ones
+    (`num_hidden_layers` is GPT-2's `n_layer`). It names no folder, and its dtype is float32.
+
+    Raises:
+        ModelError: the family refuses the result.
+    """
+    own_name = type(teacher).attribute_map
+    document = teacher.to_dict() | {own_name.get(key, key): value for key, value in changes.items()}
+    document |= {"_name_or_path": "", "dtype": "float32"}
+    try:
+        return type(teacher).from_dict(document)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        what = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(f"{type(teacher).__name__} does not accept this shape: {what}") from error
+
+
+def shallower_config(teacher: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    """The teacher's configuration with only some layers; whatever it says per layer is taken from those."""
+    document = teacher.to_dict()
+    kept = {key: [document[key][layer] for layer in layers] for key in per_layer_keys(teacher)}
+    return config_from(teacher, {"num_hidden_layers": len(layers), **kept})
+
+
+def lost_kinds(teacher: PreTrainedConfig, layers: Sequence[int]) -> list[str]:
+    """Kinds of layers that the teacher has and the kept ones have not, such as `full_attention` where only the
+    sliding layers of an alternating pattern are kept. For the person to know of; it is no error."""
+    document = teacher.to_dict()
+    lost: set[str] = set()
+    for key in per_layer_keys(teacher):
+        kinds = document[key]
+        if all(isinstance(kind, str) for kind in kinds):
+            lost |= set(kinds) - {kinds[layer] for layer in layers}
+    return sorted(lost)
+
+
+@torch.no_grad()
+def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Give the student the teacher's tensors: layer `layers[i]` becomes layer `i`, and everything outside the layers
+    (embeddings, norms, head) is taken as it is. Tied weights stay tied, for they are one tensor.
+
+    Raises:
+        ModelError: a tensor has no counterpart of equal shape, so that the student is not made of those layers.
+    """
+    prefix = _layers_name(teacher)
+    given = teacher.state_dict()
+    used = set()
+    for name, tensor in student.state_dict().items():
+        source = _teacher_name(name, prefix, layers)
+        if source not in given or given[source].shape != tensor.shape:
+            raise _not_made_of(teacher, f"the student's {name} has no counterpart of its shape (it would be {source})")
+        tensor.copy_(given[source])
+        used.add(source)
+    kept = {f"{prefix}{layer}." for layer in layers}
+    expected = {n for n in given if not n.startswith(prefix) or any(n.startswith(k) for k in kept)}
+    if unused := sorted(expected - used):
+        raise _not_made_of(teacher, f"the teacher's {unused[0]} has no place in the student")
+
+
+def _layers_name(model: PreTrainedModel) -> str:
+    """The name of the layer list in the state dict, with a dot at the end: `model.layers.`, `transformer.h.`"""
+    wanted = decoder_layers(model)
+    name: str = next(name for name, module in model.named_modules() if module is wanted)
+    return f"{name}."
+
+
+def _teacher_name(name: str, prefix: str, layers: Sequence[int]) -> str:
+    if not name.startswith(prefix):
+        return name
+    index, dot, rest = name.removeprefix(prefix).partition(".")
+    return f"{prefix}{layers[int(index)]}{dot}{rest}"
+
+
+def _not_made_of(teacher: PreTrainedModel, why: str) -> ModelError:
+    return ModelError(
+        f"no student can be made of these layers of {type(teacher).__name__}: {why}",
+        where="student.layers",
+        mend="choose layers of one kind, or make the student from a config",
+    )

@@ -1,0 +1,69 @@
+"""A student of the teacher's own layers, fewer of them.
+
+The steps are: choose, write the smaller configuration, construct, copy. Another dimension to cut (width, feed-forward,
+heads) is another configuration step and another copying step between the same two ends.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from potstill.errors import ModelError, RecipeError
+from potstill.models.anatomy import decoder_layers
+from potstill.models.load import load_model
+from potstill.recipe.students import ByInfluence, FromTeacher
+from potstill.registry import implements
+from potstill.students.base import Materials, Plain
+from potstill.students.depth import copy_layers, lost_kinds, shallower_config
+from potstill.students.influence import layer_influence
+from potstill.students.layers import choose_layers
+
+
+@implements(FromTeacher)
+class TeacherLayers:
+    """Some of the teacher's layers; embeddings, norms and head copied, tied weights tied. Sanh et al. 2019, §3."""
+
+    def __init__(self, settings: FromTeacher) -> None:
+        self.settings = settings
+
+    def build(self, materials: Materials) -> Plain:
+        """Raises RecipeError for impossible layers, ModelError for a teacher that cannot be cut."""
+        if materials.teacher is None:
+            raise RecipeError("a student from_teacher needs a teacher whose weights are here", where="student.kind")
+        teacher = load_model(
+            materials.teacher, dtype="float32", device="cpu", trust_remote_code=materials.trust_remote_code
+        )
+        if getattr(teacher.config, "quantization_config", None) is not None:
+            raise ModelError(
+                "the teacher's weights are quantised, and a student cannot be made of packed weights",
+                where=str(materials.teacher.path),
+                mend="name the unquantised model as teacher, or make the student from a config",
+            )
+        influence = self._influence(teacher, materials)
+        layers = choose_layers(self.settings.layers, len(decoder_layers(teacher)), influence)
+        for kind in lost_kinds(teacher.config, layers):
+            materials.console.warn(f"the student keeps none of the teacher's {kind} layers (student.layers: {layers})")
+        student = self._construct(teacher, layers, materials)
+        facts = {"layers": layers, "teacher_layers": len(decoder_layers(teacher))}
+        return Plain(student, facts if influence is None else {**facts, "influence": influence})
+
+    def _influence(self, teacher: PreTrainedModel, materials: Materials) -> list[float] | None:
+        if not isinstance(self.settings.layers, ByInfluence):
+            return None
+        if materials.influence_batches is None:
+            raise RecipeError("by_influence looks at the training data, and there are none", where="student.layers")
+        records = self.settings.layers.records
+        return layer_influence(teacher, materials.influence_batches(), records=records, console=materials.console)
+
+    def _construct(self, teacher: PreTrainedModel, layers: list[int], materials: Materials) -> PreTrainedModel:
+        config = shallower_config(teacher.config, layers)
+        student: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=materials.trust_remote_code
+        )
+        copy_layers(teacher, student, layers)
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+        return student

@@ -1,0 +1,74 @@
+"""How much each of a model's layers changes the hidden state, on a few batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.console import Console
+from potstill.errors import DataError
+from potstill.models.anatomy import decoder_layers
+from potstill.models.live import run_decoder
+from potstill.signals import Batch, View
+
+
+@torch.no_grad()
+def layer_influence(model: PreTrainedModel, batches: Iterable[Batch], *, records: int, console: Console) -> list[float]:
+    """1 − cos(what goes in, what comes out) of each layer, the mean over all real tokens. 0 changes no direction.
+    Block influence of Men et al. 2024 (ShortGPT, arXiv 2403.03853), eq. 1.
+
+    Args:
+        model: in evaluation mode; left in it.
+        batches: their teacher's view is read; those after `records` rows are not.
+        records: how many rows to look at.
+        console: shows progress.
+
+    Returns:
+        One number per layer, in [0, 2].
+
+    Raises:
+        DataError: there is no token to look at.
+    """
+    layers = decoder_layers(model)
+    device = next(model.parameters()).device
+    sums = torch.zeros(len(layers), dtype=torch.float64)
+    real = torch.zeros(0, dtype=torch.bool)
+    tokens = rows = 0
+
+    def measure(index: int) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            sums[index] += _turned(before[real], after[real])
+
+        return hook
+
+    handles = [layer.register_forward_hook(measure(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        with console.task("measuring the layers", total=records, unit="records") as task:
+            for batch in batches:
+                left = slice(records - rows)
+                view = batch.teacher
+                few = View(*(t[left].to(device) for t in (view.input_ids, view.position_ids, view.segment_ids)))
+                real = few.segment_ids > 0
+                run_decoder(model, few)
+                tokens += int(real.sum())
+                rows += few.input_ids.shape[0]
+                task.advance(few.input_ids.shape[0])
+                if rows >= records:
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    if tokens == 0:
+        raise DataError("there are no records to measure the layers' influence on", where="student.layers.by_influence")
+    return [float(total) / tokens for total in sums]
+
+
+def _turned(before: Tensor, after: Tensor) -> float:
+    """Σ (1 − cos) over rows."""
+    return float((1 - torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)).double().sum())

@@ -1,0 +1,72 @@
+"""Which of the teacher's layers a student keeps. Numbers only; no model is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from potstill.errors import RecipeError
+from potstill.recipe.students import ByInfluence, First, Last, LayerChoice, Uniform
+
+_WHERE = "student.layers"
+
+
+def choose_layers(choice: LayerChoice, count: int, influence: Sequence[float] | None = None) -> list[int]:
+    """The kept layers of a teacher with `count` layers, 0-based, first to last.
+
+    - `every_other`: 0, 2, 4, …
+    - `uniform: n`: round(linspace(0, count − 1, n)), in exact arithmetic, halves to the even number as Python and
+      numpy round. 6 of 12 are DistilBERT's 0, 2, 4, 7, 9, 11.
+    - `first: n`, `last: n`.
+    - `by_influence: n`: the n of largest influence, in their order in the teacher; of equals, the earlier one.
+    - a list: as given. The order is free, but a layer cannot be there twice: that would be a typing error more often
+      than a wish, and two copies of one layer start out equal.
+
+    Args:
+        choice: the recipe's `student.layers`.
+        count: how many layers the teacher has.
+        influence: of each layer, for `by_influence`.
+
+    Raises:
+        RecipeError: more layers asked than there are, an index out of range, or one that is there twice.
+    """
+    match choice:
+        case "every_other":
+            return list(range(0, count, 2))
+        case Uniform(uniform=n):
+            _check_enough(n, count, "uniform")
+            step = Fraction(count - 1, n - 1) if n > 1 else Fraction(0)
+            return [round(i * step) for i in range(n)]
+        case First(first=n):
+            _check_enough(n, count, "first")
+            return list(range(n))
+        case Last(last=n):
+            _check_enough(n, count, "last")
+            return list(range(count - n, count))
+        case ByInfluence(by_influence=n):
+            _check_enough(n, count, "by_influence")
+            assert influence is not None and len(influence) == count
+            return sorted(sorted(range(count), key=lambda layer: (-influence[layer], layer))[:n])
+        case _:
+            return _check_list(list(choice), count)
+
+
+def _check_enough(asked: int, count: int, key: str) -> None:
+    if asked > count:
+        raise RecipeError(
+            f"{asked} layers are asked of a teacher with {count}",
+            where=f"{_WHERE}.{key}",
+            mend=f"ask for {count} or fewer",
+        )
+
+
+def _check_list(layers: list[int], count: int) -> list[int]:
+    if outside := [layer for layer in layers if not 0 <= layer < count]:
+        raise RecipeError(
+            f"there is no layer {outside[0]} in a teacher with {count}",
+            where=_WHERE,
+            mend=f"layers are counted from 0 to {count - 1}",
+        )
+    if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
+        raise RecipeError(f"layer {twice[0]} is there twice", where=_WHERE, mend="name each layer once")
+    return layers

@@ -1,0 +1,48 @@
+"""A low-rank adapter on a student, whatever it was made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from potstill.errors import RecipeError
+from potstill.recipe.students import Lora
+
+_WHERE = "student.lora.target_modules"
+
+
+def add_lora(model: PreTrainedModel, settings: Lora) -> PeftModel:
+    """The model with an adapter in training; everything else is frozen. Hu et al. 2021.
+
+    Raises:
+        RecipeError: no module is called so, or the adapter would sit on one of two tied weights (merging it would
+            change the other one too).
+    """
+    targets = settings.target_modules
+    asked: dict[str, Any] = {
+        "r": settings.r,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "task_type": "CAUSAL_LM",
+        # GPT-2 keeps its weights the other way round.
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
+    }
+    try:
+        adapted = get_peft_model(model, LoraConfig(**asked))
+    except ValueError as error:
+        what = str(error).strip().splitlines()[0]
+        raise RecipeError(what, where=_WHERE, mend="all-linear, or names such as [q_proj, v_proj]") from error
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise RecipeError(
+            "the output layer is tied to the embeddings, and an adapter on one of them cannot be merged without "
+            "changing the other",
+            where=_WHERE,
+            mend="leave the output layer and the embeddings out (all-linear does)",
+        )
+    return adapted
