@@ -1,0 +1,108 @@
+"""A checkpoint counts when it is whole (rule 15).
+
+It is written to `.partial-checkpoint-<step>`, gets a list of its files with their sizes (`complete.json`), is
+brought to disk, and only then renamed to `checkpoint-<step>`. What has no list, or does not match it, is passed over
+when training resumes. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+COMPLETE = "complete.json"
+AT_LEAST_KEPT = 2
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def aside(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it is whole."""
+    return folder / f".partial-checkpoint-{step}"
+
+
+def seal(partial: Path, final: Path, facts: Mapping[str, Any]) -> None:
+    """Give a folder its valid name, once every file in it is on disk. `facts` are kept in its list of files."""
+    files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+    files.pop(COMPLETE, None)
+    (partial / COMPLETE).write_text(json.dumps({"files": files, "facts": dict(facts)}, indent=1), encoding="utf-8")
+    for name in (*files, COMPLETE):
+        _to_disk(partial / name)
+    _to_disk(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    _to_disk(final.parent)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint is there, in its full size."""
+    try:
+        listed = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in listed.items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """The facts that were sealed with a whole checkpoint."""
+    facts: dict[str, Any] = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["facts"]
+    return facts
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step in a checkpoint's name.
+
+    Raises:
+        ValueError: it is no checkpoint's name.
+    """
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint.name!r} is not the name of a checkpoint")
+    return int(match[1])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Whatever bears the name of a checkpoint, whole or not, oldest step first."""
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and _NAME.fullmatch(p.name)]
+    return sorted(found, key=step_of)
+
+
+def last_whole(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest whole checkpoint, and the newer ones that had to be passed over because they are not whole."""
+    passed_over: list[Path] = []
+    for checkpoint in reversed(checkpoints_in(folder)):
+        if is_whole(checkpoint):
+            return checkpoint, passed_over
+        passed_over.append(checkpoint)
+    return None, passed_over
+
+
+def rotate(folder: Path, limit: int, best: Path | None) -> None:
+    """Remove the oldest whole checkpoints until `limit` are left, the best one and those that are not whole aside."""
+    whole = [p for p in checkpoints_in(folder) if is_whole(p)]
+    spare = [p for p in whole[: -max(limit, AT_LEAST_KEPT)] if best is None or p.name != best.name]
+    for checkpoint in spare:
+        # Renamed first: a removal that is cut short must not leave half a checkpoint under a valid name.
+        leaving = checkpoint.with_name(f".old-{checkpoint.name}")
+        os.replace(checkpoint, leaving)
+        shutil.rmtree(leaving)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted save or removal left behind."""
+    for pattern in (".partial-checkpoint-*", ".old-checkpoint-*"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,125 @@
+"""From a data set, as users of `transformers` hand one over, to rows of tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any
+
+from potstill.data.chat import ChatTokenizer
+from potstill.data.pack import Packed, pack
+from potstill.data.tokenize import Tokenized, tokenize
+from potstill.errors import DataError
+from potstill.types import Record, Reject, group_of
+
+logger = logging.getLogger(__name__)
+
+Row = Tokenized | Packed
+_FORMS = "rows with messages, prompt and completion, text, or input_ids and labels"
+
+
+def rows_of(
+    dataset: Any, chat: ChatTokenizer | None, *, max_length: int, packing: bool = False, name: str = "train_dataset"
+) -> list[Row]:
+    """Tokens and labels of every row of a data set; what is cut or left out is counted in one warning.
+
+    Args:
+        dataset: a `datasets.Dataset`, or any sequence of mappings, or rows that are tokenised already.
+        chat: the tokenizer; None will do where every row is tokenised.
+        max_length: longer rows are cut at the end.
+        packing: several rows in one, kept apart by their positions.
+        name: what the data set is called in messages.
+
+    Raises:
+        DataError: not a data set with a length, a row that cannot be read, or nothing that can be learned.
+    """
+    if not isinstance(dataset, Iterable) or not isinstance(dataset, Sized):
+        raise DataError(
+            f"a {type(dataset).__name__} has no length: the steps of a schedule could not be counted",
+            where=name,
+            mend="give a datasets.Dataset or a list (of a stream, a part: list(stream.take(10_000)))",
+        )
+    items = list(dataset)
+    if items and all(isinstance(item, (Tokenized, Packed)) for item in items):
+        return items
+    rows: list[Tokenized] = []
+    dropped: Counter[str] = Counter()
+    for index, item in enumerate(items):
+        row = _row_of(item, chat, max_length, f"{name}[{index}]")
+        if isinstance(row, Reject):
+            dropped[row.reason] += 1
+        else:
+            rows.append(row)
+    if not rows:
+        why = f": {_counted(dropped)}" if dropped else ""
+        raise DataError(f"there is nothing to learn from{why}", where=name, mend=f"give {_FORMS}")
+    cut = sum(row.cut for row in rows)
+    if dropped or cut:
+        said = [f"{_counted(dropped)} left out"] if dropped else []
+        said += [f"{cut} cut at {max_length} tokens"] if cut else []
+        logger.warning("%s: of %d rows, %s", name, len(items), ", ".join(said))
+    return list(pack(rows, max_length)) if packing else list(rows)
+
+
+def _row_of(item: Any, chat: ChatTokenizer | None, max_length: int, where: str) -> Tokenized | Reject:
+    if not isinstance(item, Mapping):
+        raise DataError(f"a row is a mapping, not a {type(item).__name__}", where=where, mend=f"give {_FORMS}")
+    given = {key: value for key, value in item.items() if value is not None}
+    if "input_ids" in given:
+        return _tokenised(given, max_length, where)
+    if chat is None:
+        raise DataError("text needs a tokenizer", where=where, mend="give processing_class=tokenizer")
+    record = _record_of(given, where)
+    if record.is_prompt:
+        raise DataError(
+            "a prompt without an answer cannot be learned from",
+            where=where,
+            mend="have the teacher answer first (`potstill generate`), or add the answer",
+        )
+    return tokenize(record, chat, max_length)
+
+
+def _record_of(given: Mapping[str, Any], where: str) -> Record:
+    if "messages" in given:
+        messages = tuple({k: v for k, v in message.items() if v is not None} for message in given["messages"])
+        tools = tuple(given["tools"]) if given.get("tools") else None
+        return Record(messages=messages, tools=tools, group=group_of(messages))
+    if "prompt" in given and "completion" in given:
+        prompt, completion = given["prompt"], given["completion"]
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return Record(prompt=prompt, completion=completion, group=group_of(prompt))
+        messages = (*prompt, *completion)
+        return Record(messages=messages, group=group_of(prompt))
+    if "text" in given:
+        return Record(text=given["text"], group=group_of(given["text"]))
+    has = ", ".join(sorted(given)) or "nothing"
+    raise DataError(f"a row with {has} cannot be read", where=where, mend=f"give {_FORMS}")
+
+
+def _tokenised(given: Mapping[str, Any], max_length: int, where: str) -> Tokenized | Reject:
+    if "labels" not in given:
+        raise DataError(
+            "input_ids without labels",
+            where=where,
+            mend="label what is learned with its token id and the rest with -100",
+        )
+    ids, labels = _ints(given["input_ids"]), _ints(given["labels"])
+    if len(ids) != len(labels):
+        raise DataError(f"{len(ids)} input_ids and {len(labels)} labels", where=where, mend="give one label per token")
+    mask = _ints(given["attention_mask"]) if "attention_mask" in given else [1] * len(ids)
+    # Padding of somebody else's is taken off, on either side; the collator makes its own.
+    ids, labels = ([v for v, real in zip(values, mask, strict=True) if real] for values in (ids, labels))
+    cut = any(label >= 0 for label in labels[max_length:])
+    ids, labels = ids[:max_length], labels[:max_length]
+    if not any(label >= 0 for label in labels[1:]):
+        return Reject("nothing to learn", where, 0)
+    return Tokenized(ids, labels, cut=cut)
+
+
+def _ints(values: Sequence[Any]) -> list[int]:
+    return [int(value) for value in values]
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{amount} {reason}" for reason, amount in reasons.items())

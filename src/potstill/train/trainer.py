@@ -1,0 +1,293 @@
+"""`DistillTrainer`: a `transformers.Trainer` whose loss is a list of objectives and whose model has a teacher.
+
+Ours are the counts over the whole optimiser step (rule 1), the order of the rows, the loss inside the wrapped forward
+(`module.py`), held-out KL, and checkpoints that are whole or do not count (`saving.py`). The loop, mixed precision,
+DDP, schedules, optimisers and trackers are the library's.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+from potstill.data.chat import ChatTokenizer
+from potstill.data.collate import Collator
+from potstill.errors import DataError, UserError
+from potstill.models.live import check_head
+from potstill.models.tokenizers import check_same_tokenizer
+from potstill.objectives import VocabularyObjective
+from potstill.recipe import ObjectiveSettings
+from potstill.signals import Batch
+from potstill.teachers.base import Teacher
+from potstill.train.checkpoints import AT_LEAST_KEPT
+from potstill.train.given import built, given_objectives, given_student, given_teacher, given_tokenizer
+from potstill.train.held_out import MeasuresHeldOut
+from potstill.train.loaders import loader
+from potstill.train.module import METRIC, DistillModule
+from potstill.train.order import StepOrder
+from potstill.train.refuse import check_capabilities, refuse_arguments, refuse_metrics
+from potstill.train.tally import Tally
+
+logger = logging.getLogger(__name__)
+
+
+class DistillTrainer(MeasuresHeldOut):
+    """Trains a student on objectives.
+
+        trainer = DistillTrainer(model=student, teacher=teacher, args=TrainingArguments("out", learning_rate=5e-4),
+                                 objectives=[ForwardKL(temperature=2.0), HardCE()],
+                                 train_dataset=answers, processing_class=tokenizer)
+        trainer.train()
+        trainer.save_model("student")
+
+    `evaluate()` gives `eval_kl`, `eval_nll` and `eval_top1_agreement`: per target token, at temperature 1, summed in
+    fp32 over all tokens and processes. "The loss" of an evaluation, by which `load_best_model_at_end` chooses, is the
+    KL (the NLL where there is no teacher). Logs hold `loss`, and of each objective `<name>/value`, `/count`, `/weight`.
+
+    Args:
+        model: the student: a causal language model, or its name or path (opened in fp32).
+        teacher: a causal language model over the same tokens, its name or path, or a `Teacher`. None where no objective
+            needs one.
+        args: plain `TrainingArguments`; they are copied, not changed.
+        objectives: settings (`ForwardKL(temperature=2.0)`) or mappings (`{"kind": "forward_kl", "temperature": 2}`).
+            Default: forward_kl and hard_ce.
+        train_dataset: rows with `messages`, `prompt` and `completion`, `text`, or `input_ids` and `labels`. Learned are
+            the assistant's words and the token that ends the turn; of a text, all.
+        eval_dataset: the same, held out; or several by name.
+        processing_class: the student's tokenizer.
+        peft_config: an adapter for the student.
+        callbacks, optimizers: as in `Trainer`.
+        max_length: longer rows are cut at the end, and counted.
+        packing: several rows in one, which do not see each other.
+        log_gradient_norms: at every logged step, the norm of each objective's own gradient (`<name>/grad_norm`,
+            weight included, on the step's first micro-batch). It costs a forward and backward pass per objective and
+            changes nothing else.
+
+    Raises:
+        UserError: an argument that the loss cannot honour (fp16, `nn.DataParallel`, label smoothing, sharded weights,
+            `compute_metrics`), with what to do instead.
+        CapabilityError: an objective needs what the teacher cannot give.
+        TokenizerMismatch: student and teacher do not speak the same tokens.
+        DataError: rows that cannot be read, or nothing to learn.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        teacher: str | nn.Module | Teacher | None = None,
+        args: TrainingArguments | None = None,
+        objectives: Sequence[ObjectiveSettings | Mapping[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        compute_metrics: Any = None,
+        *,
+        max_length: int = 1024,
+        packing: bool = False,
+        log_gradient_norms: bool = False,
+    ) -> None:
+        args = _own_arguments(args)
+        refuse_metrics(compute_metrics)
+        processing_class = processing_class or given_tokenizer(model)
+        self._reading: dict[str, Any] = {"max_length": max_length, "packing": packing}
+        self._chat = ChatTokenizer.from_transformers(processing_class) if processing_class is not None else None
+        self.collate = Collator(self._chat.pad_id if self._chat is not None else 0)
+        self.train_rows = self._read(train_dataset, "train_dataset") if train_dataset is not None else []
+        self.eval_rows = self._read_held_out(eval_dataset)
+
+        student = given_student(model)
+        taught = given_teacher(teacher, student, args.device)
+        if processing_class is not None and taught is not None and taught.tokenizer is not None:
+            check_same_tokenizer(processing_class, taught.tokenizer)
+        settings = given_objectives(objectives)
+        check_capabilities(settings, taught)
+        if peft_config is not None:
+            student = get_peft_model(student, peft_config)
+        with torch.random.fork_rng():
+            # So that projectors take nothing from the random numbers that dropout will draw.
+            torch.manual_seed(args.seed)
+            module = DistillModule(student, taught, built(settings))
+        if args.ddp_find_unused_parameters is None:
+            # The sweep reaches every weight; hidden states alone leave the head, and layers above them, unused.
+            args.ddp_find_unused_parameters = not any(isinstance(o, VocabularyObjective) for o in module.objectives)
+
+        use_cache = getattr(module.config, "use_cache", None)
+        super().__init__(
+            model=module,
+            args=args,
+            data_collator=self.collate,
+            train_dataset=self.train_rows or None,
+            eval_dataset=self.eval_rows or None,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if use_cache is not None:
+            # The library turns it off for training; ours never uses it, and the student is saved with its own.
+            module.config.use_cache = use_cache
+        # The loss is divided by the counts of the whole step already.
+        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
+        self.log_gradient_norms = log_gradient_norms
+        self.tokens_seen = 0
+        self._since_log = Tally(module.names)
+
+    @property
+    def student(self) -> nn.Module:
+        """The student, with its adapter if it has one."""
+        return self.module.student
+
+    # ---- data ---------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The training rows of this process, step by step."""
+        order = self._step_order()
+        if len(order) == 0:
+            raise DataError(
+                f"{len(order.lengths)} rows do not fill one step of {order.rows_per_step}",
+                where="train_dataset",
+                mend="give more rows, make the batch smaller, or set dataloader_drop_last=False",
+            )
+        return loader(self.train_rows, order, self.collate, self.args)
+
+    def _step_order(self) -> StepOrder:
+        if not self.train_rows:
+            raise UserError("there is nothing to train on", where="train_dataset", mend="give train_dataset")
+        return StepOrder(
+            [len(row) for row in self.train_rows],
+            batch_size=self._train_batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            processes=self.args.world_size,
+            process=self.args.process_index,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            shuffle=self.args.train_sampling_strategy != "sequential",
+            drop_last=self.args.dataloader_drop_last,
+        )
+
+    def tokens_in_all(self, max_steps: int) -> int:
+        """Tokens (padding aside) that training will have seen at its end; an estimate where an epoch is cut short."""
+        order = self._step_order()
+        steps = order.steps()
+        return round(sum(int(order.lengths[step].sum()) for step in steps) * max_steps / max(len(steps), 1))
+
+    # ---- the loss -----------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """The micro-batches of one optimiser step, and each objective's count over all of them and all processes."""
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from a checkpoint of the last step, in the middle of an epoch: there is nothing left to do.
+            return [], None
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        counted = [self._counted(batch) for batch in batches]
+        totals = torch.stack(counted).sum(0) if counted else torch.zeros(2 + len(self.module.names), dtype=torch.long)
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals.to(device), "sum")
+        targets, tokens, counts = int(totals[0]), int(totals[1]), totals[2:].cpu()
+        self.tokens_seen += tokens
+        self._since_log.begin_step(targets, counts)
+        return batches, counts
+
+    def _counted(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        batch = Batch.from_inputs(inputs)
+        return torch.stack([batch.count("targets"), batch.count("tokens"), *self.module.counts(batch)])
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's share of the global loss; `num_items_in_batch` are the counts of the step."""
+        outputs = model(inputs, num_items_in_batch)
+        metrics = {name.removeprefix(METRIC): value for name, value in outputs.items() if name.startswith(METRIC)}
+        self._since_log.add(outputs["sums"], metrics)
+        # Under DDP gradients are averaged over the processes; each process's share is of the global loss already.
+        loss = outputs["loss"] * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One micro-batch, forward and backward."""
+        if self.log_gradient_norms and self._since_log.at_first_batch and self._will_log():
+            self._since_log.gradient_norms = self._gradient_norms(self._prepare_inputs(inputs))
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def _will_log(self) -> bool:
+        step = self.state.global_step + 1
+        return step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
+
+    def _gradient_norms(self, inputs: dict[str, Any]) -> Tensor:
+        """[objectives] norms of weight · ∂(Σ values ÷ count)/∂weights, each objective alone, on one micro-batch."""
+        module = self.module
+        module.train()
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        counts = module.counts(Batch.from_inputs(inputs))
+        norms = []
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        for index in range(len(counts)):
+            # An objective whose count is 0 contributes nothing.
+            alone = torch.zeros_like(counts)
+            alone[index] = counts[index]
+            # Dropout draws here what it would have drawn anyway.
+            with torch.random.fork_rng(devices), self.accelerator.autocast():
+                loss = module(inputs, alone)["loss"]
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            squares = [g.double().square().sum() for g in gradients if g is not None]
+            norms.append(torch.stack(squares).sum().sqrt() if squares else loss.new_zeros((), dtype=torch.float64))
+        return torch.stack(norms)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the objectives did since the last log, then log as usual."""
+        if "loss" in logs and self._since_log.steps > 0:
+            weights = [float(o.settings.weight) for o in self.module.objectives]
+            logs |= self._since_log.summary(weights, self.accelerator)
+            logs["tokens"] = self.tokens_seen
+            self._since_log = Tally(self.module.names)
+        super().log(logs, start_time)
+
+    # ---- training -----------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; with `resume_from_checkpoint` True, from the newest whole checkpoint in `output_dir`.
+
+        Before the first step the head, as the losses read it, is compared with the student's own logits (rule 14).
+
+        Raises:
+            ModelError: they differ.
+            RunError: the checkpoint named is not whole, or there is none.
+        """
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        if any(isinstance(o, VocabularyObjective) for o in self.module.objectives) and self.train_rows:
+            inputs = self._prepare_inputs(self.collate(self.train_rows[:2]))
+            check_head(self.student, Batch.from_inputs(inputs).student)
+        return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
+
+
+def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
+    """A copy of the user's arguments, with what is ours set."""
+    args = copy.copy(args) if args is not None else TrainingArguments("student")
+    refuse_arguments(args)
+    # Rows are our own; the library would look for columns that the model's forward names.
+    args.remove_unused_columns = False
+    if args.metric_for_best_model in ("loss", "eval_loss"):
+        # The loss of an evaluation is its KL.
+        args.greater_is_better = False
+    if args.save_total_limit is not None:
+        args.save_total_limit = max(args.save_total_limit, AT_LEAST_KEPT)
+    return args
