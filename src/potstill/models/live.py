@@ -107,7 +107,7 @@ def check_head(model: nn.Module, view: View) -> float:
     part = (slice(_CHECKED_ROWS), slice(_CHECKED_TOKENS))
     few = View(view.input_ids[part], view.position_ids[part], view.segment_ids[part])
     positions = (few.segment_ids > 0).flatten().nonzero().squeeze(-1)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         signals = live_signals(model, few, positions)
         ours = signals.head.logits() if signals.head is not None else _logits_of(signals)
         whole = inner(input_ids=few.input_ids, position_ids=few.position_ids, use_cache=False).logits
@@ -164,7 +164,8 @@ def _tapped(model: nn.Module, states: Collection[int], taps: dict[str, Tensor]) 
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every module is in the mode in which it was found (rule 8)."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
