@@ -35,7 +35,7 @@ class FakeTeacherSettings(TeacherSettings):
     seconds: float = 0.0
     name: str = "fake"
     dtype: str = "bfloat16"
-    template: str = CHATML
+    template: str | None = CHATML
     empty_every: int = 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from generate.fake_teacher import FakeTeacher, FakeTeacherSettings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.console import Console
@@ -37,6 +37,7 @@ def questions(count: int, samples: int, sampling: Sampling) -> list[Question]:
     ]
 
 
+@settings(deadline=None, max_examples=40)  # every example flushes to a disk, whose speed is no claim of ours
 @given(
     cap=st.integers(1, 600),
     count=st.integers(1, 25),

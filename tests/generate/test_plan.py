@@ -6,10 +6,11 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.generate.plan import PlannedBatch, Question, Side, cut, make_batch, plan_batches
+from potstill.data.split import Side
+from potstill.generate.plan import PlannedBatch, Question, cut, make_batch, plan_batches
 from potstill.types import Request, Sampling
 
 TEACHER = {"model": "m", "dtype": "bfloat16"}
@@ -31,6 +32,7 @@ def requests_of(batches: list[PlannedBatch]) -> list[Request]:
     return [request for batch in batches for request in batch.requests]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))
 def test_every_request_is_planned_exactly_once(count: int, batch_size: int, samples: int, seed: int) -> None:
     asked = questions(count, seed, samples=samples, temperature=1.0)
@@ -39,6 +41,7 @@ def test_every_request_is_planned_exactly_once(count: int, batch_size: int, samp
     assert all(len(b.requests) <= batch_size for b in plan_batches(asked, TEACHER, batch_size=batch_size, seed=seed))
 
 
+@settings(deadline=None)
 @given(st.randoms())
 def test_the_order_of_the_data_changes_nothing(draw: random.Random) -> None:
     asked = questions(40)

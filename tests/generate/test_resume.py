@@ -115,14 +115,19 @@ def test_fifty_kills_at_fifty_random_points(whole: Campaign, tmp_path: Path) -> 
     print(f"50 runs, {kills} killed alive, {at_work} between batches; {sum(repeated)} batches repeated, 0 rows differ")
 
 
-def test_a_second_run_asks_nothing(whole: Campaign, tmp_path: Path) -> None:
-    campaign = Campaign(tmp_path / "twice")
-    campaign.finish()
-    first, output = campaign.batches, campaign.output
-    shutil.rmtree(campaign.run / "generate")  # as --force does: the artifact is made anew
-    campaign.finish()
-    assert campaign.batches == first
-    assert campaign.output == output == whole.output
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """A finished run; its teacher takes no time."""
+    campaign = Campaign(tmp_path_factory.mktemp("answered"), seconds=0.0)
+    run_here(campaign)
+    return campaign
+
+
+def test_a_second_run_asks_nothing(whole: Campaign, answered: Campaign) -> None:
+    before = answered.batches
+    run_here(answered)
+    assert answered.batches == before
+    assert answered.output == whole.output
 
 
 @pytest.mark.parametrize(
@@ -130,30 +135,29 @@ def test_a_second_run_asks_nothing(whole: Campaign, tmp_path: Path) -> None:
     [
         "generate.temperature=0.8",
         "generate.top_p=0.9",
+        "generate.top_k=9",
         "generate.max_new_tokens=23",
         "generate.batch_size=4",
         "teacher.name=other",
         "teacher.dtype=float32",
-        "teacher.template={% for m in messages %}{{ m.content }}{% endfor %}",
+        "teacher.template='{% for m in messages %}{{ m.content }}{% endfor %}'",
         "seed=8",
     ],
 )
-def test_what_changes_answers_is_a_miss(change: str, tmp_path: Path) -> None:
-    campaign = Campaign(tmp_path / "changed", seconds=0.0)
-    run_here(campaign)
-    first = campaign.batches
-    run_here(campaign, change)
-    assert campaign.batches >= 2 * first - 2  # other batches, at a budget that cuts them elsewhere
+def test_what_changes_answers_is_a_miss(change: str, answered: Campaign, whole: Campaign) -> None:
+    before = answered.batches
+    run_here(answered, change)
+    # Not exactly as many: answers of other lengths use the budget up elsewhere.
+    assert answered.batches - before >= 0.7 * whole.batches
+    assert answered.output["records.parquet"] != whole.output["records.parquet"]
 
 
 @pytest.mark.parametrize("change", ["generate.keep_unfinished=false", "data.licence=CC0-1.0"])
-def test_what_only_changes_what_is_kept_asks_nothing(change: str, tmp_path: Path) -> None:
-    campaign = Campaign(tmp_path / "changed", seconds=0.0)
-    run_here(campaign)
-    first, output = campaign.batches, campaign.output
-    run_here(campaign, change)
-    assert campaign.batches == first
-    assert campaign.output != output
+def test_what_only_changes_what_is_kept_asks_nothing(change: str, answered: Campaign, whole: Campaign) -> None:
+    before = answered.batches
+    run_here(answered, change)
+    assert answered.batches == before
+    assert answered.output["records.parquet"] != whole.output["records.parquet"]
 
 
 def test_a_full_disk_keeps_what_was_answered(whole: Campaign, tmp_path: Path) -> None:

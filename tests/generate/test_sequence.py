@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from generate.fake_teacher import FakeTeacher, FakeTeacherSettings
+import pytest
+from generate.fake_teacher import CHATML, FakeTeacher, FakeTeacherSettings
 
 from potstill.artifacts import Work
 from potstill.console import Console
+from potstill.data.chat import ChatTokenizer
+from potstill.errors import DataError
 from potstill.generate.budget import TokenBudget
 from potstill.generate.journal import Journal
 from potstill.generate.journaled import JournaledTeacher
@@ -35,8 +38,8 @@ def chat(*turns: str, row: int = 1, **more: Any) -> Record:
 class Listener(FakeTeacher):
     """Keeps what it was asked; answers as it is told, else as the fake does."""
 
-    def __init__(self, say: Callable[[Request], Answer] | None = None) -> None:
-        super().__init__(FakeTeacherSettings())
+    def __init__(self, say: Callable[[Request], Answer] | None = None, template: str | None = CHATML) -> None:
+        super().__init__(FakeTeacherSettings(template=template))
         self.asked: list[Request] = []
         self.say = say
 
@@ -55,7 +58,7 @@ def write(
             records,
             journaled,
             side_of=lambda record: "held_out" if record.row % 4 == 0 else "train",
-            prompt_tokens=lambda request: len(str(request.messages or request.prompt)),
+            chat=ChatTokenizer.from_transformers(teacher.tokenizer),
             work=work,
         )
     return written, work
@@ -65,7 +68,7 @@ def test_every_prompt_is_answered_and_rows_stand_in_the_order_of_the_data(tmp_pa
     records = [prompt(f"{'long ' * (40 - n)}{n}", row=n) for n in range(1, 41)]
     written, work = write(tmp_path, records, Listener(), samples=3, temperature=1.0, batch_size=6)
     assert [(r.row, r.sample) for r in written.records] == [(n, s) for n in range(1, 41) for s in range(3)]
-    assert all(not r.is_prompt and r.completion for r in written.records)
+    assert all(not r.is_prompt for r in written.records)
     assert [r.group for r in written.records[::3]] == [r.group for r in records]
     assert work.counts["prompts"] == 40 and work.counts["answers kept"] == 120
 
@@ -89,11 +92,33 @@ def test_a_reference_answer_is_dropped_and_its_prompt_answered(tmp_path: Path) -
     pair = replace(prompt("Third", row=2), completion="The reference")
     teacher = Listener(lambda r: Answer("New", "stop", 3, 1))
     written, work = write(tmp_path, [conversation, pair], teacher)
-    asked = {str(r.messages or r.prompt) for r in teacher.asked}
-    assert asked == {str(chat("First", "An answer", "Second").messages), "Third"}
-    assert [m["content"] for m in written.records[0].messages or ()] == ["First", "An answer", "Second", "New"]
-    assert written.records[1].completion == "New"
+    asked = {tuple(m["content"] for m in r.messages or ()) for r in teacher.asked}
+    assert asked == {("First", "An answer", "Second"), ("Third",)}
+    said = [[m["content"] for m in r.messages or ()] for r in written.records]
+    assert said == [["First", "An answer", "Second", "New"], ["Third", "New"]]
     assert work.counts["reference answers dropped"] == 2
+
+
+def test_a_plain_prompt_is_the_users_turn_or_continued_as_it_stands(tmp_path: Path) -> None:
+    """As the data room renders it for the student: answered behind the very tokens that it is learned behind."""
+    instructed, base = Listener(), Listener(template=None)
+    (turns,) = write(tmp_path, [prompt("Once")], instructed)[0].records
+    (text,) = write(tmp_path, [prompt("Once")], base)[0].records
+    assert instructed.asked[0].messages == ({"role": "user", "content": "Once"},) == (turns.messages or ())[:1]
+    assert (turns.prompt, turns.completion) == (None, None) and turns.group == group_of("Once")
+    assert base.asked[0].prompt == "Once" == text.prompt and text.completion and text.messages is None
+
+
+def test_a_conversation_that_the_template_refuses_is_a_reject_and_without_a_template_an_error(tmp_path: Path) -> None:
+    picky = Listener(template="{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}hi")
+    system = Record(messages=({"role": "system", "content": "Be kind."},), group="s", row=1)
+    written, _ = write(tmp_path, [system, chat("Hello", row=2)], picky)
+    assert [(r.row, r.reason, r.detail) for r in written.rejects] == [
+        (1, "the chat template refuses it", "the chat template refuses the conversation: user first")
+    ]
+    assert len(written.records) == 1
+    with pytest.raises(DataError, match="no chat template"):
+        write(tmp_path, [chat("Hello")], Listener(template=None))
 
 
 def test_what_has_no_prompt_is_a_reject_with_its_reason(tmp_path: Path) -> None:
@@ -111,13 +136,13 @@ def test_what_has_no_prompt_is_a_reject_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_an_answer_cut_short_is_marked_or_kept_out_as_the_recipe_says(tmp_path: Path) -> None:
-    teacher = Listener(lambda r: Answer("On and on", "length" if r.prompt == "long" else "stop", 3, 8))
+    teacher = Listener(lambda r: Answer("On and on", "length" if "long" in str(r.messages) else "stop", 3, 8))
     records = [prompt("long", row=1), prompt("short", row=2)]
     kept, work = write(tmp_path, records, teacher, max_new_tokens=8)
     assert [r.finished for r in kept.records] == [False, True]
     assert work.counts["kept, but cut short"] == 1
     strict, work = write(tmp_path, records, teacher, max_new_tokens=8, keep_unfinished=False)
-    assert [r.prompt for r in strict.records] == ["short"]
+    assert [r.row for r in strict.records] == [2]
     assert [(r.reason, r.excerpt) for r in strict.rejects] == [("unfinished answer", "On and on")]
     assert work.counts["rejected: unfinished answer"] == 1
     assert len(teacher.asked) == 2  # what is kept is decided after the journal

@@ -18,11 +18,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
+from potstill.data.split import Side
 from potstill.types import Request, digest
-
-Side = Literal["train", "held_out"]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from potstill.artifacts import Work
+from potstill.data.chat import ChatTokenizer
+from potstill.data.split import Side
 from potstill.generate.journaled import JournaledTeacher
-from potstill.generate.plan import Side
-from potstill.types import Record, Reject, Request
+from potstill.types import Record, Reject
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Program(Protocol):
         teacher: JournaledTeacher,
         *,
         side_of: Callable[[Record], Side],
-        prompt_tokens: Callable[[Request], int],
+        chat: ChatTokenizer,
         work: Work,
     ) -> Written:
         """Have the teacher answer, and say what came of it. Whatever is not kept is a reject, with its reason.
@@ -38,7 +39,7 @@ class Program(Protocol):
             records: the prompts, or records whose last answer is to be written anew.
             teacher: asks, journals, and keeps to the budget.
             side_of: the side of the split that a record is on; its answers inherit it.
-            prompt_tokens: the length of a request's prompt as rendered.
+            chat: renders prompts as the teacher sees them.
             work: where counts go.
         """
         ...

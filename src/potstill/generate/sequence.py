@@ -12,8 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from potstill.artifacts import Work
+from potstill.data.chat import ChatTokenizer
+from potstill.data.split import Side
+from potstill.data.tokenize import prompt_ids
+from potstill.errors import DataError
 from potstill.generate.journaled import JournaledTeacher
-from potstill.generate.plan import Question, Side, plan_batches
+from potstill.generate.plan import Question, plan_batches
 from potstill.generate.program import Written
 from potstill.recipe import SequenceProgram
 from potstill.registry import implements
@@ -38,7 +42,7 @@ class Sequence:
         teacher: JournaledTeacher,
         *,
         side_of: Callable[[Record], Side],
-        prompt_tokens: Callable[[Request], int],
+        chat: ChatTokenizer,
         work: Work,
     ) -> Written:
         """Answer every record's prompt. Raises as the teacher, the journal and the budget do."""
@@ -47,7 +51,7 @@ class Sequence:
         asked: dict[str, tuple[int, Record]] = {}
         questions: list[Question] = []
         for position, record in enumerate(records):
-            prompt = _without_answer(record)
+            prompt = _as_prompt(record, chat)
             if isinstance(prompt, str):
                 written.rejects.append(_reject(record, prompt))
                 continue
@@ -56,10 +60,17 @@ class Sequence:
             if keys[0] in asked:
                 written.rejects.append(_reject(record, "same prompt as an earlier record"))
                 continue
-            if prompt is not record:
+            try:
+                prompt_tokens = len(prompt_ids(prompt.messages or prompt.prompt or "", chat, prompt.tools))
+            except DataError as refusal:
+                if chat.template is None:
+                    raise  # no conversation can be rendered: the mend is in the recipe, not in this record
+                written.rejects.append(_reject(record, "the chat template refuses it", detail=refusal.what))
+                continue
+            if not record.is_prompt:
                 work.count("reference answers dropped")
             asked.update((key, (position, prompt)) for key in keys)
-            questions.append(Question(requests, side_of(record), prompt_tokens(requests[0])))
+            questions.append(Question(requests, side_of(record), prompt_tokens))
         work.count("prompts", len(questions))
 
         batches = plan_batches(questions, identity, batch_size=self.settings.batch_size, seed=teacher.seed)
@@ -70,12 +81,12 @@ class Sequence:
                 position, prompt = asked[key]
                 reason = self._fault(answer)
                 if reason is not None:
-                    written.rejects.append(_reject(prompt, reason, answer.text, request.sample))
+                    written.rejects.append(_reject(prompt, reason, answer.text, f"sample {request.sample}"))
                     continue
                 kept.append((position, _answered(prompt, request, answer, self._provenance(prompt, identity, seed))))
         for request in teacher.unanswered:
             prompt = asked[request.key(identity)][1]
-            written.rejects.append(_reject(prompt, "token budget", sample=request.sample))
+            written.rejects.append(_reject(prompt, "token budget", detail=f"sample {request.sample}"))
         # By position in the data: the order in which batches were done leaves no trace.
         written.records = [record for _, record in sorted(kept, key=lambda k: (k[0], k[1].sample))]
         written.rejects.sort(key=lambda r: (r.source, r.row, r.reason, r.detail))
@@ -108,18 +119,23 @@ class Sequence:
         )
 
 
-def _without_answer(record: Record) -> Record | str:
-    """The record as a prompt, or why it cannot be answered. A record that is one already comes back as it is."""
+def _as_prompt(record: Record, chat: ChatTokenizer) -> Record | str:
+    """The record without its answer, or why it cannot be answered.
+
+    A plain prompt becomes the user's turn where the teacher has a chat template: that is what it is answered as, and
+    the record then says so.
+    """
     if record.text is not None:
         return "a text has no prompt to answer"
     if record.prompt is not None:
-        return replace(record, completion=None) if record.completion is not None else record
+        if chat.template is None:
+            return replace(record, completion=None)
+        turn = {"role": "user", "content": record.prompt}
+        return replace(record, messages=(turn,), prompt=None, completion=None)
     messages = record.messages or ()
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    if not messages:
-        return "no message to answer"
-    return record if record.messages == messages else replace(record, messages=messages)
+    return replace(record, messages=messages) if messages else "no message to answer"
 
 
 def _answered(prompt: Record, request: Request, answer: Answer, provenance: Provenance) -> Record:
@@ -134,9 +150,8 @@ def _answered(prompt: Record, request: Request, answer: Answer, provenance: Prov
     return replace(record, messages=(*prompt.messages, message))
 
 
-def _reject(record: Record, reason: str, answer: str = "", sample: int | None = None) -> Reject:
+def _reject(record: Record, reason: str, answer: str = "", detail: str = "") -> Reject:
     said = answer or record.text or record.prompt or str((record.messages or ({},))[-1].get("content", ""))
-    detail = f"sample {sample}" if sample is not None else ""
     return Reject(reason, record.provenance.source, record.row, said[:_EXCERPT_CHARACTERS], detail)
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from potstill import registry
 from potstill.artifacts import Work
+from potstill.data.split import Side
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.budget import TokenBudget
 from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.journaled import JournaledTeacher
-from potstill.generate.plan import Side
 from potstill.generate.program import Program, Written
 from potstill.recipe import LocalTeacher, Recipe
 from potstill.stage import Context, Stage
-from potstill.types import Record, Request
+from potstill.types import Record
 
 if TYPE_CHECKING:
     from potstill.teachers.base import Teacher
@@ -53,7 +53,7 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
 
 def _write(context: Context) -> None:
     """Read, ask, save."""
-    from potstill.data import ChatTokenizer, prompt_ids, read_records, save_records, save_rejects, side_of
+    from potstill.data import ChatTokenizer, read_records, save_records, save_rejects, side_of
 
     recipe, work, console = context.recipe, context.work, context.console
     assert recipe.generate is not None
@@ -67,24 +67,21 @@ def _write(context: Context) -> None:
         )
 
     read = read_records(recipe.data)
-    for reason, amount in read.counts.items():
-        work.count(reason, amount)
+    for name, amount in read.counts.items():
+        work.count("rows read" if name == "read" else f"rejected: {name}", amount)
     chat = ChatTokenizer.from_transformers(teacher.tokenizer)
 
     def side(record: Record) -> Side:
         return side_of(record.group, recipe.data.held_out, recipe.data.split_seed)
 
-    def prompt_tokens(request: Request) -> int:
-        return len(prompt_ids(request.messages if request.messages is not None else request.prompt, chat))
-
     with Journal(context.run / FILE_NAME) as journal:
         budget = TokenBudget(getattr(recipe.generate, "token_budget", None))
         journaled = JournaledTeacher(teacher, journal, budget=budget, seed=recipe.seed, console=console)
-        written = program.write(read.records, journaled, side_of=side, prompt_tokens=prompt_tokens, work=work)
+        written = program.write(read.records, journaled, side_of=side, chat=chat, work=work)
     work.facts.update(journaled.facts() | {"teacher": dict(teacher.identity)})
     _warn(work, written, side, recipe)
 
-    save_records(context.out / "records.parquet", written.records, [side(r) for r in written.records])
+    save_records(context.out / "records.parquet", written.records, recipe.data)
     save_rejects(context.out / "rejects.jsonl", [*read.rejects, *written.rejects])
 
 
