@@ -5,7 +5,8 @@ Importing this loads neither torch nor transformers. What makes tensors is in `p
 
 from __future__ import annotations
 
-from potstill.data import files
+# These bind the kinds of sources to their settings.
+from potstill.data import files, hub, reasoning, run
 from potstill.data.chat import ChatTokenizer, Encoded
 from potstill.data.pack import Packed, pack
 from potstill.data.read import ReadResult, read_records, source_digests
@@ -13,6 +14,9 @@ from potstill.data.source import Row, Source
 from potstill.data.split import Side, side_of
 from potstill.data.store import load_records, load_rejects, save_records, save_rejects
 from potstill.data.tokenize import Tokenized, prompt_ids, tokenize
+from potstill.data.views import tokenize_views
+
+SOURCES = (files, hub, reasoning, run)
 
 __all__ = [
     "ChatTokenizer",
@@ -23,7 +27,6 @@ __all__ = [
     "Side",
     "Source",
     "Tokenized",
-    "files",
     "load_records",
     "load_rejects",
     "pack",
@@ -34,4 +37,5 @@ __all__ = [
     "side_of",
     "source_digests",
     "tokenize",
+    "tokenize_views",
 ]

@@ -10,6 +10,7 @@ from typing import cast
 from potstill import registry
 from potstill.data.formats import Unusable, find_format, to_record, unused_columns
 from potstill.data.source import Row, Source
+from potstill.data.views import with_system
 from potstill.errors import DataError
 from potstill.recipe.data import DataSettings, Format
 from potstill.types import Record, Reject
@@ -111,21 +112,8 @@ class _Reader:
         known = record.provenance
         provenance = replace(known, source=known.source or row.source, licence=self.settings.licence or known.licence)
         record = replace(record, row=record.row or row.number, provenance=provenance)
-        return record if self.settings.system is None else _with_system(record, self.settings.system)
+        return record if self.settings.system is None else with_system(record, self.settings.system)
 
     def _reject(self, row: Row, reason: str, detail: str = "") -> None:
         excerpt = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
         self.rejects.append(Reject(reason, row.source, row.number, excerpt[:_EXCERPT_CHARACTERS], detail))
-
-
-def _with_system(record: Record, system: str) -> Record:
-    if record.text is not None:
-        return record
-    messages = record.messages
-    if messages is None:
-        messages = ({"role": "user", "content": record.prompt},)
-        if record.completion is not None:
-            messages += ({"role": "assistant", "content": record.completion},)
-    if messages and messages[0]["role"] in ("system", "developer"):
-        return record
-    return replace(record, messages=({"role": "system", "content": system}, *messages), prompt=None, completion=None)
