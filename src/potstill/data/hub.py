@@ -121,9 +121,7 @@ class HubSource:
         # OSError, and the error of whichever HTTP library the hub's client stands on.
         unreachable = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
         try:
-            found = (
-                HfApi().dataset_info(self.settings.id, revision=self.settings.revision, timeout=_TIMEOUT_SECONDS).sha
-            )
+            info = HfApi().dataset_info(self.settings.id, revision=self.settings.revision, timeout=_TIMEOUT_SECONDS)
         except HFValidationError as error:
             raise DataError(f"not an id of the hub: {error}", where=where) from error
         except GatedRepoError as error:
@@ -136,16 +134,14 @@ class HubSource:
             raise DataError(f"the data set has no revision {self.settings.revision!r}", where=where) from error
         except HfHubHTTPError as error:
             raise DataError(f"the hub refuses: {str(error).splitlines()[0]}", where=where) from error
-        except (
-            HfHubHTTPError.__bases__
-        ) as error:  # of the HTTP library in use, and OSError: offline, no route, no answer
+        except unreachable as error:
             raise DataError(
                 f"the hub cannot be reached: {error}",
                 where=where,
                 mend="try again, or set data.revision to a commit (40 hex digits): then the cache will do",
             ) from error
-        assert found is not None
-        return found
+        assert info.sha is not None
+        return info.sha
 
 
 def _rows(loaded: datasets.Dataset, source: str, where: str) -> Iterator[Row]:

@@ -55,12 +55,12 @@ class ReasoningGymSource:
             question = str(entry["question"])
             facts = {"reference": entry["answer"], "reasoning_gym": {"name": self.settings.name, "entry": entry}}
             record = Record(prompt=question, group=group_of(question), metadata=facts)
-            yield Row(record, where, number, f"{where}, problem {number}")
+            yield Row(record, f"{where}@{_version()}", number, f"{where}, problem {number}")
 
     def digests(self) -> dict[str, str]:
         """The version that makes the problems; the settings are in the stage's key already."""
         _check_installed()
-        return {"data": f"reasoning-gym {metadata.version('reasoning-gym')}"}
+        return {"data": f"reasoning-gym@{_version()}"}
 
     def _problems(self, where: str) -> list[dict[str, Any]]:
         _check_installed()
@@ -83,7 +83,7 @@ class ReasoningGymSource:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise DataError(f"the generator failed: {last}", where=where)
         # Generators may print; what counts is the last line.
-        made = json.loads(done.stdout.splitlines()[-1])
+        made = json.loads(done.stdout.splitlines()[-1], parse_constant=str)
         if "known" in made:
             raise DataError(f"no such generator{did_you_mean(self.settings.name, made['known'])}", where=where)
         if "refused" in made:
@@ -97,6 +97,10 @@ class ReasoningGymSource:
 def _check_installed() -> None:
     if importlib.util.find_spec("reasoning_gym") is None:
         raise MissingExtra("reasoning-gym", "reasoning", "data from reasoning-gym")
+
+
+def _version() -> str:
+    return metadata.version("reasoning-gym")
 
 
 def answer() -> None:
