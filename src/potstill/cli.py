@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from potstill.errors import PotstillError
+
 if TYPE_CHECKING:
     from potstill.console import Console
 
@@ -159,6 +161,12 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder
         print_run(facts)
 
 
+class Interrupted(PotstillError):
+    """Ctrl-C while a stage was at work."""
+
+    exit_code = 130
+
+
 def _run(
     recipe: Path,
     overrides: list[str] | None,
@@ -177,7 +185,10 @@ def _run(
     if dry_run:
         statuses = plan(loaded, folder)
     else:
-        statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force)
+        try:
+            statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted", mend="the same command continues where it stopped") from error
     if json:
         stages = [{"stage": s.stage, "state": s.state, "seconds": round(s.seconds, 1)} for s in statuses]
         typer.echo(json_module.dumps({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages}))
@@ -203,8 +214,6 @@ def _console(json: bool, quiet: bool) -> Console:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Mistakes of the user never print a traceback."""
-    from potstill.errors import PotstillError
-
     wants_json = "--json" in (arguments if arguments is not None else sys.argv)
     try:
         app(arguments)
@@ -215,9 +224,6 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues where it stopped", file=sys.stderr)
-        sys.exit(130)
     except Exception:  # noqa: BLE001 - the last line of defence: say whose fault it is
         traceback.print_exc()
         print("this is a defect of potstill: please report it with the lines above", file=sys.stderr)
