@@ -6,7 +6,7 @@ configuration, so that what a layer knows of its own place (`layer_idx`, its kin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,15 +29,23 @@ def per_layer_keys(config: PreTrainedConfig) -> list[str]:
     ]
 
 
-def config_from(teacher: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedConfig:
+def config_from(
+    teacher: PreTrainedConfig, changes: Mapping[str, Any], derive_anew: Sequence[str] = ()
+) -> PreTrainedConfig:
     """A configuration of the teacher's family with some keys changed, by the family's own names or the common ones
     (`num_hidden_layers` is GPT-2's `n_layer`). It names no folder, and its dtype is float32.
+
+    Args:
+        teacher: where all else comes from.
+        changes: keys and values.
+        derive_anew: keys that are left out, so that the family's own rule for them applies.
 
     Raises:
         ModelError: the family refuses the result.
     """
     own_name = type(teacher).attribute_map
-    document = teacher.to_dict() | {own_name.get(key, key): value for key, value in changes.items()}
+    document = {key: value for key, value in teacher.to_dict().items() if key not in derive_anew}
+    document |= {own_name.get(key, key): value for key, value in changes.items()}
     document |= {"_name_or_path": "", "dtype": "float32"}
     try:
         return type(teacher).from_dict(document)

@@ -67,7 +67,7 @@ def _teacher_config(materials: Materials) -> PreTrainedConfig:
 
 
 def _changed(teacher: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedConfig:
-    """The teacher's configuration with some keys changed. What it derives from them is derived anew, unless named."""
+    """The teacher's configuration with some keys changed."""
     own_name = type(teacher).attribute_map
     document = teacher.to_dict()
     known = {*document, *own_name} - {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
@@ -77,15 +77,20 @@ def _changed(teacher: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedCo
                 f"unknown key {key!r} of a {teacher.model_type} configuration{did_you_mean(key, known)}", where=_WHERE
             )
     changes = {own_name.get(key, key): value for key, value in changes.items()}
-    heads, layers = teacher.num_attention_heads, own_name.get("num_hidden_layers", "num_hidden_layers")
-    derived: dict[str, Any] = {}
-    if changes.get(layers, teacher.num_hidden_layers) != teacher.num_hidden_layers:
-        derived |= dict.fromkeys(per_layer_keys(teacher))
-    if document.get("head_dim") and document["head_dim"] * heads == teacher.hidden_size:
-        derived["head_dim"] = None
-    if document.get("num_key_value_heads") == heads:
-        derived["num_key_value_heads"] = None
-    return config_from(teacher, derived | changes)
+
+    def now(key: str) -> Any:
+        return changes.get(own_name.get(key, key), getattr(teacher, key))
+
+    # What followed from other keys follows from them again, unless it is named.
+    heads, hidden, following = now("num_attention_heads"), now("hidden_size"), {}
+    if document.get("head_dim") and document["head_dim"] * teacher.num_attention_heads == teacher.hidden_size:
+        if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:  # else the family refuses them, below
+            following["head_dim"] = hidden // heads
+    if document.get("num_key_value_heads") == teacher.num_attention_heads:
+        following["num_key_value_heads"] = heads
+    fewer = now("num_hidden_layers") != teacher.num_hidden_layers
+    derive_anew = [key for key in per_layer_keys(teacher) if fewer and key not in changes]
+    return config_from(teacher, following | changes, derive_anew)
 
 
 def _check_vocabulary(config: PreTrainedConfig, materials: Materials) -> None:
