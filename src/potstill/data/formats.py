@@ -18,7 +18,7 @@ from typing import Any
 
 from potstill.errors import DataError, did_you_mean
 from potstill.recipe.data import Format
-from potstill.types import Message, Record, group_of
+from potstill.types import Message, Record, digest, group_of
 
 COLUMNS: Mapping[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("tools",)),
@@ -92,9 +92,13 @@ def to_record(row: Mapping[str, Any], format_: Format, where: str) -> Record:
         if missing:
             raise Malformed(f"no column {missing[0]!r} (it has {', '.join(sorted(map(str, row))) or 'none'})")
         record = _CONVERTERS[format_](row)
+        digest(record.content)  # what has no digest has no identity
     except Malformed as error:
         raise DataError(f"{error}; read as format {format_!r}", where=where) from error
-    _refuse_lone_surrogates(record)
+    except UnicodeEncodeError as error:
+        raise Unusable("not valid Unicode (half of a surrogate pair)") from error
+    except TypeError as error:
+        raise DataError(f"holds what is not JSON: {error}", where=where) from error
     return record
 
 
@@ -267,10 +271,3 @@ def _tools(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise Malformed("tools is not a list of objects")
     return tuple(tools)
-
-
-def _refuse_lone_surrogates(record: Record) -> None:
-    try:
-        json.dumps(record.content, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise Unusable("not valid Unicode (half of a surrogate pair)") from error

@@ -115,5 +115,6 @@ class _Reader:
         return record if self.settings.system is None else with_system(record, self.settings.system)
 
     def _reject(self, row: Row, reason: str, detail: str = "") -> None:
-        excerpt = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
-        self.rejects.append(Reject(reason, row.source, row.number, excerpt[:_EXCERPT_CHARACTERS], detail))
+        said = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
+        excerpt = said[:_EXCERPT_CHARACTERS].encode(errors="replace").decode()
+        self.rejects.append(Reject(reason, row.source, row.number, excerpt, detail))
