@@ -98,11 +98,11 @@ def test_fifty_kills_at_fifty_random_points(whole: Campaign, tmp_path: Path) -> 
     """Fifty runs, each killed once at a random point of its whole duration (start-up and writing included) and then
     completed: no answer lost, none twice, at most one batch repeated."""
     started = time.monotonic()
-    Campaign(tmp_path / "timed").finish()
+    Campaign(tmp_path / "timed", seconds=2 * BATCH_SECONDS).finish()
     duration = time.monotonic() - started
     draw, kills, repeated, at_work = random.Random(os.urandom(8)), 0, [], 0
     for index in range(50):
-        campaign = Campaign(tmp_path / f"killed-{index}")
+        campaign = Campaign(tmp_path / f"killed-{index}", seconds=2 * BATCH_SECONDS)
         process = campaign.start()
         time.sleep(draw.uniform(0, duration))
         kills += kill(process)

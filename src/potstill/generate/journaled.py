@@ -26,15 +26,15 @@ class JournaledTeacher:
     Since answers from the journal are replayed in the same order against the same budget, an interrupted run ends
     with the same batches as an uninterrupted one.
 
-    The counts are of what was yielded: `answers`, `tokens` and `seconds` (time the teacher took, whenever that was),
-    and of these, what this process had the teacher write: `new_answers`, `new_tokens`, `new_seconds`.
+    The counts are of what was yielded: `answers`, of which `finished`; `tokens`; `seconds` (time the teacher took,
+    whenever that was); and of these, what this process had the teacher write: `new_answers`, `new_tokens`.
     """
 
     def __init__(self, teacher: Teacher, journal: Journal, *, budget: TokenBudget, seed: int, console: Console) -> None:
         self.teacher, self.journal, self.budget, self.seed, self.console = teacher, journal, budget, seed, console
         self.unanswered: list[Request] = []
-        self.answers = self.tokens = self.new_answers = self.new_tokens = 0
-        self.seconds = self.new_seconds = 0.0
+        self.answers = self.finished = self.tokens = self.new_answers = self.new_tokens = 0
+        self.seconds = 0.0
 
     def answer(self, batches: Sequence[PlannedBatch]) -> Iterator[tuple[PlannedBatch, list[Answer]]]:
         """Yield each batch with its answers, in the order of its requests."""
@@ -55,9 +55,10 @@ class JournaledTeacher:
             self.unanswered = [request for batch in queue for request in batch.requests]
 
     def facts(self) -> dict[str, Any]:
-        """Tokens, seconds and rate, for the manifest. The rate is None where nothing had to be written."""
+        """Tokens, seconds, rate and the share of answers that ended by themselves, for the manifest."""
         return {
             "answers": self.answers,
+            "share_finished": round(self.finished / self.answers, 4) if self.answers else None,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 2),
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds > 0 else None,
@@ -84,6 +85,7 @@ class JournaledTeacher:
         tokens = sum(a.completion_tokens for a in answers)
         self.budget.settle(batch.most_tokens, tokens)
         self.answers += len(answers)
+        self.finished += sum(a.finish == "stop" for a in answers)
         self.tokens += tokens
         self.seconds += self.journal.seconds_of(batch.digest)
         return answers
@@ -97,7 +99,6 @@ class JournaledTeacher:
         self.journal.put_batch(list(zip(batch.keys, answers, strict=True)), batch.digest, seconds)
         self.new_answers += len(answers)
         self.new_tokens += sum(a.completion_tokens for a in answers)
-        self.new_seconds += seconds
         return answers
 
     def _show(self, task: Task, answers: Sequence[Answer], waiting: int) -> None:
