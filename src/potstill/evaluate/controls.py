@@ -1,0 +1,65 @@
+"""The control `untrained`: the student as it was before its first step, built again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from potstill.console import Console
+from potstill.errors import RunError
+from potstill.models import ModelSource
+from potstill.models.quiet import quiet_loading
+from potstill.recipe import ByInfluence, FromTeacher, StudentSettings
+from potstill.students import build_student
+
+_MUST_AGREE = ("layers", "parameters")
+
+
+def build_untrained(
+    settings: StudentSettings,
+    *,
+    teacher: ModelSource | None,
+    tokenizer_source: Path,
+    seed: int,
+    facts: Mapping[str, Any],
+    folder: Path,
+    console: Console,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Build the student again, from the same settings and seed, and save it as a folder without tokenizer.
+
+    Adapters are left out: before the first step they add nothing. Layers that were chosen by their influence are taken
+    from what training noted, not measured again.
+
+    Args:
+        facts: `student.json` of the training stage.
+        folder: where it is saved.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: what is built is not what was trained.
+    """
+    plain = settings.model_copy(update={"lora": None})
+    if isinstance(plain, FromTeacher) and isinstance(plain.layers, ByInfluence):
+        plain = plain.model_copy(update={"layers": tuple(facts["layers"])})
+    built = build_student(
+        plain,
+        teacher=teacher,
+        tokenizer_source=tokenizer_source,
+        seed=seed,
+        console=console,
+        trust_remote_code=trust_remote_code,
+    )
+    for fact in _MUST_AGREE:
+        if built.facts[fact] != facts[fact]:
+            raise RunError(
+                f"the untrained student was built with {fact} {built.facts[fact]}, the trained one with {facts[fact]}",
+                where="train/student.json",
+                mend="train it again: potstill train --force",
+            )
+    with quiet_loading():
+        built.model.save_pretrained(str(folder))
+    return folder

@@ -1,0 +1,202 @@
+"""Fidelity: per target token the NLL of each model, KL(teacher ‖ model) and top-1 agreement.
+
+At temperature 1 and in fp32, models and products both, whatever they were trained or will be served in. Logits are
+never made for more than a chunk of rows (`token_statistics`).
+
+One model is in memory at a time. The teacher runs once: its hidden rows of the targets are put on disk (for 1,000
+targets of width 4,096, 16 MB), and its head is kept, which is all that the divergences need of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from potstill.data.collate import Collator
+from potstill.errors import ModelError
+from potstill.evaluate.held_out import HeldOut
+from potstill.models.live import check_head, evaluating, live_signals
+from potstill.objectives import token_statistics
+from potstill.signals import Batch, Dense, Head, Side
+
+Advance = Callable[[float], None]
+"""Told after each batch how many targets were measured."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One model on every held-out target, in order [N]; nats. `kl` and `agree` are None without a teacher."""
+
+    nll: NDArray[np.float32]
+    kl: NDArray[np.float32] | None = None
+    agree: NDArray[np.bool_] | None = None
+
+
+class Batches:
+    """The held-out rows in batches, made into tensors when they are asked for.
+
+    Args:
+        held_out: the rows.
+        tokens_per_batch: size of a batch, padding included.
+        pad_id: stands where nothing is.
+    """
+
+    def __init__(self, held_out: HeldOut, tokens_per_batch: int, pad_id: int) -> None:
+        self.held_out, self._collate = held_out, Collator(pad_id)
+        self.rows = held_out.batches(tokens_per_batch)
+        self.targets = int(held_out.starts[-1])
+        self._starts = held_out.starts
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, index: int, device: torch.device) -> Batch:
+        """One batch, on a device."""
+        inputs = self._collate([self.held_out.rows[i] for i in self.rows[index]])
+        return Batch.from_inputs({name: column.to(device) for name, column in inputs.items()})
+
+    def numbers(self, index: int) -> NDArray[np.int64]:
+        """Which of all targets those of a batch are, in the batch's order."""
+        return np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in self.rows[index]])
+
+
+class TeacherRows:
+    """What the teacher says of each batch, when it is itself no longer in memory.
+
+    Args:
+        batches: the held-out rows.
+        folder: where its hidden rows are put.
+    """
+
+    def __init__(self, batches: Batches, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._batches, self._folder = batches, folder
+        self._head: Head | None = None
+        self._model: nn.Module | None = None
+
+    def keep(self, model: nn.Module, index: int, signal: Head | Dense) -> None:
+        """Put a batch's hidden rows on disk; of the head, which is the same for all, the first is kept. A teacher whose
+        head cannot be taken apart is kept itself, and runs again for each model."""
+        if isinstance(signal, Dense):
+            self._model = model
+            return
+        save_file({"hidden": signal.hidden.contiguous().cpu()}, self._file(index))
+        if self._head is None:
+            self._head = replace(signal, hidden=signal.hidden[:0].clone())
+
+    def signal(self, index: int) -> Head | Dense:
+        """The teacher's side of a batch."""
+        if self._model is not None:
+            with torch.no_grad(), evaluating(self._model):
+                return _run(self._model, self._batches.batch(index, _device(self._model)), "teacher")
+        assert self._head is not None
+        hidden = load_file(self._file(index))["hidden"]
+        return replace(self._head, hidden=hidden.to(self._head.weight.device))
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"hidden-{index:06d}.safetensors"
+
+
+def measure_teacher(
+    model: nn.Module, batches: Batches, folder: Path, advance: Advance
+) -> tuple[TokenScores, TeacherRows]:
+    """The teacher's own NLL, and what the other models are compared with.
+
+    Args:
+        model: the teacher, in fp32.
+        batches: the held-out rows.
+        folder: where its hidden rows are put.
+        advance: told of progress.
+
+    Raises:
+        ModelError: its losses are not numbers.
+    """
+    rows = TeacherRows(batches, folder)
+    return _measure(model, batches, None, "teacher", advance, partial(rows.keep, model)), rows
+
+
+def measure(
+    model: nn.Module, batches: Batches, teacher: TeacherRows | None, advance: Advance, name: str = "student"
+) -> TokenScores:
+    """One model on every held-out target. The model is left in the mode in which it was found.
+
+    Args:
+        model: a causal language model, in fp32.
+        batches: the held-out rows.
+        teacher: as `measure_teacher` gives it; None where there is none to compare with.
+        advance: told of progress.
+        name: what the model is called in messages.
+
+    Raises:
+        ModelError: its losses are not numbers.
+    """
+    return _measure(model, batches, teacher, name, advance, lambda index, signal: None)
+
+
+def _measure(
+    model: nn.Module,
+    batches: Batches,
+    teacher: TeacherRows | None,
+    name: str,
+    advance: Advance,
+    seen: Callable[[int, Head | Dense], None],
+) -> TokenScores:
+    side: Side = "teacher" if name == "teacher" else "student"
+    nll = np.full(batches.targets, np.nan, dtype=np.float32)
+    kl, agree = np.full_like(nll, np.nan), np.zeros(batches.targets, dtype=np.bool_)
+    with torch.no_grad(), evaluating(model):
+        check_head(model, batches.batch(0, _device(model)).view(side))
+        for index in range(len(batches)):
+            batch, numbers = batches.batch(index, _device(model)), batches.numbers(index)
+            signal = _run(model, batch, side)
+            seen(index, signal)
+            told = None if teacher is None else _on(teacher.signal(index), _place(signal))
+            statistics = token_statistics(signal, told, batch.target_ids.to(_place(signal)))
+            nll[numbers] = statistics.nll_student.cpu().numpy()
+            if statistics.kl is not None and statistics.top1_agree is not None:
+                kl[numbers], agree[numbers] = statistics.kl.cpu().numpy(), statistics.top1_agree.cpu().numpy()
+            advance(len(numbers))
+    _check_numbers(nll if teacher is None else nll + kl, name)
+    return TokenScores(nll) if teacher is None else TokenScores(nll, kl, agree)
+
+
+def _run(model: nn.Module, batch: Batch, side: Side) -> Head | Dense:
+    signals = live_signals(model, batch.view(side), batch.target_positions[side])
+    signal = signals.head if signals.head is not None else signals.dense
+    assert signal is not None
+    return signal
+
+
+def _on(signal: Head | Dense, device: torch.device) -> Head | Dense:
+    if isinstance(signal, Dense):
+        return Dense(signal.logits.to(device))
+    bias = None if signal.bias is None else signal.bias.to(device)
+    return replace(signal, hidden=signal.hidden.to(device), weight=signal.weight.to(device), bias=bias)
+
+
+def _place(signal: Head | Dense) -> torch.device:
+    tensor: Tensor = signal.logits if isinstance(signal, Dense) else signal.weight
+    return tensor.device
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where inputs go: beside the embeddings, which come first in every model."""
+    return next(model.parameters()).device
+
+
+def _check_numbers(values: NDArray[np.float32], name: str) -> None:
+    wrong = int((~np.isfinite(values)).sum())
+    if wrong:
+        raise ModelError(
+            f"{wrong:,} of {len(values):,} losses of {name} are not numbers",
+            where=name,
+            mend="if training diverged, lower train.args.learning_rate; else its weights are damaged",
+        )

@@ -1,0 +1,81 @@
+"""Rates of two models, measured in turn on the same machine: prefill and decode, one sequence, with a cache.
+
+The models are in memory together and take turns within each repetition, in alternating order, so that whatever else
+the machine does falls on both. One repetition before the first warms up and is not counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedModel
+
+from potstill.console import Console, Task
+from potstill.evaluate.measured import Dtype, Measured
+from potstill.evaluate.memory import peak_of
+from potstill.evaluate.passes import Seconds, one_pass
+from potstill.measures import Speed
+from potstill.models.load import has_fast_bf16, pick_device
+
+PROMPT_TOKENS, NEW_TOKENS, REPETITIONS = 256, 32, 5
+
+
+def speed_dtype(model: Measured) -> Dtype:
+    """The precision in which rates are measured, the same for all models: bf16 where the device multiplies in it."""
+    return "bfloat16" if has_fast_bf16(pick_device(str(model.opened_with.get("device", "auto")))) else "float32"
+
+
+def prompt_of(rows: Sequence[Sequence[int]], positions: int | None = None) -> list[int]:
+    """Real tokens, PROMPT_TOKENS of them, fewer where `positions` leave no room to write behind them: rows joined, and
+    from the beginning again if they run out."""
+    joined = [token for row in rows for token in row]
+    tokens = PROMPT_TOKENS if positions is None else min(PROMPT_TOKENS, positions - NEW_TOKENS)
+    return (joined * (tokens // len(joined) + 1))[:tokens]
+
+
+def measure_speed(
+    models: Sequence[Measured], prompt: Sequence[int], dtype: Dtype, console: Console
+) -> dict[str, Speed]:
+    """Rates and peak memory of each model, by name.
+
+    Args:
+        models: usually teacher and student; they share the tokenizer.
+        prompt: token ids [P], as of `prompt_of`.
+        dtype: precision of all of them.
+        console: shows progress.
+    """
+    with console.task("peak memory", total=len(models), unit="models") as task:
+        peaks = {}
+        for model in models:
+            peaks[model.name] = peak_of(model, prompt, NEW_TOKENS, dtype)
+            task.advance(1)
+    opened = {model.name: model.open(dtype) for model in models}
+    with console.task("speed", total=(1 + REPETITIONS) * len(models), unit="passes") as task:
+        seconds = _in_turn(opened, prompt, task)
+    said = {model.name: dtype if model.quantization == "none" else f"{model.quantization}, {dtype}" for model in models}
+    return {name: _speed(seconds[name], len(prompt), peaks[name], said[name]) for name in opened}
+
+
+def _in_turn(opened: Mapping[str, PreTrainedModel], prompt: Sequence[int], task: Task) -> dict[str, list[Seconds]]:
+    seconds: dict[str, list[Seconds]] = {name: [] for name in opened}
+    for repetition in range(1 + REPETITIONS):
+        for name in list(opened) if repetition % 2 else reversed(list(opened)):
+            passed = one_pass(opened[name], prompt, NEW_TOKENS)
+            if repetition > 0:
+                seconds[name].append(passed)
+            task.advance(1)
+    return seconds
+
+
+def _speed(seconds: Sequence[Seconds], prompt_tokens: int, peak_bytes: int, dtype: str) -> Speed:
+    prefill = [prompt_tokens / s.prefill for s in seconds]
+    decode = [NEW_TOKENS / s.decode for s in seconds]
+    return Speed(
+        prefill_tokens_per_second=statistics.median(prefill),
+        prefill_spread=(min(prefill), max(prefill)),
+        decode_tokens_per_second=statistics.median(decode),
+        decode_spread=(min(decode), max(decode)),
+        peak_bytes=peak_bytes,
+        dtype=dtype,
+    )

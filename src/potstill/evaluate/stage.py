@@ -1,0 +1,51 @@
+"""The stage `evaluate`: what was kept and what was lost, on held-out records. No torch until it works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from potstill.evaluate.teacher import teacher_name
+from potstill.recipe import LocalTeacher, Recipe
+from potstill.stage import Context, Stage
+
+CONTRACT = 1
+
+
+def stage(recipe: Recipe) -> Stage:
+    """The stage of a recipe that has an `evaluate` section.
+
+    Its artifact holds `measures.json` (`potstill.measures.Measures`), `documents.json` (the held-out records, worst
+    first, with what models wrote) and `tokens.parquet` (one row per target token).
+    """
+    assert recipe.evaluate is not None and recipe.train is not None and recipe.student is not None
+    name = teacher_name(recipe)
+    settings = {
+        "evaluate": recipe.evaluate.key_fields(),
+        "teacher": None if name is None else recipe.teachers[name].key_fields(),
+        "student": recipe.student.key_fields(),
+        "data": recipe.data.key_fields(),
+        "max_length": recipe.train.max_length,
+    }
+    trained = ("train", *(f"train.{control}" for control in recipe.train.controls))
+    reads = (*trained, "generate") if recipe.generate is not None else trained
+    return Stage("evaluate", CONTRACT, reads, settings, partial(_sources, recipe), _write)
+
+
+def _sources(recipe: Recipe) -> Mapping[str, str]:
+    """Digests of the teacher's weights, and of the data where no stage has read them before."""
+    from potstill.data import source_digests
+    from potstill.models import locate
+
+    digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
+    name = teacher_name(recipe)
+    teacher = None if name is None else recipe.teachers[name]
+    if isinstance(teacher, LocalTeacher) and (source := locate(teacher.model, teacher.revision)) is not None:
+        digests["teacher"] = source.digest
+    return digests
+
+
+def _write(context: Context) -> None:
+    from potstill.evaluate.evaluation import Evaluation
+
+    Evaluation(context).run()
