@@ -40,8 +40,11 @@ def save_records(path: Path, records: Sequence[Record], split: DataSettings | No
     rows = [_row(record, split) for record in records]
     table = pa.Table.from_pylist(rows, schema=_schema().with_metadata({_MARK: _VERSION}))
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, aside)
-    os.replace(aside, path)
+    try:
+        pq.write_table(table, aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def load_records(path: Path, side: Side | None = None) -> list[Record]:
