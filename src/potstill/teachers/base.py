@@ -34,5 +34,6 @@ class Teacher(Protocol):
         ...
 
     def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
-        """Answer a batch of requests with equal sampling settings, in order. The same batch and seed give the same answers."""
+        """Answer a batch of requests with equal sampling settings, in order. The same batch and seed give the same
+        answers."""
         ...

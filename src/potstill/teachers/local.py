@@ -1,0 +1,213 @@
+"""A causal language model on this machine: it writes, and it gives its distributions and inner states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.console import Console
+from potstill.data import ChatTokenizer, prompt_ids
+from potstill.errors import DataError
+from potstill.models.anatomy import dims, text_config
+from potstill.models.folder import ModelSource, read_config
+from potstill.models.live import live_signals
+from potstill.models.load import has_fast_bf16, load_model, load_tokenizer, pick_device, pick_dtype
+from potstill.models.resolve import resolve
+from potstill.recipe import LocalTeacher, Needs
+from potstill.registry import implements
+from potstill.signals import Batch, ModelDims, Signals
+from potstill.teachers.writing import stop_token_ids, write
+from potstill.types import Answer, Capability, Request
+
+
+@implements(LocalTeacher)
+class LocalModel:
+    """The teacher of `kind: local`. Weights are loaded at first use, twice where it writes in another precision than
+    it gives distributions in."""
+
+    def __init__(self, settings: LocalTeacher) -> None:
+        self.settings = settings
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """Where its files are; fetched or converted if need be.
+
+        Raises:
+            ModelError: as `resolve`.
+        """
+        settings = self.settings
+        return resolve(
+            settings.model,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            console=Console(),
+        )
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Everything but ready-made log-probabilities."""
+        return self.settings.capabilities
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The `transformers` tokenizer, chat template included."""
+        return load_tokenizer(self.source, self.settings.trust_remote_code)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model that gives distributions and inner states: frozen, in evaluation mode."""
+        return self._load(self._dtype)
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """Who answers: what an answer depends on, beside the request."""
+        return {
+            "kind": self.settings.kind,
+            "model": self.source.name,
+            "revision": self.source.revision,
+            "digest": self.source.digest,
+            "dtype": _name(self._writing_dtype),
+            "quantization": self.settings.quantization,
+            "template": self._chat.template_hash,
+        }
+
+    @cached_property
+    def dims(self) -> ModelDims:
+        """Its sizes."""
+        return dims(self.model)
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """How many tokens it can read and write in all; None if its configuration does not say."""
+        config = read_config(self.source.path)
+        length = config.get("max_position_embeddings") or config.get("n_positions") or config.get("max_seq_len")
+        return int(length) if length else None
+
+    def signals(self, batch: Batch, needs: Sequence[Needs]) -> Signals:
+        """What objectives need of it for a batch: from its own view, in its own precision, without gradient, and in
+        evaluation mode whatever has been done to it in between (rule 8)."""
+        self.model.eval()
+        # The student's autocast is not the teacher's.
+        with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
+            return teacher_signals(self.model, batch, needs)
+
+    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+        """Answer a batch, in order. The answers depend on the requests of this batch and on the seed alone (and in low
+        precision on *all* of the requests, since they are computed together).
+
+        Greedy, sampled, or by beam search (length penalty 1, that is log-probability per token); with beams, the
+        request with `sample` k gets the k-th best beam of its prompt. No setting is taken from the model's own
+        generation defaults, but for its end tokens. An answer's tokens count its end token.
+
+        Raises:
+            ValueError: the requests differ in sampling settings, or there is none.
+            DataError: a prompt leaves the model no room for an answer, or cannot be rendered.
+        """
+        samplings = {request.sampling for request in requests}
+        if len(samplings) != 1:
+            raise ValueError(f"a batch has one sampling setting, not {len(samplings)}")
+        sampling = samplings.pop()
+        prompts = [self._prompt(request) for request in requests]
+        most_new = min(sampling.max_new_tokens, self._room(prompts))
+        model = self._writer
+        model.eval()
+        written = write(
+            model,
+            prompts,
+            sampling,
+            samples=[request.sample for request in requests],
+            most_new=most_new,
+            stop_ids=self._stop_ids,
+            pad_id=self._chat.pad_id,
+            seed=seed,
+        )
+        return [self._answer(prompt, ids) for prompt, ids in zip(prompts, written, strict=True)]
+
+    # ---- inside -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return pick_device(self.settings.device)
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        return pick_dtype(self.settings.dtype, self.source, self._device)
+
+    @cached_property
+    def _writing_dtype(self) -> torch.dtype:
+        if self.settings.generate_dtype == "auto" and has_fast_bf16(self._device):
+            return torch.bfloat16
+        return pick_dtype(self.settings.generate_dtype, self.source, self._device)
+
+    @cached_property
+    def _writer(self) -> PreTrainedModel:
+        return self.model if self._writing_dtype == self._dtype else self._load(self._writing_dtype)
+
+    @cached_property
+    def _chat(self) -> ChatTokenizer:
+        return ChatTokenizer.from_transformers(self.tokenizer)
+
+    @cached_property
+    def _stop_ids(self) -> list[int]:
+        return stop_token_ids(self._writer, self.tokenizer)
+
+    def _load(self, dtype: torch.dtype) -> PreTrainedModel:
+        settings = self.settings
+        model = load_model(
+            self.source,
+            dtype=_name(dtype),
+            device=settings.device,
+            device_map=settings.device_map,
+            attn_implementation=settings.attn_implementation,
+            quantization=settings.quantization,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        model.requires_grad_(False)
+        return model
+
+    def _prompt(self, request: Request) -> list[int]:
+        asked = request.messages if request.messages is not None else request.prompt
+        if asked is None:
+            raise ValueError("a request has messages or a prompt")
+        return prompt_ids(asked, self._chat, request.tools)
+
+    def _room(self, prompts: Sequence[Sequence[int]]) -> int:
+        """New tokens that fit behind the longest prompt of a batch (all rows grow together)."""
+        longest = max(map(len, prompts))
+        if self.context_length is None:
+            return 1 << 30
+        if longest >= self.context_length:
+            raise DataError(
+                f"a prompt has {longest:,} tokens, and {self.source.name} reads and writes "
+                f"{self.context_length:,} in all",
+                mend="shorten it or take it out of the data",
+            )
+        return self.context_length - longest
+
+    def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Answer:
+        stopped = bool(ids) and ids[-1] in self._stop_ids
+        words = list(ids[:-1] if stopped else ids)
+        text = str(self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        if not stopped:
+            # Cut inside a character of several tokens: its first bytes are no text.
+            text = text.rstrip("\ufffd")
+        return Answer(text, "stop" if stopped else "length", len(prompt), len(ids))
+
+
+def teacher_signals(model: nn.Module, batch: Batch, needs: Sequence[Needs]) -> Signals:
+    """What a set of objectives needs of a loaded teacher, in one forward pass, under the caller's modes."""
+    last = int(text_config(model).num_hidden_layers)
+    states = {last for need in needs if need.hidden == "last"}
+    states |= {teacher for need in needs if isinstance(need.hidden, tuple) for _, teacher in need.hidden}
+    wanted = frozenset().union(*(alternatives for need in needs for alternatives in need.teacher))
+    want: Literal["head", "dense"] | None = "head" if "head" in wanted else "dense" if "dense" in wanted else None
+    return live_signals(model, batch.teacher, batch.target_positions["teacher"], states, want)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
