@@ -28,8 +28,8 @@ class ModelSource:
     """A model on disk, ready to load.
 
     `path` is a folder with `config.json`, safetensors and tokenizer files, always: GGUF files are converted once.
-    `name` is what the user called it, `revision` a commit or package version if there is one, `digest` that of its
-    files, `licence` as it states it (empty if it does not), and `notes` what a report must say of it.
+    `name` is what to call it (of a path the last part), `revision` a commit or package version if there is one,
+    `digest` that of its files, `licence` as it states it (empty if it does not), and `notes` what a report must say.
     """
 
     path: Path

@@ -7,6 +7,9 @@ cannot be saved, unless it is dequantised on the way.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 from potstill.console import Console
@@ -32,9 +35,9 @@ def dequantise(file: Path, folder: Path, console: Console) -> tuple[str, tuple[s
         from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
         try:
-            with quiet_loading():
-                tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-                task.advance(note="tokenizer read")
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+            task.advance(note="tokenizer read")
+            with quiet_loading(), _hidden_bar():
                 model = AutoModelForCausalLM.from_pretrained(
                     file.parent,
                     gguf_file=file.name,
@@ -42,7 +45,7 @@ def dequantise(file: Path, folder: Path, console: Console) -> tuple[str, tuple[s
                     dtype="float32",
                     local_files_only=True,
                 )
-                task.advance(note="weights read")
+            task.advance(note="weights read")
         except OSError as error:
             if error.errno is not None:  # of the system, such as a full disk; transformers' own have no number
                 raise
@@ -54,6 +57,13 @@ def dequantise(file: Path, folder: Path, console: Console) -> tuple[str, tuple[s
             tokenizer.save_pretrained(folder)
         task.advance(note="saved")
     return licence, notes
+
+
+@contextmanager
+def _hidden_bar() -> Iterator[None]:
+    """The bar of the conversion is not one that `transformers` lets one turn off; tqdm writes to `sys.stderr`."""
+    with redirect_stderr(StringIO()):
+        yield
 
 
 def read_header(file: Path) -> tuple[str, tuple[str, ...]]:

