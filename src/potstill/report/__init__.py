@@ -1,0 +1,14 @@
+"""The page that a person looks at, and the student's model card. Importing this loads neither torch nor altair.
+
+stage.py         the stage: reads artifacts, writes report.html and README.md
+findings.py      what was found, read from the artifacts of a run
+figures.py       numbers as a person reads them
+verdict.py       two sentences: what was kept and lost, and what the teacher was worth
+distribution.py  how the loss is spread over tokens
+looks.py         colour, dash and shape of each model, the same in every chart
+charts.py        the charts, as altair specifications
+svg.py           a specification as static SVG without script, style or link
+sections.py      tables and texts, ready for the template
+page.py          report.html
+card.py          README.md
+"""

@@ -1,0 +1,126 @@
+"""`README.md`: the student's model card. What it was made from, how, what was lost, and what nobody measured.
+
+It goes where others read it, so it names no path of this machine.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from potstill.recipe import Existing, FromTeacher
+from potstill.report import figures, sections
+from potstill.report.findings import Findings
+from potstill.report.page import readable
+from potstill.report.verdict import judge
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~!$&])")
+_SPDX_LIKE = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
+
+
+def render_card(findings: Findings) -> str:
+    """The card, as Markdown with its metadata in front."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    origin = findings.begins_with
+    # A licence that is not an identifier goes by its name, as the hub asks.
+    licence: dict[str, Any] = {}
+    if origin is not None and origin.licence:
+        named = origin.licence.lower()
+        licence = {"license": named} if _SPDX_LIKE.match(named) else {"license": "other", "license_name": named}
+    teacher = findings.teacher
+    base = origin or teacher
+    metadata = ModelCardData(
+        **licence,
+        base_model=base.hub_id if base is not None else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["knowledge-distillation", "potstill"],
+        # No model-index: the figures are of held-out records of this run, which are no benchmark that others can run.
+    )
+    body = _template().render(
+        findings=findings,
+        measures=findings.measures,
+        student=findings.student,
+        teacher=teacher,
+        origin=origin,
+        same_origin=origin is not None and origin == teacher,
+        teacher_measures=findings.measures.models.get("teacher"),
+        verdict=judge(findings.measures),
+        models=sections.models_table(findings.measures),
+        differences=sections.differences_table(findings.measures),
+        sizes=sections.size_table(findings.measures),
+        made=_how_it_was_made(findings),
+        text=_text_of(findings),
+        facts=findings.trained["student"],
+        has_template=findings.has_template,
+        objectives=_objectives(findings),
+        data_licence=findings.recipe.data.licence,
+        versions=findings.manifests["train"]["versions"],
+    )
+    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))
+
+
+def escape_markdown(value: Any) -> str:
+    """Text that stays text in Markdown, in a paragraph or a table's cell."""
+    return _MARKDOWN.sub(r"\\\1", re.sub(r"\s+", " ", readable(value)))
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("potstill.report"),
+        # Every value is escaped for Markdown and then taken as it is; what is our own wording says so (`own`).
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(escape_markdown(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"own": Markup, "count": figures.count, "large": figures.large}
+    return environment.get_template("README.md.jinja")
+
+
+def _how_it_was_made(findings: Findings) -> str:
+    """How the student was built, in a sentence."""
+    student, facts = findings.recipe.student, findings.trained["student"]
+    layers = facts.get("layers")
+    if isinstance(student, FromTeacher) and layers is not None:
+        listed = ", ".join(map(str, layers))
+        return f"It began as layers {listed} of the teacher (counted from 0), with its embeddings, norms and head."
+    if isinstance(student, Existing):
+        began = findings.begins_with
+        return f"It began as {began.name if began is not None else 'an existing model'}."
+    return "It began with random weights."
+
+
+def _text_of(findings: Findings) -> str:
+    """What it was trained on, in a sentence."""
+    recipe = findings.recipe
+    data = _data_name(recipe.data)
+    if recipe.generate is None:
+        return f"It was trained on the answers in {data}."
+    manifest = findings.manifests["generate"]
+    written = manifest["facts"].get("tokens")
+    tokens = f", {figures.count(written)} tokens in all" if written is not None else ""
+    return f"It was trained on answers that the teacher wrote to the prompts of {data}{tokens}."
+
+
+def _data_name(data: Any) -> str:
+    """A data source by the name that others can know: never a folder of this machine."""
+    if hasattr(data, "path"):
+        return Path(data.path).name
+    return str(getattr(data, "id", None) or getattr(data, "name", None) or data.kind)
+
+
+def _objectives(findings: Findings) -> str:
+    """`1 · forward_kl + 1 · hidden_cosine`."""
+    train = findings.recipe.train
+    assert train is not None
+    named = [f"{o.weight:g} · {o.kind.rpartition(':')[2]}" for o in train.objectives]
+    return " + ".join(named)

@@ -1,0 +1,257 @@
+"""The charts, each drawn twice: for a wide page and for a narrow one, so that letters keep their size.
+
+Altair loads when a chart is made, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from potstill.measures import Interval
+from potstill.report.distribution import BEND
+from potstill.report.looks import GRID, INK, LOOKS, RULE, SOFT, shown
+from potstill.report.svg import draw
+
+WIDE, SMALL, NARROW = 470, 288, 320
+_ROW_HEIGHT = 34
+Values = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart for both widths, what stands above and below it, and the models that its legend must name."""
+
+    title: str
+    caption: str
+    wide: Markup
+    narrow: Markup
+    legend: tuple[str, ...] = ()
+
+
+def interval_figure(
+    title: str,
+    caption: str,
+    rows: Sequence[tuple[str, Interval, str]],
+    *,
+    axis: str,
+    zero_line: bool = False,
+    bounds: tuple[float, float] | None = None,
+) -> Figure:
+    """Estimates with their intervals, one row each.
+
+    Args:
+        title: of the figure.
+        caption: below it.
+        rows: name (of a model, or of a metric), interval, and how the estimate is printed.
+        axis: title of the axis, with the unit.
+        zero_line: draw a line at 0, for differences.
+        bounds: of the axis; by itself it holds all intervals.
+    """
+    values = [
+        {"name": shown(name), "model": name if name in LOOKS else "student", "text": printed}
+        | {"value": found.value, "low": found.low, "high": found.high}
+        for name, found, printed in rows
+    ]
+
+    def chart(width: int) -> Any:
+        import altair as alt
+
+        base = alt.Chart(alt.InlineData(values=values)).encode(
+            y=_names(),
+            color=_colours(),
+        )
+        scale = alt.Scale(zero=zero_line, nice=True, padding=14) if bounds is None else alt.Scale(domain=list(bounds))
+        ticks = alt.Axis(tickCount=width // 75, labelFlush=False)
+        x = alt.X("low:Q", title=axis, scale=scale, axis=ticks)
+        layers = [
+            base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q"),
+            base.mark_tick(thickness=2, size=10).encode(x=x),
+            base.mark_tick(thickness=2, size=10).encode(x="high:Q"),
+            base.mark_point(size=80, filled=True, opacity=1).encode(x="value:Q", shape=_shapes()),
+            base.mark_text(dy=-11, fontSize=12).encode(x="value:Q", text="text:N", color=alt.value(INK)),
+        ]
+        if zero_line:
+            line = alt.Chart(alt.InlineData(values=[{"at": 0}])).mark_rule(strokeDash=[4, 3]).encode(x="at:Q")
+            layers.insert(0, line.encode(color=alt.value(RULE)))
+        return _finished(alt.layer(*layers), width, _ROW_HEIGHT * len(values) + 44)
+
+    label = "; ".join(f"{v['name']} {v['text']} [{v['low']:.3g}, {v['high']:.3g}]" for v in values)
+    return _both(title, caption, chart, f"{title}, {axis}: {label}")
+
+
+def bar_figure(title: str, caption: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
+    """One bar per model, from 0, with its value printed at its end.
+
+    Args:
+        title: of the figure.
+        caption: below it.
+        rows: model, value, and how it is printed.
+    """
+    top = max(value for _, value, _ in rows)
+    values = [{"name": shown(n), "model": n, "value": v, "text": t} for n, v, t in rows]
+
+    def chart(width: int) -> Any:
+        import altair as alt
+
+        base = alt.Chart(alt.InlineData(values=values)).encode(
+            y=_names(),
+            # Room for the printed value behind the longest bar.
+            x=alt.X("value:Q", axis=None, scale=alt.Scale(domain=[0, top * 1.5], nice=False)),
+        )
+        bars = base.mark_bar(size=14, cornerRadiusEnd=2).encode(color=_colours())
+        words = base.mark_text(align="left", dx=6, fontSize=12).encode(text="text:N", color=alt.value(INK))
+        return _finished(alt.layer(bars, words), width, 26 * len(values) + 10)
+
+    label = "; ".join(f"{v['name']} {v['text']}" for v in values)
+    return _both(title, caption, chart, f"{title}: {label}", SMALL)
+
+
+def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked: bool) -> Figure:
+    """Lines over optimiser steps.
+
+    Args:
+        title: of the figure.
+        caption: below it.
+        points: mappings of model, step and value.
+        axis: title of the vertical axis, with the unit.
+        marked: whether each point gets its model's shape (where they are few).
+    """
+    models = _models_in(points)
+
+    def chart(width: int) -> Any:
+        import altair as alt
+
+        base = alt.Chart(alt.InlineData(values=list(points))).encode(
+            x=alt.X("step:Q", title="optimiser step", axis=_steps(width)),
+            y=alt.Y("value:Q", title=axis, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5)),
+            color=_colours(),
+        )
+        layers = [base.mark_line(strokeWidth=2).encode(strokeDash=_dashes())]
+        if marked:
+            layers.append(base.mark_point(size=60, filled=True, opacity=1).encode(shape=_shapes()))
+        return _finished(alt.layer(*layers), width, 240)
+
+    ends = "; ".join(f"{shown(m)} ends at {_last(points, m):.3g}" for m in models)
+    return _both(title, caption, chart, f"{title}, {axis}: {ends}", legend=models)
+
+
+def histogram_figure(title: str, caption: str, rows: Values, *, axis: str) -> Figure:
+    """Shares of tokens by loss, as outlines (bars would hide each other).
+
+    Args:
+        title: of the figure.
+        caption: below it.
+        rows: as `distribution.histogram` gives them.
+        axis: title of the horizontal axis, with the unit.
+    """
+    models = _models_in(rows)
+    ticks = [t for t in (0, 0.1, 0.3, 1, 3, 10, 30) if t <= max(float(r["to"]) for r in rows)]
+    values = [row | {"step": row["from"]} for row in map(dict, rows)]
+    # The last bin's right edge, so that its step is drawn.
+    values += [
+        row | {"step": row["to"]} for row in (([r for r in map(dict, rows) if r["model"] == m])[-1] for m in models)
+    ]
+
+    def chart(width: int) -> Any:
+        import altair as alt
+
+        scale = alt.Scale(type="symlog", constant=BEND, nice=False)
+        base = alt.Chart(alt.InlineData(values=values)).encode(
+            x=alt.X("step:Q", title=axis, scale=scale, axis=alt.Axis(values=ticks, format="~g")),
+            y=alt.Y("share:Q", title="share of tokens", axis=alt.Axis(tickCount=4, format=".0%")),
+            color=_colours(),
+        )
+        lines = base.mark_line(interpolate="step-after", strokeWidth=2).encode(strokeDash=_dashes())
+        return _finished(lines, width, 240)
+
+    return _both(title, caption, chart, f"{title}: histogram of {', '.join(map(shown, models))}", legend=models)
+
+
+# ---- what they share -----------------------------------------------------------------------------------------
+
+
+def _both(
+    title: str,
+    caption: str,
+    chart: Callable[[int], Any],
+    label: str,
+    wide: int = WIDE,
+    legend: tuple[str, ...] = (),
+) -> Figure:
+    return Figure(title, caption, draw(chart(wide), label), draw(chart(NARROW), label), legend)
+
+
+def _finished(chart: Any, width: int, height: int) -> Any:
+    """The chart in a box of this size, axes and all, in the stand-in colours and without a legend."""
+    import altair as alt
+
+    return (
+        chart.properties(
+            width=width,
+            height=height,
+            background="transparent",
+            autosize=alt.AutoSizeParams(type="fit", contains="padding"),
+            padding={"left": 2, "right": 14, "top": 4, "bottom": 4},
+        )
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=SOFT,
+            titleColor=SOFT,
+            gridColor=GRID,
+            domainColor=RULE,
+            tickColor=RULE,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            labelPadding=5,
+            titlePadding=8,
+        )
+    )
+
+
+def _names() -> Any:
+    import altair as alt
+
+    # Room for the longest name, in whatever letters the reader's machine has.
+    axis = alt.Axis(ticks=False, domain=False, grid=False, labelColor=INK, minExtent=66)
+    return alt.Y("name:N", sort=None, title=None, axis=axis)
+
+
+def _steps(width: int) -> Any:
+    import altair as alt
+
+    return alt.Axis(tickCount=width // 80, format=",d", labelFlush=False)
+
+
+def _colours() -> Any:
+    import altair as alt
+
+    scale = alt.Scale(domain=list(LOOKS), range=[look.colour for look in LOOKS.values()])
+    return alt.Color("model:N", scale=scale, legend=None)
+
+
+def _shapes() -> Any:
+    import altair as alt
+
+    scale = alt.Scale(domain=list(LOOKS), range=[look.shape for look in LOOKS.values()])
+    return alt.Shape("model:N", scale=scale, legend=None)
+
+
+def _dashes() -> Any:
+    import altair as alt
+
+    scale = alt.Scale(domain=list(LOOKS), range=[list(look.dash) for look in LOOKS.values()])
+    return alt.StrokeDash("model:N", scale=scale, legend=None)
+
+
+def _models_in(rows: Values) -> tuple[str, ...]:
+    present = {row["model"] for row in rows}
+    return tuple(name for name in LOOKS if name in present)
+
+
+def _last(points: Values, model: str) -> float:
+    return float([p["value"] for p in points if p["model"] == model][-1])

@@ -1,0 +1,129 @@
+"""What was found in a run: everything that the page and the card say is read here, from whole artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.artifacts import Artifact
+from potstill.errors import RunError
+from potstill.measures import MODELS, Measures, ModelMeasures
+from potstill.recipe import Existing, FromTeacher, Recipe
+from potstill.report.origin import Origin, origin_of
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is known of a run, as its artifacts state it.
+
+    `tokens` are the losses in `tokens.parquet`, by column, one value per held-out target. `history` and `trained` are
+    the training log and the facts of the student and, by the same names, of the controls that were trained.
+    `manifests` are those of the stages read, in the order in which they ran. `has_template` says whether the student
+    takes conversations.
+    """
+
+    recipe: Recipe
+    measures: Measures
+    documents: list[dict[str, Any]]
+    tokens: Mapping[str, NDArray[Any]]
+    trained: Mapping[str, Mapping[str, Any]]
+    history: Mapping[str, list[dict[str, Any]]]
+    manifests: Mapping[str, Mapping[str, Any]]
+    teacher: Origin | None
+    has_template: bool
+
+    @property
+    def title(self) -> str:
+        """The recipe's `report.title`, else its name."""
+        return self.recipe.report.title or self.recipe.name
+
+    @property
+    def student(self) -> ModelMeasures:
+        return self.measures.models["student"]
+
+    @property
+    def models(self) -> list[ModelMeasures]:
+        """All that were measured, in the order in which they are shown."""
+        return [self.measures.models[name] for name in MODELS if name in self.measures.models]
+
+    @property
+    def begins_with(self) -> Origin | None:
+        """The model whose weights the student began with; None if it began with random ones."""
+        student = self.recipe.student
+        if isinstance(student, FromTeacher):
+            return self.teacher
+        return origin_of(student.model, student.revision) if isinstance(student, Existing) else None
+
+
+def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origin | None) -> Findings:
+    """Read the artifacts of a run.
+
+    Args:
+        recipe: the recipe of the run.
+        inputs: `evaluate` and `train`, and if the recipe has them `train.text_only` and `generate`.
+        teacher: what is known of the teacher.
+
+    Raises:
+        RunError: a file that should be there is missing or damaged.
+    """
+    evaluate = inputs["evaluate"].path
+    trainings = {"student": inputs["train"]}
+    trainings |= {name.removeprefix("train."): a for name, a in inputs.items() if name.startswith("train.")}
+    measures = _read(evaluate / "measures.json", Measures.load)
+    if "student" not in measures.models:
+        raise RunError(
+            "there are no measures of the student",
+            where=str(evaluate / "measures.json"),
+            mend="run the stage again: potstill evaluate --force",
+        )
+    order = ("generate", "train", *(f"train.{name}" for name in trainings), "evaluate")
+    return Findings(
+        recipe=recipe,
+        measures=measures,
+        documents=_read(evaluate / "documents.json", _json),
+        tokens=_read(evaluate / "tokens.parquet", _columns),
+        trained={name: _read(a.path / "student.json", _json) for name, a in trainings.items()},
+        history={name: _read(a.path / "history.jsonl", _json_lines) for name, a in trainings.items()},
+        manifests={name: inputs[name].manifest for name in order if name in inputs},
+        teacher=teacher,
+        has_template=_has_template(inputs["train"].path / "model"),
+    )
+
+
+def _has_template(model: Path) -> bool:
+    if (model / "chat_template.jinja").is_file():
+        return True
+    config = model / "tokenizer_config.json"
+    return config.is_file() and bool(_read(config, _json).get("chat_template"))
+
+
+def _read(path: Path, how: Any) -> Any:
+    try:
+        return how(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        stage = path.parent.name
+        raise RunError(f"{path.name} {what}", where=str(path.parent), mend=f"run {stage} again with --force") from error
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _columns(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The loss of each model on each token; the columns `nll_…` and `kl_…`."""
+    import pyarrow.parquet as pq
+
+    names = [name for name in pq.read_schema(path).names if name.startswith(("nll_", "kl_"))]
+    table = pq.read_table(path, columns=names)
+    return {name: np.asarray(table.column(name).to_numpy(), dtype=np.float64) for name in names}

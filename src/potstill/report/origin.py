@@ -1,0 +1,58 @@
+"""What a model is, where it comes from and under which licence. Looks on disk only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from potstill.models.packages import PACKAGES
+from potstill.models.resolve import locate
+from potstill.recipe import LocalTeacher, Recipe
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model that others can know.
+
+    `name` is what it is called; of a folder or file only the last part, since its path is nobody else's business.
+    `hub_id` is set where the same model is on the hub.
+    """
+
+    name: str
+    hub_id: str | None
+    revision: str
+    licence: str
+    notes: tuple[str, ...]
+
+
+def origin_of(model: str, revision: str | None) -> Origin:
+    """What is known of a model, by the name that a recipe gives it."""
+    source = locate(model, revision)
+    known_revision, licence, notes = (source.revision, source.licence, source.notes) if source else ("", "", ())
+    if model in PACKAGES:
+        return Origin(model, PACKAGES[model].hub_id, known_revision, licence, notes)
+    on_hub = not model.startswith("run:") and not Path(model).expanduser().exists()
+    name = model if on_hub else Path(model.removeprefix("run:")).name
+    return Origin(name, model if on_hub else None, revision or known_revision, licence, notes)
+
+
+def origin_of_teacher(recipe: Recipe) -> Origin | None:
+    """The teacher that trained the student; None if none did."""
+    settings = recipe.teachers.get(recipe.train.teacher) if recipe.train is not None else None
+    if settings is None:
+        return None
+    if isinstance(settings, LocalTeacher):
+        return origin_of(settings.model, settings.revision)
+    return Origin(str(getattr(settings, "model", settings.kind)), None, "", "", ())
+
+
+def origin_digests(recipe: Recipe) -> Mapping[str, str]:
+    """What a stage's key must know of the models that are named: their digests, where they are on disk."""
+    named = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
+    found: dict[str, str] = {}
+    for settings in named:
+        model = getattr(settings, "model", None)
+        if model is not None and (source := locate(model, getattr(settings, "revision", None))) is not None:
+            found[f"model {model}"] = f"{source.digest} {source.licence} {' '.join(source.notes)}"
+    return found

@@ -1,0 +1,44 @@
+"""The stage `report`: from measures to a page and a model card. Neither torch nor altair until it works."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from potstill.recipe import Recipe
+from potstill.report.origin import origin_digests, origin_of_teacher
+from potstill.stage import Context, Stage
+
+CONTRACT = 1
+
+
+def stage(recipe: Recipe) -> Stage:
+    """The stage of a recipe that has an `evaluate` section.
+
+    Its artifact holds `report.html` and `README.md`, the model card that exporters take along. The page shows the
+    whole recipe, so the whole recipe is in its key.
+    """
+    assert recipe.train is not None
+    reads = ["evaluate", "train", *(f"train.{control}" for control in recipe.train.controls)]
+    if recipe.generate is not None:
+        reads.append("generate")
+    settings = recipe.model_dump(mode="json", warnings=False)
+    return Stage("report", CONTRACT, tuple(reads), settings, partial(origin_digests, recipe), _write)
+
+
+def _write(context: Context) -> None:
+    from potstill.report.card import render_card
+    from potstill.report.findings import read_findings
+    from potstill.report.page import render_page
+    from potstill.report.verdict import judge
+
+    recipe = context.recipe
+    with context.console.task("report", total=3, unit="parts") as task:
+        findings = read_findings(recipe, context.inputs, origin_of_teacher(recipe))
+        task.advance(1)
+        page = render_page(findings)
+        (context.out / "report.html").write_text(page, encoding="utf-8", newline="\n")
+        task.advance(1)
+        (context.out / "README.md").write_text(render_card(findings), encoding="utf-8", newline="\n")
+        task.advance(1)
+    context.console.say(judge(findings.measures).text)
+    context.console.say(f"report: {context.run / 'report' / 'report.html'}", report=str(context.run / "report"))

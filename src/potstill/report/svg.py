@@ -1,0 +1,76 @@
+"""A chart as static SVG that may stand in a page: drawn offline by vl-convert, then stripped to shapes and words.
+
+What comes out holds no script, style, link, font or reference of any kind: elements and attributes that are not named
+here do not pass. Colours become classes, so that the page's style decides by day and by night.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from typing import Any
+
+from markupsafe import Markup
+
+from potstill.report.looks import CLASSES
+
+_SVG = "http://www.w3.org/2000/svg"
+_ELEMENTS = frozenset({"svg", "g", "path", "line", "rect", "text", "tspan"})
+_ATTRIBUTES = frozenset(
+    "d transform x y x1 y1 x2 y2 dx dy width height viewBox opacity fill-opacity stroke-opacity stroke-width "
+    "stroke-dasharray stroke-linecap stroke-linejoin stroke-miterlimit text-anchor font-size font-weight".split()
+)
+_COLOURLESS = frozenset({"none", "transparent"})
+
+
+def draw(chart: Any, label: str) -> Markup:
+    """Draw an altair chart.
+
+    Args:
+        chart: the chart; its colours are those of `looks.py` only.
+        label: what the chart says, for those who cannot see it.
+
+    Returns:
+        An `<svg>` element.
+    """
+    import vl_convert
+
+    return as_inline(vl_convert.vegalite_to_svg(chart.to_dict()), label)
+
+
+def as_inline(svg: str, label: str) -> Markup:
+    """Strip an SVG document to what may stand in the page.
+
+    Raises:
+        ValueError: it has a colour that no class stands for.
+    """
+    root = _stripped(ElementTree.fromstring(svg))
+    if root is None:
+        raise ValueError("not an SVG document")
+    root.set("role", "img")
+    root.set("aria-label", label)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # built from allowed parts, escaped
+
+
+def _stripped(element: ElementTree.Element) -> ElementTree.Element | None:
+    name = element.tag.removeprefix(f"{{{_SVG}}}") if isinstance(element.tag, str) else ""
+    if name not in _ELEMENTS or element.get("display") == "none":
+        return None
+    kept = ElementTree.Element(name, {k: v for k, v in element.attrib.items() if k in _ATTRIBUTES})
+    classes = []
+    for paint in ("fill", "stroke"):
+        colour = element.get(paint)
+        if colour is None:
+            continue
+        if colour in _COLOURLESS:
+            kept.set(paint, "none")
+        elif colour in CLASSES:
+            classes.append(f"{paint}-{CLASSES[colour]}")
+        else:
+            raise ValueError(f"the colour {colour!r} stands for no class")
+    if classes:
+        kept.set("class", " ".join(classes))
+    kept.text = element.text if name in ("text", "tspan") else None
+    kept.extend(child for child in map(_stripped, element) if child is not None)
+    if name == "g" and len(kept) == 0:
+        return None
+    return kept
