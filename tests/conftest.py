@@ -10,6 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -19,6 +20,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="potstill-tests-hf-")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A busy machine is no failure: examples of properties may take their time.
+hypothesis.settings.register_profile("potstill", deadline=None)
+hypothesis.settings.load_profile("potstill")
 
 # Shapes in annotations are checked in the rooms of pure tensor functions, and under pytest only.
 jaxtyping.install_import_hook(["potstill.signals", "potstill.objectives"], "beartype.beartype")
