@@ -19,7 +19,7 @@ from potstill.objectives.loss import Loss, total_loss
 from potstill.objectives.response import ForwardKLLoss, HardCELoss
 from potstill.objectives.rows import RowRule, Rows
 from potstill.objectives.statistics import TokenStatistics, token_statistics
-from potstill.objectives.sweep import Swept, sweep
+from potstill.objectives.sweep import Swept, fused_sweep
 
 __all__ = [
     "DirectObjective",
@@ -35,7 +35,7 @@ __all__ = [
     "TokenStatistics",
     "VocabularyObjective",
     "hidden_cosine",
-    "sweep",
+    "fused_sweep",
     "token_statistics",
     "total_loss",
 ]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from potstill.objectives.base import DirectObjective, Objective, VocabularyObjective
-from potstill.objectives.sweep import sweep
+from potstill.objectives.sweep import fused_sweep
 from potstill.signals import Batch, Dense, Head, Signals
 
 
@@ -60,7 +60,7 @@ def total_loss(
     vocabulary = [(i, o) for i, o in enumerate(objectives) if isinstance(o, VocabularyObjective)]
     if vocabulary:
         rules = [(o.row_rule(), coefficients[i]) for i, o in vocabulary]
-        swept = sweep(_response(student), _teacher_response(teacher), batch.target_ids, rules)
+        swept = fused_sweep(_response(student), _teacher_response(teacher), batch.target_ids, rules)
         terms.append(swept.loss)
         for row, (i, _) in enumerate(vocabulary):
             sums[i] = swept.values[row].sum()

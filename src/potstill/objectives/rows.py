@@ -92,7 +92,8 @@ class Rows:
             self._gradient = self.scratch.take("gradient", *self.student.shape)
             width = derivative.shape[1]
             torch.mul(derivative, coefficient, out=self._gradient[:, :width])
-            self._gradient[:, width:] = 0
+            if width < self.vocab:
+                self._gradient[:, width:] = 0
         else:
             self._gradient[:, : derivative.shape[1]].addcmul_(derivative, coefficient)
 

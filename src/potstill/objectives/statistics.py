@@ -10,7 +10,7 @@ from torch import Tensor
 
 from potstill.objectives.response import ForwardKLRule, HardCERule
 from potstill.objectives.rows import RowRule, Rows
-from potstill.objectives.sweep import sweep
+from potstill.objectives.sweep import fused_sweep
 from potstill.signals import Dense, Head
 
 
@@ -56,7 +56,7 @@ def token_statistics(
     if teacher is not None:
         rules += [_TeacherNLL(), ForwardKLRule(), _TopOneAgreement()]
     with torch.no_grad():
-        swept = sweep(student, teacher, target_ids, [(rule, 0.0) for rule in rules], product_dtype=torch.float32)
+        swept = fused_sweep(student, teacher, target_ids, [(rule, 0.0) for rule in rules], product_dtype=torch.float32)
     if teacher is None:
         return TokenStatistics(swept.values[0])
     nll_student, nll_teacher, kl, agree = swept.values

@@ -23,7 +23,7 @@ for fp64 models) whatever the dtype of the products, and a weight gradient narro
 Under autocast the products are in autocast's dtype, as they are in the models; the logits are rounded to it once and
 all that follows is in fp32.
 
-The gradients are computed in the forward pass, and only if grad mode was on when `sweep` was called. That is read
+The gradients are computed in the forward pass, and only if grad mode was on when `fused_sweep` was called. That is read
 outside the autograd function: inside, grad mode is always off and `ctx.needs_input_grad` is true under `no_grad` too.
 """
 
@@ -69,7 +69,7 @@ class Swept:
     teacher_cut_mass: Float[Tensor, " N"] | None = None
 
 
-def sweep(
+def fused_sweep(
     student: Head | Dense,
     teacher: Head | Dense | None,
     target_ids: Int[Tensor, " N"],
