@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import BloomConfig, BloomForCausalLM
 
 from potstill.errors import ModelError
 from potstill.models.anatomy import decoder_layers
-from potstill.models.live import check_head, live_signals
+from potstill.models.live import check_head, check_packing, live_signals
 from potstill.signals import View
 from tiny_models import FAMILIES, VOCAB, Family, tiny_model
 
@@ -201,3 +202,19 @@ def test_check_head_leaves_every_module_in_its_mode() -> None:
     modes = [module.training for module in model.modules()]
     assert check_head(model, view_of([A])) < 1e-5
     assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_packing_accepts_every_family_in_fp32_and_bf16(family: Family) -> None:
+    view = view_of([A, B], [C])
+    assert check_packing(tiny_model(family), view) < 1e-5
+    assert check_packing(tiny_model(family).bfloat16(), view) < 3e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_check_packing_catches_a_family_whose_segments_see_each_other(dtype: torch.dtype) -> None:
+    # BLOOM's ALiBi counts positions from its attention mask, and does not ask for any.
+    shape = BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
+    bloom = BloomForCausalLM(shape).eval().to(dtype)
+    with pytest.raises(ModelError, match="BloomForCausalLM lets packed records see each other"):
+        check_packing(bloom, view_of([A, B], [C]))

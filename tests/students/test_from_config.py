@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,15 @@ def test_a_config_file_or_its_folder_gives_the_shape(
     # The tokenizer is the teacher's, hence the special tokens too.
     assert (student.config.eos_token_id, student.config.pad_token_id) == (2, 2)
     assert student.generation_config.eos_token_id == 2
+
+
+def test_without_generation_settings_the_special_tokens_are_still_the_teachers(
+    teacher_of: TeacherMaker, build: Build, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(teacher_of().path, tmp_path / "teacher")
+    (folder / "generation_config.json").unlink()
+    student = build(FromConfig(config={"num_hidden_layers": 1}), replace(teacher_of(), path=folder)).model
+    assert (student.generation_config.eos_token_id, student.generation_config.pad_token_id) == (2, 2)
 
 
 def test_the_end_token_starts_with_an_embedding_though_it_pads_too(teacher_of: TeacherMaker, build: Build) -> None:

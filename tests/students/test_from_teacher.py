@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig, Qwen3MoeConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from potstill.console import Console
 from potstill.errors import ModelError, RecipeError
 from potstill.models.anatomy import decoder_layers
 from potstill.models.resolve import resolve
-from potstill.recipe.students import ByInfluence, FromTeacher
+from potstill.recipe.students import ByInfluence, FromConfig, FromTeacher, StudentSettings
 from potstill.students import BuiltStudent
-from tiny_models import FAMILIES, VOCAB, Family
+from potstill.students.depth import copy_layers
+from tiny_models import FAMILIES, VOCAB, Family, tiny_model
 
 from .conftest import TeacherMaker
 
@@ -111,23 +115,24 @@ def test_a_student_that_loses_a_kind_of_layer_is_warned_of(
     assert "warning" not in capsys.readouterr().err
 
 
-def test_generation_settings_are_carried_over(teacher_of: TeacherMaker, build: Build) -> None:
-    student = build(FromTeacher(), teacher_of()).model
-    assert student.generation_config.eos_token_id == 2
-    assert student.generation_config.to_dict() == open_model(teacher_of().path).generation_config.to_dict()
+@pytest.mark.parametrize("settings", [FromTeacher(), FromConfig(config={"num_hidden_layers": 1})])
+def test_generation_settings_are_carried_over(
+    settings: StudentSettings, teacher_of: TeacherMaker, build: Build, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(teacher_of().path, tmp_path / "teacher")
+    GenerationConfig(eos_token_id=[2, 0], pad_token_id=2, repetition_penalty=1.125).save_pretrained(folder)
+    carried = build(settings, replace(teacher_of(), path=folder)).model.generation_config
+    assert (carried.eos_token_id, carried.repetition_penalty) == ([2, 0], 1.125)
 
 
-def test_a_student_names_no_folder_of_the_teacher(teacher_of: TeacherMaker, build: Build, tmp_path: Path) -> None:
-    source = teacher_of()
-    build(FromTeacher(), source).model.save_pretrained(tmp_path)
-    assert str(source.path) not in (tmp_path / "config.json").read_text()
+def test_a_student_names_no_folder_of_the_teacher(teacher_of: TeacherMaker, build: Build) -> None:
+    assert build(FromTeacher(), teacher_of()).model.config._name_or_path == ""
+    assert build(FromConfig(config={"num_hidden_layers": 1}), teacher_of()).model.config._name_or_path == ""
 
 
 def test_a_bf16_teacher_gives_an_fp32_student_of_the_same_numbers(
     teacher_of: TeacherMaker, build: Build, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     source = teacher_of()
     open_model(source.path).bfloat16().save_pretrained(tmp_path)
     student = build(FromTeacher(), replace(source, path=tmp_path), tokenizer_source=source.path).model
@@ -144,10 +149,6 @@ def test_the_end_tokens_embedding_learns_though_it_pads_too(teacher_of: TeacherM
 
 
 def test_layers_of_differing_make_are_refused(teacher_of: TeacherMaker, build: Build, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from transformers import Qwen3MoeConfig
-
     config = Qwen3MoeConfig(
         vocab_size=VOCAB,
         hidden_size=16,
@@ -165,6 +166,14 @@ def test_layers_of_differing_make_are_refused(teacher_of: TeacherMaker, build: B
     source = replace(teacher_of(), path=tmp_path)
     with pytest.raises(ModelError, match="no student can be made of these layers of Qwen3MoeForCausalLM"):
         build(FromTeacher(layers=(0, 2)), source, tokenizer_source=teacher_of().path)
+
+
+def test_a_tensor_that_has_no_place_in_the_student_is_not_dropped_in_silence() -> None:
+    teacher, student = tiny_model(layers=2), tiny_model(layers=1, seed=1)
+    teacher.model.layers[0].mlp.register_parameter("gate_bias", torch.nn.Parameter(torch.ones(3)))
+    copy_layers(teacher, student, [1])  # layer 0 is not kept, so it may have what it likes
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.gate_bias has no place in the student"):
+        copy_layers(teacher, student, [0])
 
 
 def test_a_teacher_that_is_not_here_or_data_that_are_missing_are_said(teacher_of: TeacherMaker, build: Build) -> None:

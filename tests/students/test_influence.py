@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from potstill.console import Console
 from potstill.errors import DataError
 from potstill.recipe.students import ByInfluence, FromTeacher
 from potstill.signals import Batch
+from potstill.students import BuiltStudent
 from potstill.students.influence import layer_influence
 from tiny_models import FAMILIES, VOCAB, Family, tiny_model
 
@@ -96,11 +100,9 @@ def test_measuring_leaves_no_hooks_behind() -> None:
     assert not any(layer._forward_hooks for layer in model.model.layers)
 
 
-def test_a_layer_that_does_nothing_is_the_one_left_out(teacher_of: TeacherMaker, build, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-
+def test_a_layer_that_does_nothing_is_the_one_left_out(
+    teacher_of: TeacherMaker, build: Callable[..., BuiltStudent], tmp_path: Path
+) -> None:
     source = teacher_of()
     lazy = AutoModelForCausalLM.from_pretrained(source.path)
     with torch.no_grad():  # its two ways into the residual stream are closed

@@ -74,7 +74,9 @@ def inner_decoder(model: nn.Module) -> nn.Module:
     """
     inner = unwrap(model)
     decoder = inner.get_decoder()
-    if decoder is None or decoder is inner:
+    if decoder is inner:  # its base model has another name than its class says (Llama 4)
+        decoder = next((part for part in inner.children() if isinstance(part, PreTrainedModel)), None)
+    if decoder is None:
         raise ModelError(
             f"{type(inner).__name__} is no causal language model with a decoder inside",
             mend="use a model that AutoModelForCausalLM opens",

@@ -31,7 +31,7 @@ from potstill.signals import Dense, Head, Signals, View
 
 _CHECKED_ROWS, _CHECKED_TOKENS = 2, 16
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-"""Largest difference between `Head` and the model's own logits, as a share of the largest logit: some ten roundings."""
+"""Relative differences that are some ten roundings, by dtype."""
 
 
 def run_decoder(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
@@ -124,6 +124,41 @@ def check_head(model: nn.Module, view: View) -> float:
             f"{type(inner).__name__} does something to its logits that was not understood: they differ from those "
             f"of its output layer by up to {difference:.1%} of the largest, and are {factor:.4g} times as large",
             mend="models of this family cannot be used with objectives over the vocabulary; please report it",
+        )
+    return difference
+
+
+def check_packing(model: nn.Module, view: View) -> float:
+    """Whether packed segments see each other: a few tokens of a view as two segments of one row, and each alone.
+
+    In some families they do, without a word: those that take no positions (ALiBi), or that mix neighbours by
+    convolution. Runs in evaluation mode without gradient, and leaves the model as it was.
+
+    Returns:
+        The relative difference (L2) of the last hidden states.
+
+    Raises:
+        ModelError: they differ by more than rounding.
+    """
+    real = view.input_ids[view.segment_ids > 0][: 2 * _CHECKED_TOKENS]
+    halves = [half for half in real.tensor_split(2) if half.numel()]
+    positions = [torch.arange(half.numel(), device=half.device) for half in halves]
+    segments = [torch.full_like(half, number) for number, half in enumerate(halves, start=1)]
+    with torch.no_grad(), evaluating(model):
+        packed = run_decoder(
+            model, View(torch.cat(halves)[None], torch.cat(positions)[None], torch.cat(segments)[None])
+        )
+        alone = [
+            run_decoder(model, View(half[None], position[None], torch.ones_like(half)[None]))
+            for half, position in zip(halves, positions, strict=True)
+        ]
+    expected = torch.cat(alone, dim=1).double()
+    difference = float((packed.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+    if not difference <= _TOLERANCE.get(packed.dtype, 1e-4):
+        raise ModelError(
+            f"{type(unwrap(model)).__name__} lets packed records see each other: its states differ by {difference:.1%} "
+            "from those of the records alone",
+            mend="set train.packing: false",
         )
     return difference
 

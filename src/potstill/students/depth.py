@@ -49,7 +49,7 @@ def config_from(
     document |= {"_name_or_path": "", "dtype": "float32"}
     try:
         return type(teacher).from_dict(document)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, ArithmeticError) as error:
         what = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"{type(teacher).__name__} does not accept this shape: {what}") from error
 

@@ -83,9 +83,9 @@ def _changed(teacher: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedCo
 
     # What followed from other keys follows from them again, unless it is named.
     heads, hidden, following = now("num_attention_heads"), now("hidden_size"), {}
-    if document.get("head_dim") and document["head_dim"] * teacher.num_attention_heads == teacher.hidden_size:
-        if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:  # else the family refuses them, below
-            following["head_dim"] = hidden // heads
+    followed = document.get("head_dim") and document["head_dim"] * teacher.num_attention_heads == teacher.hidden_size
+    if followed and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:  # else the family refuses them
+        following["head_dim"] = hidden // heads
     if document.get("num_key_value_heads") == teacher.num_attention_heads:
         following["num_key_value_heads"] = heads
     fewer = now("num_hidden_layers") != teacher.num_hidden_layers
