@@ -144,7 +144,8 @@ PROMPTS = (
 )
 ANSWER = (
     "Rivers carry a little salt from the rocks into the sea. The water goes back to the sky as vapour and leaves the "
-    "salt behind, so over millions of years it has become saltier and saltier.\n\nThat is why sea water tastes as it does."
+    "salt behind, so over millions of years it has become saltier and saltier.\n\nThat is why sea "
+    "water tastes as it does."
 )
 
 

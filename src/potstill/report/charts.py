@@ -23,12 +23,13 @@ Values = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart for both widths, what stands above and below it, and the models that its legend must name."""
+    """A chart for both widths (`narrow` is None where one fits both), what stands above and below it, and the models
+    that its legend must name."""
 
     title: str
     caption: str
     wide: Markup
-    narrow: Markup
+    narrow: Markup | None = None
     legend: tuple[str, ...] = ()
 
 
@@ -107,7 +108,7 @@ def bar_figure(title: str, caption: str, rows: Sequence[tuple[str, float, str]])
         return _finished(alt.layer(bars, words), width, 26 * len(values) + 10)
 
     label = "; ".join(f"{v['name']} {v['text']}" for v in values)
-    return _both(title, caption, chart, f"{title}: {label}", SMALL)
+    return Figure(title, caption, draw(chart(SMALL), f"{title}: {label}"))
 
 
 def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked: bool) -> Figure:
@@ -174,15 +175,8 @@ def histogram_figure(title: str, caption: str, rows: Values, *, axis: str) -> Fi
 # ---- what they share -----------------------------------------------------------------------------------------
 
 
-def _both(
-    title: str,
-    caption: str,
-    chart: Callable[[int], Any],
-    label: str,
-    wide: int = WIDE,
-    legend: tuple[str, ...] = (),
-) -> Figure:
-    return Figure(title, caption, draw(chart(wide), label), draw(chart(NARROW), label), legend)
+def _both(title: str, caption: str, chart: Callable[[int], Any], label: str, legend: tuple[str, ...] = ()) -> Figure:
+    return Figure(title, caption, draw(chart(WIDE), label), draw(chart(NARROW), label), legend)
 
 
 def _finished(chart: Any, width: int, height: int) -> Any:

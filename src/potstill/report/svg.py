@@ -70,7 +70,7 @@ def _stripped(element: ElementTree.Element) -> ElementTree.Element | None:
     if classes:
         kept.set("class", " ".join(classes))
     kept.text = element.text if name in ("text", "tspan") else None
-    kept.extend(child for child in map(_stripped, element) if child is not None)
+    kept.extend([child for child in map(_stripped, element) if child is not None])
     if name == "g" and len(kept) == 0:
         return None
     return kept

@@ -1,0 +1,12 @@
+"""Export: what others open without potstill. Importing this loads no torch.
+
+stage.py        the stage: one artifact per entry of the recipe's `export`
+base.py         what an exporter is given
+huggingface.py  a folder that plain `AutoModelForCausalLM.from_pretrained` opens
+end_tokens.py   the tokens at which the student stops by itself
+vocabulary.py   rows of the output layer that stand for no token
+"""
+
+from potstill.export.huggingface import HuggingFace
+
+__all__ = ["HuggingFace"]

@@ -1,0 +1,109 @@
+"""A folder that plain `AutoModelForCausalLM.from_pretrained` opens: weights, configuration, tokenizer, template, card.
+
+Only files that belong to a model are taken, by name: no projector, no optimiser state, no pickle, no adapter (it is
+merged). Where neither precision nor vocabulary changes, the weights are the trained ones, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from potstill.artifacts import Work
+from potstill.console import Console
+from potstill.errors import ModelError
+from potstill.export.base import Student
+from potstill.export.end_tokens import write_end_tokens
+from potstill.export.vocabulary import rows_of, tokens_of
+from potstill.models.folder import check_folder
+from potstill.recipe import HuggingFaceExport
+from potstill.registry import implements
+
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_REST = (
+    "config.json generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json "
+    "added_tokens.json vocab.json vocab.txt merges.txt spiece.model chat_template.jinja "
+    "additional_chat_templates/*.jinja"
+).split()
+
+
+@implements(HuggingFaceExport)
+class HuggingFace:
+    """Exporter of kind `huggingface`."""
+
+    def __init__(self, settings: HuggingFaceExport) -> None:
+        self.settings = settings
+
+    def export(self, student: Student, work: Work, console: Console) -> None:
+        """Write the folder.
+
+        Raises:
+            ModelError: the trained student is not whole, or its weights do not fit into float16.
+        """
+        check_folder(student.model)
+        out = work.path
+        code = ("*.py",) if student.trust_remote_code and "auto_map" in _config(student.model) else ()
+        _copy(student.model, out, (*_REST, *code))
+        rows, tokens = rows_of(student.model), tokens_of(student.model)
+        with console.task(f"export to {self.settings.kind}", total=None) as task:
+            if self.settings.dtype == "keep" and rows <= tokens:
+                _copy(student.model, out, _WEIGHTS)
+            else:
+                _rewrite(student, out, self.settings.dtype, min(rows, tokens))
+            task.advance()
+        if rows > tokens:
+            work.count("output rows without a token, trimmed", rows - tokens)
+        work.facts["eos_token_id"] = write_end_tokens(out)
+        if self.settings.model_card and student.card is not None:
+            shutil.copyfile(student.card, out / "README.md")
+        for licence in student.licences:
+            shutil.copyfile(licence, out / licence.name)
+        work.count("bytes of weights", sum(f.stat().st_size for f in out.glob("*.safetensors")))
+        check_folder(out)
+
+
+def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    for file in (f for pattern in patterns for f in sorted(source.glob(pattern)) if f.is_file()):
+        to = target / file.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, to)
+
+
+def _rewrite(student: Student, out: Path, dtype: str, rows: int) -> None:
+    """Save the weights anew: in another precision, with so many rows in the vocabulary."""
+    import torch
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    from potstill.models.quiet import quiet_loading
+
+    with quiet_loading():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            student.model, dtype="auto", local_files_only=True, trust_remote_code=student.trust_remote_code
+        )
+    if model.get_input_embeddings().num_embeddings > rows:
+        model.resize_token_embeddings(rows)
+    if dtype != "keep":
+        model.to(getattr(torch, dtype))
+    lost = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if lost:
+        raise ModelError(
+            f"{len(lost)} weights are not finite in {model.dtype}: {lost[0]}",
+            where="export.dtype",
+            mend="use bfloat16, whose range is that of float32"
+            if dtype == "float16"
+            else "the student's training diverged: lower the learning rate",
+        )
+    generation = out / "generation_config.json"
+    kept = generation.read_bytes() if generation.is_file() else None
+    with quiet_loading():
+        model.save_pretrained(out)
+    if kept is not None:
+        # As it was trained with; the library writes its own reading of it.
+        generation.write_bytes(kept)
+
+
+def _config(model: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return read

@@ -1,0 +1,92 @@
+"""The stage `export.<kind>`: the student in a form that others open. No torch until it works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from potstill import registry
+from potstill.artifacts import file_digest
+from potstill.errors import RunError
+from potstill.export.base import Exporter, Student
+from potstill.models.resolve import locate
+from potstill.recipe import Existing, FromTeacher, LocalTeacher, Recipe
+from potstill.stage import Context, Stage
+
+CONTRACT = 1
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+
+
+def stage(recipe: Recipe, index: int) -> Stage:
+    """The stage of the entry `index` of a recipe's `export`.
+
+    Its name is `export.<kind>`, and `export.<kind>-2` and so on where a kind is asked for again.
+    """
+    settings = recipe.export[index]
+    wants_card = bool(getattr(settings, "model_card", False))
+    reads = ("train", "report") if wants_card and recipe.evaluate is not None else ("train",)
+    return Stage(
+        stage_name(recipe, index),
+        CONTRACT,
+        reads,
+        {"export": settings.key_fields(), "trust_remote_code": _trusts_code(recipe)},
+        partial(_sources, recipe),
+        partial(_write, index),
+    )
+
+
+def stage_name(recipe: Recipe, index: int) -> str:
+    """The folder of an export in its run; no two exports of a recipe have the same."""
+    names = [_folder(settings.kind) for settings in recipe.export[: index + 1]]
+    again = names.count(names[-1])
+    return f"export.{names[-1]}" if again == 1 else f"export.{names[-1]}-{again}"
+
+
+def _folder(kind: str) -> str:
+    """A kind as part of a folder's name; of a plug-in, its class."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", kind.rpartition(":")[2])
+
+
+def _sources(recipe: Recipe) -> Mapping[str, str]:
+    return {f"licence {path.name}": file_digest(path) for path in _licences(recipe)}
+
+
+def _write(index: int, context: Context) -> None:
+    recipe, work = context.recipe, context.work
+    settings = recipe.export[index]
+    model = context.inputs["train"].path / "model"
+    if not (model / "config.json").is_file():
+        raise RunError(
+            "there is no trained student", where=str(model), mend="run the stage again: potstill train --force"
+        )
+    card = context.inputs["report"].path / "README.md" if "report" in context.inputs else None
+    if card is None and getattr(settings, "model_card", False):
+        work.warn("there is no model card: it says what was lost, and nothing was measured (add `evaluate: {}`)")
+    exporter: Exporter = registry.build(settings)
+    exporter.export(Student(model, card, _licences(recipe), _trusts_code(recipe)), work, context.console)
+
+
+def _licences(recipe: Recipe) -> list[Path]:
+    """The licence texts that lie beside the weights that the student began with."""
+    began: Existing | LocalTeacher
+    match recipe.student:
+        case Existing() as existing:
+            began = existing
+        case FromTeacher() if recipe.train is not None:
+            teacher = recipe.teachers.get(recipe.train.teacher)
+            if not isinstance(teacher, LocalTeacher):
+                return []
+            began = teacher
+        case _:
+            return []
+    source = locate(began.model, began.revision)
+    folders = [source.path] if source is not None else []
+    return sorted(f for folder in folders for pattern in _LICENCES for f in folder.glob(pattern) if f.is_file())
+
+
+def _trusts_code(recipe: Recipe) -> bool:
+    """Whether the recipe trusts the code of the model that the student is made of."""
+    named = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
+    return any(getattr(settings, "trust_remote_code", False) for settings in named)
