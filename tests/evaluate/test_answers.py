@@ -1,0 +1,63 @@
+"""Claims about what models write: each answer is the model's own greedy one, whoever stands beside it in the batch."""
+
+from __future__ import annotations
+
+import torch
+from small_run import CHAT
+
+from potstill.data import prompt_ids
+from potstill.evaluate.answers import end_ids, write_answers
+from tiny_models import tiny_model
+
+PROMPTS = [prompt_ids(f"{'why ' * n}?", CHAT) for n in (9, 1, 4, 2, 7, 3, 8, 5, 6, 10)]
+
+
+def greedy(model: torch.nn.Module, prompt: list[int], limit: int) -> tuple[list[int], bool]:
+    """Token by token, without cache or padding."""
+    ids = list(prompt)
+    for _ in range(limit):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token == 2:
+            return ids[len(prompt) :], True
+        ids.append(token)
+    return ids[len(prompt) :], False
+
+
+def test_answers_are_the_greedy_ones_in_the_order_of_the_prompts() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    done: list[float] = []
+    written = write_answers(model, PROMPTS, CHAT, max_new_tokens=12, advance=done.append)
+    for prompt, answer in zip(PROMPTS, written, strict=True):
+        ids, finished = greedy(model, prompt, 12)
+        assert answer.text == CHAT.decode(ids, skip_special_tokens=True).strip()
+        assert answer.finished == finished
+    assert sum(done) == len(PROMPTS)
+
+
+def test_an_answer_stops_at_the_end_token() -> None:
+    model = tiny_model(seed=3)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[2] *= 6  # tied: the end token is now often first
+    written = write_answers(model, PROMPTS, CHAT, max_new_tokens=40, advance=lambda amount: None)
+    expected = [greedy(model, prompt, 40) for prompt in PROMPTS]
+    assert [w.finished for w in written] == [finished for _, finished in expected]
+    assert any(w.finished for w in written) and not all(w.text == "" for w in written if w.finished)
+    assert [w.text for w in written] == [CHAT.decode(ids, skip_special_tokens=True).strip() for ids, _ in expected]
+
+
+def test_the_models_own_settings_of_generation_do_not_colour_the_answers_and_stay_its_own() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    plain = write_answers(model, PROMPTS, CHAT, max_new_tokens=12, advance=lambda amount: None)
+    model.generation_config.repetition_penalty = 50.0
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 3.0
+    again = write_answers(model, PROMPTS, CHAT, max_new_tokens=12, advance=lambda amount: None)
+    assert again == plain
+    assert model.generation_config.repetition_penalty == 50.0
+
+
+def test_a_model_stops_at_its_own_end_tokens_and_its_tokenizers() -> None:
+    model = tiny_model()
+    model.generation_config.eos_token_id = [0, 7]
+    assert end_ids(model, CHAT) == {0, 2, 7}

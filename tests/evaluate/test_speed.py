@@ -1,0 +1,97 @@
+"""Claims about rates and peak memory: measured in turn, in one precision, each memory in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import SmallRun
+
+from potstill.console import Console
+from potstill.errors import ModelError
+from potstill.evaluate import speed
+from potstill.evaluate.measured import Measured
+from potstill.evaluate.memory import peak_of
+from potstill.evaluate.passes import Seconds, one_pass
+from potstill.evaluate.stage import stage
+from potstill.measures import Measures
+from potstill.models import ModelSource
+from tiny_models import make_tiny_causal_lm, tiny_model
+
+
+def measured(folder: Path, name: str = "student") -> Measured:
+    return Measured(name, ModelSource(folder, name, revision="", digest="", licence=""), {"device": "cpu"})
+
+
+def test_a_pass_writes_as_many_tokens_as_asked_with_a_cache() -> None:
+    model = tiny_model()
+    widths: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    seconds = one_pass(model, list(range(3, 23)), new_tokens=5)
+    assert widths == [20, 1, 1, 1, 1, 1]
+    assert seconds.prefill > 0 and seconds.decode > 0
+
+
+def test_models_take_turns_and_the_first_repetition_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = make_tiny_causal_lm(tmp_path / "teacher")
+    student = make_tiny_causal_lm(tmp_path / "student", layers=2)
+    order: list[int] = []
+
+    def passed(model: torch.nn.Module, prompt: list[int], new_tokens: int) -> Seconds:
+        order.append(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+        return Seconds(prefill=float(len(order)), decode=1.0)
+
+    monkeypatch.setattr(speed, "one_pass", passed)
+    monkeypatch.setattr(speed, "peak_of", lambda *args: 7)
+    models = [measured(teacher, "teacher"), measured(student)]
+    found = speed.measure_speed(models, [5] * 60, "float32", Console("quiet"))
+    assert sorted(order[:2]) == sorted(order[2:4]) == [2, 4] and order[:2] != order[2:4]
+    assert len(order) == 2 * (1 + speed.REPETITIONS)
+    counted = [place + 1 for place, layers in enumerate(order) if layers == 2 and place >= 2]
+    assert found["student"].prefill_tokens_per_second == pytest.approx(60 / sorted(counted)[len(counted) // 2])
+    assert found["student"].prefill_spread == (pytest.approx(60 / max(counted)), pytest.approx(60 / min(counted)))
+    assert found["student"].decode_tokens_per_second == speed.NEW_TOKENS
+    assert (found["teacher"].dtype, found["teacher"].peak_bytes) == ("float32", 7)
+
+
+def test_a_prompt_is_as_long_as_asked_and_leaves_room_to_write() -> None:
+    assert speed.prompt_of([[1, 2], [3]]) == ([1, 2, 3] * 100)[: speed.PROMPT_TOKENS]
+    assert len(speed.prompt_of([[1, 2, 3]], positions=100)) == 100 - speed.NEW_TOKENS
+    assert len(speed.prompt_of([[1] * 1000], positions=10_000)) == speed.PROMPT_TOKENS
+
+
+def test_peak_memory_sees_what_the_model_takes(tmp_path: Path) -> None:
+    prompt = list(range(3, 35))
+    small = peak_of(measured(make_tiny_causal_lm(tmp_path / "small")), prompt, 2, "float32")
+    # 50,000 × 1,024 embeddings in fp32, tied: 205 MB.
+    large_folder = make_tiny_causal_lm(tmp_path / "large", layers=1, hidden=1024, vocab=50_000)
+    large = peak_of(measured(large_folder), prompt, 2, "float32")
+    assert 150e6 < large - small < 400e6
+
+
+def test_a_process_that_dies_is_an_error_with_the_mend(tmp_path: Path) -> None:
+    folder = make_tiny_causal_lm(tmp_path / "model")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="peak memory of student") as caught:
+        peak_of(measured(folder), [3, 4], 1, "float32")
+    assert "speed: false" in str(caught.value)
+
+
+def test_the_stage_measures_teacher_and_student_in_one_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "peak_of", lambda *args: 7)
+    for name, few in (("PROMPT_TOKENS", 16), ("NEW_TOKENS", 2), ("REPETITIONS", 2)):
+        monkeypatch.setattr(speed, name, few)
+    run = SmallRun(tmp_path, text_only=False, evaluate={"speed": True, "samples_shown": 0})
+    context = run.context()
+    stage(run.recipe).write(context)
+    found = Measures.load(context.out / "measures.json")
+    teacher, student = found.models["teacher"].speed, found.models["student"].speed
+    assert teacher is not None and student is not None and found.models["untrained"].speed is None
+    assert teacher.dtype == student.dtype == speed.speed_dtype(measured(tmp_path))
+    assert student.decode_spread[0] <= student.decode_tokens_per_second <= student.decode_spread[1]
+    assert any(note.startswith("Rates: one sequence") for note in found.notes)
