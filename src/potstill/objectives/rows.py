@@ -7,7 +7,7 @@ targets. What several rules need, such as the student's softmax at T = 1, is com
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -132,6 +132,7 @@ class Rows:
         return self._known[name]
 
 
+@runtime_checkable
 class RowRule(Protocol):
     """What a vocabulary-sized objective does to a tile.
 
