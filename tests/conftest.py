@@ -20,6 +20,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="potstill-tests-hf-")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread a process, subprocesses included: tiny models gain nothing from two, and the workers run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is no failure: examples of properties may take their time.
 hypothesis.settings.register_profile("potstill", deadline=None)
