@@ -49,7 +49,12 @@ class Listener(FakeTeacher):
 
 
 def write(
-    tmp_path: Path, records: Sequence[Record], teacher: FakeTeacher, cap: int | None = None, **settings: Any
+    tmp_path: Path,
+    records: Sequence[Record],
+    teacher: FakeTeacher,
+    cap: int | None = None,
+    context_length: int | None = None,
+    **settings: Any,
 ) -> tuple[Written, Work]:
     work = Work(tmp_path, resumed=False)
     with Journal(tmp_path / "journal.sqlite") as journal:
@@ -59,6 +64,7 @@ def write(
             journaled,
             side_of=lambda record: "held_out" if record.row % 4 == 0 else "train",
             chat=ChatTokenizer.from_transformers(teacher.tokenizer),
+            context_length=context_length,
             work=work,
         )
     return written, work
@@ -133,6 +139,15 @@ def test_what_has_no_prompt_is_a_reject_with_its_reason(tmp_path: Path) -> None:
     ]
     assert written.rejects[0].source == "prompts.jsonl" and written.rejects[0].excerpt == "Once upon a time"
     assert work.counts["rejected: a text has no prompt to answer"] == 1
+
+
+def test_a_prompt_that_leaves_no_room_is_kept_out_and_little_room_is_counted(tmp_path: Path) -> None:
+    records = [prompt("x" * n, row=n) for n in (9, 10, 4)]
+    written, work = write(tmp_path, records, Listener(template=None), context_length=10, max_new_tokens=5)
+    (full,) = written.rejects
+    assert (full.row, full.reason, full.detail) == (10, "the prompt fills the teacher's context", "10 tokens of 10")
+    assert [r.row for r in written.records] == [9, 4]
+    assert work.counts["prompts with less room than max_new_tokens"] == 1
 
 
 def test_an_answer_cut_short_is_marked_or_kept_out_as_the_recipe_says(tmp_path: Path) -> None:

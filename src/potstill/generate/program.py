@@ -31,6 +31,7 @@ class Program(Protocol):
         *,
         side_of: Callable[[Record], Side],
         chat: ChatTokenizer,
+        context_length: int | None,
         work: Work,
     ) -> Written:
         """Have the teacher answer, and say what came of it. Whatever is not kept is a reject, with its reason.
@@ -40,6 +41,7 @@ class Program(Protocol):
             teacher: asks, journals, and keeps to the budget.
             side_of: the side of the split that a record is on; its answers inherit it.
             chat: renders prompts as the teacher sees them.
+            context_length: how many tokens the teacher reads and writes in all; None if that is not known.
             work: where counts go.
         """
         ...

@@ -43,6 +43,7 @@ class Sequence:
         *,
         side_of: Callable[[Record], Side],
         chat: ChatTokenizer,
+        context_length: int | None,
         work: Work,
     ) -> Written:
         """Answer every record's prompt. Raises as the teacher, the journal and the budget do."""
@@ -67,6 +68,13 @@ class Sequence:
                     raise  # no conversation can be rendered: the mend is in the recipe, not in this record
                 written.rejects.append(_reject(record, "the chat template refuses it", detail=refusal.what))
                 continue
+            room = self.settings.max_new_tokens if context_length is None else context_length - prompt_tokens
+            if room <= 0:
+                said = f"{prompt_tokens} tokens of {context_length}"
+                written.rejects.append(_reject(record, "the prompt fills the teacher's context", detail=said))
+                continue
+            if room < self.settings.max_new_tokens:
+                work.count("prompts with less room than max_new_tokens")
             if not record.is_prompt:
                 work.count("reference answers dropped")
             asked.update((key, (position, prompt)) for key in keys)

@@ -77,7 +77,15 @@ def _write(context: Context) -> None:
     with Journal(context.run / FILE_NAME) as journal:
         budget = TokenBudget(getattr(recipe.generate, "token_budget", None))
         journaled = JournaledTeacher(teacher, journal, budget=budget, seed=recipe.seed, console=console)
-        written = program.write(read.records, journaled, side_of=side, chat=chat, work=work)
+        written = program.write(
+            read.records,
+            journaled,
+            side_of=side,
+            chat=chat,
+            # Not every teacher knows it (an endpoint may not say).
+            context_length=getattr(teacher, "context_length", None),
+            work=work,
+        )
     work.facts.update(journaled.facts() | {"teacher": dict(teacher.identity)})
     _warn(work, written, side, recipe)
 
