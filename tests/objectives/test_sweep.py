@@ -378,7 +378,14 @@ def test_a_rule_that_needs_a_teacher_is_refused_without_one() -> None:
     world = make_world()
     with pytest.raises(ValueError, match="no teacher"):
         fused_sweep(world.student, None, world.target_ids, [(KL, 1.0)])
-    alone = fused_sweep(world.student, None, world.target_ids, [(CE, 1.0)])
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["teacher given", "no teacher"])
+def test_a_teacher_that_no_rule_asks_is_not_projected(given: bool) -> None:
+    world = make_world()
+    with recorded() as (operations, _):
+        alone = fused_sweep(world.student, world.teacher if given else None, world.target_ids, [(CE, 1.0)])
+    assert products(operations) == 3
     torch.testing.assert_close(alone.values[0], hard_ce(world.student.logits(), world.target_ids).detach())
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from potstill.signals import Head
+from potstill.signals import IGNORE, Batch, Head
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,14 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     """Relative L2 error, in fp64."""
     got, expected = got.detach().double(), expected.detach().double()
     return ((got - expected).norm() / expected.norm()).item()
+
+
+def make_batch(labels: Tensor | None = None) -> Batch:
+    """Two rows of six tokens over eleven words, the second with two of padding; five targets unless `labels` [2,6] say
+    otherwise."""
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 0, 0]])
+    if labels is None:
+        labels = torch.tensor([[IGNORE, IGNORE, 3, 4, 5, 6], [IGNORE, IGNORE, IGNORE, 10, IGNORE, IGNORE]])
+    segments = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    positions = torch.arange(6).repeat(2, 1)
+    return Batch.from_inputs({"input_ids": ids, "labels": labels, "position_ids": positions, "segment_ids": segments})

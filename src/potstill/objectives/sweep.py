@@ -86,14 +86,16 @@ def fused_sweep(
         ValueError: student, teacher and targets have different numbers of rows, or a rule needs a teacher and there is
             none.
     """
+    taught = any(rule.needs_teacher for rule, _ in rules)
+    if taught and teacher is None:
+        raise ValueError("a rule needs the teacher's distribution, and there is no teacher")
     source = logits_of(student, product_dtype)
-    reference = None if teacher is None else logits_of(teacher, product_dtype)
+    # A teacher that nobody asks is not projected.
+    reference = logits_of(teacher, product_dtype) if taught and teacher is not None else None
     rows = source.rows
     if target_ids.shape[0] != rows or (reference is not None and reference.rows != rows):
         there = "none" if reference is None else reference.rows
         raise ValueError(f"rows differ: student {rows}, teacher {there}, targets {target_ids.shape[0]}")
-    if reference is None and any(rule.needs_teacher for rule, _ in rules):
-        raise ValueError("a rule needs the teacher's distribution, and there is no teacher")
     statistics = torch.float64 if source.dtype == torch.float64 else torch.float32
     coefficients = [_per_row(coefficient, rows, statistics, source.device) for _, coefficient in rules]
     leaves = source.leaves

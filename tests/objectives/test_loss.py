@@ -1,0 +1,162 @@
+"""Each objective is divided by its own global count, once; masked tokens are gone; splits change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from objectives.worlds import make_batch, relative_error
+from torch import Tensor
+
+from potstill.objectives import Objective, hidden_cosine, total_loss
+from potstill.objectives.divergences import forward_kl, hard_ce
+from potstill.recipe.objectives import ForwardKL, HardCE, HiddenCosine, ObjectiveSettings
+from potstill.registry import build
+from potstill.signals import IGNORE, Batch, Dense, Head, Signals
+
+ALL = (ForwardKL(weight=2.0, temperature=2.0), HardCE(weight=0.5), HiddenCosine(weight=3.0, over="tokens"))
+
+
+class Pair:
+    """A student and a teacher whose "models" are a table of states [B·T,H] and a head."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, teacher_vocab: int = 11) -> None:
+        gen = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=gen, dtype=torch.float64).to(dtype)
+
+        self.states, self.weight = normal(2, 6, 4).requires_grad_(), normal(11, 4).requires_grad_()
+        self.aims, self.teacher_weight = normal(2, 6, 4), normal(teacher_vocab, 4)
+
+    def signals(self, batch: Batch, rows: slice = slice(None)) -> tuple[Signals, Signals]:
+        given = []
+        for states, weight in ((self.states, self.weight), (self.aims, self.teacher_weight)):
+            states = states[rows]
+            head = Head(states.flatten(0, 1)[batch.target_positions["student"]], weight)
+            given.append(Signals(head=head, taps={"hidden.2": states}))
+        return given[0], given[1]
+
+    def gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, (self.states, self.weight), retain_graph=True)
+
+
+def objectives_of(*settings: ObjectiveSettings) -> list[Objective[Any]]:
+    return [build(one) for one in settings]
+
+
+def counts_of(objectives: Sequence[Objective[Any]], *batches: Batch) -> Tensor:
+    return torch.stack([sum((o.count(b) for b in batches), torch.tensor(0)) for o in objectives])
+
+
+def row_of(labels: Tensor, row: int) -> Batch:
+    whole = make_batch(labels)
+    view = whole.student
+    return Batch.from_inputs(
+        {
+            "input_ids": view.input_ids[row : row + 1],
+            "labels": labels[row : row + 1],
+            "position_ids": view.position_ids[row : row + 1],
+            "segment_ids": view.segment_ids[row : row + 1],
+        }
+    )
+
+
+def test_each_objective_is_a_sum_over_its_own_count_times_its_weight() -> None:
+    pair, batch, objectives = Pair(), make_batch(), objectives_of(*ALL)
+    student, teacher = pair.signals(batch)
+    counts = torch.tensor([50, 20, 7])
+    loss = total_loss(objectives, student, teacher, batch, counts)
+    assert student.head is not None and teacher.head is not None
+    kl = forward_kl(student.head.logits(), teacher.head.logits(), 2.0, scale_by_temperature_squared=True).sum()
+    ce = hard_ce(student.head.logits(), batch.target_ids).sum()
+    kept = batch.positions("tokens", "student")
+    cosine = hidden_cosine(pair.states.flatten(0, 1)[kept], pair.aims.flatten(0, 1)[kept]).sum()
+    expected = 2.0 * kl / 50 + 0.5 * ce / 20 + 3.0 * cosine / 7
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.sums, torch.stack([kl, ce, cosine]).detach())
+    assert not loss.sums.requires_grad
+    for got, reference in zip(pair.gradients(loss.total), pair.gradients(expected), strict=True):
+        assert relative_error(got, reference) < 1e-6
+
+
+def test_an_objective_that_counts_nothing_gives_zero_and_no_nan() -> None:
+    pair, batch = Pair(), make_batch(torch.full((2, 6), IGNORE))
+    objectives = objectives_of(*ALL)
+    student, teacher = pair.signals(batch)
+    counts = counts_of(objectives, batch)
+    assert counts.tolist() == [0, 0, 10]
+    loss = total_loss(objectives[:2], student, teacher, batch, counts[:2])
+    assert loss.total == 0 and loss.sums.tolist() == [0, 0]
+    assert all(g.abs().max() == 0 for g in pair.gradients(loss.total))
+
+
+def test_a_micro_batch_with_few_targets_does_not_weigh_as_much_as_one_with_many() -> None:
+    # Rule 1. The rows have 4 targets and 1: a mean of means would weigh the one four times as much.
+    labels = torch.tensor([[IGNORE, IGNORE, 3, 4, 5, 6], [IGNORE, IGNORE, IGNORE, 10, IGNORE, IGNORE]])
+    pair, objectives, whole = Pair(), objectives_of(*ALL), make_batch(labels)
+    parts = [row_of(labels, 0), row_of(labels, 1)]
+    counts = counts_of(objectives, *parts)
+    assert counts.tolist() == counts_of(objectives, whole).tolist() == [5, 5, 10]
+    expected = pair.gradients(total_loss(objectives, *pair.signals(whole), whole, counts).total)
+    losses = [
+        total_loss(objectives, *pair.signals(part, slice(i, i + 1)), part, counts).total for i, part in enumerate(parts)
+    ]
+    split = [pair.gradients(loss) for loss in losses]
+    for first, second, reference in zip(*split, expected, strict=True):
+        assert relative_error(first + second, reference) < 1e-6
+
+
+@pytest.mark.parametrize("settings", [*ALL[:2], HiddenCosine()], ids=lambda s: s.kind)
+def test_masked_is_sliced(settings: ObjectiveSettings) -> None:
+    # Rule 4: with more labels masked, values are those of the rows that are left, and nothing comes from the others.
+    labels = torch.tensor([[IGNORE, 2, 3, IGNORE, 5, 6], [IGNORE, 8, IGNORE, 10, IGNORE, IGNORE]])
+    all_labels = torch.tensor([[IGNORE, 2, 3, 4, 5, 6], [IGNORE, 8, 9, 10, IGNORE, IGNORE]])
+    pair, (objective,) = Pair(), objectives_of(settings)
+    masked, full = make_batch(labels), make_batch(all_labels)
+    kept = torch.isin(full.target_positions["student"], masked.target_positions["student"])
+    student, teacher = pair.signals(full)
+    assert student.head is not None and teacher.head is not None
+    sliced = [Signals(head=Head(head.hidden[kept], head.weight)) for head in (student.head, teacher.head)]
+    count = counts_of([objective], masked)
+    assert count == kept.sum() == 6 < counts_of([objective], full)
+    loss = total_loss([objective], *pair.signals(masked), masked, count)
+    expected = total_loss([objective], *sliced, masked, count)
+    torch.testing.assert_close(loss.total, expected.total)
+    (got, _), (reference, _) = (
+        torch.autograd.grad(one.total, (pair.states, pair.weight), allow_unused=True, retain_graph=True)
+        for one in (loss, expected)
+    )
+    torch.testing.assert_close(got, reference)
+    gone = torch.ones(12, dtype=torch.bool)
+    gone[masked.target_positions["student"]] = False
+    assert got.flatten(0, 1)[gone].abs().max() == 0
+
+
+def test_dense_signals_serve_as_well_as_heads() -> None:
+    pair, batch, objectives = Pair(torch.float64), make_batch(), objectives_of(ForwardKL(), HardCE())
+    heads = pair.signals(batch)
+    dense = [Signals(dense=Dense(s.head.logits())) for s in heads if s.head is not None]
+    counts = counts_of(objectives, batch)
+    from_heads, from_dense = (total_loss(objectives, *given, batch, counts) for given in (heads, dense))
+    torch.testing.assert_close(from_dense.sums, from_heads.sums)
+    for got, reference in zip(pair.gradients(from_dense.total), pair.gradients(from_heads.total), strict=True):
+        torch.testing.assert_close(got, reference)
+
+
+def test_the_mass_on_cut_rows_is_a_metric() -> None:
+    pair, batch, objectives = Pair(teacher_vocab=16), make_batch(), objectives_of(ForwardKL())
+    student, teacher = pair.signals(batch)
+    loss = total_loss(objectives, student, teacher, batch, counts_of(objectives, batch))
+    assert teacher.head is not None
+    expected = torch.softmax(teacher.head.logits(), -1)[:, 11:].sum()
+    torch.testing.assert_close(loss.metrics["teacher_cut_mass"], expected)
+    assert loss.metrics["student_cut_mass"] == 0
+
+
+def test_a_student_without_a_response_is_refused() -> None:
+    batch, objectives = make_batch(), objectives_of(HardCE())
+    with pytest.raises(ValueError, match="neither a head nor dense logits"):
+        total_loss(objectives, Signals(), None, batch, torch.tensor([5]))

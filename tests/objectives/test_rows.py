@@ -1,0 +1,62 @@
+"""What rules share on a tile, and how rows are cut into chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.objectives.rows import Rows, Scratch, rows_per_chunk
+
+
+def tile(teacher: bool = True) -> Rows:
+    torch.manual_seed(0)
+    scratch = Scratch(torch.float32, torch.device("cpu"))
+    return Rows(torch.randn(3, 7), torch.randn(3, 5) if teacher else None, torch.tensor([0, 1, 2]), scratch, True)
+
+
+def test_a_distribution_is_computed_once_and_kept_apart_by_temperature_and_width() -> None:
+    rows = tile()
+    assert rows.student_log_softmax() is rows.student_log_softmax(1.0, 7)
+    shared, all_tokens, tempered = (
+        rows.student_softmax(1.0, 5).clone(),
+        rows.student_softmax(),
+        rows.student_softmax(2.0),
+    )
+    torch.testing.assert_close(rows.student_softmax(1.0, 5), shared, rtol=0, atol=0)
+    torch.testing.assert_close(all_tokens, torch.softmax(rows.student, -1))
+    torch.testing.assert_close(shared, torch.softmax(rows.student[:, :5], -1))
+    torch.testing.assert_close(tempered, torch.softmax(rows.student / 2, -1))
+
+
+def test_gradients_of_rules_add_up_and_a_narrow_one_is_zero_beyond_its_width() -> None:
+    rows = tile()
+    coefficient = torch.tensor([[1.0], [2.0], [3.0]])
+    rows.add_gradient(coefficient, torch.ones(3, 5))
+    rows.add_gradient(coefficient, torch.ones(3, 7))
+    rows.add_gradient_at(torch.tensor([0, 0, 6]), -coefficient)
+    expected = torch.tensor([[2.0] * 5 + [1.0] * 2]).repeat(3, 1)
+    expected[[0, 1, 2], [0, 0, 6]] -= 1.0
+    torch.testing.assert_close(rows.gradient, expected * coefficient)
+
+
+def test_without_a_rule_that_has_a_gradient_it_is_zero() -> None:
+    rows = tile()
+    rows.scratch.take("gradient", 3, 7).fill_(5.0)
+    assert rows.gradient.abs().max() == 0
+
+
+def test_asking_for_an_absent_teacher_says_so() -> None:
+    with pytest.raises(ValueError, match="no teacher"):
+        tile(teacher=False).teacher_softmax()
+
+
+@given(st.integers(0, 5000), st.integers(1, 2**22), st.integers(1, 2**28), st.integers(1, 512))
+def test_chunks_fit_their_budget_and_are_balanced(rows: int, bytes_per_row: int, budget: int, most: int) -> None:
+    chunk = rows_per_chunk(rows, bytes_per_row, budget, most)
+    assert 1 <= chunk <= most
+    assert chunk == 1 or chunk * bytes_per_row <= budget
+    if rows:
+        chunks = -(-rows // chunk)
+        assert chunks * chunk - rows < chunks
