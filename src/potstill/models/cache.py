@@ -22,7 +22,7 @@ from typing import Any
 
 from potstill.artifacts import file_digest, write_atomically
 from potstill.console import Console
-from potstill.errors import ModelError
+from potstill.errors import ModelError, PotstillError
 
 NOTE = "potstill.json"
 
@@ -103,8 +103,15 @@ def make_entry(name: str, build: Callable[[Path, Path], Mapping[str, Any]], cons
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
             return final
+    except PotstillError:
+        raise
     except OSError as error:
         raise cache_error(error, models) from error
+    except Exception as error:
+        # Libraries in Rust (safetensors, tokenizers) have errors of their own for what the system refused.
+        if "(os error" not in str(error):
+            raise
+        raise cache_error(OSError(str(error)), models) from error
 
 
 def remembered_digest(file: Path) -> str:

@@ -91,8 +91,9 @@ def read_header(file: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _unreadable(file: Path, error: Exception) -> ModelError:
+    said = str(error).strip() if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
     return ModelError(
-        f"this GGUF file cannot be read: {str(error).strip() or type(error).__name__}",
+        f"this GGUF file cannot be read: {said}",
         where=str(file),
         mend="fetch it again; it must hold a whole causal language model, in one file, "
         "of an architecture that transformers converts",

