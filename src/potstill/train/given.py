@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from peft import PeftConfig, get_peft_model
 from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.console import Console
-from potstill.errors import CapabilityError, RecipeError, UserError, did_you_mean
-from potstill.models.anatomy import dims
-from potstill.models.live import live_signals
+from potstill.errors import CapabilityError, ModelError, RecipeError, UserError, did_you_mean
+from potstill.models.anatomy import dims, unwrap
 from potstill.models.load import load_model, load_tokenizer
-from potstill.models.resolve import resolve
+from potstill.models.resolve import locate, resolve
 from potstill.objectives import Objective
 from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Needs, ObjectiveSettings
 from potstill.registry import build, settings_class
 from potstill.signals import Batch, ModelDims, Signals
-from potstill.teachers.base import Teacher
+from potstill.teachers import Teacher
+from potstill.teachers.local import teacher_signals
 from potstill.types import Answer, Capability, Request
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ class GivenTeacher:
 
     capabilities: frozenset[Capability] = frozenset({"head", "dense", "taps"})
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        self.model, self._tokenizer = model, tokenizer
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -49,21 +51,22 @@ class GivenTeacher:
         """Its sizes."""
         return dims(self.model)
 
-    @property
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer that was handed over with it, if one was."""
-        return self._tokenizer
+        """The tokenizer that lies where the model came from, if it is still there."""
+        name = getattr(getattr(self.model, "config", None), "name_or_path", "")
+        try:
+            source = locate(name) if name else None
+            return load_tokenizer(source) if source is not None else None
+        except ModelError:
+            # Its weights may be in a form that potstill does not open; here they have been opened already.
+            return None
 
     def signals(self, batch: Batch, needs: Sequence[Needs]) -> Signals:
-        """What objectives need of it for a batch, without gradient."""
+        """What objectives need of it for a batch, in its own precision and without gradient."""
         self.model.eval()
-        layers = self.dims.layers
-        states = {layers for need in needs if need.hidden == "last"}
-        states |= {teacher for need in needs if isinstance(need.hidden, tuple) for _, teacher in need.hidden}
-        response = any("head" in alternatives for need in needs for alternatives in need.teacher)
-        with torch.no_grad():
-            positions = batch.target_positions["teacher"]
-            return live_signals(self.model, batch.teacher, positions, states, "head" if response else None)
+        with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
+            return teacher_signals(self.model, batch, needs)
 
     def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
         """It does not declare `generate`.
@@ -76,15 +79,21 @@ class GivenTeacher:
         )
 
 
-def given_student(model: str | nn.Module, trust_remote_code: bool = False) -> nn.Module:
-    """The student in fp32: opened by name, or as it is with what is trained of it in fp32.
+def given_student(model: str | nn.Module, peft_config: PeftConfig | None = None) -> nn.Module:
+    """The student, opened in fp32 if it is given by name, with its adapter; what is trained of it is in fp32.
 
     Raises:
         ModelError: it cannot be found or used.
     """
     if isinstance(model, str):
-        source = resolve(model, trust_remote_code=trust_remote_code, console=Console("quiet"))
-        return load_model(source, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
+        model = load_model(resolve(model, console=Console("quiet")), dtype="float32", device="cpu")
+    if peft_config is not None:
+        assert isinstance(model, PreTrainedModel)
+        model = get_peft_model(model, peft_config)
+    embeddings = unwrap(model).get_input_embeddings()
+    if isinstance(embeddings, nn.Embedding):
+        # Padding is known by length, never by its id: a pad token that is the end token too must learn (rule 4).
+        embeddings.padding_idx = None
     narrow = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
     if narrow:
         logger.warning(
@@ -93,8 +102,6 @@ def given_student(model: str | nn.Module, trust_remote_code: bool = False) -> nn
         )
         for parameter in narrow:
             parameter.data = parameter.data.float()
-        # So that it is also saved, and opened again, as what it now is.
-        model.config.dtype = torch.float32
     return model
 
 
@@ -128,7 +135,7 @@ def given_teacher(
         )
     if isinstance(teacher, PreTrainedModel) and not getattr(teacher, "hf_device_map", None):
         nn.Module.to(teacher, device)
-    return GivenTeacher(teacher, None)
+    return GivenTeacher(teacher)
 
 
 def given_objectives(objectives: Sequence[ObjectiveSettings | Mapping[str, Any]] | None) -> list[ObjectiveSettings]:

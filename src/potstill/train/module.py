@@ -99,9 +99,7 @@ class DistillModule(nn.Module):
 
     def _signals_of_teacher(self, batch: Batch, needs: Sequence[Needs]) -> Signals:
         assert self.teacher is not None
-        # The student's autocast is not the teacher's: it computes in the dtype that it was loaded in.
-        with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
-            return self.teacher.signals(batch, needs)
+        return self.teacher.signals(batch, needs)
 
     # What `transformers.Trainer` and its callbacks ask of a model.
 

@@ -42,7 +42,8 @@ def rows_of(
         )
     items = list(dataset)
     if items and all(isinstance(item, (Tokenized, Packed)) for item in items):
-        return items
+        loose = packing and not any(isinstance(item, Packed) for item in items)
+        return list(pack(items, max_length)) if loose else items
     rows: list[Tokenized] = []
     dropped: Counter[str] = Counter()
     for index, item in enumerate(items):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ class WholeCheckpoints(Trainer):
 
     tokens_seen = 0
     """Tokens (padding aside) trained on so far, resumed work included."""
+
+    seconds_before = 0.0
+    """Seconds of training that a checkpoint brought along."""
+
+    _began = 0.0
+
+    @property
+    def seconds_trained(self) -> float:
+        """Seconds of training so far, resumed work included, that of an interrupted attempt after its last checkpoint
+        left out."""
+        return self.seconds_before + (time.monotonic() - self._began if self._began else 0.0)
 
     @property
     def module(self) -> DistillModule:
@@ -60,6 +72,7 @@ class WholeCheckpoints(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder, step = self._folder, self.state.global_step
+        facts = {"step": step, "tokens": self.tokens_seen, "seconds": self.seconds_trained}
         partial, final = checkpoints.aside(folder, step), folder / f"checkpoint-{step}"
         try:
             if self.args.should_save:
@@ -70,7 +83,7 @@ class WholeCheckpoints(Trainer):
             self._write_checkpoint(partial, final)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoints.seal(partial, final, {"step": step, "tokens": self.tokens_seen})
+                checkpoints.seal(partial, final, facts)
                 best = self.state.best_model_checkpoint
                 if self.args.save_total_limit:
                     checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
@@ -138,7 +151,8 @@ class WholeCheckpoints(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         self._load_weights(folder)
-        self.tokens_seen = int(checkpoints.facts_of(folder)["tokens"])
+        facts = checkpoints.facts_of(folder)
+        self.tokens_seen, self.seconds_before = int(facts["tokens"]), float(facts["seconds"])
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from potstill.data.chat import ChatTokenizer
 from potstill.data.collate import Collator
 from potstill.errors import DataError, UserError
-from potstill.models.live import check_head
+from potstill.models.live import check_head, check_packing
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.objectives import VocabularyObjective
 from potstill.recipe import ObjectiveSettings
@@ -106,14 +107,15 @@ class DistillTrainer(MeasuresHeldOut):
         self.train_rows = self._read(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = self._read_held_out(eval_dataset)
 
-        student = given_student(model)
+        student = given_student(model, peft_config)
         taught = given_teacher(teacher, student, args.device)
-        if processing_class is not None and taught is not None and taught.tokenizer is not None:
-            check_same_tokenizer(processing_class, taught.tokenizer)
+        if processing_class is not None and taught is not None:
+            if taught.tokenizer is not None:
+                check_same_tokenizer(taught.tokenizer, processing_class)
+            else:
+                logger.warning("the teacher's tokenizer is not known, so it was not compared with the student's")
         settings = given_objectives(objectives)
         check_capabilities(settings, taught)
-        if peft_config is not None:
-            student = get_peft_model(student, peft_config)
         with torch.random.fork_rng():
             # So that projectors take nothing from the random numbers that dropout will draw.
             torch.manual_seed(args.seed)
@@ -266,17 +268,25 @@ class DistillTrainer(MeasuresHeldOut):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; with `resume_from_checkpoint` True, from the newest whole checkpoint in `output_dir`.
 
-        Before the first step the head, as the losses read it, is compared with the student's own logits (rule 14).
+        Before the first step the head, as the losses read it, is compared with the student's own logits (rule 14), and
+        packed rows with rows of their own.
 
         Raises:
             ModelError: they differ.
             RunError: the checkpoint named is not whole, or there is none.
         """
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        if any(isinstance(o, VocabularyObjective) for o in self.module.objectives) and self.train_rows:
-            inputs = self._prepare_inputs(self.collate(self.train_rows[:2]))
-            check_head(self.student, Batch.from_inputs(inputs).student)
+        if self.train_rows:
+            self._check_student()
+        self.tokens_seen, self.seconds_before, self._began = 0, 0.0, time.monotonic()
         return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
+
+    def _check_student(self) -> None:
+        view = Batch.from_inputs(self._prepare_inputs(self.collate(self.train_rows[:2]))).student
+        if any(isinstance(o, VocabularyObjective) for o in self.module.objectives):
+            check_head(self.student, view)
+        if self._reading["packing"]:
+            check_packing(self.student, view)
 
 
 def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:

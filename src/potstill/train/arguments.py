@@ -1,0 +1,80 @@
+"""The `TrainingArguments` of a recipe: what it says, and what it leaves to us."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from potstill.errors import RecipeError
+from potstill.models.load import has_fast_bf16
+from potstill.recipe import Existing, Recipe
+
+MOST_LOGS = 500
+"""Steps are logged one by one, up to so many; longer trainings log every so many steps."""
+
+
+def defaults(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """What training does where the recipe is silent.
+
+    One epoch in steps of 8 rows, AdamW, cosine decay after 5 % warm-up, clipped at norm 1, in bf16 where the device
+    multiplies in it (weights stay fp32). The learning rate is 5e-4 for a student that has much to learn (of the
+    teacher's layers, or of random weights), 5e-5 for a whole model that exists, and 2e-4 for an adapter.
+    """
+    assert recipe.student is not None
+    rate = 5e-4
+    if recipe.student.lora is not None:
+        rate = 2e-4
+    elif isinstance(recipe.student, Existing):
+        rate = 5e-5
+    return {
+        "learning_rate": rate,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "max_grad_norm": 1.0,
+        "bf16": has_fast_bf16(device),
+        "report_to": "none",
+    }
+
+
+def training_arguments(recipe: Recipe, folder: Path, device: torch.device, rows: int) -> TrainingArguments:
+    """The arguments of the recipe's training of `rows` rows into a folder of checkpoints.
+
+    Raises:
+        RecipeError: `train.args` hold a value that `TrainingArguments` refuses.
+    """
+    assert recipe.train is not None
+    best = recipe.train.keep == "best"
+    given = {**defaults(recipe, device), **recipe.train.args}
+    given.setdefault("logging_steps", max(1, steps_of(given, rows) // MOST_LOGS))
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            use_cpu=given.pop("use_cpu", device.type == "cpu"),
+            seed=recipe.seed,
+            data_seed=recipe.seed,
+            disable_tqdm=given.pop("disable_tqdm", True),
+            save_strategy="best" if best else "no",
+            eval_strategy="no",
+            load_best_model_at_end=best,
+            metric_for_best_model="eval_loss" if best else None,
+            greater_is_better=False if best else None,
+            save_total_limit=given.pop("save_total_limit", 2),
+            **given,
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecipeError(str(error), where="train.args") from error
+
+
+def steps_of(arguments: dict[str, Any], rows: int) -> int:
+    """Optimiser steps that arguments and a number of rows come to, in one process."""
+    if int(arguments.get("max_steps", -1)) > 0:
+        return int(arguments["max_steps"])
+    step = int(arguments["per_device_train_batch_size"]) * int(arguments.get("gradient_accumulation_steps", 1))
+    per_epoch = rows // step if arguments.get("dataloader_drop_last") else math.ceil(rows / step)
+    return math.ceil(per_epoch * float(arguments["num_train_epochs"]))

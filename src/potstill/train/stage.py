@@ -1,0 +1,75 @@
+"""The stage `train`, and its controls: from records to a student. No torch until it works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from potstill.recipe import Existing, HardCE, Recipe
+from potstill.stage import Context, Stage
+
+CONTRACT = 1
+
+_UNSEEN_ARGUMENTS = ("report_to", "run_name", "project")
+"""Training arguments that change nothing in the artifact."""
+
+
+def stage(recipe: Recipe, control: str | None = None) -> Stage:
+    """The stage of a recipe that has a `train` section, or one of its controls.
+
+    Its artifact holds `model/` (a plain model folder with tokenizer; an adapter is merged, and lies beside it in
+    `adapter/`), `student.json` (how the student was built, steps, tokens, seconds), `history.jsonl` (one object per
+    log and per evaluation), and `projectors.safetensors` where there are any.
+
+    The control `text_only` is the same student on the same rows in the same order, for the same steps by the same
+    schedule, with `hard_ce` of weight 1 alone.
+    """
+    assert recipe.train is not None and recipe.student is not None
+    name = "train" if control is None else f"train.{control}"
+    recipe = controlled(recipe, control)
+    assert recipe.train is not None and recipe.student is not None
+    train = recipe.train.key_fields()
+    del train["controls"]
+    train["args"] = {key: value for key, value in train["args"].items() if key not in _UNSEEN_ARGUMENTS}
+    teacher = recipe.teachers.get(recipe.train.teacher)
+    settings: dict[str, Any] = {
+        "train": train,
+        "student": recipe.student.key_fields(),
+        "teacher": None if teacher is None else teacher.key_fields(),
+        "data": None if recipe.generate is not None else recipe.data.key_fields(),
+    }
+    reads = ("generate",) if recipe.generate is not None else ()
+    return Stage(name, CONTRACT, reads, settings, partial(_sources, recipe), partial(_write, recipe, name))
+
+
+def controlled(recipe: Recipe, control: str | None) -> Recipe:
+    """The recipe that a control trains by."""
+    if control is None:
+        return recipe
+    assert recipe.train is not None and control == "text_only"
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"objectives": (HardCE(),)})})
+
+
+def _sources(recipe: Recipe) -> Mapping[str, str]:
+    """Digests of the weights that are read, and of the data where no stage has read them before."""
+    from potstill.data import source_digests
+    from potstill.models import locate
+
+    assert recipe.train is not None
+    digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
+    models = {"teacher": recipe.teachers.get(recipe.train.teacher)}
+    if isinstance(recipe.student, Existing):
+        models["student"] = recipe.student
+    for name, settings in models.items():
+        model = getattr(settings, "model", None)
+        source = locate(model, getattr(settings, "revision", None)) if model is not None else None
+        if source is not None:
+            digests[name] = source.digest
+    return digests
+
+
+def _write(recipe: Recipe, name: str, context: Context) -> None:
+    from potstill.train.training import Training
+
+    Training(recipe, context, name).run()

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train.recipes import ARGS, run_stage, write_recipe
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from potstill.artifacts import Artifact
+from potstill.console import Console
+from potstill.errors import DataError, RecipeError, TokenizerMismatch
+from potstill.recipe import load_recipe
+from potstill.train.stage import stage
+from tiny_models import make_tiny_causal_lm
+
+
+def history(artifact: Artifact) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (artifact.path / "history.jsonl").read_text().splitlines()]
+
+
+def facts(artifact: Artifact) -> dict[str, Any]:
+    return json.loads((artifact.path / "student.json").read_text())
+
+
+def test_the_artifact_is_a_plain_model_with_facts_and_history(tmp_path: Path, tiny_llama: Path) -> None:
+    made = run_stage(load_recipe(write_recipe(tmp_path, tiny_llama)), tmp_path / "run")
+    files = {str(p.relative_to(made.path)) for p in made.path.rglob("*") if p.is_file()}
+    assert files == {
+        "manifest.json", "student.json", "history.jsonl", "model/config.json", "model/generation_config.json",
+        "model/model.safetensors", "model/tokenizer.json", "model/tokenizer_config.json", "model/chat_template.jinja",
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(made.path / "model")
+    assert model.config.num_hidden_layers == 2 and model.config.use_cache
+    assert AutoTokenizer.from_pretrained(made.path / "model").chat_template
+
+    logs = [entry for entry in history(made) if "loss" in entry]
+    measured = [entry for entry in history(made) if "eval_kl" in entry]
+    steps = facts(made)["steps"]
+    assert [entry["step"] for entry in logs] == list(range(1, steps + 1))
+    assert [entry["step"] for entry in measured] == [round(steps / 2), steps]
+    assert measured[1]["eval_kl"] < measured[0]["eval_kl"]
+    assert facts(made)["layers"] == [0, 2]
+    assert facts(made)["tokens"] == made.manifest["counts"]["tokens"] == logs[-1]["tokens"]
+    assert made.manifest["counts"]["records"] + made.manifest["counts"]["held-out records"] == 40
+
+
+def test_text_only_is_the_same_student_on_the_same_batches_without_a_teacher(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(
+        write_recipe(
+            tmp_path,
+            tiny_llama,
+            train={"controls": ["text_only"], "objectives": [{"kind": "forward_kl"}, {"kind": "hidden_cosine"}]},
+        )
+    )
+    seen: dict[str, list[torch.Tensor]] = {"train": [], "train.text_only": []}
+    began: dict[str, dict[str, torch.Tensor]] = {}
+    from potstill.train import trainer as module
+
+    original = module.DistillTrainer.compute_loss
+
+    def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if not seen[now]:
+            began[now] = {name: p.detach().clone() for name, p in self.student.named_parameters()}
+        seen[now].append(inputs["input_ids"])
+        assert (self.module.teacher is None) == (now == "train.text_only")
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(module.DistillTrainer, "compute_loss", compute_loss)
+    now = "train"
+    ours = run_stage(recipe, tmp_path / "run")
+    now = "train.text_only"
+    control = run_stage(recipe, tmp_path / "run", "text_only")
+    assert len(seen["train"]) == len(seen["train.text_only"]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
+    assert all(torch.equal(began["train"][name], began["train.text_only"][name]) for name in began["train"])
+    rates = [[entry["learning_rate"] for entry in history(made) if "loss" in entry] for made in (ours, control)]
+    assert rates[0] == rates[1]
+    assert {k for k in history(control)[0] if k.endswith("/weight")} == {"hard_ce/weight"}
+    assert history(control)[0]["hard_ce/weight"] == 1
+
+
+def test_a_change_of_objectives_leaves_the_control_fresh(tmp_path: Path, tiny_llama: Path) -> None:
+    objectives = [{"kind": "forward_kl"}]
+    path = write_recipe(tmp_path, tiny_llama, train={"controls": ["text_only"], "objectives": objectives})
+    base, other = load_recipe(path), load_recipe(path, ["train.objectives.0.weight=3"])
+    assert stage(base).key(base, {}) != stage(other).key(other, {})
+    assert stage(base, "text_only").key(base, {}) == stage(other, "text_only").key(other, {})
+    shown = load_recipe(path, ["train.log_gradient_norms=true", "train.checkpoint_seconds=1", "train.controls=[]"])
+    assert stage(base).key(base, {}) == stage(shown).key(shown, {})
+
+
+def test_an_adapter_is_merged_and_lies_beside(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, tiny_llama, student={"lora": {"r": 2}}))
+    made = run_stage(recipe, tmp_path / "run")
+    from peft import PeftModel
+
+    merged = AutoModelForCausalLM.from_pretrained(made.path / "model")
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    del base.model.layers[1], base.model.layers[2]
+    for index, layer in enumerate(base.model.layers):
+        layer.self_attn.layer_idx = index
+    adapted = PeftModel.from_pretrained(base, made.path / "adapter")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        ours, theirs = merged(ids).logits, adapted(ids, use_cache=False).logits
+        plain = base.base_model(ids, use_cache=False)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert plain is not None and facts(made)["trainable_parameters"] < facts(made)["parameters"]
+
+
+def test_the_best_weights_are_handed_on_if_they_are_asked_for(tmp_path: Path, tiny_llama: Path) -> None:
+    worse = ARGS | {"learning_rate": 0.3, "lr_scheduler_type": "constant"}
+    path = write_recipe(tmp_path, tiny_llama, train={"keep": "best", "evaluations": 8, "args": worse})
+    made = run_stage(load_recipe(path), tmp_path / "run")
+    curve = {entry["step"]: entry["eval_kl"] for entry in history(made) if "eval_kl" in entry}
+    assert facts(made)["kept_step"] == min(curve, key=curve.__getitem__) < facts(made)["steps"]
+
+
+def test_the_projector_is_kept_beside_the_model_and_never_in_it(tmp_path: Path, tiny_llama: Path) -> None:
+    student = make_tiny_causal_lm(tmp_path / "narrow", layers=1, hidden=16, heads=2, kv_heads=1, seed=9)
+    path = write_recipe(
+        tmp_path,
+        tiny_llama,
+        student={"kind": "existing", "model": str(student)},
+        train={"objectives": [{"kind": "hidden_cosine"}]},
+    )
+    document = path.read_text().replace("  layers: every_other\n", "")
+    path.write_text(document)
+    made = run_stage(load_recipe(path), tmp_path / "run")
+    projectors = load_file(made.path / "projectors.safetensors")
+    assert {tuple(w.shape) for w in projectors.values()} == {(32, 16)}
+    assert not any("project" in name for name in load_file(made.path / "model" / "model.safetensors"))
+
+
+def test_packed_training_uses_fewer_rows(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama, train={"packing": True, "max_length": 256})
+    made = run_stage(load_recipe(path), tmp_path / "run")
+    loose = run_stage(load_recipe(path, ["train.packing=false"]), tmp_path / "loose")
+    assert facts(made)["steps"] < facts(loose)["steps"] and facts(made)["tokens"] == facts(loose)["tokens"]
+
+
+def test_records_that_are_cut_or_dropped_are_counted(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama, train={"max_length": 40})
+    with (tmp_path / "data.jsonl").open("a") as lines:
+        asked = {"role": "user", "content": "a long question " * 9}
+        lines.write("\n" + json.dumps({"messages": [asked, {"role": "assistant", "content": "b"}]}))
+    counts = run_stage(load_recipe(path, ["data.held_out=0"]), tmp_path / "run").manifest["counts"]
+    assert counts["dropped: nothing to learn"] == 1
+    assert counts["cut at 40 tokens"] > 0
+    assert counts["records"] == 40
+
+
+def test_prompts_without_answers_are_nothing_to_learn_from(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with pytest.raises(DataError, match="nothing to learn from"):
+        run_stage(load_recipe(path), tmp_path / "run")
+
+
+def test_the_best_weights_need_held_out_records(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama, data={"held_out": 0}, train={"keep": "best"})
+    with pytest.raises(RecipeError, match="held-out"):
+        run_stage(load_recipe(path), tmp_path / "run")
+
+
+def test_other_tokens_are_refused_unless_only_text_is_learned(tmp_path: Path, tiny_llama: Path) -> None:
+    student = make_tiny_causal_lm(tmp_path / "other", layers=1, seed=9)
+    tokenizer = (student / "tokenizer.json").read_text()
+    changed = tokenizer.replace('"a"', '"@"').replace('"b"', '"a"').replace('"@"', '"b"')
+    (student / "tokenizer.json").write_text(changed)
+    path = write_recipe(tmp_path, tiny_llama)
+    existing = f"  kind: existing\n  model: {student}\n"
+    path.write_text(path.read_text().replace("  kind: from_teacher\n  layers: every_other\n", existing))
+    with pytest.raises(TokenizerMismatch):
+        run_stage(load_recipe(path), tmp_path / "run")
+    run_stage(load_recipe(path, ["train.objectives=[{kind: hard_ce}]"]), tmp_path / "run")
+
+
+def test_a_value_that_training_arguments_refuse_is_named(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama, train={"args": {"lr_scheduler_type": "cosinus"}})
+    with pytest.raises(RecipeError, match="cosinus"):
+        run_stage(load_recipe(path), tmp_path / "run")
+
+
+def test_progress_says_tokens_loss_and_held_out_kl(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, tiny_llama))
+    made = run_stage(recipe, tmp_path / "run", console=Console("lines"))
+    said = capsys.readouterr().err
+    assert f"training: {facts(made)['tokens']:,} tokens in" in said
+    assert "held out, step" in said and "KL" in said
+    assert "it/s" not in said, "the library's own bars are off"
+
+
+def test_the_key_is_made_without_torch(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama)
+    code = (
+        "import sys; from potstill.recipe import load_recipe; from potstill.train.stage import stage\n"
+        f"recipe = load_recipe({str(path)!r}); stage(recipe).key(recipe, {{}})\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
