@@ -1,0 +1,216 @@
+"""How every benchmark here measures: each variant in a fresh process, rounds interleaved, medians over rounds.
+
+A benchmark module is run twice over: as itself, it lists variants and calls `run_interleaved`; as a worker
+(`--worker JSON`), it measures one variant and prints one JSON object as its last line.
+
+The result, the last line of a benchmark's output:
+
+    {"benchmark": …, "machine": {…}, "rows": [{"variant": …, "seconds": …, "peak_bytes": …, …settings}], "ratios": {…}}
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.errors import MissingExtra
+
+Row = dict[str, Any]
+"""`variant`, `seconds` (median), `seconds_min`, `seconds_max`, `peak_bytes`, and the variant's settings."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing that is measured. `settings` reach the worker and stand in the row."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int | None = None
+    """In how many rounds it takes part; None: in all."""
+
+
+class PeakMemory:
+    """Bytes taken at the peak, above what was there at `start`.
+
+    On the CPU it is the resident set: the high-water mark is reset through `/proc/self/clear_refs`, and free heap pages
+    are given back first, since they would hide what is allocated into them. On CUDA it is what torch allocated.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._start_bytes = 0
+
+    def start(self) -> None:
+        """Takes the present as the zero."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._start_bytes = torch.cuda.memory_allocated(self.device)
+        elif can_measure_resident_peak():
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            self._start_bytes = _resident_bytes("VmRSS")
+
+    def bytes(self) -> int | None:
+        """The peak since `start`, or None where this system cannot tell."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self._start_bytes
+        if can_measure_resident_peak():
+            return _resident_bytes("VmHWM") - self._start_bytes
+        return None
+
+
+def can_measure_resident_peak() -> bool:
+    """Whether the high-water mark of the resident set can be read and reset (Linux with glibc)."""
+    return os.access("/proc/self/clear_refs", os.W_OK) and platform.libc_ver()[0] == "glibc"
+
+
+def _resident_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call, the device's queue included."""
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures are taken on; ask before measuring. `load_before` is the load average of the last minute: above
+    0.5 or so, others were at work and the figures are too long."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    extensions = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    return " ".join([names[0] if names else platform.processor(), *extensions])
+
+
+def has_peer(package: str, needed_for: str) -> bool:
+    """Whether a package to compare with is installed; where not, says so with the install line."""
+    if find_spec(package):
+        return True
+    say(str(MissingExtra(package, "peers", needed_for)))
+    return False
+
+
+def run_interleaved(
+    module: str, variants: Sequence[Variant], rounds: int, *, timeout_seconds: float = 1800
+) -> list[Row]:
+    """Measures every variant once per round, each time in a fresh process, and returns a row per variant.
+
+    A worker's object holds `seconds` (a list, one per timed call), `peak_bytes`, and whatever else belongs in the row;
+    a round's figure is the median of its calls, the row's the median over rounds.
+
+    Raises:
+        RuntimeError: a worker failed; with the end of what it wrote.
+    """
+    taken: dict[str, list[Row]] = {v.name: [] for v in variants}
+    for round_ in range(rounds):
+        for variant in variants:
+            if variant.rounds is None or round_ < variant.rounds:
+                result = _run_worker(module, variant, timeout_seconds)
+                taken[variant.name].append(result)
+                say(f"round {round_ + 1}/{rounds}  {variant.name}: {statistics.median(result['seconds']):.3f} s")
+    return [_row(variant, taken[variant.name]) for variant in variants]
+
+
+def _run_worker(module: str, variant: Variant, timeout_seconds: float) -> Row:
+    asked = json.dumps({"variant": variant.name, **variant.settings})
+    command = [sys.executable, "-m", module, "--worker", asked]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{variant.name} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
+    result: Row = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def _row(variant: Variant, results: Sequence[Row]) -> Row:
+    per_round = [statistics.median(result["seconds"]) for result in results]
+    peaks = [result["peak_bytes"] for result in results if result["peak_bytes"] is not None]
+    measured = {
+        "variant": variant.name,
+        "seconds": round(statistics.median(per_round), 4),
+        "seconds_min": round(min(min(result["seconds"]) for result in results), 4),
+        "seconds_max": round(max(max(result["seconds"]) for result in results), 4),
+        "peak_bytes": int(statistics.median(peaks)) if peaks else None,
+        "processes": len(results),
+    }
+    others = {k: v for k, v in results[-1].items() if k not in ("seconds", "peak_bytes")}
+    return {**measured, **variant.settings, **others}
+
+
+def ratio(rows: Sequence[Row], over: str, under: str, key: str = "seconds") -> float | None:
+    """Median of one variant over that of another, or None where one was not measured."""
+    found: dict[str, float] = {row["variant"]: row[key] for row in rows}
+    return round(found[over] / found[under], 3) if found.get(over) and found.get(under) else None
+
+
+def print_result(
+    benchmark: str,
+    about: Mapping[str, Any],
+    rows: Sequence[Row],
+    ratios: Mapping[str, float | None],
+    *,
+    only_json: bool,
+) -> None:
+    """A table for people, unless `only_json`, and then the one JSON object, last. Ratios that are None are left out.
+
+    `about` is what `machine` said before the measurements.
+    """
+    present = {name: value for name, value in ratios.items() if value is not None}
+    if not only_json:
+        for row in rows:
+            peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:8.0f} MiB"
+            spread = f"({row['seconds_min']:.3f} to {row['seconds_max']:.3f})"
+            print(f"{row['variant']:32} {row['seconds']:8.3f} s {spread:20} {peak}")
+        for name, value in present.items():
+            print(f"{name:32} {value:8.3f}")
+    report = {"benchmark": benchmark, "machine": about, "rows": list(rows), "ratios": present}
+    print(json.dumps(report, ensure_ascii=False), flush=True)
+
+
+def say(line: str) -> None:
+    """Progress, to standard error: standard output is for the result."""
+    print(line, file=sys.stderr, flush=True)
