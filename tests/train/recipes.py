@@ -6,6 +6,7 @@ python recipes.py RECIPE RUN [key=value …]      in a process of its own, which
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 import yaml
 from train.small import conversations
 
-from potstill.artifacts import Artifact, Work, read_artifact, write_artifact
+from potstill.artifacts import Artifact, read_artifact, write_artifact
 from potstill.console import Console
 from potstill.recipe import Recipe, load_recipe
 from potstill.stage import Context
+from potstill.train import training  # noqa: F401 (imported before a process is forked)
 from potstill.train.stage import stage
 
 ARGS = {"learning_rate": 5e-3, "num_train_epochs": 2, "per_device_train_batch_size": 4, "bf16": False, "use_cpu": True}
@@ -57,13 +59,22 @@ def run_stage(recipe: Recipe, run: Path, control: str | None = None, console: Co
     return artifact
 
 
-def work_in(folder: Path) -> Work:
-    """A piece of work that becomes no artifact."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return Work(folder, resumed=False)
+def serve() -> None:
+    """Fork a process per line: it begins at once, since everything is imported already."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        path, run_folder, *overrides = line.split()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                run_stage(load_recipe(path, overrides), Path(run_folder), console=Console("lines"))
+                status = 0
+            finally:
+                os._exit(status)
+        print(child, flush=True)
+        print(os.waitpid(child, 0)[1], flush=True)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    path, run_folder, *overrides = sys.argv[1:]
-    run_stage(load_recipe(path, overrides), Path(run_folder), console=Console("lines"))
+    serve()
