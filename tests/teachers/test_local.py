@@ -324,6 +324,14 @@ def test_a_teacher_gets_no_gradient(teacher: LocalModel) -> None:
     assert torch.is_grad_enabled()
 
 
+def test_a_teacher_gets_no_gradient_even_if_someone_asks_for_it(tiny_llama: Path) -> None:
+    teacher = open_teacher(tiny_llama)
+    teacher.model.requires_grad_(True)
+    signals = teacher.signals(a_batch(), [KL, COSINE])
+    assert signals.head is not None
+    assert not any(t.requires_grad for t in (signals.head.hidden, *signals.taps.values()))
+
+
 def test_the_students_autocast_does_not_reach_the_teacher(teacher: LocalModel) -> None:
     batch = a_batch()
     outside = teacher.signals(batch, [COSINE]).taps["hidden.4"]
