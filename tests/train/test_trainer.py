@@ -65,9 +65,9 @@ def test_the_first_step_is_that_of_naive_losses(tmp_path: Path) -> None:
     assert largest_difference(kept.steps[0], naive) < 1e-5
 
     logged = made.state.log_history[0]
-    assert logged["loss"] == pytest.approx(float(total), rel=1e-5)
+    assert logged["loss"] == pytest.approx(total.item(), rel=1e-5)
     for name, loss, weight in zip(("forward_kl", "hard_ce", "hidden_cosine"), losses, (2.0, 1.0, 1.5), strict=True):
-        assert logged[f"{name}/value"] == pytest.approx(float(loss), rel=1e-5)
+        assert logged[f"{name}/value"] == pytest.approx(loss.item(), rel=1e-5)
         assert logged[f"{name}/weight"] == weight
     assert logged["hidden_cosine/count"] == sum(len(row) for row in rows)
     assert logged["hard_ce/count"] == logged["forward_kl/count"] == sum(len(row.learned) for row in rows)
