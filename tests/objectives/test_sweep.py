@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objectives.worlds import World, make_world, relative_error
+from objectives.worlds import World, make_world, products, recorded, relative_error
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import potstill.objectives.sweep as engine
 from potstill.objectives import fused_sweep
@@ -60,29 +58,6 @@ def whole_logits(world: World, rules: list[tuple[Any, Any]]) -> Tensor:
             values = forward_kl(student, teacher, rule.temperature, scale_by_temperature_squared=rule is KL_AT_2)
         loss = loss + (coefficient * values).sum()
     return loss
-
-
-@contextmanager
-def recorded() -> Iterator[tuple[Counter[str], list[int]]]:
-    """Counts operations by name, and notes the size of every tensor made or written."""
-    operations: Counter[str] = Counter()
-    sizes: list[int] = []
-
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            operations[func.overloadpacket.__name__] += 1
-            sizes.extend(
-                t.numel() for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor)
-            )
-            return result
-
-    with Recorder():
-        yield operations, sizes
-
-
-def products(operations: Counter[str]) -> int:
-    return operations["mm"] + operations["addmm"] + operations["addmm_"]
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.signals import IGNORE, Batch, Head
 
@@ -81,3 +86,27 @@ def make_batch(labels: Tensor | None = None) -> Batch:
     segments = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
     positions = torch.arange(6).repeat(2, 1)
     return Batch.from_inputs({"input_ids": ids, "labels": labels, "position_ids": positions, "segment_ids": segments})
+
+
+@contextmanager
+def recorded() -> Iterator[tuple[Counter[str], list[int]]]:
+    """Counts operations by name, and notes the size of every tensor made or written."""
+    operations: Counter[str] = Counter()
+    sizes: list[int] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            operations[func.overloadpacket.__name__] += 1
+            sizes.extend(
+                t.numel() for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, Tensor)
+            )
+            return result
+
+    with Recorder():
+        yield operations, sizes
+
+
+def products(operations: Counter[str]) -> int:
+    """How many matrix products were computed."""
+    return operations["mm"] + operations["addmm"] + operations["addmm_"]

@@ -47,6 +47,7 @@ class HeadLogits:
         self._weight_gradient: Tensor | None = None
         self._bias_gradient: Tensor | None = None
         self._block: Tensor | None = None
+        self._summed_chunks = 0
 
     @property
     def leaves(self) -> tuple[Tensor | None, ...]:
@@ -91,7 +92,7 @@ class HeadLogits:
         if wanted[0]:
             self._hidden_gradient = torch.empty_like(self.head.hidden, memory_format=torch.contiguous_format)
         if wanted[1]:
-            self._weight_gradient = torch.zeros(weight.shape, dtype=accumulate_in, device=self.device)
+            self._weight_gradient = torch.empty(weight.shape, dtype=accumulate_in, device=self.device)
             if accumulate_in != self.dtype:
                 block = min(_WEIGHT_BLOCK_ROWS, self.vocab)
                 self._block = torch.empty(block, weight.shape[1], dtype=self.dtype, device=self.device)
@@ -117,8 +118,13 @@ class HeadLogits:
 
     def _add_weight_gradient(self, gradient_CV: Tensor, hidden_CH: Tensor) -> None:
         assert self._weight_gradient is not None
+        self._summed_chunks += 1
+        first = self._summed_chunks == 1
         if self._block is None:
-            self._weight_gradient.addmm_(gradient_CV.t(), hidden_CH)
+            if first:
+                torch.mm(gradient_CV.t(), hidden_CH, out=self._weight_gradient)
+            else:
+                self._weight_gradient.addmm_(gradient_CV.t(), hidden_CH)
             return
         # No processor here multiplies bf16 into fp32, so each block's product is rounded once and the sum is not.
         for start in range(0, self.vocab, self._block.shape[0]):
@@ -126,10 +132,15 @@ class HeadLogits:
             product = torch.mm(
                 gradient_CV[:, start : start + room.shape[0]].t(), hidden_CH, out=self._block[: room.shape[0]]
             )
-            room.add_(product)
+            if first:
+                room.copy_(product)
+            else:
+                room.add_(product)
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves, each in its leaf's dtype, None where not wanted."""
+        if self._weight_gradient is not None and self._summed_chunks == 0:
+            self._weight_gradient.zero_()
         held = (self._hidden_gradient, self._weight_gradient, self._bias_gradient)
         self._hidden_gradient = self._weight_gradient = self._bias_gradient = None
         return tuple(
