@@ -10,11 +10,20 @@ import torch
 from objectives.worlds import make_batch, relative_error
 from torch import Tensor
 
+from potstill import registry
 from potstill.objectives import Objective, hidden_cosine, total_loss
 from potstill.objectives.divergences import forward_kl, hard_ce
 from potstill.recipe.objectives import ForwardKL, HardCE, HiddenCosine, ObjectiveSettings
 from potstill.registry import build
 from potstill.signals import IGNORE, Batch, Dense, Head, Signals
+
+EVERY: tuple[ObjectiveSettings, ...] = (
+    ForwardKL(temperature=2.0),
+    ForwardKL(temperature=0.5, scale_by_temperature_squared=False),
+    HardCE(),
+    HiddenCosine(),
+)
+"""What every objective is held to. A new kind goes here, and its common claims are tested."""
 
 ALL = (ForwardKL(weight=2.0, temperature=2.0), HardCE(weight=0.5), HiddenCosine(weight=3.0, over="tokens"))
 
@@ -109,7 +118,28 @@ def test_a_micro_batch_with_few_targets_does_not_weigh_as_much_as_one_with_many(
         assert relative_error(first + second, reference) < 1e-6
 
 
-@pytest.mark.parametrize("settings", [*ALL[:2], HiddenCosine()], ids=lambda s: s.kind)
+def test_every_kind_is_held_to_the_common_claims() -> None:
+    shipped = {kind for kind, cls in registry._settings["objectives"].items() if cls.__module__.startswith("potstill.")}
+    assert shipped == {settings.kind for settings in EVERY}
+
+
+@pytest.mark.parametrize("settings", [s for s in EVERY if build(s).scope != "batch"], ids=lambda s: s.kind)
+def test_one_batch_is_the_same_batch_in_pieces(settings: ObjectiveSettings) -> None:
+    labels = torch.tensor([[IGNORE, IGNORE, 3, 4, 5, 6], [IGNORE, IGNORE, IGNORE, 10, IGNORE, IGNORE]])
+    pair, objectives, whole = Pair(), objectives_of(settings), make_batch(labels)
+    parts = [row_of(labels, 0), row_of(labels, 1)]
+    counts = counts_of(objectives, *parts)
+    expected = total_loss(objectives, *pair.signals(whole), whole, counts).total
+    pieces = [
+        total_loss(objectives, *pair.signals(part, slice(i, i + 1)), part, counts) for i, part in enumerate(parts)
+    ]
+    together = pieces[0].total + pieces[1].total
+    torch.testing.assert_close(together, expected)
+    got, reference = (torch.autograd.grad(loss, pair.states)[0] for loss in (together, expected))
+    assert relative_error(got, reference) < 1e-6
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda s: s.kind)
 def test_masked_is_sliced(settings: ObjectiveSettings) -> None:
     # Rule 4: with more labels masked, values are those of the rows that are left, and nothing comes from the others.
     labels = torch.tensor([[IGNORE, 2, 3, IGNORE, 5, 6], [IGNORE, 8, IGNORE, 10, IGNORE, IGNORE]])
