@@ -61,3 +61,9 @@ def test_a_model_stops_at_its_own_end_tokens_and_its_tokenizers() -> None:
     model = tiny_model()
     model.generation_config.eos_token_id = [0, 7]
     assert end_ids(model, CHAT) == {0, 2, 7}
+    prompt = PROMPTS[0]
+    ids, _ = greedy(model, prompt, 12)
+    model.generation_config.eos_token_id = ids[3]
+    (written,) = write_answers(model, [prompt], CHAT, max_new_tokens=12, advance=lambda amount: None)
+    assert written.text == CHAT.decode(ids[: ids.index(ids[3])], skip_special_tokens=True).strip()
+    assert written.finished

@@ -12,7 +12,7 @@ from potstill.console import Console
 from potstill.errors import ModelError
 from potstill.evaluate import speed
 from potstill.evaluate.measured import Measured
-from potstill.evaluate.memory import peak_of
+from potstill.evaluate.memory import Peak, forget_peak, peak_of, peak_resident
 from potstill.evaluate.passes import Seconds, one_pass
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
@@ -45,16 +45,27 @@ def test_models_take_turns_and_the_first_repetition_does_not_count(
         return Seconds(prefill=float(len(order)), decode=1.0)
 
     monkeypatch.setattr(speed, "one_pass", passed)
-    monkeypatch.setattr(speed, "peak_of", lambda *args: 7)
+    monkeypatch.setattr(speed, "peak_of", lambda *args: Peak(7, "a process"))
     models = [measured(teacher, "teacher"), measured(student)]
-    found = speed.measure_speed(models, [5] * 60, "float32", Console("quiet"))
+    rates = speed.measure_speed(models, [5] * 60, "float32", Console("quiet"))
+    found = rates.speeds
     assert sorted(order[:2]) == sorted(order[2:4]) == [2, 4] and order[:2] != order[2:4]
-    assert len(order) == 2 * (1 + speed.REPETITIONS)
+    assert len(order) == 2 * (1 + speed.MOST_REPETITIONS)
     counted = [place + 1 for place, layers in enumerate(order) if layers == 2 and place >= 2]
     assert found["student"].prefill_tokens_per_second == pytest.approx(60 / sorted(counted)[len(counted) // 2])
     assert found["student"].prefill_spread == (pytest.approx(60 / max(counted)), pytest.approx(60 / min(counted)))
     assert found["student"].decode_tokens_per_second == speed.NEW_TOKENS
+    assert rates.repetitions == speed.MOST_REPETITIONS
     assert (found["teacher"].dtype, found["teacher"].peak_bytes) == ("float32", 7)
+
+
+def test_slow_models_get_fewer_repetitions_and_never_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "peak_of", lambda *args: Peak(7, "a process"))
+    monkeypatch.setattr(speed, "one_pass", lambda *args: Seconds(1.0, 1.0))
+    monkeypatch.setattr(speed, "ENOUGH_SECONDS", 0.0)
+    models = [measured(make_tiny_causal_lm(tmp_path / "student"))]
+    rates = speed.measure_speed(models, [5] * 60, "float32", Console("quiet"))
+    assert rates.repetitions == speed.LEAST_REPETITIONS
 
 
 def test_a_prompt_is_as_long_as_asked_and_leaves_room_to_write() -> None:
@@ -63,28 +74,37 @@ def test_a_prompt_is_as_long_as_asked_and_leaves_room_to_write() -> None:
     assert len(speed.prompt_of([[1] * 1000], positions=10_000)) == speed.PROMPT_TOKENS
 
 
+def test_an_earlier_peak_is_forgotten() -> None:
+    held = bytearray(300_000_000)
+    before = peak_resident()
+    del held
+    if not forget_peak():
+        pytest.skip("this system cannot forget a peak: /proc/self/clear_refs is not there or cannot be written")
+    assert peak_resident() < before - 250_000_000
+
+
 def test_peak_memory_sees_what_the_model_takes(tmp_path: Path) -> None:
     prompt = list(range(3, 35))
     small = peak_of(measured(make_tiny_causal_lm(tmp_path / "small")), prompt, 2, "float32")
     # 50,000 × 1,024 embeddings in fp32, tied: 205 MB.
     large_folder = make_tiny_causal_lm(tmp_path / "large", layers=1, hidden=1024, vocab=50_000)
     large = peak_of(measured(large_folder), prompt, 2, "float32")
-    assert 150e6 < large - small < 400e6
+    assert 150e6 < large.bytes - small.bytes < 400e6
+    assert small.of == large.of and "process of its own" in small.of
 
 
-def test_a_process_that_dies_is_an_error_with_the_mend(tmp_path: Path) -> None:
-    folder = make_tiny_causal_lm(tmp_path / "model")
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="peak memory of student") as caught:
-        peak_of(measured(folder), [3, 4], 1, "float32")
+def test_a_process_that_dies_is_an_error_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(ModelError, match="peak memory of student could not be measured: it ended with 1") as caught:
+        peak_of(measured(tmp_path), [3, 4], 1, "float32")
     assert "speed: false" in str(caught.value)
 
 
 def test_the_stage_measures_teacher_and_student_in_one_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "peak_of", lambda *args: 7)
-    for name, few in (("PROMPT_TOKENS", 16), ("NEW_TOKENS", 2), ("REPETITIONS", 2)):
+    monkeypatch.setattr(speed, "peak_of", lambda *args: Peak(7, "a process"))
+    for name, few in (("PROMPT_TOKENS", 16), ("NEW_TOKENS", 2), ("MOST_REPETITIONS", 2)):
         monkeypatch.setattr(speed, name, few)
     run = SmallRun(tmp_path, text_only=False, evaluate={"speed": True, "samples_shown": 0})
     context = run.context()
@@ -94,4 +114,5 @@ def test_the_stage_measures_teacher_and_student_in_one_precision(
     assert teacher is not None and student is not None and found.models["untrained"].speed is None
     assert teacher.dtype == student.dtype == speed.speed_dtype(measured(tmp_path))
     assert student.decode_spread[0] <= student.decode_tokens_per_second <= student.decode_spread[1]
-    assert any(note.startswith("Rates: one sequence") for note in found.notes)
+    said = next(note for note in found.notes if note.startswith("Rates: one sequence"))
+    assert "of 2 repetitions" in said and said.endswith("Peak memory is that of a process.")

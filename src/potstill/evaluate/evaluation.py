@@ -21,7 +21,7 @@ from potstill.evaluate.documents import Document, documents_of, save_documents, 
 from potstill.evaluate.fidelity import Batches, TeacherRows, TokenScores, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out
 from potstill.evaluate.measured import Measured, Size, measured_folder, measured_teacher, size_of
-from potstill.evaluate.speed import NEW_TOKENS, REPETITIONS, measure_speed, prompt_of, speed_dtype
+from potstill.evaluate.speed import NEW_TOKENS, measure_speed, prompt_of, speed_dtype
 from potstill.evaluate.summary import summarise
 from potstill.evaluate.teacher import teacher_name
 from potstill.measures import Measures, Speed
@@ -203,14 +203,14 @@ class Evaluation:
         positions = [size.positions for model in models if (size := self.sizes[model.name]).positions is not None]
         prompt = prompt_of([row.input_ids for row in self.held_out.rows], min(filter(None, positions), default=None))
         dtype = speed_dtype(self.student)
-        speeds = measure_speed(models, prompt, dtype, self.context.console)
+        rates = measure_speed(models, prompt, dtype, self.context.console)
         how = (
             f"one sequence, a prompt of {len(prompt)} tokens and {NEW_TOKENS} written behind it with a cache, median "
-            f"of {REPETITIONS} repetitions taken in turn, in {dtype}, on {torch.get_num_threads()} threads"
+            f"of {rates.repetitions} repetitions taken in turn, in {dtype}, on {torch.get_num_threads()} threads"
         )
         self.context.work.facts["speed"] = how
-        self.notes.append(f"Rates: {how}. Peak memory is that of a process of its own, Python and torch included.")
-        return speeds
+        self.notes.append(f"Rates: {how}. Peak memory is that of {rates.peak_of}.")
+        return rates.speeds
 
     def _save(self, documents: list[Document], speeds: Mapping[str, Speed]) -> None:
         measures: Measures = summarise(

@@ -2,7 +2,7 @@
 
 On a CUDA device it is what the model's tensors took there at most. Else it is the most that the whole process had in
 memory (Python and torch included, some hundred MiB) from when the model had been loaded; where the system cannot
-forget an earlier peak (outside Linux, and in some containers), loading counts too.
+forget an earlier peak (outside Linux, and in some containers), loading counts too, which is said.
 
     python -m potstill.evaluate.memory < request.json      prints one JSON object
 """
@@ -15,19 +15,27 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from potstill.errors import ModelError
 from potstill.evaluate.measured import Dtype, Measured
 
-_FORGET_PEAK = "5"
+_FORGET = "5"
 """What `/proc/self/clear_refs` takes to set the peak of resident memory back to what it is now (proc(5))."""
 
 
-def peak_of(model: Measured, prompt: Sequence[int], new_tokens: int, dtype: Dtype) -> int:
-    """Peak memory in bytes.
+@dataclass(frozen=True)
+class Peak:
+    """Peak memory, and what it is of, in words."""
+
+    bytes: int
+    of: str
+
+
+def peak_of(model: Measured, prompt: Sequence[int], new_tokens: int, dtype: Dtype) -> Peak:
+    """Peak memory of one model over one pass.
 
     Raises:
         ModelError: the process did not survive it.
@@ -58,10 +66,10 @@ def peak_of(model: Measured, prompt: Sequence[int], new_tokens: int, dtype: Dtyp
             where=str(model.source.path),
             mend="free some memory, or set evaluate.speed: false",
         )
-    return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
+    return Peak(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measure(request: dict[str, Any]) -> int:
+def _measure(request: dict[str, Any]) -> Peak:
     import torch
 
     from potstill.evaluate.passes import one_pass
@@ -69,24 +77,28 @@ def _measure(request: dict[str, Any]) -> int:
 
     source = {**request["source"], "path": Path(request["source"]["path"]), "notes": ()}
     model = Measured(request["name"], ModelSource(**source), request["opened_with"]).open(request["dtype"])
-    on_cuda = model.device.type == "cuda"
-    if on_cuda:
+    if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:
-        _forget_peak()
+        one_pass(model, request["prompt"], request["new_tokens"])
+        on_devices = sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+        return Peak(on_devices, "its tensors on the device")
+    forgotten = forget_peak()
     one_pass(model, request["prompt"], request["new_tokens"])
-    return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) if on_cuda else _peak_resident()
+    of = "a process of its own, Python and torch included"
+    return Peak(peak_resident(), of if forgotten else f"{of}, and the loading of the weights")
 
 
-def _forget_peak() -> None:
+def forget_peak() -> bool:
+    """Set the peak of this process back to what it has now; False where the system cannot."""
     try:
-        Path("/proc/self/clear_refs").write_text(_FORGET_PEAK)
+        Path("/proc/self/clear_refs").write_text(_FORGET)
     except OSError:
-        # The figure is then an upper bound, as the module says: loading counts too.
-        return
+        return False
+    return True
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
+    """The most that this process had in memory, in bytes, since `forget_peak` or its beginning."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
@@ -96,4 +108,4 @@ def _peak_resident() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"peak_bytes": _measure(json.load(sys.stdin))}))
+    print(json.dumps(asdict(_measure(json.load(sys.stdin)))))
