@@ -318,6 +318,15 @@ def test_the_end_token_is_learned_where_it_is_also_the_pad_token(tmp_path: Path)
     assert tokenizer.decode(answer[0, asked["input_ids"].shape[1] :]) == "bc<|im_end|>"
 
 
+def test_the_embedding_of_a_pad_token_learns_where_it_is_also_the_end_token(tmp_path: Path) -> None:
+    kept = Gradients()
+    student = tiny_model(layers=1, seed=1, tied=False)
+    assert student.get_input_embeddings().padding_idx == student.config.pad_token_id == 2
+    trainer(tmp_path, student=student, callbacks=[kept], max_steps=1).train()
+    # The user's turn ends with it, and the answer is predicted from what follows.
+    assert kept.steps[0]["student.model.embed_tokens.weight"][2].abs().sum() > 0
+
+
 def test_the_users_arguments_and_model_stay_as_they_were(tmp_path: Path) -> None:
     args, student = arguments(tmp_path, save_total_limit=1), tiny_model(layers=2, seed=1)
     before = copy.deepcopy(args.to_dict())
