@@ -122,26 +122,30 @@ import json, sys
 from potstill.data import read_records, source_digests
 from potstill.errors import DataError
 from potstill.recipe.data import HubData
-settings = HubData(kind="hub", **json.loads(sys.argv[1]))
-try:
-    digests, result = source_digests(settings), read_records(settings)
-    print(json.dumps({"digests": digests, "records": [r.to_dict() for r in result.records], "counts": result.counts}))
-except DataError as error:
-    print(json.dumps({"error": str(error)}))
+for asked in json.loads(sys.argv[1]):
+    settings = HubData(kind="hub", **asked)
+    try:
+        digests, result = source_digests(settings), read_records(settings)
+        records = [record.to_dict() for record in result.records]
+        found = {"digests": digests, "records": records, "counts": result.counts}
+    except DataError as error:
+        found = {"error": str(error)}
+    print("FOUND", json.dumps(found))
 """
 
 
-def read(home: Path, *, offline: bool = False, **settings: Any) -> dict[str, Any]:
-    """What a fresh process reads, whose Hugging Face folders are in `home`."""
+def read(home: Path, *asked: dict[str, str], offline: bool = False) -> list[dict[str, Any]]:
+    """What a fresh process reads, whose Hugging Face folders are in `home`: for each of several settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") or key == "HF_ENDPOINT"}
-    own = {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"} | (
-        {"HF_HUB_OFFLINE": "1"} if offline else {}
-    )
-    command = [sys.executable, "-c", READ, json.dumps(settings)]
+    own = {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    if offline:
+        own["HF_HUB_OFFLINE"] = "1"
+    command = [sys.executable, "-c", READ, json.dumps(asked)]
     done = subprocess.run(command, env={**kept, **own}, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    said = [line.removeprefix("FOUND ") for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    assert len(said) == len(asked)
+    return [json.loads(line) for line in said]
 
 
 def lines(*prompts: str) -> Files:
@@ -158,7 +162,7 @@ def prompts(found: dict[str, Any]) -> list[str]:
 
 def test_a_data_set_is_read_at_the_commit_that_its_revision_names(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["us/prompts"] = Repository({FIRST: lines("a", "b", "a")}, {"main": FIRST})
-    found = read(tmp_path, id="us/prompts", licence="MIT")
+    (found,) = read(tmp_path, {"id": "us/prompts", "licence": "MIT"})
     assert prompts(found) == ["a", "b"] and found["counts"] == {"read": 3, "exact duplicate": 1}
     assert found["digests"] == {"data": f"hub:us/prompts@{FIRST}"}
     assert found["records"][1]["row"] == 2
@@ -168,33 +172,33 @@ def test_a_data_set_is_read_at_the_commit_that_its_revision_names(hub: Hub, tmp_
     # The branch moves on: what is read follows it, unless the recipe names the commit.
     hub.repositories["us/prompts"].commits[SECOND] = lines("c")
     hub.repositories["us/prompts"].branches["main"] = SECOND
-    found = read(tmp_path, id="us/prompts")
-    assert prompts(found) == ["c"] and found["digests"] == {"data": f"hub:us/prompts@{SECOND}"}
-    assert prompts(read(tmp_path, id="us/prompts", revision=FIRST)) == ["a", "b"]
+    now, then = read(tmp_path, {"id": "us/prompts"}, {"id": "us/prompts", "revision": FIRST})
+    assert prompts(now) == ["c"] and now["digests"] == {"data": f"hub:us/prompts@{SECOND}"}
+    assert prompts(then) == ["a", "b"]
 
 
 def test_without_a_network_only_the_very_commit_that_was_fetched_will_do(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["us/prompts"] = Repository({FIRST: lines("a")}, {"main": FIRST})
-    read(tmp_path, id="us/prompts")
+    read(tmp_path, {"id": "us/prompts"})
     asked = len(hub.requests)
-    assert prompts(read(tmp_path, offline=True, id="us/prompts", revision=FIRST)) == ["a"]
+    ways = [{"id": "us/prompts", "revision": FIRST}, {"id": "us/prompts", "revision": SECOND}, {"id": "us/prompts"}]
+    fetched, other, branch = read(tmp_path, *ways, offline=True)
+    assert prompts(fetched) == ["a"]
     # Left to itself, `datasets` takes any version that it finds.
-    assert (
-        "only another version of it is cached"
-        in read(tmp_path, offline=True, id="us/prompts", revision=SECOND)["error"]
-    )
-    found = read(tmp_path, offline=True, id="us/prompts")
-    assert "cannot be reached" in found["error"] and "set data.revision to a commit" in found["error"]
+    assert "only another version of it is cached" in other["error"]
+    assert "cannot be reached" in branch["error"] and "set data.revision to a commit" in branch["error"]
     assert len(hub.requests) == asked
 
 
 def test_what_a_hub_refuses_is_said_in_words(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["us/prompts"] = Repository({FIRST: lines("a")}, {"main": FIRST})
     hub.repositories["us/secret"] = Repository({FIRST: lines("a")}, {"main": FIRST}, gated=True)
-    assert "hub:us/promts: the hub has no such data set" in read(tmp_path, id="us/promts")["error"]
-    assert "is gated" in read(tmp_path, id="us/secret")["error"]
-    assert "no revision 'v2'" in read(tmp_path, id="us/prompts", revision="v2")["error"]
-    assert (
-        """Unknown split "test". Should be one of ['train']""" in read(tmp_path, id="us/prompts", split="test")["error"]
-    )
-    assert "not an id of the hub" in read(tmp_path, id="us prompts")["error"]
+    refused = {
+        "hub:us/promts: the hub has no such data set": {"id": "us/promts"},
+        "is gated": {"id": "us/secret"},
+        "no revision 'v2'": {"id": "us/prompts", "revision": "v2"},
+        "Unknown split \"test\". Should be one of ['train']": {"id": "us/prompts", "split": "test"},
+        "not an id of the hub": {"id": "us prompts"},
+    }
+    for words, found in zip(refused, read(tmp_path, *refused.values()), strict=True):
+        assert words in found["error"]

@@ -20,8 +20,7 @@ def problems(name: str, **settings: Any) -> ReadResult:
 
 def test_a_frozen_answer_gets_full_marks_from_the_generators_own_scorer() -> None:
     result = problems("gcd", seed=3, config={"max_numbers": 3})
-    assert len(result.records) == 4 and result.records == problems("gcd", seed=3, config={"max_numbers": 3}).records
-    assert result.records != problems("gcd", seed=4, config={"max_numbers": 3}).records
+    assert len(result.records) == 4
     scorer = reasoning_gym.create_dataset("gcd", seed=0, size=1)
     for record in result.records:
         assert record.is_prompt and record.provenance.source.startswith("reasoning-gym:gcd@")
@@ -35,10 +34,10 @@ def test_a_generator_that_follows_the_hash_seed_gives_the_same_problems_under_an
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = []
-    for seed in ("1", "2"):
-        monkeypatch.setenv("PYTHONHASHSEED", seed)
+    for hash_seed in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
         found.append(problems("ransom_note", size=8).records)
-    assert found[0] == found[1]
+    assert found[0] == found[1] != problems("ransom_note", size=8, seed=1).records
 
 
 @pytest.mark.parametrize("name", REFUSED)
