@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -40,11 +40,15 @@ WORLDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of at most 5 rows, tiles of 2 (with two threads or fewer)."""
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Chunks of at most 5 rows, tiles of one, on one thread and on two."""
     monkeypatch.setitem(engine.MOST_CHUNK_ROWS, "cpu", 5)
-    monkeypatch.setattr(engine, "TILE_BYTES_PER_THREAD", 1)
+    monkeypatch.setattr(engine, "TILE_BYTES", 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(threads)
 
 
 def whole_logits(world: World, rules: list[tuple[Any, Any]]) -> Tensor:

@@ -138,7 +138,7 @@ class RowRule(Protocol):
 
     It returns its value per row [R], and where `rows.wants_gradient` calls `rows.add_gradient(coefficient, ∂value/∂z)`,
     z the student's logits. `coefficient` [R,1] is weight ÷ count (times a token weight, if there are any); values are
-    returned without it.
+    returned without it. It is called for several tiles at once, on several threads, and keeps no state.
     """
 
     needs_teacher: bool

@@ -5,7 +5,7 @@ For N rows, V vocabulary, H_s and H_t hidden widths, and chunks of C rows:
     for each chunk of C rows                                   operations (multiply and add)
         student logits  [C,V] = hidden_s @ weight_sᵀ           2·C·V·H_s
         teacher logits  [C,V] = hidden_t @ weight_tᵀ           2·C·V·H_t
-        for each tile of R rows (R·V fits the cache)           some 12 reads or writes of R·V that stay in the cache
+        for each tile of R rows, on threads of their own       some 20 reads or writes of R·V that stay in the cache
             each rule: values [R], ∂/∂logits into one shared [R,V]
             scale and soft-cap: chain rule in place
             the tile of gradients goes where the tile of student logits was
@@ -29,8 +29,10 @@ outside the autograd function: inside, grad mode is always off and `ctx.needs_in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +42,7 @@ from torch.autograd.function import once_differentiable
 
 from potstill.objectives.heads import Logits, logits_of
 from potstill.objectives.rows import RowRule, Rows, Scratch, rows_per_chunk
+from potstill.objectives.tiles import TileWorkers, divide_threads
 from potstill.signals import Dense, Head
 
 BUFFER_BYTES = 192 * 2**20
@@ -48,7 +51,7 @@ BUFFER_BYTES = 192 * 2**20
 MOST_CHUNK_ROWS = {"cpu": 256}
 """Most rows of a chunk by device type: on two cores, 128 to 256 were best. Elsewhere the budget alone decides."""
 
-TILE_BYTES_PER_THREAD = 384 * 2**10
+TILE_BYTES = 384 * 2**10
 """Bytes of one tile buffer per CPU thread: five or six of them share a core's second-level cache with the logits."""
 
 
@@ -100,76 +103,100 @@ def fused_sweep(
     coefficients = [_per_row(coefficient, rows, statistics, source.device) for _, coefficient in rules]
     leaves = source.leaves
     wanted = tuple(torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves)
-    plan = _Plan(source, reference, target_ids, [rule for rule, _ in rules], coefficients, statistics, wanted)
+    engine = _Engine(source, reference, target_ids, [rule for rule, _ in rules], coefficients, statistics, wanted)
     apply: Any = _Sweep.apply
-    return Swept(*apply(plan, *leaves))
+    return Swept(*apply(engine, *leaves))
 
 
 def _per_row(coefficient: Tensor | float, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.as_tensor(coefficient, dtype=dtype, device=device).detach().expand(rows)
 
 
-@dataclass
-class _Plan:
-    student: Logits
-    teacher: Logits | None
-    target_ids: Tensor
-    rules: list[RowRule]
-    coefficients: list[Tensor]
-    statistics: torch.dtype
-    wanted: tuple[bool, ...]
+@dataclass(frozen=True)
+class _Chunk:
+    """Some rows: logits of student and teacher as projected, and where the gradient of the student's is written."""
 
-    def run(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
-        student, teacher = self.student, self.teacher
-        rows, device = student.rows, student.device
-        wants_gradient = any(self.wanted)
-        if wants_gradient:
-            student.want_gradients(self.wanted, self.statistics)
-        scratch = Scratch(self.statistics, device)
-        values = torch.zeros(len(self.rules), rows, dtype=self.statistics, device=device)
+    rows: slice
+    raw: Tensor
+    taught: Tensor | None
+    room: Tensor | None
+
+
+class _Engine:
+    """One sweep: its sources, buffers and results."""
+
+    def __init__(
+        self,
+        student: Logits,
+        teacher: Logits | None,
+        target_ids: Tensor,
+        rules: Sequence[RowRule],
+        coefficients: Sequence[Tensor],
+        statistics: torch.dtype,
+        wanted: tuple[bool, ...],
+    ) -> None:
+        self.student, self.teacher, self.target_ids = student, teacher, target_ids
+        self.rules, self.coefficients = rules, coefficients
+        self.statistics, self.wanted = statistics, wanted
+        self.wants_gradient = any(wanted)
+        self.values = torch.zeros(len(rules), student.rows, dtype=statistics, device=student.device)
         cut = teacher is not None and teacher.vocab != student.vocab
-        masses = [torch.zeros(rows, dtype=self.statistics, device=device) for _ in range(2)] if cut else [None, None]
+        self.masses = [torch.zeros_like(self.values[0]) for _ in range(2)] if cut else [None, None]
 
+    def run(self) -> tuple[Tensor | None, ...]:
+        """(loss, values, cut mass of student and of teacher, and the gradients of the leaves)."""
+        student, teacher = self.student, self.teacher
+        if self.wants_gradient:
+            student.want_gradients(self.wanted, self.statistics)
         sides = [side for side in (student, teacher) if side is not None and side.buffered]
         bytes_per_row = sum(side.vocab * side.dtype.itemsize for side in sides)
-        chunk = rows_per_chunk(rows, bytes_per_row, BUFFER_BYTES, MOST_CHUNK_ROWS.get(device.type, rows))
-        buffers = {id(side): torch.empty(chunk, side.vocab, dtype=side.dtype, device=device) for side in sides}
-        tile = _tile_rows(chunk, student.vocab * self.statistics.itemsize, device)
+        most = MOST_CHUNK_ROWS.get(student.device.type, student.rows)
+        chunk = rows_per_chunk(student.rows, bytes_per_row, BUFFER_BYTES, most)
+        buffers = {id(side): torch.empty(chunk, side.vocab, dtype=side.dtype, device=side.device) for side in sides}
 
-        for start in range(0, rows, chunk):
-            part = slice(start, min(start + chunk, rows))
-            raw = student.project(part, buffers.get(id(student)))
-            taught = None if teacher is None else teacher.project(part, buffers.get(id(teacher)))
-            room = student.gradient_room(part, raw) if wants_gradient else None
-            for at in range(0, raw.shape[0], tile):
-                here = slice(at, min(at + tile, raw.shape[0]))
-                there = slice(start + here.start, start + here.stop)
-                logits = student.finish(raw[here], scratch, "student")
-                teacher_logits = None
-                if teacher is not None and taught is not None:
-                    teacher_logits = teacher.finish(taught[here], scratch, "teacher")
-                tiles = Rows(logits, teacher_logits, self.target_ids[there], scratch, wants_gradient)
-                for index, (rule, coefficient) in enumerate(zip(self.rules, self.coefficients, strict=True)):
-                    values[index, there] = rule(tiles, coefficient[there, None])
-                for mass, side in zip(masses, (logits, teacher_logits), strict=True):
-                    if mass is not None and side is not None and side.shape[1] > tiles.shared:
-                        mass[there] = _cut_mass(side, tiles.shared)
+        tile, workers, threads_each = _tiling(chunk, student.vocab * self.statistics.itemsize, student.device)
+        scratches = [Scratch(self.statistics, student.device) for _ in range(workers)]
+        with TileWorkers(workers, threads_each) as pool:
+            for start in range(0, student.rows, chunk):
+                rows = slice(start, min(start + chunk, student.rows))
+                raw = student.project(rows, buffers.get(id(student)))
+                taught = None if teacher is None else teacher.project(rows, buffers.get(id(teacher)))
+                room = student.gradient_room(rows, raw) if self.wants_gradient else None
+                pool.run(partial(self._sweep_tiles, _Chunk(rows, raw, taught, room), tile, scratches))
                 if room is not None:
-                    student.chain(tiles.gradient, logits, scratch)
-                    room[here] = tiles.gradient
-            if room is not None:
-                student.take_gradient(part, room)
+                    student.take_gradient(rows, room)
+        loss = sum((self.values[i] @ c for i, c in enumerate(self.coefficients)), self.values.new_zeros(()))
+        return loss, self.values, *self.masses, *student.gradients()
 
-        loss = sum((values[i] @ c for i, c in enumerate(self.coefficients)), values.new_zeros(()))
-        return loss, values, masses[0], masses[1], student.gradients()
+    def _sweep_tiles(self, chunk: _Chunk, tile: int, scratches: Sequence[Scratch], worker: int) -> None:
+        """One worker's tiles of a chunk: every so-many-th one, all rules on each."""
+        student, teacher, scratch = self.student, self.teacher, scratches[worker]
+        count = chunk.rows.stop - chunk.rows.start
+        for at in range(worker * tile, count, tile * len(scratches)):
+            part = slice(at, min(at + tile, count))
+            rows = slice(chunk.rows.start + part.start, chunk.rows.start + part.stop)
+            logits = student.finish(chunk.raw[part], scratch, "student")
+            teacher_logits = None
+            if teacher is not None and chunk.taught is not None:
+                teacher_logits = teacher.finish(chunk.taught[part], scratch, "teacher")
+            tiles = Rows(logits, teacher_logits, self.target_ids[rows], scratch, self.wants_gradient)
+            for index, (rule, coefficient) in enumerate(zip(self.rules, self.coefficients, strict=True)):
+                self.values[index, rows] = rule(tiles, coefficient[rows, None])
+            for mass, side in zip(self.masses, (logits, teacher_logits), strict=True):
+                if mass is not None and side is not None and side.shape[1] > tiles.shared:
+                    mass[rows] = _cut_mass(side, tiles.shared)
+            if chunk.room is not None:
+                student.chain(tiles.gradient, logits, scratch)
+                chunk.room[part] = tiles.gradient
 
 
-def _tile_rows(chunk: int, bytes_per_row: int, device: torch.device) -> int:
-    """On a CPU as many rows as a tile's bytes hold, and one per thread at least; elsewhere the whole chunk."""
+def _tiling(chunk: int, bytes_per_row: int, device: torch.device) -> tuple[int, int, int]:
+    """(rows of a tile, workers, threads of each). Off the CPU a tile is the whole chunk."""
     if device.type != "cpu":
-        return chunk
-    threads = torch.get_num_threads()
-    return min(chunk, max(threads, TILE_BYTES_PER_THREAD * threads // bytes_per_row))
+        return chunk, 1, 1
+    fit = max(1, TILE_BYTES // bytes_per_row)
+    workers, threads_each = divide_threads(torch.get_num_threads(), math.ceil(chunk / fit))
+    return min(chunk, fit * threads_each), workers, threads_each
 
 
 def _cut_mass(logits: Float[Tensor, "R V"], shared: int) -> Float[Tensor, " R"]:
@@ -180,9 +207,9 @@ class _Sweep(torch.autograd.Function):
     """Carries the finished gradients from the forward to the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, *leaves: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.autocast(plan.student.device.type, enabled=False):
-            loss, values, student_mass, teacher_mass, gradients = plan.run()
+    def forward(ctx: Any, engine: _Engine, *leaves: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.autocast(engine.student.device.type, enabled=False):
+            loss, values, student_mass, teacher_mass, *gradients = engine.run()
         # As saved tensors they are freed when the backward pass has used them, so the parameter takes the very buffer
         # over; and if the graph is retained, autograd sees that they are held and copies.
         ctx.save_for_backward(*gradients)
