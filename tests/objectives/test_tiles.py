@@ -32,6 +32,15 @@ def test_all_threads_are_at_work_and_no_worker_is_without_a_tile(threads: int, t
     assert workers * each <= threads < workers * (each + 1)
 
 
+@given(st.integers(1, 256), st.integers(4, 2**22))
+def test_a_workers_tile_fits_its_cache(chunk: int, bytes_per_row: int) -> None:
+    tile, workers, each = engine._tiling(chunk, bytes_per_row, torch.device("cpu"))
+    assert 1 <= tile <= chunk
+    assert tile == each or tile * bytes_per_row <= engine.TILE_BYTES * each
+    assert workers * each <= torch.get_num_threads()
+    assert engine._tiling(chunk, bytes_per_row, torch.device("cuda")) == (chunk, 1, 1)
+
+
 @pytest.mark.usefixtures("four_threads")
 def test_threads_change_no_bit_of_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "TILE_BYTES", 1)
