@@ -83,7 +83,8 @@ def fused_sweep(
     """Runs rules over all rows, each with its coefficient: weight ÷ count as a scalar, or [N] with a weight per row.
 
     The loss is differentiable in the student's hidden states, weight and bias (or its dense logits); the teacher gets
-    no gradient. `product_dtype` overrides the dtype in which heads are projected.
+    no gradient. `product_dtype` overrides the dtype in which heads are projected. Logits must be finite: a token that a
+    model cannot say is cut (rule 5), not given −∞, whose 0 · ∞ would be NaN.
 
     Raises:
         ValueError: student, teacher and targets have different numbers of rows, or a rule needs a teacher and there is
