@@ -33,6 +33,13 @@ def test_no_part_sticks_out_of_the_page(width: int, report: Path, browser: Brows
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_long_words_are_broken_and_not_scrolled_to(width: int, hostile_report: Path, browser: Browser) -> None:
+    browser.open(hostile_report / "report.html", width=width)
+    wider = "[...document.querySelectorAll('.words')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert browser.ask(wider) == 0
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_every_chart_is_drawn_once_and_its_words_stay_legible(width: int, report: Path, browser: Browser) -> None:
     browser.open(report / "report.html", width=width)
     charts = browser.ask(

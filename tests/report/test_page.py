@@ -17,6 +17,7 @@ from potstill.errors import RunError
 from potstill.report import page as page_module
 from potstill.report.findings import Findings, read_findings
 from potstill.report.page import content_policy, readable, render_page
+from potstill.report.sections import size_table
 
 
 class Structure(HTMLParser):
@@ -125,6 +126,18 @@ def test_a_run_without_controls_speed_or_answers_has_a_page(tmp_path: Path, no_c
     html = render_page(read_findings(recipe, inputs, None))
     assert "no control was trained on the text alone" in html
     assert "tokens/s" not in html
+
+
+def test_a_ratio_of_rates_that_overlap_is_not_called_one(findings: Findings) -> None:
+    measures = findings.measures
+    speed = measures.models["student"].speed
+    assert speed is not None
+    noisy = replace(measures.models["student"], speed=replace(speed, decode_spread=(5.0, 60.0)))
+    table = size_table(replace(measures, models={**measures.models, "student": noisy}))
+    assert table is not None
+    ratios = {row[0]: row[-1] for row in table.rows}
+    assert ratios["decode, tokens/s"] == "1.83 × (the repetitions overlap)"
+    assert ratios["prefill, tokens/s"] == "1.86 ×"
 
 
 def test_losses_that_are_not_numbers_are_said(tmp_path: Path) -> None:

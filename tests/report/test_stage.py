@@ -6,6 +6,9 @@ from pathlib import Path
 
 from report.synthetic import Shape, recipe_of
 
+from potstill.evaluate.teacher import teacher_name
+from potstill.recipe import parse_recipe
+from potstill.report.origin import origin_of_teacher
 from potstill.report.stage import stage
 
 
@@ -21,3 +24,24 @@ def test_another_title_is_another_page(tiny_llama: Path) -> None:
 
 def test_it_writes_a_page_and_a_card_and_nothing_else(report: Path) -> None:
     assert {f.name for f in report.iterdir()} == {"report.html", "README.md", "manifest.json"}
+
+
+def test_the_teacher_is_the_one_that_evaluate_measures_against(tiny_llama: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.symlink_to(tiny_llama)
+    teachers = {"writer": {"kind": "local", "model": str(other)}, "tutor": {"kind": "local", "model": str(tiny_llama)}}
+    document = {
+        "name": "n",
+        "student": {"kind": "from_teacher"},
+        "data": {"kind": "jsonl", "path": "x.jsonl"},
+        "generate": {"kind": "sequence", "teacher": "writer"},
+    }
+    for given, train in (
+        (teachers, {"teacher": "tutor"}),
+        (teachers, {"objectives": [{"kind": "hard_ce"}]}),
+        ({"writer": teachers["writer"]}, {"objectives": [{"kind": "hard_ce"}]}),
+    ):
+        recipe = parse_recipe(document | {"teachers": given, "train": train}, base=Path("/"))
+        name, found = teacher_name(recipe), origin_of_teacher(recipe)
+        assert name is not None and found is not None
+        assert found.name == Path(given[name]["model"]).name

@@ -58,7 +58,7 @@ def test_a_student_that_is_larger_or_reads_better_than_its_teacher_is_described_
     larger = replace(measures.models["student"], parameters=2 * measures.models["teacher"].parameters)
     better = replace(measures.comparisons[0], difference=Interval(-0.2, -0.3, -0.1))
     kept = judge(replace(measures, models={**measures.models, "student": larger}, comparisons=(better,))).kept
-    assert "100.0 % more parameters" in kept and "NLL lower than its teacher’s by 0.20 nats [0.10, 0.30]" in kept
+    assert "100.0 % more parameters" in kept and "its NLL is lower than its teacher’s by 0.20 nats [0.10, 0.30]" in kept
 
 
 def test_a_student_without_a_teacher_has_a_verdict() -> None:

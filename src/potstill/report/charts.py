@@ -84,16 +84,24 @@ def interval_figure(
     return _both(title, caption, chart, f"{title}, {axis}: {label}")
 
 
-def bar_figure(title: str, caption: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
-    """One bar per model, from 0, with its value printed at its end.
+@dataclass(frozen=True)
+class Bar:
+    """One model's value, how it is printed, and from where to where it was measured, if more than once."""
 
-    Args:
-        title: of the figure.
-        caption: below it.
-        rows: model, value, and how it is printed.
-    """
-    top = max(value for _, value, _ in rows)
-    values = [{"name": shown(n), "model": n, "value": v, "text": t} for n, v, t in rows]
+    model: str
+    value: float
+    printed: str
+    spread: tuple[float, float] | None = None
+
+
+def bar_figure(title: str, caption: str, bars: Sequence[Bar]) -> Figure:
+    """One bar per model, from 0, with its value printed at its end and a line over its spread."""
+    values: list[dict[str, Any]] = [
+        {"name": shown(bar.model), "model": bar.model, "value": bar.value, "text": bar.printed}
+        | dict(zip(("low", "high"), bar.spread or (bar.value, bar.value), strict=True))
+        for bar in bars
+    ]
+    top = max(float(v["high"]) for v in values)
 
     def chart(width: int) -> Any:
         import altair as alt
@@ -103,11 +111,12 @@ def bar_figure(title: str, caption: str, rows: Sequence[tuple[str, float, str]])
             # Room for the printed value behind the longest bar.
             x=alt.X("value:Q", axis=None, scale=alt.Scale(domain=[0, top * 1.5], nice=False)),
         )
-        bars = base.mark_bar(size=14, cornerRadiusEnd=2).encode(color=_colours())
-        words = base.mark_text(align="left", dx=6, fontSize=12).encode(text="text:N", color=alt.value(INK))
-        return _finished(alt.layer(bars, words), width, 26 * len(values) + 10)
+        drawn = base.mark_bar(size=14, cornerRadiusEnd=2).encode(color=_colours())
+        spread = base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q", color=alt.value(RULE))
+        words = base.mark_text(align="left", dx=6, fontSize=12).encode(x="high:Q", text="text:N", color=alt.value(INK))
+        return _finished(alt.layer(drawn, spread, words), width, 26 * len(values) + 10)
 
-    label = "; ".join(f"{v['name']} {v['text']}" for v in values)
+    label = "; ".join(f"{shown(bar.model)} {bar.printed}" for bar in bars)
     return Figure(title, caption, draw(chart(SMALL), f"{title}: {label}"))
 
 

@@ -38,10 +38,16 @@ def origin_of(model: str, revision: str | None) -> Origin:
 
 
 def origin_of_teacher(recipe: Recipe) -> Origin | None:
-    """The teacher that trained the student; None if none did."""
-    settings = recipe.teachers.get(recipe.train.teacher) if recipe.train is not None else None
-    if settings is None:
+    """The teacher that the student is held against: the one it was trained with, else the one that wrote its text, else
+    the only one there is. None if there is none.
+    """
+    sections = (recipe.train, recipe.generate)
+    named = [s.teacher for s in sections if s is not None and s.teacher in recipe.teachers]
+    if not named and len(recipe.teachers) == 1:
+        named = list(recipe.teachers)
+    if not named:
         return None
+    settings = recipe.teachers[named[0]]
     if isinstance(settings, LocalTeacher):
         return origin_of(settings.model, settings.revision)
     return Origin(str(getattr(settings, "model", settings.kind)), None, "", "", ())

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from potstill.measures import Interval
 from potstill.recipe import dump_recipe
 from potstill.report import figures, sections
-from potstill.report.charts import Figure, bar_figure, curve_figure, histogram_figure, interval_figure
+from potstill.report.charts import Bar, Figure, bar_figure, curve_figure, histogram_figure, interval_figure
 from potstill.report.distribution import histogram
 from potstill.report.findings import Findings
 from potstill.report.looks import LOOKS, shown
@@ -152,19 +152,23 @@ def size_figures(findings: Findings) -> list[Figure]:
     if len(sides) < 2:
         return []
     made = [
-        bar_figure("Parameters", "", [(m.name, m.parameters, figures.large(m.parameters)) for m in sides]),
-        bar_figure("Weights on disk", "", [(m.name, m.bytes, figures.size(m.bytes)) for m in sides]),
+        bar_figure("Parameters", "", [Bar(m.name, m.parameters, figures.large(m.parameters)) for m in sides]),
+        bar_figure("Weights on disk", "", [Bar(m.name, m.bytes, figures.size(m.bytes)) for m in sides]),
     ]
     speeds = [(m.name, m.speed) for m in sides if m.speed is not None]
     if len(speeds) == len(sides):
-        prefill = [(n, s.prefill_tokens_per_second, figures.rate(s.prefill_tokens_per_second)) for n, s in speeds]
-        decode = [(n, s.decode_tokens_per_second, figures.rate(s.decode_tokens_per_second)) for n, s in speeds]
+        prefill = [_rate(n, s.prefill_tokens_per_second, s.prefill_spread) for n, s in speeds]
+        decode = [_rate(n, s.decode_tokens_per_second, s.decode_spread) for n, s in speeds]
         made += [
             bar_figure("Prefill, tokens per second", "", prefill),
             bar_figure("Decode, tokens per second", "", decode),
-            bar_figure("Peak memory", "", [(n, s.peak_bytes, figures.size(s.peak_bytes)) for n, s in speeds]),
+            bar_figure("Peak memory", "", [Bar(n, s.peak_bytes, figures.size(s.peak_bytes)) for n, s in speeds]),
         ]
     return made
+
+
+def _rate(model: str, rate: float, spread: tuple[float, float]) -> Bar:
+    return Bar(model, rate, figures.rate(rate), spread)
 
 
 def curve_figures(findings: Findings) -> list[Figure]:
@@ -174,6 +178,8 @@ def curve_figures(findings: Findings) -> list[Figure]:
         points, _ = _points(findings, key, list(findings.history))
         if points:
             caption = "Measured while training, in the precision of training."
+            if alone := [name for name in findings.history if name not in {p["model"] for p in points}]:
+                caption += f" Not measured while training: {', '.join(map(shown, alone))}."
             made.append(curve_figure(title, caption, points, axis="nats per token", marked=True))
     for name in findings.history:
         points, every = _points(findings, "loss", [name])

@@ -148,8 +148,16 @@ def size_table(measures: Measures) -> Table | None:
     speeds = [m.speed for m in sides if m.speed is not None]
     if speeds and len(speeds) == len(sides):
         rows += [
-            ("prefill, tokens/s", *map(_prefill, speeds), _ratio([s.prefill_tokens_per_second for s in speeds])),
-            ("decode, tokens/s", *map(_decode, speeds), _ratio([s.decode_tokens_per_second for s in speeds])),
+            (
+                "prefill, tokens/s",
+                *map(_prefill, speeds),
+                _ratio([s.prefill_tokens_per_second for s in speeds]) + _overlap([s.prefill_spread for s in speeds]),
+            ),
+            (
+                "decode, tokens/s",
+                *map(_decode, speeds),
+                _ratio([s.decode_tokens_per_second for s in speeds]) + _overlap([s.decode_spread for s in speeds]),
+            ),
             ("peak memory", *(figures.size(s.peak_bytes) for s in speeds), _ratio([s.peak_bytes for s in speeds])),
             ("measured in", *(s.dtype for s in speeds), ""),
         ]
@@ -315,6 +323,13 @@ def _decode(speed: Speed) -> str:
 
 def _spread(spread: tuple[float, float]) -> str:
     return f"({figures.rate(spread[0])}–{figures.rate(spread[1])})"
+
+
+def _overlap(spreads: Sequence[tuple[float, float]]) -> str:
+    """A ratio of rates whose repetitions overlap shows nothing, and says so."""
+    if len(spreads) != 2 or spreads[0][1] < spreads[1][0] or spreads[1][1] < spreads[0][0]:
+        return ""
+    return " (the repetitions overlap)"
 
 
 def _ratio(sides: Sequence[float]) -> str:

@@ -51,7 +51,7 @@ def _kept(measures: Measures) -> str:
         f"The student has {_fewer(student, teacher)} than its teacher ({large(student.parameters)} of "
         f"{large(teacher.parameters)}) and its first choice of token is the teacher’s on "
         f"{percent_interval(student.top1_agreement)} of {held_out}; what it lost is a KL of "
-        f"{interval(student.kl)} nats per token" + (f", and {_loss_on_text(lost)}." if lost is not None else ".")
+        f"{interval(student.kl)} nats per token" + (f"{_loss_on_text(lost)}." if lost is not None else ".")
     )
 
 
@@ -65,9 +65,10 @@ def _fewer(student: ModelMeasures, teacher: ModelMeasures) -> str:
 def _loss_on_text(lost: Comparison) -> str:
     """Against the teacher on the held-out text."""
     if not lost.excludes_zero:
-        return f"an NLL that does not differ measurably from its teacher’s ({difference(lost.difference)})"
-    way = "higher" if lost.difference.value > 0 else "lower"
-    return f"an NLL {way} than its teacher’s by {_size(lost)}"
+        return f", while no difference to its teacher in NLL is shown ({difference(lost.difference)} nats)"
+    if lost.difference.value > 0:
+        return f", and an NLL higher than its teacher’s by {_size(lost)}"
+    return f", while its NLL is lower than its teacher’s by {_size(lost)}"
 
 
 def _worth(measures: Measures) -> tuple[Worth, str]:
@@ -79,20 +80,21 @@ def _worth(measures: Measures) -> tuple[Worth, str]:
     outcome = _outcome(told)
     said = " and ".join(_beside(c) for c in told)
     at = f"{number(100 * measures.confidence, 0)} %"
+    paired = f"paired over {count(measures.groups)} groups"
     against = "the same student trained equally long on the text alone"
     if outcome == "unclear":
         found = " and ".join(f"in {_METRIC[c.metric]} {difference(c.difference)}" for c in told)
         zero = "both intervals include 0" if len(told) == 2 else "the interval includes 0"
         return outcome, (
             f"That the teacher’s distributions were worth anything is not shown: against {against}, "
-            f"the difference is {found} nats, and {zero} ({at}, paired by group)."
+            f"the difference is {found} nats, and {zero} ({at}, {paired})."
         )
     if outcome == "worse":
-        return outcome, f"It is worse than {against}: {said} ({at} intervals, paired by group)."
+        return outcome, f"It is worse than {against}: {said} ({at} intervals, {paired})."
     if outcome == "mixed":
         said = " but ".join(_beside(c) for c in told)
-        return outcome, f"Compared with {against}, {said} ({at} intervals, paired by group)."
-    return outcome, f"It is better than {against}: {said} ({at} intervals, paired by group)."
+        return outcome, f"Compared with {against}, {said} ({at} intervals, {paired})."
+    return outcome, f"It is better than {against}: {said} ({at} intervals, {paired})."
 
 
 def _outcome(told: list[Comparison]) -> Worth:
