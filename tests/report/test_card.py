@@ -12,6 +12,7 @@ from report.synthetic import HOSTILE, Shape, write_run
 from potstill.report.card import escape_markdown, render_card
 from potstill.report.findings import Findings, read_findings
 from potstill.report.origin import Origin, origin_of, origin_of_teacher
+from tiny_models import CHATML, make_tiny_causal_lm
 
 SMOLLM2 = Origin(
     "smollm2-135m-instruct",
@@ -54,6 +55,18 @@ def test_it_says_what_was_lost_how_it_was_made_and_its_limits(findings: Findings
         "apply_chat_template",
     ):
         assert said in card, said
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_the_python_that_it_shows_runs(
+    template: bool, findings: Findings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_tiny_causal_lm(tmp_path / "student", template=CHATML if template else None)
+    card = render_card(replace(findings, has_template=template))
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert "path/to/this/folder" in code
+    exec(compile(code.replace("path/to/this/folder", str(folder)).replace("128", "4"), "README.md", "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_it_names_no_folder_of_this_machine(tmp_path: Path) -> None:
