@@ -23,7 +23,7 @@ from tiny_models import make_tiny_causal_lm
 HOSTILE = (
     "<script>document.title='ran'</script></style><style>*{display:none}</style>\"><img src=x "
     "onerror=\"document.title='ran'\"><svg onload=\"document.title='ran'\"></pre></details>{{ 7*7 }}{% raw %}&lt;b&gt; "
-    "]]> --> \u202egnissap\u202c \x00\x1b[31m \ud800"
+    "]]> --> \u202egnissap\u202c \x00\x1b[31m \ud800" + " " + 300 * "a"
 )
 """Text that a model might write, which must stay text."""
 

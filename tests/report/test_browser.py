@@ -51,7 +51,7 @@ def test_every_chart_is_drawn_once_and_its_words_stay_legible(width: int, report
         "Math.min(...[...document.querySelectorAll('figure svg text')].map("
         "t => t.getBoundingClientRect()).filter(b => b.width > 0).map(b => b.height))"
     )
-    assert smallest >= 9
+    assert smallest >= 12
 
 
 @pytest.mark.parametrize("width", WIDTHS)
