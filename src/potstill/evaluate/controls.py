@@ -45,14 +45,17 @@ def build_untrained(
     plain = settings.model_copy(update={"lora": None})
     if isinstance(plain, FromTeacher) and isinstance(plain.layers, ByInfluence):
         plain = plain.model_copy(update={"layers": tuple(facts["layers"])})
-    built = build_student(
-        plain,
-        teacher=teacher,
-        tokenizer_source=tokenizer_source,
-        seed=seed,
-        console=console,
-        trust_remote_code=trust_remote_code,
-    )
+    with console.task("building the untrained student", 1, "models") as task:
+        built = build_student(
+            plain,
+            teacher=teacher,
+            tokenizer_source=tokenizer_source,
+            seed=seed,
+            # It would say of it what it said of the student.
+            console=Console("quiet"),
+            trust_remote_code=trust_remote_code,
+        )
+        task.advance(1)
     for fact in _MUST_AGREE:
         if built.facts[fact] != facts[fact]:
             raise RunError(

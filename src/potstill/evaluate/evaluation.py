@@ -206,7 +206,7 @@ class Evaluation:
         rates = measure_speed(models, prompt, dtype, self.context.console)
         how = (
             f"one sequence, a prompt of {len(prompt)} tokens and {NEW_TOKENS} written behind it with a cache, median "
-            f"of {rates.repetitions} repetitions taken in turn, in {dtype}, on {torch.get_num_threads()} threads"
+            f"of {rates.repetitions} repetitions taken in turn, in {dtype}, threads: {torch.get_num_threads()}"
         )
         self.context.work.facts["speed"] = how
         self.notes.append(f"Rates: {how}. Peak memory is that of {rates.peak_of}.")
