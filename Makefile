@@ -18,7 +18,7 @@ demo: $(READY)-run ## a real teacher into a measured student, and a page about i
 	printf 'make demo: %d min %02d s, set-up aside\n' $$(((end - start) / 60)) $$(((end - start) % 60))
 
 test: $(READY)-dev ## the tests, all but the long campaigns
-	$(BIN)/python -m pytest -m "not long and not peers"
+	$(BIN)/python -m pytest -n 2 -m "not long and not peers"
 
 test-long: $(READY)-dev $(READY)-peers ## all tests: also many kill points, large grids and other people's kernels
 	$(BIN)/python -m pytest

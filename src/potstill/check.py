@@ -139,7 +139,8 @@ def _token_lines(recipe: Recipe, records: Any, chat: Any) -> tuple[str, ...]:
     kept = [row for row in rows if not isinstance(row, Reject)]
     cut = sum(row.cut for row in kept)
     tokens = sum(len(row.input_ids) for row in kept)
-    return (f"{tokens:,} tokens a pass; {cut:,} records cut at {recipe.train.max_length}; {len(rows) - len(kept):,} not usable",)
+    unusable = len(rows) - len(kept)
+    return (f"{tokens:,} tokens a pass; {cut:,} records cut at {recipe.train.max_length}; {unusable:,} not usable",)
 
 
 def _stage_names(recipe: Recipe) -> list[str]:
