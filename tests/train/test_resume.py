@@ -176,19 +176,20 @@ def test_there_is_nothing_to_resume_from(tmp_path: Path) -> None:
 
 
 class Killed:
-    """A server that runs the stage in processes of its own."""
+    """A server that runs the stage in processes of its own; what they say goes to a file."""
 
-    def __init__(self) -> None:
-        here = Path(__file__).parent
-        self.server = subprocess.Popen(
-            [sys.executable, str(here / "recipes.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        os.set_blocking(self.server.stderr.fileno(), False)  # type: ignore[union-attr]
+    def __init__(self, said: Path) -> None:
+        self.said = said
+        with said.open("w") as out:
+            self.server = subprocess.Popen(
+                [sys.executable, str(Path(__file__).parent / "recipes.py")],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True,
+            )  # fmt: skip
 
     def run(self, recipe: Path, run: Path, *overrides: str, kill_after: float | None = None) -> tuple[int, float, str]:
         """Exit status as `wait` gives it, seconds, and what the console said."""
-        assert self.server.stdin is not None and self.server.stdout is not None and self.server.stderr is not None
+        assert self.server.stdin is not None and self.server.stdout is not None
+        before = self.said.stat().st_size
         self.server.stdin.write(" ".join([str(recipe), str(run), *overrides]) + "\n")
         self.server.stdin.flush()
         child, started = int(self.server.stdout.readline()), time.monotonic()
@@ -197,12 +198,12 @@ class Killed:
             with suppress(ProcessLookupError):  # it may have ended before
                 os.kill(child, signal.SIGKILL)
         status = int(self.server.stdout.readline())
-        return status, time.monotonic() - started, self.server.stderr.read() or ""
+        return status, time.monotonic() - started, self.said.read_bytes()[before:].decode(errors="replace")
 
 
 @pytest.fixture
-def server() -> Iterator[Killed]:
-    made = Killed()
+def server(tmp_path: Path) -> Iterator[Killed]:
+    made = Killed(tmp_path / "said")
     yield made
     assert made.server.stdin is not None
     made.server.stdin.close()

@@ -1,0 +1,131 @@
+"""`potstill check --probe`: load what training needs, compare heads with logits, and time one step."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from potstill.console import Console
+from potstill.data import ChatTokenizer, Tokenized, prompt_ids, read_records, side_of, tokenize
+from potstill.errors import DataError
+from potstill.models.live import check_head
+from potstill.models.load import load_tokenizer
+from potstill.models.quiet import quiet_loading
+from potstill.recipe import Recipe
+from potstill.signals import IGNORE, Batch
+from potstill.train.arguments import steps_of, training_arguments
+from potstill.train.material import find_models, make_student, make_teacher
+from potstill.train.trainer import DistillTrainer
+from potstill.types import Record, Reject
+
+
+def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[str, Any]]:
+    """Try the recipe's training for one step, in a folder that does not stay.
+
+    Returns:
+        Lines for a person, and figures: `head_difference` (student's, as a share of the largest logit), `step_seconds`,
+        `step_tokens`, `training_seconds` (the whole, held-out measures aside), `student_parameters`.
+
+    Raises:
+        PotstillError: a model cannot be loaded, the tokenizers differ, a head cannot be read, or an objective is in
+            need of something.
+    """
+    if recipe.train is None:
+        return ["there is no train section, so nothing to try"], {}
+    models = find_models(recipe, console)
+    rows = _rows(recipe, ChatTokenizer.from_folder(models.tokenizer))
+    taught = any(o.needs().teacher for o in recipe.train.objectives)
+    with tempfile.TemporaryDirectory() as folder, quiet_loading():
+        built = make_student(recipe, models, rows, console)
+        arguments = training_arguments(recipe, Path(folder), models.device, len(rows))
+        rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        steps = steps_of(arguments.to_dict(), len(rows))
+        arguments.max_steps = 1
+        clock = _Clock()
+        trainer = DistillTrainer(
+            model=built.model,
+            teacher=make_teacher(models) if taught else None,
+            args=arguments,
+            objectives=recipe.train.objectives,
+            train_dataset=rows[:rows_per_step],
+            processing_class=load_tokenizer(models.tokenizer, models.trust_remote_code),
+            callbacks=[clock],
+            max_length=recipe.train.max_length,
+        )
+        trainer.remove_callback(PrinterCallback)
+        view = Batch.from_inputs(trainer.collate(trainer.train_rows[:2])).student
+        difference = check_head(trainer.student.to("cpu"), view)
+        trainer.student.to(arguments.device)
+        trainer.train()
+    seconds, tokens = clock.seconds, trainer.tokens_seen
+    whole, precision = seconds * steps, "bf16" if arguments.bf16 else "fp32"
+    lines = [
+        *(["student and teacher speak the same tokens, through the same template"] if taught else []),
+        f"the student's logits, as the losses read them, are its own (within {difference:.0e} of the largest)",
+        f"a step of {len(rows[:rows_per_step])} records, {tokens:,} tokens: {seconds:,.1f} s, "
+        f"{tokens / max(seconds, 1e-9):,.0f} tokens/s in {precision} on {models.device.type}",
+        f"all {steps:,} steps: about {_duration(whole)}",
+    ]
+    figures = {
+        "head_difference": difference,
+        "step_seconds": round(seconds, 2),
+        "step_tokens": tokens,
+        "steps": steps,
+        "training_seconds": round(whole),
+        "student_parameters": built.facts["parameters"],
+    }
+    return lines, figures
+
+
+class _Clock(TrainerCallback):
+    """Seconds of the one step."""
+
+    seconds = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seconds = time.monotonic() - self._began
+
+
+def _rows(recipe: Recipe, chat: ChatTokenizer) -> list[Tokenized]:
+    """The rows to train on. A prompt that is yet to be answered gets as long an answer as `generate` allows, of its own
+    tokens over and over: only its length matters here."""
+    assert recipe.train is not None
+    samples = getattr(recipe.generate, "samples", 1)
+    rows: list[Tokenized] = []
+    share, seed = recipe.data.held_out, recipe.data.split_seed
+    for record in read_records(recipe.data).records:
+        if side_of(record.group, share, seed) != "train":
+            continue
+        row = tokenize(record, chat, recipe.train.max_length)
+        if not isinstance(row, Reject):
+            rows.append(row)
+        elif record.is_prompt and recipe.generate is not None:
+            rows += [_answered(record, chat, getattr(recipe.generate, "max_new_tokens", 128))] * samples
+    if not rows:
+        raise DataError("there is nothing to learn from", where="data", mend="give records with answers")
+    return rows
+
+
+def _answered(record: Record, chat: ChatTokenizer, length: int) -> Tokenized:
+    asked: str | Sequence[Any] | None = record.messages if record.messages is not None else record.prompt
+    assert asked is not None
+    ids = prompt_ids(asked, chat, record.tools)
+    answer = list(islice(cycle(ids), length))
+    return Tokenized(ids + answer, [IGNORE] * len(ids) + answer)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

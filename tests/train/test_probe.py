@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from train.recipes import write_recipe
+
+from potstill.console import Console
+from potstill.errors import DataError
+from potstill.recipe import load_recipe
+from potstill.train.probe import probe_training
+
+DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+
+
+def test_a_probe_says_what_training_will_take(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, tiny_llama))
+    lines, figures = probe_training(recipe, Console("quiet"))
+    assert any("same tokens" in line for line in lines)
+    assert figures["head_difference"] < 1e-6
+    assert figures["steps"] == 2 * -(-32 // 4), "32 of 40 records train, two epochs in steps of 4"
+    assert figures["step_tokens"] > 0 and figures["step_seconds"] > 0
+
+
+def test_prompts_that_are_yet_to_be_answered_count_with_their_longest_answers(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama, generate={"kind": "sequence", "max_new_tokens": 30})
+    (tmp_path / "data.jsonl").write_text("\n".join(f'{{"prompt": "say {i}"}}' for i in range(10)))
+    _, figures = probe_training(load_recipe(path, ["data.held_out=0"]), Console("quiet"))
+    asked = len("say 1") + len("user\n") + len("\n") + len("assistant\n") + 3
+    assert figures["step_tokens"] == 4 * (asked + 30)
+
+
+def test_a_probe_without_anything_to_learn_from_says_so(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a"}')
+    with pytest.raises(DataError, match="nothing to learn from"):
+        probe_training(load_recipe(path, ["data.held_out=0"]), Console("quiet"))
+
+
+@pytest.mark.slow
+def test_the_demos_pair_can_be_trained() -> None:
+    shorter = ["generate.max_new_tokens=16", "data.limit=24", "train.args.per_device_train_batch_size=4"]
+    lines, figures = probe_training(load_recipe(DEMO, shorter), Console("quiet"))
+    layer = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576
+    assert figures["student_parameters"] == 49_152 * 576 + 15 * layer + 576
+    assert figures["head_difference"] < 1e-4
+    assert any("tokens/s" in line for line in lines)
