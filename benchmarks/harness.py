@@ -171,9 +171,9 @@ def _row(variant: Variant, results: Sequence[Row]) -> Row:
     peaks = [result["peak_bytes"] for result in results if result["peak_bytes"] is not None]
     measured = {
         "variant": variant.name,
-        "seconds": round(statistics.median(per_round), 4),
-        "seconds_min": round(min(min(result["seconds"]) for result in results), 4),
-        "seconds_max": round(max(max(result["seconds"]) for result in results), 4),
+        "seconds": round(statistics.median(per_round), 6),
+        "seconds_min": round(min(min(result["seconds"]) for result in results), 6),
+        "seconds_max": round(max(max(result["seconds"]) for result in results), 6),
         "peak_bytes": int(statistics.median(peaks)) if peaks else None,
         "processes": len(results),
     }

@@ -18,7 +18,7 @@ from potstill.registry import build
 from potstill.signals import IGNORE, Batch
 from potstill.teachers import LocalModel
 from potstill.teachers import local as local_module
-from potstill.teachers.writing import write
+from potstill.teachers.writing import draw, write
 from potstill.types import Answer, Request, Sampling
 from tiny_models import make_tiny_causal_lm
 
@@ -86,7 +86,7 @@ def test_greedy_answers_are_the_most_probable_tokens_whatever_else_is_in_the_bat
     assert len({a.prompt_tokens for a in answers}) > 1, "rows of several lengths, so that padding was at work"
 
 
-def test_more_tokens_than_the_cache_has_room_for_at_first(tiny_llama: Path) -> None:
+def test_a_model_without_end_token_writes_as_much_as_it_may(tiny_llama: Path) -> None:
     teacher = open_teacher(tiny_llama)
     teacher._writer.generation_config.eos_token_id = None
     vars(teacher)["_stop_ids"] = []
@@ -207,10 +207,21 @@ def test_samples_follow_the_distribution_cut_as_asked(tiny_llama: Path) -> None:
         assert counts[token] / draws == pytest.approx(share, abs=4 * (share * (1 - share) / draws) ** 0.5)
 
 
-def log_probability(teacher: LocalModel, prompt: list[int], ids: list[int]) -> float:
-    with torch.no_grad():
-        logits = teacher.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
-    return float(logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).sum())
+def test_a_draw_follows_the_distribution_and_never_takes_what_has_no_probability() -> None:
+    p = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
+    tokens = draw(p.repeat_interleave(20_000, 0), torch.Generator().manual_seed(0)).view(2, -1)
+    shares = torch.stack([row.bincount(minlength=6) for row in tokens]) / 20_000
+    assert torch.equal(shares[p == 0], torch.zeros(8)), "not even at the edges"
+    torch.testing.assert_close(shares, p, atol=0.014, rtol=0)
+
+
+@pytest.mark.parametrize("u", [0.0, 1.0])
+def test_a_draw_at_the_edge_of_the_unit_interval_takes_a_token_that_is_there(
+    u: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda shape, dtype, **_: torch.full(shape, u, dtype=dtype))
+    p = torch.tensor([[0.0, 0.7, 0.3, 0.0]])
+    assert draw(p, torch.Generator()).item() == (1 if u == 0 else 2)
 
 
 def test_beams_give_the_most_probable_answers_best_first(teacher: LocalModel) -> None:

@@ -90,8 +90,10 @@ _CHOICES = (
 def _check_vocabulary(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:
     if teacher == student:
         return
-    tokens = sorted(
-        teacher.keys() | student.keys(), key=lambda t: min(teacher.get(t, 1 << 40), student.get(t, 1 << 40))
+    nowhere = 1 << 40
+    tokens = sorted(  # two tokens that changed places have the same least id: the teacher's decides
+        teacher.keys() | student.keys(),
+        key=lambda t: (min(teacher.get(t, nowhere), student.get(t, nowhere)), teacher.get(t, nowhere)),
     )
     differing = [token for token in tokens if teacher.get(token) != student.get(token)]
     first = differing[0]
