@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from potstill.console import Console
 from potstill.errors import CapabilityError, DataError
 from potstill.recipe import Recipe
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.teachers import TeacherSettings
+from potstill.types import Record
+
+if TYPE_CHECKING:
+    from potstill.data import ReadResult
 
 
 @dataclass(frozen=True)
@@ -68,54 +73,72 @@ def _require(teacher: TeacherSettings, capability: Any, who: str) -> None:
 
 
 def check_recipe(recipe: Recipe) -> Findings:
-    """The static check: capabilities, data, split, token counts and an upper bound of the work.
+    """The static check: capabilities, data, split, token counts and an upper bound of the work. Data of the hub are
+    not read: that would fetch them.
 
     Raises:
         CapabilityError, DataError: the recipe cannot work as it stands.
     """
-    from potstill.data import ChatTokenizer, read_records, side_of
+    from potstill.data import read_records
     from potstill.models.resolve import locate
 
     check_capabilities(recipe)
-    read = read_records(recipe.data)
-    sides = [side_of(r.group, recipe.data.held_out, recipe.data.split_seed) for r in read.records]
-    held_out, training = sides.count("held_out"), sides.count("train")
-    data = [f"{len(read.records):,} records: {training:,} to train on, {held_out:,} held out"]
-    data += [f"{count:,} dropped: {reason}" for reason, count in sorted(read.counts.items()) if reason != "read"]
-    if recipe.evaluate is not None and held_out == 0:
-        raise DataError("no record is held out", where="data.held_out", mend="raise it, or give more records")
-    if recipe.train is not None and recipe.generate is None and all(r.is_prompt for r in read.records):
-        raise DataError(
-            "the data are prompts without answers, and nothing answers them",
-            where="data",
-            mend="add a generate section, or give data with answers",
-        )
-    lines: dict[str, tuple[str, ...]] = {"data": tuple(data)}
-    figures: dict[str, Any] = {"records": len(read.records), "train": training, "held_out": held_out}
+    lines: dict[str, tuple[str, ...]] = {}
+    figures: dict[str, Any] = {}
+    read = None if recipe.data.kind == "hub" else read_records(recipe.data)
+    if read is None:
+        lines["data"] = (f"{recipe.data.kind}: will be fetched, and is not looked at before",)
+    else:
+        lines["data"], sides = _data_lines(recipe, read)
+        figures |= {"records": len(read.records)} | sides
 
-    models: list[str] = []
-    chat: ChatTokenizer | None = None
+    folder = None
+    teachers: list[str] = []
     for name, teacher in recipe.teachers.items():
         model = getattr(teacher, "model", None)
         source = locate(model, getattr(teacher, "revision", None)) if model else None
-        models.append(f"{name}: {model} ({'here' if source else 'will be fetched'})")
-        models += [f"  {note}" for note in source.notes] if source else []
-        chat = chat or (ChatTokenizer.from_folder(source.path) if source else None)
-    lines["teachers"] = tuple(models) or ("none",)
+        teachers.append(f"{name}: {model} ({'here' if source else 'will be fetched'})")
+        teachers += [f"  {note}" for note in source.notes] if source else []
+        folder = folder or (source.path if source else None)
+    lines["teachers"] = tuple(teachers) or ("none",)
 
-    if recipe.generate is not None:
+    if recipe.generate is not None and read is not None:
         asked = len(read.records) * getattr(recipe.generate, "samples", 1)
         most = asked * getattr(recipe.generate, "max_new_tokens", 0)
         budget = getattr(recipe.generate, "token_budget", None)
         most = min(most, budget) if budget else most
         lines["generate"] = (f"{asked:,} answers, at most {most:,} tokens written",)
         figures |= {"answers": asked, "tokens_at_most": most}
-    if recipe.train is not None:
-        lines["train"] = _train_lines(recipe, training)
-        if chat is not None and recipe.generate is None:
-            lines["train"] += _token_lines(recipe, read.records, chat)
+    if recipe.train is not None and read is not None:
+        lines["train"] = _train_lines(recipe, figures["train"])
+        if folder is not None and recipe.generate is None:
+            lines["train"] += _token_lines(recipe, read.records, folder)
     lines["stages"] = (" → ".join(_stage_names(recipe)),)
     return Findings(lines, figures)
+
+
+def _data_lines(recipe: Recipe, read: ReadResult) -> tuple[tuple[str, ...], dict[str, int]]:
+    from potstill.data import side_of
+
+    groups = {r.group: side_of(r.group, recipe.data.held_out, recipe.data.split_seed) for r in read.records}
+    sides = {side: sum(groups[r.group] == side for r in read.records) for side in ("train", "held_out")}
+    if recipe.evaluate is not None and list(groups.values()).count("held_out") < 2:
+        raise DataError(
+            "fewer than two groups of records are held out, and an interval needs two",
+            where="data.held_out",
+            mend="raise it, or give more records",
+        )
+    if recipe.train is not None and recipe.generate is None and all(r.is_prompt for r in read.records):
+        raise DataError(
+            "the data are prompts without answers, and nothing answers them",
+            where="data",
+            mend="add a generate section, or give data with answers",
+        )
+    lines = [f"{len(read.records):,} records: {sides['train']:,} to train on, {sides['held_out']:,} held out"]
+    lines += [f"{count:,} dropped: {reason}" for reason, count in sorted(read.counts.items()) if reason != "read"]
+    if read.unused_columns:
+        lines.append(f"columns that are not used: {', '.join(read.unused_columns)}")
+    return tuple(lines), sides
 
 
 def _train_lines(recipe: Recipe, training: int) -> tuple[str, ...]:
@@ -130,11 +153,12 @@ def _train_lines(recipe: Recipe, training: int) -> tuple[str, ...]:
     return (f"loss = {terms}", f"{about}{steps:,.0f} steps of {rows} records{controls}")
 
 
-def _token_lines(recipe: Recipe, records: Any, chat: Any) -> tuple[str, ...]:
-    from potstill.data import tokenize
+def _token_lines(recipe: Recipe, records: Sequence[Record], folder: Path) -> tuple[str, ...]:
+    from potstill.data import ChatTokenizer, tokenize
     from potstill.types import Reject
 
     assert recipe.train is not None
+    chat = ChatTokenizer.from_folder(folder)
     rows = [tokenize(record, chat, recipe.train.max_length) for record in records]
     kept = [row for row in rows if not isinstance(row, Reject)]
     cut = sum(row.cut for row in kept)

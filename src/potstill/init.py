@@ -18,8 +18,9 @@ teacher: {kind: local, model: smollm2-135m-instruct}
 # The teacher's layers 0, 2, 4, …; or {uniform: 12}, {first: 6}, {by_influence: 15}, [0, 2, 4, 7, 9, 11].
 student: {kind: from_teacher, layers: every_other}
 
-# Prompts, conversations or texts: JSONL, JSON, CSV, Parquet, a folder of texts. A tenth is held out.
-data: {kind: jsonl, path: prompts.jsonl, held_out: 0.1}
+# Prompts, conversations or texts: JSONL, JSON, CSV, Parquet, a folder of texts. A quarter is held out; a tenth will do
+# where there are hundreds.
+data: {kind: jsonl, path: prompts.jsonl, held_out: 0.25}
 
 # The teacher answers the prompts. Leave this section out where the data already hold answers.
 generate: {kind: sequence, max_new_tokens: 192, temperature: 0.7}

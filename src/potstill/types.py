@@ -141,7 +141,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a teacher: messages, or a plain prompt that is continued as it stands."""
+    """One question to a teacher: messages, or a plain prompt. A plain prompt is the user's turn where the teacher's
+    tokenizer has a chat template, and is continued as it stands where it has none."""
 
     sampling: Sampling
     messages: tuple[Message, ...] | None = None

@@ -89,6 +89,7 @@ def test_the_resolved_recipe_reads_back_equal(path: Path, tmp_path: Path) -> Non
         ("train.objectives=[{kind: hard_ce, weight: 0}]", "every objective has weight 0"),
         ("name=../elsewhere", "name: "),
         ("name", "not of the form key.sub=value"),
+        ("data.system={% if x", "the value is not valid YAML"),
     ],
 )
 def test_a_slip_is_answered_with_the_mend(path: Path, override: str, expected: str) -> None:

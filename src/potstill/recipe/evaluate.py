@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from potstill.recipe.base import Cosmetic, Settings
+from potstill.recipe.base import Settings
 
 
 class EvaluateSettings(Settings):
@@ -29,4 +29,4 @@ class ReportSettings(Settings):
     """The page that a person looks at."""
 
     title: str | None = None
-    worst_documents: Annotated[int, Cosmetic()] = Field(6, ge=0)
+    worst_documents: int = Field(6, ge=0)

@@ -90,7 +90,10 @@ def _apply(document: dict[str, Any], override: str) -> None:
     where = f"override {override!r}"
     if not equals or not key:
         raise RecipeError("not of the form key.sub=value", where=where)
-    value = yaml.load(text, Loader=_Loader)
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value is not valid YAML: {error}", where=where, mend="put it in quotes") from error
     at: Any = document
     parts = key.strip().split(".")
     if parts[0] == "teacher" and "teachers" in document:
