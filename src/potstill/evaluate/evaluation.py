@@ -89,7 +89,7 @@ class Evaluation:
             except TokenizerMismatch as mismatch:
                 why = mismatch.what
             else:
-                self.notes += [f"The teacher: {note}" for note in source.notes]
+                self.notes += [f"The teacher: {note}." for note in source.notes]
                 return measured_teacher(settings, source)
         text = f"Nothing was compared with the teacher (no KL, no agreement): {why}."
         self.context.work.warn(text)
