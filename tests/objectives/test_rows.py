@@ -18,7 +18,8 @@ def tile(teacher: bool = True) -> Rows:
 
 def test_a_distribution_is_computed_once_and_kept_apart_by_temperature_and_width() -> None:
     rows = tile()
-    assert rows.student_log_softmax() is rows.student_log_softmax(1.0, 7)
+    assert rows.student_softmax() is rows.student_softmax(1.0, 7)
+    assert rows.student_log_partition() is rows.student_log_partition(1.0, 7)
     shared, all_tokens, tempered = (
         rows.student_softmax(1.0, 5).clone(),
         rows.student_softmax(),
@@ -28,6 +29,18 @@ def test_a_distribution_is_computed_once_and_kept_apart_by_temperature_and_width
     torch.testing.assert_close(all_tokens, torch.softmax(rows.student, -1))
     torch.testing.assert_close(shared, torch.softmax(rows.student[:, :5], -1))
     torch.testing.assert_close(tempered, torch.softmax(rows.student / 2, -1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("shift", [0.0, 1000.0, -1000.0])
+def test_the_log_partition_is_that_of_the_tempered_logits(temperature: float, shift: float) -> None:
+    rows = tile()
+    rows.student += shift
+    expected = torch.logsumexp(rows.student / temperature, -1, keepdim=True)
+    torch.testing.assert_close(rows.student_log_partition(temperature), expected)
+    assert rows.teacher is not None
+    expected = torch.logsumexp(rows.teacher[:, :4] / temperature, -1, keepdim=True)
+    torch.testing.assert_close(rows.teacher_log_partition(temperature, 4), expected)
 
 
 def test_gradients_of_rules_add_up_and_a_narrow_one_is_zero_beyond_its_width() -> None:

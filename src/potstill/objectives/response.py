@@ -27,10 +27,12 @@ class ForwardKLRule:
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared = self.temperature, rows.shared
-        log_q, log_p = rows.student_log_softmax(at, shared), rows.teacher_log_softmax(at, shared)
+        student, teacher = rows.student[:, :shared], rows.teacher_logits[:, :shared]
         p = rows.teacher_softmax(at, shared)
-        difference = torch.sub(log_p, log_q, out=rows.scratch.take("difference", *log_p.shape))
-        values = difference.mul_(p).sum(-1)
+        # Σ p (log p − log q), with log p − log q = (z_teacher − z_student) / T less the difference of log partitions.
+        difference = torch.sub(teacher, student, out=rows.scratch.take("difference", *p.shape))
+        values = difference.mul_(p).sum(-1).div_(at)
+        values -= (rows.teacher_log_partition(at, shared) - rows.student_log_partition(at, shared)).squeeze(-1)
         if rows.wants_gradient:
             # Of the difference, not term by term: it is exactly zero where student and teacher agree.
             torch.sub(rows.student_softmax(at, shared), p, out=difference)
@@ -47,7 +49,8 @@ class HardCERule:
     needs_teacher = False
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
-        values = -rows.student_log_softmax().gather(1, rows.target_ids[:, None]).squeeze(1)
+        at_target = rows.student.gather(1, rows.target_ids[:, None])
+        values = (rows.student_log_partition() - at_target).squeeze(1)
         if rows.wants_gradient:
             rows.add_gradient(coefficient, rows.student_softmax())
             rows.add_gradient_at(rows.target_ids, -coefficient)

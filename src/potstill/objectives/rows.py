@@ -65,23 +65,23 @@ class Rows:
         """The number of tokens that both heads have."""
         return self.vocab if self.teacher is None else shared_tokens(self.vocab, self.teacher.shape[1])
 
-    def student_log_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
-        """log q at a temperature, over the first `width` tokens (default: all of the student's)."""
-        return self._log_softmax("student", self.student, temperature, width or self.vocab)
-
     def student_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
-        """q at a temperature, over the first `width` tokens."""
-        return self._exp("student", self.student, temperature, width or self.vocab)
+        """q at a temperature, over the first `width` tokens (default: all of the student's)."""
+        return self._softmax("student", self.student, temperature, width or self.vocab)
 
-    def teacher_log_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
-        """log p at a temperature, over the first `width` tokens (default: all of the teacher's)."""
-        teacher = self._teacher()
-        return self._log_softmax("teacher", teacher, temperature, width or teacher.shape[1])
+    def student_log_partition(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R 1"]:
+        """log Σ exp(z / T) over the first `width` tokens, so that log q = z / T − this."""
+        return self._log_partition("student", self.student, temperature, width or self.vocab)
 
     def teacher_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
-        """p at a temperature, over the first `width` tokens."""
-        teacher = self._teacher()
-        return self._exp("teacher", teacher, temperature, width or teacher.shape[1])
+        """p at a temperature, over the first `width` tokens (default: all of the teacher's)."""
+        teacher = self.teacher_logits
+        return self._softmax("teacher", teacher, temperature, width or teacher.shape[1])
+
+    def teacher_log_partition(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R 1"]:
+        """The same of the teacher."""
+        teacher = self.teacher_logits
+        return self._log_partition("teacher", teacher, temperature, width or teacher.shape[1])
 
     def add_gradient(self, coefficient: Float[Tensor, "R 1"], derivative: Float[Tensor, "R width"]) -> None:
         """Adds coefficient × ∂value/∂logits into the one gradient buffer that all rules share.
@@ -108,27 +108,34 @@ class Rows:
             self._gradient = self.scratch.take("gradient", *self.student.shape).zero_()
         return self._gradient
 
-    def _teacher(self) -> Tensor:
+    @property
+    def teacher_logits(self) -> Float[Tensor, "R W"]:
+        """The teacher's logits.
+
+        Raises:
+            ValueError: this sweep has no teacher.
+        """
         if self.teacher is None:
             raise ValueError("a rule asks for the teacher's distribution, and this sweep has no teacher")
         return self.teacher
 
-    def _log_softmax(self, side: str, logits: Tensor, temperature: float, width: int) -> Tensor:
-        name = (side, "log_softmax", temperature, width)
+    def _softmax(self, side: str, logits: Tensor, temperature: float, width: int) -> Tensor:
+        name = (side, "softmax", temperature, width)
         if name not in self._known:
             out = self.scratch.take(name, logits.shape[0], width)
             tempered = logits[:, :width]
             if temperature != 1.0:
                 tempered = torch.div(tempered, temperature, out=out)
-            torch.log_softmax(tempered, -1, out=out)
+            torch.softmax(tempered, -1, out=out)
             self._known[name] = out
         return self._known[name]
 
-    def _exp(self, side: str, logits: Tensor, temperature: float, width: int) -> Tensor:
-        name = (side, "softmax", temperature, width)
+    def _log_partition(self, side: str, logits: Tensor, temperature: float, width: int) -> Tensor:
+        name = (side, "log partition", temperature, width)
         if name not in self._known:
-            log = self._log_softmax(side, logits, temperature, width)
-            self._known[name] = torch.exp(log, out=self.scratch.take(name, *log.shape))
+            # The likeliest token's probability is 1 / Σ exp((z − max z) / T): no exponential is taken twice.
+            likeliest = self._softmax(side, logits, temperature, width).amax(-1, keepdim=True)
+            self._known[name] = logits[:, :width].amax(-1, keepdim=True) / temperature - likeliest.log()
         return self._known[name]
 
 

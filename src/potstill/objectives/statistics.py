@@ -31,7 +31,8 @@ class _TeacherNLL:
     needs_teacher = True
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
-        return -rows.teacher_log_softmax().gather(1, rows.target_ids[:, None]).squeeze(1)
+        at_target = rows.teacher_logits.gather(1, rows.target_ids[:, None])
+        return (rows.teacher_log_partition() - at_target).squeeze(1)
 
 
 class _TopOneAgreement:

@@ -5,7 +5,7 @@ For N rows, V vocabulary, H_s and H_t hidden widths, and chunks of C rows:
     for each chunk of C rows                                   operations (multiply and add)
         student logits  [C,V] = hidden_s @ weight_sᵀ           2·C·V·H_s
         teacher logits  [C,V] = hidden_t @ weight_tᵀ           2·C·V·H_t
-        for each tile of R rows, on threads of their own       some 20 reads or writes of R·V that stay in the cache
+        for each tile of R rows, on threads of their own       some 18 reads or writes of R·V that stay in the cache
             each rule: values [R], ∂/∂logits into one shared [R,V]
             scale and soft-cap: chain rule in place
             the tile of gradients goes where the tile of student logits was
@@ -17,8 +17,9 @@ hidden state saves its product, and a call under `no_grad` saves both. Nothing i
 only multiplies the finished gradients by the incoming one.
 
 Memory beyond the gradients themselves: two buffers [C,V] (one without a teacher, or where it is `Dense`), at most
-`BUFFER_BYTES` together, and a handful of tiles. For V = 49,152 in fp32: C = 256, 96 MiB. Statistics are in fp32 (fp64
-for fp64 models) whatever the dtype of the products, and a weight gradient narrower than fp32 is summed in fp32.
+`BUFFER_BYTES` together, and a handful of tiles. For 2,048 rows and V = 49,152 in fp32: C = 342, 128 MiB. Statistics
+are in fp32 (fp64 for fp64 models) whatever the dtype of the products, and a weight gradient narrower than fp32 is
+summed in fp32.
 
 Under autocast the products are in autocast's dtype, as they are in the models; the logits are rounded to it once and
 all that follows is in fp32.
@@ -48,11 +49,13 @@ from potstill.signals import Dense, Head
 BUFFER_BYTES = 192 * 2**20
 """Most bytes of the two chunk buffers together."""
 
-MOST_CHUNK_ROWS = {"cpu": 256}
-"""Most rows of a chunk by device type: on two cores, 128 to 256 were best. Elsewhere the budget alone decides."""
+MOST_CHUNK_ROWS = {"cpu": 344}
+"""Most rows of a chunk by device type: on two cores, 344 took 2 % less time than 256 and 512 no less again. Elsewhere the
+budget alone decides."""
 
-TILE_BYTES = 384 * 2**10
-"""Bytes of one tile buffer per CPU thread: five or six of them share a core's second-level cache with the logits."""
+TILE_BYTES = 1024 * 2**10
+"""Bytes of one tile buffer per CPU thread. Smaller tiles fit the second-level cache better and cost more calls: at 200 KiB
+the tiles took 0.72 s of a sweep of 2,048 rows over 49,152 tokens, at 400 KiB 0.53, at 800 KiB 0.40, at 1,600 KiB 0.37."""
 
 
 @dataclass(frozen=True)
