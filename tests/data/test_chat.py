@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import chat_templates
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import chat_templates
 from potstill.console import Console
 from potstill.data import ChatTokenizer
 from potstill.data.template import TemplateRefusal, render_template

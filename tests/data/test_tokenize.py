@@ -7,13 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import chat_templates
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
+import chat_templates
 from potstill.console import Console
 from potstill.data import ChatTokenizer, Tokenized, prompt_ids, tokenize, tokenize_views
 from potstill.data.tokenize import IGNORE

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from small_run import CHAT
 
 from potstill.data import prompt_ids
 from potstill.evaluate.answers import end_ids, write_answers
+from small_run import CHAT
 from tiny_models import tiny_model
 
 PROMPTS = [prompt_ids(f"{'why ' * n}?", CHAT) for n in (9, 1, 4, 2, 7, 3, 8, 5, 6, 10)]

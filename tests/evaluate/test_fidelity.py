@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import CHAT, held_out, records
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +15,8 @@ from potstill.errors import ModelError
 from potstill.evaluate.documents import means_by_row
 from potstill.evaluate.fidelity import Batches, TokenScores, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut
+from potstill.objectives.sweep import MOST_CHUNK_ROWS
+from small_run import CHAT, held_out, records
 from tiny_models import tiny_model
 
 ROWS = held_out(records(9))
@@ -155,7 +156,7 @@ def test_logits_of_a_whole_batch_are_never_made(tmp_path: Path) -> None:
     with Watch() as watch:
         scored(student, teacher, tmp_path, of)
     assert len(of) == 1 and of.targets > 1200
-    assert 0 < watch.rows <= 256
+    assert 0 < watch.rows <= MOST_CHUNK_ROWS["cpu"]
 
 
 def test_losses_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import CHAT, SmallRun, records
 
 from potstill.artifacts import Work
 from potstill.data import Tokenized, tokenize
 from potstill.errors import DataError
 from potstill.evaluate.held_out import HeldOut, question_of, read_held_out
 from potstill.types import Record
+from small_run import CHAT, SmallRun, records
 
 
 def row_of(record: Record) -> Tokenized:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import SmallRun
 
 from potstill.console import Console
 from potstill.errors import ModelError
@@ -17,6 +16,7 @@ from potstill.evaluate.passes import Seconds, one_pass
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.models import ModelSource
+from small_run import SmallRun
 from tiny_models import make_tiny_causal_lm, tiny_model
 
 

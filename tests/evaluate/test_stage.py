@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_run import SmallRun
 from transformers import AutoModelForCausalLM
 
 from potstill.errors import DataError, RunError
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
+from small_run import SmallRun
 from tiny_models import make_tiny_tokenizer
 
 

@@ -50,12 +50,13 @@ BUFFER_BYTES = 192 * 2**20
 """Most bytes of the two chunk buffers together."""
 
 MOST_CHUNK_ROWS = {"cpu": 344}
-"""Most rows of a chunk by device type: on two cores, 344 took 2 % less time than 256 and 512 no less again. Elsewhere the
-budget alone decides."""
+"""Most rows of a chunk by device type: on two cores, 344 took 2 % less time than 256, and 512 no less again. Elsewhere
+the budget alone decides."""
 
 TILE_BYTES = 1024 * 2**10
-"""Bytes of one tile buffer per CPU thread. Smaller tiles fit the second-level cache better and cost more calls: at 200 KiB
-the tiles took 0.72 s of a sweep of 2,048 rows over 49,152 tokens, at 400 KiB 0.53, at 800 KiB 0.40, at 1,600 KiB 0.37."""
+"""Bytes of one tile buffer per CPU thread. Smaller tiles fit the second-level cache better and cost more calls: at
+200 KiB the tiles took 0.72 s of a sweep of 2,048 rows over 49,152 tokens, at 400 KiB 0.53, at 800 KiB 0.40, at
+1,600 KiB 0.37."""
 
 
 @dataclass(frozen=True)
