@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from potstill.check import check_capabilities, check_recipe
-from potstill.errors import CapabilityError, DataError
+from potstill.check import check_recipe
+from potstill.errors import DataError
 from potstill.init import write_starter
-from potstill.recipe import LocalTeacher, Recipe, load_recipe
+from potstill.recipe import Recipe, load_recipe
 
 
 @pytest.fixture
@@ -52,12 +52,3 @@ def test_columns_that_are_not_used_are_named(starter: Path) -> None:
     rows = [{"prompt": f"Say the number {n}.", "colour": "red"} for n in range(40)]
     starter.with_name("prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     assert "columns that are not used: colour" in check_recipe(recipe_with(starter)).lines["data"]
-
-
-def test_a_teacher_that_cannot_give_what_an_objective_needs_is_refused(
-    starter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(LocalTeacher, "capabilities", frozenset({"generate"}))
-    with pytest.raises(CapabilityError, match="forward_kl needs dense or head of its teacher"):
-        check_capabilities(recipe_with(starter))
-    check_capabilities(recipe_with(starter, "train.objectives=[{kind: hard_ce}]"))

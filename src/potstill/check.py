@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.console import Console
-from potstill.errors import CapabilityError, DataError
+from potstill.errors import DataError
 from potstill.recipe import Recipe
-from potstill.recipe.objectives import ObjectiveSettings
-from potstill.recipe.teachers import TeacherSettings
 from potstill.types import Record
 
 if TYPE_CHECKING:
@@ -43,46 +41,16 @@ class Findings:
         return replace(self, lines={**self.lines, **probe.lines}, figures={**self.figures, **probe.figures})
 
 
-def check_capabilities(recipe: Recipe) -> None:
-    """Hold what the objectives need against what their teacher can give.
-
-    Raises:
-        CapabilityError: an objective needs what the teacher cannot give.
-    """
-    if recipe.generate is not None:
-        _require(recipe.teachers[recipe.generate.teacher], "generate", f"generate ({recipe.generate.kind})")
-    if recipe.train is None:
-        return
-    for objective in recipe.train.objectives:
-        assert isinstance(objective, ObjectiveSettings)
-        for alternatives in objective.needs().teacher:
-            teacher = recipe.teachers[recipe.train.teacher]
-            if not alternatives & teacher.capabilities:
-                wanted = " or ".join(sorted(alternatives))
-                raise CapabilityError(
-                    f"{objective.kind} needs {wanted} of its teacher, and a {teacher.kind!r} teacher gives "
-                    f"{', '.join(sorted(teacher.capabilities)) or 'nothing'}",
-                    where="train.objectives",
-                    mend="use a teacher that runs here (kind: local), or an objective that learns from text (hard_ce)",
-                )
-
-
-def _require(teacher: TeacherSettings, capability: Any, who: str) -> None:
-    if capability not in teacher.capabilities:
-        raise CapabilityError(f"{who} needs a teacher that can {capability}, and a {teacher.kind!r} teacher cannot")
-
-
 def check_recipe(recipe: Recipe) -> Findings:
-    """The static check: capabilities, data, split, token counts and an upper bound of the work. Data of the hub are
-    not read: that would fetch them.
+    """The static check: data, split, token counts and an upper bound of the work (what its teachers can give was
+    checked when the recipe was read). Data of the hub are not read: that would fetch them.
 
     Raises:
-        CapabilityError, DataError: the recipe cannot work as it stands.
+        DataError: the recipe cannot work as it stands.
     """
     from potstill.data import read_records
     from potstill.models.resolve import locate
 
-    check_capabilities(recipe)
     lines: dict[str, tuple[str, ...]] = {}
     figures: dict[str, Any] = {}
     read = None if recipe.data.kind == "hub" else read_records(recipe.data)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.errors import RecipeError
-from potstill.recipe import HiddenCosine, Recipe, Uniform, dump_recipe, load_recipe
+from potstill.recipe import HiddenCosine, LocalTeacher, Recipe, Uniform, dump_recipe, load_recipe
 
 TEXT = """
 name: half
@@ -103,6 +103,18 @@ def test_a_stage_without_the_one_it_reads_is_refused(path: Path) -> None:
     del document["train"]
     path.write_text(yaml.safe_dump(document))
     with pytest.raises(RecipeError, match="evaluate reads what train makes"):
+        load_recipe(path)
+
+
+def test_a_teacher_that_cannot_give_what_an_objective_needs_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalTeacher, "capabilities", frozenset({"generate"}))
+    with pytest.raises(RecipeError, match="forward_kl needs dense or head of its teacher, and a 'local' teacher gives"):
+        load_recipe(path)
+    load_recipe(path, ["train.objectives=[{kind: hard_ce}]"])
+    monkeypatch.setattr(LocalTeacher, "capabilities", frozenset({"head", "taps"}))
+    with pytest.raises(RecipeError, match=r"generate \(sequence\) needs generate of its teacher"):
         load_recipe(path)
 
 

@@ -14,6 +14,7 @@ from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.students import StudentSettings
 from potstill.recipe.teachers import TeacherSettings
 from potstill.recipe.train import TrainSettings
+from potstill.types import Capability
 
 
 class Recipe(Settings):
@@ -57,6 +58,7 @@ class Recipe(Settings):
                 raise ValueError(
                     f"teacher {section.teacher!r} is not among the teachers ({known}): add it, or name one of them"
                 )
+        self._teachers_give_what_is_asked()
         if self.train is not None and self.student is None:
             raise ValueError("train needs a student: add `student: {kind: from_teacher}`, or drop the train section")
         for stage, needed in (("evaluate", self.evaluate), ("export", self.export)):
@@ -65,6 +67,25 @@ class Recipe(Settings):
         if self.evaluate is not None and self.data.held_out == 0:
             raise ValueError("evaluate needs held-out records: set data.held_out above 0 (0.1, say)")
         return self
+
+    def _teachers_give_what_is_asked(self) -> None:
+        asked: list[tuple[str, str, frozenset[Capability]]] = []
+        if self.generate is not None:
+            asked.append((f"generate ({self.generate.kind})", self.generate.teacher, frozenset({"generate"})))
+        if self.train is not None:
+            for objective in self.train.objectives:
+                asked += [
+                    (objective.kind, self.train.teacher, one_of_these) for one_of_these in objective.needs().teacher
+                ]
+        for who, name, alternatives in asked:
+            teacher = self.teachers[name]
+            if not alternatives & teacher.capabilities:
+                gives = ", ".join(sorted(teacher.capabilities)) or "nothing"
+                raise ValueError(
+                    f"{who} needs {' or '.join(sorted(alternatives))} of its teacher, and a {teacher.kind!r} teacher "
+                    f"gives {gives}: use a teacher that runs here (kind: local), or an objective that learns from text "
+                    "(hard_ce)"
+                )
 
 
 def _wants_teacher(section: Any) -> bool:
