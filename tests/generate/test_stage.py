@@ -89,7 +89,8 @@ def test_the_key_changes_with_data_teacher_and_settings_and_with_nothing_else(re
     before = key()
     changes = ["generate.samples=2", "teacher.dtype=float32", "data.held_out=0.5", "seed=3"]
     assert len({before, *map(key, changes)}) == 5
-    assert key("student={kind: from_teacher}", "train={}", "evaluate={}") == before
+    on_text = "train={objectives: [{kind: hard_ce}]}"
+    assert key("student={kind: from_teacher}", on_text, "evaluate={}") == before
     with (recipe_file.parent / "prompts.jsonl").open("a") as prompts:
         prompts.write('\n{"prompt": "one more"}')
     assert key() != before
@@ -121,9 +122,11 @@ def test_a_side_without_an_answer_is_a_warning(recipe_file: Path, tmp_path: Path
 def test_a_teacher_that_cannot_generate_is_refused_with_the_mend(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The recipe is refused as soon as it is read; a teacher that turns out to give less than its settings say, here.
+    recipe = load_recipe(recipe_file)
     monkeypatch.setattr(FakeTeacherSettings, "capabilities", frozenset({"head"}))
     with pytest.raises(CapabilityError, match=r"'main' cannot generate[\s\S]*mend: "):
-        write_here(load_recipe(recipe_file), tmp_path)
+        write_here(recipe, tmp_path)
 
 
 def test_progress_is_shown_in_tokens_with_the_time_left(
