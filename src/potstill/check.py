@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from potstill.console import Console
 from potstill.errors import DataError
 from potstill.recipe import Recipe
+from potstill.recipe.schedules import said
 from potstill.types import Record
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def check_recipe(recipe: Recipe) -> Findings:
 def _data_lines(recipe: Recipe, read: ReadResult) -> tuple[tuple[str, ...], dict[str, int]]:
     from potstill.data import side_of
 
-    groups = {r.group: side_of(r.group, recipe.data.held_out, recipe.data.split_seed) for r in read.records}
+    groups = {r.group: side_of(r, recipe.data) for r in read.records}
     sides = {side: sum(groups[r.group] == side for r in read.records) for side in ("train", "held_out")}
     if recipe.evaluate is not None and list(groups.values()).count("held_out") < 2:
         raise DataError(
@@ -111,7 +112,7 @@ def _data_lines(recipe: Recipe, read: ReadResult) -> tuple[tuple[str, ...], dict
 
 def _train_lines(recipe: Recipe, training: int) -> tuple[str, ...]:
     assert recipe.train is not None
-    terms = " + ".join(f"{o.weight:g}·{o.kind}" for o in recipe.train.objectives)
+    terms = " + ".join(f"{said(o.weight)}·{o.kind}" for o in recipe.train.all_objectives)
     args = recipe.train.args
     rows = int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
     answers = training * getattr(recipe.generate, "samples", 1)

@@ -5,8 +5,8 @@ Shape legend, used as a name suffix where it helps:
     B batch    T time (padded)    N selected rows (B·T less the masked)    V vocabulary    H hidden width
     L layers   A heads            K kept entries per token                 C rows of one chunk
 
-Positions in a batch are *flat*: row `b`, time `t` is `b·T + t`. A position is a target when its **next**
-token is learned, so the logits at a target position are scored against `target_ids`.
+Positions in a batch are *flat*: row `b`, time `t` is `b·T + t`. Of a causal model a position is a target when its
+**next** token is learned, so the logits at a target position are scored against `target_ids`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ IGNORE = -100
 """The label of a token that is not learned (the convention of `transformers`)."""
 
 Over = Literal["targets", "tokens", "examples"]
-"""A selection: positions whose next token is learned, all non-pad tokens, or whole examples."""
+"""A selection: what the response is about (`targets`), all non-pad tokens, or whole examples."""
 
 Side = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
 class View:
-    """One model's view of a batch. Padding is on the right and is known by `segment_ids == 0`, never by a
+    """One model's view of a batch of texts. Padding is on the right and is known by `segment_ids == 0`, never by a
     token id: a pad token that is also the end token must still be learned as one.
 
     Packed rows hold several segments (1, 2, …); `position_ids` restart at 0 in each, which is how
@@ -47,22 +47,61 @@ class View:
         """1 on real tokens, 0 on padding (for encoders; causal models need none with right padding)."""
         return (self.segment_ids > 0).long()
 
+    @property
+    def example_ids(self) -> Int[Tensor, "B T"]:
+        """The number of each token's example, from 0 in order of rows and segments; −1 on padding."""
+        segments = self.segment_ids
+        before = torch.zeros_like(segments[:, 0])
+        before[1:] = segments.amax(1).cumsum(0)[:-1]
+        return torch.where(segments > 0, before[:, None] + segments - 1, -1)
+
+    @property
+    def examples(self) -> int:
+        """How many examples there are: rows, or where rows are packed their segments."""
+        return int(self.segment_ids.amax(1).sum()) if self.segment_ids.numel() else 0
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """One model's view of a batch of images, or of any other array that a plain module takes as it is."""
+
+    pixels: Float[Tensor, "B ..."]
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return int(self.pixels.shape[0])
+
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch: a view per model, and selections into them.
 
-    `target_positions[side]` are flat positions [N] in that side's view; they align across sides, and
-    `target_ids` [N] are the tokens they predict, the same in both (rule 7).
+    Targets are what the response is about: positions whose next token (or, for a masked model, whose own token) is
+    learned, or whole examples that have a class. `target_positions[side]` [N] are flat positions b·T + t in that side's
+    view, or numbers of examples; they align across sides, and `target_ids` [N] are the tokens or classes, the same in
+    both (rule 7). `targets_are` says which.
     """
 
-    student: View
-    teacher: View
+    student: View | ImageView
+    teacher: View | ImageView
     target_ids: Int[Tensor, " N"]
     target_positions: Mapping[Side, Int[Tensor, " N"]]
+    targets_are: Literal["tokens", "examples"] = "tokens"
 
-    def view(self, side: Side) -> View:
+    def view(self, side: Side) -> View | ImageView:
         return self.student if side == "student" else self.teacher
+
+    def text(self, side: Side) -> View:
+        """One side's view of texts.
+
+        Raises:
+            ValueError: it is one of images, which have no tokens.
+        """
+        view = self.view(side)
+        if not isinstance(view, View):
+            raise ValueError("images have no tokens: use an objective over examples, or one on a module's output")
+        return view
 
     @property
     def same_view(self) -> bool:
@@ -70,42 +109,67 @@ class Batch:
         return self.student is self.teacher
 
     def positions(self, over: Over, side: Side) -> Int[Tensor, " N"]:
-        """Flat positions of a selection in one side's view.
+        """Flat token positions of a selection in one side's view.
 
         Raises:
-            ValueError: `tokens` where the views differ (the rows would not align), or `examples` (which
-                are not positions).
+            ValueError: `tokens` where the views differ (the rows would not align), `targets` where these are whole
+                examples, or `examples` (which are not positions).
         """
         if over == "targets":
+            if self.targets_are == "examples":
+                raise ValueError("the targets of a classification are examples, not tokens; use over: tokens")
             return self.target_positions[side]
         if over == "tokens":
             if not self.same_view:
                 raise ValueError(
                     "objectives over 'tokens' need student and teacher to see the same tokens; use over: targets"
                 )
-            return (self.view(side).segment_ids > 0).flatten().nonzero().squeeze(-1)
+            return (self.text(side).segment_ids > 0).flatten().nonzero().squeeze(-1)
         raise ValueError("examples are not token positions")
 
     def count(self, over: Over) -> Int[Tensor, ""]:
-        """Size of a selection; needs no model output."""
+        """Size of a selection; needs no model output. Of images, `tokens` are the examples."""
         if over == "targets":
             return torch.tensor(self.target_ids.shape[0], device=self.target_ids.device)
-        if over == "tokens":
+        if over == "tokens" and isinstance(self.student, View):
             return (self.student.segment_ids > 0).sum()
-        segments = self.student.segment_ids
-        return torch.stack([row[row > 0].unique().numel() * segments.new_ones(()) for row in segments]).sum()
+        return torch.tensor(self.student.examples, device=self.target_ids.device)
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Tensor]) -> Batch:
         """The batch of a collated dictionary.
 
-        Keys: `input_ids`, `labels`, `position_ids`, `segment_ids` [B,T], and, where the teacher's prompt is
-        rendered differently, the same with the prefix `teacher_`. `labels[b, t]` is the token at `t` if it
-        is learned, else IGNORE; the shift by one happens here, in one place.
+        Keys of texts: `input_ids`, `position_ids`, `segment_ids` [B,T], and, where the teacher's prompt is rendered
+        differently, the same with the prefix `teacher_`. Of images: `pixel_values` [B,…]. What is learned is one of
+
+            labels        [B,T]  the token at `t` if it is learned, else IGNORE; the shift by one happens here, in one
+                                 place (each view has its own)
+            masked_labels [B,T]  the token that was at `t` before it was masked, else IGNORE; no shift
+            classes       [B]    the class of each example, IGNORE where it has none
+            (none)               nothing: there are no targets
 
         Raises:
             ValueError: the completions of the two views differ (rule 7).
         """
+        if "pixel_values" in inputs:
+            image = ImageView(inputs["pixel_values"])
+            ids, positions = _classes(inputs, image)
+            return cls(image, image, ids, {"student": positions, "teacher": positions}, "examples")
+        if "labels" in inputs:
+            return cls._of_next_tokens(inputs)
+        view = View(inputs["input_ids"], inputs["position_ids"], inputs["segment_ids"])
+        teacher = view
+        if "teacher_input_ids" in inputs:
+            teacher = View(*(inputs[f"teacher_{name}"] for name in ("input_ids", "position_ids", "segment_ids")))
+        if "masked_labels" in inputs:
+            labels = inputs["masked_labels"].flatten()
+            positions = (labels != IGNORE).nonzero().squeeze(-1)
+            return cls(view, teacher, labels[positions], {"student": positions, "teacher": positions})
+        ids, positions = _classes(inputs, view)
+        return cls(view, teacher, ids, {"student": positions, "teacher": positions}, "examples")
+
+    @classmethod
+    def _of_next_tokens(cls, inputs: Mapping[str, Tensor]) -> Batch:
         student, student_positions, target_ids = _view_and_targets(inputs, "")
         if "teacher_input_ids" not in inputs:
             return cls(student, student, target_ids, {"student": student_positions, "teacher": student_positions})
@@ -113,6 +177,16 @@ class Batch:
         if not torch.equal(target_ids, teacher_ids):
             raise ValueError("the learned tokens differ between the student's and the teacher's view of this batch")
         return cls(student, teacher, target_ids, {"student": student_positions, "teacher": teacher_positions})
+
+
+def _classes(inputs: Mapping[str, Tensor], view: View | ImageView) -> tuple[Tensor, Tensor]:
+    some = view.pixels if isinstance(view, ImageView) else view.input_ids
+    classes = inputs.get("classes")
+    if classes is None:
+        nothing = torch.zeros(0, dtype=torch.long, device=some.device)
+        return nothing, nothing
+    positions = (classes != IGNORE).nonzero().squeeze(-1)
+    return classes[positions], positions
 
 
 def _view_and_targets(inputs: Mapping[str, Tensor], prefix: str) -> tuple[View, Tensor, Tensor]:
@@ -172,27 +246,52 @@ class Sparse:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What is wanted of one model for a batch: its response at the targets, and inner tensors as `Signals` names them."""
+
+    response: bool = False
+    taps: frozenset[str] = frozenset()
+
+    def __or__(self, other: Ask) -> Ask:
+        return Ask(self.response or other.response, self.taps | other.taps)
+
+    def __bool__(self) -> bool:
+        return self.response or bool(self.taps)
+
+
+@dataclass(frozen=True)
 class Signals:
-    """What one model gives for a batch. Rows of `head`, `dense` and `sparse` are the batch's targets, in
-    order. `taps` are whole tensors by name; `hidden.k` is [B,T,H], 0 the embeddings and `hidden.L` the last
-    state, after the final norm.
+    """What one model gives for a batch. Rows of `head`, `dense` and `sparse` are the batch's targets, in order.
+
+    `taps` are whole tensors by name, as they are inside the model:
+
+        hidden.k        [B,T,H]  state k: 0 the embeddings, L the last, after the final norm
+        queries.k       [B,A,T,d] of attention layer k (from 0), after rotary embedding and whatever else the model does
+                        to them, and scaled so that queries · keysᵀ / √d are the scores before mask and softmax
+        keys.k, values.k [B,A_kv,T,d] of the same layer; A_kv < A where heads are grouped
+        module:<path>   the output of a module by its path (`module:layer1.0.conv2`), the first if it gives several
+
+    `dims` are the sizes of the model that gave them.
     """
 
     head: Head | None = None
     dense: Dense | None = None
     sparse: Sparse | None = None
     taps: Mapping[str, Tensor] = field(default_factory=dict)
+    dims: ModelDims | None = None
 
 
 @dataclass(frozen=True)
 class ModelDims:
-    """The sizes of one model that an objective may ask about."""
+    """The sizes of one model that an objective may ask about; 0 where a plain module has no such thing. `vocab` are the
+    rows of its output layer: tokens, or classes. `causal` models attend to what came before only."""
 
     vocab: int
     hidden: int
     layers: int
     heads: int
     kv_heads: int
+    causal: bool = True
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ from typing import Any, Literal
 Capability = Literal["generate", "head", "dense", "top_logprobs", "taps"]
 """What a teacher can give: text, a live output layer, whole logits, its top log-probabilities, inner states."""
 
+Task = Literal["causal_lm", "masked_lm", "sequence_classification", "sentence_embedding", "image_classification"]
+"""What a model is for: it says which class of `transformers` opens it, what of a record is learned, and what is
+measured."""
+
 Message = Mapping[str, Any]
 """`{"role": …, "content": …}`, and whatever else the template reads (`tools`, `reasoning_content`)."""
 
@@ -65,8 +69,9 @@ class Record:
 
     `messages` whose last turn is not the assistant's, and `prompt` without `completion`, are *prompts*: they
     can be answered, not learned. `finished` is False when a completion was cut short: it gets no end token.
-    `row` counts from 1 in the source. `metadata` is what a verifier needs to judge an answer (the reference, the
-    problem's own entry): a model never sees it.
+    `row` counts from 1 in the source. `label` is the name of the class of a text. `side` is the side of the split
+    that the source itself puts it on (a data set's own test side); empty where it is found by hash. `metadata` is
+    what a verifier needs to judge an answer (the reference, the problem's own entry): a model never sees it.
     """
 
     messages: tuple[Message, ...] | None = None
@@ -74,6 +79,8 @@ class Record:
     completion: str | None = None
     text: str | None = None
     tools: tuple[Mapping[str, Any], ...] | None = None
+    label: str | None = None
+    side: Literal["", "train", "held_out"] = ""
     finished: bool = True
     sample: int = 0
     group: str = ""
@@ -86,6 +93,7 @@ class Record:
     def content(self) -> dict[str, Any]:
         """What is said, without where it comes from."""
         fields: dict[str, Any] = {"prompt": self.prompt, "completion": self.completion, "text": self.text}
+        fields["label"] = self.label
         fields["messages"] = [dict(m) for m in self.messages] if self.messages is not None else None
         fields["tools"] = [dict(t) for t in self.tools] if self.tools is not None else None
         return {k: v for k, v in fields.items() if v is not None}

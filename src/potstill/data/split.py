@@ -5,11 +5,32 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
+from potstill.errors import DataError
+from potstill.recipe import DataSettings
+from potstill.types import Record
+
 Side = Literal["train", "held_out"]
 """Records that are learned from, and records that never are."""
 
 
-def side_of(group: str, held_out: float, split_seed: int) -> Side:
+def side_of(record: Record, split: DataSettings) -> Side:
+    """The side of a record: that of its source, with `held_out: own`, else that of its group, by hash.
+
+    Raises:
+        DataError: `held_out: own`, and the source has no sides.
+    """
+    if split.held_out == "own":
+        if not record.side:
+            raise DataError(
+                "held_out: own, and this source has no sides of its own",
+                where="data.held_out",
+                mend="give the share to hold out: 0.1, say",
+            )
+        return record.side
+    return side_of_group(record.group, split.held_out, split.split_seed)
+
+
+def side_of_group(group: str, held_out: float, split_seed: int) -> Side:
     """The side of a group: it depends on the group and the seed alone, not on what else is in the data.
 
     A larger `held_out` keeps every group held out that a smaller one did.

@@ -114,7 +114,7 @@ def _row(record: Record, split: DataSettings | None) -> dict[str, Any]:
         "sample": record.sample,
         "finished": record.finished,
         "row": record.row,
-        "side": None if split is None else side_of(record.group, split.held_out, split.split_seed),
+        "side": None if split is None else side_of(record, split),
         "provenance": canonical_json(asdict(record.provenance)),
         "verdicts": canonical_json([asdict(v) for v in record.verdicts]),
         "metadata": canonical_json(dict(record.metadata)),

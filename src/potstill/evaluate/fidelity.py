@@ -25,7 +25,7 @@ from potstill.errors import ModelError
 from potstill.evaluate.held_out import HeldOut
 from potstill.models.live import check_head, evaluating, live_signals
 from potstill.objectives import token_statistics
-from potstill.signals import Batch, Dense, Head, Side
+from potstill.signals import Ask, Batch, Dense, Head, Side
 
 Advance = Callable[[float], None]
 """Told after each batch how many targets were measured."""
@@ -153,7 +153,7 @@ def _measure(
     nll = np.full(batches.targets, np.nan, dtype=np.float32)
     kl, agree = np.full_like(nll, np.nan), np.zeros(batches.targets, dtype=np.bool_)
     with torch.no_grad(), evaluating(model):
-        check_head(model, batches.batch(0, _device(model)).view(side))
+        check_head(model, batches.batch(0, _device(model)).text(side))
         for index in range(len(batches)):
             batch, numbers = batches.batch(index, _device(model)), batches.numbers(index)
             signal = _run(model, batch, side)
@@ -169,7 +169,7 @@ def _measure(
 
 
 def _run(model: nn.Module, batch: Batch, side: Side) -> Head | Dense:
-    signals = live_signals(model, batch.view(side), batch.target_positions[side])
+    signals = live_signals(model, batch, side, Ask(response=True))
     signal = signals.head if signals.head is not None else signals.dense
     assert signal is not None
     return signal

@@ -70,8 +70,7 @@ def read_held_out(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, w
     if generated is not None:
         records = load_records(generated, side="held_out")
     else:
-        share, seed = recipe.data.held_out, recipe.data.split_seed
-        records = [r for r in read_records(recipe.data).records if side_of(r.group, share, seed) == "held_out"]
+        records = [r for r in read_records(recipe.data).records if side_of(r, recipe.data) == "held_out"]
     kept: list[Record] = []
     rows: list[Tokenized] = []
     for record in records:

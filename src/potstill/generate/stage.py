@@ -72,7 +72,7 @@ def _write(context: Context) -> None:
     chat = ChatTokenizer.from_transformers(teacher.tokenizer)
 
     def side(record: Record) -> Side:
-        return side_of(record.group, recipe.data.held_out, recipe.data.split_seed)
+        return side_of(record, recipe.data)
 
     with Journal(context.run / FILE_NAME) as journal:
         budget = TokenBudget(getattr(recipe.generate, "token_budget", None))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from potstill.errors import ModelError
 from potstill.models.anatomy import (
     decoder_layers,
+    dims,
     effective_head,
     inner_decoder,
     output_layer,
@@ -27,7 +28,7 @@ from potstill.models.anatomy import (
     unwrap,
     why_no_head,
 )
-from potstill.signals import Dense, Head, Signals, View
+from potstill.signals import Ask, Batch, Dense, Head, Side, Signals, View
 
 _CHECKED_ROWS, _CHECKED_TOKENS = 2, 16
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -46,7 +47,18 @@ def run_decoder(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
     return last
 
 
-def live_signals(
+def live_signals(model: nn.Module, batch: Batch, side: Side, ask: Ask) -> Signals:
+    """What is asked of one model for a batch, from its own view, under the caller's modes (training, grad).
+
+    Raises:
+        ModelError: the model has no such tensor; what it has is named.
+    """
+    states = [int(name.removeprefix("hidden.")) for name in ask.taps]
+    want: Literal["head"] | None = "head" if ask.response else None
+    return decoder_signals(model, batch.text(side), batch.target_positions[side], states, want)
+
+
+def decoder_signals(
     model: nn.Module,
     view: View,
     positions: Int[Tensor, " N"],
@@ -81,15 +93,16 @@ def live_signals(
     if layers in asked:
         taps[f"hidden.{layers}"] = last
     if want is None:
-        return Signals(taps=taps)
+        return Signals(taps=taps, dims=dims(model))
     rows = last.flatten(0, 1).index_select(0, positions)
     parts = effective_head(model) if want == "head" else None
     if parts is None:
         if want == "head":
             warnings.warn(f"whole logits are made for every target, which is slow: {why_no_head(model)}", stacklevel=2)
-        return Signals(dense=Dense(_dense_logits(model, rows)), taps=taps)
+        return Signals(dense=Dense(_dense_logits(model, rows)), taps=taps, dims=dims(model))
     rows = rows.to(parts.weight.device)
-    return Signals(head=Head(rows, parts.weight, parts.bias, parts.softcap, parts.scale), taps=taps)
+    head = Head(rows, parts.weight, parts.bias, parts.softcap, parts.scale)
+    return Signals(head=head, taps=taps, dims=dims(model))
 
 
 def check_head(model: nn.Module, view: View) -> float:
@@ -108,7 +121,7 @@ def check_head(model: nn.Module, view: View) -> float:
     few = View(view.input_ids[part], view.position_ids[part], view.segment_ids[part])
     positions = (few.segment_ids > 0).flatten().nonzero().squeeze(-1)
     with torch.no_grad(), evaluating(model):
-        signals = live_signals(model, few, positions)
+        signals = decoder_signals(model, few, positions)
         ours = signals.head.logits() if signals.head is not None else _logits_of(signals)
         whole = inner(input_ids=few.input_ids, position_ids=few.position_ids, use_cache=False).logits
     own = whole.flatten(0, 1).index_select(0, positions.to(whole.device))

@@ -13,7 +13,7 @@ statistics.py   per-token measures for evaluation
 
 from __future__ import annotations
 
-from potstill.objectives.base import DirectObjective, Objective, Scope, VocabularyObjective
+from potstill.objectives.base import DirectObjective, Objective, VocabularyObjective
 from potstill.objectives.features import HiddenCosineLoss, hidden_cosine
 from potstill.objectives.loss import Loss, total_loss
 from potstill.objectives.response import ForwardKLLoss, HardCELoss
@@ -30,7 +30,6 @@ __all__ = [
     "Objective",
     "RowRule",
     "Rows",
-    "Scope",
     "Swept",
     "TokenStatistics",
     "VocabularyObjective",

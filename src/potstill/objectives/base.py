@@ -8,18 +8,15 @@ two things: a *vocabulary* objective, a row rule that runs with all others of it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from potstill.objectives.rows import RowRule
-from potstill.recipe.objectives import ObjectiveSettings
-from potstill.signals import Batch, Dims, Over, Signals, Term
-
-Scope = Literal["token", "example", "batch"]
-"""What one value is about. With `token` and `example`, splitting a batch differently changes nothing; `batch` is
-defined on the micro-batch."""
+from potstill.recipe.objectives import ObjectiveSettings, Scope
+from potstill.signals import Ask, Batch, Dims, Over, Side, Signals, Term
 
 S = TypeVar("S", bound=ObjectiveSettings)
 
@@ -27,19 +24,34 @@ S = TypeVar("S", bound=ObjectiveSettings)
 class Objective(ABC, Generic[S]):
     """Base of both sorts. Subclass `VocabularyObjective` or `DirectObjective`."""
 
-    scope: Scope = "token"
-
     def __init__(self, settings: S) -> None:
         self.settings = settings
 
     @property
+    def scope(self) -> Scope:
+        """What one value is about, as its settings say."""
+        return self.settings.scope
+
+    @property
     def over(self) -> Over:
         """The selection that values and count are over."""
-        return "targets"
+        return "targets" if self.scope == "token" else "examples"
+
+    def ask(self, dims: Dims) -> Mapping[Side, Ask]:
+        """What it reads of either model, given their sizes.
+
+        Raises:
+            ModelError: these models have no such layer, or sizes that do not fit each other.
+        """
+        return {}
 
     def build(self, dims: Dims) -> nn.Module | None:
         """A module that is trained along with the student and stripped at export, or None."""
         return None
+
+    def initialise(self, module: nn.Module, student: Signals, teacher: Signals | None, batch: Batch) -> None:
+        """Gives what `build` returned its first weights, of the first batch's signals; called once, without gradient,
+        and only where training begins. By default they stay as they were built."""
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:
         """What the sum of values is divided by, of one micro-batch. Needs no model output: the trainer sums it over
@@ -48,11 +60,18 @@ class Objective(ABC, Generic[S]):
 
 
 class VocabularyObjective(Objective[S]):
-    """One whose values are over the vocabulary, always at targets."""
+    """One whose values are over the vocabulary (or the classes), always at targets."""
+
+    def ask(self, dims: Dims) -> Mapping[Side, Ask]:
+        """The response of the student, and of the teacher where it needs one."""
+        asks: dict[Side, Ask] = {"student": Ask(response=True)}
+        if self.settings.needs().teacher:
+            asks["teacher"] = Ask(response=True)
+        return asks
 
     @abstractmethod
-    def row_rule(self) -> RowRule:
-        """What it does to a tile of rows."""
+    def row_rule(self, progress: float = 0.0) -> RowRule:
+        """What it does to a tile of rows, at a progress of training in [0, 1]."""
 
 
 class DirectObjective(Objective[S]):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from potstill.objectives.base import DirectObjective
-from potstill.recipe.objectives import HiddenCosine
+from potstill.objectives.layers import state_pairs
+from potstill.recipe.features import HiddenCosine
 from potstill.registry import implements
-from potstill.signals import Batch, Dims, Over, Side, Signals, Term
+from potstill.signals import Ask, Batch, Dims, Over, Side, Signals, Term
 
 
 def hidden_cosine(
@@ -38,11 +39,18 @@ class HiddenCosineLoss(DirectObjective[HiddenCosine]):
     def over(self) -> Over:
         return self.settings.over
 
+    def ask(self, dims: Dims) -> Mapping[Side, Ask]:
+        pairs = state_pairs(self.settings.layers, dims)
+        return {
+            "student": Ask(taps=frozenset(f"hidden.{ours}" for ours, _ in pairs)),
+            "teacher": Ask(taps=frozenset(f"hidden.{theirs}" for _, theirs in pairs)),
+        }
+
     def build(self, dims: Dims) -> nn.Module | None:
         """[H_student → H_teacher] projections without bias, one per pair of layers, or None where the widths agree."""
         if dims.student.hidden == dims.teacher.hidden:
             return None
-        pairs = 1 if self.settings.layers == "last" else len(self.settings.layers)
+        pairs = len(state_pairs(self.settings.layers, dims))
         return nn.ModuleList(nn.Linear(dims.student.hidden, dims.teacher.hidden, bias=False) for _ in range(pairs))
 
     def __call__(
@@ -50,8 +58,8 @@ class HiddenCosineLoss(DirectObjective[HiddenCosine]):
     ) -> Term:
         if teacher is None:
             raise ValueError("hidden_cosine needs a teacher")
-        layers = self.settings.layers
-        pairs: Sequence[tuple[int | None, int | None]] = ((None, None),) if layers == "last" else layers
+        assert student.dims is not None and teacher.dims is not None
+        pairs = state_pairs(self.settings.layers, Dims(student.dims, teacher.dims))
         projections = list(module.children()) if module is not None else [None] * len(pairs)
         terms = []
         for (student_layer, teacher_layer), project in zip(pairs, projections, strict=True):
@@ -61,19 +69,9 @@ class HiddenCosineLoss(DirectObjective[HiddenCosine]):
         return Term(torch.stack(terms).mean(0))
 
 
-def _states(signals: Signals, layer: int | None, batch: Batch, over: Over, side: Side) -> Float[Tensor, "N H"]:
-    """The rows of one hidden state (None: the last) that a selection names. The last one at targets is what the head
-    reads."""
-    if layer is None:
-        if over == "targets" and signals.head is not None:
-            return signals.head.hidden
-        # `hidden.L` is asked for by whoever needs "last", and no state is beyond it.
-        layer = max((int(name.removeprefix("hidden.")) for name in signals.taps if _is_state(name)), default=-1)
+def _states(signals: Signals, layer: int, batch: Batch, over: Over, side: Side) -> Float[Tensor, "N H"]:
+    """The rows of one hidden state that a selection names."""
     name = f"hidden.{layer}"
     if name not in signals.taps:
         raise ValueError(f"the {side} gives no {name}; it gives {sorted(signals.taps) or 'no taps'}")
     return signals.taps[name].flatten(0, 1)[batch.positions(over, side)]
-
-
-def _is_state(name: str) -> bool:
-    return name.startswith("hidden.") and name.removeprefix("hidden.").isdigit()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from potstill.objectives.base import DirectObjective, Objective, VocabularyObjective
 from potstill.objectives.sweep import fused_sweep
+from potstill.recipe.schedules import value_at
 from potstill.signals import Batch, Dense, Head, Signals
 
 
@@ -38,6 +39,7 @@ def total_loss(
     batch: Batch,
     counts: Shaped[Tensor, " objectives"],
     modules: Sequence[nn.Module | None] | None = None,
+    progress: float = 0.0,
 ) -> Loss:
     """Runs all vocabulary objectives in one sweep and the others one by one.
 
@@ -45,13 +47,14 @@ def total_loss(
         counts: the divisor of each objective over the *global* batch (all micro-batches of the step, all ranks); an
             objective whose count is 0 contributes 0.
         modules: what `build` of each objective returned.
+        progress: of training, in [0, 1]: where weights and temperatures that change are read.
 
     Raises:
         ValueError: the student gives neither `Head` nor `Dense`, or a teacher is needed and there is none.
     """
     modules = modules if modules is not None else [None] * len(objectives)
     counts = counts.to(batch.target_ids.device)
-    weights = torch.tensor([o.settings.weight for o in objectives], device=counts.device)
+    weights = torch.tensor([value_at(o.settings.weight, progress) for o in objectives], device=counts.device)
     coefficients = torch.where(counts > 0, weights / counts.clamp(min=1), torch.zeros_like(weights))
     sums: list[Tensor | None] = [None] * len(objectives)
     terms: list[Tensor] = []
@@ -59,7 +62,7 @@ def total_loss(
 
     vocabulary = [(i, o) for i, o in enumerate(objectives) if isinstance(o, VocabularyObjective)]
     if vocabulary:
-        rules = [(o.row_rule(), coefficients[i]) for i, o in vocabulary]
+        rules = [(o.row_rule(progress), coefficients[i]) for i, o in vocabulary]
         swept = fused_sweep(_response(student), _teacher_response(teacher), batch.target_ids, rules)
         terms.append(swept.loss)
         for row, (i, _) in enumerate(vocabulary):

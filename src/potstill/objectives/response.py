@@ -9,7 +9,8 @@ from torch import Tensor
 from potstill.objectives.base import VocabularyObjective
 from potstill.objectives.divergences import temperature_gain
 from potstill.objectives.rows import Rows
-from potstill.recipe.objectives import ForwardKL, HardCE
+from potstill.recipe.response import ForwardKL, HardCE
+from potstill.recipe.schedules import value_at
 from potstill.registry import implements
 
 
@@ -61,15 +62,14 @@ class HardCERule:
 class ForwardKLLoss(VocabularyObjective[ForwardKL]):
     """KL(teacher ‖ student). Hinton et al. 2015, §2."""
 
-    def row_rule(self) -> ForwardKLRule:
-        return ForwardKLRule(
-            self.settings.temperature, scale_by_temperature_squared=self.settings.scale_by_temperature_squared
-        )
+    def row_rule(self, progress: float = 0.0) -> ForwardKLRule:
+        temperature = value_at(self.settings.temperature, progress)
+        return ForwardKLRule(temperature, scale_by_temperature_squared=self.settings.scale_by_temperature_squared)
 
 
 @implements(HardCE)
 class HardCELoss(VocabularyObjective[HardCE]):
     """Cross-entropy against the tokens of the text."""
 
-    def row_rule(self) -> HardCERule:
+    def row_rule(self, progress: float = 0.0) -> HardCERule:
         return HardCERule()

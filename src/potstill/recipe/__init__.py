@@ -1,13 +1,49 @@
 """The typed recipe. Imports without torch, so that `--help` and `check` answer at once."""
 
 from potstill.recipe.base import Cosmetic, KindSettings, Settings
-from potstill.recipe.data import DataSettings
+from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings, HuggingFaceExport
+from potstill.recipe.features import (
+    AttentionKL,
+    AttentionMap,
+    AttentionScores,
+    AttentionTransfer,
+    HiddenCosine,
+    HiddenMSE,
+    HiddenSettings,
+    HiddenSmoothL1,
+    Hint,
+    LayerMap,
+    Modules,
+)
 from potstill.recipe.generate import GenerateSettings, SequenceProgram
 from potstill.recipe.load import dump_recipe, load_recipe, parse_recipe
-from potstill.recipe.objectives import ForwardKL, HardCE, HiddenCosine, LayerMap, Needs, ObjectiveSettings
+from potstill.recipe.objectives import Needs, ObjectiveSettings
 from potstill.recipe.recipe import Recipe
+from potstill.recipe.relations import (
+    MiniLMv1,
+    MiniLMv2,
+    PooledSettings,
+    Pooling,
+    RKDAngle,
+    RKDDistance,
+    SimilarityPreserving,
+)
+from potstill.recipe.response import (
+    JSD,
+    DecoupledKD,
+    ForwardKL,
+    HardCE,
+    LogitMSE,
+    ReverseKL,
+    SkewedKL,
+    SkewedReverseKL,
+    SoftCE,
+    SoftSettings,
+    TotalVariation,
+)
+from potstill.recipe.schedules import Change, PositiveSchedule, Schedule, value_at
 from potstill.recipe.students import (
     ByInfluence,
     Existing,
@@ -16,16 +52,24 @@ from potstill.recipe.students import (
     FromTeacher,
     Last,
     Lora,
+    ModuleStudent,
     StudentSettings,
     Uniform,
 )
-from potstill.recipe.teachers import LocalTeacher, TeacherSettings
-from potstill.recipe.train import TrainSettings
+from potstill.recipe.teachers import EnsembleTeacher, LocalTeacher, TeacherSettings
+from potstill.recipe.train import Masking, TrainSettings, TrainStage
 
 __all__ = [
+    "AttentionKL",
+    "AttentionMap",
+    "AttentionScores",
+    "AttentionTransfer",
     "ByInfluence",
+    "Change",
     "Cosmetic",
     "DataSettings",
+    "DecoupledKD",
+    "EnsembleTeacher",
     "EvaluateSettings",
     "Existing",
     "ExportSettings",
@@ -36,23 +80,50 @@ __all__ = [
     "GenerateSettings",
     "HardCE",
     "HiddenCosine",
+    "HiddenMSE",
+    "HiddenSettings",
+    "HiddenSmoothL1",
+    "Hint",
     "HuggingFaceExport",
+    "ImageSettings",
+    "JSD",
     "KindSettings",
     "Last",
     "LayerMap",
     "LocalTeacher",
+    "LogitMSE",
     "Lora",
+    "Masking",
+    "MiniLMv1",
+    "MiniLMv2",
+    "ModuleStudent",
+    "Modules",
     "Needs",
     "ObjectiveSettings",
+    "PooledSettings",
+    "Pooling",
+    "PositiveSchedule",
+    "RKDAngle",
+    "RKDDistance",
     "Recipe",
     "ReportSettings",
+    "ReverseKL",
+    "Schedule",
     "SequenceProgram",
     "Settings",
+    "SimilarityPreserving",
+    "SkewedKL",
+    "SkewedReverseKL",
+    "SoftCE",
+    "SoftSettings",
     "StudentSettings",
     "TeacherSettings",
+    "TotalVariation",
     "TrainSettings",
+    "TrainStage",
     "Uniform",
     "dump_recipe",
     "load_recipe",
     "parse_recipe",
+    "value_at",
 ]

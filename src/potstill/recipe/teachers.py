@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from potstill.recipe.base import KindSettings
+from pydantic import Field
+
+from potstill.recipe.base import Cosmetic, KindSettings, one_of
 from potstill.types import Capability
 
 
@@ -16,11 +18,13 @@ class TeacherSettings(KindSettings):
 
 
 class LocalTeacher(TeacherSettings):
-    """A causal language model of `transformers`, on this machine.
+    """A model of `transformers`, or a module that another run trained, on this machine.
 
     `model` is a directory, a GGUF file, a hub id, `run:<folder>` (the student of another run), or a name that
     potstill knows (`smollm2-135m-instruct`). `dtype` is that of the forward passes that give distributions;
-    `generate_dtype` that of writing (`auto`: bfloat16 where the processor has it).
+    `generate_dtype` that of writing (`auto`: bfloat16 where the processor has it). With `cache`, what it gives for an
+    example is computed once and kept on disk, for all trainings of the same data: for classifiers and features, not for
+    distributions over a vocabulary.
     """
 
     kind: Literal["local"] = "local"
@@ -36,3 +40,16 @@ class LocalTeacher(TeacherSettings):
     device_map: str | None = None
     quantization: Literal["none", "bnb_8bit", "bnb_4bit"] = "none"
     trust_remote_code: bool = False
+    cache: Annotated[bool, Cosmetic()] = False
+
+
+class EnsembleTeacher(TeacherSettings):
+    """Several teachers as one: the mean of their logits, or the logarithm of the mean of their probabilities (T = 1).
+    Hinton et al. 2015, §2: "an arithmetic or geometric mean of their individual predictive distributions"; the
+    logits' mean is the geometric one at any temperature."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"dense"})
+    members: Annotated[tuple[one_of(TeacherSettings), ...], Field(min_length=2)]  # type: ignore[valid-type]
+    average: Literal["logits", "probabilities"] = "logits"
+    cache: Annotated[bool, Cosmetic()] = False

@@ -12,7 +12,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from potstill.errors import did_you_mean
 from potstill.recipe.base import Cosmetic, Settings, one_of
-from potstill.recipe.objectives import ForwardKL, HardCE, ObjectiveSettings
+from potstill.recipe.objectives import ObjectiveSettings
+from potstill.recipe.response import ForwardKL, HardCE
+from potstill.recipe.schedules import may_be_positive
 
 OURS = {
     "output_dir": "it is the run's folder",
@@ -51,8 +53,62 @@ def training_argument_names() -> frozenset[str]:
     return frozenset()
 
 
+def check_arguments(args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments themselves, if each is a field of `TrainingArguments` that a recipe may set.
+
+    Raises:
+        ValueError: one is not; the nearest is named.
+    """
+    known = training_argument_names()
+    for name in args:
+        if name in OURS:
+            raise ValueError(f"{name!r} cannot be set here: {OURS[name]}")
+        if known and name not in known:
+            raise ValueError(f"{name!r} is not a field of TrainingArguments{did_you_mean(name, known)}")
+    return args
+
+
+class Masking(Settings):
+    """Dynamic masking for masked language models: of each text, anew in every epoch, `probability` of the tokens
+    (special ones aside) are targets; `replaced` of these become the mask token, `random` any token, and the rest stay.
+    Devlin et al. 2019, §3.1."""
+
+    probability: float = Field(0.15, gt=0, lt=1)
+    replaced: float = Field(0.8, ge=0, le=1)
+    random: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Masking:
+        if self.replaced + self.random > 1:
+            raise ValueError("replaced and random are shares of the targets: together at most 1")
+        return self
+
+
+class TrainStage(Settings):
+    """One stage of a training in several: TinyBERT's intermediate layers, then its prediction layer.
+
+    `freeze` are patterns of parameter names (`embeddings.*`) that do not learn in this stage; what gets no gradient
+    from its objectives is frozen too, and said. `initialise` are patterns of those that begin it with fresh weights.
+    `keep` chooses the weights handed on, and `keep_projections` the projections (else each stage begins with its own).
+    `args` are over those of `train.args`.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    objectives: tuple[one_of(ObjectiveSettings), ...] = Field(min_length=1)  # type: ignore[valid-type]
+    freeze: tuple[str, ...] = ()
+    initialise: tuple[str, ...] = ()
+    keep: Literal["last", "best"] = "last"
+    keep_projections: bool = False
+    args: dict[str, Any] = {}
+
+    @field_validator("args")
+    @classmethod
+    def _known_arguments(cls, args: dict[str, Any]) -> dict[str, Any]:
+        return check_arguments(args)
+
+
 class TrainSettings(Settings):
-    """How the student learns.
+    """How the student learns: by `objectives`, or in several `stages`, one after the other.
 
     Texts longer than `max_length` tokens are cut at the end, and counted. `packing` puts several records into
     one row (they do not see each other). `keep` chooses the weights that the stage hands on: those of the `last`
@@ -62,6 +118,8 @@ class TrainSettings(Settings):
     """
 
     objectives: tuple[one_of(ObjectiveSettings), ...] = Field((ForwardKL(), HardCE()), min_length=1)  # type: ignore[valid-type]
+    stages: tuple[TrainStage, ...] = ()
+    masking: Masking = Masking()
     teacher: str = "main"
     controls: tuple[Literal["text_only"], ...] = ()
     max_length: PositiveInt = 1024
@@ -75,16 +133,32 @@ class TrainSettings(Settings):
     @field_validator("args")
     @classmethod
     def _known_arguments(cls, args: dict[str, Any]) -> dict[str, Any]:
-        known = training_argument_names()
-        for name in args:
-            if name in OURS:
-                raise ValueError(f"{name!r} cannot be set here: {OURS[name]}")
-            if known and name not in known:
-                raise ValueError(f"{name!r} is not a field of TrainingArguments{did_you_mean(name, known)}")
-        return args
+        return check_arguments(args)
+
+    @property
+    def in_stages(self) -> tuple[TrainStage, ...]:
+        """The stages of the training; one without a list is one stage."""
+        return self.stages or (TrainStage(name="train", objectives=self.objectives, keep=self.keep),)
+
+    @property
+    def all_objectives(self) -> tuple[ObjectiveSettings, ...]:
+        """The objectives of all stages, in order."""
+        return tuple(objective for stage in self.in_stages for objective in stage.objectives)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objectives_or_stages(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("stages") and "objectives" in value:
+            raise ValueError("give either objectives or stages, not both")
+        return value
 
     @model_validator(mode="after")
     def _learns_something(self) -> TrainSettings:
-        if not any(o.weight > 0 for o in self.objectives):
-            raise ValueError("every objective has weight 0: give at least one a weight above 0")
+        for stage in self.in_stages:
+            if not any(may_be_positive(o.weight) for o in stage.objectives):
+                where = f"in stage {stage.name!r} " if self.stages else ""
+                raise ValueError(f"{where}every objective has weight 0: give at least one a weight above 0")
+        names = [stage.name for stage in self.stages]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two stages are called {twice[0]!r}: rename one")
         return self

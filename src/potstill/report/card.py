@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from potstill.recipe import Existing, FromTeacher
+from potstill.recipe.schedules import said
 from potstill.report import figures, sections
 from potstill.report.findings import Findings
 from potstill.report.page import readable
@@ -122,5 +123,5 @@ def _objectives(findings: Findings) -> str:
     """`1 · forward_kl + 1 · hidden_cosine`."""
     train = findings.recipe.train
     assert train is not None
-    named = [f"{o.weight:g} · {o.kind.rpartition(':')[2]}" for o in train.objectives]
+    named = [f"{said(o.weight)} · {o.kind.rpartition(':')[2]}" for o in train.all_objectives]
     return " + ".join(named)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from potstill.measures import Interval
 from potstill.recipe import dump_recipe
+from potstill.recipe.schedules import said
 from potstill.report import figures, sections
 from potstill.report.charts import Bar, Figure, bar_figure, curve_figure, histogram_figure, interval_figure
 from potstill.report.distribution import histogram
@@ -195,7 +196,7 @@ def _objectives(findings: Findings, name: str) -> str:
         return "Loss: 1 · hard_ce. Not comparable with the student’s loss."
     train = findings.recipe.train
     assert train is not None
-    return "Loss: " + " + ".join(f"{o.weight:g} · {_short(o.kind)}" for o in train.objectives) + "."
+    return "Loss: " + " + ".join(f"{said(o.weight)} · {_short(o.kind)}" for o in train.all_objectives) + "."
 
 
 def _short(kind: str) -> str:

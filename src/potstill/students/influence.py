@@ -52,7 +52,7 @@ def layer_influence(model: PreTrainedModel, batches: Iterable[Batch], *, records
         with console.task("measuring the layers", total=records, unit="records") as task:
             for batch in batches:
                 left = slice(records - rows)
-                view = batch.teacher
+                view = batch.text("teacher")
                 few = View(*(t[left].to(device) for t in (view.input_ids, view.position_ids, view.segment_ids)))
                 real = few.segment_ids > 0
                 run_decoder(model, few)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from potstill.recipe import Needs
-from potstill.signals import Batch, ModelDims, Signals
+from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.types import Answer, Capability, Request
 
 
@@ -29,8 +28,8 @@ class Teacher(Protocol):
         """The `transformers` tokenizer, chat template included."""
         ...
 
-    def signals(self, batch: Batch, needs: Sequence[Needs]) -> Signals:
-        """What objectives need of it for a batch, from its own view. Never in training mode, never with gradient."""
+    def signals(self, batch: Batch, ask: Ask) -> Signals:
+        """What is asked of it for a batch, from its own view. Never in training mode, never with gradient."""
         ...
 
     def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:

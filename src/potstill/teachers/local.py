@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.console import Console
 from potstill.data import ChatTokenizer, prompt_ids
 from potstill.errors import DataError
-from potstill.models.anatomy import dims, text_config
+from potstill.models.anatomy import dims
 from potstill.models.folder import ModelSource, read_config
 from potstill.models.live import live_signals
 from potstill.models.load import has_fast_bf16, load_model, load_tokenizer, pick_device, pick_dtype
 from potstill.models.resolve import resolve
-from potstill.recipe import LocalTeacher, Needs
+from potstill.recipe import LocalTeacher
 from potstill.registry import implements
-from potstill.signals import Batch, ModelDims, Signals
+from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.teachers.writing import stop_token_ids, write
 from potstill.types import Answer, Capability, Request
 
@@ -88,13 +87,13 @@ class LocalModel:
         length = config.get("max_position_embeddings") or config.get("n_positions") or config.get("max_seq_len")
         return int(length) if length else None
 
-    def signals(self, batch: Batch, needs: Sequence[Needs]) -> Signals:
-        """What objectives need of it for a batch: from its own view, in its own precision, without gradient, and in
+    def signals(self, batch: Batch, ask: Ask) -> Signals:
+        """What is asked of it for a batch: from its own view, in its own precision, without gradient, and in
         evaluation mode whatever has been done to it in between (rule 8)."""
         self.model.eval()
         # The student's autocast is not the teacher's.
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
-            return teacher_signals(self.model, batch, needs)
+            return live_signals(self.model, batch, "teacher", ask)
 
     def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
         """Answer a batch, in order. The answers depend on the requests of this batch and on the seed alone (and in low
@@ -197,16 +196,6 @@ class LocalModel:
             # Cut inside a character of several tokens: its first bytes are no text.
             text = text.rstrip("\ufffd")
         return Answer(text, "stop" if stopped else "length", len(prompt), len(ids))
-
-
-def teacher_signals(model: nn.Module, batch: Batch, needs: Sequence[Needs]) -> Signals:
-    """What a set of objectives needs of a loaded teacher, in one forward pass, under the caller's modes."""
-    last = int(text_config(model).num_hidden_layers)
-    states = {last for need in needs if need.hidden == "last"}
-    states |= {teacher for need in needs if isinstance(need.hidden, tuple) for _, teacher in need.hidden}
-    wanted = frozenset().union(*(alternatives for need in needs for alternatives in need.teacher))
-    want: Literal["head", "dense"] | None = "head" if "head" in wanted else "dense" if "dense" in wanted else None
-    return live_signals(model, batch.teacher, batch.target_positions["teacher"], states, want)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -16,14 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill.console import Console
 from potstill.errors import CapabilityError, ModelError, RecipeError, UserError, did_you_mean
 from potstill.models.anatomy import dims, unwrap
+from potstill.models.live import live_signals
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import locate, resolve
 from potstill.objectives import Objective
-from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Needs, ObjectiveSettings
+from potstill.recipe import ForwardKL, HardCE, LocalTeacher, ObjectiveSettings
 from potstill.registry import build, settings_class
-from potstill.signals import Batch, ModelDims, Signals
+from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.teachers import Teacher
-from potstill.teachers.local import teacher_signals
 from potstill.types import Answer, Capability, Request
 
 logger = logging.getLogger(__name__)
@@ -62,11 +62,11 @@ class GivenTeacher:
             # Its weights may be in a form that potstill does not open; here they have been opened already.
             return None
 
-    def signals(self, batch: Batch, needs: Sequence[Needs]) -> Signals:
-        """What objectives need of it for a batch, in its own precision and without gradient."""
+    def signals(self, batch: Batch, ask: Ask) -> Signals:
+        """What is asked of it for a batch, in its own precision and without gradient."""
         self.model.eval()
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
-            return teacher_signals(self.model, batch, needs)
+            return live_signals(self.model, batch, "teacher", ask)
 
     def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
         """It does not declare `generate`.

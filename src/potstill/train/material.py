@@ -65,7 +65,7 @@ def find_models(recipe: Recipe, console: Console) -> Models:
     source = student or teacher
     if source is None:
         raise DataError("there is no tokenizer: neither student nor teacher is a model on this machine")
-    if student is not None and teacher is not None and any(o.needs().teacher for o in recipe.train.objectives):
+    if student is not None and teacher is not None and any(o.needs().teacher for o in recipe.train.all_objectives):
         check_same_tokenizer(teacher.path, student.path)
     use_cpu = bool(recipe.train.args.get("use_cpu"))
     device = pick_device("cpu" if use_cpu else getattr(settings, "device", "auto"))
@@ -90,10 +90,9 @@ def read_rows(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work:
         for reason, amount in read.counts.items():
             if reason != "read":
                 work.count(f"dropped: {reason}", amount)
-        share, seed = recipe.data.held_out, recipe.data.split_seed
         sides = {"train": [], "held_out": []}
         for record in read.records:
-            sides[side_of(record.group, share, seed)].append(record)
+            sides[side_of(record, recipe.data)].append(record)
     length = recipe.train.max_length
     train = _tokenised(sides["train"], chat, length, work, "")
     held_out = _tokenised(sides["held_out"], chat, length, work, "held-out ")

@@ -8,6 +8,8 @@ so it is in no state dict, no optimiser and no synchronisation, and `train()` do
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -15,11 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.models.anatomy import dims, unwrap
-from potstill.models.live import live_signals
-from potstill.objectives import Objective, VocabularyObjective, token_statistics, total_loss
-from potstill.recipe import ForwardKL, Needs
-from potstill.signals import Batch, Dense, Dims, Head, Signals
+from potstill.models.live import evaluating, live_signals
+from potstill.objectives import Objective, token_statistics, total_loss
+from potstill.signals import Ask, Batch, Dense, Dims, Head, Side, Signals
 from potstill.teachers.base import Teacher
+
+SIDES: tuple[Side, Side] = ("student", "teacher")
 
 METRIC = "metric/"
 """Prefix of an objective's own metrics among the outputs of `DistillModule.forward`."""
@@ -42,15 +45,14 @@ class DistillModule(nn.Module):
         self._aside = (teacher,)
         student_dims = dims(student)
         sizes = Dims(student_dims, teacher.dims if teacher is not None else student_dims)
+        asks = [o.ask(sizes) for o in objectives]
+        self.asks: Mapping[Side, Ask] = {side: reduce(or_, (a.get(side, Ask()) for a in asks)) for side in SIDES}
         built = {name: o.build(sizes) for name, o in zip(self.names, objectives, strict=True)}
         self.projectors = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
         self.projectors.to(next(student.parameters()).device)
-        needs = [o.settings.needs() for o in objectives]
-        self._teacher_needs = [need for need in needs if need.teacher]
+        self.progress = 0.0
         gives = teacher.capabilities if teacher is not None else frozenset()
         self.statistics = ("nll", "kl", "top1_agreement") if gives & {"head", "dense"} else ("nll",)
-        self._wants_head = any(isinstance(o, VocabularyObjective) for o in objectives)
-        self._tapped = _student_states(needs, student_dims.layers)
 
     @property
     def teacher(self) -> Teacher | None:
@@ -72,11 +74,9 @@ class DistillModule(nn.Module):
         batch = Batch.from_inputs(inputs)
         if counts is None:
             return self._token_statistics(batch)
-        teacher = self._signals_of_teacher(batch, self._teacher_needs) if self._teacher_needs else None
-        student = self._signals_of_student(batch, "head" if self._wants_head else None, self._tapped)
-        projectors = dict(self.projectors.items())
-        modules = [projectors.get(name) for name in self.names]
-        loss = total_loss(self.objectives, student, teacher, batch, counts, modules)
+        teacher = self._signals_of_teacher(batch, self.asks["teacher"])
+        student = live_signals(self.student, batch, "student", self.asks["student"])
+        loss = total_loss(self.objectives, student, teacher, batch, counts, self._in_order, self.progress)
         metrics = {METRIC + name: value for name, value in loss.metrics.items()}
         return {"loss": loss.total, "sums": loss.sums, **metrics}
 
@@ -87,19 +87,36 @@ class DistillModule(nn.Module):
     def _token_statistics(self, batch: Batch) -> dict[str, Tensor]:
         taught = None
         if "kl" in self.statistics:
-            taught = _response(self._signals_of_teacher(batch, [ForwardKL().needs()]))
-        response = _response(self._signals_of_student(batch, "head", ()))
+            taught = _response(self._signals_of_teacher(batch, Ask(response=True)))
+        response = _response(live_signals(self.student, batch, "student", Ask(response=True)))
         assert response is not None
         measured = token_statistics(response, taught, batch.target_ids)
         found = (measured.nll_student, measured.kl, measured.top1_agree)
         return {name: values for name, values in zip(self.statistics, found, strict=False) if values is not None}
 
-    def _signals_of_student(self, batch: Batch, want: Any, states: Sequence[int]) -> Signals:
-        return live_signals(self.student, batch.student, batch.target_positions["student"], states, want)
+    def initialise_projectors(self, inputs: Mapping[str, Tensor]) -> None:
+        """Gives projectors the first weights that their objectives choose, of a first batch (see
+        `Objective.initialise`)."""
+        if not self.projectors:
+            return
+        batch = Batch.from_inputs(inputs)
+        with torch.no_grad(), evaluating(self.student):
+            teacher = self._signals_of_teacher(batch, self.asks["teacher"])
+            student = live_signals(self.student, batch, "student", self.asks["student"])
+            for objective, module in zip(self.objectives, self._in_order, strict=True):
+                if module is not None:
+                    objective.initialise(module, student, teacher, batch)
 
-    def _signals_of_teacher(self, batch: Batch, needs: Sequence[Needs]) -> Signals:
+    @property
+    def _in_order(self) -> list[nn.Module | None]:
+        projectors = dict(self.projectors.items())
+        return [projectors.get(name) for name in self.names]
+
+    def _signals_of_teacher(self, batch: Batch, ask: Ask) -> Signals | None:
+        if not ask:
+            return None
         assert self.teacher is not None
-        return self.teacher.signals(batch, needs)
+        return self.teacher.signals(batch, ask)
 
     # What `transformers.Trainer` and its callbacks ask of a model.
 
@@ -141,15 +158,5 @@ def objective_names(objectives: Sequence[Objective[Any]]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _student_states(needs: Sequence[Needs], layers: int) -> tuple[int, ...]:
-    states: set[int] = set()
-    for need in needs:
-        if need.hidden == "last":
-            states.add(layers)
-        elif need.hidden is not None:
-            states.update(student for student, _ in need.hidden)
-    return tuple(sorted(states))
-
-
-def _response(signals: Signals) -> Head | Dense | None:
-    return signals.head or signals.dense
+def _response(signals: Signals | None) -> Head | Dense | None:
+    return None if signals is None else signals.head or signals.dense

@@ -40,7 +40,7 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
         return ["there is no train section, so nothing to try"], {}
     models = find_models(recipe, console)
     rows = _rows(recipe, ChatTokenizer.from_folder(models.tokenizer))
-    taught = any(o.needs().teacher for o in recipe.train.objectives)
+    taught = any(o.needs().teacher for o in recipe.train.all_objectives)
     with tempfile.TemporaryDirectory() as folder, quiet_loading():
         built = make_student(recipe, models, rows, console)
         arguments = training_arguments(recipe, Path(folder), models.device, len(rows))
@@ -52,14 +52,14 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
             model=built.model,
             teacher=make_teacher(models) if taught else None,
             args=arguments,
-            objectives=recipe.train.objectives,
+            objectives=recipe.train.all_objectives,
             train_dataset=rows[:rows_per_step],
             processing_class=load_tokenizer(models.tokenizer, models.trust_remote_code),
             callbacks=[clock],
             max_length=recipe.train.max_length,
         )
         trainer.remove_callback(PrinterCallback)
-        view = Batch.from_inputs(trainer.collate(trainer.train_rows[:2])).student
+        view = Batch.from_inputs(trainer.collate(trainer.train_rows[:2])).text("student")
         difference = check_head(trainer.student.to("cpu"), view)
         trainer.student.to(arguments.device)
         trainer.train()
@@ -103,9 +103,8 @@ def _rows(recipe: Recipe, chat: ChatTokenizer) -> list[Tokenized]:
     assert recipe.train is not None
     samples = getattr(recipe.generate, "samples", 1)
     rows: list[Tokenized] = []
-    share, seed = recipe.data.held_out, recipe.data.split_seed
     for record in read_records(recipe.data).records:
-        if side_of(record.group, share, seed) != "train":
+        if side_of(record, recipe.data) != "train":
             continue
         row = tokenize(record, chat, recipe.train.max_length)
         if not isinstance(row, Reject):

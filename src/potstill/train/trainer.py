@@ -282,7 +282,7 @@ class DistillTrainer(MeasuresHeldOut):
         return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
 
     def _check_student(self) -> None:
-        view = Batch.from_inputs(self._prepare_inputs(self.collate(self.train_rows[:2]))).student
+        view = Batch.from_inputs(self._prepare_inputs(self.collate(self.train_rows[:2]))).text("student")
         if any(isinstance(o, VocabularyObjective) for o in self.module.objectives):
             check_head(self.student, view)
         if self._reading["packing"]:

@@ -70,7 +70,7 @@ class Training:
     def _train(self, built: BuiltStudent, rows: Rows) -> DistillTrainer:
         console, settings = self.context.console, self.settings
         arguments = training_arguments(self.recipe, self.checkpoints, self.models.device, len(rows.train))
-        taught = any(o.needs().teacher for o in settings.objectives)
+        taught = any(o.needs().teacher for o in settings.all_objectives)
         progress = ConsoleProgress(console, _LABELS[self.name])
         callbacks: list[TrainerCallback] = [SaveBySeconds(settings.checkpoint_seconds), progress]
         if rows.held_out:

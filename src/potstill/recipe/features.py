@@ -1,0 +1,131 @@
+"""Settings of objectives on features: hidden states, attention, and what modules give."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat
+
+from potstill.recipe.base import Settings
+from potstill.recipe.objectives import TAPPED, Needs, ObjectiveSettings, Scope
+
+_NAMED = ("last", "uniform", "every_other", "embeddings")
+
+
+def _one_map(value: Any) -> Any:
+    if isinstance(value, str) and value not in _NAMED:
+        raise ValueError(f"{value!r} is no map of layers: give {', '.join(_NAMED)}, or pairs [[student, teacher], …]")
+    return value
+
+
+Pairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
+
+LayerMap = Annotated[Literal["last", "uniform", "every_other", "embeddings"] | Pairs, BeforeValidator(_one_map)]
+"""Which of the student's states is held against which of the teacher's; 0 is the embeddings, L the last state, after
+the final norm. `last` is one pair; `uniform` is i → round(i·L_teacher/L_student) for i = 0 … L_student (TinyBERT's);
+`every_other` is i → 2·i, for a student of every other layer; `embeddings` is 0 → 0; or pairs, in so many words."""
+
+AttentionMap = Annotated[Literal["last", "uniform", "every_other"] | Pairs, BeforeValidator(_one_map)]
+"""The same for attention layers, counted from 0: `uniform` is i → round((i+1)·L_teacher/L_student) − 1 (TinyBERT's),
+`every_other` is i → 2·i + 1."""
+
+
+class Modules(Settings):
+    """The outputs of a module of each model, by path (`layer1.0.conv2`), as `named_modules()` calls them."""
+
+    student: str
+    teacher: str
+
+
+_STATES = Needs(teacher=TAPPED, student=frozenset({"states"}))
+_ATTENTION = Needs(teacher=TAPPED, student=frozenset({"attention"}))
+_MODULES = Needs(teacher=TAPPED, student=frozenset({"modules"}))
+
+
+class HiddenSettings(ObjectiveSettings):
+    """Base of those that hold hidden states against each other, the mean over the pairs of layers.
+
+    Where widths differ, a learned linear projection without bias from student to teacher width is trained along and
+    stripped at export (`project: always` takes one also where they do not: TinyBERT's code does). It begins random, or,
+    by `projection_init: pca`, as the teacher's principal components on the first batch. `share_projection`
+    takes one for all pairs (TinyBERT's code does), else each has its own. DistilBERT's recipe takes `over: tokens`.
+    """
+
+    layers: LayerMap = "last"
+    over: Literal["targets", "tokens"] = Field("targets")
+    project: Literal["where_needed", "always"] = "where_needed"
+    projection_init: Literal["random", "pca"] = "random"
+    share_projection: bool = False
+
+    def needs(self) -> Needs:
+        return _STATES
+
+
+class HiddenCosine(HiddenSettings):
+    """1 − cos(student, teacher) of hidden states. Sanh et al. 2019, §3."""
+
+    kind: Literal["hidden_cosine"] = "hidden_cosine"
+
+
+class HiddenMSE(HiddenSettings):
+    """Mean over the width of (student − teacher)² of hidden states. Jiao et al. 2020 (TinyBERT), eq. 8."""
+
+    kind: Literal["hidden_mse"] = "hidden_mse"
+
+
+class HiddenSmoothL1(HiddenSettings):
+    """Mean over the width of the smooth L1 distance of hidden states: ½d²/δ where |d| < δ, else |d| − ½δ."""
+
+    kind: Literal["hidden_smooth_l1"] = "hidden_smooth_l1"
+    delta: PositiveFloat = 1.0
+
+
+class AttentionScores(ObjectiveSettings):
+    """Mean squared difference of attention scores before the softmax, over heads and pairs of tokens that may see each
+    other. Jiao et al. 2020 (TinyBERT), eq. 7. Equal numbers of heads."""
+
+    scope: ClassVar[Scope] = "example"
+    kind: Literal["attention_scores"] = "attention_scores"
+    layers: AttentionMap = "uniform"
+
+    def needs(self) -> Needs:
+        return _ATTENTION
+
+
+class AttentionKL(ObjectiveSettings):
+    """KL(teacher ‖ student) of attention distributions, the mean over heads and tokens. Wang et al. 2020 (MiniLM), eq.
+    6. Equal numbers of heads."""
+
+    scope: ClassVar[Scope] = "example"
+    kind: Literal["attention_kl"] = "attention_kl"
+    layers: AttentionMap = "last"
+
+    def needs(self) -> Needs:
+        return _ATTENTION
+
+
+class AttentionTransfer(ObjectiveSettings):
+    """Mean squared difference of normalised activation maps of convolutional nets, Q = Σ_channels |F|^p flattened and
+    divided by its length. Zagoruyko & Komodakis 2017, eq. 2 (p = 2), with the mean of their code. The maps must
+    be of one size."""
+
+    scope: ClassVar[Scope] = "example"
+    kind: Literal["attention_transfer"] = "attention_transfer"
+    modules: Annotated[tuple[Modules, ...], Field(min_length=1)]
+    power: PositiveFloat = 2.0
+
+    def needs(self) -> Needs:
+        return _MODULES
+
+
+class Hint(ObjectiveSettings):
+    """Mean squared difference of a guided and a hint module's output, through a learned 1×1 convolution (a linear map
+    where there is no space) where the channels differ. Romero et al. 2015 (FitNets), eq. 3. The maps must be of
+    one size."""
+
+    scope: ClassVar[Scope] = "example"
+    kind: Literal["hint"] = "hint"
+    modules: Modules
+
+    def needs(self) -> Needs:
+        return _MODULES

@@ -1,0 +1,78 @@
+"""Settings of objectives on relations: how examples, or the tokens of one, stand to each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from potstill.recipe.features import Modules
+from potstill.recipe.objectives import TAPPED, Needs, ObjectiveSettings, Scope
+
+Pooling = Literal["mean", "first", "last", "max"]
+"""From the states of an example's tokens to one vector: their mean or maximum, or the first or last token's."""
+
+
+class PooledSettings(ObjectiveSettings):
+    """Base of those on one vector per example.
+
+    It is pooled from a pair of hidden states (`at: last`, or [student, teacher]), or is what a module of each gives
+    (an output [B,D] as it is, [B,T,H] of texts pooled, any other flattened).
+    """
+
+    scope: ClassVar[Scope] = "batch"
+    at: Literal["last"] | tuple[int, int] | Modules = "last"
+    pooling: Pooling = "mean"
+
+    def needs(self) -> Needs:
+        return Needs(teacher=TAPPED, student=frozenset({"modules" if isinstance(self.at, Modules) else "states"}))
+
+
+class RKDDistance(PooledSettings):
+    """Smooth L1 between the pairwise distances of a batch, each model's divided by their mean. Park et al. 2019 (RKD),
+    eq. 6 to 8."""
+
+    kind: Literal["rkd_distance"] = "rkd_distance"
+
+
+class RKDAngle(PooledSettings):
+    """Smooth L1 between the cosines of the angles of all triplets of a batch. Park et al. 2019 (RKD), eq. 9 to 11."""
+
+    kind: Literal["rkd_angle"] = "rkd_angle"
+
+
+class SimilarityPreserving(PooledSettings):
+    """‖G̃_teacher − G̃_student‖² / b², with G = Q·Qᵀ of a batch of b flattened outputs, each row divided by its
+    length. Tung & Mori 2019, eq. 4."""
+
+    kind: Literal["similarity_preserving"] = "similarity_preserving"
+
+
+class MiniLMv1(ObjectiveSettings):
+    """KL of the last layer's attention distributions, and of its value relations softmax(V·Vᵀ/√d). Wang et al. 2020
+    (MiniLM), eq. 6 to 9. Equal numbers of heads."""
+
+    scope: ClassVar[Scope] = "example"
+    kind: Literal["minilm_v1"] = "minilm_v1"
+
+    def needs(self) -> Needs:
+        return Needs(teacher=TAPPED, student=frozenset({"attention"}))
+
+
+class MiniLMv2(ObjectiveSettings):
+    """KL of relations softmax(X·Xᵀ/√d_r) for queries, keys and values, whose heads are put together and split anew
+    into `relation_heads`. Wang et al. 2021 (MiniLMv2), eq. 4 to 6. Any teacher layer (from 0, or from the end if
+    negative) against the student's last; numbers of heads may differ. Relation heads: 48 and 64 there."""
+
+    scope: ClassVar[Scope] = "example"
+    kind: Literal["minilm_v2"] = "minilm_v2"
+    relation_heads: PositiveInt = 48
+    teacher_layer: int = -1
+    relations: Annotated[tuple[Literal["queries", "keys", "values"], ...], Field(min_length=1)] = (
+        "queries",
+        "keys",
+        "values",
+    )
+
+    def needs(self) -> Needs:
+        return Needs(teacher=TAPPED, student=frozenset({"attention"}))

@@ -1,0 +1,111 @@
+"""Settings of objectives on the response: the distribution over the next token, or over the classes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat
+
+from potstill.recipe.objectives import Needs, ObjectiveSettings
+from potstill.recipe.schedules import PositiveSchedule
+
+_WHOLE = Needs(teacher=(frozenset({"head", "dense"}),))
+"""Every probability of the teacher's: what is not linear in them would be biased on a sampled or cut distribution."""
+
+_LINEAR = Needs(teacher=(frozenset({"head", "dense", "top_logprobs"}),))
+"""Linear in the teacher's probabilities: right on any unbiased sample, and on a cut one with its tail's mass stated."""
+
+
+class SoftSettings(ObjectiveSettings):
+    """Base of the terms between two softened distributions, p the teacher's and q the student's softmax(z / T).
+
+    `scale_by_temperature_squared` multiplies value and gradient by T², so that the balance against a hard term does not
+    move with T. Hinton et al. 2015, §2.1.
+    """
+
+    temperature: PositiveSchedule = 1.0
+    scale_by_temperature_squared: bool = True
+
+    def needs(self) -> Needs:
+        return _WHOLE
+
+
+class ForwardKL(SoftSettings):
+    """KL(teacher ‖ student) over the vocabulary at a temperature. Hinton et al. 2015, §2."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+    def needs(self) -> Needs:
+        return _LINEAR
+
+
+class SoftCE(SoftSettings):
+    """Cross-entropy −Σ p log q against soft targets: forward KL plus the teacher's entropy, so the same gradient."""
+
+    kind: Literal["soft_ce"] = "soft_ce"
+
+    def needs(self) -> Needs:
+        return _LINEAR
+
+
+class ReverseKL(SoftSettings):
+    """KL(student ‖ teacher): seeks the teacher's modes. On text that the student wrote it is GKD's objective with
+    β = 1 (Agarwal et al. 2023); it is not MiniLLM, which is a policy gradient."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+
+class JSD(SoftSettings):
+    """Generalised Jensen-Shannon divergence, β·KL(p ‖ m) + (1−β)·KL(q ‖ m) with m = β·p + (1−β)·q. Agarwal et al. 2023
+    (GKD), eq. 1.
+
+    β is strictly between 0 and 1: at both ends the value is 0 whatever the student does, although divided by β (or by
+    1−β) it tends to forward (or reverse) KL. Peers that take `beta` 0 and 1 mean forward_kl and reverse_kl by them.
+    """
+
+    kind: Literal["jsd"] = "jsd"
+    beta: float = Field(0.5, gt=0, lt=1)
+
+
+class SkewedKL(SoftSettings):
+    """KL(p ‖ α·p + (1−α)·q). Ko et al. 2024 (DistiLLM), eq. 4; α = 0.1 there."""
+
+    kind: Literal["skewed_kl"] = "skewed_kl"
+    alpha: float = Field(0.1, gt=0, lt=1)
+
+
+class SkewedReverseKL(SoftSettings):
+    """KL(q ‖ α·q + (1−α)·p). Ko et al. 2024 (DistiLLM), §3.1; α = 0.1 there."""
+
+    kind: Literal["skewed_reverse_kl"] = "skewed_reverse_kl"
+    alpha: float = Field(0.1, gt=0, lt=1)
+
+
+class TotalVariation(SoftSettings):
+    """½ Σ |p − q|, in [0, 1]. Wen et al. 2023 (f-distill)."""
+
+    kind: Literal["total_variation"] = "total_variation"
+
+
+class LogitMSE(ObjectiveSettings):
+    """Mean over the shared tokens of (z_student − z_teacher)². Ba & Caruana 2014, eq. 1; Kim et al. 2021."""
+
+    kind: Literal["logit_mse"] = "logit_mse"
+
+    def needs(self) -> Needs:
+        return _WHOLE
+
+
+class DecoupledKD(SoftSettings):
+    """α·KL(b_teacher ‖ b_student) + β·KL(p̂ ‖ q̂): b is the pair (target, all others), p̂ and q̂ are over the others alone.
+    Zhao et al. 2022 (DKD), eq. 7; α = 1 and β = 8 at T = 4 for one pair of its networks."""
+
+    kind: Literal["dkd"] = "dkd"
+    alpha: NonNegativeFloat = 1.0
+    beta: NonNegativeFloat = 8.0
+
+
+class HardCE(ObjectiveSettings):
+    """Cross-entropy against the tokens of the text, or against the classes of the data."""
+
+    kind: Literal["hard_ce"] = "hard_ce"
