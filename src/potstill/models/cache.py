@@ -1,7 +1,9 @@
-"""The folder where fetched and converted models are kept. No torch.
+"""The folder where fetched and converted models, and fetched data sets, are kept. No torch.
 
     <cache>/models/<name>/          a whole entry, with `potstill.json`: what it is, and the size of every file
     <cache>/models/.making-<name>/  an entry in the making; renamed when whole, removed when another process finds it
+    <cache>/data/                   the same of data sets
+    <cache>/signals/                what teachers gave (`teachers/cached.py`)
     <cache>/digests/                file digests, remembered by path, size and time
 
 An entry is made under a lock, so that two processes never fetch the same model twice, and one that is torn (a size
@@ -53,9 +55,9 @@ def cache_error(error: OSError, path: Path) -> ModelError:
     return ModelError(f"the cache folder cannot be used: {error.strerror or error}", where=str(path), mend=_ELSEWHERE)
 
 
-def cached_entry(name: str) -> Path | None:
+def cached_entry(name: str, room: str = "models") -> Path | None:
     """The whole entry of that name, or None."""
-    entry = cache_dir() / "models" / name
+    entry = cache_dir() / room / name
     try:
         sizes = json.loads((entry / NOTE).read_text(encoding="utf-8"))["sizes"]
         whole = all((entry / file).stat().st_size == size for file, size in sizes.items())
@@ -70,7 +72,9 @@ def entry_note(entry: Path) -> dict[str, Any]:
     return note
 
 
-def make_entry(name: str, build: Callable[[Path, Path], Mapping[str, Any]], console: Console) -> Path:
+def make_entry(
+    name: str, build: Callable[[Path, Path], Mapping[str, Any]], console: Console, room: str = "models"
+) -> Path:
     """The entry of that name, built if it is not there.
 
     `build(folder, scratch)` fills `folder` and gives what is to be noted; `scratch` is for what need not stay. When it
@@ -79,12 +83,12 @@ def make_entry(name: str, build: Callable[[Path, Path], Mapping[str, Any]], cons
     Raises:
         ModelError: the cache cannot be written, or its disk is full.
     """
-    models = cache_dir() / "models"
-    final, aside = models / name, models / f".making-{name}"
+    entries = cache_dir() / room
+    final, aside = entries / name, entries / f".making-{name}"
     try:
-        models.mkdir(exist_ok=True)
-        with _locked(models / f".{name}.lock", console):
-            if (entry := cached_entry(name)) is not None:
+        entries.mkdir(exist_ok=True)
+        with _locked(entries / f".{name}.lock", console):
+            if (entry := cached_entry(name, room)) is not None:
                 return entry
             for stale in (aside, final):
                 if stale.exists():
@@ -106,12 +110,12 @@ def make_entry(name: str, build: Callable[[Path, Path], Mapping[str, Any]], cons
     except PotstillError:
         raise
     except OSError as error:
-        raise cache_error(error, models) from error
+        raise cache_error(error, entries) from error
     except Exception as error:
         # Libraries in Rust (safetensors, tokenizers) have errors of their own for what the system refused.
         if "(os error" not in str(error):
             raise
-        raise cache_error(OSError(str(error)), models) from error
+        raise cache_error(OSError(str(error)), entries) from error
 
 
 def remembered_digest(file: Path) -> str:

