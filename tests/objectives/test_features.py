@@ -7,7 +7,7 @@ import torch
 from objectives.worlds import make_batch
 
 from potstill.objectives import HiddenCosineLoss, hidden_cosine
-from potstill.recipe.objectives import HiddenCosine
+from potstill.recipe.features import HiddenCosine
 from potstill.registry import build
 from potstill.signals import Dims, Head, ModelDims, Signals
 

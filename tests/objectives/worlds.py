@@ -1,4 +1,4 @@
-"""Small random heads, and the loss that whole logits give for them."""
+"""Small random heads and models of tables, and the objectives that every common claim is tested on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,22 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from potstill.signals import IGNORE, Batch, Head
+from potstill.recipe import features, response
+from potstill.recipe.objectives import ObjectiveSettings
+from potstill.signals import IGNORE, Batch, Head, ModelDims, Signals
+
+RESPONSE: tuple[ObjectiveSettings, ...] = (
+    response.ForwardKL(temperature=2.0),
+    response.ForwardKL(temperature=0.5, scale_by_temperature_squared=False),
+    response.HardCE(),
+)
+"""Every objective on the response, some of them in several settings."""
+
+EVERY: tuple[ObjectiveSettings, ...] = (
+    *RESPONSE,
+    features.HiddenCosine(),
+)
+"""What every objective is held to (`test_loss.py`). A new kind goes here, and its common claims are tested."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +86,64 @@ def make_world(
     return World(student, teacher, target_ids)
 
 
+class Pair:
+    """A student and a teacher whose "models" are tables of inner tensors, and a head on the last hidden state.
+
+    Two layers of width 4 and two attention heads of width 3 over the batch of `make_batch`; `leaves` are the student's.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32, teacher_vocab: int = 11) -> None:
+        gen = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=gen, dtype=torch.float64).to(dtype)
+
+        def tables() -> dict[str, Tensor]:
+            hidden = {f"hidden.{k}": normal(2, 6, 4) for k in range(3)}
+            attention = {f"{part}.{k}": normal(2, 2, 6, 3) for part in ("queries", "keys", "values") for k in range(2)}
+            return {**hidden, **attention, "module:conv": normal(2, 3, 4, 4)}
+
+        self.tables = {"student": tables(), "teacher": tables()}
+        self.weights = {"student": normal(11, 4).requires_grad_(), "teacher": normal(teacher_vocab, 4)}
+        for table in self.tables["student"].values():
+            table.requires_grad_()
+
+    @property
+    def states(self) -> Tensor:
+        """The student's last hidden states [2,6,4]."""
+        return self.tables["student"]["hidden.2"]
+
+    @property
+    def aims(self) -> Tensor:
+        """The teacher's."""
+        return self.tables["teacher"]["hidden.2"]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """All that a gradient may go to: the student's tables, and the weight of its head."""
+        return [*self.tables["student"].values(), self.weights["student"]]
+
+    def signals(self, batch: Batch, rows: slice = slice(None)) -> tuple[Signals, Signals]:
+        """What student and teacher give for a batch made of some rows of `make_batch`."""
+        given = []
+        for side in ("student", "teacher"):
+            taps = {name: table[rows] for name, table in self.tables[side].items()}
+            weight = self.weights[side]
+            head = Head(taps["hidden.2"].flatten(0, 1)[batch.target_positions["student"]], weight)
+            dims = ModelDims(weight.shape[0], hidden=4, layers=2, heads=2, kv_heads=2)
+            given.append(Signals(head=head, taps=taps, dims=dims))
+        return given[0], given[1]
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Of a loss with respect to all leaves; zeros where it does not reach."""
+        return list(torch.autograd.grad(loss, self.leaves, retain_graph=True, materialize_grads=True))
+
+
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Relative L2 error, in fp64."""
+    """Relative L2 error, in fp64; 0 where both are zero."""
     got, expected = got.detach().double(), expected.detach().double()
-    return ((got - expected).norm() / expected.norm()).item()
+    error = (got - expected).norm().item()
+    return error / expected.norm().item() if error else 0.0
 
 
 def make_batch(labels: Tensor | None = None) -> Batch:
