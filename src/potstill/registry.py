@@ -1,8 +1,14 @@
 """Names → classes for everything pluggable.
 
 Settings classes (pydantic, no torch) live in `recipe/` and register themselves under their room and `kind`.
-The library that implements a kind binds its class to the settings class with `@implements`. A plug-in file has
-both in one place and is named in the recipe as `kind: path/to/file.py:Name`.
+The library that implements a kind binds its class to the settings class with `@implements`. A plug-in has both in one
+place, and is found in one of three ways: its module has been imported (the decorator is enough); the recipe names the
+file, `kind: path/to/file.py:Name`; or an installed package declares it as an entry point,
+
+    [project.entry-points."potstill.objectives"]
+    my_kind = "my_package:MyKind"        # the settings class, or what implements it
+
+which is looked up only when nothing else is called `my_kind`.
 """
 
 from __future__ import annotations
@@ -11,18 +17,23 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from potstill.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T", bound=type)
 
 _settings: dict[str, dict[str, type]] = {}
 _implementations: dict[type, type] = {}
 plugin_digests: dict[str, str] = {}
-"""SHA-256 of every plug-in file loaded, by path: part of the key of the stages that use them."""
+"""SHA-256 of every plug-in loaded, by its file (or the folder of its package): part of the key of the stages of the
+recipes that use it."""
 
 
 def register_settings(room: str, kind: str, cls: type) -> None:
@@ -43,17 +54,16 @@ def register_settings(room: str, kind: str, cls: type) -> None:
 
 
 def settings_class(room: str, kind: str, base: Path | None = None) -> type:
-    """The settings class of a kind, or of a plug-in `path.py:Name` (relative to `base`).
+    """The settings class of a kind, of a plug-in `path.py:Name` (relative to `base`), or of an entry point.
 
     Raises:
-        RecipeError: unknown kind (the nearest is named), or a plug-in file that cannot be loaded.
+        RecipeError: unknown kind (the nearest is named), a plug-in that cannot be loaded or is of another room, or two
+            of one name.
     """
     if ".py:" in kind:
-        return _load_plugin(kind, base or Path())
+        return _load_file(room, kind, base or Path())
     known = _settings.get(room, {})
-    if kind not in known:
-        raise RecipeError(f"unknown kind {kind!r}{did_you_mean(kind, known)}")
-    return known[kind]
+    return known[kind] if kind in known else _load_entry_point(room, kind)
 
 
 def implements(settings: type) -> Callable[[T], T]:
@@ -92,7 +102,18 @@ def build(settings: Any) -> Any:
     return _implementations[cls](settings)
 
 
-def _load_plugin(reference: str, base: Path) -> type:
+def digests_of(classes: Iterable[type]) -> list[str]:
+    """The digests of the plug-ins that some settings classes come from, sorted. Potstill's own have none: what they
+    mean is in the contracts of the stages."""
+    modules = {c.__module__ for cls in classes for c in (cls, _implementations.get(cls, cls))}
+    theirs = [sys.modules[name] for name in modules if name.partition(".")[0] != __package__]
+    return sorted({_digest_of_module(module) for module in theirs if getattr(module, "__file__", None)})
+
+
+# ---- plug-ins ------------------------------------------------------------------------------------------------
+
+
+def _load_file(room: str, reference: str, base: Path) -> type:
     filename, _, name = reference.rpartition(":")
     path = (base / filename).resolve()
     if not path.is_file():
@@ -106,7 +127,8 @@ def _load_plugin(reference: str, base: Path) -> type:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
+            with _wholly():
+                spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
             raise RecipeError(f"the plug-in cannot be loaded: {error}", where=str(path)) from error
@@ -115,8 +137,98 @@ def _load_plugin(reference: str, base: Path) -> type:
     if not isinstance(named, type):
         classes = [k for k, v in vars(module).items() if isinstance(v, type)]
         raise RecipeError(f"no class {name!r} in the plug-in{did_you_mean(name, classes)}", where=str(path))
-    # Either class of the pair may be named: the implementation leads to its settings.
-    for settings, implementation in _implementations.items():
-        if implementation is named:
-            return settings
-    return named
+    return _settings_of(named, room, where=str(path))
+
+
+def _load_entry_point(room: str, kind: str) -> type:
+    points = _entry_points(room)
+    if kind not in points:
+        raise RecipeError(f"unknown kind {kind!r}{did_you_mean(kind, {*_settings.get(room, {}), *points})}")
+    point = points[kind]
+    where = f"{_distribution(point)}, entry point {point.group}: {point.name} = {point.value}"
+    try:
+        with _wholly():
+            named = point.load()
+    except Exception as error:
+        why = f"the plug-in cannot be loaded: {type(error).__name__}: {error}"
+        raise RecipeError(why, where=where, mend="mend the package, or uninstall it") from error
+    if not isinstance(named, type):
+        raise RecipeError(f"leads to {named!r}, which is no class", where=where)
+    settings = _settings_of(named, room, where=where)
+    if _settings.get(room, {}).get(kind) is not settings:
+        called = getattr(settings, "model_fields", {})["kind"].default
+        raise RecipeError(
+            f"is called {kind!r}, and its settings {called!r}", where=where, mend="give both the same name"
+        )
+    _digest_of_module(sys.modules[settings.__module__])
+    return settings
+
+
+def _entry_points(room: str) -> dict[str, EntryPoint]:
+    """What installed packages declare for a room, by kind; nothing of them is imported.
+
+    Raises:
+        RecipeError: two of them, or one of them and potstill itself, have the same name.
+    """
+    # It takes as long as reading the names of all that is installed (some 50 ms), and few recipes need it.
+    from importlib.metadata import entry_points
+
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"{__package__}.{room}"):
+        ours = _settings.get(room, {}).get(point.name)
+        other = found.get(point.name)
+        owner = _distribution(other) if other is not None else __package__
+        built_in = ours is not None and ours.__module__.partition(".")[0] == __package__
+        if built_in or (other is not None and other.value != point.value):
+            raise RecipeError(
+                f"kind {point.name!r} of {room} is given twice: by {owner} and by {_distribution(point)}",
+                where=f"{point.group}: {point.name} = {point.value}",
+                mend="rename one of them, or uninstall one of the packages",
+            )
+        found[point.name] = point
+    return found
+
+
+@contextmanager
+def _wholly() -> Iterator[None]:
+    """What a module registered before it failed is forgotten again."""
+    settings, implementations = {room: dict(known) for room, known in _settings.items()}, dict(_implementations)
+    try:
+        yield
+    except BaseException:
+        for kept, before in ((_settings, settings), (_implementations, implementations)):
+            kept.clear()
+            kept.update(before)  # type: ignore[arg-type]
+        raise
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unnamed package"
+
+
+def _settings_of(named: type, room: str, *, where: str) -> type:
+    """Either class of the pair may be named: the implementation leads to its settings."""
+    settings = next((s for s, implementation in _implementations.items() if implementation is named), named)
+    if getattr(settings, "room", None) != room or not hasattr(settings, "model_fields"):
+        raise RecipeError(
+            f"{named.__name__} is neither the settings of a kind of {room} nor what implements one",
+            where=where,
+            mend="name the class whose base is that of the room's settings (ObjectiveSettings, say)",
+        )
+    return settings
+
+
+def _digest_of_module(module: Any) -> str:
+    """Of a module's file; of a package, of all its Python files, since one may import the other."""
+    for path, known in plugin_digests.items():
+        if module.__file__ == path or Path(path) in Path(module.__file__).parents:
+            return known
+    top = sys.modules.get(module.__name__.partition(".")[0])
+    start = getattr(top, "__file__", None) if getattr(top, "__path__", None) else None
+    folder = Path(start).parent if start is not None else None
+    of = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")) if folder is not None else [Path(module.__file__)]:
+        of.update(str(file.relative_to(folder) if folder is not None else file.name).encode() + b"\0")
+        of.update(hashlib.sha256(file.read_bytes()).digest())
+    plugin_digests[str(folder or module.__file__)] = of.hexdigest()
+    return of.hexdigest()

@@ -1,20 +1,21 @@
 """What a stage is: a name, what it reads, and a function that writes one artifact. No torch at import.
 
 A stage's key is made of the digests of its inputs, the fields of its settings that affect results, the seed, the
-digests of plug-in files, and its `contract`, an integer raised when the meaning of its output changes.
+digests of the plug-ins that the recipe uses, and its `contract`, an integer raised when the meaning of its output
+changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from potstill.artifacts import Artifact, Work
 from potstill.console import Console
-from potstill.recipe import Recipe
-from potstill.registry import plugin_digests
+from potstill.recipe import KindSettings, Recipe, Settings
+from potstill.registry import digests_of
 from potstill.types import digest
 
 
@@ -53,5 +54,18 @@ class Stage:
     def key(self, recipe: Recipe, inputs: Mapping[str, Artifact]) -> tuple[str, dict[str, str]]:
         """The stage's key, and the digests of its inputs that went into it."""
         digests = {name: artifact.output_digest for name, artifact in inputs.items()} | dict(self.sources())
-        parts = [self.name, self.contract, dict(self.settings), digests, recipe.seed, sorted(plugin_digests.values())]
+        parts = [self.name, self.contract, dict(self.settings), digests, recipe.seed, digests_of(_kinds_in(recipe))]
         return digest(parts), digests
+
+
+def _kinds_in(value: object) -> Iterator[type]:
+    """The class of every variant that a recipe has chosen."""
+    if isinstance(value, KindSettings):
+        yield type(value)
+    if isinstance(value, Settings):
+        value = [getattr(value, name) for name in type(value).model_fields]
+    elif isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _kinds_in(inner)
