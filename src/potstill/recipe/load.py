@@ -119,7 +119,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
             raise RecipeError(f"{'.'.join(parts[:depth])} is {at!r}: nothing can be set inside it", where=where)
 
 
-_PATH_KEYS = {("data", "path"), ("student", "config")}
+_PATH_KEYS = {("data", "path"), ("student", "config"), ("student", "weights"), ("student", "source")}
 
 
 def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -135,9 +135,19 @@ def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
         elif scheme == "run":
             document["data"] = f"run:{base / rest}"
     for holder in (document.get("teacher"), document.get("student"), *_values(document.get("teachers"))):
-        if isinstance(holder, dict) and isinstance(holder.get("model"), str):
-            holder["model"] = _model_path(holder["model"], base)
+        _absolute_models(holder, base)
     return document
+
+
+def _absolute_models(holder: Any, base: Path) -> None:
+    """The model of a teacher or student, and those of an ensemble's members."""
+    if not isinstance(holder, dict):
+        return
+    if isinstance(holder.get("model"), str):
+        holder["model"] = _model_path(holder["model"], base)
+    members = holder.get("members")
+    for member in members if isinstance(members, list) else ():
+        _absolute_models(member, base)
 
 
 def _values(value: Any) -> list[Any]:

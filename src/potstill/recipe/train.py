@@ -8,7 +8,15 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from potstill.errors import did_you_mean
 from potstill.recipe.base import Cosmetic, Settings, one_of
@@ -144,6 +152,12 @@ class TrainSettings(Settings):
     def all_objectives(self) -> tuple[ObjectiveSettings, ...]:
         """The objectives of all stages, in order."""
         return tuple(objective for stage in self.in_stages for objective in stage.objectives)
+
+    @model_serializer(mode="wrap")
+    def _one_of_both(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A resolved recipe has what can be read back: objectives or stages, not both."""
+        fields: dict[str, Any] = written(self)
+        return {name: value for name, value in fields.items() if name != ("objectives" if self.stages else "stages")}
 
     @model_validator(mode="before")
     @classmethod
