@@ -11,6 +11,7 @@ import yaml
 from potstill.errors import RecipeError
 from potstill.recipe import ForwardKL, HardCE, TrainSettings, TrainStage, dump_recipe, parse_recipe
 
+CE = [{"kind": "hard_ce"}]
 TEACHER = {"kind": "local", "model": "all-minilm-l6-v2"}
 
 
@@ -112,17 +113,17 @@ def test_models_of_an_ensembles_members_are_paths_relative_to_the_recipe(tmp_pat
     ("train", "said"),
     [
         (
-            {"objectives": [{"kind": "hard_ce"}], "stages": [{"name": "a", "objectives": [{"kind": "hard_ce"}]}]},
+            {"objectives": CE, "stages": [{"name": "a", "objectives": CE}]},
             "either",
         ),
-        ({"stages": [{"name": "a", "objectives": [{"kind": "hard_ce"}]}] * 2}, "two stages are called 'a'"),
+        ({"stages": [{"name": "a", "objectives": CE}] * 2}, "two stages are called 'a'"),
         ({"stages": [{"name": "a", "objectives": [{"kind": "hard_ce", "weight": 0}]}]}, "in stage 'a' every objective"),
         ({"stages": [{"name": "a", "objectives": []}]}, "at least 1"),
         (
-            {"stages": [{"name": "a", "objectives": [{"kind": "hard_ce"}], "args": {"learning_rat": 1}}]},
+            {"stages": [{"name": "a", "objectives": CE, "args": {"learning_rat": 1}}]},
             "learning_rate",
         ),
-        ({"stages": [{"name": "a", "objectives": [{"kind": "hard_ce"}], "frieze": []}]}, "did you mean 'freeze'"),
+        ({"stages": [{"name": "a", "objectives": CE, "frieze": []}]}, "did you mean 'freeze'"),
         ({"masking": {"replaced": 0.9, "random": 0.2}}, "together at most 1"),
     ],
 )
