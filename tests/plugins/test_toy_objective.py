@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,15 +39,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """The page's own recipe, with a tiny teacher and a few texts."""
-    document = yaml.safe_load(block("yaml"))
-    document["teacher"]["model"] = str(make_tiny_causal_lm(tmp_path / "teacher"))
-    document["data"]["held_out"] = 0.5
-    document["train"] |= {"max_length": 64, "evaluations": 1, "args": {"max_steps": 6, "use_cpu": True}}
+    """A recipe with the page's objectives, a tiny teacher, and a few texts."""
+    teacher = {"kind": "local", "model": str(make_tiny_causal_lm(tmp_path / "teacher"))}
+    document: dict[str, Any] = {"name": "correlated", "teacher": teacher, "student": {"kind": "from_teacher"}}
+    document["data"] = {"kind": "jsonl", "path": "answers.jsonl", "held_out": 0.5}
+    short = {"max_length": 64, "evaluations": 1, "args": {"max_steps": 6, "use_cpu": True}}
+    document["train"] = yaml.safe_load(block("yaml"))["train"] | short
     document["evaluate"] = {"resamples": 100, "samples_shown": 0, "speed": False}
     rows = [{"prompt": f"What is {word}?", "completion": f"{word} it is"} for word in WORDS]
     (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    path = tmp_path / "correlated.yaml"
+    path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
 
@@ -64,7 +66,7 @@ BY_ENTRY_POINT = "train.objectives.1.kind=hidden_correlation"
 
 @pytest.mark.slow
 def test_an_installed_objective_goes_from_file_to_report(site: Path, recipe: Path, tmp_path: Path) -> None:
-    done = potstill(site, tmp_path, "run", "correlated.yaml", BY_ENTRY_POINT, "--run", "run")
+    done = potstill(site, tmp_path, "run", "recipe.yaml", BY_ENTRY_POINT, "--run", "run")
     assert done.returncode == 0, done.stderr
     history = [json.loads(line) for line in (tmp_path / "run" / "train" / "history.jsonl").read_text().splitlines()]
     assert any("hidden_correlation" in key for entry in history for key in entry)
@@ -76,13 +78,13 @@ def test_check_reads_it_by_file_and_by_entry_point_and_not_without_the_package(
     site: Path, recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "hidden_correlation.py").write_text(block("python"))
-    by_file = potstill(None, tmp_path, "check", "correlated.yaml")
+    by_file = potstill(None, tmp_path, "check", "recipe.yaml")
     assert by_file.returncode == 0, by_file.stderr
-    by_entry_point = potstill(site, tmp_path, "check", "correlated.yaml", BY_ENTRY_POINT)
+    by_entry_point = potstill(site, tmp_path, "check", "recipe.yaml", BY_ENTRY_POINT)
     assert "2·hidden_correlation" in by_entry_point.stdout
-    slip = potstill(site, tmp_path, "check", "correlated.yaml", "train.objectives.1.kind=hidden_corelation")
+    slip = potstill(site, tmp_path, "check", "recipe.yaml", "train.objectives.1.kind=hidden_corelation")
     assert "unknown kind 'hidden_corelation'; did you mean 'hidden_correlation'?" in slip.stderr
-    without = potstill(None, tmp_path, "check", "correlated.yaml", BY_ENTRY_POINT)
+    without = potstill(None, tmp_path, "check", "recipe.yaml", BY_ENTRY_POINT)
     assert without.returncode == 2
     assert "unknown kind 'hidden_correlation'" in without.stderr
 
