@@ -3,7 +3,15 @@
 base.py         what an objective is: settings, scope, count, and a row rule or a function of signals
 divergences.py  the vocabulary-sized ones written plainly: the references
 response.py     forward_kl, hard_ce: row rules of the sweep
-features.py     hidden_cosine
+features.py     hidden_cosine, hidden_mse, hidden_smooth_l1
+attention.py    attention_scores, attention_kl
+minilm.py       minilm_v1, minilm_v2
+modules.py      attention_transfer, hint
+relations.py    rkd_distance, rkd_angle, similarity_preserving
+layers.py       which of the student's layers is held against which of the teacher's
+projections.py  learned maps to the teacher's width, random or of its principal components
+pooling.py      from the states of an example's tokens to one vector
+norms.py        directions whose gradient is finite
 rows.py         a tile of rows, what rules share on it, and the rule's protocol
 heads.py        where logits come from and their gradients go
 sweep.py        the fused sweep
@@ -13,27 +21,68 @@ statistics.py   per-token measures for evaluation
 
 from __future__ import annotations
 
-from potstill.objectives.base import DirectObjective, Objective, VocabularyObjective
-from potstill.objectives.features import HiddenCosineLoss, hidden_cosine
+from potstill.objectives.attention import AttentionKLLoss, AttentionScoresLoss, distribution_kl, score_mse
+from potstill.objectives.base import DirectObjective, Objective, TappedObjective, VocabularyObjective
+from potstill.objectives.features import (
+    HiddenCosineLoss,
+    HiddenMSELoss,
+    HiddenSmoothL1Loss,
+    hidden_cosine,
+    hidden_mse,
+    hidden_smooth_l1,
+)
 from potstill.objectives.loss import Loss, total_loss
+from potstill.objectives.minilm import MiniLMv1Loss, MiniLMv2Loss
+from potstill.objectives.modules import AttentionTransferLoss, HintLoss, attention_transfer, hint
+from potstill.objectives.pooling import pool
+from potstill.objectives.relations import (
+    RKDAngleLoss,
+    RKDDistanceLoss,
+    SimilarityPreservingLoss,
+    rkd_angle,
+    rkd_distance,
+    similarity_preserving,
+)
 from potstill.objectives.response import ForwardKLLoss, HardCELoss
 from potstill.objectives.rows import RowRule, Rows
 from potstill.objectives.statistics import TokenStatistics, token_statistics
 from potstill.objectives.sweep import Swept, fused_sweep
 
 __all__ = [
+    "AttentionKLLoss",
+    "AttentionScoresLoss",
+    "AttentionTransferLoss",
     "DirectObjective",
     "ForwardKLLoss",
     "HardCELoss",
     "HiddenCosineLoss",
+    "HiddenMSELoss",
+    "HiddenSmoothL1Loss",
+    "HintLoss",
     "Loss",
+    "MiniLMv1Loss",
+    "MiniLMv2Loss",
     "Objective",
+    "RKDAngleLoss",
+    "RKDDistanceLoss",
     "RowRule",
     "Rows",
+    "SimilarityPreservingLoss",
     "Swept",
+    "TappedObjective",
     "TokenStatistics",
     "VocabularyObjective",
+    "attention_transfer",
+    "distribution_kl",
     "hidden_cosine",
+    "hidden_mse",
+    "hidden_smooth_l1",
+    "hint",
+    "pool",
+    "rkd_angle",
+    "rkd_distance",
+    "score_mse",
+    "similarity_preserving",
     "fused_sweep",
     "token_statistics",
     "total_loss",

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.objectives.rows import RowRule
@@ -82,3 +83,71 @@ class DirectObjective(Objective[S]):
         self, student: Signals, teacher: Signals | None, batch: Batch, module: nn.Module | None = None
     ) -> Term:
         """Values per row of its selection, never a mean. `module` is what `build` returned."""
+
+
+class TappedObjective(DirectObjective[S]):
+    """One that holds inner tensors of the student against the teacher's: it says which, and what it makes of them."""
+
+    @abstractmethod
+    def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The taps of student and of teacher that it reads, by the names of `Signals.taps`.
+
+        Raises:
+            ModelError: these models have no such tensor, or sizes that do not fit each other.
+        """
+
+    @abstractmethod
+    def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " N"]:
+        """Values per row of its selection."""
+
+    def ask(self, dims: Dims) -> Mapping[Side, Ask]:
+        """Its taps of either side."""
+        ours, theirs = self.names(dims)
+        return {"student": Ask(taps=frozenset(ours)), "teacher": Ask(taps=frozenset(theirs))}
+
+    def __call__(
+        self, student: Signals, teacher: Signals | None, batch: Batch, module: nn.Module | None = None
+    ) -> Term:
+        """Its values.
+
+        Raises:
+            ValueError: there is no teacher, or a tensor is missing from the signals.
+        """
+        return Term(self.values(student, self.taught(teacher), batch, module))
+
+    def taught(self, teacher: Signals | None) -> Signals:
+        """The teacher's signals.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if teacher is None:
+            raise ValueError(f"{self.settings.kind} needs a teacher")
+        return teacher
+
+
+def dims_of(student: Signals, teacher: Signals) -> Dims:
+    """The sizes of the two models that gave these signals.
+
+    Raises:
+        ValueError: they do not say.
+    """
+    if student.dims is None or teacher.dims is None:
+        raise ValueError("signals of inner tensors come with the sizes (dims) of their model")
+    return Dims(student.dims, teacher.dims)
+
+
+def tap(signals: Signals, name: str, side: Side) -> Tensor:
+    """An inner tensor by name.
+
+    Raises:
+        ValueError: it is not among the signals; those that are there are named.
+    """
+    if name not in signals.taps:
+        raise ValueError(f"the {side} gives no {name}; it gives {sorted(signals.taps) or 'no taps'}")
+    return signals.taps[name]
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In fp32, or fp64 where it is that: values are computed in no less, whatever the models' dtype."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

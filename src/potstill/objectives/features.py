@@ -1,18 +1,20 @@
-"""Objectives on features: hidden states of student and teacher."""
+"""Objectives on hidden states, the mean over pairs of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from potstill.objectives.base import DirectObjective
+from potstill.objectives.base import TappedObjective, dims_of, tap, widened
 from potstill.objectives.layers import state_pairs
-from potstill.recipe.features import HiddenCosine
+from potstill.objectives.projections import linear_projections, start_at_principal_directions
+from potstill.recipe.features import HiddenCosine, HiddenMSE, HiddenSettings, HiddenSmoothL1
 from potstill.registry import implements
-from potstill.signals import Ask, Batch, Dims, Over, Side, Signals, Term
+from potstill.signals import Batch, Dims, Over, Side, Signals
 
 
 def hidden_cosine(
@@ -22,56 +24,115 @@ def hidden_cosine(
 
     The gradient flows to the student only. A state of zero length has cosine 0.
     """
-    wide = torch.promote_types(student_hidden_NH.dtype, torch.float32)
-    cosine = torch.cosine_similarity(student_hidden_NH.to(wide), teacher_hidden_NH.detach().to(wide), dim=-1)
-    return 1.0 - cosine
+    student, teacher = widened(student_hidden_NH), widened(teacher_hidden_NH.detach())
+    return 1.0 - torch.cosine_similarity(student, teacher, dim=-1)
 
 
-@implements(HiddenCosine)
-class HiddenCosineLoss(DirectObjective[HiddenCosine]):
-    """1 − cos of hidden states, the mean over its pairs of layers. Sanh et al. 2019, §3.
+def hidden_mse(student_hidden_NH: Float[Tensor, "N H"], teacher_hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+    """Mean over the width of (student − teacher)² per row, in fp32 (fp64 for fp64 states). Jiao et al. 2020, eq. 8, 9.
 
-    Where the widths differ, the student's states go through a learned linear projection, one per pair of layers. The
-    term is *positive*: it falls as the states align.
+    The gradient flows to the student only.
     """
+    return (widened(student_hidden_NH) - widened(teacher_hidden_NH.detach())).square().mean(-1)
+
+
+def hidden_smooth_l1(
+    student_hidden_NH: Float[Tensor, "N H"], teacher_hidden_NH: Float[Tensor, "N H"], delta: float = 1.0
+) -> Float[Tensor, " N"]:
+    """Mean over the width of ½d²/δ where |d| < δ and |d| − ½δ elsewhere, d = student − teacher, per row; in fp32 (fp64
+    for fp64 states).
+
+    Large differences pull with a constant force, so that a few outlying dimensions do not rule. The gradient flows to
+    the student only.
+    """
+    student, teacher = widened(student_hidden_NH), widened(teacher_hidden_NH.detach())
+    return torch.nn.functional.smooth_l1_loss(student, teacher, reduction="none", beta=delta).mean(-1)
+
+
+H = TypeVar("H", bound=HiddenSettings)
+
+
+class HiddenObjective(TappedObjective[H]):
+    """Base of those that hold hidden states against each other, row by row.
+
+    Where the widths differ, or `project: always`, the student's states go through a learned linear projection first,
+    one per pair of layers or one for all.
+    """
+
+    @abstractmethod
+    def distance(self, student_NH: Float[Tensor, "N H"], teacher_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+        """Between states of equal width, per row."""
 
     @property
     def over(self) -> Over:
         return self.settings.over
 
-    def ask(self, dims: Dims) -> Mapping[Side, Ask]:
+    def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
         pairs = state_pairs(self.settings.layers, dims)
-        return {
-            "student": Ask(taps=frozenset(f"hidden.{ours}" for ours, _ in pairs)),
-            "teacher": Ask(taps=frozenset(f"hidden.{theirs}" for _, theirs in pairs)),
-        }
+        return tuple(f"hidden.{ours}" for ours, _ in pairs), tuple(f"hidden.{theirs}" for _, theirs in pairs)
 
-    def build(self, dims: Dims) -> nn.Module | None:
-        """[H_student → H_teacher] projections without bias, one per pair of layers, or None where the widths agree."""
-        if dims.student.hidden == dims.teacher.hidden:
+    def build(self, dims: Dims) -> nn.ModuleList | None:
+        """[H_student → H_teacher] projections without bias: one per pair of layers, one in all if shared, or None."""
+        if dims.student.hidden == dims.teacher.hidden and self.settings.project == "where_needed":
             return None
-        pairs = len(state_pairs(self.settings.layers, dims))
-        return nn.ModuleList(nn.Linear(dims.student.hidden, dims.teacher.hidden, bias=False) for _ in range(pairs))
+        number = 1 if self.settings.share_projection else len(state_pairs(self.settings.layers, dims))
+        return linear_projections(dims.student.hidden, dims.teacher.hidden, number)
 
-    def __call__(
-        self, student: Signals, teacher: Signals | None, batch: Batch, module: nn.Module | None = None
-    ) -> Term:
-        if teacher is None:
-            raise ValueError("hidden_cosine needs a teacher")
-        assert student.dims is not None and teacher.dims is not None
-        pairs = state_pairs(self.settings.layers, Dims(student.dims, teacher.dims))
-        projections = list(module.children()) if module is not None else [None] * len(pairs)
-        terms = []
-        for (student_layer, teacher_layer), project in zip(pairs, projections, strict=True):
-            states = _states(student, student_layer, batch, self.over, "student")
-            aims = _states(teacher, teacher_layer, batch, self.over, "teacher")
-            terms.append(hidden_cosine(states if project is None else project(states), aims))
-        return Term(torch.stack(terms).mean(0))
+    def initialise(self, module: nn.Module, student: Signals, teacher: Signals | None, batch: Batch) -> None:
+        """By `projection_init: pca`, sets each projection to the principal directions of the teacher's states that it
+        is to reach (of all of them, where it is shared). Random ones stay as they were drawn."""
+        if self.settings.projection_init == "random":
+            return
+        teacher = self.taught(teacher)
+        _, theirs = self.names(dims_of(student, teacher))
+        aims = [self._rows(teacher, name, batch, "teacher") for name in theirs]
+        if self.settings.share_projection:
+            aims = [torch.cat(aims)]
+        for projection, states in zip(module.children(), aims, strict=True):
+            assert isinstance(projection, nn.Linear)
+            start_at_principal_directions(projection, states)
+
+    def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " N"]:
+        ours, theirs = self.names(dims_of(student, teacher))
+        projections = list(module.children()) if module is not None else [nn.Identity()]
+        if len(projections) == 1:
+            projections *= len(ours)
+        found = []
+        for our, their, project in zip(ours, theirs, projections, strict=True):
+            states = project(self._rows(student, our, batch, "student"))
+            found.append(self.distance(states, self._rows(teacher, their, batch, "teacher")))
+        return torch.stack(found).mean(0)
+
+    def _rows(self, signals: Signals, name: str, batch: Batch, side: Side) -> Float[Tensor, "N H"]:
+        """The rows of one hidden state that the selection names."""
+        return tap(signals, name, side).flatten(0, 1)[batch.positions(self.over, side)]
 
 
-def _states(signals: Signals, layer: int, batch: Batch, over: Over, side: Side) -> Float[Tensor, "N H"]:
-    """The rows of one hidden state that a selection names."""
-    name = f"hidden.{layer}"
-    if name not in signals.taps:
-        raise ValueError(f"the {side} gives no {name}; it gives {sorted(signals.taps) or 'no taps'}")
-    return signals.taps[name].flatten(0, 1)[batch.positions(over, side)]
+@implements(HiddenCosine)
+class HiddenCosineLoss(HiddenObjective[HiddenCosine]):
+    """1 − cos of hidden states, the mean over its pairs of layers. Sanh et al. 2019, §3.
+
+    The term is *positive*: it falls as the states align.
+    """
+
+    def distance(self, student_NH: Float[Tensor, "N H"], teacher_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+        return hidden_cosine(student_NH, teacher_NH)
+
+
+@implements(HiddenMSE)
+class HiddenMSELoss(HiddenObjective[HiddenMSE]):
+    """Mean squared difference of hidden states. Jiao et al. 2020, eq. 8, and eq. 9 for `layers: embeddings`.
+
+    The mean over its pairs of layers, where the paper has the sum: multiply the weight by their number for its balance.
+    """
+
+    def distance(self, student_NH: Float[Tensor, "N H"], teacher_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+        return hidden_mse(student_NH, teacher_NH)
+
+
+@implements(HiddenSmoothL1)
+class HiddenSmoothL1Loss(HiddenObjective[HiddenSmoothL1]):
+    """Smooth L1 distance of hidden states, the mean over its pairs of layers."""
+
+    def distance(self, student_NH: Float[Tensor, "N H"], teacher_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+        return hidden_smooth_l1(student_NH, teacher_NH, self.settings.delta)

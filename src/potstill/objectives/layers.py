@@ -15,13 +15,13 @@ def state_pairs(layers: LayerMap, dims: Dims) -> tuple[tuple[int, int], ...]:
     Raises:
         ModelError: a state that a model does not have, or a map that does not fit the depths.
     """
-    student, teacher = dims.student.layers, dims.teacher.layers
+    student, teacher = _depths(dims)
     if layers == "last":
         pairs: Sequence[tuple[int, int]] = ((student, teacher),)
     elif layers == "embeddings":
         pairs = ((0, 0),)
     elif layers == "uniform":
-        pairs = tuple((i, round(i * teacher / max(student, 1))) for i in range(student + 1))
+        pairs = tuple((i, round(i * teacher / student)) for i in range(student + 1))
     elif layers == "every_other":
         _check_twice(student, teacher)
         pairs = tuple((i, min(2 * i, teacher)) for i in range(student + 1))
@@ -37,11 +37,11 @@ def attention_pairs(layers: AttentionMap, dims: Dims) -> tuple[tuple[int, int], 
     Raises:
         ModelError: a layer that a model does not have, or a map that does not fit the depths.
     """
-    student, teacher = dims.student.layers, dims.teacher.layers
+    student, teacher = _depths(dims)
     if layers == "last":
         pairs: Sequence[tuple[int, int]] = ((student - 1, teacher - 1),)
     elif layers == "uniform":
-        pairs = tuple((i, round((i + 1) * teacher / max(student, 1)) - 1) for i in range(student))
+        pairs = tuple((i, round((i + 1) * teacher / student) - 1) for i in range(student))
     elif layers == "every_other":
         _check_twice(student, teacher)
         pairs = tuple((i, min(2 * i + 1, teacher - 1)) for i in range(student))
@@ -51,14 +51,24 @@ def attention_pairs(layers: AttentionMap, dims: Dims) -> tuple[tuple[int, int], 
     return tuple(pairs)
 
 
+def _depths(dims: Dims) -> tuple[int, int]:
+    for side, sizes in (("student", dims.student), ("teacher", dims.teacher)):
+        if not sizes.layers:
+            raise ModelError(
+                f"the {side} is a plain module: it has no layers that are counted",
+                where="layers",
+                mend="use an objective on the outputs of modules by path: hint, attention_transfer, or a relation "
+                "with at: {student: …, teacher: …}",
+            )
+    return dims.student.layers, dims.teacher.layers
+
+
 def _check(pairs: Sequence[tuple[int, int]], student: int, teacher: int, what: str) -> None:
     for ours, theirs in pairs:
         for side, number, most in (("student", ours, student), ("teacher", theirs, teacher)):
             if not 0 <= number <= most:
                 raise ModelError(
-                    f"{what} {number} of the {side}, which has 0 to {most}"
-                    if most >= 0
-                    else f"the {side} has no layers",
+                    f"{what} {number} of the {side}, which has 0 to {most}",
                     where="layers",
                     mend="give pairs that both models have, or a map by name: last, uniform, every_other",
                 )

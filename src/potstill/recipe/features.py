@@ -106,13 +106,13 @@ class AttentionKL(ObjectiveSettings):
 
 class AttentionTransfer(ObjectiveSettings):
     """Mean squared difference of normalised activation maps of convolutional nets, Q = Σ_channels |F|^p flattened and
-    divided by its length. Zagoruyko & Komodakis 2017, eq. 2 (p = 2), with the mean of their code. The maps must
-    be of one size."""
+    divided by its length, the mean over pairs of modules. Zagoruyko & Komodakis 2017, eq. 2 (p = 2), with the mean of
+    their code. The maps must be of one size. Below p = 1 the gradient of a unit at rest, as after a ReLU, would be infinite."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["attention_transfer"] = "attention_transfer"
     modules: Annotated[tuple[Modules, ...], Field(min_length=1)]
-    power: PositiveFloat = 2.0
+    power: float = Field(2.0, ge=1)
 
     def needs(self) -> Needs:
         return _MODULES

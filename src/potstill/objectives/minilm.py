@@ -1,0 +1,140 @@
+"""MiniLM: self-attention relations of a layer, the student's last against one of the teacher's.
+
+A relation of a tensor X, split into heads, is softmax(X·Xᵀ/√d): how each token stands to the others by its queries,
+keys or values. Relations are matrices of tokens, so that neither widths nor depths need to agree. Of a causal model a
+token is related to those that it may see.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from potstill.errors import ModelError
+from potstill.objectives.attention import (
+    attention_scores,
+    check_attention,
+    check_equal_heads,
+    distribution_kl,
+    example_ids_of,
+    scores_of,
+)
+from potstill.objectives.base import TappedObjective, dims_of, tap
+from potstill.objectives.layers import attention_pairs
+from potstill.recipe.relations import MiniLMv1, MiniLMv2
+from potstill.registry import implements
+from potstill.signals import Batch, Dims, Side, Signals
+
+
+def relation_scores(states: Float[Tensor, "B A T d"]) -> Float[Tensor, "B A T T"]:
+    """X·Xᵀ/√d of each head, before the softmax. Wang et al. 2020, eq. 7 and 8."""
+    return scores_of(states, states)
+
+
+def split_anew(states: Float[Tensor, "B A T d"], relation_heads: int) -> Float[Tensor, "B R T e"]:
+    """Heads put together side by side, A·d wide, and split into as many relation heads. Wang et al. 2021, §3.1.
+
+    Raises:
+        ModelError: the width cannot be split into so many.
+    """
+    batch, heads, time, size = states.shape
+    width = heads * size
+    if width % relation_heads:
+        raise ModelError(
+            f"{width} dimensions ({heads} heads of {size}) cannot be split into {relation_heads} relation heads",
+            where="relation_heads",
+            mend=f"give a number that divides the width of queries, keys and values of both models; here {width}",
+        )
+    whole = states.transpose(1, 2).reshape(batch, time, relation_heads, width // relation_heads)
+    return whole.transpose(1, 2)
+
+
+@implements(MiniLMv1)
+class MiniLMv1Loss(TappedObjective[MiniLMv1]):
+    """KL of the last layers' attention distributions plus KL of their value relations. Wang et al. 2020, eq. 6 to 9.
+
+    Grouped heads of values are repeated, as attention does.
+    """
+
+    def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Queries, keys and values of the last layers.
+
+        Raises:
+            ModelError: numbers of heads that differ, attention that cannot be compared, or a model without layers.
+        """
+        check_attention(dims, self.settings.kind)
+        ((ours, theirs),) = attention_pairs("last", dims)
+        check_equal_heads(dims, self.settings.kind)
+        return _parts(ours), _parts(theirs)
+
+    def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " E"]:
+        dims, example_ids = dims_of(student, teacher), example_ids_of(batch)
+        ((ours, theirs),) = attention_pairs("last", dims)
+        attention = distribution_kl(
+            attention_scores(student, ours, "student"),
+            attention_scores(teacher, theirs, "teacher"),
+            example_ids,
+            dims.student.causal,
+        )
+        relations = distribution_kl(
+            relation_scores(_values(student, ours, "student", dims.student.heads)),
+            relation_scores(_values(teacher, theirs, "teacher", dims.teacher.heads)),
+            example_ids,
+            dims.student.causal,
+        )
+        return attention + relations
+
+
+@implements(MiniLMv2)
+class MiniLMv2Loss(TappedObjective[MiniLMv2]):
+    """KL of relations between queries, keys and values, whose heads are put together and split anew. Wang et al. 2021,
+    eq. 4 to 6; the sum over the kinds of relations, weights 1.
+
+    Keys and values of grouped heads are split as they are, not repeated.
+    """
+
+    def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Its relations' tensors of the student's last layer and the teacher's chosen one.
+
+        Raises:
+            ModelError: the teacher has no such layer, or attention that cannot be compared.
+        """
+        check_attention(dims, self.settings.kind)
+        ours, theirs = self._layers(dims)
+        kinds = self.settings.relations
+        return tuple(f"{kind}.{ours}" for kind in kinds), tuple(f"{kind}.{theirs}" for kind in kinds)
+
+    def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " E"]:
+        dims, example_ids = dims_of(student, teacher), example_ids_of(batch)
+        ours, theirs = self._layers(dims)
+        found = [
+            distribution_kl(
+                relation_scores(split_anew(tap(student, f"{kind}.{ours}", "student"), self.settings.relation_heads)),
+                relation_scores(split_anew(tap(teacher, f"{kind}.{theirs}", "teacher"), self.settings.relation_heads)),
+                example_ids,
+                dims.student.causal,
+            )
+            for kind in self.settings.relations
+        ]
+        return torch.stack(found).sum(0)
+
+    def _layers(self, dims: Dims) -> tuple[int, int]:
+        layer, layers = self.settings.teacher_layer, dims.teacher.layers
+        ((ours, theirs),) = attention_pairs("last", dims)
+        if not -layers <= layer < layers:
+            raise ModelError(
+                f"attention layer {layer} of the teacher, which has 0 to {theirs}",
+                where="teacher_layer",
+                mend=f"give one of those, or count from the end: -1 to -{layers}",
+            )
+        return ours, layer % layers
+
+
+def _parts(layer: int) -> tuple[str, str, str]:
+    return f"queries.{layer}", f"keys.{layer}", f"values.{layer}"
+
+
+def _values(signals: Signals, layer: int, side: Side, heads: int) -> Float[Tensor, "B A T d"]:
+    values = tap(signals, f"values.{layer}", side)
+    return values.repeat_interleave(heads // values.shape[1], dim=1)

@@ -1,0 +1,100 @@
+"""Learned linear maps from the student's width to the teacher's, trained along and stripped at export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def linear_projections(student_width: int, teacher_width: int, number: int) -> nn.ModuleList:
+    """Linear maps [H_student → H_teacher] without bias, random as `nn.Linear` draws them."""
+    return nn.ModuleList(nn.Linear(student_width, teacher_width, bias=False) for _ in range(number))
+
+
+def principal_directions(states_NH: Float[Tensor, "N H"], number: int) -> Float[Tensor, "H K"]:
+    """Up to `number` orthonormal directions in which states lie, the one of most energy first.
+
+    K is the least of `number`, N and H. They are about the origin, not about the mean: the maps made of them have no
+    bias, so the mean is a thing that they must carry too. Signs are such that each direction's largest entry is
+    positive. In fp32, or fp64 for fp64 states.
+    """
+    wide = states_NH.to(torch.promote_types(states_NH.dtype, torch.float32))
+    directions = torch.linalg.svd(wide, full_matrices=False).Vh[:number].T
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return directions * largest.sign()
+
+
+def start_at_principal_directions(projection: nn.Linear, states_NH: Float[Tensor, "N H"]) -> None:
+    """Sets a map's weight so that the student's coordinate i stands for the teacher's i-th principal component.
+
+    Column i of the weight [H_teacher, H_student] becomes the i-th principal direction of the teacher's states. Where
+    there are fewer states than columns, further columns are directions orthogonal to those, made of what was drawn;
+    where the student is wider than the teacher, the columns left over are 0 (they learn all the same).
+    """
+    weight = projection.weight
+    teacher_width, student_width = weight.shape
+    with torch.no_grad():
+        found = principal_directions(states_NH.to(weight.device), student_width)
+        start = torch.zeros_like(weight, dtype=found.dtype)
+        drawn = weight[:, found.shape[1] : min(teacher_width, student_width)].to(found.dtype)
+        basis = torch.linalg.qr(torch.cat([found, drawn], 1)).Q
+        start[:, : basis.shape[1]] = basis
+        start[:, : found.shape[1]] = found  # as they are: QR may turn a sign
+        weight.copy_(start)
+
+
+class Regressor(nn.Module):
+    """An affine map of channels, whose numbers it learns from the first outputs; nothing where these agree.
+
+    A 1×1 convolution over maps [B,C,h,w] (or of more axes), a linear map of [B,C] and of [B,T,C]. Its parameters do
+    not exist until `materialise` has seen the channels, or until a state that has them is loaded: `channels` [2],
+    0 before and the student's and teacher's number after, is part of the state and says so. What they are
+    drawn from is decided when it is built.
+    """
+
+    channels: Tensor
+    map: nn.Linear | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("channels", torch.zeros(2, dtype=torch.long))
+        self.seed = int(torch.randint(2**62, ()))
+        self.register_module("map", None)
+
+    def materialise(self, student_channels: int, teacher_channels: int) -> None:
+        """Makes the parameters, on the device of `channels`."""
+        self.channels.copy_(torch.tensor([student_channels, teacher_channels]))
+        self.map = None
+        if student_channels != teacher_channels:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self.map = nn.Linear(student_channels, teacher_channels).to(self.channels.device)
+
+    def forward(self, output: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """The student's output in the teacher's number of channels.
+
+        Raises:
+            RuntimeError: it has not seen the channels yet.
+        """
+        if not self.channels.any():
+            raise RuntimeError("the regressor has no sizes yet: show it a first batch (`Objective.initialise`)")
+        if self.map is None:
+            return output
+        axis = channel_axis(output)
+        mapped: Tensor = self.map(output.movedim(axis, -1))
+        return mapped.movedim(-1, axis)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        sizes: Tensor | None = state_dict.get(prefix + "channels")
+        if sizes is not None and sizes.any() and not torch.equal(sizes.cpu(), self.channels.cpu()):
+            self.materialise(*(int(n) for n in sizes))
+            # The loader goes on to the children that are there when this returns.
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def channel_axis(output: Tensor) -> int:
+    """Where an output has its channels: [B,C] and [B,T,C] at the end, [B,C,h,w] second."""
+    return 1 if output.ndim > 3 else output.ndim - 1
