@@ -41,7 +41,7 @@ def records(draw: st.DrawFn) -> Record:
     said: dict[str, Any] = draw(
         st.fixed_dictionaries({"messages": messages, "tools": st.none() | st.just(({"type": "function"},))})
         | st.fixed_dictionaries({"prompt": texts, "completion": st.none() | texts})
-        | st.fixed_dictionaries({"text": texts})
+        | st.fixed_dictionaries({"text": texts, "label": st.none() | texts})
     )
     sampling = draw(st.dictionaries(texts, scalars, max_size=2))
     provenance = Provenance(
@@ -55,6 +55,7 @@ def records(draw: st.DrawFn) -> Record:
         finished=draw(st.booleans()),
         sample=draw(st.integers(0, 99)),
         group=draw(texts),
+        side=draw(st.sampled_from(["", "train", "held_out"])),
         row=draw(st.integers(0, 2**40)),
         provenance=provenance,
         verdicts=tuple(verdicts),
@@ -102,9 +103,10 @@ def test_the_order_of_a_tool_calls_keys_is_kept(tmp_path: Path) -> None:
 
 def test_sides_are_written_by_the_split_and_one_can_be_asked_for(tmp_path: Path) -> None:
     path, saved = tmp_path / "r.parquet", [a_record(n) for n in range(40)]
-    save_records(path, saved, FileData(kind="jsonl", path=Path("x"), held_out=0.5, split_seed=3))
+    split = FileData(kind="jsonl", path=Path("x"), held_out=0.5, split_seed=3)
+    save_records(path, saved, split)
     held_out, train = load_records(path, "held_out"), load_records(path, "train")
-    assert held_out == [record for record in saved if side_of(record.group, 0.5, 3) == "held_out"] != []
+    assert held_out == [record for record in saved if side_of(record, split) == "held_out"] != []
     assert sorted(held_out + train, key=lambda r: r.row) == saved
     save_records(path, saved)
     with pytest.raises(DataError, match="no sides"):

@@ -6,32 +6,41 @@ Importing this loads neither torch nor transformers. What makes tensors is in `p
 from __future__ import annotations
 
 # These bind the kinds of sources to their settings.
-from potstill.data import files, hub, reasoning, run
+from potstill.data import arrays, digits, files, hub, idx, reasoning, run
 from potstill.data.chat import ChatTokenizer, Encoded
+from potstill.data.images import Pixels
 from potstill.data.pack import Packed, pack
 from potstill.data.read import ReadResult, read_records, source_digests
+from potstill.data.reader import TaskReader, reader_for
+from potstill.data.sides import Example, Sides, read_sides
 from potstill.data.source import Row, Source
 from potstill.data.split import Side, side_of
 from potstill.data.store import load_records, load_rejects, save_records, save_rejects
 from potstill.data.tokenize import Tokenized, prompt_ids, tokenize
 from potstill.data.views import tokenize_views
 
-SOURCES = (files, hub, reasoning, run)
+SOURCES = (arrays, digits, files, hub, idx, reasoning, run)
 
 __all__ = [
     "ChatTokenizer",
     "Encoded",
+    "Example",
     "Packed",
+    "Pixels",
     "ReadResult",
     "Row",
     "Side",
+    "Sides",
     "Source",
+    "TaskReader",
     "Tokenized",
     "load_records",
     "load_rejects",
     "pack",
     "prompt_ids",
     "read_records",
+    "read_sides",
+    "reader_for",
     "save_records",
     "save_rejects",
     "side_of",

@@ -1,4 +1,7 @@
-"""Rows of tokens → the tensors of a batch. This module needs torch; `potstill.data` itself does not import it."""
+"""Rows of tokens, and images → the tensors of a batch.
+
+This module needs torch; `potstill.data` itself does not import it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from potstill.data.images import Pixels
+from potstill.data.masking import Masker, Visit
 from potstill.data.pack import Packed
 from potstill.data.tokenize import Tokenized
 from potstill.errors import DataError
@@ -40,24 +46,102 @@ class Collator:
         Raises:
             DataError: a mapping without labels, or padded on the left.
         """
-        batch = self._padded([_columns(row) for row in rows])
+        batch = _padded([_columns(row) for row in rows], self.pad_id)
         teachers = [_columns(row.teacher) for row in rows if isinstance(row, (Tokenized, Packed)) and row.teacher]
         if teachers and len(teachers) != len(rows):
             raise DataError("some rows of a batch have a view of their own for the teacher, and others do not")
         if teachers:
-            batch |= {f"teacher_{name}": column for name, column in self._padded(teachers).items()}
+            batch |= {f"teacher_{name}": column for name, column in _padded(teachers, self.pad_id).items()}
         return batch
 
-    def _padded(self, rows: Sequence[_Columns]) -> dict[str, Tensor]:
-        rows = rows or [_Columns([], [], [], [])]
-        width = max(1, *(len(row.input_ids) for row in rows))
-        columns = {
-            "input_ids": [_filled(row.input_ids, self.pad_id, width) for row in rows],
-            "labels": [_filled(row.labels, IGNORE, width) for row in rows],
-            "position_ids": [row.positions_to(width) for row in rows],
-            "segment_ids": [_filled(row.segment_ids, 0, width) for row in rows],
-        }
-        return {name: torch.tensor(column, dtype=torch.long) for name, column in columns.items()}
+
+class ExampleCollator:
+    """Pads whole texts on the right, for an encoder that says one thing of each: a class, or where it lies.
+
+    Args:
+        pad_id: what stands where nothing is.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[Tokenized]) -> dict[str, Int[Tensor, ...]]:
+        """`input_ids`, `position_ids` and `segment_ids` [B,T], and `classes` [B], IGNORE where a row has no label. No
+        rows at all give one row of one padding token."""
+        batch = _padded([_columns(row) for row in rows], self.pad_id)
+        del batch["labels"]
+        labels = [IGNORE if row.label is None else row.label for row in rows] or [IGNORE]
+        return batch | {"classes": torch.tensor(labels, dtype=torch.long)}
+
+
+class MaskingCollator:
+    """Pads texts on the right and hides some of their tokens, anew in every epoch.
+
+    Args:
+        pad_id: what stands where nothing is.
+        mask: hides the tokens of a row.
+    """
+
+    def __init__(self, pad_id: int, mask: Masker) -> None:
+        self.pad_id, self.mask = pad_id, mask
+
+    def __call__(self, rows: Sequence[Tokenized | Visit]) -> dict[str, Int[Tensor, "B T"]]:
+        """`input_ids` with hidden tokens, `masked_labels` (what they were, else IGNORE), `position_ids` and
+        `segment_ids` [B,T]. A row that is no `Visit` (a held-out one) always has the same tokens hidden."""
+        hidden = [self.mask(row) for row in rows]
+        columns = [_Columns(ids, labels, list(range(len(ids))), [1] * len(ids)) for ids, labels in hidden]
+        batch = _padded(columns, self.pad_id)
+        return batch | {"masked_labels": batch.pop("labels")}
+
+
+class ImageCollator:
+    """Stacks images as a model takes them: channels first, and what is stored as 0 to 255 as (x / 255 − mean) / std.
+
+    Args:
+        mean: what becomes 0, of the brightest.
+        std: what becomes 1.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+        self._shape: tuple[int, ...] = ()
+
+    def __call__(self, rows: Sequence[Pixels]) -> dict[str, Tensor]:
+        """`pixel_values` [B,C,H,W] (float32) and `classes` [B], IGNORE where an image has none. Floats stay as they
+        are. No rows at all give no images, of the shape that was seen last.
+
+        Raises:
+            DataError: the images of a batch are not of one size.
+        """
+        if not rows:
+            none = torch.zeros(0, *(self._shape or (1, 1, 1)))
+            return {"pixel_values": none, "classes": torch.zeros(0, dtype=torch.long)}
+        shapes = sorted({row.pixels.shape for row in rows})
+        if len(shapes) > 1:
+            raise DataError(
+                f"images of one batch are {' and '.join(str(list(shape)) for shape in shapes)}",
+                mend="bring all images to one size",
+            )
+        pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
+        if pixels.dtype == torch.uint8:
+            # One plane of grey, or colours that stand last.
+            pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+            pixels = ((pixels.float() / 255 - self.mean) / self.std).contiguous()
+        self._shape = tuple(pixels.shape[1:])
+        labels = [IGNORE if row.label is None else row.label for row in rows]
+        return {"pixel_values": pixels.float(), "classes": torch.tensor(labels, dtype=torch.long)}
+
+
+def _padded(rows: Sequence[_Columns], pad_id: int) -> dict[str, Tensor]:
+    rows = rows or [_Columns([], [], [], [])]
+    width = max(1, *(len(row.input_ids) for row in rows))
+    columns = {
+        "input_ids": [_filled(row.input_ids, pad_id, width) for row in rows],
+        "labels": [_filled(row.labels, IGNORE, width) for row in rows],
+        "position_ids": [row.positions_to(width) for row in rows],
+        "segment_ids": [_filled(row.segment_ids, 0, width) for row in rows],
+    }
+    return {name: torch.tensor(column, dtype=torch.long) for name, column in columns.items()}
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,16 @@
 | `alpaca`            | `instruction`, `input`, `output`, `system`                                                 |
 | `prompt_completion` | `prompt` and `completion`: two texts, or two lists of messages                             |
 | `prompt`            | `prompt`: a text, or a list of messages                                                    |
+| `labelled`          | `text` and `label`: the name of its class, or a whole number (whose digits name it)        |
 | `text`              | `text`                                                                                     |
 """
 
 from __future__ import annotations
 
 import json
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from potstill.errors import DataError, did_you_mean
@@ -26,6 +29,7 @@ COLUMNS: Mapping[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "alpaca": (("instruction",), ("input", "output", "system")),
     "prompt_completion": (("prompt", "completion"), ("tools",)),
     "prompt": (("prompt",), ("tools",)),
+    "labelled": (("text", "label"), ()),
     "text": (("text",), ()),
 }
 """What each format needs, and what else it takes, in the order in which formats are tried."""
@@ -166,12 +170,35 @@ def _document(row: Mapping[str, Any]) -> Record:
     return Record(text=text, group=group_of(text))
 
 
+def _labelled(row: Mapping[str, Any]) -> Record:
+    return replace(_document(row), label=label_name(row["label"]))
+
+
+def label_name(label: Any) -> str:
+    """The name of a class, of what stands in a column of labels.
+
+    Raises:
+        Malformed: it is neither a text nor a whole number nor a truth value.
+        Unusable: there is none.
+    """
+    if isinstance(label, bool):
+        return "true" if label else "false"
+    if isinstance(label, numbers.Integral):
+        return str(int(label))
+    if label is None or (isinstance(label, str) and not label.strip()):
+        raise Unusable("no label")
+    if not isinstance(label, str):
+        raise Malformed(f"label is {type(label).__name__}, not a name or a whole number")
+    return label.strip()
+
+
 _CONVERTERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
     "prompt": _prompt,
+    "labelled": _labelled,
     "text": _document,
 }
 

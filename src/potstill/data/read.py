@@ -37,7 +37,8 @@ class ReadResult:
 def read_records(settings: DataSettings) -> ReadResult:
     """Read all records of a source, with group, row and provenance.
 
-    Exact duplicates are left out. `limit` is of records kept, the first ones.
+    Exact duplicates are left out, and of one text with several labels all but the first. `limit` is of records kept,
+    the first ones.
 
     Raises:
         DataError: the source is missing, malformed or empty, or holds nothing usable.
@@ -70,7 +71,8 @@ class _Reader:
         self.settings = settings
         self.records: list[Record] = []
         self.rejects: list[Reject] = []
-        self.seen: dict[str, str] = {}
+        self.seen: dict[str, Record] = {}
+        self.labelled: dict[str, Record] = {}
         self.unused: set[str] = set()
         self.read = 0
         self.format: Format | None = None if settings.format == "auto" else settings.format
@@ -82,11 +84,18 @@ class _Reader:
         except Unusable as unusable:
             self._reject(row, str(unusable))
             return
-        if record.id in self.seen:
-            self._reject(row, "exact duplicate", f"of {self.seen[record.id]}")
+        if (earlier := self._earlier(record)) is not None:
+            self._reject(row, _why_twice(record, earlier, self.settings), f"of {_place(earlier)}")
             return
-        self.seen[record.id] = f"{row.source}, row {row.number}"
+        self.seen[record.id] = record
         self.records.append(record)
+
+    def _earlier(self, record: Record) -> Record | None:
+        """The record that says the same already."""
+        if record.label is None:
+            return self.seen.get(record.id)
+        earlier = self.labelled.setdefault(record.text or "", record)
+        return None if earlier is record else earlier
 
     def result(self) -> ReadResult:
         where = f"data ({self.settings.kind})"
@@ -118,3 +127,13 @@ class _Reader:
         said = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
         excerpt = said[:_EXCERPT_CHARACTERS].encode(errors="replace").decode()
         self.rejects.append(Reject(reason, row.source, row.number, excerpt, detail))
+
+
+def _why_twice(record: Record, earlier: Record, settings: DataSettings) -> str:
+    if settings.held_out == "own" and record.side != earlier.side:
+        return "on both sides"
+    return "exact duplicate" if record.label == earlier.label else "the same text with another label"
+
+
+def _place(record: Record) -> str:
+    return f"{record.provenance.source}, row {record.row}"

@@ -19,15 +19,20 @@ def side_of(record: Record, split: DataSettings) -> Side:
     Raises:
         DataError: `held_out: own`, and the source has no sides.
     """
+    return own_side_or_hashed(record.side, record.group, split)
+
+
+def own_side_or_hashed(own: Side | Literal[""], group: str, split: DataSettings) -> Side:
+    """The same of anything with a group, and perhaps a side in its source. Raises as `side_of`."""
     if split.held_out == "own":
-        if not record.side:
+        if not own:
             raise DataError(
                 "held_out: own, and this source has no sides of its own",
                 where="data.held_out",
                 mend="give the share to hold out: 0.1, say",
             )
-        return record.side
-    return side_of_group(record.group, split.held_out, split.split_seed)
+        return own
+    return side_of_group(group, split.held_out, split.split_seed)
 
 
 def side_of_group(group: str, held_out: float, split_seed: int) -> Side:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from potstill.recipe.data import DataSettings
 
-_MARK, _VERSION = b"potstill.records", b"1"
+_MARK, _VERSION = b"potstill.records", b"2"
 """In the file's metadata: says that it holds records, and how they are laid out."""
 
 
@@ -26,8 +26,9 @@ def save_records(path: Path, records: Sequence[Record], split: DataSettings | No
     """Write records, aside first and then renamed.
 
     Columns: `messages` (list of role and content, and `extra`, JSON, of whatever else a message holds), `prompt`,
-    `completion`, `text`, `tools` (JSON), `group`, `id`, `sample`, `finished`, `row`, `side`, `provenance`, `verdicts`
-    and `metadata` (JSON). What a record does not have is null.
+    `completion`, `text`, `label`, `tools` (JSON), `group`, `id`, `sample`, `finished`, `row`, `own_side` (that of the
+    source, if it has sides), `side`, `provenance`, `verdicts` and `metadata` (JSON). What a record does not have is
+    null.
 
     Args:
         path: the file.
@@ -95,10 +96,11 @@ def _schema() -> pa.Schema:
     message = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])
     content = [
         ("messages", pa.list_(message)),
-        *((name, pa.string()) for name in ("prompt", "completion", "text", "tools")),
+        *((name, pa.string()) for name in ("prompt", "completion", "text", "label", "tools")),
     ]
     identity = [("group", pa.string()), ("id", pa.string()), ("sample", pa.int64()), ("finished", pa.bool_())]
-    rest = [("row", pa.int64()), *((name, pa.string()) for name in ("side", "provenance", "verdicts", "metadata"))]
+    names = ("own_side", "side", "provenance", "verdicts", "metadata")
+    rest = [("row", pa.int64()), *((name, pa.string()) for name in names)]
     return pa.schema([*content, *identity, *rest])
 
 
@@ -108,12 +110,14 @@ def _row(record: Record, split: DataSettings | None) -> dict[str, Any]:
         "prompt": record.prompt,
         "completion": record.completion,
         "text": record.text,
+        "label": record.label,
         "tools": None if record.tools is None else json.dumps(list(record.tools), ensure_ascii=False),
         "group": record.group,
         "id": record.id,
         "sample": record.sample,
         "finished": record.finished,
         "row": record.row,
+        "own_side": record.side or None,
         "side": None if split is None else side_of(record, split),
         "provenance": canonical_json(asdict(record.provenance)),
         "verdicts": canonical_json([asdict(v) for v in record.verdicts]),
@@ -139,6 +143,8 @@ def _record(row: Mapping[str, Any]) -> Record:
         prompt=row["prompt"],
         completion=row["completion"],
         text=row["text"],
+        label=row["label"],
+        side=row["own_side"] or "",
         tools=None if row["tools"] is None else tuple(json.loads(row["tools"])),
         finished=row["finished"],
         sample=row["sample"],

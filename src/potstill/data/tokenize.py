@@ -26,7 +26,8 @@ _EXCERPT_CHARACTERS = 200
 class Tokenized:
     """One record as a model sees it.
 
-    `labels[t]` is `input_ids[t]` where that token is learned, else IGNORE. `cut` says that learned tokens were left
+    `labels[t]` is `input_ids[t]` where that token is learned (or, for a masked model, may be masked), else IGNORE.
+    `label` is the number of the class of the whole, where that is learned. `cut` says that learned tokens were left
     out for `max_length`. `note` says what else a person should know (text that the chat template adds). `teacher` is
     the teacher's own view where it sees another prompt (see `potstill.data.views`).
     """
@@ -38,6 +39,7 @@ class Tokenized:
     cut: bool = False
     note: str = ""
     teacher: Tokenized | None = None
+    label: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -1,0 +1,216 @@
+"""Images with a class each, and the sides they are on. What reads files is in `idx`, `arrays` and `digits`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from potstill import registry
+from potstill.data.split import Side, own_side_or_hashed
+from potstill.errors import DataError
+from potstill.recipe.data import ImageSettings
+from potstill.types import Reject
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """One image.
+
+    Args:
+        pixels: [H,W] or [H,W,C] of 0 to 255 (uint8); or, of somebody's own rows, floats that a model sees as they are.
+        label: the number of its class in `Sides.classes`; None where it has none.
+        group: hash of the image alone: the same image is one group, whatever its class.
+        record_id: hash of image and class.
+        row: its row in the source, from 1.
+    """
+
+    pixels: np.ndarray[Any, Any]
+    label: int | None = None
+    group: str = ""
+    record_id: str = ""
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """What a source gives, or one side of it: `images` [N,H,W] or [N,H,W,C] of uint8 and `labels` [N], whole numbers
+    from 0. `where` is for the person who has to mend it."""
+
+    images: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    where: str
+    side: Literal["", "train", "held_out"] = ""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """All that a source gives. `names` are those of the classes, by number; without any, the numbers name them."""
+
+    parts: tuple[ImagePart, ...]
+    names: tuple[str, ...] = ()
+
+
+class ImageSource(Protocol):
+    """A source of images. Built from its settings; bound to them with `@implements`."""
+
+    def images(self) -> ImageSet:
+        """Everything, in an order that does not change.
+
+        Raises:
+            DataError: the source is missing or malformed (it is said where).
+        """
+        ...
+
+    def digests(self) -> dict[str, str]:
+        """What names the content that is read: part of the key of the stages that use it."""
+        ...
+
+
+@dataclass
+class SplitImages:
+    """Images of both sides, and what was left out."""
+
+    train: list[Pixels] = field(default_factory=list)
+    held_out: list[Pixels] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    counts: Counter[str] = field(default_factory=Counter)
+    rejects: list[Reject] = field(default_factory=list)
+
+
+def split_images(settings: ImageSettings) -> SplitImages:
+    """Read a source of images and put each on its side.
+
+    An image of the training side is left out where the same image has the same class already (an exact duplicate), or
+    is held out too; the held-out side stays whole, so that figures on a published test set compare. `limit` keeps those
+    images whose hash is lowest: a fair sample of classes and sides, whatever their order.
+
+    Raises:
+        DataError: the source is missing, malformed or empty, has fewer than two classes, or no sides of its own where
+            these are asked for.
+        MissingExtra: the source needs a package that is not installed.
+    """
+    where = f"data ({settings.kind})"
+    found = cast(ImageSource, registry.build(settings)).images()
+    check_images(found)
+    images = [(part, image, side) for part in found.parts for image, side in _hashed(part, settings)]
+    split = SplitImages()
+    split.counts["read"] = len(images)
+    if not images:
+        raise DataError("the data set is empty", where=where)
+    _leave_out_twice(images, split)
+    if settings.limit is not None:
+        _limit(split, settings.limit)
+    if not split.train:
+        raise DataError("no image is on the training side", where=where, mend="lower data.held_out, or raise limit")
+    _name_classes(split, found.names)
+    present = {image.label for image in split.train}
+    if len(present) < 2:
+        raise DataError(
+            f"every image to train on is of class {split.classes[min(map(int, present))]!r}",
+            where=where,
+            mend="a classifier needs two classes",
+        )
+    return split
+
+
+def check_images(found: ImageSet) -> None:
+    """Raises DataError where parts do not fit together: counts, kinds, sizes, or classes without a name."""
+    import numpy as np
+
+    shape = found.parts[0].images.shape[1:]
+    for part in found.parts:
+        images, labels = part.images, part.labels
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
+            raise DataError(
+                f"images are {images.dtype} {list(images.shape)}, not uint8 [N,H,W] or [N,H,W,C]",
+                where=part.where,
+                mend="store pixels as whole numbers from 0 to 255",
+            )
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(f"labels are {labels.dtype} {list(labels.shape)}, not whole numbers [N]", where=part.where)
+        if len(images) != len(labels):
+            raise DataError(f"{len(images)} images, and {len(labels)} labels", where=part.where)
+        if images.shape[1:] != shape:
+            raise DataError(
+                f"images of {list(images.shape[1:])}, and others of {list(shape)}",
+                where=part.where,
+                mend="bring all images to one size",
+            )
+        if len(labels) and labels.min() < 0:
+            raise DataError(f"label {labels.min()} is below 0", where=part.where)
+        if len(labels) and found.names and labels.max() >= len(found.names):
+            raise DataError(
+                f"label {labels.max()}, and only {len(found.names)} classes have a name (0 to {len(found.names) - 1})",
+                where=part.where,
+            )
+
+
+_Found = tuple[ImagePart, Pixels, Side]
+
+
+def _hashed(part: ImagePart, settings: ImageSettings) -> Iterator[tuple[Pixels, Side]]:
+    """Every image of a part, with its hashes and side. Its label is still the source's own number."""
+    import numpy as np
+
+    form = hashlib.sha256(str(part.images.shape[1:]).encode())
+    for row, (image, label) in enumerate(zip(part.images, part.labels.tolist(), strict=True), 1):
+        hashed = form.copy()
+        hashed.update(np.ascontiguousarray(image))
+        group = hashed.hexdigest()[:16]
+        hashed.update(str(label).encode())
+        yield (
+            Pixels(image, label, group, hashed.hexdigest()[:16], row),
+            own_side_or_hashed(part.side, group, settings),
+        )
+
+
+def _leave_out_twice(images: list[_Found], split: SplitImages) -> None:
+    held_out = {image.group for _, image, side in images if side == "held_out"}
+    seen: set[str] = set()
+    for part, image, side in images:
+        if side == "held_out":
+            split.held_out.append(image)
+        elif image.group in held_out:
+            _reject(split, "on both sides", part.where, image.row)
+        elif image.record_id in seen:
+            _reject(split, "exact duplicate", part.where, image.row)
+        else:
+            seen.add(image.record_id)
+            split.train.append(image)
+
+
+def _limit(split: SplitImages, limit: int) -> None:
+    by_hash = sorted((i.record_id, i.row) for side in (split.train, split.held_out) for i in side)
+    last = by_hash[:limit][-1]
+    split.train = [image for image in split.train if (image.record_id, image.row) <= last]
+    split.held_out = [image for image in split.held_out if (image.record_id, image.row) <= last]
+
+
+def _name_classes(split: SplitImages, names: tuple[str, ...]) -> None:
+    """Numbers the classes of the training side; held-out images of others are left out."""
+    present = sorted({cast(int, image.label) for image in split.train})
+    split.classes = names or tuple(map(str, present))
+    number = {label: label for label in present} if names else {label: index for index, label in enumerate(present)}
+    split.train = [replace(image, label=number[cast(int, image.label)]) for image in split.train]
+    known = []
+    for image in split.held_out:
+        label = cast(int, image.label)
+        if label in number:
+            known.append(replace(image, label=number[label]))
+        else:
+            _reject(split, UNKNOWN_CLASS, "held-out images", image.row, names[label] if names else str(label))
+    split.held_out = known
+
+
+UNKNOWN_CLASS = "its class is not on the training side"
+
+
+def _reject(split: SplitImages, reason: str, source: str, row: int, detail: str = "") -> None:
+    split.counts[reason] += 1
+    split.rejects.append(Reject(reason, source, row, detail=detail))

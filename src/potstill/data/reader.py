@@ -1,0 +1,303 @@
+"""From a record to what a model of a task learns of it, and from such rows to batches. No torch until batches are made.
+
+| task                                         | a row is                            | a batch is made by |
+|----------------------------------------------|-------------------------------------|--------------------|
+| `causal_lm`                                  | `Tokenized`, with labels            | `Collator`         |
+| `masked_lm`                                  | `Tokenized`, a piece of a text      | `MaskingCollator`  |
+| `sequence_classification`                    | `Tokenized`, with a `label`         | `ExampleCollator`  |
+| `sentence_embedding`                         | `Tokenized`, perhaps with a `label` | `ExampleCollator`  |
+| `image_classification`                       | `Pixels`                            | `ImageCollator`    |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from potstill.data.chat import ChatTokenizer
+from potstill.data.encoder import EncoderTokenizer
+from potstill.data.images import UNKNOWN_CLASS, Pixels
+from potstill.data.sides import Example
+from potstill.data.tokenize import IGNORE, Tokenized, tokenize
+from potstill.errors import DataError, ModelError
+from potstill.recipe import DataSettings, Masking
+from potstill.recipe.data import ImageSettings
+from potstill.types import Record, Reject, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = Tokenized | Pixels
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+class TaskReader(Protocol):
+    """Reads the examples of a data set for one task.
+
+    `pad_id` is the padding token (0 of images); `max_length` the most tokens that a row has: as asked, or fewer where
+    the model takes no more.
+    """
+
+    task: Task
+    pad_id: int
+    max_length: int
+
+    def rows(self, example: Example) -> list[Row | Reject]:
+        """All that is learned of an example: one row, or several where a long text is cut into pieces; or why not."""
+        ...
+
+    def row(self, example: Example) -> Row | Reject:
+        """One row: what is longer than `max_length` is cut off at the end (`cut` says so)."""
+        ...
+
+    def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
+        """The rows of a row of somebody's own data set (`potstill.data.mappings`).
+
+        Raises:
+            DataError: it cannot be read; `where` names it.
+        """
+        ...
+
+    def collator(self) -> Collate:
+        """What makes batches of rows. Loads torch."""
+        ...
+
+
+def reader_for(
+    task: Task,
+    *,
+    tokenizer: Path | PreTrainedTokenizerBase | None = None,
+    data: DataSettings | None = None,
+    max_length: int = 1024,
+    classes: Sequence[str] = (),
+    masking: Masking | None = None,
+    seed: int = 0,
+) -> TaskReader:
+    """The reader of a task.
+
+    Args:
+        task: what the student is for.
+        tokenizer: the folder of the student's tokenizer, or a loaded one; None for images.
+        data: how images are to be seen (`mean`, `std`).
+        max_length: longer texts are cut.
+        classes: the names of the classes, in the order of their numbers.
+        masking: for masked models: the published shares unless others are named.
+        seed: for masked models: another seed is another mask.
+
+    Raises:
+        DataError: no tokenizer, no classes, or no room for text within `max_length`.
+        ModelError: the tokenizer cannot be read, or has no mask token for a masked model.
+    """
+    if task == "image_classification":
+        return ImageReader(_at_least_two(task, classes), data if isinstance(data, ImageSettings) else None)
+    if tokenizer is None:
+        mend = "give the folder of the student's tokenizer"
+        raise DataError("text needs a tokenizer", where=f"task {task}", mend=mend)
+    folder = isinstance(tokenizer, Path)
+    if task == "causal_lm":
+        chat = ChatTokenizer.from_folder(tokenizer) if folder else ChatTokenizer.from_transformers(tokenizer)
+        return CausalReader(chat, max_length)
+    encoder = EncoderTokenizer.from_folder(tokenizer) if folder else EncoderTokenizer.from_transformers(tokenizer)
+    if task == "masked_lm":
+        return MaskedReader(encoder, max_length, masking or Masking(), seed)
+    named = _at_least_two(task, classes) if task == "sequence_classification" else tuple(classes)
+    return ExampleReader(task, encoder, max_length, named)
+
+
+def _at_least_two(task: Task, classes: Sequence[str]) -> tuple[str, ...]:
+    if len(classes) > 1:
+        return tuple(classes)
+    if classes:
+        raise DataError(
+            f"everything is of class {classes[0]!r}: there is nothing to tell apart",
+            where="data",
+            mend="give records of two classes or more",
+        )
+    raise DataError(
+        f"{task} learns classes, and no record has one", where="data", mend="give a column label beside text"
+    )
+
+
+class CausalReader:
+    """Reads conversations and texts for a causal language model: see `tokenize`."""
+
+    task: Task = "causal_lm"
+
+    def __init__(self, chat: ChatTokenizer, max_length: int) -> None:
+        self.chat, self.max_length, self.pad_id = chat, max_length, chat.pad_id
+
+    def rows(self, example: Example) -> list[Row | Reject]:
+        """One row, or why not."""
+        return [self.row(example)]
+
+    def row(self, example: Example) -> Row | Reject:
+        """Its tokens and labels. Raises as `tokenize`."""
+        return tokenize(_record(example), self.chat, self.max_length)
+
+    def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
+        """Raises NotImplementedError: the trainer reads these itself, since it may pack them."""
+        raise NotImplementedError("rows of a causal language model are read by potstill.train.rows")
+
+    def collator(self) -> Collate:
+        """Pads on the right; the shift by one is made by the batch."""
+        from potstill.data.collate import Collator
+
+        return Collator(self.pad_id)
+
+
+class _EncoderReader:
+    """What reads texts for an encoder."""
+
+    def __init__(self, tokenizer: EncoderTokenizer, max_length: int) -> None:
+        self.tokenizer, self.pad_id = tokenizer, tokenizer.pad_id
+        self.max_length = min(max_length, tokenizer.longest or max_length)
+        tokenizer.pieces("", self.max_length)  # refuses what leaves no room
+
+    def _pieces(self, record: Record) -> list[Tokenized] | Reject:
+        """A text in pieces, each with the id and group of the whole; or why there are none."""
+        if record.text is None:
+            return _rejected(record, "not a text", "an encoder reads the column text")
+        pieces = self.tokenizer.pieces(record.text, self.max_length)
+        if all(map(all, (piece.special for piece in pieces))):
+            return _rejected(record, "nothing to learn", "no token is text")
+        rows = []
+        for number, piece in enumerate(pieces):
+            labels = [
+                IGNORE if special else token for token, special in zip(piece.input_ids, piece.special, strict=True)
+            ]
+            name = record.id if len(pieces) == 1 else f"{record.id}.{number}"
+            rows.append(Tokenized(piece.input_ids, labels, name, record.group))
+        return rows
+
+
+class MaskedReader(_EncoderReader):
+    """Reads texts for a masked language model: long ones in pieces, so that nothing of them is lost. `labels` are the
+    tokens that may be masked: all but the special ones."""
+
+    task: Task = "masked_lm"
+
+    def __init__(self, tokenizer: EncoderTokenizer, max_length: int, masking: Masking, seed: int = 0) -> None:
+        super().__init__(tokenizer, max_length)
+        self.masking, self.seed = masking, seed
+        if tokenizer.mask_id is None:
+            raise ModelError(
+                "the tokenizer has no mask token, so nothing can be masked",
+                where="task masked_lm",
+                mend="use a model that was made for it (BERT, RoBERTa …), or set mask_token in tokenizer_config.json",
+            )
+
+    def rows(self, example: Example) -> list[Row | Reject]:
+        """Every piece of a text that has anything to mask."""
+        pieces = self._pieces(_record(example))
+        if isinstance(pieces, Reject):
+            return [pieces]
+        return [piece for piece in pieces if piece.learned]
+
+    def row(self, example: Example) -> Row | Reject:
+        """The first piece."""
+        record = _record(example)
+        pieces = self._pieces(record)
+        return pieces if isinstance(pieces, Reject) else _first(pieces, record)
+
+    def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
+        """Of `text`, or of `input_ids` that nothing is masked in yet."""
+        from potstill.data.mappings import masked_rows
+
+        return masked_rows(mapping, self, where)
+
+    def collator(self) -> Collate:
+        """Masks anew in every epoch."""
+        from potstill.data.collate import MaskingCollator
+        from potstill.data.masking import Masker
+
+        assert self.tokenizer.mask_id is not None
+        masker = Masker(self.masking, self.tokenizer.mask_id, self.tokenizer.ordinary_ids, self.seed)
+        return MaskingCollator(self.pad_id, masker)
+
+
+class ExampleReader(_EncoderReader):
+    """Reads texts for an encoder that says one thing of each. What is longer than `max_length` is cut."""
+
+    def __init__(self, task: Task, tokenizer: EncoderTokenizer, max_length: int, classes: tuple[str, ...]) -> None:
+        super().__init__(tokenizer, max_length)
+        self.task, self.classes = task, classes
+
+    def rows(self, example: Example) -> list[Row | Reject]:
+        """One row, or why not."""
+        return [self.row(example)]
+
+    def row(self, example: Example) -> Row | Reject:
+        """Its tokens and the number of its class, which only a classification insists on."""
+        record = _record(example)
+        pieces = self._pieces(record)
+        if isinstance(pieces, Reject):
+            return pieces
+        label = self.classes.index(record.label) if record.label in self.classes else None
+        if label is None and self.task == "sequence_classification":
+            return _rejected(record, "no label" if record.label is None else UNKNOWN_CLASS, record.label or "")
+        first = _first(pieces, record)
+        nothing = [IGNORE] * len(first)
+        return replace(first, labels=nothing, label=label)
+
+    def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
+        """Of `text` or `input_ids`, with a `label`."""
+        from potstill.data.mappings import example_rows
+
+        return example_rows(mapping, self, where)
+
+    def collator(self) -> Collate:
+        """Pads on the right."""
+        from potstill.data.collate import ExampleCollator
+
+        return ExampleCollator(self.pad_id)
+
+
+class ImageReader:
+    """Takes images as they are."""
+
+    task: Task = "image_classification"
+    pad_id = 0
+    max_length = 1
+
+    def __init__(self, classes: tuple[str, ...], data: ImageSettings | None = None) -> None:
+        self.classes = classes
+        self.mean, self.std = (data.mean, data.std) if data is not None else (0.5, 0.5)
+
+    def rows(self, example: Example) -> list[Row | Reject]:
+        """One row, or why not."""
+        return [self.row(example)]
+
+    def row(self, example: Example) -> Row | Reject:
+        """The image itself."""
+        if not isinstance(example, Pixels):
+            return _rejected(example, "not an image")
+        return example if example.label is not None else Reject("no label", "images", example.row)
+
+    def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
+        """Of `pixel_values` and a `label`."""
+        from potstill.data.mappings import image_rows
+
+        return image_rows(mapping, self, where)
+
+    def collator(self) -> Collate:
+        """Stacks them, channels first, and brings them to the numbers that a model sees."""
+        from potstill.data.collate import ImageCollator
+
+        return ImageCollator(self.mean, self.std)
+
+
+def _record(example: Example) -> Record:
+    if isinstance(example, Record):
+        return example
+    raise DataError("an image where a text is needed", where="data", mend="set task: image_classification")
+
+
+def _first(pieces: Sequence[Tokenized], example: Record) -> Tokenized:
+    return replace(pieces[0], record_id=example.id, cut=len(pieces) > 1)
+
+
+def _rejected(record: Record, reason: str, detail: str = "") -> Reject:
+    said = record.text or record.prompt or ""
+    return Reject(reason, record.provenance.source, record.row, said[:200], detail)

@@ -1,0 +1,67 @@
+"""Both sides of a recipe's data: records of text, or images, with the names of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from potstill.data.images import UNKNOWN_CLASS, Pixels, split_images
+from potstill.data.read import ReadResult, read_records
+from potstill.data.split import side_of
+from potstill.recipe.data import DataSettings, ImageSettings
+from potstill.types import Record, Reject
+
+Example = Record | Pixels
+"""What a data set is made of: a record (of text), or an image."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is learned from, and what never is.
+
+    `classes` are the names of the classes on the training side (numbers in their order, else by name), empty where
+    nothing has a label; where the source of images names its classes, all of these by number. `counts` holds `read`
+    and, by reason, how many were left out, each of which is in `rejects`. `read` is what else is known of the source
+    (not of images).
+    """
+
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+    classes: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    rejects: Sequence[Reject] = ()
+    read: ReadResult | None = None
+
+
+def read_sides(settings: DataSettings) -> Sides:
+    """Read a source and put every example on its side. A held-out example of a class that the training side lacks is
+    left out, and counted: no student could learn its name.
+
+    Raises: as `read_records`, or for images `split_images`; and as `side_of`.
+    """
+    if isinstance(settings, ImageSettings):
+        images = split_images(settings)
+        return Sides(images.train, images.held_out, images.classes, dict(images.counts), images.rejects)
+    read = read_records(settings)
+    sides: dict[str, list[Record]] = {"train": [], "held_out": []}
+    for record in read.records:
+        sides[side_of(record, settings)].append(record)
+    classes = class_names(record.label for record in sides["train"])
+    held_out, unknown = [], []
+    for record in sides["held_out"]:
+        (held_out if record.label is None or record.label in classes else unknown).append(record)
+    rejects = [*read.rejects, *(_unknown(record) for record in unknown)]
+    counts = read.counts | ({UNKNOWN_CLASS: len(unknown)} if unknown else {})
+    return Sides(sides["train"], held_out, classes, counts, rejects, read)
+
+
+def class_names(labels: Iterable[str | None]) -> tuple[str, ...]:
+    """The distinct names among labels, in order: of their value if all are whole numbers, else of the alphabet."""
+    names = {label for label in labels if label is not None}
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _unknown(record: Record) -> Reject:
+    return Reject(UNKNOWN_CLASS, record.provenance.source, record.row, (record.text or "")[:200], record.label or "")
