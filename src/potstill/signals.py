@@ -235,6 +235,10 @@ class Dense:
 class Sparse:
     """A stored or sampled distribution, ragged over tokens. `weights` are never renormalised: their sum over
     a token's entries may differ from 1. Row n holds entries `offsets[n]:offsets[n + 1]`.
+
+    `unbiased`: the expectation of the weights is the whole distribution at `temperature`. `top_k`: they are its largest
+    probabilities, each token at most once, and 1 − Σ weights is the mass that remains. `entropy` is that of the whole
+    distribution, in nats. `vocab` is the number of tokens that it is over (None: the student's).
     """
 
     offsets: Int[Tensor, " N1"]
@@ -243,6 +247,7 @@ class Sparse:
     entropy: Float[Tensor, " N"]
     estimator: Literal["unbiased", "top_k"]
     temperature: float = 1.0
+    vocab: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from potstill.objectives.base import DirectObjective, Objective, VocabularyObjective
 from potstill.objectives.sweep import fused_sweep
 from potstill.recipe.schedules import value_at
-from potstill.signals import Batch, Dense, Head, Signals
+from potstill.signals import Batch, Dense, Head, Signals, Sparse
 
 
 @dataclass(frozen=True)
@@ -89,5 +89,5 @@ def _response(student: Signals) -> Head | Dense:
     return response
 
 
-def _teacher_response(teacher: Signals | None) -> Head | Dense | None:
-    return None if teacher is None else teacher.head or teacher.dense
+def _teacher_response(teacher: Signals | None) -> Head | Dense | Sparse | None:
+    return None if teacher is None else teacher.head or teacher.dense or teacher.sparse

@@ -1,32 +1,33 @@
-"""Objectives on the response: the distribution over the next token. Each is a row rule of the fused sweep."""
+"""Objectives on the response: the distribution over the next token, or over the classes. Each is a row rule of the
+fused sweep, held equal to the function of the same name in `divergences.py`.
+
+Between two distributions through their mixture: `mixtures.py`. Target against all others: `decoupled.py`.
+"""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from potstill.objectives.base import VocabularyObjective
-from potstill.objectives.divergences import temperature_gain
 from potstill.objectives.rows import Rows
-from potstill.recipe.response import ForwardKL, HardCE
-from potstill.recipe.schedules import value_at
+from potstill.objectives.soft import SoftRule, TakesSparse, softening
+from potstill.objectives.sparse import linear_values
+from potstill.recipe.response import ForwardKL, HardCE, LogitMSE, ReverseKL, SoftCE, TotalVariation
 from potstill.registry import implements
 
 
-class ForwardKLRule:
-    """KL(teacher ‖ student) at a temperature over the shared tokens; ∂/∂z = gain · (q − p) / T.
+class ForwardKLRule(SoftRule):
+    """KL(teacher ‖ student) at a temperature over the shared tokens; ∂/∂z = gain · (q − p) / T."""
 
-    Held equal to `divergences.forward_kl`.
-    """
-
-    needs_teacher = True
-
-    def __init__(self, temperature: float = 1.0, *, scale_by_temperature_squared: bool = False) -> None:
-        self.temperature = temperature
-        self.gain = temperature_gain(temperature, scale_by_temperature_squared)
+    sparse: ClassVar[TakesSparse] = "linear"
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        if rows.sparse is not None:
+            return linear_values(rows, coefficient, self, less_entropy=True)
         at, shared = self.temperature, rows.shared
         student, teacher = rows.student[:, :shared], rows.teacher_logits[:, :shared]
         p = rows.teacher_softmax(at, shared)
@@ -37,15 +38,80 @@ class ForwardKLRule:
         if rows.wants_gradient:
             # Of the difference, not term by term: it is exactly zero where student and teacher agree.
             torch.sub(rows.student_softmax(at, shared), p, out=difference)
-            rows.add_gradient(coefficient * (self.gain / at), difference)
+            rows.add_gradient(coefficient * self.factor, difference)
         return values * self.gain
 
 
-class HardCERule:
-    """−log q[target] over all rows of the student's head; ∂/∂z = q − onehot(target).
+class SoftCERule(SoftRule):
+    """−Σ p log q over the shared tokens; ∂/∂z = gain · (q − p) / T."""
 
-    Held equal to `divergences.hard_ce`.
-    """
+    sparse: ClassVar[TakesSparse] = "linear"
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        if rows.sparse is not None:
+            return linear_values(rows, coefficient, self, less_entropy=False)
+        at, shared = self.temperature, rows.shared
+        p = rows.teacher_softmax(at, shared)
+        product = torch.mul(rows.student[:, :shared], p, out=rows.scratch.take("product", *p.shape))
+        values = rows.student_log_partition(at, shared).squeeze(-1) - product.sum(-1).div_(at)
+        if rows.wants_gradient:
+            torch.sub(rows.student_softmax(at, shared), p, out=product)
+            rows.add_gradient(coefficient * self.factor, product)
+        return values * self.gain
+
+
+class ReverseKLRule(SoftRule):
+    """KL(student ‖ teacher) at a temperature over the shared tokens; ∂/∂z = gain · q (log q − log p − value) / T."""
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        at, shared = self.temperature, rows.shared
+        student, teacher = rows.student[:, :shared], rows.teacher_logits[:, :shared]
+        q = rows.student_softmax(at, shared)
+        # From the logits, which are finite where a probability has underflowed.
+        difference = torch.sub(student, teacher, out=rows.scratch.take("difference", *q.shape))
+        product = torch.mul(difference, q, out=rows.scratch.take("product", *q.shape))
+        mean = product.sum(-1, keepdim=True)
+        partitions = rows.student_log_partition(at, shared) - rows.teacher_log_partition(at, shared)
+        values = (mean / at - partitions).squeeze(-1)
+        if rows.wants_gradient:
+            # log q − log p − value = (difference − its mean) / T: the partitions cancel.
+            rows.add_gradient(coefficient * (self.factor / at), difference.sub_(mean).mul_(q))
+        return values * self.gain
+
+
+class TotalVariationRule(SoftRule):
+    """½ Σ |p − q| over the shared tokens; ∂/∂z = gain · ½ q (s − Σ q s) / T, s = sign(q − p)."""
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        at, shared = self.temperature, rows.shared
+        q = rows.student_softmax(at, shared)
+        difference = torch.sub(q, rows.teacher_softmax(at, shared), out=rows.scratch.take("difference", *q.shape))
+        sign = torch.sign(difference, out=rows.scratch.take("product", *q.shape))
+        values = difference.mul_(sign).sum(-1).mul_(0.5)
+        if rows.wants_gradient:
+            mean = torch.mul(sign, q, out=difference).sum(-1, keepdim=True)
+            rows.add_gradient(coefficient * (0.5 * self.factor), difference.addcmul_(q, -mean))
+        return values * self.gain
+
+
+class LogitMSERule:
+    """Mean over the shared tokens of (z_student − z_teacher)²; ∂/∂z = 2 (z_student − z_teacher) / shared tokens."""
+
+    needs_teacher = True
+    sparse: ClassVar[TakesSparse] = "none"
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        shared = rows.shared
+        student, teacher = rows.student[:, :shared], rows.teacher_logits[:, :shared]
+        difference = torch.sub(student, teacher, out=rows.scratch.take("difference", *student.shape))
+        square = torch.mul(difference, difference, out=rows.scratch.take("product", *student.shape))
+        if rows.wants_gradient:
+            rows.add_gradient(coefficient * (2.0 / shared), difference)
+        return square.mean(-1)
+
+
+class HardCERule:
+    """−log q[target] over all rows of the student's head; ∂/∂z = q − onehot(target)."""
 
     needs_teacher = False
 
@@ -63,13 +129,44 @@ class ForwardKLLoss(VocabularyObjective[ForwardKL]):
     """KL(teacher ‖ student). Hinton et al. 2015, §2."""
 
     def row_rule(self, progress: float = 0.0) -> ForwardKLRule:
-        temperature = value_at(self.settings.temperature, progress)
-        return ForwardKLRule(temperature, scale_by_temperature_squared=self.settings.scale_by_temperature_squared)
+        return ForwardKLRule(**softening(self.settings, progress))
+
+
+@implements(SoftCE)
+class SoftCELoss(VocabularyObjective[SoftCE]):
+    """Cross-entropy against the teacher's distribution. Hinton et al. 2015, §2."""
+
+    def row_rule(self, progress: float = 0.0) -> SoftCERule:
+        return SoftCERule(**softening(self.settings, progress))
+
+
+@implements(ReverseKL)
+class ReverseKLLoss(VocabularyObjective[ReverseKL]):
+    """KL(student ‖ teacher). Agarwal et al. 2023, §2."""
+
+    def row_rule(self, progress: float = 0.0) -> ReverseKLRule:
+        return ReverseKLRule(**softening(self.settings, progress))
+
+
+@implements(TotalVariation)
+class TotalVariationLoss(VocabularyObjective[TotalVariation]):
+    """Half the absolute difference of the probabilities. Wen et al. 2023, §3."""
+
+    def row_rule(self, progress: float = 0.0) -> TotalVariationRule:
+        return TotalVariationRule(**softening(self.settings, progress))
+
+
+@implements(LogitMSE)
+class LogitMSELoss(VocabularyObjective[LogitMSE]):
+    """Squared difference of the logits. Ba & Caruana 2014, eq. 1."""
+
+    def row_rule(self, progress: float = 0.0) -> LogitMSERule:
+        return LogitMSERule()
 
 
 @implements(HardCE)
 class HardCELoss(VocabularyObjective[HardCE]):
-    """Cross-entropy against the tokens of the text."""
+    """Cross-entropy against the tokens of the text, or the classes of the data."""
 
     def row_rule(self, progress: float = 0.0) -> HardCERule:
         return HardCERule()

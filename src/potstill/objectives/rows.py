@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.objectives.divergences import shared_tokens
+from potstill.objectives.sparse import SparseRows
 
 
 class Scratch:
@@ -39,6 +40,9 @@ class Scratch:
 class Rows:
     """One tile: `student` logits [R,V], `teacher` logits [R,W] or None, `target_ids` [R], in fp32 (fp64 if the models
     are), after scale and soft-cap. What its methods return is shared between rules: read it, never write to it.
+
+    Where the teacher's distribution is a stored one, `sparse` holds its entries and there are no logits of it: only
+    rules that take it (`sparse` of the rule) are then called.
     """
 
     def __init__(
@@ -48,8 +52,10 @@ class Rows:
         target_ids: Int[Tensor, " R"],
         scratch: Scratch,
         wants_gradient: bool,
+        sparse: SparseRows | None = None,
     ) -> None:
         self.student, self.teacher, self.target_ids = student, teacher, target_ids
+        self.sparse = sparse
         self.wants_gradient = wants_gradient
         self.scratch = scratch
         self._known: dict[object, Tensor] = {}
@@ -63,6 +69,8 @@ class Rows:
     @property
     def shared(self) -> int:
         """The number of tokens that both heads have."""
+        if self.sparse is not None:
+            return self.sparse.vocab
         return self.vocab if self.teacher is None else shared_tokens(self.vocab, self.teacher.shape[1])
 
     def student_softmax(self, temperature: float = 1.0, width: int | None = None) -> Float[Tensor, "R width"]:
@@ -100,6 +108,12 @@ class Rows:
     def add_gradient_at(self, ids: Int[Tensor, " R"], values: Float[Tensor, "R 1"]) -> None:
         """Adds one value per row at one token per row."""
         self.gradient.scatter_add_(1, ids[:, None], values)
+
+    def add_gradient_entries(
+        self, row_of: Int[Tensor, " E"], ids: Int[Tensor, " E"], values: Float[Tensor, " E"]
+    ) -> None:
+        """Adds values at any entries, each given by its row in the tile and its token; an entry may come twice."""
+        self.gradient.index_put_((row_of, ids), values, accumulate=True)
 
     @property
     def gradient(self) -> Float[Tensor, "R V"]:
@@ -146,6 +160,9 @@ class RowRule(Protocol):
     It returns its value per row [R], and where `rows.wants_gradient` calls `rows.add_gradient(coefficient, ∂value/∂z)`,
     z the student's logits. `coefficient` [R,1] is weight ÷ count (times a token weight, if there are any); values are
     returned without it. It is called for several tiles at once, on several threads, and keeps no state.
+
+    A rule that can do with a stored distribution says so by an attribute `sparse` (`soft.TakesSparse`), and looks at
+    `rows.sparse`; one without it is never called with one.
     """
 
     needs_teacher: bool

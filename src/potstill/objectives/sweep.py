@@ -43,8 +43,9 @@ from torch.autograd.function import once_differentiable
 
 from potstill.objectives.heads import Logits, logits_of
 from potstill.objectives.rows import RowRule, Rows, Scratch, rows_per_chunk
+from potstill.objectives.sparse import SparseTeacher, check_takes
 from potstill.objectives.tiles import TileWorkers, divide_threads
-from potstill.signals import Dense, Head
+from potstill.signals import Dense, Head, Sparse
 
 BUFFER_BYTES = 192 * 2**20
 """Most bytes of the two chunk buffers together."""
@@ -78,7 +79,7 @@ class Swept:
 
 def fused_sweep(
     student: Head | Dense,
-    teacher: Head | Dense | None,
+    teacher: Head | Dense | Sparse | None,
     target_ids: Int[Tensor, " N"],
     rules: Sequence[tuple[RowRule, Tensor | float]],
     *,
@@ -90,21 +91,27 @@ def fused_sweep(
     no gradient. `product_dtype` overrides the dtype in which heads are projected. Logits must be finite: a token that a
     model cannot say is cut (rule 5), not given −∞, whose 0 · ∞ would be NaN.
 
+    A `Sparse` teacher serves rules that are linear in its probabilities, at its own temperature.
+
     Raises:
-        ValueError: student, teacher and targets have different numbers of rows, or a rule needs a teacher and there is
-            none.
+        ValueError: student, teacher and targets have different numbers of rows; a rule needs a teacher and there is
+            none, or cannot do with a sparse one; a stored token is none of the student's.
     """
     taught = any(rule.needs_teacher for rule, _ in rules)
     if taught and teacher is None:
         raise ValueError("a rule needs the teacher's distribution, and there is no teacher")
     source = logits_of(student, product_dtype)
     # A teacher that nobody asks is not projected.
-    reference = logits_of(teacher, product_dtype) if taught and teacher is not None else None
-    rows = source.rows
+    rows, statistics = source.rows, torch.float64 if source.dtype == torch.float64 else torch.float32
+    reference: Logits | SparseTeacher | None = None
+    if taught and isinstance(teacher, Sparse):
+        check_takes([rule for rule, _ in rules if rule.needs_teacher], teacher)
+        reference = SparseTeacher(teacher, source.vocab, statistics)
+    elif taught and teacher is not None:
+        reference = logits_of(teacher, product_dtype)
     if target_ids.shape[0] != rows or (reference is not None and reference.rows != rows):
         there = "none" if reference is None else reference.rows
         raise ValueError(f"rows differ: student {rows}, teacher {there}, targets {target_ids.shape[0]}")
-    statistics = torch.float64 if source.dtype == torch.float64 else torch.float32
     coefficients = [_per_row(coefficient, rows, statistics, source.device) for _, coefficient in rules]
     leaves = source.leaves
     wanted = tuple(torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves)
@@ -133,19 +140,20 @@ class _Engine:
     def __init__(
         self,
         student: Logits,
-        teacher: Logits | None,
+        teacher: Logits | SparseTeacher | None,
         target_ids: Tensor,
         rules: Sequence[RowRule],
         coefficients: Sequence[Tensor],
         statistics: torch.dtype,
         wanted: tuple[bool, ...],
     ) -> None:
-        self.student, self.teacher, self.target_ids = student, teacher, target_ids
+        self.student, self.target_ids = student, target_ids
+        self.teacher, self.sparse = (None, teacher) if isinstance(teacher, SparseTeacher) else (teacher, None)
         self.rules, self.coefficients = rules, coefficients
         self.statistics, self.wanted = statistics, wanted
         self.wants_gradient = any(wanted)
         self.values = torch.zeros(len(rules), student.rows, dtype=statistics, device=student.device)
-        cut = teacher is not None and teacher.vocab != student.vocab
+        cut = self.teacher is not None and self.teacher.vocab != student.vocab
         self.masses = [torch.zeros_like(self.values[0]) for _ in range(2)] if cut else [None, None]
 
     def run(self) -> tuple[Tensor | None, ...]:
@@ -184,7 +192,8 @@ class _Engine:
             teacher_logits = None
             if teacher is not None and chunk.taught is not None:
                 teacher_logits = teacher.finish(chunk.taught[part], scratch, "teacher")
-            tiles = Rows(logits, teacher_logits, self.target_ids[rows], scratch, self.wants_gradient)
+            sparse = None if self.sparse is None else self.sparse.tile(rows)
+            tiles = Rows(logits, teacher_logits, self.target_ids[rows], scratch, self.wants_gradient, sparse)
             for index, (rule, coefficient) in enumerate(zip(self.rules, self.coefficients, strict=True)):
                 self.values[index, rows] = rule(tiles, coefficient[rows, None])
             for mass, side in zip(self.masses, (logits, teacher_logits), strict=True):

@@ -1,0 +1,120 @@
+"""Divergences from a mixture m of teacher p and student q: generalised JSD and DistiLLM's skewed KLs.
+
+m is positive wherever p or q is, so both ratios are bounded and no logarithm grows without end: what these methods are
+chosen for. Here that holds in floating point as well: probabilities that have underflowed are taken for the smallest
+normal number, and the mixture comes by interpolation, q + share · (p − q), which is q itself where p = q.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from potstill.objectives.base import VocabularyObjective
+from potstill.objectives.rows import Rows
+from potstill.objectives.soft import SoftRule, smallest, softening
+from potstill.recipe.response import JSD, SkewedKL, SkewedReverseKL
+from potstill.registry import implements
+
+
+class JSDRule(SoftRule):
+    """β · KL(p ‖ m) + (1−β) · KL(q ‖ m), m = β·p + (1−β)·q; ∂/∂z = gain · (1−β) · q (log(q/m) − KL(q ‖ m)) / T.
+
+    Two logarithms an entry and no log partition: the ratios are of probabilities.
+    """
+
+    def __init__(
+        self, beta: float = 0.5, temperature: float = 1.0, *, scale_by_temperature_squared: bool = False
+    ) -> None:
+        super().__init__(temperature, scale_by_temperature_squared=scale_by_temperature_squared)
+        self.beta = beta
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        at, shared, beta = self.temperature, rows.shared, self.beta
+        p, q = rows.teacher_softmax(at, shared), rows.student_softmax(at, shared)
+        of_p, of_q, mixture = (rows.scratch.take(name, *q.shape) for name in ("difference", "product", "mixture"))
+        torch.clamp_min(p, smallest(p), out=of_p)
+        torch.clamp_min(q, smallest(q), out=of_q)
+        torch.lerp(of_q, of_p, beta, out=mixture)
+        # log(p/m) and log(q/m), then each times its probability.
+        kl_p = of_p.div_(mixture).log_().mul_(p).sum(-1, keepdim=True)
+        weighted = of_q.div_(mixture).log_().mul_(q)
+        kl_q = weighted.sum(-1, keepdim=True)
+        if rows.wants_gradient:
+            rows.add_gradient(coefficient * (self.factor * (1 - beta)), weighted.addcmul_(q, -kl_q))
+        return (beta * kl_p + (1 - beta) * kl_q).squeeze(-1) * self.gain
+
+
+class _SkewedRule(SoftRule):
+    """Base of both skewed KLs, KL(f ‖ α·f + (1−α)·g), through r = (f − g)/m: log(f/m) = log(1 + (1−α) r)."""
+
+    def __init__(
+        self, alpha: float = 0.1, temperature: float = 1.0, *, scale_by_temperature_squared: bool = False
+    ) -> None:
+        super().__init__(temperature, scale_by_temperature_squared=scale_by_temperature_squared)
+        self.alpha = alpha
+
+    def _ratios(self, rows: Rows, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """(r, log(f/m)) of each entry. Rounding could put 1 + (1−α) r at 0; its logarithm is kept finite."""
+        ratio, mixture = (rows.scratch.take(name, *first.shape) for name in ("difference", "mixture"))
+        torch.lerp(second, first, self.alpha, out=mixture).clamp_min_(smallest(first))
+        torch.sub(first, second, out=ratio).div_(mixture)
+        logs = torch.mul(ratio, 1 - self.alpha, out=mixture)
+        return ratio, logs.clamp_min_(torch.finfo(first.dtype).eps / 2 - 1).log1p_()
+
+
+class SkewedKLRule(_SkewedRule):
+    """KL(p ‖ m), m = α·p + (1−α)·q; ∂/∂z = gain · (1−α)² · q (Σ q r − r) / T with r = (p − q)/m."""
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        at, shared = self.temperature, rows.shared
+        p, q = rows.teacher_softmax(at, shared), rows.student_softmax(at, shared)
+        ratio, logs = self._ratios(rows, p, q)
+        values = logs.mul_(p).sum(-1)
+        if rows.wants_gradient:
+            weighted = ratio.mul_(q)
+            mean = weighted.sum(-1, keepdim=True)
+            factor = -self.factor * (1 - self.alpha) ** 2
+            rows.add_gradient(coefficient * factor, weighted.addcmul_(q, -mean))
+        return values * self.gain
+
+
+class SkewedReverseKLRule(_SkewedRule):
+    """KL(q ‖ m), m = α·q + (1−α)·p; ∂/∂z = gain · q (h − Σ q h) / T with h = log(q/m) − α(1−α)(q − p)/m."""
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        at, shared, alpha = self.temperature, rows.shared, self.alpha
+        p, q = rows.teacher_softmax(at, shared), rows.student_softmax(at, shared)
+        ratio, logs = self._ratios(rows, q, p)
+        weighted = logs.mul_(q)
+        values = weighted.sum(-1)
+        if rows.wants_gradient:
+            weighted.addcmul_(ratio, q, value=-alpha * (1 - alpha))
+            mean = weighted.sum(-1, keepdim=True)
+            rows.add_gradient(coefficient * self.factor, weighted.addcmul_(q, -mean))
+        return values * self.gain
+
+
+@implements(JSD)
+class JSDLoss(VocabularyObjective[JSD]):
+    """Generalised Jensen-Shannon divergence. Agarwal et al. 2023 (GKD), eq. 1."""
+
+    def row_rule(self, progress: float = 0.0) -> JSDRule:
+        return JSDRule(self.settings.beta, **softening(self.settings, progress))
+
+
+@implements(SkewedKL)
+class SkewedKLLoss(VocabularyObjective[SkewedKL]):
+    """KL of the teacher from a mixture. Ko et al. 2024 (DistiLLM), eq. 4."""
+
+    def row_rule(self, progress: float = 0.0) -> SkewedKLRule:
+        return SkewedKLRule(self.settings.alpha, **softening(self.settings, progress))
+
+
+@implements(SkewedReverseKL)
+class SkewedReverseKLLoss(VocabularyObjective[SkewedReverseKL]):
+    """KL of the student from a mixture. Ko et al. 2024 (DistiLLM), §3.1."""
+
+    def row_rule(self, progress: float = 0.0) -> SkewedReverseKLRule:
+        return SkewedReverseKLRule(self.settings.alpha, **softening(self.settings, progress))

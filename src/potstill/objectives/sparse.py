@@ -1,0 +1,131 @@
+"""What a stored or sampled distribution gives instead of a teacher's logits.
+
+For objectives that are linear in the teacher's probabilities, Σ w (−log q) over the stored entries has the right
+expectation whenever the weights do, and so has its gradient (Σ w) · q − w. Nothing is renormalised: weights divided by
+their own sum would no longer have it.
+
+A `top_k` store is biased. Its remaining mass r = 1 − Σ w is held against all tokens that are not stored, as one:
+r · (−log Q), with Q the student's mass on them. By the chain rule of KL, what is missing from the value is
+r · KL(tail of the teacher ‖ tail of the student), each normalised; so the value is a lower bound, and the gradient is
+off by at most √2 · r in L2 (on a token that is not stored it is q − r · q/Q instead of q − p).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from potstill.signals import Sparse
+
+if TYPE_CHECKING:
+    from potstill.objectives.rows import Rows
+    from potstill.objectives.soft import SoftRule
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """The entries of one tile: for each its row in the tile, its token and its weight."""
+
+    row_of: Int[Tensor, " E"]
+    ids: Int[Tensor, " E"]
+    weights: Float[Tensor, " E"]
+    entropy: Float[Tensor, " R"]
+    kept: Int[Tensor, " R"]
+    cut: bool
+    vocab: int
+
+    @property
+    def mass(self) -> Float[Tensor, " R"]:
+        """Σ w of each row."""
+        return torch.zeros_like(self.entropy).index_add_(0, self.row_of, self.weights)
+
+    def summed(self, values: Float[Tensor, " E"]) -> Float[Tensor, " R"]:
+        """Σ of each row's entries."""
+        return torch.zeros_like(self.entropy).index_add_(0, self.row_of, values)
+
+
+class SparseTeacher:
+    """A sparse signal, cut into tiles. Offsets are read once, for slices are made of them."""
+
+    def __init__(self, sparse: Sparse, student_vocab: int, dtype: torch.dtype) -> None:
+        self.sparse, self.dtype = sparse, dtype
+        self.rows = sparse.offsets.shape[0] - 1
+        self.vocab = min(student_vocab, sparse.vocab or student_vocab)
+        self._offsets: Sequence[int] = sparse.offsets.tolist()
+        if sparse.ids.numel() and int(sparse.ids.max()) >= self.vocab:
+            raise ValueError(
+                f"the stored distribution has token {int(sparse.ids.max())}, and student and teacher share "
+                f"{self.vocab} tokens: its mass cannot be matched"
+            )
+
+    def tile(self, rows: slice) -> SparseRows:
+        """Some rows."""
+        sparse, kept = self.sparse, self.sparse.offsets[rows.start : rows.stop + 1].diff()
+        entries = slice(self._offsets[rows.start], self._offsets[rows.stop])
+        return SparseRows(
+            torch.repeat_interleave(torch.arange(kept.shape[0], device=kept.device), kept),
+            sparse.ids[entries].long(),
+            sparse.weights[entries].to(self.dtype),
+            sparse.entropy[rows].to(self.dtype),
+            kept,
+            sparse.estimator == "top_k",
+            self.vocab,
+        )
+
+
+def check_takes(rules: Sequence[object], sparse: Sparse) -> None:
+    """Whether each rule can do with this signal.
+
+    Raises:
+        ValueError: one cannot, or asks for another temperature than the stored one.
+    """
+    for rule in rules:
+        name, takes = type(rule).__name__, getattr(rule, "sparse", "none")
+        if takes == "none" or (takes == "bounded_tail" and sparse.estimator != "top_k"):
+            raise ValueError(
+                f"{name} needs every probability of the teacher's, and this signal is a {sparse.estimator} sample of "
+                f"them: it would be biased. Give it a head or dense logits, or use forward_kl or soft_ce"
+            )
+        temperature = getattr(rule, "temperature", 1.0)
+        if temperature != sparse.temperature:
+            raise ValueError(
+                f"the distribution was stored at temperature {sparse.temperature:g} and {name} is at {temperature:g}: "
+                f"give the objective the store's, or store it anew"
+            )
+
+
+def linear_values(
+    rows: Rows, coefficient: Float[Tensor, "R 1"], rule: SoftRule, *, less_entropy: bool
+) -> Float[Tensor, " R"]:
+    """Σ w (−log q) of a tile, less the teacher's entropy if asked; adds coefficient × gain / T × ((Σ w) q − w).
+
+    Held equal to `divergences.sparse_soft_ce` and `sparse_forward_kl`.
+    """
+    sparse, at, shared = rows.sparse, rule.temperature, rows.shared
+    assert sparse is not None
+    q, partition = rows.student_softmax(at, shared), rows.student_log_partition(at, shared)
+    log_q = rows.student[sparse.row_of, sparse.ids] / at - partition.squeeze(1)[sparse.row_of]
+    values, mass, entropy = -sparse.summed(sparse.weights * log_q), sparse.mass, sparse.entropy
+    if sparse.cut:
+        # With every token stored there is no tail, whatever the rounding of Σ w.
+        left = torch.where(sparse.kept >= shared, 0, (1 - mass).clamp_min(0))
+        tail = rows.scratch.take("difference", *q.shape).copy_(q)
+        tail[sparse.row_of, sparse.ids] = 0
+        student_left = tail.sum(-1).clamp_min(torch.finfo(q.dtype).tiny)
+        values = values - left * student_left.log()
+        stored = torch.special.xlogy(sparse.weights, sparse.weights)
+        entropy = -sparse.summed(stored) - torch.special.xlogy(left, left)
+    if rows.wants_gradient:
+        scaled = coefficient * rule.factor
+        total = mass[:, None]
+        if sparse.cut:
+            total = total + left[:, None]
+            rows.add_gradient(-scaled * (left / student_left)[:, None], tail)
+        rows.add_gradient(scaled * total, q)
+        rows.add_gradient_entries(sparse.row_of, sparse.ids, -scaled.squeeze(1)[sparse.row_of] * sparse.weights)
+    return (values - entropy if less_entropy else values) * rule.gain
