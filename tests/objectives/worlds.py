@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from objectives.tables import TAPPED
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from potstill.recipe import features, response
+from potstill.recipe import response
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.signals import IGNORE, Batch, Head, ModelDims, Signals
 
@@ -25,7 +26,7 @@ RESPONSE: tuple[ObjectiveSettings, ...] = (
 
 EVERY: tuple[ObjectiveSettings, ...] = (
     *RESPONSE,
-    features.HiddenCosine(),
+    *TAPPED,
 )
 """What every objective is held to (`test_loss.py`). A new kind goes here, and its common claims are tested."""
 
@@ -101,7 +102,7 @@ class Pair:
         def tables() -> dict[str, Tensor]:
             hidden = {f"hidden.{k}": normal(2, 6, 4) for k in range(3)}
             attention = {f"{part}.{k}": normal(2, 2, 6, 3) for part in ("queries", "keys", "values") for k in range(2)}
-            return {**hidden, **attention, "module:conv": normal(2, 3, 4, 4)}
+            return {**hidden, **attention, "module:conv": normal(2, 3, 4, 4), "module:mlp": normal(2, 6, 5)}
 
         self.tables = {"student": tables(), "teacher": tables()}
         self.weights = {"student": normal(11, 4).requires_grad_(), "teacher": normal(teacher_vocab, 4)}
