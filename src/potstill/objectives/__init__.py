@@ -2,7 +2,11 @@
 
 base.py         what an objective is: settings, scope, count, and a row rule or a function of signals
 divergences.py  the vocabulary-sized ones written plainly: the references
-response.py     forward_kl, hard_ce: row rules of the sweep
+response.py     KL both ways, soft and hard cross-entropy, total variation, logits: row rules of the sweep
+mixtures.py     JSD and the skewed KLs
+decoupled.py    decoupled KD
+soft.py         what rules at a temperature share
+sparse.py       stored and sampled distributions in place of a teacher's logits
 features.py     hidden_cosine, hidden_mse, hidden_smooth_l1
 attention.py    attention_scores, attention_kl
 minilm.py       minilm_v1, minilm_v2
@@ -23,6 +27,7 @@ from __future__ import annotations
 
 from potstill.objectives.attention import AttentionKLLoss, AttentionScoresLoss, distribution_kl, score_mse
 from potstill.objectives.base import DirectObjective, Objective, TappedObjective, VocabularyObjective
+from potstill.objectives.decoupled import DecoupledKDLoss
 from potstill.objectives.features import (
     HiddenCosineLoss,
     HiddenMSELoss,
@@ -33,6 +38,7 @@ from potstill.objectives.features import (
 )
 from potstill.objectives.loss import Loss, total_loss
 from potstill.objectives.minilm import MiniLMv1Loss, MiniLMv2Loss
+from potstill.objectives.mixtures import JSDLoss, SkewedKLLoss, SkewedReverseKLLoss
 from potstill.objectives.modules import AttentionTransferLoss, HintLoss, attention_transfer, hint
 from potstill.objectives.pooling import pool
 from potstill.objectives.relations import (
@@ -43,7 +49,14 @@ from potstill.objectives.relations import (
     rkd_distance,
     similarity_preserving,
 )
-from potstill.objectives.response import ForwardKLLoss, HardCELoss
+from potstill.objectives.response import (
+    ForwardKLLoss,
+    HardCELoss,
+    LogitMSELoss,
+    ReverseKLLoss,
+    SoftCELoss,
+    TotalVariationLoss,
+)
 from potstill.objectives.rows import RowRule, Rows
 from potstill.objectives.statistics import TokenStatistics, token_statistics
 from potstill.objectives.sweep import Swept, fused_sweep
@@ -52,6 +65,7 @@ __all__ = [
     "AttentionKLLoss",
     "AttentionScoresLoss",
     "AttentionTransferLoss",
+    "DecoupledKDLoss",
     "DirectObjective",
     "ForwardKLLoss",
     "HardCELoss",
@@ -59,18 +73,25 @@ __all__ = [
     "HiddenMSELoss",
     "HiddenSmoothL1Loss",
     "HintLoss",
+    "JSDLoss",
+    "LogitMSELoss",
     "Loss",
     "MiniLMv1Loss",
     "MiniLMv2Loss",
     "Objective",
     "RKDAngleLoss",
     "RKDDistanceLoss",
+    "ReverseKLLoss",
     "RowRule",
     "Rows",
+    "SkewedKLLoss",
+    "SkewedReverseKLLoss",
+    "SoftCELoss",
     "SimilarityPreservingLoss",
     "Swept",
     "TappedObjective",
     "TokenStatistics",
+    "TotalVariationLoss",
     "VocabularyObjective",
     "attention_transfer",
     "distribution_kl",
