@@ -56,9 +56,10 @@ def rkd_angle(student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]
     over a row's N² pairs (degenerate ones included, which are 0). Their mean is the loss of Park et al. 2019,
     eq. 9 to 11, as the mean over N³.
 
-    Costs 2·N³·(D + C) operations forward and thrice that with the gradient. N²·(N + D) numbers are never held at once:
-    some vertices are done at a time, and again in the backward pass. From points nearer to each other than rounding can
-    tell (8 ε of the longest vector) no direction is taken. The gradient flows to the student only.
+    Costs 2·N³·(D + C) operations and 4·N³·D more for the gradient. The N³ cosines and the N²·(D + C) differences are not
+    held at once where they are many: some vertices are done at a time, and again in the backward pass. From points
+    nearer to each other than rounding can tell (8 ε of the longest vector) no direction is taken. The gradient flows to
+    the student only.
     """
     ours, theirs = widened(student_ND), widened(teacher_NC.detach())
     number = len(ours)
@@ -78,7 +79,8 @@ def _angles_from(ours_ND: Tensor, theirs_NC: Tensor, vertices: slice) -> Float[T
 
 def _cosines(points_ND: Tensor, vertices: slice) -> Float[Tensor, "n N N"]:
     """Cosine of the angle at vertex j (axis 0) between the directions to i and k."""
-    shortest = 8 * torch.finfo(points_ND.dtype).eps * points_ND.detach().norm(dim=1).amax()
+    longest = points_ND.detach().norm(dim=1).amax() if len(points_ND) else 0.0
+    shortest = 8 * torch.finfo(points_ND.dtype).eps * longest
     with torch.autocast(points_ND.device.type, enabled=False):
         directions = unit(points_ND[None, :, :] - points_ND[vertices, None, :], shortest)
         return directions @ directions.mT
