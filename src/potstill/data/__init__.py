@@ -6,7 +6,7 @@ Importing this loads neither torch nor transformers. What makes tensors is in `p
 from __future__ import annotations
 
 # These bind the kinds of sources to their settings.
-from potstill.data import arrays, digits, files, hub, idx, reasoning, run
+from potstill.data import arrays, digits, files, hub, idx, packages, reasoning, run
 from potstill.data.chat import ChatTokenizer, Encoded
 from potstill.data.images import Pixels
 from potstill.data.pack import Packed, pack
@@ -19,7 +19,7 @@ from potstill.data.store import load_records, load_rejects, save_records, save_r
 from potstill.data.tokenize import Tokenized, prompt_ids, tokenize
 from potstill.data.views import tokenize_views
 
-SOURCES = (arrays, digits, files, hub, idx, reasoning, run)
+SOURCES = (arrays, digits, files, hub, idx, packages, reasoning, run)
 
 __all__ = [
     "ChatTokenizer",

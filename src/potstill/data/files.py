@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from potstill.artifacts import file_digest
+from potstill.data.formats import with_class_name
 from potstill.data.source import Row, existing
 from potstill.data.store import holds_records, load_records
 from potstill.errors import DataError
@@ -169,13 +170,22 @@ def _parquet(path: Path) -> Numbered:
             if holds_records(file.schema_arrow):
                 yield from enumerate(load_records(path), 1)
                 return
-            number = 0
+            number, names = 0, _class_names(file.schema_arrow.metadata)
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
+                    yield number, with_class_name(row, names)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not a whole Parquet file: {error}", where=str(path)) from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> list[str] | None:
+    """The names of the classes of the column `label`, where `datasets` wrote the file and noted them."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return list(features["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 _READERS: Mapping[str, Callable[[Path], Numbered]] = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet}

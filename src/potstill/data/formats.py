@@ -192,6 +192,15 @@ def label_name(label: Any) -> str:
     return label.strip()
 
 
+def with_class_name(row: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """A row whose `label` is the name of its class, where the source numbers its classes and names them (a
+    `ClassLabel` of `datasets`, which says −1 where there is none)."""
+    label = row.get("label")
+    if not names or not isinstance(label, int):
+        return dict(row)
+    return {**row, "label": names[label] if 0 <= label < len(names) else None}
+
+
 _CONVERTERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from potstill.artifacts import file_digest
+from potstill.data.formats import with_class_name
 from potstill.data.source import Row, existing
 from potstill.errors import DataError, did_you_mean
 from potstill.recipe.data import DatasetsFolder, HubData
@@ -145,9 +146,10 @@ class HubSource:
 
 
 def _rows(loaded: datasets.Dataset, source: str, where: str) -> Iterator[Row]:
+    names = getattr(loaded.features.get("label"), "names", None)
     for number, row in enumerate(loaded, 1):
         assert isinstance(row, Mapping)
-        yield Row(dict(row), source, number, f"{where}, row {number}")
+        yield Row(with_class_name(row, names), source, number, f"{where}, row {number}")
 
 
 @contextmanager
