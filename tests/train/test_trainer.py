@@ -108,7 +108,7 @@ def test_packed_rows_give_the_same_gradient_as_rows_of_their_own(tmp_path: Path)
 def test_the_teacher_has_no_dropout_even_if_somebody_trains_it(tmp_path: Path) -> None:
     teacher = tiny_model("gpt2", layers=2, seed=2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     made = trainer(tmp_path, student=tiny_model("gpt2", layers=1, seed=1), teacher=teacher)
-    batch = Batch.from_inputs(made.collate(made.train_rows[:4]))
+    batch = Batch.from_inputs(made.reading.collate(made.train_rows[:4]))
     needs = [HiddenCosine().needs(), ForwardKL().needs()]
     quiet = made.module.teacher.signals(batch, needs)
     teacher.train()

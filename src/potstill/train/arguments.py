@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from potstill.errors import RecipeError
 from potstill.models.load import has_fast_bf16
-from potstill.recipe import Existing, Recipe
+from potstill.recipe import Existing, Recipe, TrainStage
 
 MOST_LOGS = 500
 """Steps are logged one by one, up to so many; longer trainings log every so many steps."""
@@ -42,15 +42,19 @@ def defaults(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     }
 
 
-def training_arguments(recipe: Recipe, folder: Path, device: torch.device, rows: int) -> TrainingArguments:
-    """The arguments of the recipe's training of `rows` rows into a folder of checkpoints.
+def training_arguments(
+    recipe: Recipe, folder: Path, device: torch.device, rows: int, stage: TrainStage | None = None
+) -> TrainingArguments:
+    """The arguments of a stage (by default the first) of the recipe's training of `rows` rows, with a folder for its
+    checkpoints.
 
     Raises:
         RecipeError: `train.args` hold a value that `TrainingArguments` refuses.
     """
     assert recipe.train is not None
-    best = recipe.train.keep == "best"
-    given = {**defaults(recipe, device), **recipe.train.args}
+    stage = stage or recipe.train.in_stages[0]
+    best = stage.keep == "best"
+    given = {**defaults(recipe, device), **recipe.train.args, **stage.args}
     given.setdefault("logging_steps", max(1, steps_of(given, rows) // MOST_LOGS))
     try:
         return TrainingArguments(

@@ -14,11 +14,11 @@ from potstill.console import Console, Task
 class SaveBySeconds(TrainerCallback):
     """A checkpoint whenever so many seconds have passed since the last one; the first process decides for all.
 
-    Not at the last step: what is done then is written by whoever called for training.
+    At the last step only with `at_the_end`: usually what is done then is written by whoever called for training.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, *, at_the_end: bool = False) -> None:
+        self.seconds, self.at_the_end = seconds, at_the_end
         self._last = time.monotonic()
 
     def on_train_begin(
@@ -28,7 +28,8 @@ class SaveBySeconds(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         due = time.monotonic() - self._last >= self.seconds
-        if _first_decides(due, args) and state.global_step < state.max_steps:
+        last = state.global_step >= state.max_steps
+        if (last and self.at_the_end) or (_first_decides(due, args) and not last):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -109,6 +110,7 @@ class ConsoleProgress(TrainerCallback):
         if not state.is_world_process_zero or not metrics:
             return
         shown = {"eval_kl": "KL {:.3f}", "eval_nll": "NLL {:.3f}", "eval_top1_agreement": "agreement {:.3f}"}
+        shown |= {"eval_accuracy": "accuracy {:.3f}", "eval_objectives": "loss {:.4f}"}
         said = ", ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
         facts = {name.removeprefix("eval_"): metrics[name] for name in shown if name in metrics}
         self.console.say(f"held out, step {state.global_step}: {said}", step=state.global_step, **facts)

@@ -14,13 +14,17 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.console import Console
+from potstill.data.reader import TaskReader, reader_for
 from potstill.errors import CapabilityError, ModelError, RecipeError, UserError, did_you_mean
-from potstill.models.anatomy import dims, unwrap
+from potstill.models.anatomy import dims
+from potstill.models.folder import TOKENIZER_FILES
+from potstill.models.labels import labels_of
 from potstill.models.live import live_signals
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import locate, resolve
+from potstill.models.tasks import is_plain, task_of, unwrap
 from potstill.objectives import Objective
-from potstill.recipe import ForwardKL, HardCE, LocalTeacher, ObjectiveSettings
+from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Masking, ObjectiveSettings
 from potstill.registry import build, settings_class
 from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.teachers import Teacher
@@ -30,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class GivenTeacher:
-    """A loaded model as a teacher. It gives distributions and inner states; it is not asked to write.
+    """A loaded model or module as a teacher. It gives distributions and inner states; it is not asked to write.
 
     It is put into evaluation mode before every batch, whatever has been done to it in between (rule 8).
     """
@@ -90,7 +94,7 @@ def given_student(model: str | nn.Module, peft_config: PeftConfig | None = None)
     if peft_config is not None:
         assert isinstance(model, PreTrainedModel)
         model = get_peft_model(model, peft_config)
-    embeddings = unwrap(model).get_input_embeddings()
+    embeddings = None if is_plain(model) else unwrap(model).get_input_embeddings()
     if isinstance(embeddings, nn.Embedding):
         # Padding is known by length, never by its id: a pad token that is the end token too must learn (rule 4).
         embeddings.padding_idx = None
@@ -105,9 +109,33 @@ def given_student(model: str | nn.Module, peft_config: PeftConfig | None = None)
     return model
 
 
+def given_reader(
+    student: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    max_length: int,
+    masking: Masking | None,
+    seed: int,
+) -> TaskReader:
+    """What reads the rows of a student that is no causal language model: by its task, its tokenizer and its classes."""
+    # Of a module that does not name its classes, their numbers are the names.
+    classes = labels_of(student) or tuple(str(number) for number in range(dims(student).vocab))
+    return reader_for(
+        task_of(student),
+        tokenizer=tokenizer,
+        max_length=max_length,
+        classes=() if task_of(student) == "masked_lm" else classes,
+        masking=masking,
+        seed=seed,
+    )
+
+
 def given_tokenizer(model: str | nn.Module) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model that was given by name."""
-    return load_tokenizer(resolve(model, console=Console("quiet"))) if isinstance(model, str) else None
+    if not isinstance(model, str):
+        return None
+    source = resolve(model, console=Console("quiet"))
+    return load_tokenizer(source) if any((source.path / name).is_file() for name in TOKENIZER_FILES) else None
 
 
 def given_teacher(

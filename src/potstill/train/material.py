@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.data import ChatTokenizer, Tokenized, load_records, read_records, side_of, tokenize
-from potstill.data.collate import Collator
+from potstill.data import Sides, load_records, read_sides, reader_for
+from potstill.data.reader import Row, TaskReader
 from potstill.errors import DataError
 from potstill.models.folder import ModelSource
 from potstill.models.load import pick_device
@@ -23,26 +24,28 @@ from potstill.registry import build
 from potstill.signals import Batch
 from potstill.students import BuiltStudent, build_student
 from potstill.teachers import Teacher
-from potstill.types import Record, Reject
+from potstill.types import Reject
 
 _ROWS_PER_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Both sides of the split, as rows of tokens."""
+    """Both sides of the split, as rows of tokens (or images), and the names of the classes, if there are any."""
 
-    train: list[Tokenized]
-    held_out: list[Tokenized]
+    train: list[Row]
+    held_out: list[Row]
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Models:
-    """Where the models of a training are: the teacher's folder, if it has one, and that of the student's tokenizer."""
+    """Where the models of a training are: the teacher's folder, if it has one, and that of the student's tokenizer,
+    if the task has one."""
 
     settings: TeacherSettings | None
     teacher: ModelSource | None
-    tokenizer: Path
+    tokenizer: Path | None
     device: torch.device
 
     @property
@@ -63,20 +66,23 @@ def find_models(recipe: Recipe, console: Console) -> Models:
     teacher = _source(settings, console) if settings is not None else None
     student = _source(recipe.student, console) if isinstance(recipe.student, Existing) else None
     source = student or teacher
-    if source is None:
+    images = recipe.task == "image_classification"
+    if source is None and not images:
         raise DataError("there is no tokenizer: neither student nor teacher is a model on this machine")
-    if student is not None and teacher is not None and any(o.needs().teacher for o in recipe.train.all_objectives):
+    taught = any(o.needs().teacher for o in recipe.train.all_objectives)
+    if student is not None and teacher is not None and taught and not images:
         check_same_tokenizer(teacher.path, student.path)
     use_cpu = bool(recipe.train.args.get("use_cpu"))
     device = pick_device("cpu" if use_cpu else getattr(settings, "device", "auto"))
-    return Models(settings, teacher, source.path, device)
+    return Models(settings, teacher, source.path if source is not None and not images else None, device)
 
 
-def read_rows(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work: Work) -> Rows:
-    """The recipe's records, tokenised. What is cut or left out is counted.
+def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, work: Work) -> tuple[TaskReader, Rows]:
+    """The recipe's records, as rows, and what read them. What is cut or left out is counted.
 
     Args:
         generated: `records.parquet` of the stage `generate`, if the recipe has one.
+        tokenizer: the folder of the student's tokenizer, if the task has one.
         work: takes the counts and warnings.
 
     Raises:
@@ -84,18 +90,23 @@ def read_rows(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work:
     """
     assert recipe.train is not None
     if generated is not None:
-        sides = {side: load_records(generated, side=side) for side in ("train", "held_out")}
+        sides = Sides(load_records(generated, side="train"), load_records(generated, side="held_out"))
     else:
-        read = read_records(recipe.data)
-        for reason, amount in read.counts.items():
+        sides = read_sides(recipe.data)
+        for reason, amount in sides.counts.items():
             if reason != "read":
                 work.count(f"dropped: {reason}", amount)
-        sides = {"train": [], "held_out": []}
-        for record in read.records:
-            sides[side_of(record, recipe.data)].append(record)
-    length = recipe.train.max_length
-    train = _tokenised(sides["train"], chat, length, work, "")
-    held_out = _tokenised(sides["held_out"], chat, length, work, "held-out ")
+    reader = reader_for(
+        recipe.task,
+        tokenizer=tokenizer,
+        data=recipe.data,
+        max_length=recipe.train.max_length,
+        classes=sides.classes,
+        masking=recipe.train.masking,
+        seed=recipe.seed,
+    )
+    train = _read(sides.train, reader, recipe, work, "")
+    held_out = _read(sides.held_out, reader, recipe, work, "held-out ")
     if not train:
         reasons = "; ".join(f"{name} {amount}" for name, amount in work.counts.items())
         raise DataError(
@@ -103,21 +114,22 @@ def read_rows(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work:
             where="data",
             mend="give records with answers, or add a generate section",
         )
-    return Rows(train, held_out)
+    return reader, Rows(train, held_out, tuple(sides.classes))
 
 
-def make_student(recipe: Recipe, models: Models, rows: Sequence[Tokenized], console: Console) -> BuiltStudent:
+def make_student(recipe: Recipe, models: Models, reader: TaskReader, rows: Rows, console: Console) -> BuiltStudent:
     """The student before its first step. Raises as `build_student`."""
     assert recipe.student is not None
-    pad_id = ChatTokenizer.from_folder(models.tokenizer).pad_id
     return build_student(
         recipe.student,
         teacher=models.teacher,
         tokenizer_source=models.tokenizer,
         seed=recipe.seed,
-        influence_batches=partial(_batches, rows, pad_id),
+        influence_batches=partial(_batches, rows.train, reader),
         console=console,
         trust_remote_code=models.trust_remote_code,
+        task=recipe.task,
+        labels=rows.classes or None,
     )
 
 
@@ -140,25 +152,24 @@ def _source(settings: object, console: Console) -> ModelSource | None:
     return resolve(model, revision=getattr(settings, "revision", None), trust_remote_code=remote, console=console)
 
 
-def _tokenised(
-    records: Sequence[Record], chat: ChatTokenizer, max_length: int, work: Work, which: str
-) -> list[Tokenized]:
-    rows = []
-    for record in records:
-        row = tokenize(record, chat, max_length)
-        if isinstance(row, Reject):
-            work.count(f"{which}dropped: {row.reason}")
-            continue
-        rows.append(row)
-        if row.note:
-            work.warn(row.note)
-    work.count(f"{which}records", len(rows))
-    if cut := sum(row.cut for row in rows):
-        work.count(f"{which}cut at {max_length} tokens", cut)
+def _read(items: Sequence[Any], reader: TaskReader, recipe: Recipe, work: Work, which: str) -> list[Row]:
+    assert recipe.train is not None
+    rows: list[Row] = []
+    for item in items:
+        for row in reader.rows(item):
+            if isinstance(row, Reject):
+                work.count(f"{which}dropped: {row.reason}")
+                continue
+            rows.append(row)
+            if note := getattr(row, "note", ""):
+                work.warn(note)
+    work.count(f"{which}{'images' if recipe.task == 'image_classification' else 'records'}", len(rows))
+    if cut := sum(bool(getattr(row, "cut", False)) for row in rows):
+        work.count(f"{which}cut at {recipe.train.max_length} tokens", cut)
     return rows
 
 
-def _batches(rows: Sequence[Tokenized], pad_id: int) -> Iterable[Batch]:
-    collate = Collator(pad_id)
+def _batches(rows: Sequence[Row], reader: TaskReader) -> Iterable[Batch]:
+    collate = reader.collator()
     for start in range(0, len(rows), _ROWS_PER_BATCH):
         yield Batch.from_inputs(collate(rows[start : start + _ROWS_PER_BATCH]))

@@ -13,14 +13,17 @@ from operator import or_
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.models.anatomy import dims, unwrap
 from potstill.models.live import evaluating, live_signals
+from potstill.models.tasks import task_of
 from potstill.objectives import Objective, token_statistics, total_loss
 from potstill.signals import Ask, Batch, Dense, Dims, Head, Side, Signals
 from potstill.teachers.base import Teacher
+from potstill.types import Task
 
 SIDES: tuple[Side, Side] = ("student", "teacher")
 
@@ -32,7 +35,7 @@ class DistillModule(nn.Module):
     """What `transformers.Trainer` trains.
 
     Args:
-        student: a causal language model in fp32, wrapped by peft or not.
+        student: a model in fp32: a language model or encoder of `transformers`, wrapped by peft or not, or any module.
         teacher: what gives the signals; None where no objective needs it.
         objectives: built objectives. Their projectors become submodules, drawn from the current random state.
     """
@@ -51,8 +54,8 @@ class DistillModule(nn.Module):
         self.projectors = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
         self.projectors.to(next(student.parameters()).device)
         self.progress = 0.0
-        gives = teacher.capabilities if teacher is not None else frozenset()
-        self.statistics = ("nll", "kl", "top1_agreement") if gives & {"head", "dense"} else ("nll",)
+        self.task = task_of(student)
+        self.statistics = _statistics(self.task, teacher)
 
     @property
     def teacher(self) -> Teacher | None:
@@ -60,7 +63,7 @@ class DistillModule(nn.Module):
         return self._aside[0]
 
     def forward(self, inputs: Mapping[str, Tensor], counts: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss of a micro-batch, or with `counts` None its token statistics.
+        """The loss of a micro-batch, or with `counts` None the statistics of its targets.
 
         Args:
             inputs: what the collator made (see `Batch.from_inputs`).
@@ -68,12 +71,12 @@ class DistillModule(nn.Module):
 
         Returns:
             `loss`, this micro-batch's share of the global loss; `sums` [objectives], Σ values of each; and metrics,
-            prefixed. Or, per target token, what `statistics` names: `nll`, and with a teacher `kl` and
-            `top1_agreement`.
+            prefixed. Or, per target, what `statistics` names: `nll`, with a teacher `kl` and `top1_agreement`, and of
+            classes `accuracy`.
         """
         batch = Batch.from_inputs(inputs)
         if counts is None:
-            return self._token_statistics(batch)
+            return self._statistics_of(batch)
         teacher = self._signals_of_teacher(batch, self.asks["teacher"])
         student = live_signals(self.student, batch, "student", self.asks["student"])
         loss = total_loss(self.objectives, student, teacher, batch, counts, self._in_order, self.progress)
@@ -84,15 +87,18 @@ class DistillModule(nn.Module):
         """[objectives] each objective's count of a micro-batch; needs no model."""
         return torch.stack([o.count(batch).long() for o in self.objectives])
 
-    def _token_statistics(self, batch: Batch) -> dict[str, Tensor]:
+    def _statistics_of(self, batch: Batch) -> dict[str, Tensor]:
         taught = None
         if "kl" in self.statistics:
             taught = _response(self._signals_of_teacher(batch, Ask(response=True)))
         response = _response(live_signals(self.student, batch, "student", Ask(response=True)))
         assert response is not None
         measured = token_statistics(response, taught, batch.target_ids)
-        found = (measured.nll_student, measured.kl, measured.top1_agree)
-        return {name: values for name, values in zip(self.statistics, found, strict=False) if values is not None}
+        found = {"nll": measured.nll_student, "kl": measured.kl, "top1_agreement": measured.top1_agree}
+        if "accuracy" in self.statistics:
+            assert isinstance(response, Dense)
+            found["accuracy"] = response.logits.argmax(-1) == batch.target_ids
+        return {name: values for name in self.statistics if (values := found[name]) is not None}
 
     def initialise_projectors(self, inputs: Mapping[str, Tensor]) -> None:
         """Gives projectors the first weights that their objectives choose, of a first batch (see
@@ -122,29 +128,33 @@ class DistillModule(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The student's configuration."""
-        return self._inner.config
+        """The student's configuration; None of a plain module."""
+        return getattr(self._inner, "config", None)
 
     @property
     def generation_config(self) -> Any:
-        """The student's generation configuration."""
-        return self._inner.generation_config
+        """The student's generation configuration, if it has one."""
+        return getattr(self._inner, "generation_config", None)
 
     def get_input_embeddings(self) -> nn.Module:
         """The student's token embeddings."""
-        return self._inner.get_input_embeddings()
+        inner: Any = self._inner
+        embeddings: nn.Module = inner.get_input_embeddings()
+        return embeddings
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Recompute the student's activations in the backward pass."""
-        self._inner.activation_checkpointing_enable(*args, **kwargs)
+        inner: Any = self._inner
+        inner.activation_checkpointing_enable(*args, **kwargs)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """The same, under the name that earlier versions of the library call."""
-        self._inner.gradient_checkpointing_enable(*args, **kwargs)
+        inner: Any = self._inner
+        inner.gradient_checkpointing_enable(*args, **kwargs)
 
     @property
-    def _inner(self) -> PreTrainedModel:
-        return unwrap(self.student)
+    def _inner(self) -> nn.Module:
+        return unwrap(self.student) if isinstance(self.student, (PreTrainedModel, PeftModel)) else self.student
 
 
 def objective_names(objectives: Sequence[Objective[Any]]) -> tuple[str, ...]:
@@ -156,6 +166,14 @@ def objective_names(objectives: Sequence[Objective[Any]]) -> tuple[str, ...]:
         seen[kind] = seen.get(kind, 0) + 1
         names.append(kind if seen[kind] == 1 else f"{kind}_{seen[kind]}")
     return tuple(names)
+
+
+def _statistics(task: Task, teacher: Teacher | None) -> tuple[str, ...]:
+    if task == "sentence_embedding":
+        return ()
+    taught = teacher is not None and bool(teacher.capabilities & {"head", "dense"})
+    classes = task in ("sequence_classification", "image_classification")
+    return ("nll", *(("kl", "top1_agreement") if taught else ()), *(("accuracy",) if classes else ()))
 
 
 def _response(signals: Signals | None) -> Head | Dense | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -20,8 +21,9 @@ STEPS_PER_WINDOW = 16
 """Rows are sorted by length within a window of so many steps: far fewer padding tokens, and steps still differ."""
 
 
-class StepOrder(Sampler[list[int]]):
-    """A batch sampler: the micro-batches of one process, in order, as lists of row indices (one may be empty).
+class StepOrder(Sampler[list[Any]]):
+    """A batch sampler: the micro-batches of one process, in order, as lists of row indices (one may be empty); with
+    `visits`, of pairs (row index, epoch), for rows that are not the same in every epoch.
 
     Args:
         lengths: tokens of each row.
@@ -32,6 +34,7 @@ class StepOrder(Sampler[list[int]]):
         seed: what the order depends on, beside the epoch.
         shuffle: False keeps the rows' own order.
         drop_last: leave out the last, smaller step of an epoch.
+        visits: give the epoch with each row.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class StepOrder(Sampler[list[int]]):
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        visits: bool = False,
     ) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.batch_size, self.accumulation = batch_size, accumulation
         self.processes, self.process = processes, process
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.visits = visits
         self.epoch = 0
 
     @property
@@ -67,11 +72,12 @@ class StepOrder(Sampler[list[int]]):
         last = 0 if self.drop_last else math.ceil(rest / (self.batch_size * self.processes))
         return whole * self.accumulation + last
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         for step in self.steps():
             parts = math.ceil(len(step) / (self.batch_size * self.processes)) * self.processes
             for micro_batch in np.array_split(step, parts)[self.process :: self.processes]:
-                yield micro_batch.tolist()
+                rows = micro_batch.tolist()
+                yield [(row, self.epoch) for row in rows] if self.visits else rows
 
     def steps(self) -> list[np.ndarray]:
         """The rows of each optimiser step of this epoch, longest first."""

@@ -9,18 +9,20 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from potstill.console import Console
-from potstill.data import ChatTokenizer, Tokenized, prompt_ids, read_records, side_of, tokenize
+from potstill.data import ChatTokenizer, Tokenized, prompt_ids, read_sides, reader_for
+from potstill.data.reader import CausalReader, Row, TaskReader
 from potstill.errors import DataError
 from potstill.models.live import check_head
 from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
 from potstill.recipe import Recipe
 from potstill.signals import IGNORE, Batch
-from potstill.train.arguments import steps_of, training_arguments
-from potstill.train.material import find_models, make_student, make_teacher
+from potstill.train.arguments import defaults, steps_of, training_arguments
+from potstill.train.material import Rows, find_models, make_student, make_teacher
 from potstill.train.trainer import DistillTrainer
 from potstill.types import Record, Reject
 
@@ -39,37 +41,43 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
     if recipe.train is None:
         return ["there is no train section, so nothing to try"], {}
     models = find_models(recipe, console)
-    rows = _rows(recipe, ChatTokenizer.from_folder(models.tokenizer))
-    taught = any(o.needs().teacher for o in recipe.train.all_objectives)
+    reader, rows = _rows(recipe, models.tokenizer)
+    stage = recipe.train.in_stages[0]
+    taught = any(o.needs().teacher for o in stage.objectives)
     with tempfile.TemporaryDirectory() as folder, quiet_loading():
-        built = make_student(recipe, models, rows, console)
-        arguments = training_arguments(recipe, Path(folder), models.device, len(rows))
+        built = make_student(recipe, models, reader, rows, console)
+        arguments = training_arguments(recipe, Path(folder), models.device, len(rows.train), stage)
         rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps
-        steps = steps_of(arguments.to_dict(), len(rows))
+        steps = _steps(recipe, models.device, len(rows.train))
         arguments.max_steps = 1
         clock = _Clock()
+        remote, tokenizer = models.trust_remote_code, models.tokenizer
         trainer = DistillTrainer(
             model=built.model,
             teacher=make_teacher(models) if taught else None,
             args=arguments,
-            objectives=recipe.train.all_objectives,
-            train_dataset=rows[:rows_per_step],
-            processing_class=load_tokenizer(models.tokenizer, models.trust_remote_code),
+            objectives=stage.objectives,
+            train_dataset=rows.train[:rows_per_step],
+            processing_class=load_tokenizer(tokenizer, remote) if tokenizer is not None else None,
             callbacks=[clock],
             max_length=recipe.train.max_length,
+            reader=reader if reader.task != "causal_lm" else None,
         )
         trainer.remove_callback(PrinterCallback)
-        view = Batch.from_inputs(trainer.collate(trainer.train_rows[:2])).text("student")
-        difference = check_head(trainer.student.to("cpu"), view)
+        batch = Batch.from_inputs(trainer.reading.collate(trainer.train_rows[:2]))
+        difference = check_head(trainer.student.to("cpu"), batch)
         trainer.student.to(arguments.device)
         trainer.train()
     seconds, tokens = clock.seconds, trainer.tokens_seen
     whole, precision = seconds * steps, "bf16" if arguments.bf16 else "fp32"
+    text = recipe.task != "image_classification"
+    told = f"the student's logits, as the losses read them, are its own (within {difference:.0e} of the largest)"
     lines = [
-        *(["student and teacher speak the same tokens, through the same template"] if taught else []),
-        f"the student's logits, as the losses read them, are its own (within {difference:.0e} of the largest)",
-        f"a step of {len(rows[:rows_per_step])} records, {tokens:,} tokens: {seconds:,.1f} s, "
-        f"{tokens / max(seconds, 1e-9):,.0f} tokens/s in {precision} on {models.device.type}",
+        *(["student and teacher speak the same tokens, through the same template"] if taught and text else []),
+        *([told] if recipe.task in ("causal_lm", "masked_lm") else []),
+        f"a step of {len(rows.train[:rows_per_step])} {'records' if text else 'images'}"
+        f"{f', {tokens:,} tokens' if text else ''}: {seconds:,.1f} s, {tokens / max(seconds, 1e-9):,.0f} "
+        f"{'tokens' if text else 'images'}/s in {precision} on {models.device.type}",
         f"all {steps:,} steps: about {_duration(whole)}",
     ]
     figures = {
@@ -97,23 +105,39 @@ class _Clock(TrainerCallback):
         self.seconds = time.monotonic() - self._began
 
 
-def _rows(recipe: Recipe, chat: ChatTokenizer) -> list[Tokenized]:
+def _steps(recipe: Recipe, device: torch.device, rows: int) -> int:
+    """Optimiser steps of all stages."""
+    assert recipe.train is not None
+    ours = defaults(recipe, device)
+    return sum(steps_of({**ours, **recipe.train.args, **stage.args}, rows) for stage in recipe.train.in_stages)
+
+
+def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows]:
     """The rows to train on. A prompt that is yet to be answered gets as long an answer as `generate` allows, of its own
     tokens over and over: only its length matters here."""
     assert recipe.train is not None
+    sides = read_sides(recipe.data)
+    reader = reader_for(
+        recipe.task,
+        tokenizer=tokenizer,
+        data=recipe.data,
+        max_length=recipe.train.max_length,
+        classes=sides.classes,
+        masking=recipe.train.masking,
+        seed=recipe.seed,
+    )
     samples = getattr(recipe.generate, "samples", 1)
-    rows: list[Tokenized] = []
-    for record in read_records(recipe.data).records:
-        if side_of(record, recipe.data) != "train":
-            continue
-        row = tokenize(record, chat, recipe.train.max_length)
-        if not isinstance(row, Reject):
-            rows.append(row)
-        elif record.is_prompt and recipe.generate is not None:
-            rows += [_answered(record, chat, getattr(recipe.generate, "max_new_tokens", 128))] * samples
+    rows: list[Row] = []
+    for example in sides.train:
+        for row in reader.rows(example):
+            if not isinstance(row, Reject):
+                rows.append(row)
+            elif isinstance(reader, CausalReader) and isinstance(example, Record) and recipe.generate is not None:
+                length = getattr(recipe.generate, "max_new_tokens", 128)
+                rows += [_answered(example, reader.chat, length)] * (samples if example.is_prompt else 0)
     if not rows:
         raise DataError("there is nothing to learn from", where="data", mend="give records with answers")
-    return rows
+    return reader, Rows(rows, [], tuple(sides.classes))
 
 
 def _answered(record: Record, chat: ChatTokenizer, length: int) -> Tokenized:

@@ -8,15 +8,45 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from potstill.data.chat import ChatTokenizer
+from potstill.data.images import Pixels
 from potstill.data.pack import Packed, pack
+from potstill.data.reader import TaskReader
 from potstill.data.tokenize import Tokenized, tokenize
 from potstill.errors import DataError
 from potstill.types import Record, Reject, group_of
 
 logger = logging.getLogger(__name__)
 
-Row = Tokenized | Packed
+Row = Tokenized | Packed | Pixels
 _FORMS = "rows with messages, prompt and completion, text, or input_ids and labels"
+
+
+def length_of(row: Row) -> int:
+    """How many tokens a row has; 1 of what has none (an image)."""
+    return len(row) if isinstance(row, (Tokenized, Packed)) else 1
+
+
+def task_rows_of(dataset: Any, reader: TaskReader, *, name: str = "train_dataset") -> list[Row]:
+    """The rows of a data set for a task that is not causal; what is left out is counted in one warning.
+
+    Raises:
+        DataError: not a data set with a length, a row that cannot be read, or nothing that can be learned.
+    """
+    rows: list[Row] = []
+    dropped: Counter[str] = Counter()
+    items = _items(dataset, name)
+    for index, item in enumerate(items):
+        for row in reader.rows_of_mapping(item, f"{name}[{index}]") if isinstance(item, Mapping) else [item]:
+            if isinstance(row, Reject):
+                dropped[row.reason] += 1
+            else:
+                rows.append(row)
+    if not rows:
+        why = f": {_counted(dropped)}" if dropped else ""
+        raise DataError(f"there is nothing to learn from{why}", where=name)
+    if dropped:
+        logger.warning("%s: of %d rows, %s left out", name, len(items), _counted(dropped))
+    return rows
 
 
 def rows_of(
@@ -34,13 +64,7 @@ def rows_of(
     Raises:
         DataError: not a data set with a length, a row that cannot be read, or nothing that can be learned.
     """
-    if not isinstance(dataset, Iterable) or not isinstance(dataset, Sized):
-        raise DataError(
-            f"a {type(dataset).__name__} has no length: the steps of a schedule could not be counted",
-            where=name,
-            mend="give a datasets.Dataset or a list (of a stream, a part: list(stream.take(10_000)))",
-        )
-    items = list(dataset)
+    items = _items(dataset, name)
     if items and all(isinstance(item, (Tokenized, Packed)) for item in items):
         loose = packing and not any(isinstance(item, Packed) for item in items)
         return list(pack(items, max_length)) if loose else items
@@ -61,6 +85,16 @@ def rows_of(
         said += [f"{cut} cut at {max_length} tokens"] if cut else []
         logger.warning("%s: of %d rows, %s", name, len(items), ", ".join(said))
     return list(pack(rows, max_length)) if packing else list(rows)
+
+
+def _items(dataset: Any, name: str) -> list[Any]:
+    if not isinstance(dataset, Iterable) or not isinstance(dataset, Sized):
+        raise DataError(
+            f"a {type(dataset).__name__} has no length: the steps of a schedule could not be counted",
+            where=name,
+            mend="give a datasets.Dataset or a list (of a stream, a part: list(stream.take(10_000)))",
+        )
+    return list(dataset)
 
 
 def _row_of(item: Any, chat: ChatTokenizer | None, max_length: int, where: str) -> Tokenized | Reject:

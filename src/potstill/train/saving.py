@@ -22,6 +22,7 @@ from transformers.trainer_callback import ExportableState
 
 from potstill.artifacts import disk_error
 from potstill.errors import RunError
+from potstill.models.saving import save_model
 from potstill.train import checkpoints
 from potstill.train.module import DistillModule
 from potstill.train.weights import load_projectors, load_student, save_projectors
@@ -63,8 +64,7 @@ class WholeCheckpoints(Trainer):
         """The student (its adapter, if it has one) and the tokenizer; no projector and no pickle."""
         folder = Path(output_dir) if output_dir is not None else self._folder
         folder.mkdir(parents=True, exist_ok=True)
-        student: Any = self.module.student
-        student.save_pretrained(str(folder))
+        save_model(self.module.student, folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
 

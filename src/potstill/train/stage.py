@@ -9,7 +9,7 @@ from typing import Any
 from potstill.recipe import Existing, HardCE, Recipe
 from potstill.stage import Context, Stage
 
-CONTRACT = 1
+CONTRACT = 2
 
 _UNSEEN_ARGUMENTS = ("report_to", "run_name", "project")
 """Training arguments that change nothing in the artifact."""
@@ -22,8 +22,8 @@ def stage(recipe: Recipe, control: str | None = None) -> Stage:
     `adapter/`), `student.json` (how the student was built, steps, tokens, seconds), `history.jsonl` (one object per
     log and per evaluation), and `projectors.safetensors` where there are any.
 
-    The control `text_only` is the same student on the same rows in the same order, for the same steps by the same
-    schedule, with `hard_ce` of weight 1 alone.
+    The control `text_only` is the same student on the same rows in the same order, for the same steps (and stages) by
+    the same schedule, with `hard_ce` of weight 1 alone.
     """
     assert recipe.train is not None and recipe.student is not None
     name = "train" if control is None else f"train.{control}"
@@ -31,13 +31,15 @@ def stage(recipe: Recipe, control: str | None = None) -> Stage:
     assert recipe.train is not None and recipe.student is not None
     train = recipe.train.key_fields()
     del train["controls"]
-    train["args"] = {key: value for key, value in train["args"].items() if key not in _UNSEEN_ARGUMENTS}
+    for arguments in (train, *train["stages"]):
+        arguments["args"] = {key: value for key, value in arguments["args"].items() if key not in _UNSEEN_ARGUMENTS}
     teacher = recipe.teachers.get(recipe.train.teacher)
     settings: dict[str, Any] = {
         "train": train,
         "student": recipe.student.key_fields(),
         "teacher": None if teacher is None else teacher.key_fields(),
         "data": None if recipe.generate is not None else recipe.data.key_fields(),
+        "task": recipe.task,
     }
     reads = ("generate",) if recipe.generate is not None else ()
     return Stage(name, CONTRACT, reads, settings, partial(_sources, recipe), partial(_write, recipe, name))
@@ -48,7 +50,9 @@ def controlled(recipe: Recipe, control: str | None) -> Recipe:
     if control is None:
         return recipe
     assert recipe.train is not None and control == "text_only"
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"objectives": (HardCE(),)})})
+    text = {"objectives": (HardCE(),)}
+    changes = {"stages": tuple(stage.model_copy(update=text) for stage in recipe.train.stages)}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes if recipe.train.stages else text)})
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:

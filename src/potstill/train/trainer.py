@@ -19,29 +19,42 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from potstill.data.chat import ChatTokenizer
-from potstill.data.collate import Collator
+from potstill.data.reader import TaskReader
 from potstill.errors import DataError, UserError
 from potstill.models.live import check_head, check_packing
+from potstill.models.tasks import task_of
 from potstill.models.tokenizers import check_same_tokenizer
-from potstill.objectives import VocabularyObjective
-from potstill.recipe import ObjectiveSettings
+from potstill.recipe import Change, Masking, ObjectiveSettings, value_at
 from potstill.signals import Batch
 from potstill.teachers.base import Teacher
 from potstill.train.checkpoints import AT_LEAST_KEPT
-from potstill.train.given import built, given_objectives, given_student, given_teacher, given_tokenizer
+from potstill.train.given import (
+    built,
+    given_objectives,
+    given_reader,
+    given_student,
+    given_teacher,
+    given_tokenizer,
+)
 from potstill.train.held_out import MeasuresHeldOut
 from potstill.train.loaders import loader
 from potstill.train.module import METRIC, DistillModule
 from potstill.train.order import StepOrder
+from potstill.train.reach import frozen, unreached
+from potstill.train.reading import Reading
 from potstill.train.refuse import check_capabilities, refuse_arguments, refuse_metrics
+from potstill.train.rows import Row, length_of
 from potstill.train.tally import Tally
 
 logger = logging.getLogger(__name__)
 
+FIRST_ROWS = 64
+"""Rows that checks before the first step, and the first weights of projectors, are taken on, at most."""
+
 
 class DistillTrainer(MeasuresHeldOut):
-    """Trains a student on objectives.
+    """Trains a student on objectives: a causal or masked language model, a classifier of texts or images, an encoder,
+    or any module that gives logits. What it is for is read off the student; objectives do not know.
 
         trainer = DistillTrainer(model=student, teacher=teacher, args=TrainingArguments("out", learning_rate=5e-4),
                                  objectives=[ForwardKL(temperature=2.0), HardCE()],
@@ -49,25 +62,30 @@ class DistillTrainer(MeasuresHeldOut):
         trainer.train()
         trainer.save_model("student")
 
-    `evaluate()` gives `eval_kl`, `eval_nll` and `eval_top1_agreement`: per target token, at temperature 1, summed in
-    fp32 over all tokens and processes. "The loss" of an evaluation, by which `load_best_model_at_end` chooses, is the
-    KL (the NLL where there is no teacher). Logs hold `loss`, and of each objective `<name>/value`, `/count`, `/weight`.
+    `evaluate()` gives `eval_kl`, `eval_nll` and `eval_top1_agreement` per target (a token or an example), at
+    temperature 1, summed in fp32 over all targets and processes, and of classes `eval_accuracy`. "The loss" of an
+    evaluation, by which `load_best_model_at_end` chooses, is the KL (the NLL where there is no teacher, and for a
+    sentence embedding its objectives). Logs hold `loss`, and of each objective `<name>/value`, `/count`, `/weight`.
 
     Args:
-        model: the student: a causal language model, or its name or path (opened in fp32).
-        teacher: a causal language model over the same tokens, its name or path, or a `Teacher`. None where no objective
+        model: the student: a model or module, or the name or path of one (opened in fp32).
+        teacher: a model over the same tokens or classes, its name or path, or a `Teacher`. None where no objective
             needs one.
         args: plain `TrainingArguments`; they are copied, not changed.
         objectives: settings (`ForwardKL(temperature=2.0)`) or mappings (`{"kind": "forward_kl", "temperature": 2}`).
             Default: forward_kl and hard_ce.
         train_dataset: rows with `messages`, `prompt` and `completion`, `text`, or `input_ids` and `labels`. Learned are
-            the assistant's words and the token that ends the turn; of a text, all.
+            the assistant's words and the token that ends the turn; of a text, all. For classes: `text` (or `input_ids`,
+            or `pixel_values`) and `label`.
         eval_dataset: the same, held out; or several by name.
         processing_class: the student's tokenizer.
         peft_config: an adapter for the student.
         callbacks, optimizers: as in `Trainer`.
         max_length: longer rows are cut at the end, and counted.
         packing: several rows in one, which do not see each other.
+        masking: of a masked language model: how texts are masked, anew in every epoch.
+        reader: what reads rows, where they are not those of a causal language model; by default made of the student's
+            task, its tokenizer and its classes.
         log_gradient_norms: at every logged step, the norm of each objective's own gradient (`<name>/grad_norm`,
             weight included, on the step's first micro-batch). It costs a forward and backward pass per objective and
             changes nothing else.
@@ -96,20 +114,23 @@ class DistillTrainer(MeasuresHeldOut):
         *,
         max_length: int = 1024,
         packing: bool = False,
+        masking: Masking | None = None,
+        reader: TaskReader | None = None,
         log_gradient_norms: bool = False,
     ) -> None:
         args = _own_arguments(args)
         refuse_metrics(compute_metrics)
         processing_class = processing_class or given_tokenizer(model)
-        self._reading: dict[str, Any] = {"max_length": max_length, "packing": packing}
-        self._chat = ChatTokenizer.from_transformers(processing_class) if processing_class is not None else None
-        self.collate = Collator(self._chat.pad_id if self._chat is not None else 0)
-        self.train_rows = self._read(train_dataset, "train_dataset") if train_dataset is not None else []
-        self.eval_rows = self._read_held_out(eval_dataset)
-
         student = given_student(model, peft_config)
         taught = given_teacher(teacher, student, args.device)
-        if processing_class is not None and taught is not None:
+        task = task_of(student)
+        if reader is None and task != "causal_lm":
+            reader = given_reader(student, processing_class, max_length=max_length, masking=masking, seed=args.seed)
+        self.reading = Reading(task, processing_class, max_length=max_length, packing=packing, reader=reader)
+        self.train_rows = self.reading.rows(train_dataset, "train_dataset") if train_dataset is not None else []
+        self.eval_rows = self._read_held_out(eval_dataset)
+
+        if processing_class is not None and taught is not None and task != "image_classification":
             if taught.tokenizer is not None:
                 check_same_tokenizer(taught.tokenizer, processing_class)
             else:
@@ -121,14 +142,14 @@ class DistillTrainer(MeasuresHeldOut):
             torch.manual_seed(args.seed)
             module = DistillModule(student, taught, built(settings))
         if args.ddp_find_unused_parameters is None:
-            # The sweep reaches every weight; hidden states alone leave the head, and layers above them, unused.
-            args.ddp_find_unused_parameters = not any(isinstance(o, VocabularyObjective) for o in module.objectives)
+            # The response reaches every weight; and what other objectives do not reach is frozen while they train.
+            args.ddp_find_unused_parameters = False
 
         use_cache = getattr(module.config, "use_cache", None)
         super().__init__(
             model=module,
             args=args,
-            data_collator=self.collate,
+            data_collator=self.reading.collate,
             train_dataset=self.train_rows or None,
             eval_dataset=self.eval_rows or None,
             processing_class=processing_class,
@@ -142,6 +163,8 @@ class DistillTrainer(MeasuresHeldOut):
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
         self.log_gradient_norms = log_gradient_norms
+        self.first_projectors: Mapping[str, Tensor] = {}
+        """First weights of projectors, by name, over those that their objectives choose: another stage's, say."""
         self.tokens_seen = 0
         self._since_log = Tally(module.names)
 
@@ -161,13 +184,13 @@ class DistillTrainer(MeasuresHeldOut):
                 where="train_dataset",
                 mend="give more rows, make the batch smaller, or set dataloader_drop_last=False",
             )
-        return loader(self.train_rows, order, self.collate, self.args)
+        return loader(self.train_rows, order, self.reading.collate, self.args)
 
     def _step_order(self) -> StepOrder:
         if not self.train_rows:
             raise UserError("there is nothing to train on", where="train_dataset", mend="give train_dataset")
         return StepOrder(
-            [len(row) for row in self.train_rows],
+            [length_of(row) for row in self.train_rows],
             batch_size=self._train_batch_size,
             accumulation=self.args.gradient_accumulation_steps,
             processes=self.args.world_size,
@@ -175,6 +198,7 @@ class DistillTrainer(MeasuresHeldOut):
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             shuffle=self.args.train_sampling_strategy != "sequential",
             drop_last=self.args.dataloader_drop_last,
+            visits=self.reading.visits,
         )
 
     def tokens_in_all(self, max_steps: int) -> int:
@@ -214,12 +238,18 @@ class DistillTrainer(MeasuresHeldOut):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """This micro-batch's share of the global loss; `num_items_in_batch` are the counts of the step."""
+        self.module.progress = self.progress
         outputs = model(inputs, num_items_in_batch)
         metrics = {name.removeprefix(METRIC): value for name, value in outputs.items() if name.startswith(METRIC)}
         self._since_log.add(outputs["sums"], metrics)
         # Under DDP gradients are averaged over the processes; each process's share is of the global loss already.
         loss = outputs["loss"] * self.args.world_size
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def progress(self) -> float:
+        """How far training is, in [0, 1]: where weights and temperatures that change are read."""
+        return self.state.global_step / max(self.state.max_steps, 1)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -239,6 +269,7 @@ class DistillTrainer(MeasuresHeldOut):
         module = self.module
         module.train()
         parameters = [p for p in module.parameters() if p.requires_grad]
+        module.progress = self.progress
         counts = module.counts(Batch.from_inputs(inputs))
         norms = []
         devices = [self.args.device] if self.args.device.type == "cuda" else []
@@ -257,8 +288,13 @@ class DistillTrainer(MeasuresHeldOut):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the objectives did since the last log, then log as usual."""
         if "loss" in logs and self._since_log.steps > 0:
-            weights = [float(o.settings.weight) for o in self.module.objectives]
+            # Those of the last step, as it was computed.
+            progress = self.module.progress
+            weights = [value_at(o.settings.weight, progress) for o in self.module.objectives]
             logs |= self._since_log.summary(weights, self.accelerator)
+            for name, objective in zip(self.module.names, self.module.objectives, strict=True):
+                if isinstance(temperature := getattr(objective.settings, "temperature", None), Change):
+                    logs[f"{name}/temperature"] = temperature.at(progress)
             logs["tokens"] = self.tokens_seen
             self._since_log = Tally(self.module.names)
         super().log(logs, start_time)
@@ -276,17 +312,50 @@ class DistillTrainer(MeasuresHeldOut):
             RunError: the checkpoint named is not whole, or there is none.
         """
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        unreached: list[str] = []
         if self.train_rows:
-            self._check_student()
+            first = self._first_rows()
+            self._check_student(first[:2])
+            self._begin_projectors(first)
+            unreached = self._say_unreached(first)
         self.tokens_seen, self.seconds_before, self._began = 0, 0.0, time.monotonic()
-        return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
+        with frozen(self.module, unreached):
+            return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
 
-    def _check_student(self) -> None:
-        view = Batch.from_inputs(self._prepare_inputs(self.collate(self.train_rows[:2]))).text("student")
-        if any(isinstance(o, VocabularyObjective) for o in self.module.objectives):
-            check_head(self.student, view)
-        if self._reading["packing"]:
-            check_packing(self.student, view)
+    def _first_rows(self) -> list[Row]:
+        """The rows of the first steps, the same in every process and however steps are split."""
+        steps = self._step_order().steps()
+        return [self.train_rows[i] for i in [int(i) for step in steps[:FIRST_ROWS] for i in step][:FIRST_ROWS]]
+
+    def _inputs_of(self, rows: Sequence[Row]) -> dict[str, Any]:
+        prepared: dict[str, Any] = self._prepare_inputs(self.reading.collate(rows))
+        return prepared
+
+    def _check_student(self, rows: Sequence[Row]) -> None:
+        batch = Batch.from_inputs(self._inputs_of(rows))
+        if self.module.asks["student"].response:
+            check_head(self.student, batch)
+        if self.reading.packing:
+            check_packing(self.student, batch.text("student"))
+
+    def _begin_projectors(self, rows: Sequence[Row]) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            self.module.initialise_projectors(self._inputs_of(rows))
+        if self.first_projectors:
+            self.module.projectors.load_state_dict(self.first_projectors, strict=False)
+
+    def _say_unreached(self, rows: Sequence[Row]) -> list[str]:
+        """What the objectives do not reach is frozen: an optimiser would decay it, and processes would wait for it."""
+        names = unreached(self.module, self._inputs_of(rows))
+        if names:
+            logger.warning(
+                "%d of %d tensors get no gradient from these objectives and stay as they are: %s, …",
+                len(names),
+                sum(p.requires_grad for p in self.module.parameters()),
+                names[0].removeprefix("student."),
+            )
+        return names
 
 
 def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PrinterCallback, TrainerCallback
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
-from potstill.data import ChatTokenizer
+from potstill.data.reader import TaskReader
 from potstill.errors import RecipeError, RunError
 from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
-from potstill.recipe import Recipe
+from potstill.models.saving import save_model
+from potstill.recipe import Recipe, TrainStage
 from potstill.stage import Context
 from potstill.students import BuiltStudent
+from potstill.teachers import Teacher
 from potstill.train import checkpoints
 from potstill.train.arguments import training_arguments
 from potstill.train.callbacks import ConsoleProgress, EvaluateEvenly, SaveBySeconds
 from potstill.train.material import Rows, find_models, make_student, make_teacher, read_rows
+from potstill.train.reach import frozen, initialise, matching
 from potstill.train.trainer import DistillTrainer
 from potstill.train.weights import save_projectors
 
@@ -49,86 +55,144 @@ class Training:
                 "several processes would write one run folder",
                 mend="start potstill without torchrun; DistillTrainer in a script of your own runs under it",
             )
-        rows = self._rows()
+        reader, rows = self._read()
         with quiet_loading():
-            built = make_student(self.recipe, self.models, rows.train, self.context.console)
-            trainer = self._train(built, rows)
-            self._save(trainer, built)
+            built = make_student(self.recipe, self.models, reader, rows, self.context.console)
+            stages = self.settings.in_stages
+            student: nn.Module = built.model
+            done: list[DistillTrainer] = []
+            for stage in stages:
+                trainer = self._trainer(stage, student, reader, rows, done)
+                self._train(stage, trainer)
+                student = trainer.student
+                done.append(trainer)
+            self._save(done, built)
 
-    def _rows(self) -> Rows:
+    def _read(self) -> tuple[TaskReader, Rows]:
         generated = self.context.inputs.get("generate")
         records = generated.path / "records.parquet" if generated is not None else None
-        rows = read_rows(self.recipe, records, ChatTokenizer.from_folder(self.models.tokenizer), self.context.work)
-        if self.settings.keep == "best" and not rows.held_out:
-            raise RecipeError(
-                "the best weights are found on held-out records, and there are none",
-                where="train.keep",
-                mend="hold some out (data.held_out: 0.1), or keep: last",
-            )
-        return rows
+        reader, rows = read_rows(self.recipe, records, self.models.tokenizer, self.context.work)
+        for stage in self.settings.in_stages:
+            if stage.keep == "best" and not rows.held_out:
+                raise RecipeError(
+                    "the best weights are found on held-out records, and there are none",
+                    where="train.keep",
+                    mend="hold some out (data.held_out: 0.1), or keep: last",
+                )
+        return reader, rows
 
-    def _train(self, built: BuiltStudent, rows: Rows) -> DistillTrainer:
-        console, settings = self.context.console, self.settings
-        arguments = training_arguments(self.recipe, self.checkpoints, self.models.device, len(rows.train))
-        taught = any(o.needs().teacher for o in settings.all_objectives)
-        progress = ConsoleProgress(console, _LABELS[self.name])
-        callbacks: list[TrainerCallback] = [SaveBySeconds(settings.checkpoint_seconds), progress]
-        if rows.held_out:
-            callbacks.append(EvaluateEvenly(settings.evaluations))
+    def _folder(self, stage: TrainStage) -> Path:
+        """Where a stage's checkpoints are."""
+        return self.checkpoints / stage.name if self.settings.stages else self.checkpoints
+
+    def _trainer(
+        self, stage: TrainStage, student: nn.Module, reader: TaskReader, rows: Rows, done: Sequence[DistillTrainer]
+    ) -> DistillTrainer:
+        settings = self.settings
+        arguments = training_arguments(self.recipe, self._folder(stage), self.models.device, len(rows.train), stage)
+        taught = any(o.needs().teacher for o in stage.objectives)
+        if stage.initialise:
+            initialise(student, matching(student, stage.initialise, f"train.stages ({stage.name})"), self.recipe.seed)
         trainer = DistillTrainer(
-            model=built.model,
-            teacher=make_teacher(self.models) if taught else None,
+            model=student,
+            teacher=self._teacher if taught else None,
             args=arguments,
-            objectives=settings.objectives,
+            objectives=stage.objectives,
             train_dataset=rows.train,
             eval_dataset=rows.held_out or None,
-            processing_class=load_tokenizer(self.models.tokenizer, self.models.trust_remote_code),
-            callbacks=callbacks,
+            processing_class=self._tokenizer,
+            callbacks=self._callbacks(stage, bool(rows.held_out)),
             max_length=settings.max_length,
             packing=settings.packing,
+            reader=reader if reader.task != "causal_lm" else None,
             log_gradient_norms=settings.log_gradient_norms,
         )
+        if stage.keep_projections and done:
+            trainer.first_projectors = done[-1].module.projectors.state_dict()
         trainer.remove_callback(PrinterCallback)
-        progress.trainer = trainer
         self.context.work.facts["arguments"] = {
             name: value for name, value in arguments.to_dict().items() if name in _told_arguments(self.recipe)
         }
-        checkpoint, torn = checkpoints.last_whole(self.checkpoints) if self.checkpoints.is_dir() else (None, [])
-        for folder in torn:
-            self.context.work.warn(f"{folder.name} was not whole and was passed over")
-        try:
-            trainer.train(str(checkpoint) if checkpoint is not None else None)
-        finally:
-            progress.close()
         return trainer
 
-    def _save(self, trainer: DistillTrainer, built: BuiltStudent) -> None:
-        out = self.context.out
-        history = [entry for entry in trainer.state.log_history if _RUN_SUMMARY not in entry]
+    def _callbacks(self, stage: TrainStage, measured: bool) -> list[TrainerCallback]:
+        settings = self.settings
+        # A stage that another one follows leaves its weights behind, so that an interrupted run begins where it ended.
+        last = stage == settings.in_stages[-1]
+        callbacks: list[TrainerCallback] = [SaveBySeconds(settings.checkpoint_seconds, at_the_end=not last)]
+        return [*callbacks, EvaluateEvenly(settings.evaluations)] if measured else callbacks
+
+    @cached_property
+    def _teacher(self) -> Teacher | None:
+        return make_teacher(self.models)
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+        folder = self.models.tokenizer
+        return None if folder is None else load_tokenizer(folder, self.models.trust_remote_code)
+
+    def _train(self, stage: TrainStage, trainer: DistillTrainer) -> None:
+        """Train one stage, from its last whole checkpoint if there is one (of its last step, if it had ended)."""
+        label = _LABELS[self.name] + (f", {stage.name}" if self.settings.stages else "")
+        progress = ConsoleProgress(self.context.console, label)
+        progress.trainer = trainer
+        trainer.add_callback(progress)
+        folder = self._folder(stage)
+        checkpoint, torn = checkpoints.last_whole(folder) if folder.is_dir() else (None, [])
+        for left in torn:
+            self.context.work.warn(f"{left.name} was not whole and was passed over")
+        names = matching(trainer.student, stage.freeze, f"train.stages ({stage.name})")
+        try:
+            with frozen(trainer.student, names):
+                trainer.train(str(checkpoint) if checkpoint is not None else None)
+        finally:
+            progress.close()
+
+    def _save(self, done: Sequence[DistillTrainer], built: BuiltStudent) -> None:
+        out, last = self.context.out, done[-1]
+        steps = [trainer.state.global_step for trainer in done]
         with (out / "history.jsonl").open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(_plain(entry)) + "\n" for entry in history)
+            lines.writelines(json.dumps(entry) + "\n" for entry in self._history(done))
+        stage = self.settings.in_stages[-1]
+        kept = last.state.best_global_step if stage.keep == "best" else last.state.global_step
         facts = {
             **built.facts,
-            "steps": trainer.state.global_step,
-            "tokens": trainer.tokens_seen,
-            "seconds": round(trainer.seconds_trained, 1),
-            "kept": self.settings.keep,
-            "kept_step": trainer.state.best_global_step if self.settings.keep == "best" else trainer.state.global_step,
+            "steps": sum(steps),
+            "tokens": sum(trainer.tokens_seen for trainer in done),
+            "seconds": round(sum(trainer.seconds_trained for trainer in done), 1),
+            "kept": stage.keep,
+            "kept_step": sum(steps[:-1]) + int(kept or 0),
         }
+        if self.settings.stages:
+            facts["stages"] = [
+                {"name": stage.name, "steps": count, "seconds": round(trainer.seconds_trained, 1)}
+                for stage, count, trainer in zip(self.settings.stages, steps, done, strict=True)
+            ]
         (out / "student.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        self.context.work.count("steps", trainer.state.global_step)
-        self.context.work.count("tokens", trainer.tokens_seen)
-        save_projectors(trainer.module.projectors, out)
+        self.context.work.count("steps", sum(steps))
+        self.context.work.count("tokens" if self.recipe.task != "image_classification" else "images", facts["tokens"])
+        save_projectors(last.module.projectors, out)
         for folder in ("model", "adapter"):
             # Left half written by an attempt that was interrupted here.
             shutil.rmtree(out / folder, ignore_errors=True)
-        student: Any = trainer.student.eval()
+        student: Any = last.student.eval()
         if isinstance(student, PeftModel):
             student.save_pretrained(str(out / "adapter"))
             student = student.merge_and_unload()
-        student.save_pretrained(str(out / "model"))
-        assert trainer.processing_class is not None
-        trainer.processing_class.save_pretrained(str(out / "model"))
+        save_model(student, out / "model")
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(str(out / "model"))
+
+    def _history(self, done: Sequence[DistillTrainer]) -> Iterator[dict[str, Any]]:
+        """The logs of all stages, with steps counted through."""
+        before = 0
+        for stage, trainer in zip(self.settings.in_stages, done, strict=True):
+            for entry in trainer.state.log_history:
+                if _RUN_SUMMARY not in entry:
+                    named = {"stage": stage.name} if self.settings.stages else {}
+                    rest = {name: value for name, value in entry.items() if name != "step"}
+                    yield {"step": before + entry["step"], **named, **rest}
+            before += trainer.state.global_step
 
 
 def _told_arguments(recipe: Recipe) -> set[str]:
@@ -136,8 +200,3 @@ def _told_arguments(recipe: Recipe) -> set[str]:
     assert recipe.train is not None
     ours = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "lr_scheduler_type")
     return {*recipe.train.args, *ours, "warmup_steps", "max_grad_norm", "bf16", "optim", "weight_decay", "use_cpu"}
-
-
-def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A log as JSON: the step first."""
-    return {"step": entry["step"], **{name: value for name, value in entry.items() if name != "step"}}

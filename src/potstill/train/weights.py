@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from potstill.errors import RunError
+from potstill.errors import ModelError, RunError
 from potstill.models.anatomy import unwrap
+from potstill.models.plain import WEIGHTS, load_weights
 
 PROJECTORS = "projectors.safetensors"
 
@@ -27,12 +28,15 @@ def load_student(student: nn.Module, folder: Path) -> None:
             adapter = student.active_adapter
             student.load_adapter(str(folder), adapter, is_trainable=True)
             return
+        if not isinstance(student, PreTrainedModel):
+            load_weights(student, folder / WEIGHTS)
+            return
         inner = unwrap(student)
         # Opened as any model is, so that ties and renamed weights are whatever `transformers` makes of them.
         saved = type(inner).from_pretrained(folder, dtype=inner.dtype, local_files_only=True, use_safetensors=True)
         assert isinstance(saved, PreTrainedModel)
         inner.load_state_dict(saved.state_dict())
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ModelError, OSError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise RunError(
             f"the checkpoint does not fit the student: {first}",

@@ -1,0 +1,104 @@
+"""Which parameters learn: those that a stage does not freeze, and that its objectives reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from potstill.errors import RecipeError, did_you_mean
+from potstill.models.live import evaluating
+from potstill.signals import Batch
+from potstill.train.module import DistillModule
+
+
+def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
+    """The names of the parameters that any pattern matches (`*` stands for anything, dots too).
+
+    Raises:
+        RecipeError: a pattern matches none.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in names if fnmatchcase(name, pattern)}
+        if not hits:
+            raise RecipeError(f"{pattern!r} matches no parameter{did_you_mean(pattern, names)}", where=where)
+        found |= hits
+    return [name for name in names if name in found]
+
+
+@contextmanager
+def frozen(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Keep some parameters from learning for a while; afterwards each is as it was found."""
+    parameters = dict(model.named_parameters())
+    before = {name: parameters[name].requires_grad for name in names}
+    for name in names:
+        parameters[name].requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, learns in before.items():
+            parameters[name].requires_grad_(learns)
+
+
+def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
+    """The names of the parameters of a module that get no gradient from its objectives on a batch: layers above the
+    state that is matched, say, and the head.
+
+    Where the response is matched, nothing is looked for: it reaches all but the experts that no token chose. Weights
+    and modes are left as they were found.
+    """
+    if module.asks["student"].response:
+        return []
+    learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    counts = module.counts(Batch.from_inputs(inputs))
+    with evaluating(module), torch.enable_grad():
+        loss = module(inputs, counts)["loss"]
+        gradients = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
+    return [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
+
+
+def initialise(model: nn.Module, names: Sequence[str], seed: int) -> None:
+    """Give some parameters fresh weights, as their family draws them. The caller's random state is untouched.
+
+    Raises:
+        RecipeError: a parameter whose module does not say how it is initialised.
+    """
+    wanted = set(names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for prefix, part in model.named_modules():
+            own = {f"{prefix}.{name}" if prefix else name: p for name, p in part.named_parameters(recurse=False)}
+            chosen = own.keys() & wanted
+            if not chosen:
+                continue
+            kept = {name: p.detach().clone() for name, p in own.items() if name not in chosen}
+            _reset(model, part, prefix)
+            with torch.no_grad():
+                for name, value in kept.items():
+                    own[name].copy_(value)
+
+
+def _reset(model: nn.Module, part: nn.Module, name: str) -> None:
+    inside: Any = part
+    if isinstance(model, PreTrainedModel):
+        # The library marks what has been initialised, and would pass over it.
+        for marked in (part, *part.parameters(recurse=False)):
+            if hasattr(marked, "_is_hf_initialized"):
+                del marked._is_hf_initialized
+        with torch.no_grad():
+            model._init_weights(part)
+    elif callable(getattr(part, "reset_parameters", None)):
+        inside.reset_parameters()
+    else:
+        raise RecipeError(
+            f"{name} ({type(part).__name__}) does not say how it is initialised",
+            where="train.stages.initialise",
+            mend="give it a method reset_parameters(), or name the modules inside it",
+        )

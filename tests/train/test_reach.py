@@ -1,0 +1,111 @@
+"""What a stage freezes, what its objectives do not reach, and what begins with fresh weights."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from train.small import conversations, largest_difference, trainer, weights_of
+
+from potstill.errors import RecipeError
+from potstill.train.reach import frozen, initialise, matching
+from tiny_models import tiny_model
+
+BELOW = ({"kind": "hidden_mse", "layers": ((1, 1),), "over": "tokens"},)
+
+
+def test_what_the_objectives_do_not_reach_is_frozen_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = trainer(tmp_path, objectives=BELOW, rows=conversations(8), weight_decay=0.5, optim="adamw_torch")
+    before = weights_of(made.student)
+
+    with caplog.at_level(logging.WARNING, logger="potstill"):
+        made.train()
+
+    after = weights_of(made.student)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("layers.0" in name or "embed_tokens" in name for name in moved)
+    assert any("layers.1" in name for name in before.keys() - moved), "weight decay would have moved them"
+    assert "get no gradient" in caplog.text
+    assert all(p.requires_grad for p in made.student.parameters()), "for the next stage they learn again"
+
+
+def test_where_the_response_is_matched_everything_learns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = trainer(tmp_path, rows=conversations(8))
+    before = weights_of(made.student)
+
+    with caplog.at_level(logging.WARNING, logger="potstill"):
+        made.train()
+
+    after = weights_of(made.student)
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    assert "get no gradient" not in caplog.text
+
+
+def test_looking_for_what_is_reached_changes_nothing(tmp_path: Path) -> None:
+    once = trainer(tmp_path / "a", objectives=BELOW, rows=conversations(8))
+    again = trainer(tmp_path / "b", objectives=BELOW, rows=conversations(8))
+    again._say_unreached(again._first_rows())
+
+    once.train()
+    again.train()
+
+    assert largest_difference(weights_of(once.module), weights_of(again.module)) == 0
+
+
+def test_frozen_parameters_are_as_they_were_found_afterwards() -> None:
+    model = tiny_model()
+    model.get_input_embeddings().weight.requires_grad_(False)
+    names = matching(model, ["*embed_tokens*", "*layers.0.*"], "here")
+
+    with pytest.raises(KeyboardInterrupt), frozen(model, names):
+        assert not any(p.requires_grad for n, p in model.named_parameters() if n in names)
+        raise KeyboardInterrupt
+
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["model.embed_tokens.weight"]
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(RecipeError, match=r"matches no parameter; did you mean 'model\.embed_tokens\.weight'"):
+        matching(tiny_model(), ["model.embed_token.weight"], "train.stages.0.freeze")
+
+
+def test_fresh_weights_are_drawn_as_the_family_draws_them_and_only_where_asked() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(3.0)
+    state = torch.random.get_rng_state()
+    names = matching(model, ["*layers.1.mlp*", "model.norm.weight"], "here")
+
+    initialise(model, names, seed=1)
+
+    for name, parameter in model.named_parameters():
+        if name not in names:
+            assert (parameter == 3.0).all(), name
+        elif name == "model.norm.weight":
+            assert (parameter == 1.0).all()
+        else:
+            assert abs(parameter.std() / model.config.initializer_range - 1) < 0.1
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_one_parameter_of_a_module_can_begin_anew_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    weight = model[0].weight.detach().clone()
+
+    initialise(model, ["0.bias"], seed=1)
+
+    assert torch.equal(model[0].weight, weight)
+
+
+def test_a_module_that_does_not_say_how_it_begins_is_refused() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+    with pytest.raises(RecipeError, match="reset_parameters"):
+        initialise(nn.Sequential(Bare()), ["0.scale"], seed=0)
