@@ -26,7 +26,7 @@ def with_lora_on_head(family: Family = "llama", *, tied: bool = False, **lora: A
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoder_layers_and_sizes_are_found_in_every_family(family: Family) -> None:
     model = tiny_model(family, layers=3, hidden=32, heads=4)
-    layers = anatomy.decoder_layers(model)
+    layers = anatomy.model_layers(model)
     assert len(layers) == 3
     assert sum(p.numel() for p in layers.parameters()) > 0.3 * sum(p.numel() for p in model.parameters())
     found = anatomy.dims(model)
@@ -37,7 +37,7 @@ def test_decoder_layers_and_sizes_are_found_in_every_family(family: Family) -> N
 def test_layers_are_not_mistaken_for_another_list_of_equal_length() -> None:
     model = tiny_model("llama", layers=3)
     model.model.register_module("aaa_gates", nn.ModuleList([nn.Linear(2, 2) for _ in range(3)]))
-    assert anatomy.decoder_layers(model) is model.model.layers
+    assert anatomy.model_layers(model) is model.model.layers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -45,7 +45,7 @@ def test_parts_are_found_inside_a_peft_wrapper(family: Family) -> None:
     model = tiny_model(family)
     wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear", fan_in_fan_out=family == "gpt2"))
     assert anatomy.unwrap(wrapped) is model
-    assert len(anatomy.decoder_layers(wrapped)) == 4
+    assert len(anatomy.model_layers(wrapped)) == 4
     assert anatomy.dims(wrapped) == anatomy.dims(model)
 
 

@@ -13,13 +13,13 @@ import pytest
 
 from potstill.errors import ModelError
 from potstill.models.folder import (
-    check_causal,
     check_folder,
     check_remote_code,
     read_config,
     stated_licence,
     weights_digest,
 )
+from potstill.models.kinds import check_task
 
 
 @pytest.fixture
@@ -63,19 +63,19 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
         "t5 (T5ForConditionalGeneration) is an encoder-decoder model",
     ),
-    "bert": (
-        {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
-        "bert (BertForMaskedLM) is no causal language model",
+    "sequence to sequence of another name": (
+        {"model_type": "seamless", "architectures": ["SeamlessForSpeech"]},
+        "seamless (SeamlessForSpeech) is nothing that potstill can use",
     ),
-    "classifier": (
-        {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]},
-        "llama (LlamaForSequenceClassification) is no causal language model",
+    "tagger": (
+        {"model_type": "bert", "architectures": ["BertForTokenClassification"]},
+        "bert (BertForTokenClassification) is nothing that potstill can use",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_models_that_are_not_causal_ones_of_text_are_refused_by_name(kind: str, folder: Path) -> None:
+def test_models_that_are_of_no_use_are_refused_by_name(kind: str, folder: Path) -> None:
     config, said = KINDS[kind]
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").unlink()  # the configuration alone decides
@@ -93,7 +93,28 @@ def test_models_that_are_not_causal_ones_of_text_are_refused_by_name(kind: str, 
     ids=["llama", "gpt2", "gemma3 text", "no architecture named"],
 )
 def test_causal_models_pass(config: dict[str, Any]) -> None:
-    check_causal(config, where="here")
+    check_task(config, "causal_lm", where="here")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "said"),
+    [
+        ("BertForMaskedLM", "causal_lm", "is no causal language model"),
+        ("LlamaForSequenceClassification", "causal_lm", "is no causal language model"),
+        ("ConvNextForImageClassification", "sequence_classification", "is no classifier of texts"),
+        ("BertForMaskedLM", "image_classification", "is no classifier of images"),
+    ],
+)
+def test_a_model_for_another_task_is_refused_by_name(architecture: str, task: Any, said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        check_task({"model_type": "some", "architectures": [architecture]}, task, where="here")
+    assert architecture in str(caught.value) and caught.value.mend
+
+
+@pytest.mark.parametrize("task", ["masked_lm", "sequence_classification", "sentence_embedding"])
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+def test_an_encoder_may_be_used_for_any_task_of_texts_but_writing(architecture: str, task: Any) -> None:
+    check_task({"model_type": "bert", "architectures": [architecture]}, task, where="here")
 
 
 def test_pickled_weights_are_refused_with_the_mend(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM
 
 from potstill.errors import ModelError
-from potstill.models.anatomy import decoder_layers
+from potstill.models.anatomy import model_layers
 from potstill.models.live import check_head, check_packing, live_signals
-from potstill.signals import View
+from potstill.signals import Ask, Batch, Signals, View
 from tiny_models import FAMILIES, VOCAB, Family, tiny_model
 
 PAD = 2  # also the end token
@@ -44,8 +45,20 @@ def real_positions(view: View) -> Tensor:
     return (view.segment_ids > 0).flatten().nonzero().squeeze(-1)
 
 
+def signals_of(
+    model: Any, view: View, positions: Tensor | None = None, taps: Iterable[str] = (), *, response: bool = True
+) -> Signals:
+    return live_signals(model, batch_of(view, positions), "teacher", Ask(response, frozenset(taps)))
+
+
+def batch_of(view: View, positions: Tensor | None = None) -> Batch:
+    """A batch whose targets are the real tokens, or the positions given."""
+    rows = real_positions(view) if positions is None else positions
+    return Batch(view, view, view.input_ids.flatten()[rows], {"student": rows, "teacher": rows})
+
+
 def head_logits(model: Any, view: View) -> Tensor:
-    head = live_signals(model, view, real_positions(view)).head
+    head = signals_of(model, view).head
     assert head is not None
     return head.logits()
 
@@ -88,7 +101,7 @@ def test_only_the_rows_asked_come_in_the_order_asked() -> None:
     model = tiny_model()
     view = view_of([A], [A[::-1]])
     everything = head_logits(model, view)
-    some = live_signals(model, view, torch.tensor([11, 2])).head
+    some = signals_of(model, view, torch.tensor([11, 2])).head
     assert some is not None
     torch.testing.assert_close(some.logits(), everything[[11, 2]])
 
@@ -98,39 +111,28 @@ def test_taps_are_the_models_own_hidden_states(family: Family) -> None:
     model, view = tiny_model(family), view_of([A])
     with torch.no_grad():
         own = model(input_ids=view.input_ids, output_hidden_states=True, use_cache=False).hidden_states
-    signals = live_signals(model, view, real_positions(view), [0, 2, 4], want=None)
+    signals = signals_of(model, view, taps=["hidden.0", "hidden.2", "hidden.4"], response=False)
     assert signals.head is None and signals.dense is None
     assert sorted(signals.taps) == ["hidden.0", "hidden.2", "hidden.4"]
     for name, state in signals.taps.items():
         torch.testing.assert_close(state, own[int(name.removeprefix("hidden."))], rtol=1e-5, atol=1e-5)
-    last = live_signals(model, view, real_positions(view), "last").taps
-    assert list(last) == ["hidden.4"]
-    torch.testing.assert_close(last["hidden.4"], own[-1], rtol=1e-5, atol=1e-5)
 
 
 def test_taps_leave_no_hooks_behind() -> None:
     model, view = tiny_model(), view_of([A])
-    live_signals(model, view, real_positions(view), [1], want=None)
+    signals_of(model, view, taps=["hidden.1"], response=False)
     assert not any(layer._forward_pre_hooks for layer in model.model.layers)
 
 
 def test_a_state_that_the_model_does_not_have_is_refused() -> None:
     with pytest.raises(ModelError, match=r"hidden state 5 of a model with 4 layers"):
-        live_signals(tiny_model(), view_of([A]), torch.tensor([0]), [5])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_dense_and_head_stand_for_the_same_logits(family: Family) -> None:
-    model, view = tiny_model(family, tied=False), view_of([A], [B])
-    dense = live_signals(model, view, real_positions(view), want="dense").dense
-    assert dense is not None
-    torch.testing.assert_close(dense.logits, head_logits(model, view), rtol=1e-5, atol=1e-5)
+        signals_of(tiny_model(), view_of([A]), taps=["hidden.5"])
 
 
 def loss_gradients(model: Any, view: View, layers: list[int]) -> dict[str, Tensor]:
     """Gradients of a sum over logits and taps, for every parameter that trains."""
     model.zero_grad()
-    signals = live_signals(model, view, real_positions(view), layers)
+    signals = signals_of(model, view, taps=[f"hidden.{k}" for k in layers])
     logits = signals.head.logits() if signals.head is not None else signals.dense.logits  # type: ignore[union-attr]
     (logits.log_softmax(-1)[:, 7].sum() + sum(tap.square().sum() for tap in signals.taps.values())).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -142,7 +144,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: Family) -> None
     expected = loss_gradients(model, view, [1, 3])
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ran: list[str] = []
-    decoder_layers(model)[0].mlp.register_forward_pre_hook(lambda *_: ran.append("mlp"))
+    model_layers(model)[0].mlp.register_forward_pre_hook(lambda *_: ran.append("mlp"))
     found = loss_gradients(model, view, [1, 3])
     assert ran == ["mlp", "mlp"], "the layer was not computed again in the backward pass"
     assert found.keys() == expected.keys() and expected
@@ -169,7 +171,7 @@ def test_a_head_that_cannot_be_taken_apart_falls_back_to_dense_and_says_so() -> 
     config = LoraConfig(target_modules=["lm_head"], use_dora=True, init_lora_weights=False)
     model, view = get_peft_model(tiny_model("gemma2", tied=False), config), view_of([A])
     with pytest.warns(UserWarning, match="DoraLinearVariant"):
-        signals = live_signals(model, view, real_positions(view))
+        signals = signals_of(model, view)
     assert signals.head is None and signals.dense is not None
     torch.testing.assert_close(signals.dense.logits, own_logits(model, A), rtol=1e-5, atol=1e-5)
 
@@ -177,8 +179,8 @@ def test_a_head_that_cannot_be_taken_apart_falls_back_to_dense_and_says_so() -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_check_head_accepts_every_family_in_fp32_and_bf16(family: Family) -> None:
     view = view_of([A, B], [C])
-    assert check_head(tiny_model(family), view) < 1e-5
-    assert check_head(tiny_model(family).bfloat16(), view) < 3e-2
+    assert check_head(tiny_model(family), batch_of(view)) < 1e-5
+    assert check_head(tiny_model(family).bfloat16(), batch_of(view)) < 3e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -186,21 +188,21 @@ def test_check_head_catches_an_unknown_scale(dtype: torch.dtype) -> None:
     model = tiny_model("granite").to(dtype)
     model.lm_head.register_forward_hook(lambda module, args, output: output * 0.9)
     with pytest.raises(ModelError, match=r"0\.9\d* times as large"):
-        check_head(model, view_of([A]))
+        check_head(model, batch_of(view_of([A])))
 
 
 def test_check_head_catches_a_change_before_the_head() -> None:
     model = tiny_model("llama")
     model.lm_head.register_forward_pre_hook(lambda module, args: (args[0] + 0.1,))
     with pytest.raises(ModelError, match="was not understood"):
-        check_head(model, view_of([A]))
+        check_head(model, batch_of(view_of([A])))
 
 
 def test_check_head_leaves_every_module_in_its_mode() -> None:
     model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5).train()
     model.transformer.h[1].eval()
     modes = [module.training for module in model.modules()]
-    assert check_head(model, view_of([A])) < 1e-5
+    assert check_head(model, batch_of(view_of([A]))) < 1e-5
     assert [module.training for module in model.modules()] == modes
 
 

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from potstill.console import Console
 from potstill.errors import ModelError, RecipeError
-from potstill.models.anatomy import decoder_layers
+from potstill.models.anatomy import model_layers
 from potstill.models.resolve import resolve
 from potstill.recipe.students import ByInfluence, FromConfig, FromTeacher, StudentSettings
 from potstill.students import BuiltStudent
@@ -47,11 +47,11 @@ def test_every_tensor_of_the_student_is_the_teachers(
     teacher, built = open_model(source.path), build(FromTeacher(layers=(0, 3, 4)), source)
     student = built.model
     assert built.facts["layers"] == [0, 3, 4]
-    for mine, theirs in zip(decoder_layers(student), [decoder_layers(teacher)[i] for i in (0, 3, 4)], strict=True):
+    for mine, theirs in zip(model_layers(student), [model_layers(teacher)[i] for i in (0, 3, 4)], strict=True):
         ours, expected = mine.state_dict(), theirs.state_dict()
         assert ours.keys() == expected.keys()
         assert all(torch.equal(ours[name], expected[name]) for name in expected)
-    layer_numbers = {id(p) for p in decoder_layers(student).parameters()}
+    layer_numbers = {id(p) for p in model_layers(student).parameters()}
     others = {n: p for n, p in student.named_parameters() if id(p) not in layer_numbers}
     assert others
     assert all(torch.equal(p, teacher.get_parameter(n)) for n, p in others.items())
@@ -75,7 +75,7 @@ def test_the_student_computes_what_the_teacher_does_without_the_other_layers(
     source = teacher_of(family)
     teacher = open_model(source.path)
     for index in (1, 2):  # an identity in place of a layer, through the teacher's own code
-        decoder_layers(teacher)[index].register_forward_hook(lambda module, args, out: args[0])
+        model_layers(teacher)[index].register_forward_hook(lambda module, args, out: args[0])
     student = build(FromTeacher(layers=(0, 3)), source).model
     torch.testing.assert_close(logits(student), logits(teacher), rtol=1e-5, atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_the_student_generates_and_survives_saving(
     student = build(FromTeacher(), teacher_of(family)).model
     written = student.generate(IDS[:1], max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert written.shape == (1, 13)
-    layer_numbers = [m.layer_idx for m in decoder_layers(student).modules() if hasattr(m, "layer_idx")]
+    layer_numbers = [m.layer_idx for m in model_layers(student).modules() if hasattr(m, "layer_idx")]
     assert sorted(set(layer_numbers)) == [0, 1]
     student.save_pretrained(tmp_path)
     reopened = open_model(tmp_path)
@@ -103,7 +103,7 @@ def test_layer_types_are_cut_with_the_layers(teacher_of: TeacherMaker, build: Bu
     assert open_model(source.path).config.layer_types == ["sliding_attention", "full_attention"] * 3
     student = build(FromTeacher(layers=(1, 2, 3)), source).model
     assert student.config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
-    assert [layer.self_attn.sliding_window for layer in decoder_layers(student)] == [None, 64, None]
+    assert [layer.self_attn.sliding_window for layer in model_layers(student)] == [None, 64, None]
 
 
 def test_a_student_that_loses_a_kind_of_layer_is_warned_of(

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from potstill.errors import RecipeError
-from potstill.models.anatomy import decoder_layers
+from potstill.models.anatomy import model_layers
 from potstill.recipe.students import FromConfig, FromTeacher, Lora
 from potstill.students import BuiltStudent
 from tiny_models import FAMILIES, VOCAB, Family
@@ -32,13 +32,13 @@ def test_only_the_adapter_trains_and_starts_as_nothing(family: Family, teacher_o
     assert built.facts["parameters"] == plain.facts["parameters"] == plain.facts["trainable_parameters"]
     with torch.no_grad():
         torch.testing.assert_close(built.model(IDS).logits, plain.model(IDS).logits)
-    wrapped = [m for m in decoder_layers(built.model)[0].modules() if hasattr(m, "lora_A")]
+    wrapped = [m for m in model_layers(built.model)[0].modules() if hasattr(m, "lora_A")]
     assert len(wrapped) == (4 if family == "gpt2" else 7)
 
 
 def test_the_recipes_rank_scale_and_targets_are_used(teacher_of: TeacherMaker, build: Build) -> None:
     lora = Lora(r=3, alpha=7.5, dropout=0.25, target_modules=("q_proj", "v_proj"))
-    layer = decoder_layers(build(FromTeacher(lora=lora), teacher_of()).model)[0]
+    layer = model_layers(build(FromTeacher(lora=lora), teacher_of()).model)[0]
     assert layer.self_attn.q_proj.lora_A["default"].weight.shape == (3, 32)
     assert layer.self_attn.q_proj.scaling["default"] == 2.5
     assert layer.self_attn.q_proj.lora_dropout["default"].p == 0.25

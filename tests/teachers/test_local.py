@@ -13,9 +13,9 @@ from torch import nn
 
 from potstill.errors import DataError
 from potstill.models.live import live_signals
-from potstill.recipe import ForwardKL, HardCE, HiddenCosine, LocalTeacher, Needs
+from potstill.recipe import LocalTeacher
 from potstill.registry import build
-from potstill.signals import IGNORE, Batch
+from potstill.signals import IGNORE, Ask, Batch
 from potstill.teachers import LocalModel
 from potstill.teachers import local as local_module
 from potstill.teachers.writing import draw, write
@@ -284,12 +284,13 @@ def test_other_families_write_alike_alone_and_in_a_batch(family: Any, tmp_path: 
 
 # ---- signals -------------------------------------------------------------------------------------------------
 
-KL, COSINE, CE = ForwardKL().needs(), HiddenCosine().needs(), HardCE().needs()
+LAST = Ask(taps=frozenset({"hidden.4"}))
+EVERYTHING = Ask(response=True, taps=frozenset({"hidden.2", "hidden.4"}))
 
 
 def test_signals_are_the_models_own_logits_and_states(teacher: LocalModel) -> None:
     batch = a_batch()
-    signals = teacher.signals(batch, [KL, COSINE, CE, Needs(hidden=((0, 2),))])
+    signals = teacher.signals(batch, EVERYTHING)
     whole = teacher.model(batch.teacher.input_ids, output_hidden_states=True)
     rows = batch.target_positions["teacher"]
     assert signals.head is not None
@@ -301,10 +302,10 @@ def test_signals_are_the_models_own_logits_and_states(teacher: LocalModel) -> No
 
 def test_only_what_is_needed_is_made(teacher: LocalModel) -> None:
     batch = a_batch()
-    alone = teacher.signals(batch, [COSINE])
-    assert alone.head is None and set(alone.taps) == {"hidden.4"}
-    dense = teacher.signals(batch, [Needs(teacher=(frozenset({"dense"}),))])
-    assert dense.head is None and dense.dense is not None and not dense.taps
+    alone = teacher.signals(batch, LAST)
+    assert alone.head is None and alone.dense is None and set(alone.taps) == {"hidden.4"}
+    response = teacher.signals(batch, Ask(response=True))
+    assert response.head is not None and not response.taps
 
 
 @pytest.fixture
@@ -315,19 +316,17 @@ def dropping(tmp_path: Path) -> LocalModel:
 
 def test_a_teacher_is_never_in_training_mode_whatever_was_done_to_it(dropping: LocalModel) -> None:
     batch, requests = a_batch(), ask(GREEDY)
-    states, answers = dropping.signals(batch, [COSINE]).taps["hidden.4"], dropping.generate(requests, seed=0)
+    states, answers = dropping.signals(batch, LAST).taps["hidden.4"], dropping.generate(requests, seed=0)
     dropping.model.train()
-    assert not torch.equal(
-        live_signals(dropping.model, batch.teacher, torch.arange(3), "last").taps["hidden.4"], states
-    )
-    assert torch.equal(dropping.signals(batch, [COSINE]).taps["hidden.4"], states)
+    assert not torch.equal(live_signals(dropping.model, batch, "teacher", LAST).taps["hidden.4"], states)
+    assert torch.equal(dropping.signals(batch, LAST).taps["hidden.4"], states)
     dropping.model.train()
     assert dropping.generate(requests, seed=0) == answers
     assert not any(module.training for module in dropping.model.modules())
 
 
 def test_a_teacher_gets_no_gradient(teacher: LocalModel) -> None:
-    signals = teacher.signals(a_batch(), [KL, COSINE])
+    signals = teacher.signals(a_batch(), EVERYTHING)
     assert signals.head is not None
     given = [signals.head.hidden, signals.head.weight, *signals.taps.values()]
     assert not any(t.requires_grad for t in given)
@@ -338,16 +337,16 @@ def test_a_teacher_gets_no_gradient(teacher: LocalModel) -> None:
 def test_a_teacher_gets_no_gradient_even_if_someone_asks_for_it(tiny_llama: Path) -> None:
     teacher = open_teacher(tiny_llama)
     teacher.model.requires_grad_(True)
-    signals = teacher.signals(a_batch(), [KL, COSINE])
+    signals = teacher.signals(a_batch(), EVERYTHING)
     assert signals.head is not None
     assert not any(t.requires_grad for t in (signals.head.hidden, *signals.taps.values()))
 
 
 def test_the_students_autocast_does_not_reach_the_teacher(teacher: LocalModel) -> None:
     batch = a_batch()
-    outside = teacher.signals(batch, [COSINE]).taps["hidden.4"]
+    outside = teacher.signals(batch, LAST).taps["hidden.4"]
     with torch.autocast("cpu", torch.bfloat16):
-        inside = teacher.signals(batch, [COSINE]).taps["hidden.4"]
+        inside = teacher.signals(batch, LAST).taps["hidden.4"]
     assert torch.equal(inside, outside)
 
 

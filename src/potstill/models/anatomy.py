@@ -1,8 +1,8 @@
-"""Where things are in a causal language model: its decoder, its layers, its head. One mechanism for all families.
+"""Where things are in a model: what is inside its head, its layers, its head. One mechanism for all families.
 
 Nothing here knows a family by name. What differs between them is read from `transformers`' own conventions
-(`get_decoder`, `get_output_embeddings`, `num_hidden_layers`) and from the configuration's own words for what is
-done to the logits. What this reading gets wrong for a family is found by `potstill.models.live.check_head`.
+(`get_decoder`, `base_model`, `get_output_embeddings`, `num_hidden_layers`) and from the configuration's own words for
+what is done to the logits. What this reading gets wrong for a family is found by `potstill.models.live.check_head`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
-from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.errors import ModelError
+from potstill.models.tasks import is_causal, is_plain, task_of
+from potstill.models.tasks import unwrap as unwrap
 from potstill.signals import ModelDims
 
 _MULTIPLIES = ("logit_scale", "lm_head_multiplier")
@@ -43,26 +44,8 @@ class _CannotTakeApart(Exception):
     """The head computes something else than a linear map of one weight; the message says what."""
 
 
-def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The `transformers` model inside a peft wrapper (adapters stay in place), or the model itself.
-
-    Raises:
-        ModelError: not a `transformers` model, or an adapter that lives outside its layers (prompt tuning).
-    """
-    if isinstance(model, PeftModel):
-        if model.active_peft_config.is_prompt_learning:
-            raise ModelError(
-                f"{model.active_peft_config.peft_type.value} adds virtual tokens outside the model's layers",
-                mend="use an adapter that lives in the layers, such as LoRA",
-            )
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"{type(model).__name__} is not a transformers model")
-    return model
-
-
 def text_config(model: nn.Module) -> Any:
-    """The configuration that describes the decoder."""
+    """The configuration that describes the layers."""
     return unwrap(model).config.get_text_config(decoder=True)
 
 
@@ -85,17 +68,32 @@ def inner_decoder(model: nn.Module) -> nn.Module:
     return decoder
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder's layers, first to last: the module list that is `num_hidden_layers` long.
+def inner_model(model: nn.Module) -> nn.Module:
+    """The model without its head: tokens or pixels in, `last_hidden_state` out.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the model has a causal head and no decoder inside.
     """
-    count = int(text_config(model).num_hidden_layers)
-    decoder = inner_decoder(model)
-    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if task_of(model) == "causal_lm":
+        return inner_decoder(model)
+    inner = unwrap(model)
+    base = inner.base_model  # of a model without head, itself
+    assert isinstance(base, nn.Module)
+    return base
+
+
+def model_layers(model: nn.Module) -> nn.ModuleList:
+    """The model's layers, first to last: the module list that is `num_hidden_layers` long.
+
+    Raises:
+        ModelError: there is none (layers of several kinds, as in most convolutional nets, or one used many times).
+    """
+    inner = inner_model(model)
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    lists = [m for m in inner.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
-        raise ModelError(f"no list of {count} layers was found in {type(decoder).__name__}")
+        what = f"no list of {count} layers was found in" if count else "there is no list of like layers in"
+        raise ModelError(f"{what} {type(inner).__name__}", mend="name its parts by their paths (module:<path>)")
     # Experts, say, can be as many as layers; they lie inside the layers, so the layers are the largest.
     return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
 
@@ -115,18 +113,42 @@ def output_layer(model: nn.Module) -> nn.Module:
 
 
 def dims(model: nn.Module) -> ModelDims:
-    """The sizes that an objective may ask about; `vocab` is the rows of the head, which may exceed the tokenizer's."""
-    config = text_config(model)
-    heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    weight = output_layer(model).weight
-    assert isinstance(weight, Tensor)
+    """The sizes that an objective may ask about.
+
+    `vocab` is the rows of the head, which may exceed the tokenizer's; of a classifier its classes; 0 where there is no
+    head. What a family has no word for is 0: a convolutional net has no one width and no layers of one kind. Of a
+    module of the user's own `vocab` is what its last layer with `out_features` gives.
+    """
+    if is_plain(model):
+        widths = [width for part in model.modules() if isinstance(width := getattr(part, "out_features", None), int)]
+        return ModelDims(vocab=widths[-1] if widths else 0, hidden=0, layers=0, heads=0, kv_heads=0, causal=False)
+    config, task = text_config(model), task_of(model)
+    if task in ("causal_lm", "masked_lm"):
+        weight = output_layer(model).weight
+        assert isinstance(weight, Tensor)
+        vocab = weight.shape[0]
+    elif task == "sentence_embedding" or not _has_class_head(model):
+        vocab = 0
+    else:
+        vocab = int(config.num_labels)
+    heads = _size(config, "num_attention_heads")
     return ModelDims(
-        vocab=weight.shape[0],
-        hidden=int(config.hidden_size),
-        layers=int(config.num_hidden_layers),
+        vocab=vocab,
+        hidden=_size(config, "hidden_size"),
+        layers=_size(config, "num_hidden_layers"),
         heads=heads,
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        kv_heads=_size(config, "num_key_value_heads") or heads,
+        causal=is_causal(model),
     )
+
+
+def _size(config: Any, key: str) -> int:
+    value = getattr(config, key, None)
+    return value if isinstance(value, int) else 0
+
+
+def _has_class_head(model: nn.Module) -> bool:
+    return unwrap(model).base_model is not unwrap(model)
 
 
 def scale_and_softcap(model: nn.Module) -> tuple[float, float | None]:

@@ -16,18 +16,22 @@ import yaml
 
 from potstill.errors import ModelError
 from potstill.models.cache import remembered_digest
+from potstill.models.kinds import OF_TEXT, check_task, own_task
 from potstill.types import digest
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX = "model.safetensors.index.json"
+MODULE = "module.json"
+"""What is in the folder of a module that is no model of `transformers` (`models/plain.py`)."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
     """A model on disk, ready to load.
 
-    `path` is a folder with `config.json`, safetensors and tokenizer files, always: GGUF files are converted once.
+    `path` is a folder with `config.json`, safetensors and tokenizer files, always: GGUF files are converted once. Of a
+    module of the user's own it holds `module.json`, the weights and the code.
     `name` is what to call it (of a path the last part), `revision` a commit or package version if there is one,
     `digest` that of its files, `licence` as it states it (empty if it does not), and `notes` what a report must say.
     """
@@ -46,6 +50,11 @@ def weights_digest(path: Path) -> str:
     patterns = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
     files = {file for pattern in patterns for file in path.glob(pattern) if file.name != "potstill.json"}
     return digest({file.name: remembered_digest(file) for file in files})
+
+
+def is_module(path: Path) -> bool:
+    """Whether a folder holds a module of the user's own instead of a model of `transformers`."""
+    return (path / MODULE).is_file()
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -72,14 +81,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is not whole, that holds pickled weights only, or whose model is no causal one.
+    """Refuse a folder that is not whole, that holds pickled weights only, or whose model is of no use here.
 
     Raises:
         ModelError: says what is wrong with it, and the mend.
     """
-    check_causal(read_config(path), where=str(path))
+    if is_module(path):
+        _check_weights(path)
+        return
+    config = read_config(path)
+    check_task(config, None, where=str(path))
     _check_weights(path)
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+    if own_task(config) in OF_TEXT and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError("there is no tokenizer", where=str(path), mend="save it there with tokenizer.save_pretrained")
 
 
@@ -125,42 +138,7 @@ def _check_length(file: Path) -> None:
         raise ModelError(what, where=str(file), mend="fetch the model again")
 
 
-# ---- kinds of models ---------------------------------------------------------------------------------------------
-
-_SEES = (
-    "vision_config",
-    "vision_tower",
-    "mm_vision_tower",
-    "visual",
-    "img_processor",
-    "image_token_id",
-    "image_token_index",
-)
-_HEARS = ("audio_config", "audio_processor", "audio_token_id", "audio_token_index")
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
-
-
-def check_causal(config: Mapping[str, Any], where: str) -> None:
-    """Refuse, by name, what is no causal language model of text.
-
-    Raises:
-        ModelError: a vision-language, audio or encoder-decoder model, or one without a causal head.
-    """
-    architectures = [str(name) for name in config.get("architectures") or []]
-    name = " / ".join(architectures) or "no architecture named"
-    called = f"{config.get('model_type', 'unknown type')} ({name})"
-    use = "use a causal language model of text (its architecture ends in ForCausalLM)"
-    if found := [key for key in _SEES if config.get(key)]:
-        text_only = " or this model's text-only sibling, if there is one" if "text_config" in config else ""
-        what = f"{called} is a vision-language model (its configuration has {found[0]})"
-        raise ModelError(what, where=where, mend=use + text_only)
-    if found := [key for key in _HEARS if config.get(key)]:
-        what = f"{called} is a speech or audio model (its configuration has {found[0]})"
-        raise ModelError(what, where=where, mend=use)
-    if config.get("is_encoder_decoder"):
-        raise ModelError(f"{called} is an encoder-decoder model", where=where, mend=use)
-    if architectures and not any(a.endswith(_CAUSAL) for a in architectures):
-        raise ModelError(f"{called} is no causal language model", where=where, mend=use)
+# ---- code of its own -------------------------------------------------------------------------------------------------
 
 
 def check_remote_code(config: Mapping[str, Any], *, trust_remote_code: bool, where: str) -> None:
@@ -175,9 +153,9 @@ def check_remote_code(config: Mapping[str, Any], *, trust_remote_code: bool, whe
     if not code or trust_remote_code:
         return
     # Costs a second and loads torch, and is needed for such models only.
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
-    if config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if config.get("model_type") in {*MODEL_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
         return
     files = sorted({str(reference).rpartition(".")[0] + ".py" for reference in _flat(code)})
     raise ModelError(

@@ -17,7 +17,8 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from potstill.console import Console, Task
 from potstill.errors import ModelError, did_you_mean
-from potstill.models.folder import check_causal, check_remote_code, read_config
+from potstill.models.folder import check_remote_code, read_config
+from potstill.models.kinds import check_task
 from potstill.models.packages import PACKAGES
 
 _WANTED = "*.safetensors *.json *.jinja *.model *.tiktoken vocab.txt merges.txt README.md LICENSE* NOTICE*".split()
@@ -51,7 +52,7 @@ def fetch(model: str, revision: str | None, *, trust_remote_code: bool, console:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         _check_files(model, sizes)
         config = read_config(Path(hf_hub_download(model, "config.json", revision=revision)).parent)
-        check_causal(config, where=model)
+        check_task(config, None, where=model)
         check_remote_code(config, trust_remote_code=trust_remote_code, where=model)
         weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors") and "/" not in name)
         with console.task(f"fetching {model}", weights / 1e6, "MB") as task:

@@ -1,16 +1,16 @@
-"""Signals of a live model: hidden rows and head parts instead of logits, and hidden states of the layers asked.
+"""Signals of a live model: hidden rows and head parts instead of logits, and inner tensors by name.
 
-Only the inner decoder runs, never the output projection over the vocabulary. Everything happens under the caller's
-grad mode, so that the same function serves the teacher (under `no_grad`) and the student inside the training
-module's forward (rule 14).
+Of language models only what is inside the head runs, never the output projection over the vocabulary. Everything
+happens under the caller's grad mode, so that the same function serves the teacher (under `no_grad`) and the student
+inside the training module's forward (rule 14).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,25 +18,64 @@ from torch import Tensor, nn
 
 from potstill.errors import ModelError
 from potstill.models.anatomy import (
-    decoder_layers,
     dims,
     effective_head,
     inner_decoder,
+    inner_model,
     output_layer,
     scale_and_softcap,
-    text_config,
-    unwrap,
     why_no_head,
 )
-from potstill.signals import Ask, Batch, Dense, Head, Side, Signals, View
+from potstill.models.taps import tapped
+from potstill.models.tasks import is_causal, is_plain, task_of, unwrap
+from potstill.signals import Ask, Batch, Dense, Head, ImageView, Side, Signals, View
 
 _CHECKED_ROWS, _CHECKED_TOKENS = 2, 16
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Relative differences that are some ten roundings, by dtype."""
 
 
+def live_signals(model: nn.Module, batch: Batch, side: Side, ask: Ask) -> Signals:
+    """What is asked of one model for a batch, from its own view.
+
+    The response of a language model is `head`: hidden rows [N,H] and the effective output weight, or, where that head
+    cannot be taken apart, `dense` and a warning that says why. That of a classifier is `dense`: logits [N,V] of the
+    examples that have a class. Taps come whole, as `Signals` names them.
+
+    Args:
+        model: a model of `transformers` for any task, wrapped by peft or not, or any module that takes arrays. Its mode
+            (training or not) and the grad mode are the caller's.
+        batch: rows of the response are its targets, in order.
+        side: whose view is read.
+        ask: what is wanted.
+
+    Raises:
+        ModelError: the model has no such tensor (what it has is named), or does not take such a batch.
+    """
+    view, positions = batch.view(side), batch.target_positions[side]
+    if isinstance(view, ImageView):
+        return _of_arrays(model, view, positions, ask)
+    task = task_of(model)
+    if task == "causal_lm":
+        return _of_decoder(model, view, positions, ask)
+    if task == "masked_lm":
+        return _of_masked(model, view, positions, ask)
+    if is_plain(model) or task == "image_classification":
+        raise ModelError(f"{type(model).__name__} takes arrays, and these data are texts", mend="see data.kind")
+    if task == "sentence_embedding" and ask.response:
+        raise ModelError(
+            f"{type(unwrap(model)).__name__} has no head, and so no response: it gives states",
+            mend="use objectives over states, or give it a head (task: sequence_classification, masked_lm)",
+        )
+    if not ask.response:
+        return _inside_encoder(model, view, ask)
+    with tapped(model, ask.taps) as taps:
+        logits = _logits(_run_encoder(unwrap(model), view))
+    return Signals(dense=Dense(logits.index_select(0, positions)), taps=taps, dims=dims(model))
+
+
 def run_decoder(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
-    """The last hidden state, after the final norm.
+    """The last hidden state of a causal language model, after the final norm.
 
     There is no attention mask and no cache, on purpose: padding is on the right, where causal attention does not
     look, and packed rows are kept apart by `position_ids` alone (with a mask or a cache, `transformers` would let
@@ -47,83 +86,143 @@ def run_decoder(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
     return last
 
 
-def live_signals(model: nn.Module, batch: Batch, side: Side, ask: Ask) -> Signals:
-    """What is asked of one model for a batch, from its own view, under the caller's modes (training, grad).
-
-    Raises:
-        ModelError: the model has no such tensor; what it has is named.
-    """
-    states = [int(name.removeprefix("hidden.")) for name in ask.taps]
-    want: Literal["head"] | None = "head" if ask.response else None
-    return decoder_signals(model, batch.text(side), batch.target_positions[side], states, want)
+def run_inside(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
+    """The last hidden state of any model of texts; its head does not run."""
+    if task_of(model) == "causal_lm":
+        return run_decoder(model, view)
+    last: Tensor = _run_encoder(inner_model(model), view).last_hidden_state
+    return last
 
 
-def decoder_signals(
-    model: nn.Module,
-    view: View,
-    positions: Int[Tensor, " N"],
-    hidden_layers: Collection[int] | Literal["last"] = (),
-    want: Literal["head", "dense"] | None = "head",
-) -> Signals:
-    """What one model gives for one view of a batch.
+# ---- by sort of model --------------------------------------------------------------------------------------------
 
-    Args:
-        model: a causal language model, wrapped by peft or not. Its mode (training or not) and the grad mode are
-            the caller's.
-        view: ids and positions [B,T].
-        positions: flat positions (b·T + t) of the rows wanted.
-        hidden_layers: states to tap, 0 the embeddings, L (or `last`) the last one after the final norm. They
-            come as `hidden.k` [B,T,H]; only those asked are kept.
-        want: `head` gives hidden rows [N,H] with the effective head, or, where that head cannot be taken apart,
-            `dense` and a warning that says why. `dense` gives logits [N,V]. None gives taps alone.
 
-    Raises:
-        ModelError: a layer that the model does not have.
-    """
-    layers = int(text_config(model).num_hidden_layers)
-    asked = {layers} if hidden_layers == "last" else set(hidden_layers)
-    if wrong := sorted(k for k in asked if not 0 <= k <= layers):
-        raise ModelError(
-            f"hidden state {wrong[0]} of a model with {layers} layers",
-            mend=f"states are counted from 0 (the embeddings) to {layers} (the last, after the final norm)",
-        )
-    taps: dict[str, Tensor] = {}
-    with _tapped(model, asked - {layers}, taps):
+def _of_decoder(model: nn.Module, view: View, positions: Int[Tensor, " N"], ask: Ask) -> Signals:
+    with tapped(model, ask.taps) as taps:
         last = run_decoder(model, view)
-    if layers in asked:
-        taps[f"hidden.{layers}"] = last
-    if want is None:
+    if not ask.response:
         return Signals(taps=taps, dims=dims(model))
-    rows = last.flatten(0, 1).index_select(0, positions)
-    parts = effective_head(model) if want == "head" else None
+    return _respond(model, last.flatten(0, 1).index_select(0, positions), taps)
+
+
+def _inside_encoder(model: nn.Module, view: View, ask: Ask) -> Signals:
+    """Taps alone: the head runs only where one of them may lie in it."""
+    inner = inner_model(model)
+    inside, parts = set(inner.modules()), dict(unwrap(model).named_modules())
+    modules = [name.removeprefix("module:") for name in ask.taps if name.startswith("module:")]
+    whole = any(parts.get(path) not in inside for path in modules)
+    with tapped(model, ask.taps) as taps:
+        _run_encoder(unwrap(model) if whole else inner, view)
+    return Signals(taps=taps, dims=dims(model))
+
+
+def _of_masked(model: nn.Module, view: View, positions: Int[Tensor, " N"], ask: Ask) -> Signals:
+    """The output layer reads what stands before it in the head (a dense layer and a norm, say). So the whole model
+    runs, but for the output layer, which only notes what it is given."""
+    if not ask.response:
+        return _inside_encoder(model, view, ask)
+    with tapped(model, ask.taps) as taps, _noting(output_layer(model), dims(model).vocab) as read:
+        _run_encoder(unwrap(model), view)
+    (rows_BTH,) = read
+    return _respond(model, rows_BTH.flatten(0, 1).index_select(0, positions), taps)
+
+
+def _respond(model: nn.Module, rows_NH: Tensor, taps: Mapping[str, Tensor]) -> Signals:
+    parts = effective_head(model)
     if parts is None:
-        if want == "head":
-            warnings.warn(f"whole logits are made for every target, which is slow: {why_no_head(model)}", stacklevel=2)
-        return Signals(dense=Dense(_dense_logits(model, rows)), taps=taps, dims=dims(model))
-    rows = rows.to(parts.weight.device)
-    head = Head(rows, parts.weight, parts.bias, parts.softcap, parts.scale)
+        warnings.warn(f"whole logits are made for every target, which is slow: {why_no_head(model)}", stacklevel=3)
+        return Signals(dense=Dense(_dense_logits(model, rows_NH)), taps=taps, dims=dims(model))
+    head = Head(rows_NH.to(parts.weight.device), parts.weight, parts.bias, parts.softcap, parts.scale)
     return Signals(head=head, taps=taps, dims=dims(model))
 
 
-def check_head(model: nn.Module, view: View) -> float:
+def _of_arrays(model: nn.Module, view: ImageView, positions: Int[Tensor, " N"], ask: Ask) -> Signals:
+    floating = next((p.dtype for p in model.parameters() if p.is_floating_point()), view.pixels.dtype)
+    with tapped(model, ask.taps) as taps:
+        pixels = view.pixels.to(floating)
+        output = model(pixels) if is_plain(model) else unwrap(model)(pixel_values=pixels)
+    if not ask.response:
+        return Signals(taps=taps, dims=dims(model))
+    logits = _logits(output)
+    if logits.dim() != 2 or logits.shape[0] != view.pixels.shape[0]:
+        raise ModelError(
+            f"{type(model).__name__} gives logits of shape {list(logits.shape)} for {view.pixels.shape[0]} examples",
+            mend="it should give one row of logits per example: [examples, classes]",
+        )
+    return Signals(dense=Dense(logits.index_select(0, positions)), taps=taps, dims=dims(model))
+
+
+def _run_encoder(model: nn.Module, view: View) -> Any:
+    """Padding is masked, and a row is one text. Positions are the family's own (RoBERTa's begin at 2)."""
+    if bool((view.segment_ids > 1).any()):
+        raise ModelError(
+            "packed rows were given to an encoder, whose tokens would see each other", mend="set train.packing: false"
+        )
+    return model(input_ids=view.input_ids, attention_mask=view.attention_mask)
+
+
+def _logits(output: Any) -> Tensor:
+    """Of what a classifier gives: a tensor, an output with `logits`, or a tuple that begins with them."""
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, (tuple, list)):
+        output = output[0]
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", None)
+    if not isinstance(output, Tensor):
+        raise ModelError("the model gives no logits", mend="return a tensor, or an output with the field `logits`")
+    return output
+
+
+@contextmanager
+def _noting(head: nn.Module, vocab: int) -> Iterator[list[Tensor]]:
+    """Keep what the output layer is given instead of running it. Behind it comes a zero of the shape of the logits that
+    takes no memory."""
+    read: list[Tensor] = []
+
+    def note(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        read.append(hidden)
+        return hidden.new_zeros(1).expand(*hidden.shape[:-1], vocab)
+
+    own = vars(head).get("forward")
+    head.forward = note  # type: ignore[method-assign]
+    try:
+        yield read
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own  # type: ignore[method-assign]
+
+
+# ---- checks ------------------------------------------------------------------------------------------------------
+
+
+def check_head(model: nn.Module, batch: Batch, side: Side = "student") -> float:
     """Compare the logits that `live_signals` stands for with the model's own, on a few tokens of a view (rule 14).
 
     Runs in evaluation mode without gradient, and leaves the model in the mode in which it found it.
 
     Returns:
-        The largest difference, as a share of the largest logit.
+        The largest difference, as a share of the largest logit; 0 where the model's own logits are what is given.
 
     Raises:
         ModelError: they differ by more than rounding: the model does something to its logits that was not seen.
     """
-    inner = unwrap(model)
+    if is_plain(model) or task_of(model) not in ("causal_lm", "masked_lm"):
+        return 0.0
+    view, inner = batch.text(side), unwrap(model)
     part = (slice(_CHECKED_ROWS), slice(_CHECKED_TOKENS))
     few = View(view.input_ids[part], view.position_ids[part], view.segment_ids[part])
     positions = (few.segment_ids > 0).flatten().nonzero().squeeze(-1)
+    asked = Batch(few, few, few.input_ids.flatten()[positions], {"student": positions, "teacher": positions})
     with torch.no_grad(), evaluating(model):
-        signals = decoder_signals(model, few, positions)
+        signals = live_signals(model, asked, "student", Ask(response=True))
         ours = signals.head.logits() if signals.head is not None else _logits_of(signals)
-        whole = inner(input_ids=few.input_ids, position_ids=few.position_ids, use_cache=False).logits
+        if is_causal(model):
+            whole = inner(input_ids=few.input_ids, position_ids=few.position_ids, use_cache=False).logits
+        else:
+            whole = _run_encoder(inner, few).logits
     own = whole.flatten(0, 1).index_select(0, positions.to(whole.device))
     if own.shape != ours.shape:
         raise ModelError(
@@ -186,29 +285,6 @@ def _dense_logits(model: nn.Module, rows: Tensor) -> Tensor:
 def _logits_of(signals: Signals) -> Tensor:
     assert signals.dense is not None
     return signals.dense.logits
-
-
-@contextmanager
-def _tapped(model: nn.Module, states: Collection[int], taps: dict[str, Tensor]) -> Iterator[None]:
-    """Keep the inputs of some layers: state k is what layer k reads.
-
-    Hooks rather than `output_hidden_states`, which would keep all layers' states alive; gradient checkpointing
-    recomputes inside the layers and so does not change what goes between them.
-    """
-    layers = decoder_layers(model) if states else nn.ModuleList()
-
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            taps[name] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    handles = [layers[k].register_forward_pre_hook(keep(f"hidden.{k}"), with_kwargs=True) for k in sorted(states)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

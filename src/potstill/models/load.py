@@ -1,18 +1,25 @@
-"""Open a model or a tokenizer that is on disk, on a chosen device and in a chosen precision."""
+"""Open a model or a tokenizer that is on disk, for a task, on a chosen device and in a chosen precision."""
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from potstill.errors import ModelError
-from potstill.models.folder import ModelSource, check_causal, check_remote_code, read_config
+from potstill.models.folder import ModelSource, check_remote_code, is_module, read_config
+from potstill.models.kinds import check_task, own_task
+from potstill.models.labels import check_same_labels, labels_in, name_classes
+from potstill.models.plain import load_module
 from potstill.models.quiet import quiet_loading
+from potstill.models.tasks import opener_of
+from potstill.types import Task
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,7 +68,7 @@ def pick_dtype(dtype: str, source: ModelSource, device: torch.device) -> torch.d
     (fp16 counts as bf16: potstill does not compute in fp16)."""
     if dtype != "auto":
         return _DTYPES[dtype]
-    config = read_config(source.path)
+    config = {} if is_module(source.path) else read_config(source.path)
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return torch.bfloat16 if stored in ("bfloat16", "float16") and has_fast_bf16(device) else torch.float32
 
@@ -69,41 +76,84 @@ def pick_dtype(dtype: str, source: ModelSource, device: torch.device) -> torch.d
 def load_model(
     source: ModelSource,
     *,
+    task: Task | None = None,
+    labels: Sequence[str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | None = None,
     attn_implementation: str | None = None,
     quantization: str = "none",
     trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """The model, in evaluation mode.
+) -> nn.Module:
+    """The model, in evaluation mode. Where an encoder is opened for another task than its own, it gets a new head, with
+    a warning.
 
     Args:
-        source: as `resolve` gives it.
+        source: as `resolve` gives it. A folder with `module.json` is a module of the user's own.
+        task: what it is opened for; None is what it was saved as.
+        labels: names of the classes, of a classifier. Where the folder has such a head, its names must be the same;
+            where it has none, the new head has as many rows.
         dtype: `float32`, `bfloat16`, or `auto` (see `pick_dtype`).
         device: as for `pick_device`; unused with a `device_map` (accelerate's: `auto`, `balanced`, …).
         attn_implementation: as in `transformers`; None is its own choice.
         quantization: `none`, `bnb_8bit` or `bnb_4bit` (bitsandbytes, while loading).
         trust_remote_code: run code that lies in the model's folder.
 
+    A new head has the library's own initialisation, drawn from torch's generator as the caller has seeded it.
+
     Raises:
-        ModelError: it is of a kind that cannot be used, its weights do not fit its configuration, or something that
-            was asked for is not there (the attention implementation, bitsandbytes, the device).
+        ModelError: it is of a kind that cannot be used so, its classes are others, its weights do not fit its
+            configuration, or something that was asked for is not there (the attention implementation, bitsandbytes,
+            the device).
     """
-    config = read_config(source.path)
-    check_causal(config, where=str(source.path))
-    check_remote_code(config, trust_remote_code=trust_remote_code, where=str(source.path))
+    asked = {"dtype": dtype, "device": device, "device_map": device_map, "attn_implementation": attn_implementation}
+    model, new = open_model(
+        source, task=task, labels=labels, quantization=quantization, trust_remote_code=trust_remote_code, **asked
+    )
+    if new:
+        warnings.warn(f"{source.name}: {new_head(new)}", stacklevel=2)
+    return model
+
+
+def new_head(names: Sequence[str]) -> str:
+    """What is to be said of weights that were not in the folder."""
+    shown = ", ".join(names[:3]) + (", …" if names[3:] else "")
+    return f"the head is new, its weights are random ({shown}): train it before it is asked or distilled"
+
+
+def open_model(
+    source: ModelSource,
+    *,
+    task: Task | None = None,
+    labels: Sequence[str] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    quantization: str = "none",
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """As `load_model`, with the names of the weights that are new instead of the warning."""
     place = pick_device(device)
-    asked: dict[str, Any] = {"dtype": pick_dtype(dtype, source, place)}
+    chosen = pick_dtype(dtype, source, place)
+    if is_module(source.path):
+        return _open_module(source, task, labels).to(place, chosen), ()
+    config = read_config(source.path)
+    check_task(config, task, where=str(source.path))
+    check_remote_code(config, trust_remote_code=trust_remote_code, where=str(source.path))
+    own = own_task(config)
+    task = task or own
+    assert task is not None
+    asked: dict[str, Any] = {"dtype": chosen, **_classes(config, labels if task in _CLASSIFIES else None, task, source)}
     if attn_implementation is not None:
         asked["attn_implementation"] = attn_implementation
     if quantization != "none":
-        asked["quantization_config"] = _bitsandbytes(quantization, asked["dtype"])
+        asked["quantization_config"] = _bitsandbytes(quantization, chosen)
     if device_map is not None or quantization != "none":
         asked["device_map"] = device_map or {"": str(place)}
     try:
         with quiet_loading():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = opener_of(task).from_pretrained(
                 source.path,
                 local_files_only=True,
                 use_safetensors=True,
@@ -117,12 +167,60 @@ def load_model(
             f"the model cannot be opened: {what}", where=str(source.path), mend=_mend(attn_implementation)
         ) from error
     model, found = loaded
-    _check_complete(found, source)
     assert isinstance(model, PreTrainedModel)
+    new = _new_weights(model, found) if task != own or not _has_head(config, task) else ()
+    _check_complete(found, new, source)
     if "device_map" not in asked:
         torch.nn.Module.to(model, place)
     model.eval()
-    return model
+    return model, () if task == "sentence_embedding" else new  # whose pooler nobody reads
+
+
+_CLASSIFIES = ("sequence_classification", "image_classification")
+
+
+def _open_module(source: ModelSource, task: Task | None, labels: Sequence[str] | None) -> nn.Module:
+    if task not in (None, "image_classification"):
+        raise ModelError(f"a module of your own is no model for the task {task}", where=str(source.path))
+    module = load_module(source.path)
+    if labels:
+        name_classes(module, labels)
+    return module
+
+
+def _classes(
+    config: Mapping[str, Any], labels: Sequence[str] | None, task: Task, source: ModelSource
+) -> dict[str, Any]:
+    """What `from_pretrained` is told of the classes."""
+    if labels is None:
+        return {}
+    where = str(source.path)
+    if own_task(config) == task and _has_head(config, task):
+        found = labels_in(config)
+        if found is None:
+            raise ModelError(
+                "nobody has named the classes of this model, so it cannot be known whether they are the data's",
+                where=where,
+                mend=f"write id2label and label2id into its config.json; the data have: {', '.join(labels)}",
+            )
+        check_same_labels(found, labels, who="the model", where=where)
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: number for number, name in enumerate(labels)},
+    }
+
+
+def _has_head(config: Mapping[str, Any], task: Task) -> bool:
+    return task not in _CLASSIFIES or any("Classification" in str(a) for a in config.get("architectures") or [])
+
+
+def _new_weights(model: PreTrainedModel, found: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was missing in the folder and is not part of the encoder: the head, and the pooler that some heads read."""
+    inside = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    names = sorted(str(name) for name in found.get("missing_keys") or ())
+    return tuple(n for n in names if not n.startswith(inside) or n.removeprefix(inside).startswith("pooler."))
 
 
 def load_tokenizer(source: ModelSource | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -142,10 +240,12 @@ def load_tokenizer(source: ModelSource | Path, trust_remote_code: bool = False) 
     return tokenizer
 
 
-def _check_complete(found: dict[str, Any], source: ModelSource) -> None:
-    """`transformers` fills what is missing with random numbers and only logs it; here it is an error."""
+def _check_complete(found: Mapping[str, Any], new: Sequence[str], source: ModelSource) -> None:
+    """`transformers` fills what is missing with random numbers and only logs it; here it is an error, but for a head
+    that was to be new."""
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
-        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in found.get(problem) or ())
+        names = [str(name[0] if isinstance(name, tuple) else name) for name in found.get(problem) or ()]
+        names = sorted(name for name in names if name not in new)
         if names:
             said = {"missing_keys": "are missing", "mismatched_keys": "have another shape than config.json says"}
             shown = ", ".join(names[:3]) + (", …" if names[3:] else "")

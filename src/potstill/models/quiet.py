@@ -1,4 +1,4 @@
-"""`transformers` shows progress bars of its own while it loads; potstill has one already."""
+"""`transformers` shows progress bars and reports of its own while it loads; potstill has its own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No bars of `transformers` inside; afterwards they are as they were."""
-    shown = logging.is_progress_bar_enabled()
+    """No bars of `transformers` inside, and no report of weights that are missing or left over, which is an error or is
+    said by whoever loads; afterwards they are as they were."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from potstill.console import Console
 from potstill.models.folder import ModelSource
 from potstill.signals import Batch
+from potstill.types import Task
 
 
 @dataclass(frozen=True)
@@ -19,22 +20,29 @@ class Materials:
     """What a student may be made of. The teacher's weights are read from its folder, never from a live teacher,
     which may have been rounded to bf16.
 
-    `tokenizer_source` is the folder of the tokenizer that the student will have. `influence_batches` gives batches of
-    the training data, for those kinds that look at it.
+    `tokenizer_source` is the folder of the tokenizer that the student will have, None where it reads no text.
+    `influence_batches` gives batches of the training data, for those kinds that look at it. `task` is what the student
+    is for, and `labels` its classes, if it has any.
     """
 
     teacher: ModelSource | None
-    tokenizer_source: Path
+    tokenizer_source: Path | None
     console: Console
     influence_batches: Callable[[], Iterable[Batch]] | None = None
     trust_remote_code: bool = False
+    task: Task = "causal_lm"
+    labels: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A student before adapters, in fp32 on the processor, and what is to be said of how it was made."""
+    """A student before adapters, in fp32 on the processor, and what is to be said of how it was made.
 
-    model: PreTrainedModel
+    `facts` name `layers` (the teacher's, by index, or None) and, where a head was drawn anew for a model that is
+    otherwise trained, the names of its weights as `new_weights`.
+    """
+
+    model: nn.Module
     facts: dict[str, Any]
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from potstill import registry
 from potstill.console import Console
-from potstill.models.folder import ModelSource
+from potstill.errors import RecipeError
+from potstill.models.folder import ModelSource, is_module
+from potstill.models.kinds import own_task
+from potstill.models.plain import load_module
+from potstill.models.tasks import opener_of
 from potstill.recipe.students import StudentSettings
 from potstill.signals import Batch
 from potstill.students.base import Materials, StudentBuilder
 from potstill.students.lora import add_lora
+from potstill.types import Task
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class BuiltStudent:
     """A student in fp32 on the processor, in evaluation mode, and the facts of how it was made.
 
     `facts`: `kind`, `seed`, `layers` (the teacher's, by index, or None), `parameters` (adapters aside: what is
-    exported), `trainable_parameters`, `teacher_parameters` (or None), and what the kind adds.
+    exported), `trainable_parameters`, `teacher_parameters` (or None), and what the kind adds: `new_weights` where a
+    head was drawn anew for a model that is otherwise trained.
     """
 
-    model: PreTrainedModel | PeftModel
+    model: nn.Module
     facts: dict[str, Any]
 
 
@@ -38,38 +42,51 @@ def build_student(
     settings: StudentSettings,
     *,
     teacher: ModelSource | None,
-    tokenizer_source: Path,
+    tokenizer_source: Path | None,
     seed: int,
     influence_batches: Callable[[], Iterable[Batch]] | None = None,
     console: Console,
     trust_remote_code: bool = False,
+    task: Task = "causal_lm",
+    labels: Sequence[str] | None = None,
 ) -> BuiltStudent:
     """Build a student. The same arguments give the same weights, bit for bit; the caller's random state is untouched.
 
     Args:
         settings: the recipe's `student`.
         teacher: its folder, where its weights are here.
-        tokenizer_source: folder of the tokenizer that the student will have.
-        seed: of all that is random: initial weights, adapters.
+        tokenizer_source: folder of the tokenizer that the student will have; None where it reads no text.
+        seed: of all that is random: initial weights, new heads, adapters.
         influence_batches: batches of the training data, for `by_influence`.
         console: shows progress, and says what was built.
         trust_remote_code: of the teacher.
+        task: what it is for.
+        labels: names of its classes, in order, if it is a classifier; None leaves them as they are in what it is made
+            of.
 
     Raises:
         RecipeError: the recipe asks for something impossible of this teacher.
         ModelError: a model cannot be found, opened, or used.
         DataError: there are no data to measure the layers on.
     """
-    materials = Materials(teacher, tokenizer_source, console, influence_batches, trust_remote_code)
+    materials = Materials(teacher, tokenizer_source, console, influence_batches, trust_remote_code, task, labels)
     builder: StudentBuilder = registry.build(settings)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         plain = builder.build(materials)
-        model: PreTrainedModel | PeftModel = plain.model
-        _learn_every_embedding(plain.model)
+        model = plain.model
+        if task == "causal_lm":
+            _learn_every_embedding(plain.model)
         parameters = count_parameters(plain.model)
         if settings.lora is not None:
-            model = add_lora(plain.model, settings.lora)
+            assert isinstance(plain.model, PreTrainedModel)
+            if "new_weights" in plain.facts and task == "masked_lm":
+                raise RecipeError(
+                    "an adapter would leave the new head as it was drawn, at random",
+                    where="student.lora",
+                    mend="train the head first, in a recipe of its own without lora (hard_ce)",
+                )
+            model = add_lora(plain.model, settings.lora, task)
     model.eval()
     facts = {
         "kind": settings.kind,
@@ -90,14 +107,18 @@ def count_parameters(model: nn.Module) -> int:
 
 def parameters_of(source: ModelSource, trust_remote_code: bool = False) -> int:
     """How many numbers the model of a folder has, without loading its weights."""
+    if is_module(source.path):
+        return count_parameters(load_module(source.path))
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+    opener = opener_of(own_task(config.to_dict()) or "causal_lm")
     with torch.device("meta"):
-        return count_parameters(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        return count_parameters(opener.from_config(config, trust_remote_code=trust_remote_code))
 
 
-def _learn_every_embedding(model: PreTrainedModel) -> None:
+def _learn_every_embedding(model: nn.Module) -> None:
     """Padding is known by length, never by token id (rule 4): a pad token that is the end token too must learn its
     embedding, which `padding_idx` would keep from every gradient."""
+    assert isinstance(model, PreTrainedModel)
     embeddings = model.get_input_embeddings()
     if isinstance(embeddings, nn.Embedding):
         embeddings.padding_idx = None

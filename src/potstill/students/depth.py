@@ -14,14 +14,14 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from potstill.errors import ModelError
-from potstill.models.anatomy import decoder_layers
+from potstill.models.anatomy import model_layers
 
 _NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def per_layer_keys(config: PreTrainedConfig) -> list[str]:
     """The keys that hold one value per layer, such as `layer_types`: lists that are as long as there are layers."""
-    count = config.num_hidden_layers
+    count = getattr(config, "num_hidden_layers", None)  # convolutional nets have stages instead
     return [
         key
         for key, value in config.to_dict().items()
@@ -46,12 +46,20 @@ def config_from(
     own_name = type(teacher).attribute_map
     document = {key: value for key, value in teacher.to_dict().items() if key not in derive_anew}
     document |= {own_name.get(key, key): value for key, value in changes.items()}
-    document |= {"_name_or_path": "", "dtype": "float32"}
+    return config_of(type(teacher), document)
+
+
+def config_of(family: type[PreTrainedConfig], document: Mapping[str, Any]) -> PreTrainedConfig:
+    """A configuration of a family by its own keys; what is not named has the family's default.
+
+    Raises:
+        ModelError: the family refuses it.
+    """
     try:
-        return type(teacher).from_dict(document)
+        return family.from_dict({**document, "_name_or_path": "", "dtype": "float32"})
     except (StrictDataclassError, ValueError, TypeError, ArithmeticError) as error:
         what = str(error).strip().splitlines()[-1].strip()
-        raise ModelError(f"{type(teacher).__name__} does not accept this shape: {what}") from error
+        raise ModelError(f"{family.__name__} does not accept this shape: {what}") from error
 
 
 def shallower_config(teacher: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
@@ -98,7 +106,7 @@ def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequ
 
 def _layers_name(model: PreTrainedModel) -> str:
     """The name of the layer list in the state dict, with a dot at the end: `model.layers.`, `transformer.h.`"""
-    wanted = decoder_layers(model)
+    wanted = model_layers(model)
     name: str = next(name for name, module in model.named_modules() if module is wanted)
     return f"{name}."
 

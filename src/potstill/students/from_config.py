@@ -1,29 +1,35 @@
-"""A student of random weights in a given shape, which speaks the teacher's tokens."""
+"""A student of random weights in a given shape, which speaks the teacher's tokens, if it reads any."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from potstill.errors import ModelError, RecipeError, did_you_mean
-from potstill.models.folder import check_causal
+from potstill.models.folder import is_module
+from potstill.models.kinds import OF_TEXT, check_task
 from potstill.models.load import load_tokenizer
+from potstill.models.tasks import opener_of
 from potstill.recipe.students import FromConfig
 from potstill.registry import implements
 from potstill.students.base import Materials, Plain
-from potstill.students.depth import config_from, per_layer_keys
+from potstill.students.depth import config_from, config_of, per_layer_keys
+from potstill.types import Task
 
 _WHERE = "student.config"
+_NOT_SHAPE = {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @implements(FromConfig)
 class RandomWeights:
-    """The family's own initialisation, in the shape of a `config.json` or of the teacher's with some keys changed."""
+    """The family's own initialisation, in the shape of a `config.json`, of the teacher's with some keys changed, or of
+    a mapping that names its `model_type`."""
 
     def __init__(self, settings: FromConfig) -> None:
         self.settings = settings
@@ -32,33 +38,56 @@ class RandomWeights:
         """Raises RecipeError for an unknown key or a vocabulary smaller than the tokenizer's, ModelError for a
         configuration that cannot be used."""
         if isinstance(self.settings.config, Path):
-            config = _read(self.settings.config, materials.trust_remote_code)
+            config = _read(self.settings.config, materials)
+        elif "model_type" in self.settings.config:
+            config = _of_family(self.settings.config)
         else:
             config = _changed(_teacher_config(materials), self.settings.config)
-        _check_vocabulary(config, materials)
+        if materials.labels is not None:
+            config.id2label = dict(enumerate(materials.labels))
+            config.label2id = {name: number for number, name in enumerate(materials.labels)}
+        if materials.task in OF_TEXT:
+            _check_vocabulary(config, materials)
         student = _initialised(config, materials)
         return Plain(student, {"layers": None, "model_type": config.model_type})
 
 
-def _read(path: Path, trust_remote_code: bool) -> PreTrainedConfig:
+def _read(path: Path, materials: Materials) -> PreTrainedConfig:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise RecipeError("there is no such configuration", where=str(file), mend="paths are relative to the recipe")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=materials.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         what = str(error).strip().splitlines()[0]
         raise ModelError(f"the configuration cannot be read: {what}", where=str(file)) from error
-    check_causal(config.to_dict(), where=str(file))
+    check_task(config.to_dict(), materials.task, where=str(file))
     return config_from(config, {})
 
 
-def _teacher_config(materials: Materials) -> PreTrainedConfig:
-    if materials.teacher is None:
+def _of_family(document: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of a family that `transformers` knows, with some keys of its own."""
+    family = str(document["model_type"])
+    if family not in CONFIG_MAPPING_NAMES:
         raise RecipeError(
-            "a mapping changes the teacher's configuration, and there is no teacher whose folder is here",
+            f"transformers knows no model_type {family!r}{did_you_mean(family, CONFIG_MAPPING_NAMES)}", where=_WHERE
+        )
+    plain: PreTrainedConfig = AutoConfig.for_model(family)
+    keys = {key: value for key, value in document.items() if key != "model_type"}
+    _check_keys(keys, plain)
+    own_name = type(plain).attribute_map
+    return config_of(type(plain), {own_name.get(key, key): value for key, value in keys.items()})
+
+
+def _teacher_config(materials: Materials) -> PreTrainedConfig:
+    if materials.teacher is None or is_module(materials.teacher.path):
+        there = (
+            "there is no teacher whose folder is here" if materials.teacher is None else "it is a module of your own"
+        )
+        raise RecipeError(
+            f"a mapping changes the teacher's configuration, and {there}",
             where=_WHERE,
-            mend="give a folder or file with a config.json",
+            mend="give a folder or file with a config.json, or a model_type",
         )
     config: PreTrainedConfig = AutoConfig.from_pretrained(
         materials.teacher.path, trust_remote_code=materials.trust_remote_code
@@ -70,30 +99,36 @@ def _changed(teacher: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedCo
     """The teacher's configuration with some keys changed."""
     own_name = type(teacher).attribute_map
     document = teacher.to_dict()
-    known = {*document, *own_name} - {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
-    for key in changes:
-        if key not in known:
-            raise RecipeError(
-                f"unknown key {key!r} of a {teacher.model_type} configuration{did_you_mean(key, known)}", where=_WHERE
-            )
+    _check_keys(changes, teacher)
     changes = {own_name.get(key, key): value for key, value in changes.items()}
 
     def now(key: str) -> Any:
-        return changes.get(own_name.get(key, key), getattr(teacher, key))
+        return changes.get(own_name.get(key, key), getattr(teacher, key, None))
 
     # What followed from other keys follows from them again, unless it is named.
     heads, hidden, following = now("num_attention_heads"), now("hidden_size"), {}
-    followed = document.get("head_dim") and document["head_dim"] * teacher.num_attention_heads == teacher.hidden_size
+    head_dim = document.get("head_dim")
+    followed = head_dim and head_dim * teacher.num_attention_heads == teacher.hidden_size
     if followed and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:  # else the family refuses them
         following["head_dim"] = hidden // heads
-    if document.get("num_key_value_heads") == teacher.num_attention_heads:
+    if document.get("num_key_value_heads") and document["num_key_value_heads"] == teacher.num_attention_heads:
         following["num_key_value_heads"] = heads
-    fewer = now("num_hidden_layers") != teacher.num_hidden_layers
+    fewer = now("num_hidden_layers") != getattr(teacher, "num_hidden_layers", None)
     derive_anew = [key for key in per_layer_keys(teacher) if fewer and key not in changes]
     return config_from(teacher, following | changes, derive_anew)
 
 
+def _check_keys(keys: Mapping[str, Any], config: PreTrainedConfig) -> None:
+    known = {*config.to_dict(), *type(config).attribute_map} - _NOT_SHAPE
+    for key in keys:
+        if key not in known:
+            raise RecipeError(
+                f"unknown key {key!r} of a {config.model_type} configuration{did_you_mean(key, known)}", where=_WHERE
+            )
+
+
 def _check_vocabulary(config: PreTrainedConfig, materials: Materials) -> None:
+    assert materials.tokenizer_source is not None
     tokenizer = load_tokenizer(materials.tokenizer_source, materials.trust_remote_code)
     needed = max(tokenizer.get_vocab().values()) + 1
     if config.vocab_size < needed:
@@ -106,26 +141,42 @@ def _check_vocabulary(config: PreTrainedConfig, materials: Materials) -> None:
 
 def _initialised(config: PreTrainedConfig, materials: Materials) -> PreTrainedModel:
     source = materials.tokenizer_source
-    if (source / "config.json").is_file():
+    if source is not None and (source / "config.json").is_file():
         # The tokens are the teacher's, and so are the numbers of the special ones.
         speaks = AutoConfig.from_pretrained(source, trust_remote_code=materials.trust_remote_code)
         for name in _SPECIAL:
             setattr(config, name, getattr(speaks, name, None))
-    # With a pad token, the family would leave its embedding at 0; it may well be the end token too (rule 4).
-    pad, config.pad_token_id = config.pad_token_id, None
+    causal = materials.task == "causal_lm"
+    pad = config.pad_token_id if causal else None
+    if causal:
+        # With a pad token, the family would leave its embedding at 0; it may well be the end token too (rule 4).
+        config.pad_token_id = None
     try:
-        student: PreTrainedModel = AutoModelForCausalLM.from_config(
+        student: PreTrainedModel = opener_of(materials.task).from_config(
             config, dtype=torch.float32, trust_remote_code=materials.trust_remote_code
         )
-        # Some shapes are only found impossible when the model runs (heads that no key-value head fits).
-        with torch.no_grad():
-            student.eval()(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
+        _try(student, materials.task)
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
         what = str(error).strip().splitlines()[0]
         raise ModelError(f"no model can be made in this shape: {what}", where=_WHERE) from error
+    if not causal:
+        return student
     student.config.pad_token_id = pad
+    assert source is not None
     if (source / "generation_config.json").is_file():
         student.generation_config = GenerationConfig.from_pretrained(source)
     elif student.generation_config is not None:
         student.generation_config.pad_token_id = pad
     return student
+
+
+@torch.no_grad()
+def _try(student: PreTrainedModel, task: Task) -> None:
+    """Some shapes are only found impossible when the model runs (heads that no key-value head fits)."""
+    student.eval()
+    if task == "causal_lm":
+        student(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
+    elif task in OF_TEXT:
+        student(input_ids=torch.ones(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 2, dtype=torch.long))
+    elif isinstance(size := getattr(student.config, "image_size", None), int):
+        student(pixel_values=torch.zeros(1, student.config.num_channels, size, size))

@@ -7,14 +7,15 @@ heads) is another configuration step and another copying step between the same t
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from potstill.errors import ModelError, RecipeError
-from potstill.models.anatomy import decoder_layers
-from potstill.models.load import load_model
+from potstill.models.anatomy import model_layers
+from potstill.models.load import new_head, open_model
+from potstill.models.tasks import is_plain, opener_of
 from potstill.recipe.students import ByInfluence, FromTeacher
 from potstill.registry import implements
 from potstill.students.base import Materials, Plain
@@ -25,7 +26,10 @@ from potstill.students.layers import choose_layers
 
 @implements(FromTeacher)
 class TeacherLayers:
-    """Some of the teacher's layers; embeddings, norms and head copied, tied weights tied. Sanh et al. 2019, §3."""
+    """Some of the teacher's layers; embeddings, norms and head copied, tied weights tied. Sanh et al. 2019, §3.
+
+    Where the teacher has no head for the task, the student's is new.
+    """
 
     def __init__(self, settings: FromTeacher) -> None:
         self.settings = settings
@@ -34,9 +38,21 @@ class TeacherLayers:
         """Raises RecipeError for impossible layers, ModelError for a teacher that cannot be cut."""
         if materials.teacher is None:
             raise RecipeError("a student from_teacher needs a teacher whose weights are here", where="student.kind")
-        teacher = load_model(
-            materials.teacher, dtype="float32", device="cpu", trust_remote_code=materials.trust_remote_code
+        teacher, new = open_model(
+            materials.teacher,
+            task=materials.task,
+            labels=materials.labels,
+            dtype="float32",
+            device="cpu",
+            trust_remote_code=materials.trust_remote_code,
         )
+        if is_plain(teacher):
+            raise RecipeError(
+                f"the teacher is a module of your own ({type(teacher).__name__}), whose layers are not known",
+                where="student.kind",
+                mend="make the student of a module too (kind: module), or from a config",
+            )
+        assert isinstance(teacher, PreTrainedModel)
         if getattr(teacher.config, "quantization_config", None) is not None:
             raise ModelError(
                 "the teacher's weights are quantised, and a student cannot be made of packed weights",
@@ -44,11 +60,14 @@ class TeacherLayers:
                 mend="name the unquantised model as teacher, or make the student from a config",
             )
         influence = self._influence(teacher, materials)
-        layers = choose_layers(self.settings.layers, len(decoder_layers(teacher)), influence)
+        layers = choose_layers(self.settings.layers, len(model_layers(teacher)), influence)
         for kind in lost_kinds(teacher.config, layers):
             materials.console.warn(f"the student keeps none of the teacher's {kind} layers (student.layers: {layers})")
         student = self._construct(teacher, layers, materials)
-        facts = {"layers": layers, "teacher_layers": len(decoder_layers(teacher))}
+        facts: dict[str, Any] = {"layers": layers, "teacher_layers": len(model_layers(teacher))}
+        if new:
+            materials.console.say(f"{materials.teacher.name}: {new_head(new)}")
+            facts["new_weights"] = list(new)
         return Plain(student, facts if influence is None else {**facts, "influence": influence})
 
     def _influence(self, teacher: PreTrainedModel, materials: Materials) -> list[float] | None:
@@ -61,9 +80,10 @@ class TeacherLayers:
 
     def _construct(self, teacher: PreTrainedModel, layers: list[int], materials: Materials) -> PreTrainedModel:
         config = shallower_config(teacher.config, layers)
-        student: PreTrainedModel = AutoModelForCausalLM.from_config(
+        student: PreTrainedModel = opener_of(materials.task).from_config(
             config, dtype=torch.float32, trust_remote_code=materials.trust_remote_code
         )
         copy_layers(teacher, student, layers)
-        student.generation_config = copy.deepcopy(teacher.generation_config)
+        if materials.task == "causal_lm":
+            student.generation_config = copy.deepcopy(teacher.generation_config)
         return student

@@ -6,18 +6,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from potstill.console import Console
 from potstill.errors import DataError
-from potstill.models.anatomy import decoder_layers
-from potstill.models.live import run_decoder
+from potstill.models.anatomy import model_layers
+from potstill.models.live import run_inside
 from potstill.signals import Batch, View
 
 
 @torch.no_grad()
-def layer_influence(model: PreTrainedModel, batches: Iterable[Batch], *, records: int, console: Console) -> list[float]:
+def layer_influence(model: nn.Module, batches: Iterable[Batch], *, records: int, console: Console) -> list[float]:
     """1 − cos(what goes in, what comes out) of each layer, the mean over all real tokens. 0 changes no direction.
     Block influence of Men et al. 2024 (ShortGPT, arXiv 2403.03853), eq. 1.
 
@@ -33,7 +32,7 @@ def layer_influence(model: PreTrainedModel, batches: Iterable[Batch], *, records
     Raises:
         DataError: there is no token to look at.
     """
-    layers = decoder_layers(model)
+    layers = model_layers(model)
     device = next(model.parameters()).device
     sums = torch.zeros(len(layers), dtype=torch.float64)
     real = torch.zeros(0, dtype=torch.bool)
@@ -55,7 +54,7 @@ def layer_influence(model: PreTrainedModel, batches: Iterable[Batch], *, records
                 view = batch.text("teacher")
                 few = View(*(t[left].to(device) for t in (view.input_ids, view.position_ids, view.segment_ids)))
                 real = few.segment_ids > 0
-                run_decoder(model, few)
+                run_inside(model, few)
                 tokens += int(real.sum())
                 rows += few.input_ids.shape[0]
                 task.advance(few.input_ids.shape[0])

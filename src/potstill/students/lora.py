@@ -11,12 +11,14 @@ from transformers.pytorch_utils import Conv1D
 
 from potstill.errors import RecipeError
 from potstill.recipe.students import Lora
+from potstill.types import Task
 
 _WHERE = "student.lora.target_modules"
 
 
-def add_lora(model: PreTrainedModel, settings: Lora) -> PeftModel:
-    """The model with an adapter in training; everything else is frozen. Hu et al. 2021.
+def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -> PeftModel:
+    """The model with an adapter in training; everything else is frozen, but for the head of a classifier, which is
+    trained whole. Hu et al. 2021.
 
     Raises:
         RecipeError: no module is called so, or the adapter would sit on one of two tied weights (merging it would
@@ -28,17 +30,21 @@ def add_lora(model: PreTrainedModel, settings: Lora) -> PeftModel:
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if task == "causal_lm" else None,
         # GPT-2 keeps its weights the other way round.
         "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
     }
+    if task in ("sequence_classification", "image_classification"):
+        parts = [(name, part) for name, part in model.named_children() if part is not model.base_model]
+        heads = [name for name, part in parts if next(part.parameters(), None) is not None]
+        asked |= {"modules_to_save": heads, "exclude_modules": rf"({'|'.join(heads)})(\..*)?"}
     try:
         adapted = get_peft_model(model, LoraConfig(**asked))
     except ValueError as error:
         what = str(error).strip().splitlines()[0]
         raise RecipeError(what, where=_WHERE, mend="all-linear, or names such as [q_proj, v_proj]") from error
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+    ends = () if task == "image_classification" else (model.get_input_embeddings(), model.get_output_embeddings())
+    if getattr(model.config, "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise RecipeError(
             "the output layer is tied to the embeddings, and an adapter on one of them cannot be merged without "
             "changing the other",

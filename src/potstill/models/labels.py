@@ -1,0 +1,74 @@
+"""The names of a classifier's classes, and that two sides mean the same by class 3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from potstill.errors import ModelError
+from potstill.models.tasks import is_plain, unwrap
+
+_OF_MODULE = "_potstill_labels"
+
+
+def labels_of(model: nn.Module) -> tuple[str, ...] | None:
+    """The names of a model's classes in their order; None where it has none (it is no classifier, or nobody named
+    them)."""
+    if is_plain(model):
+        names: tuple[str, ...] | None = getattr(model, _OF_MODULE, None)
+        return names
+    inner = unwrap(model)
+    if "Classification" not in type(inner).__name__:
+        return None
+    return labels_in(inner.config.to_dict())
+
+
+def labels_in(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names in a `config.json` (`id2label`), in the order of their numbers; None where there are only the
+    placeholders of `transformers` (LABEL_0, …)."""
+    named = config.get("id2label")
+    if not named:
+        return None
+    names = tuple(str(name) for _, name in sorted(((int(number), name) for number, name in named.items())))
+    return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
+
+
+def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
+    """Write the names of its classes into a model, so that they are saved with it.
+
+    Raises:
+        ModelError: it has another number of classes, or other names.
+    """
+    found = labels_of(model)
+    if found is not None:
+        check_same_labels(found, labels, who="the model", where=type(model).__name__)
+    elif is_plain(model):
+        setattr(model, _OF_MODULE, tuple(labels))
+    else:
+        config = unwrap(model).config
+        if config.num_labels != len(labels):
+            raise ModelError(
+                f"{type(unwrap(model)).__name__} gives {config.num_labels} classes, and the data have {len(labels)}",
+                mend="use a model of as many classes, or one without head",
+            )
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: number for number, name in enumerate(labels)}
+
+
+def check_same_labels(found: Sequence[str], wanted: Sequence[str], *, who: str, where: str) -> None:
+    """Refuse classes that differ in name or order.
+
+    Raises:
+        ModelError: names the first that differs.
+    """
+    if list(found) == list(wanted):
+        return
+    what = f"{who} has {len(found)} classes, and the data have {len(wanted)}"
+    if len(found) == len(wanted):
+        first = next(number for number, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
+        what = f"class {first} of {who} is {found[first]!r}, and of the data {wanted[first]!r}"
+    elif missing := sorted(set(wanted) - set(found)):
+        what += f": {missing[0]!r} is not among its own"
+    raise ModelError(what, where=where, mend="use data with the model's classes, or a model without head")

@@ -1,0 +1,249 @@
+"""Inner tensors of a model by name, without a change to its code: states, attention, the output of any module.
+
+The names are those of `potstill.signals.Signals`. States and module outputs come by hooks. Queries, keys and values
+come by a function that stands, while the context is open, in `transformers`' attention interface in the place of the
+model's own, notes what it is given, and calls that one. There they are after rotary embedding, norms and with grouped
+heads; a hook on `q_proj` would see none of it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.errors import ModelError, did_you_mean
+from potstill.models.anatomy import inner_model, model_layers, text_config
+from potstill.models.tasks import is_plain, unwrap
+
+_MODULE = "module:"
+_ATTENTION = ("queries", "keys", "values")
+_KINDS = "hidden.k, queries.k, keys.k, values.k, module:<path>"
+
+
+@contextmanager
+def tapped(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep inner tensors of the model's forward passes while the context is open.
+
+    with tapped(model, ["hidden.3", "queries.2", "module:encoder.layer.1.output"]) as taps:
+        model(**inputs)
+    taps["hidden.3"]  # [B,T,H]
+
+    What comes is the tensor itself, on the graph, under the caller's modes. Of a second forward pass, and of a module
+    that runs several times in one (shared layers), the last. What gradient checkpointing computes again in the backward
+    pass is not kept, and may come after the context is closed: what is tapped adds nothing to what is saved.
+
+    Other models in the process are not touched, nor is the configuration. Not for threads that run models side by side.
+
+    Args:
+        model: a model of `transformers`, wrapped by peft or not, or any module (`module:` names alone).
+        names: as in `Signals.taps`. Paths of modules are those inside a peft wrapper (`get_base_model()`).
+
+    Raises:
+        ModelError: no such name, layer or module (the nearest is named); attention of this family does not go through
+            the interface; or, when the context closes, a tensor that never came by.
+    """
+    taps: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        _hook_modules(model, [name for name in names if name.startswith(_MODULE)], taps, stack)
+        states, layers = _numbered(model, [name for name in names if not name.startswith(_MODULE)])
+        _hook_states(model, states, taps, stack)
+        if layers:
+            _watch_attention(model, layers, taps, stack)
+        yield taps
+    if missing := sorted(set(names) - taps.keys()):
+        raise ModelError(
+            f"no tensor came by for {', '.join(missing)}",
+            mend="these parts of the model did not run"
+            + ("" if missing[0].startswith(_MODULE) else ", or its attention is not that of transformers' interface"),
+        )
+
+
+# ---- modules -----------------------------------------------------------------------------------------------------
+
+
+def _hook_modules(model: nn.Module, names: Collection[str], taps: dict[str, Tensor], stack: ExitStack) -> None:
+    parts = dict((model if is_plain(model) else unwrap(model)).named_modules()) if names else {}
+    for name in names:
+        path = name.removeprefix(_MODULE)
+        if path not in parts or not path:
+            raise ModelError(f"there is no module {path!r}{_nearest(path, parts)}", mend="print(model) shows all paths")
+        stack.callback(parts[path].register_forward_hook(_keep_output(name, taps)).remove)
+
+
+def _nearest(path: str, parts: Mapping[str, nn.Module]) -> str:
+    """A near miss, or what there is where the path leaves the model."""
+    if (near := did_you_mean(path, parts)).startswith("; did you mean"):
+        return near
+    steps = path.split(".")
+    known = ".".join(steps[: next(n for n in range(len(steps), -1, -1) if ".".join(steps[:n]) in parts)])
+    children = [child for child, _ in parts[known].named_children()][:20]
+    return f"; {known or 'the model'} has: {', '.join(children) or 'no parts'}"
+
+
+def _keep_output(name: str, taps: dict[str, Tensor]) -> Any:
+    def hook(module: nn.Module, _: Any, output: Any) -> None:
+        if not _recomputing():
+            taps[name] = _first_tensor(output, name)
+
+    return hook
+
+
+def _first_tensor(output: Any, name: str) -> Tensor:
+    if isinstance(output, Mapping):
+        output = next(iter(output.values()), None)
+    elif isinstance(output, (tuple, list)):
+        output = output[0] if output else None
+    if not isinstance(output, Tensor):
+        raise ModelError(f"{name} gives no tensor but a {type(output).__name__}", mend="tap a module inside it")
+    return output
+
+
+def _recomputing() -> bool:
+    """Whether this runs inside a backward pass, which is what gradient checkpointing does."""
+    return torch._C._current_graph_task_id() != -1
+
+
+# ---- states ------------------------------------------------------------------------------------------------------
+
+
+def _numbered(model: nn.Module, names: Collection[str]) -> tuple[list[int], dict[int, list[str]]]:
+    """The states that are asked, and of each attention layer what is asked."""
+    states: list[int] = []
+    layers: dict[int, list[str]] = {}
+    for name in names:
+        kind, _, number = name.partition(".")
+        if kind not in ("hidden", *_ATTENTION) or not number.isdecimal():
+            raise ModelError(f"there is no tap of the name {name!r}", mend=f"names are: {_KINDS}")
+        if is_plain(model):
+            raise ModelError(
+                f"{type(model).__name__} has no {name}: it is no model of transformers",
+                mend="name its parts by their paths (module:<path>)",
+            )
+        if kind == "hidden":
+            states.append(int(number))
+        else:
+            layers.setdefault(int(number), []).append(kind)
+    if states or layers:
+        count = _count_layers(model)
+        if wrong := sorted(k for k in states if k > count):
+            raise ModelError(
+                f"hidden state {wrong[0]} of a model with {count} layers",
+                mend=f"states are counted from 0 (the embeddings) to {count} (the last, after the final norm)",
+            )
+        if wrong := sorted(k for k in layers if k >= count):
+            raise ModelError(
+                f"attention of layer {wrong[0]} of a model with {count} layers",
+                mend=f"layers are counted from 0 to {count - 1}",
+            )
+    return states, layers
+
+
+def _count_layers(model: nn.Module) -> int:
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    return int(count) if isinstance(count, int) else len(model_layers(model))  # which says why there are none
+
+
+def _hook_states(model: nn.Module, states: Collection[int], taps: dict[str, Tensor], stack: ExitStack) -> None:
+    """State k is what layer k reads, and the last one what the inner model gives.
+
+    Hooks rather than `output_hidden_states`, which would keep all layers' states alive; gradient checkpointing
+    recomputes inside the layers and so does not change what goes between them.
+    """
+    if not states:
+        return
+    last = _count_layers(model)
+    layers = model_layers(model) if set(states) - {last} else nn.ModuleList()
+
+    def keep_input(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not _recomputing():
+                taps[name] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    for k in sorted(set(states)):
+        if k == last:
+            hook = inner_model(model).register_forward_hook(_keep_output(f"hidden.{k}", taps))
+        else:
+            hook = layers[k].register_forward_pre_hook(keep_input(f"hidden.{k}"), with_kwargs=True)
+        stack.callback(hook.remove)
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------
+
+
+def _watch_attention(
+    model: nn.Module, asked: Mapping[int, Collection[str]], taps: dict[str, Tensor], stack: ExitStack
+) -> None:
+    """Stand in the attention interface under the name that the model's configuration uses, so that masks, and whatever
+    else a model derives from that name, stay as they are. Calls from other modules are handed on."""
+    layers = model_layers(model)
+    layer_of = {part: k for k in asked for part in layers[k].modules()}
+    implementation = str(text_config(model)._attn_implementation)
+    interfaces = {id(found): found for part in layer_of if (found := _interface_of(part)) is not None}
+    if not interfaces:
+        raise ModelError(
+            f"attention of {type(unwrap(model)).__name__} does not go through transformers' attention interface",
+            mend="tap its parts by their paths (module:<path>)",
+        )
+    for interface in interfaces.values():
+        before = interface.get(implementation)
+
+        def watching(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, _own: Any = before, **kwargs: Any
+        ) -> Any:
+            if module in layer_of and not _recomputing():
+                k = layer_of[module]
+                given = {"queries": query, "keys": key, "values": value}
+                for kind in asked[k]:
+                    tensor = given[kind]
+                    taps[f"{kind}.{k}"] = _scaled(tensor, kwargs.get("scaling")) if kind == "queries" else tensor
+            own = _own if _own is not None else _eager_of(module)
+            return own(module, query, key, value, *args, **kwargs)
+
+        stack.callback(_put_back, interface, implementation, interface._local_mapping.get(implementation))
+        interface[implementation] = watching
+
+
+def _put_back(interface: Any, implementation: str, before: Any) -> None:
+    if before is None:
+        del interface[implementation]
+    else:
+        interface[implementation] = before
+
+
+def _interface_of(part: nn.Module) -> Any:
+    """The interface that a module's own file looks its attention up in, or None if it looks up none."""
+    return getattr(sys.modules[type(part).__module__], "ALL_ATTENTION_FUNCTIONS", None)
+
+
+def _eager_of(module: nn.Module) -> Callable[..., Any]:
+    """The plain attention function of a module's own file: it stands in no interface."""
+    own: Callable[..., Any] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return own
+
+
+def _scaled(query: Tensor, scaling: float | None) -> Tensor:
+    """Queries such that queries · keysᵀ / √d are the scores, where a family scales by something else than 1/√d."""
+    factor = 1.0 if scaling is None else scaling * math.sqrt(query.shape[-1])
+    return query if abs(factor - 1.0) < 1e-6 else _Times.apply(query, factor)  # type: ignore[no-any-return]
+
+
+class _Times(torch.autograd.Function):
+    """x·factor, saving no tensor: `query * factor` saves one, and gradient checkpointing would miss it when it computes
+    the layer again without us."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None

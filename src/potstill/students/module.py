@@ -1,0 +1,44 @@
+"""A student that is a module of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import RecipeError
+from potstill.models.labels import name_classes
+from potstill.models.plain import build_module, load_weights, origin_of_module
+from potstill.recipe.students import ModuleStudent
+from potstill.registry import implements
+from potstill.students.base import Materials, Plain
+
+
+@implements(ModuleStudent)
+class OwnModule:
+    """What a class or function of a Python file gives, from random weights or from a safetensors file, in fp32."""
+
+    def __init__(self, settings: ModuleStudent) -> None:
+        self.settings = settings
+
+    def build(self, materials: Materials) -> Plain:
+        """Raises ModelError where the file cannot be run or its weights do not fit, RecipeError for a task of texts."""
+        if materials.task != "image_classification":
+            raise RecipeError(
+                f"a module of your own takes arrays and gives classes, and the task is {materials.task}",
+                where="student.kind",
+                mend="use a model of transformers (from_teacher, from_config, existing), or task: image_classification",
+            )
+        module = build_module(self.settings.source, self.settings.arguments).float()
+        if self.settings.weights is not None:
+            load_weights(module, self.settings.weights)
+        if materials.labels is not None:
+            name_classes(module, materials.labels)
+        origin = origin_of_module(module)
+        assert origin is not None
+        facts: dict[str, Any] = {
+            "layers": None,
+            "source": f"{Path(origin.file).name}:{origin.name}",
+            "arguments": dict(origin.arguments),
+            "digest": origin.sha256,
+        }
+        return Plain(module, facts)
