@@ -44,6 +44,7 @@ _FASHION_TEST_LABELS = "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d91534
 """SHA-256 of the 10,000 test labels: by them the set is known, in whatever folder and however packed."""
 
 _UNSIGNED_BYTE = 8
+_PIECE_BYTES = 2**24
 _PREFIXES: dict[Side, str] = {"train": "train", "held_out": "t10k"}
 
 
@@ -116,9 +117,16 @@ def _read(file: IO[bytes]) -> np.ndarray[Any, Any]:
         raise ValueError(f"it ends within its {start[3]} dimensions" if start[3] else "it has no dimension")
     shape = struct.unpack(f">{start[3]}I", sizes)
     count = math.prod(shape)
-    # One byte more than there should be, not all that there is: what a file claims is not trusted.
-    values = file.read(min(count + 1, 2**62))
+    values = _at_most(file, count + 1)
     if len(values) != count:
         more = "more" if len(values) > count else len(values)
         raise ValueError(f"it says {' × '.join(map(str, shape))}, which is {count} bytes, and holds {more}")
     return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _at_most(file: IO[bytes], count: int) -> bytes:
+    """The next bytes, by pieces: no memory is set aside for what a file merely says that it holds."""
+    values = bytearray()
+    while len(values) < count and (piece := file.read(min(count - len(values), _PIECE_BYTES))):
+        values += piece
+    return bytes(values)

@@ -109,10 +109,10 @@ def split_images(settings: ImageSettings) -> SplitImages:
     if not split.train:
         raise DataError("no image is on the training side", where=where, mend="lower data.held_out, or raise limit")
     _name_classes(split, found.names)
-    present = {image.label for image in split.train}
+    present = {cast(int, image.label) for image in split.train}
     if len(present) < 2:
         raise DataError(
-            f"every image to train on is of class {split.classes[min(map(int, present))]!r}",
+            f"every image to train on is of class {split.classes[min(present)]!r}",
             where=where,
             mend="a classifier needs two classes",
         )
@@ -161,7 +161,7 @@ def _hashed(part: ImagePart, settings: ImageSettings) -> Iterator[tuple[Pixels, 
     form = hashlib.sha256(str(part.images.shape[1:]).encode())
     for row, (image, label) in enumerate(zip(part.images, part.labels.tolist(), strict=True), 1):
         hashed = form.copy()
-        hashed.update(np.ascontiguousarray(image))
+        hashed.update(np.ascontiguousarray(image).tobytes())
         group = hashed.hexdigest()[:16]
         hashed.update(str(label).encode())
         yield (

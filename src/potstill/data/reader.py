@@ -95,15 +95,21 @@ def reader_for(
     if tokenizer is None:
         mend = "give the folder of the student's tokenizer"
         raise DataError("text needs a tokenizer", where=f"task {task}", mend=mend)
-    folder = isinstance(tokenizer, Path)
     if task == "causal_lm":
-        chat = ChatTokenizer.from_folder(tokenizer) if folder else ChatTokenizer.from_transformers(tokenizer)
-        return CausalReader(chat, max_length)
-    encoder = EncoderTokenizer.from_folder(tokenizer) if folder else EncoderTokenizer.from_transformers(tokenizer)
+        if isinstance(tokenizer, Path):
+            return CausalReader(ChatTokenizer.from_folder(tokenizer), max_length)
+        return CausalReader(ChatTokenizer.from_transformers(tokenizer), max_length)
+    encoder = _encoder(tokenizer)
     if task == "masked_lm":
         return MaskedReader(encoder, max_length, masking or Masking(), seed)
     named = _at_least_two(task, classes) if task == "sequence_classification" else tuple(classes)
     return ExampleReader(task, encoder, max_length, named)
+
+
+def _encoder(tokenizer: Path | PreTrainedTokenizerBase) -> EncoderTokenizer:
+    if isinstance(tokenizer, Path):
+        return EncoderTokenizer.from_folder(tokenizer)
+    return EncoderTokenizer.from_transformers(tokenizer)
 
 
 def _at_least_two(task: Task, classes: Sequence[str]) -> tuple[str, ...]:

@@ -47,7 +47,8 @@ def read_sides(settings: DataSettings) -> Sides:
     for record in read.records:
         sides[side_of(record, settings)].append(record)
     classes = class_names(record.label for record in sides["train"])
-    held_out, unknown = [], []
+    held_out: list[Record] = []
+    unknown: list[Record] = []
     for record in sides["held_out"]:
         (held_out if record.label is None or record.label in classes else unknown).append(record)
     rejects = [*read.rejects, *(_unknown(record) for record in unknown)]
