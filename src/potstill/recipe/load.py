@@ -33,10 +33,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("[!.]*.y*ml"))) if path.parent.is_dir() else ""
         raise RecipeError(f"no such recipe{near}", where=str(path), mend="`potstill init` writes one to start from")
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from error
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise RecipeError(
             "a recipe is a mapping of sections", where=str(path), mend="`potstill init` writes one to start from"
@@ -63,6 +60,18 @@ def dump_recipe(recipe: Recipe) -> str:
     }
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
     return text
+
+
+def read_yaml(path: Path) -> Any:
+    """What stands in a YAML file, read as recipes are: `5e-4` is a number, and a key given twice is refused.
+
+    Raises:
+        RecipeError: it is not YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from error
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,0 +1,335 @@
+"""Comparisons are paired by seed, resumable run by run, and say how sure they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from benchmarks import compare
+from benchmarks.comparison import load_comparison, runs_of
+from benchmarks.paired import Table, difference, mean_over
+from potstill.console import Console
+from potstill.errors import RecipeError, RunError
+from potstill.measures import Interval, Measures, ModelMeasures
+from potstill.recipe import Recipe
+from tiny_models import make_tiny_causal_lm
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "benchmarks" / "comparisons").glob("*.yaml"))
+QUIET = Console("quiet")
+
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "teacher": {"kind": "local", "model": "teacher", "device": "cpu"},
+    "student": {"kind": "from_teacher"},
+    "data": {"kind": "jsonl", "path": "data.jsonl", "held_out": 0.5},
+    "train": {
+        "objectives": [{"kind": "forward_kl", "temperature": 2.0}],
+        "max_length": 64,
+        "evaluations": 1,
+        "args": {"max_steps": 4, "learning_rate": 1e-3, "use_cpu": True},
+    },
+    "evaluate": {"resamples": 100, "samples_shown": 0, "speed": False},
+}
+COMPARISON: dict[str, Any] = {
+    "recipe": "recipe.yaml",
+    "seeds": [0, 1],
+    "measure": "kl",
+    "baseline": "alone",
+    "arms": {"kd": {}, "alone": {"train.objectives": [{"kind": "hard_ce"}]}},
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    document = {k: v for k, v in {**COMPARISON, **changes}.items() if v is not None}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+# ---- how sure ------------------------------------------------------------------------------------------------
+
+
+def table(values: Any, groups: Any = None) -> Table:
+    names = tuple(str(i) for i in range(len(values)))
+    return Table(tuple((n, 0) for n in names), names if groups is None else groups, np.asarray(values, dtype=float))
+
+
+def test_the_interval_over_seeds_is_that_of_scipys_paired_t_test() -> None:
+    arm, base = {0: 0.91, 1: 0.93, 2: 0.90, 3: 0.94}, {0: 0.90, 1: 0.90, 2: 0.89, 3: 0.90}
+    found = difference(arm, base, {}, measure="accuracy", confidence=0.9, resamples=10)
+    theirs = stats.ttest_rel(list(arm.values()), list(base.values())).confidence_interval(0.9)
+    assert found is not None
+    assert found.over_seeds is not None
+    assert (found.over_seeds.low, found.over_seeds.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.value == pytest.approx(0.0225)
+
+
+def test_a_mean_of_two_by_hand() -> None:
+    # t(0.975, 1 degree of freedom) = 12.706; s/√2 = 1.
+    assert mean_over([1.0, 3.0], 0.95) == Interval(
+        2.0, pytest.approx(-10.706, abs=1e-3), pytest.approx(14.706, abs=1e-3)
+    )  # type: ignore[arg-type]
+    assert mean_over([1.0], 0.95) is None
+
+
+def test_the_interval_over_records_is_of_the_mean_over_seeds_and_near_scipys_bootstrap() -> None:
+    random = np.random.default_rng(0)
+    base = {seed: random.normal(0.0, 1.0, 300) for seed in (0, 1)}
+    arm = {seed: values + random.normal(0.2, 0.5, 300) for seed, values in base.items()}
+    means = {seed: float(arm[seed].mean()) for seed in arm}, {seed: float(base[seed].mean()) for seed in base}
+    pairs = {seed: (table(arm[seed]), table(base[seed])) for seed in arm}
+    found = difference(*means, pairs, measure="nll", confidence=0.95, resamples=4000)
+    averaged = np.mean([arm[s] - base[s] for s in arm], axis=0)
+    theirs = stats.bootstrap((averaged,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    assert found is not None
+    assert found.over_records is not None
+    assert found.over_records.value == pytest.approx(averaged.mean())
+    width = theirs.high - theirs.low
+    assert found.over_records.low == pytest.approx(theirs.low, abs=0.06 * width)
+    assert found.over_records.high == pytest.approx(theirs.high, abs=0.06 * width)
+
+
+def test_groups_are_drawn_and_not_their_targets() -> None:
+    one = np.repeat(np.random.default_rng(0).normal(0, 1, 20), 10)
+    zero, names = np.zeros(200), tuple(str(i // 10) for i in range(200))
+    by_group = difference({0: 0.1}, {0: 0.0}, {0: (table(one, names), table(zero, names))}, **HOW)
+    by_target = difference({0: 0.1}, {0: 0.0}, {0: (table(one), table(zero))}, **HOW)
+    assert by_group is not None and by_group.over_records is not None
+    assert by_target is not None and by_target.over_records is not None
+    widths = [i.over_records.high - i.over_records.low for i in (by_group, by_target)]  # type: ignore[union-attr]
+    assert widths[0] > 2 * widths[1]
+
+
+HOW: dict[str, Any] = {"measure": "accuracy", "confidence": 0.95, "resamples": 1000}
+
+
+def test_better_needs_both_intervals_and_the_right_direction() -> None:
+    same_each_seed = {0: 0.2, 1: 0.2, 2: 0.2}, {0: 0.1, 1: 0.1, 2: 0.1}
+    clear, unclear = np.full(50, 0.1), np.tile([2.1, -1.9], 25)
+    for values, verdict in ((clear, "better"), (unclear, "not told apart")):
+        pairs = {seed: (table(values), table(np.zeros(50))) for seed in (0, 1, 2)}
+        assert difference(*same_each_seed, pairs, **HOW).verdict == verdict  # type: ignore[union-attr]
+    assert difference(*same_each_seed, {}, **{**HOW, "measure": "kl"}).verdict == "worse"  # type: ignore[union-attr]
+    seeds_disagree = {0: 0.4, 1: 0.0}, {0: 0.1, 1: 0.1}
+    pairs = {seed: (table(clear), table(np.zeros(50))) for seed in (0, 1)}
+    assert difference(*seeds_disagree, pairs, **HOW).verdict == "not told apart"  # type: ignore[union-attr]
+
+
+def test_only_seeds_of_both_are_compared() -> None:
+    found = difference({0: 1.0, 1: 5.0}, {0: 0.5}, {}, **HOW)
+    assert found is not None
+    assert (found.value, found.over_seeds) == (0.5, None)
+    assert difference({1: 5.0}, {0: 0.5}, {}, **HOW) is None
+
+
+def test_arms_on_different_records_are_refused() -> None:
+    other = Table((("elsewhere", 0), ("1", 0)), ("a", "b"), np.zeros(2))
+    with pytest.raises(RunError, match="different held-out records"):
+        difference({0: 1.0}, {0: 0.5}, {0: (table([1.0, 1.0]), other)}, **HOW)
+
+
+# ---- what a comparison says ----------------------------------------------------------------------------------
+
+
+def test_a_sweep_puts_an_arm_for_each_value_in_the_place_of_its_own(tmp_path: Path) -> None:
+    sweep = {"arm": "kd", "key": "train.objectives.0.temperature", "values": [1, 4.5]}
+    comparison = load_comparison(write(tmp_path, sweep=sweep))
+    assert list(comparison.all_arms) == ["kd=1", "kd=4.5", "alone"]
+    runs = runs_of(comparison, tmp_path / "runs")
+    first = [(run.arm, run.seed, run.recipe.seed, run.folder.name) for run in runs][:3]
+    assert first == [("kd=1", 0, 0, "kd=1-0"), ("kd=4.5", 0, 0, "kd=4.5-0"), ("alone", 0, 0, "alone-0")]
+    assert [run.recipe.train.objectives[0].temperature for run in runs[:2]] == [1, 4.5]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"armes": {}}, "unknown key 'armes'; did you mean 'arms'?"),
+        ({"baseline": "alnoe"}, "baseline: no arm 'alnoe'; did you mean 'alone'?"),
+        ({"measure": "acuracy"}, "'acuracy' is no measure of a student; did you mean 'accuracy'?"),
+        ({"seeds": [1, 1]}, "a seed is given twice"),
+        ({"seeds": None}, "seeds is missing"),
+        ({"arms": {"alone": {}}}, "one arm is nothing to compare"),
+        ({"sweep": {"arm": "k", "key": "x", "values": [1, 2]}}, "sweep.arm: no arm 'k'"),
+        ({"sweep": {"arm": "kd", "kye": "x", "values": [1, 2]}}, "unknown key 'sweep.kye'; did you mean 'key'?"),
+        ({"arms": {"kd": {"trian.max_length": 3}, "alone": {}}}, "arm 'kd'"),
+    ],
+)
+def test_a_slip_is_found_before_anything_runs(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        runs_of(load_comparison(write(tmp_path, **changes)), tmp_path)
+    assert expected in str(error.value)
+
+
+def test_a_recipe_that_measures_nothing_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({k: v for k, v in RECIPE.items() if k != "evaluate"}))
+    with pytest.raises(RecipeError, match="arm 'kd': nothing is measured"):
+        runs_of(load_comparison(path), tmp_path)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_comparison_is_one(path: Path, tmp_path: Path) -> None:
+    comparison = load_comparison(path)
+    assert comparison.claim
+    assert len(runs_of(comparison, tmp_path)) == len(comparison.seeds) * len(comparison.all_arms)
+    assert all(before.is_file() for before in comparison.before)
+
+
+# ---- what is run ---------------------------------------------------------------------------------------------
+
+
+def measured(kl: float) -> Measures:
+    model = ModelMeasures("student", 10, 40, 2, nll=Interval(kl + 1, kl, kl + 2), kl=Interval(kl, kl, kl))
+    return Measures({"student": model}, (), groups=2, records=2, targets=2, confidence=0.95, resamples=10)
+
+
+class Pretended:
+    """Runs that are over at once; each can be told to fail the first time."""
+
+    def __init__(self, fail: str = "") -> None:
+        self.ran: list[str] = []
+        self.fail = fail
+
+    def __call__(self, recipe: Recipe, folder: Path, console: Console) -> None:
+        if folder.name == self.fail:
+            self.fail = ""
+            raise RunError("killed on purpose")
+        self.ran.append(folder.name)
+        assert recipe.train is not None
+        (folder / "evaluate").mkdir(parents=True)
+        taught = recipe.train.objectives[0].kind == "forward_kl"
+        measured(1.0 + 0.1 * recipe.seed - 0.5 * taught).save(folder / "evaluate" / "measures.json")
+
+    @staticmethod
+    def fresh(run: Any) -> bool:
+        return (run.folder / "evaluate" / "measures.json").is_file()
+
+
+def test_what_is_there_is_not_run_again_after_a_failure_in_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    comparison = load_comparison(write(tmp_path))
+    runs, pretended = runs_of(comparison, tmp_path / "runs"), Pretended(fail="kd-1")
+    with pytest.raises(RunError, match="killed on purpose"):
+        compare.run_all(runs, [], QUIET, runner=pretended, fresh=pretended.fresh)
+    assert pretended.ran == ["kd-0", "alone-0"]
+    compare.run_all(runs, [], QUIET, runner=pretended, fresh=pretended.fresh)
+    assert pretended.ran == ["kd-0", "alone-0", "kd-1", "alone-1"]
+    kd, alone = compare.gather(comparison, runs)
+    assert kd.values["kl"] == pytest.approx({0: 0.5, 1: 0.6})
+    assert alone.differences == {}
+    found = kd.differences["kl"]
+    assert found is not None
+    assert (found.value, found.over_records, found.verdict) == (pytest.approx(-0.5), None, "better")
+
+
+def test_recipes_that_make_teachers_run_first_in_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({**RECIPE, "name": "the-teacher"}))
+    path, pretended = write(tmp_path, before=["teacher.yaml"]), Pretended()
+    monkeypatch.setattr(compare, "run_recipe", lambda recipe, folder, console: pretended(recipe, folder, console))
+    monkeypatch.setattr(compare, "is_fresh", Pretended.fresh)
+    monkeypatch.setattr(compare.run_all, "__kwdefaults__", {"runner": compare.run, "fresh": Pretended.fresh})
+    assert compare.main([str(path), "--quiet"]) == 0
+    assert pretended.ran == ["the-teacher", "kd-0", "alone-0", "kd-1", "alone-1"]
+    assert (tmp_path / "runs" / "the-teacher").is_dir()
+
+
+def test_one_arm_alone_a_table_a_picture_and_the_json_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, pretended = write(tmp_path, also=["nll"], claim="KD beats none"), Pretended()
+    monkeypatch.setattr(compare, "is_fresh", Pretended.fresh)
+    monkeypatch.setattr(compare.run_all, "__kwdefaults__", {"runner": pretended, "fresh": Pretended.fresh})
+    assert compare.main([str(path), "--quiet", "--json", "--only", "kd", "--run", "here"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result["missing"] == ["alone-0", "alone-1"]
+    assert result["arms"][0]["kl"]["seeds"] == pytest.approx({"0": 0.5, "1": 0.6})
+    assert compare.main([str(path), "--quiet", "--run", "here", "--plot", "shown.svg"]) == 0
+    *lines, line = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result == json.loads((tmp_path / "here" / "result.json").read_text())
+    assert result["arms"][0]["kl"]["difference"]["value"] == pytest.approx(-0.5)
+    assert result["arms"][0]["nll"]["difference"]["verdict"] == "better"
+    assert any(line.startswith("kd") and "-0.5000 better" in line for line in lines)
+    for file in (tmp_path / "here" / "plot.svg", tmp_path / "shown.svg"):
+        words = "".join(ElementTree.fromstring(file.read_text()).itertext())
+        assert all(word in words for word in ("KD beats none", "kd", "alone", "kl, held out"))
+    assert compare.main([str(path), "--only", "kdd"]) == 2
+    assert "did you mean 'kd'" in capsys.readouterr().err
+
+
+def test_a_sweep_is_drawn_along_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = {"arm": "kd", "key": "train.objectives.0.temperature", "values": [1, 4], "axis": "temperature T"}
+    comparison = load_comparison(write(tmp_path, sweep=sweep))
+    runs, pretended = runs_of(comparison, tmp_path / "runs"), Pretended()
+    compare.run_all(runs, [], QUIET, runner=pretended, fresh=pretended.fresh)
+    drawn = compare.picture_of(comparison, compare.gather(comparison, runs), 0.25)
+    words = "".join(ElementTree.fromstring(drawn).itertext())
+    assert all(word in words for word in ("temperature T", "alone", "teacher"))
+
+
+def test_a_dry_run_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.main([str(write(tmp_path)), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "kd, seed 0: would run"
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- killed --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_and_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tiny_causal_lm(tmp_path / "teacher")
+    words = "copper still spirit cask barley malt peat water yeast wash".split()
+    rows = [{"prompt": f"What is {word}?", "completion": f"{word} it is"} for word in words]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = str(write(tmp_path, seeds=[3]))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "benchmarks.compare", path, "--run", "killed", "--quiet"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as working:
+        second = tmp_path / "killed" / "alone-3"
+        until = time.monotonic() + 300
+        while not list(second.glob(".partial-train-*")) and time.monotonic() < until:
+            assert working.poll() is None
+            time.sleep(0.02)
+        working.send_signal(signal.SIGKILL)
+    assert not (second / "evaluate").exists()
+    first = (tmp_path / "killed" / "kd-3" / "train" / "manifest.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    results = []
+    for folder in ("killed", "whole"):
+        assert compare.main([path, "--run", folder, "--quiet", "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert (tmp_path / "killed" / "kd-3" / "train" / "manifest.json").read_text() == first
+    for one, other in zip(*(result["arms"] for result in results), strict=True):
+        assert one["kl"]["seeds"] == pytest.approx(other["kl"]["seeds"], rel=1e-5)
+    kd, _ = results[1]["arms"]
+    assert kd["kl"]["difference"]["over_records"]["low"] <= kd["kl"]["difference"]["value"]
+    assert kd["kl"]["difference"]["over_seeds"] is None
