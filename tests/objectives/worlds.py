@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,13 +13,28 @@ from objectives.tables import TAPPED
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from potstill.objectives import divergences
 from potstill.recipe import response
 from potstill.recipe.objectives import ObjectiveSettings
+from potstill.recipe.schedules import value_at
 from potstill.signals import IGNORE, Batch, Head, ModelDims, Signals
 
 RESPONSE: tuple[ObjectiveSettings, ...] = (
     response.ForwardKL(temperature=2.0),
     response.ForwardKL(temperature=0.5, scale_by_temperature_squared=False),
+    response.ReverseKL(temperature=2.0),
+    response.ReverseKL(temperature=0.5, scale_by_temperature_squared=False),
+    response.JSD(),
+    response.JSD(beta=0.1, temperature=2.0),
+    response.SkewedKL(temperature=2.0),
+    response.SkewedKL(alpha=0.7, temperature=0.5, scale_by_temperature_squared=False),
+    response.SkewedReverseKL(temperature=2.0),
+    response.SkewedReverseKL(alpha=0.7, temperature=0.5, scale_by_temperature_squared=False),
+    response.TotalVariation(temperature=2.0),
+    response.SoftCE(temperature=2.0),
+    response.LogitMSE(),
+    response.DecoupledKD(temperature=4.0),
+    response.DecoupledKD(alpha=0.5, beta=2.0, scale_by_temperature_squared=False),
     response.HardCE(),
 )
 """Every objective on the response, some of them in several settings."""
@@ -85,6 +100,24 @@ def make_world(
     )
     target_ids = torch.randint(0, min(vocab, teacher_vocab), (rows,), generator=gen)
     return World(student, teacher, target_ids)
+
+
+def reference(
+    settings: ObjectiveSettings, student_logits: Tensor, teacher_logits: Tensor, target_ids: Tensor
+) -> Tensor:
+    """Values per row of a response objective from whole logits, as `divergences.py` writes it."""
+    if isinstance(settings, response.HardCE):
+        return divergences.hard_ce(student_logits, target_ids)
+    if isinstance(settings, response.LogitMSE):
+        return divergences.logit_mse(student_logits, teacher_logits)
+    assert isinstance(settings, response.SoftSettings)
+    own: dict[str, Any] = {name: getattr(settings, name) for name in ("alpha", "beta") if hasattr(settings, name)}
+    own["temperature"] = value_at(settings.temperature, 0.0)
+    own["scale_by_temperature_squared"] = settings.scale_by_temperature_squared
+    function: Callable[..., Tensor] = getattr(divergences, settings.kind)
+    if isinstance(settings, response.DecoupledKD):
+        return function(student_logits, teacher_logits, target_ids, **own)
+    return function(student_logits, teacher_logits, **own)
 
 
 class Pair:
