@@ -32,7 +32,7 @@ def arms_svg(title: str, axis: str, arms: Sequence[Shown], reference: tuple[str,
 
     order = [arm.name for arm in arms]
     rows = alt.Y("arm:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelColor=INK))
-    x = alt.X("value:Q", title=axis, scale=alt.Scale(zero=False, nice=True, padding=12))
+    x = alt.X("value:Q", title=axis, scale=_scale(), axis=alt.Axis(tickCount=6))
     colour = alt.Color("colour:N", scale=None)
     dots, means = _dots(arms), _means(arms)
     layers = [
@@ -56,7 +56,7 @@ def sweep_svg(
     scale = alt.Scale(type="log" if log else "linear", nice=False, padding=10)
     ticks = alt.Axis(values=[arm.at for arm in swept if arm.at is not None], format="~g", grid=False)
     x = alt.X("at:Q", title=along, scale=scale, axis=ticks)
-    y = alt.Y("value:Q", title=axis, scale=alt.Scale(zero=False, nice=True))
+    y = alt.Y("value:Q", title=axis, scale=_scale(), axis=alt.Axis(tickCount=7))
     colour = alt.Color("colour:N", scale=None)
     means = _means(swept)
     layers = [
@@ -96,10 +96,16 @@ def _reference(line: tuple[str, float], channel: str) -> list[Any]:
     name, value = line
     at = _inline([{"value": value, "text": name}])
     base = alt.Chart(at).encode(**{channel: "value:Q"})
-    words: dict[str, Any] = {"align": "right", "dy": -6} if channel == "y" else {"align": "left", "dx": 4}
+    words: dict[str, Any] = {"align": "right", "dy": -6} if channel == "y" else {"align": "right", "dx": -4}
     edge = {"x": alt.value(_WIDTH - 60)} if channel == "y" else {"y": alt.value(8)}
     rule = base.mark_rule(strokeDash=[5, 4], color=LINE)
     return [rule, base.mark_text(fontSize=11, color=LINE, **words).encode(text="text:N", **edge)]
+
+
+def _scale() -> Any:
+    import altair as alt
+
+    return alt.Scale(zero=False, nice=False, padding=14)
 
 
 def _inline(values: list[dict[str, Any]]) -> Any:
