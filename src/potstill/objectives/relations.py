@@ -56,8 +56,8 @@ def rkd_angle(student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]
     over a row's N² pairs (degenerate ones included, which are 0). Their mean is the loss of Park et al. 2019,
     eq. 9 to 11, as the mean over N³.
 
-    Costs 2·N³·(D + C) operations and 4·N³·D more for the gradient. The N³ cosines and the N²·(D + C) differences are not
-    held at once where they are many: some vertices are done at a time, and again in the backward pass. From points
+    Costs 2·N³·(D + C) operations and 4·N³·D more for the gradient. The N³ cosines and the N²·(D + C) differences are
+    not held at once where they are many: some vertices are done at a time, and again in the backward pass. From points
     nearer to each other than rounding can tell (8 ε of the longest vector) no direction is taken. The gradient flows to
     the student only.
     """
