@@ -12,7 +12,7 @@ import torch
 from potstill.artifacts import Artifact, Work
 from potstill.console import Console
 from potstill.data import ChatTokenizer, read_records, save_records, side_of
-from potstill.evaluate.held_out import HeldOut
+from potstill.evaluate.held_out import HeldOut, of_tokens
 from potstill.models import resolve
 from potstill.recipe import Recipe
 from potstill.stage import Context
@@ -41,7 +41,7 @@ def held_out(made: list[Record], max_length: int = 200) -> HeldOut:
     from potstill.data import tokenize
 
     rows = [tokenize(record, CHAT, max_length) for record in made]
-    return HeldOut(made, rows)  # type: ignore[arg-type]
+    return of_tokens(made, rows, CHAT.pad_id)  # type: ignore[arg-type]
 
 
 class SmallRun:
@@ -108,4 +108,4 @@ class SmallRun:
     @property
     def held_out_records(self) -> list[Record]:
         data = self.recipe.data
-        return [r for r in read_records(data).records if side_of(r.group, data.held_out, data.split_seed) == "held_out"]
+        return [r for r in read_records(data).records if side_of(r, data) == "held_out"]

@@ -1,7 +1,8 @@
 """What `evaluate` writes and `report` reads: `measures.json`, as frozen records. No torch.
 
-Every comparison is paired by group, with a bootstrap interval (rule 10). Units: nats per target token at
-temperature 1 for NLL and KL, shares in [0, 1] for agreement, seconds and bytes as their names say.
+Every comparison is paired by group, with a bootstrap interval (rule 10). Units: nats per target at temperature 1 for
+NLL and KL (a target is a token, a masked token or an example, by the task), shares in [0, 1] for accuracy and
+agreement, seconds and bytes as their names say.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Metric = Literal["nll", "kl", "top1_agreement"]
+from potstill.types import Task
+
+Metric = Literal["accuracy", "nll", "kl", "top1_agreement"]
+HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"accuracy", "top1_agreement"})
 MODELS = ("teacher", "student", "text_only", "untrained")
 """Model names, in the order in which they are shown. A control may be absent."""
 
@@ -29,35 +33,60 @@ class Interval:
 @dataclass(frozen=True)
 class Speed:
     """Rates of one model, medians over repetitions measured in turn with the other models; spreads are
-    (minimum, maximum) over the repetitions."""
+    (minimum, maximum) over the repetitions. What writes text has prefill and decode rates, all others examples per
+    second (forward only)."""
 
-    prefill_tokens_per_second: float
-    prefill_spread: tuple[float, float]
-    decode_tokens_per_second: float
-    decode_spread: tuple[float, float]
     peak_bytes: int
     dtype: str
+    prefill_tokens_per_second: float | None = None
+    prefill_spread: tuple[float, float] | None = None
+    decode_tokens_per_second: float | None = None
+    decode_spread: tuple[float, float] | None = None
+    examples_per_second: float | None = None
+    examples_spread: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Where a model differs from its teacher in being right: equal accuracy can hide many (Dutta et al. 2024,
+    arXiv 2407.09141). Shares of all examples: `lost` are those that the teacher has right and the model wrong, `won`
+    the other way round; accuracy is the teacher's − lost + won."""
+
+    lost: Interval
+    won: Interval
 
 
 @dataclass(frozen=True)
 class ModelMeasures:
-    """One model on the held-out records. `kl` is KL(teacher ‖ model), `top1_agreement` the share of target tokens where
-    its first choice is the teacher's; both are None for the teacher itself."""
+    """One model on the held-out records; what its task has no meaning for is None.
+
+    `kl` is KL(teacher ‖ model); `top1_agreement` the share of targets where its first choice is the teacher's, and of
+    embeddings the share of examples whose nearest neighbour is the teacher's; both are None for the teacher itself.
+    `perplexity` is exp(NLL), of a masked model its pseudo-perplexity over masked tokens. `accuracy` is that of classes,
+    or of embeddings recall@1: the share of examples whose nearest neighbour has their label. `kept` is the accuracy as
+    a share of the teacher's, None where the teacher is at chance (rule 10). `similarity_correlation` is Spearman's
+    between the cosines of pairs of examples in this model and in the teacher.
+    """
 
     name: str
     parameters: int
     bytes: int
     layers: int
-    nll: Interval
-    perplexity: float
-    kl: Interval | None
-    top1_agreement: Interval | None
-    speed: Speed | None
+    nll: Interval | None = None
+    perplexity: float | None = None
+    kl: Interval | None = None
+    top1_agreement: Interval | None = None
+    speed: Speed | None = None
+    accuracy: Interval | None = None
+    kept: Interval | None = None
+    flips: Flips | None = None
+    similarity_correlation: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`metric` of `model` minus that of `against`, paired by group. Negative is better for nll and kl."""
+    """`metric` of `model` minus that of `against`, paired by group. Negative is better for nll and kl, positive for
+    the metrics of `HIGHER_IS_BETTER`."""
 
     model: str
     against: str
@@ -68,10 +97,17 @@ class Comparison:
     def excludes_zero(self) -> bool:
         return self.difference.low > 0 or self.difference.high < 0
 
+    @property
+    def better(self) -> bool:
+        """Whether the model's side is the better one, by the estimate alone."""
+        return (self.difference.value > 0) == (self.metric in HIGHER_IS_BETTER)
+
 
 @dataclass(frozen=True)
 class Measures:
-    """The whole of `measures.json`."""
+    """The whole of `measures.json`. `chance` is the accuracy of what knows nothing but the labels' frequencies: of
+    classes the share of the largest, of embeddings the mean share of the other examples that have an example's
+    label."""
 
     models: Mapping[str, ModelMeasures]
     comparisons: tuple[Comparison, ...]
@@ -81,6 +117,8 @@ class Measures:
     confidence: float
     resamples: int
     notes: tuple[str, ...] = ()
+    task: Task = "causal_lm"
+    chance: float | None = None
 
     def comparison(self, model: str, against: str, metric: Metric) -> Comparison | None:
         """The comparison of two models, if it was made."""
@@ -102,21 +140,18 @@ class Measures:
         return cls(models=models, comparisons=comparisons, **{**raw, "notes": tuple(raw["notes"])})
 
 
-def _model(raw: dict[str, Any]) -> ModelMeasures:
-    def interval(value: dict[str, float] | None) -> Interval | None:
-        return Interval(**value) if value is not None else None
+_INTERVALS = ("nll", "kl", "top1_agreement", "accuracy", "kept", "similarity_correlation")
+_SPREADS = ("prefill_spread", "decode_spread", "examples_spread")
 
-    speed = raw["speed"]
-    if speed is not None:
-        spreads = {k: tuple(speed[k]) for k in ("prefill_spread", "decode_spread")}
-        speed = Speed(**{**speed, **spreads})
-    nll = Interval(**raw["nll"])
-    return ModelMeasures(
-        **{
-            **raw,
-            "nll": nll,
-            "kl": interval(raw["kl"]),
-            "top1_agreement": interval(raw["top1_agreement"]),
-            "speed": speed,
-        }
-    )
+
+def _model(raw: dict[str, Any]) -> ModelMeasures:
+    read = dict(raw)
+    for name in _INTERVALS:
+        if read.get(name) is not None:
+            read[name] = Interval(**read[name])
+    if (flips := read.get("flips")) is not None:
+        read["flips"] = Flips(Interval(**flips["lost"]), Interval(**flips["won"]))
+    if (speed := read.get("speed")) is not None:
+        spreads = {name: tuple(speed[name]) for name in _SPREADS if speed.get(name) is not None}
+        read["speed"] = Speed(**{**speed, **spreads})
+    return ModelMeasures(**read)

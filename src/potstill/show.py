@@ -9,6 +9,8 @@ from potstill.artifacts import MANIFEST, read_artifact
 from potstill.errors import RunError
 from potstill.measures import MODELS, Interval, Measures
 
+_NONE = "–"
+
 
 def describe_run(run: Path) -> dict[str, Any]:
     """The facts of a run folder: its artifacts, what is under way, and the measures if there are any.
@@ -70,20 +72,22 @@ def print_run(facts: dict[str, Any]) -> None:
 
 def _measures_table(measures: Measures, table_type: Any) -> Any:
     held_out = (
-        f"held out: {measures.groups} groups, {measures.targets:,} tokens; intervals at {measures.confidence:.0%}"
+        f"held out: {measures.groups} groups, {measures.targets:,} targets; intervals at {measures.confidence:.0%}"
     )
-    table = table_type("", "M params", "KL", "agreement", "perplexity", title=held_out, title_justify="left", box=None)
-    for name in (n for n in MODELS if n in measures.models):
-        model = measures.models[name]
-        table.add_row(
-            name,
-            f"{model.parameters / 1e6:,.1f}",
-            _interval(model.kl),
-            _interval(model.top1_agreement),
-            f"{model.perplexity:,.2f}",
-        )
+    shown = [measures.models[name] for name in MODELS if name in measures.models]
+    columns: dict[str, list[str]] = {
+        "accuracy": [_interval(model.accuracy) for model in shown],
+        "KL": [_interval(model.kl) for model in shown],
+        "agreement": [_interval(model.top1_agreement) for model in shown],
+        "perplexity": [_NONE if model.perplexity is None else f"{model.perplexity:,.2f}" for model in shown],
+    }
+    # What the task has no meaning for is no column.
+    told = {head: cells for head, cells in columns.items() if set(cells) != {_NONE}}
+    table = table_type("", "M params", *told, title=held_out, title_justify="left", box=None)
+    for index, model in enumerate(shown):
+        table.add_row(model.name, f"{model.parameters / 1e6:,.1f}", *(cells[index] for cells in told.values()))
     return table
 
 
 def _interval(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return _NONE if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.errors import ModelError
 from potstill.evaluate.documents import means_by_row
-from potstill.evaluate.fidelity import Batches, TokenScores, measure, measure_teacher
+from potstill.evaluate.fidelity import Batches, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut
+from potstill.evaluate.scores import Scores
 from potstill.objectives.sweep import MOST_CHUNK_ROWS
 from small_run import CHAT, held_out, records
 from tiny_models import tiny_model
@@ -23,20 +24,20 @@ ROWS = held_out(records(9))
 
 
 def batches(rows: HeldOut = ROWS, tokens: int = 300) -> Batches:
-    return Batches(rows, tokens, CHAT.pad_id)
+    return Batches(rows, tokens)
 
 
 def nothing(_: float) -> None:
     return None
 
 
-def scored(student: nn.Module, teacher: nn.Module, folder: Path, of: Batches | None = None) -> TokenScores:
+def scored(student: nn.Module, teacher: nn.Module, folder: Path, of: Batches | None = None) -> Scores:
     of = of or batches()
     _, rows = measure_teacher(teacher, of, folder, nothing)
     return measure(student, of, rows, nothing)
 
 
-def naive(student: nn.Module, teacher: nn.Module, shared: int) -> TokenScores:
+def naive(student: nn.Module, teacher: nn.Module, shared: int) -> Scores:
     """Row by row, unpadded, from whole logits in fp64."""
     nll, kl, agree = [], [], []
     for row in ROWS.rows:
@@ -51,7 +52,7 @@ def naive(student: nn.Module, teacher: nn.Module, shared: int) -> TokenScores:
             cut = mine[:shared].log_softmax(-1)
             kl.append(float((theirs.exp() * (theirs - cut)).sum()))
             agree.append(bool(theirs.argmax() == cut.argmax()))
-    return TokenScores(np.array(nll), np.array(kl), np.array(agree))
+    return Scores(np.array(nll), np.array(kl), np.array(agree))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2"])

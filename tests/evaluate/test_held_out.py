@@ -9,7 +9,7 @@ import pytest
 from potstill.artifacts import Work
 from potstill.data import Tokenized, tokenize
 from potstill.errors import DataError
-from potstill.evaluate.held_out import HeldOut, question_of, read_held_out
+from potstill.evaluate.held_out import of_tokens, question_of, read_held_out
 from potstill.types import Record
 from small_run import CHAT, SmallRun, records
 
@@ -60,7 +60,7 @@ def test_a_text_is_asked_to_be_continued() -> None:
 
 def test_targets_are_numbered_row_by_row() -> None:
     made = records(3)
-    rows = HeldOut(made, [row_of(record) for record in made])
+    rows = of_tokens(made, [row_of(record) for record in made], CHAT.pad_id)
     assert rows.starts.tolist()[1:] == rows.counts.cumsum().tolist()
     assert rows.target_groups == [r.group for r, n in zip(made, rows.counts, strict=True) for _ in range(n)]
 
@@ -69,6 +69,8 @@ def test_records_that_cannot_be_measured_are_counted_and_if_none_can_refused(tmp
     run = SmallRun(tmp_path, text_only=False, train={"max_length": 30})
     work = Work(tmp_path / "out", resumed=False)
     with pytest.raises(DataError, match=r"no held-out record can be measured .*nothing to learn") as caught:
-        read_held_out(run.recipe, run.inputs["generate"].path / "records.parquet", CHAT, work)
+        read_held_out(
+            run.recipe, run.inputs["generate"].path / "records.parquet", run.folder / "train" / "model", work
+        )
     assert "max_length" in str(caught.value)
     assert work.counts == {"not measured: nothing to learn": len(run.held_out_records)}

@@ -8,16 +8,21 @@ import pytest
 import torch
 
 from potstill.console import Console
+from potstill.data import Tokenized
 from potstill.errors import ModelError
-from potstill.evaluate import speed
+from potstill.evaluate import passes, speed
+from potstill.evaluate.held_out import of_tokens
 from potstill.evaluate.measured import Measured
 from potstill.evaluate.memory import Peak, forget_peak, peak_of, peak_resident
-from potstill.evaluate.passes import Seconds, one_pass
+from potstill.evaluate.passes import Forward, Seconds, Writing, forward_seconds, one_pass
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.models import ModelSource
 from small_run import SmallRun
 from tiny_models import make_tiny_causal_lm, tiny_model
+
+
+SIXTY = Writing((5,) * 60, speed.NEW_TOKENS)
 
 
 def measured(folder: Path, name: str = "student") -> Measured:
@@ -28,7 +33,7 @@ def test_a_pass_writes_as_many_tokens_as_asked_with_a_cache() -> None:
     model = tiny_model()
     widths: list[int] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
-    seconds = one_pass(model, list(range(3, 23)), new_tokens=5)
+    seconds = one_pass(model, tuple(range(3, 23)), new_tokens=5)
     assert widths == [20, 1, 1, 1, 1, 1]
     assert seconds.prefill > 0 and seconds.decode > 0
 
@@ -44,10 +49,10 @@ def test_models_take_turns_and_the_first_repetition_does_not_count(
         order.append(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
         return Seconds(prefill=float(len(order)), decode=1.0)
 
-    monkeypatch.setattr(speed, "one_pass", passed)
+    monkeypatch.setattr(passes, "one_pass", passed)
     monkeypatch.setattr(speed, "peak_of", lambda *args: Peak(7, "a process"))
     models = [measured(teacher, "teacher"), measured(student)]
-    rates = speed.measure_speed(models, [5] * 60, "float32", Console("quiet"))
+    rates = speed.measure_speed(models, SIXTY, "float32", Console("quiet"))
     found = rates.speeds
     assert sorted(order[:2]) == sorted(order[2:4]) == [2, 4] and order[:2] != order[2:4]
     assert len(order) == 2 * (1 + speed.MOST_REPETITIONS)
@@ -61,17 +66,19 @@ def test_models_take_turns_and_the_first_repetition_does_not_count(
 
 def test_slow_models_get_fewer_repetitions_and_never_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "peak_of", lambda *args: Peak(7, "a process"))
-    monkeypatch.setattr(speed, "one_pass", lambda *args: Seconds(1.0, 1.0))
+    monkeypatch.setattr(passes, "one_pass", lambda *args: Seconds(1.0, 1.0))
     monkeypatch.setattr(speed, "ENOUGH_SECONDS", 0.0)
     models = [measured(make_tiny_causal_lm(tmp_path / "student"))]
-    rates = speed.measure_speed(models, [5] * 60, "float32", Console("quiet"))
+    rates = speed.measure_speed(models, SIXTY, "float32", Console("quiet"))
     assert rates.repetitions == speed.LEAST_REPETITIONS
 
 
 def test_a_prompt_is_as_long_as_asked_and_leaves_room_to_write() -> None:
-    assert speed.prompt_of([[1, 2], [3]]) == ([1, 2, 3] * 100)[: speed.PROMPT_TOKENS]
-    assert len(speed.prompt_of([[1, 2, 3]], positions=100)) == 100 - speed.NEW_TOKENS
-    assert len(speed.prompt_of([[1] * 1000], positions=10_000)) == speed.PROMPT_TOKENS
+    rows = [Tokenized([1, 2], [-100, 2]), Tokenized([3], [3])]
+    held_out = of_tokens([], rows, 0)
+    assert speed.writing_of(held_out) == Writing(((1, 2, 3) * 100)[: speed.PROMPT_TOKENS], speed.NEW_TOKENS)
+    assert len(speed.writing_of(held_out, positions=100).prompt) == 100 - speed.NEW_TOKENS
+    assert len(speed.writing_of(held_out, positions=10_000).prompt) == speed.PROMPT_TOKENS
 
 
 def test_an_earlier_peak_is_forgotten() -> None:
@@ -84,11 +91,11 @@ def test_an_earlier_peak_is_forgotten() -> None:
 
 
 def test_peak_memory_sees_what_the_model_takes(tmp_path: Path) -> None:
-    prompt = list(range(3, 35))
-    small = peak_of(measured(make_tiny_causal_lm(tmp_path / "small")), prompt, 2, "float32")
+    work = Writing(tuple(range(3, 35)), 2)
+    small = peak_of(measured(make_tiny_causal_lm(tmp_path / "small")), work, "float32")
     # 50,000 × 1,024 embeddings in fp32, tied: 205 MB.
     large_folder = make_tiny_causal_lm(tmp_path / "large", layers=1, hidden=1024, vocab=50_000)
-    large = peak_of(measured(large_folder), prompt, 2, "float32")
+    large = peak_of(measured(large_folder), work, "float32")
     assert 150e6 < large.bytes - small.bytes < 400e6
     assert small.of == large.of and "process of its own" in small.of
 
@@ -96,7 +103,7 @@ def test_peak_memory_sees_what_the_model_takes(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_an_error_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(ModelError, match="peak memory of student could not be measured: it ended with 1") as caught:
-        peak_of(measured(tmp_path), [3, 4], 1, "float32")
+        peak_of(measured(tmp_path), Writing((3, 4), 1), "float32")
     assert "speed: false" in str(caught.value)
 
 

@@ -73,7 +73,7 @@ def recipe_of(shape: Shape, teacher: Path) -> Recipe:
 
 def measures_of(shape: Shape) -> Measures:
     """The measures of such a run."""
-    speed = Speed(210.0, (204.0, 216.0), 21.0, (20.1, 21.6), 720_000_000, "bfloat16")
+    speed = Speed(720_000_000, "bfloat16", 210.0, (204.0, 216.0), 21.0, (20.1, 21.6))
     faster = replace(speed, prefill_tokens_per_second=390.0, prefill_spread=(377.0, 401.0))
     faster = replace(faster, decode_tokens_per_second=38.5, decode_spread=(37.2, 39.9), peak_bytes=470_000_000)
     student = ModelMeasures(

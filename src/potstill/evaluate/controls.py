@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from potstill.console import Console
 from potstill.errors import RunError
 from potstill.models import ModelSource
 from potstill.models.quiet import quiet_loading
+from potstill.models.saving import save_model
 from potstill.recipe import ByInfluence, FromTeacher, StudentSettings
 from potstill.students import build_student
+from potstill.types import Task
 
 _MUST_AGREE = ("layers", "parameters")
 
@@ -20,12 +22,14 @@ def build_untrained(
     settings: StudentSettings,
     *,
     teacher: ModelSource | None,
-    tokenizer_source: Path,
+    tokenizer_source: Path | None,
     seed: int,
     facts: Mapping[str, Any],
     folder: Path,
     console: Console,
     trust_remote_code: bool = False,
+    task: Task = "causal_lm",
+    labels: Sequence[str] | None = None,
 ) -> Path:
     """Build the student again, from the same settings and seed, and save it as a folder without tokenizer.
 
@@ -35,6 +39,8 @@ def build_untrained(
     Args:
         facts: `student.json` of the training stage.
         folder: where it is saved.
+        task: what it is for.
+        labels: names of its classes, of a classification.
 
     Returns:
         The folder.
@@ -45,7 +51,7 @@ def build_untrained(
     plain = settings.model_copy(update={"lora": None})
     if isinstance(plain, FromTeacher) and isinstance(plain.layers, ByInfluence):
         plain = plain.model_copy(update={"layers": tuple(facts["layers"])})
-    with console.task("building the untrained student", 1, "models") as task:
+    with console.task("building the untrained student", 1, "models") as progress:
         built = build_student(
             plain,
             teacher=teacher,
@@ -54,8 +60,10 @@ def build_untrained(
             # It would say of it what it said of the student.
             console=Console("quiet"),
             trust_remote_code=trust_remote_code,
+            task=task,
+            labels=labels,
         )
-        task.advance(1)
+        progress.advance(1)
     for fact in _MUST_AGREE:
         if built.facts[fact] != facts[fact]:
             raise RunError(
@@ -64,5 +72,5 @@ def build_untrained(
                 mend="train it again: potstill train --force",
             )
     with quiet_loading():
-        built.model.save_pretrained(str(folder))
+        save_model(built.model, folder)
     return folder

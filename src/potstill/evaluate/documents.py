@@ -1,9 +1,13 @@
-"""The texts behind the figures: `documents.json`, worst first, and `tokens.parquet`, value by value. No torch."""
+"""The records behind the figures: `documents.json`, worst first, and every value in a table. No torch.
+
+What stands in an entry depends on the task: what a language model writes, what was masked, which class was said, or
+which neighbour was found.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.evaluate.held_out import HeldOut, Question
+from potstill.evaluate.held_out import HeldOut, Question, text_of
+from potstill.evaluate.pictures import png_of
+from potstill.evaluate.scores import Scores
 
 if TYPE_CHECKING:
     from potstill.evaluate.answers import Written
-    from potstill.evaluate.fidelity import TokenScores
+
+MOST_EXAMPLES = 100
+"""How many examples of a classification or an embedding are kept with their text or image, worst first."""
+
+_TEXT_KEPT = 4000
+BLANK = "▁▁▁"
+"""What stands for a masked token."""
 
 
 @dataclass
 class Document:
-    """One held-out record: what is asked, what stands behind it, how far off the student is, what models write."""
+    """One held-out record of tokens: what is asked, what stands behind it, how far off the student is, what models
+    write."""
 
     record_id: str
     group: str
@@ -53,7 +66,7 @@ class Document:
 
 
 def documents_of(
-    held_out: HeldOut, questions: Sequence[Question], student: TokenScores, teacher: TokenScores | None
+    held_out: HeldOut, questions: Sequence[Question], student: Scores, teacher: Scores | None
 ) -> list[Document]:
     """One document per record, the one where the student is farthest from the teacher first.
 
@@ -63,8 +76,9 @@ def documents_of(
         student: its scores [N].
         teacher: its own, if there is one to compare with.
     """
+    assert student.nll is not None
     nll_student = means_by_row(student.nll, held_out)
-    nll_teacher = None if teacher is None else means_by_row(teacher.nll, held_out)
+    nll_teacher = None if teacher is None or teacher.nll is None else means_by_row(teacher.nll, held_out)
     kl = None if student.kl is None else means_by_row(student.kl, held_out)
     documents = [
         Document(
@@ -82,35 +96,148 @@ def documents_of(
 
 
 def means_by_row(values: NDArray[np.floating], held_out: HeldOut) -> list[float]:
-    """Means over each row [R] of one value per target [N]."""
+    """Means over each row [R], none of which is without a target, of one value per target [N]."""
     sums = np.add.reduceat(values.astype(np.float64), held_out.starts[:-1])
     return [float(mean) for mean in sums / held_out.counts]
 
 
-def save_documents(path: Path, documents: Sequence[Document]) -> None:
+def blanked(held_out: HeldOut, index: int, decode: Callable[[Sequence[int]], str]) -> Question:
+    """A masked row as it is shown: with blanks, and whole."""
+    ids, places = list(held_out.rows[index].input_ids), {place for place, _ in held_out.targets[index]}
+    parts, run = [], list[int]()
+    for place, token in enumerate(ids):
+        if place in places:
+            parts += [decode(run), BLANK] if run else [BLANK]
+            run = []
+        else:
+            run.append(token)
+    if run:
+        parts.append(decode(run))
+    return Question((), " ".join(parts), decode(ids))
+
+
+def examples_of(held_out: HeldOut, scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """The worst examples of a classification: those whose class the student finds least likely. Each has its text or
+    image (a PNG in base64), its label, and of each model the class that it puts first with its probability."""
+    student, teacher = scores["student"], scores.get("teacher")
+    assert student.nll is not None
+    found = []
+    for i in np.argsort(-student.nll, kind="stable")[:MOST_EXAMPLES].tolist():
+        predictions = {
+            name: {"class": _named(held_out, int(of.predicted[i])), "probability": float(of.confidence[i])}
+            for name, of in scores.items()
+            if of.predicted is not None and of.confidence is not None
+        }
+        found.append(
+            _shown(held_out, i)
+            | {
+                "label": _named(held_out, int(held_out.target_ids[i])),
+                "kl": None if student.kl is None else float(student.kl[i]),
+                "nll_student": float(student.nll[i]),
+                "nll_teacher": None if teacher is None or teacher.nll is None else float(teacher.nll[i]),
+                "predictions": predictions,
+            }
+        )
+    return found
+
+
+def neighbours_of(held_out: HeldOut, scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """The worst examples of an embedding: those whose neighbour is least like them in the teacher's eyes (without a
+    teacher: those whose neighbour has another label). Each has its text and label, and of each model the neighbour that
+    it finds, with the cosine."""
+    student, labels = scores["student"], held_out.target_ids
+    loss: NDArray[Any] = np.zeros(len(labels))
+    if student.regret is not None:
+        loss = student.regret
+    elif student.correct is not None and student.confidence is not None:
+        loss = np.where(student.correct, 0.0, 1.0 + student.confidence)
+    found = []
+    for i in np.argsort(-loss, kind="stable")[:MOST_EXAMPLES].tolist():
+        neighbours = {
+            name: {
+                "text": _text(held_out, int(of.predicted[i])),
+                "label": _named(held_out, int(labels[of.predicted[i]])),
+                "cosine": float(of.confidence[i]),
+            }
+            for name, of in scores.items()
+            if of.predicted is not None and of.confidence is not None
+        }
+        regret = None if student.regret is None else float(student.regret[i])
+        found.append(
+            _shown(held_out, i)
+            | {"label": _named(held_out, int(labels[i])), "regret": regret, "neighbours": neighbours}
+        )
+    return found
+
+
+def _shown(held_out: HeldOut, index: int) -> dict[str, Any]:
+    row = held_out.rows[index]
+    entry: dict[str, Any] = {"record_id": row.record_id, "group": row.group, "targets": 1}
+    if held_out.task == "image_classification":
+        return entry | {"image": png_of(row.pixels)}
+    return entry | {"text": _text(held_out, index)}
+
+
+def _text(held_out: HeldOut, index: int) -> str:
+    return text_of(held_out.records[index])[:_TEXT_KEPT]
+
+
+def _named(held_out: HeldOut, number: int) -> str:
+    """The name of a class, or its number where it has none; nothing of an example without label."""
+    if number < 0:
+        return ""
+    return held_out.classes[number] if number < len(held_out.classes) else str(number)
+
+
+def save_documents(path: Path, documents: Sequence[Mapping[str, Any]]) -> None:
     """Write `documents.json`."""
-    path.write_text(json.dumps([d.to_dict() for d in documents], indent=1, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(list(documents), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def save_tokens(path: Path, held_out: HeldOut, scores: Mapping[str, TokenScores]) -> None:
+def save_tokens(path: Path, held_out: HeldOut, scores: Mapping[str, Scores]) -> None:
     """Write `tokens.parquet`, one row per target, in order.
 
     Columns: `record_id`, `group`, `position` (of the token in its record, from 0), `token` (its id), and of each model
     `nll_<model>`, `kl_<model>` and `agree_<model>` (the last two where there is a teacher to compare with).
     """
+    learned = [
+        (row.record_id, row.group, position, token)
+        for row, targets in zip(held_out.rows, held_out.targets, strict=True)
+        for position, token in targets
+    ]
+    names = ("record_id", "group", "position", "token")
+    _save(path, {name: [row[i] for row in learned] for i, name in enumerate(names)}, scores)
+
+
+def save_examples(path: Path, held_out: HeldOut, scores: Mapping[str, Scores]) -> None:
+    """Write `examples.parquet`, one row per example, in order.
+
+    Columns: `record_id`, `group`, `label` (empty where there is none), and of each model, where it is measured,
+    `nll_<model>`, `kl_<model>`, `agree_<model>`, `correct_<model>`, `class_<model>`, `nearest_<model>` (the row of the
+    neighbour), `confidence_<model>` (the probability of the class, or the cosine of the neighbour) and
+    `regret_<model>`.
+    """
+    columns: dict[str, Any] = {
+        "record_id": [row.record_id for row in held_out.rows],
+        "group": [row.group for row in held_out.rows],
+        "label": [_named(held_out, number) for number in held_out.target_ids.tolist()],
+    }
+    for name, of_model in scores.items():
+        if of_model.predicted is None:
+            continue
+        if held_out.task == "sentence_embedding":
+            columns[f"nearest_{name}"] = of_model.predicted
+        else:
+            columns[f"class_{name}"] = [_named(held_out, number) for number in of_model.predicted.tolist()]
+    _save(path, columns, scores)
+
+
+def _save(path: Path, columns: dict[str, Any], scores: Mapping[str, Scores]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    learned = [
-        (row.record_id, row.group, position, label)
-        for row in held_out.rows
-        for position, label in enumerate(row.labels)
-        if label >= 0
-    ]
-    names = ("record_id", "group", "position", "token")
-    columns: dict[str, Any] = {name: [row[i] for row in learned] for i, name in enumerate(names)}
     for name, of_model in scores.items():
-        columns[f"nll_{name}"] = of_model.nll
-        if of_model.kl is not None:
-            columns |= {f"kl_{name}": of_model.kl, f"agree_{name}": of_model.agree}
+        for value in ("nll", "kl", "agree", "correct", "confidence", "regret"):
+            if (column := getattr(of_model, value)) is not None:
+                columns[f"{value}_{name}"] = column
     pq.write_table(pa.table(columns), path)

@@ -1,16 +1,18 @@
-"""Fidelity: per target token the NLL of each model, KL(teacher ‖ model) and top-1 agreement.
+"""Fidelity of what has a response: per target the NLL of each model, KL(teacher ‖ model) and top-1 agreement; of
+classes also which one is put first, and how surely.
 
-At temperature 1 and in fp32, models and products both, whatever they were trained or will be served in. Logits are
-never made for more than a chunk of rows (`token_statistics`).
+At temperature 1 and in fp32, models and products both, whatever they were trained or will be served in. Logits over a
+vocabulary are never made for more than a chunk of rows (`token_statistics`).
 
 One model is in memory at a time. The teacher runs once: its hidden rows of the targets are put on disk (for 1,000
-targets of width 4,096, 16 MB), and its head is kept, which is all that the divergences need of it.
+targets of width 4,096, 16 MB; of classes the logits), and its head is kept, which is all that the divergences need of
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,24 +22,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from potstill.data.collate import Collator
 from potstill.errors import ModelError
 from potstill.evaluate.held_out import HeldOut
-from potstill.models.live import check_head, evaluating, live_signals
+from potstill.evaluate.members import response
+from potstill.evaluate.scores import CLASSIFIES, Scores
+from potstill.models.live import check_head, evaluating
 from potstill.objectives import token_statistics
-from potstill.signals import Ask, Batch, Dense, Head, Side
+from potstill.signals import Batch, Dense, Head, Side
 
 Advance = Callable[[float], None]
 """Told after each batch how many targets were measured."""
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """One model on every held-out target, in order [N]; nats. `kl` and `agree` are None without a teacher."""
-
-    nll: NDArray[np.float32]
-    kl: NDArray[np.float32] | None = None
-    agree: NDArray[np.bool_] | None = None
 
 
 class Batches:
@@ -46,11 +40,10 @@ class Batches:
     Args:
         held_out: the rows.
         tokens_per_batch: size of a batch, padding included.
-        pad_id: stands where nothing is.
     """
 
-    def __init__(self, held_out: HeldOut, tokens_per_batch: int, pad_id: int) -> None:
-        self.held_out, self._collate = held_out, Collator(pad_id)
+    def __init__(self, held_out: HeldOut, tokens_per_batch: int) -> None:
+        self.held_out = held_out
         self.rows = held_out.batches(tokens_per_batch)
         self.targets = int(held_out.starts[-1])
         self._starts = held_out.starts
@@ -60,7 +53,7 @@ class Batches:
 
     def batch(self, index: int, device: torch.device) -> Batch:
         """One batch, on a device."""
-        inputs = self._collate([self.held_out.rows[i] for i in self.rows[index]])
+        inputs = self.held_out.collate([self.held_out.rows[i] for i in self.rows[index]])
         return Batch.from_inputs({name: column.to(device) for name, column in inputs.items()})
 
     def numbers(self, index: int) -> NDArray[np.int64]:
@@ -73,47 +66,50 @@ class TeacherRows:
 
     Args:
         batches: the held-out rows.
-        folder: where its hidden rows are put.
+        folder: where its hidden rows, or its logits over classes, are put.
     """
 
     def __init__(self, batches: Batches, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._batches, self._folder = batches, folder
+        self._whole_logits = batches.held_out.task in CLASSIFIES
         self._head: Head | None = None
         self._model: nn.Module | None = None
 
     def keep(self, model: nn.Module, index: int, signal: Head | Dense) -> None:
-        """Put a batch's hidden rows on disk; of the head, which is the same for all, the first is kept. A teacher whose
-        head cannot be taken apart is kept itself, and runs again for each model."""
-        if isinstance(signal, Dense):
+        """Put a batch's rows on disk; of the head, which is the same for all, the first is kept. A teacher whose head
+        over a vocabulary cannot be taken apart is kept itself, and runs again for each model."""
+        if self._whole_logits:
+            save_file({"logits": logits_of(signal).contiguous().cpu()}, self._file(index))
+        elif isinstance(signal, Dense):
             self._model = model
-            return
-        save_file({"hidden": signal.hidden.contiguous().cpu()}, self._file(index))
-        if self._head is None:
-            self._head = replace(signal, hidden=signal.hidden[:0].clone())
+        else:
+            save_file({"hidden": signal.hidden.contiguous().cpu()}, self._file(index))
+            if self._head is None:
+                self._head = replace(signal, hidden=signal.hidden[:0].clone())
 
     def signal(self, index: int) -> Head | Dense:
         """The teacher's side of a batch."""
+        if self._whole_logits:
+            return Dense(load_file(self._file(index))["logits"])
         if self._model is not None:
             with torch.no_grad(), evaluating(self._model):
-                return _run(self._model, self._batches.batch(index, _device(self._model)), "teacher")
+                return response(self._model, self._batches.batch(index, device_of(self._model)), "teacher")
         assert self._head is not None
         hidden = load_file(self._file(index))["hidden"]
         return replace(self._head, hidden=hidden.to(self._head.weight.device))
 
     def _file(self, index: int) -> Path:
-        return self._folder / f"hidden-{index:06d}.safetensors"
+        return self._folder / f"rows-{index:06d}.safetensors"
 
 
-def measure_teacher(
-    model: nn.Module, batches: Batches, folder: Path, advance: Advance
-) -> tuple[TokenScores, TeacherRows]:
+def measure_teacher(model: nn.Module, batches: Batches, folder: Path, advance: Advance) -> tuple[Scores, TeacherRows]:
     """The teacher's own NLL, and what the other models are compared with.
 
     Args:
         model: the teacher, in fp32.
         batches: the held-out rows.
-        folder: where its hidden rows are put.
+        folder: where its rows are put.
         advance: told of progress.
 
     Raises:
@@ -125,11 +121,11 @@ def measure_teacher(
 
 def measure(
     model: nn.Module, batches: Batches, teacher: TeacherRows | None, advance: Advance, name: str = "student"
-) -> TokenScores:
+) -> Scores:
     """One model on every held-out target. The model is left in the mode in which it was found.
 
     Args:
-        model: a causal language model, in fp32.
+        model: a language model or classifier, in fp32.
         batches: the held-out rows.
         teacher: as `measure_teacher` gives it; None where there is none to compare with.
         advance: told of progress.
@@ -148,31 +144,51 @@ def _measure(
     name: str,
     advance: Advance,
     seen: Callable[[int, Head | Dense], None],
-) -> TokenScores:
+) -> Scores:
     side: Side = "teacher" if name == "teacher" else "student"
+    classes = _Classes(batches.targets) if batches.held_out.task in CLASSIFIES else None
     nll = np.full(batches.targets, np.nan, dtype=np.float32)
     kl, agree = np.full_like(nll, np.nan), np.zeros(batches.targets, dtype=np.bool_)
     with torch.no_grad(), evaluating(model):
-        check_head(model, batches.batch(0, _device(model)).text(side))
+        check_head(model, batches.batch(0, device_of(model)), side)
         for index in range(len(batches)):
-            batch, numbers = batches.batch(index, _device(model)), batches.numbers(index)
-            signal = _run(model, batch, side)
+            batch, numbers = batches.batch(index, device_of(model)), batches.numbers(index)
+            signal = response(model, batch, side)
             seen(index, signal)
             told = None if teacher is None else _on(teacher.signal(index), _place(signal))
-            statistics = token_statistics(signal, told, batch.target_ids.to(_place(signal)))
+            targets = batch.target_ids.to(_place(signal))
+            statistics = token_statistics(signal, told, targets)
             nll[numbers] = statistics.nll_student.cpu().numpy()
             if statistics.kl is not None and statistics.top1_agree is not None:
                 kl[numbers], agree[numbers] = statistics.kl.cpu().numpy(), statistics.top1_agree.cpu().numpy()
+            if classes is not None:
+                classes.add(numbers, logits_of(signal), targets)
             advance(len(numbers))
-    _check_numbers(nll if teacher is None else nll + kl, name)
-    return TokenScores(nll) if teacher is None else TokenScores(nll, kl, agree)
+    check_numbers(nll if teacher is None else nll + kl, name)
+    found = Scores(nll) if teacher is None else Scores(nll, kl, agree)
+    return found if classes is None else classes.added_to(found)
 
 
-def _run(model: nn.Module, batch: Batch, side: Side) -> Head | Dense:
-    signals = live_signals(model, batch, side, Ask(response=True))
-    signal = signals.head if signals.head is not None else signals.dense
-    assert signal is not None
-    return signal
+class _Classes:
+    """Which class is put first, how surely, and whether it is the example's."""
+
+    def __init__(self, targets: int) -> None:
+        self.predicted = np.full(targets, -1, dtype=np.int64)
+        self.confidence = np.full(targets, np.nan, dtype=np.float32)
+        self.correct = np.zeros(targets, dtype=np.bool_)
+
+    def add(self, numbers: NDArray[np.int64], logits: Tensor, targets: Tensor) -> None:
+        confidence, predicted = logits.float().softmax(-1).max(-1)
+        self.predicted[numbers], self.confidence[numbers] = predicted.cpu().numpy(), confidence.cpu().numpy()
+        self.correct[numbers] = (predicted == targets).cpu().numpy()
+
+    def added_to(self, scores: Scores) -> Scores:
+        return replace(scores, predicted=self.predicted, confidence=self.confidence, correct=self.correct)
+
+
+def logits_of(signal: Head | Dense) -> Tensor:
+    """Whole logits, of classes (which are few)."""
+    return signal.logits if isinstance(signal, Dense) else signal.logits()
 
 
 def _on(signal: Head | Dense, device: torch.device) -> Head | Dense:
@@ -187,12 +203,17 @@ def _place(signal: Head | Dense) -> torch.device:
     return tensor.device
 
 
-def _device(model: nn.Module) -> torch.device:
-    """Where inputs go: beside the embeddings, which come first in every model."""
+def device_of(model: nn.Module) -> torch.device:
+    """Where inputs go: beside the weights of the first layer (the embeddings, of a language model)."""
     return next(model.parameters()).device
 
 
-def _check_numbers(values: NDArray[np.float32], name: str) -> None:
+def check_numbers(values: NDArray[np.floating], name: str) -> None:
+    """Refuse losses that are not numbers.
+
+    Raises:
+        ModelError: there are some.
+    """
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ModelError(

@@ -1,11 +1,12 @@
-"""The held-out records, as rows of tokens. Every one that is cut or left out is counted with its reason. No torch."""
+"""The held-out records, as rows that a model takes. Every one that is cut or left out is counted with its reason."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +15,39 @@ from potstill.artifacts import Work
 from potstill.data import ChatTokenizer, Tokenized, load_records, prompt_ids, read_records, side_of, tokenize
 from potstill.errors import DataError
 from potstill.recipe import Recipe
-from potstill.types import Message, Record, Reject
+from potstill.types import Message, Record, Reject, Task
 
 _CONTINUED_TOKENS = 64
 """How much of a plain text models are given to continue, at most (half of it, if it is short)."""
 
+_IMAGES_PER_BATCH = 256
+
+Collate = Callable[[Sequence[Any]], Any]
+Target = tuple[int, int]
+"""Where in its row a target is (0 of a whole example), and its token or class (−1 of an example without label)."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out records and their tokens, one row each, in order. Targets are numbered through all rows, in order."""
+    """Held-out records, as rows of tokens or images, in order. Targets are numbered through all rows, in order.
 
-    records: Sequence[Record]
-    rows: Sequence[Tokenized]
+    A long text that is measured in pieces is several rows, each with its record. `targets` are those of each row,
+    `collate` makes a batch of rows, `max_length` is the most tokens that a row has, and `classes` are the names of the
+    classes.
+    """
+
+    task: Task
+    records: Sequence[Any]
+    rows: Sequence[Any]
+    targets: Sequence[Sequence[Target]]
+    collate: Collate
+    max_length: int
+    classes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> NDArray[np.int64]:
         """Targets of each row [R]."""
-        return np.array([len(row.learned) for row in self.rows], dtype=np.int64)
+        return np.array([len(targets) for targets in self.targets], dtype=np.int64)
 
     @property
     def starts(self) -> NDArray[np.int64]:
@@ -40,11 +57,28 @@ class HeldOut:
     @property
     def target_groups(self) -> list[str]:
         """The group of each target [N]."""
-        return [row.group for row, count in zip(self.rows, self.counts, strict=True) for _ in range(count)]
+        return [row.group for row, targets in zip(self.rows, self.targets, strict=True) for _ in targets]
+
+    @property
+    def target_ids(self) -> NDArray[np.int64]:
+        """The token or class of each target [N]."""
+        return np.array([number for targets in self.targets for _, number in targets], dtype=np.int64)
+
+    @property
+    def measured_records(self) -> int:
+        """How many records there are."""
+        return len({id(record) for record in self.records})
+
+    @property
+    def cut(self) -> int:
+        """How many rows are shorter than their records."""
+        return sum(bool(getattr(row, "cut", False)) for row in self.rows)
 
     def batches(self, tokens_per_batch: int) -> list[list[int]]:
         """Indices of the rows of each batch: rows of like length together, so that padding is little; at most so many
-        tokens with padding, or one row."""
+        tokens with padding, or one row. Images come in batches of 256."""
+        if self.task == "image_classification":
+            return [list(part) for part in _parts(range(len(self.rows)), _IMAGES_PER_BATCH)]
         batches: list[list[int]] = []
         for index in sorted(range(len(self.rows)), key=lambda i: len(self.rows[i])):
             if batches and (len(batches[-1]) + 1) * len(self.rows[index]) <= tokens_per_batch:
@@ -54,18 +88,73 @@ class HeldOut:
         return batches
 
 
-def read_held_out(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work: Work) -> HeldOut:
+def _parts(numbers: range, size: int) -> list[range]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+
+def read_held_out(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -> HeldOut:
     """The records that never trained: those generated, if there are any, else the data's own.
 
     Args:
-        recipe: says where the data are, which are held out, and `train.max_length`.
+        recipe: says what the task is, where the data are, which are held out, and `train.max_length`.
         generated: `records.parquet` of the stage `generate`, if the recipe has one.
-        chat: the student's tokenizer.
+        tokenizer: folder of the student's tokenizer (of images it is not looked at).
         work: takes the counts.
 
     Raises:
         DataError: there are none, or none that can be measured.
     """
+    held_out = _read(recipe, generated, tokenizer, work)
+    work.count("held-out records", held_out.measured_records)
+    if cut := held_out.cut:
+        length = held_out.max_length
+        work.count(f"cut at {length} tokens", cut)
+        work.warn(f"{cut} of {held_out.measured_records} held-out records were cut at {length} tokens")
+    return held_out
+
+
+def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -> HeldOut:
+    if recipe.task == "causal_lm":
+        return _causal(recipe, generated, ChatTokenizer.from_folder(tokenizer), work)
+    from potstill.data.images import UNKNOWN_CLASS
+    from potstill.data.reader import reader_for
+    from potstill.data.sides import read_sides
+
+    assert recipe.train is not None
+    sides = read_sides(recipe.data)
+    images = recipe.task == "image_classification"
+    reader = reader_for(
+        recipe.task,
+        tokenizer=None if images else tokenizer,
+        data=recipe.data,
+        max_length=recipe.train.max_length,
+        classes=sides.classes,
+        masking=recipe.train.masking,
+        seed=recipe.seed,
+    )
+    if unknown := sides.counts.get(UNKNOWN_CLASS):
+        work.count(f"not measured: {UNKNOWN_CLASS}", unknown)
+    collate = reader.collator()
+    records, rows, targets = [], [], []
+    for record in sides.held_out:
+        for row in reader.rows(record):
+            if isinstance(row, Reject):
+                work.count(f"not measured: {row.reason}")
+                continue
+            whole = [(0, -1 if row.label is None else row.label)]
+            records.append(record)
+            rows.append(row)
+            targets.append(_masked(collate([row])) if recipe.task == "masked_lm" else whole)
+    _refuse_none(rows, list(sides.held_out), work)
+    return HeldOut(recipe.task, records, rows, targets, collate, reader.max_length, tuple(sides.classes))
+
+
+def _masked(batch: Any) -> list[Target]:
+    """The masked places of a batch of one row, and what stood there."""
+    return [(place, label) for place, label in enumerate(batch["masked_labels"][0].tolist()) if label >= 0]
+
+
+def _causal(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work: Work) -> HeldOut:
     assert recipe.train is not None
     if generated is not None:
         records = load_records(generated, side="held_out")
@@ -80,21 +169,30 @@ def read_held_out(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, w
         else:
             kept.append(record)
             rows.append(row)
-    if not rows:
-        what = "no held-out record can be measured" if records else "there are no held-out records"
-        reasons = "; ".join(f"{name} {amount}" for name, amount in work.counts.items())
-        raise DataError(
-            f"{what} ({reasons})" if records else what,
-            where="data.held_out",
-            mend="hold out a larger share, give more prompts, or raise the token budget of generate"
-            if not records
-            else "look at the reasons: a larger train.max_length, or data with answers",
-        )
-    work.count("held-out records", len(rows))
-    if cut := sum(row.cut for row in rows):
-        work.count(f"cut at {recipe.train.max_length} tokens", cut)
-        work.warn(f"{cut} of {len(rows)} held-out records were cut at {recipe.train.max_length} tokens")
-    return HeldOut(kept, rows)
+    _refuse_none(rows, records, work)
+    return of_tokens(kept, rows, chat.pad_id, recipe.train.max_length)
+
+
+def of_tokens(records: Sequence[Record], rows: Sequence[Tokenized], pad_id: int, max_length: int = 0) -> HeldOut:
+    """The held-out side of a causal language model: every learned token is a target."""
+    from potstill.data.collate import Collator
+
+    targets = [[(place, label) for place, label in enumerate(row.labels) if label >= 0] for row in rows]
+    return HeldOut("causal_lm", records, rows, targets, Collator(pad_id), max_length)
+
+
+def _refuse_none(rows: Sequence[Any], records: Sequence[Any], work: Work) -> None:
+    if rows:
+        return
+    what = "no held-out record can be measured" if records else "there are no held-out records"
+    reasons = "; ".join(f"{name} {amount}" for name, amount in work.counts.items())
+    raise DataError(
+        f"{what} ({reasons})" if records else what,
+        where="data.held_out",
+        mend="hold out a larger share, give more prompts, or raise the token budget of generate"
+        if not records
+        else "look at the reasons: a larger train.max_length, or data with answers",
+    )
 
 
 # ---- what a person reads -----------------------------------------------------------------------------------------
@@ -121,6 +219,15 @@ def question_of(record: Record, row: Tokenized, chat: ChatTokenizer) -> Question
         return Question(tuple(ids), _shown(before), _content(answer))
     assert record.prompt is not None and record.completion is not None
     return Question(tuple(prompt_ids(record.prompt, chat)), record.prompt, record.completion)
+
+
+def text_of(record: Record) -> str:
+    """The words of a record, whatever its form."""
+    if record.text is not None:
+        return record.text
+    if record.messages is not None:
+        return _shown(record.messages)
+    return "\n\n".join(part for part in (record.prompt, record.completion) if part)
 
 
 def _shown(messages: Sequence[Message]) -> str:

@@ -1,4 +1,4 @@
-"""Peak memory of one model while it reads and writes, in a process of its own.
+"""Peak memory of one model over one pass, in a process of its own.
 
 On a CUDA device it is what the model's tensors took there at most. Else it is the most that the whole process had in
 memory (Python and torch included, some hundred MiB) from when the model had been loaded; where the system cannot
@@ -14,13 +14,15 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill.errors import ModelError
 from potstill.evaluate.measured import Dtype, Measured
+
+if TYPE_CHECKING:
+    from potstill.evaluate.passes import Work
 
 _FORGET = "5"
 """What `/proc/self/clear_refs` takes to set the peak of resident memory back to what it is now (proc(5))."""
@@ -34,20 +36,16 @@ class Peak:
     of: str
 
 
-def peak_of(model: Measured, prompt: Sequence[int], new_tokens: int, dtype: Dtype) -> Peak:
+def peak_of(model: Measured, work: Work, dtype: Dtype) -> Peak:
     """Peak memory of one model over one pass.
 
     Raises:
         ModelError: the process did not survive it.
     """
-    request = {
-        "name": model.name,
-        "source": {**asdict(model.source), "path": str(model.source.path)},
-        "opened_with": dict(model.opened_with),
-        "prompt": list(prompt),
-        "new_tokens": new_tokens,
-        "dtype": dtype,
-    }
+    kind, asked = type(work).__name__, {**asdict(work)}
+    if "file" in asked:
+        asked["file"] = str(asked["file"])
+    request = {"model": model.to_dict(), "kind": kind, "work": asked, "dtype": dtype}
     # The package need not be installed: whoever found this file finds it again.
     package_root = str(Path(__file__).parents[2])
     path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -63,7 +61,7 @@ def peak_of(model: Measured, prompt: Sequence[int], new_tokens: int, dtype: Dtyp
         why = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode} (-9: out of memory)"]
         raise ModelError(
             f"peak memory of {model.name} could not be measured: {why[0]}",
-            where=str(model.source.path),
+            where=", ".join(map(str, model.folders)),
             mend="free some memory, or set evaluate.speed: false",
         )
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
@@ -72,18 +70,22 @@ def peak_of(model: Measured, prompt: Sequence[int], new_tokens: int, dtype: Dtyp
 def _measure(request: dict[str, Any]) -> Peak:
     import torch
 
-    from potstill.evaluate.passes import one_pass
-    from potstill.models.folder import ModelSource
+    from potstill.evaluate.passes import Forward, Writing, run_once
 
-    source = {**request["source"], "path": Path(request["source"]["path"]), "notes": ()}
-    model = Measured(request["name"], ModelSource(**source), request["opened_with"]).open(request["dtype"])
-    if model.device.type == "cuda":
+    asked = request["work"]
+    work: Work
+    if request["kind"] == "Writing":
+        work = Writing(tuple(asked["prompt"]), asked["new_tokens"])
+    else:
+        work = Forward(Path(asked["file"]), asked["examples"])
+    model = Measured.from_dict(request["model"]).open(request["dtype"])
+    if next(model.parameters()).device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        one_pass(model, request["prompt"], request["new_tokens"])
+        run_once(model, work)
         on_devices = sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
         return Peak(on_devices, "its tensors on the device")
     forgotten = forget_peak()
-    one_pass(model, request["prompt"], request["new_tokens"])
+    run_once(model, work)
     of = "a process of its own, Python and torch included"
     return Peak(peak_resident(), of if forgotten else f"{of}, and the loading of the weights")
 

@@ -1,15 +1,65 @@
-"""One pass of a model over a prompt, timed: what rates and peak memory are measured on."""
+"""One pass of a model, timed: what rates and peak memory are measured on.
+
+What writes text reads a prompt and writes behind it (`Writing`); all others see one batch of examples (`Forward`).
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from potstill.evaluate.members import Members
+
+LEAST_SECONDS = 0.25
+"""A batch that is done sooner is given again and again for so long: one pass of a small model is mostly noise."""
+
+_MOST_PASSES = 200
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A prompt to read and so many tokens to write behind it."""
+
+    prompt: tuple[int, ...]
+    new_tokens: int
+
+    def rates(self, model: nn.Module) -> dict[str, float]:
+        """Tokens per second: `prefill` of the prompt, `decode` of what is written."""
+        seconds = one_pass(model, self.prompt, self.new_tokens)
+        return {"prefill": len(self.prompt) / seconds.prefill, "decode": self.new_tokens / seconds.decode}
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A batch of so many examples, in a safetensors file by the names that models take: `input_ids` and
+    `attention_mask` [B,T], or `pixel_values` [B,…]."""
+
+    file: Path
+    examples: int
+
+    def inputs(self, device: torch.device) -> dict[str, Tensor]:
+        """The batch, on a device."""
+        return {name: column.to(device) for name, column in load_file(self.file).items()}
+
+    def rates(self, model: nn.Module) -> dict[str, float]:
+        """`examples` per second, over as many passes as fill `LEAST_SECONDS`."""
+        inputs = self.inputs(_device(model))
+        first = forward_seconds(model, inputs, 1)
+        passes = max(1, min(_MOST_PASSES, math.ceil(LEAST_SECONDS / max(first, 1e-9))))
+        return {"examples": passes * self.examples / forward_seconds(model, inputs, passes)}
+
+
+Work = Writing | Forward
 
 
 @dataclass(frozen=True)
@@ -20,7 +70,15 @@ class Seconds:
     decode: float
 
 
-def one_pass(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int) -> Seconds:
+def run_once(model: nn.Module, work: Work) -> None:
+    """One pass, not timed."""
+    if isinstance(work, Writing):
+        one_pass(model, work.prompt, work.new_tokens)
+    else:
+        forward_seconds(model, work.inputs(_device(model)), 1)
+
+
+def one_pass(model: Any, prompt: tuple[int, ...], new_tokens: int) -> Seconds:
     """Read a prompt, then write greedily with a cache, token by token, whether the model would stop or not."""
     ids = torch.tensor([list(prompt)], device=model.device)
     # As in generation: logits of the last position only, where the model can.
@@ -41,9 +99,36 @@ def one_pass(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int) -> 
     return Seconds(read - begun, time.perf_counter() - read)
 
 
-def _wait(model: PreTrainedModel) -> None:
+def forward_seconds(model: nn.Module, inputs: Mapping[str, Tensor], passes: int) -> float:
+    """How long a batch takes, given so many times; all members of an ensemble run, one after the other."""
+    parts = list(model.models) if isinstance(model, Members) else [model]
+    with torch.inference_mode():
+        _wait(model)
+        begun = time.perf_counter()
+        for _ in range(passes):
+            for part in parts:
+                _call(part, inputs)
+        _wait(model)
+    return time.perf_counter() - begun
+
+
+def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    if isinstance(model, PreTrainedModel):
+        dtype = model.dtype
+        model(**{name: column.to(dtype) if column.is_floating_point() else column for name, column in inputs.items()})
+    else:
+        dtype = next(model.parameters()).dtype
+        model(*(column.to(dtype) if column.is_floating_point() else column for column in inputs.values()))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _wait(model: nn.Module) -> None:
     """Accelerators work ahead: a clock is read when they are done."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    elif model.device.type == "mps":
+    device = _device(model)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
         torch.mps.synchronize()

@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from potstill.evaluate.teacher import teacher_name
-from potstill.recipe import LocalTeacher, Recipe
+from potstill.evaluate.teacher import pooling_of, teacher_name
+from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettings
 from potstill.stage import Context, Stage
 
-CONTRACT = 1
+CONTRACT = 2
 
 
 def stage(recipe: Recipe) -> Stage:
     """The stage of a recipe that has an `evaluate` section.
 
     Its artifact holds `measures.json` (`potstill.measures.Measures`), `documents.json` (the held-out records, worst
-    first, with what models wrote) and `tokens.parquet` (one row per target token).
+    first, with what models made of them) and a table of all values: `tokens.parquet` (one row per target token) of
+    language models, `examples.parquet` of classes and embeddings.
     """
     assert recipe.evaluate is not None and recipe.train is not None and recipe.student is not None
     name = teacher_name(recipe)
     settings = {
+        "task": recipe.task,
         "evaluate": recipe.evaluate.key_fields(),
         "teacher": None if name is None else recipe.teachers[name].key_fields(),
         "student": recipe.student.key_fields(),
         "data": recipe.data.key_fields(),
         "max_length": recipe.train.max_length,
     }
+    if recipe.task == "masked_lm":
+        settings["masking"] = recipe.train.masking.key_fields()
+    if recipe.task == "sentence_embedding":
+        settings["pooling"] = pooling_of(recipe)
     trained = ("train", *(f"train.{control}" for control in recipe.train.controls))
     reads = (*trained, "generate") if recipe.generate is not None else trained
     return Stage("evaluate", CONTRACT, reads, settings, partial(_sources, recipe), _write)
@@ -39,10 +45,17 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
 
     digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
     name = teacher_name(recipe)
-    teacher = None if name is None else recipe.teachers[name]
-    if isinstance(teacher, LocalTeacher) and (source := locate(teacher.model, teacher.revision)) is not None:
-        digests["teacher"] = source.digest
+    for number, teacher in enumerate(_local(None if name is None else recipe.teachers[name])):
+        if (source := locate(teacher.model, teacher.revision)) is not None:
+            digests["teacher" if number == 0 else f"teacher {number + 1}"] = source.digest
     return digests
+
+
+def _local(settings: TeacherSettings | None) -> list[LocalTeacher]:
+    """The models of a teacher that lie on this machine: itself, or an ensemble's members."""
+    if isinstance(settings, EnsembleTeacher):
+        return [found for member in settings.members for found in _local(member)]
+    return [settings] if isinstance(settings, LocalTeacher) else []
 
 
 def _write(context: Context) -> None:

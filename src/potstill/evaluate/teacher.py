@@ -1,8 +1,8 @@
-"""Which of a recipe's teachers the student is held against. No torch."""
+"""What a recipe says of the measuring: which teacher a student is held against, how embeddings are made. No torch."""
 
 from __future__ import annotations
 
-from potstill.recipe import Recipe
+from potstill.recipe import PooledSettings, Pooling, Recipe
 
 
 def teacher_name(recipe: Recipe) -> str | None:
@@ -11,3 +11,9 @@ def teacher_name(recipe: Recipe) -> str | None:
         if section is not None and section.teacher in recipe.teachers:
             return str(section.teacher)
     return next(iter(recipe.teachers)) if len(recipe.teachers) == 1 else None
+
+
+def pooling_of(recipe: Recipe) -> Pooling:
+    """How one vector is made of an example's states: as the first objective that pools does it, else by their mean."""
+    objectives = recipe.train.all_objectives if recipe.train is not None else ()
+    return next((o.pooling for o in objectives if isinstance(o, PooledSettings)), "mean")

@@ -13,14 +13,23 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.recipe import Existing, FromTeacher
+from potstill.recipe import Existing, FromTeacher, ImageSettings, ModuleStudent, PooledSettings
 from potstill.recipe.schedules import said
 from potstill.report import figures, sections
 from potstill.report.findings import Findings
 from potstill.report.page import readable
 from potstill.report.verdict import judge
+from potstill.report.words import words_of
+from potstill.types import Task
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~!$&])")
+_PIPELINES: dict[Task, str] = {
+    "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
+    "sequence_classification": "text-classification",
+    "sentence_embedding": "sentence-similarity",
+    "image_classification": "image-classification",
+}
 _SPDX_LIKE = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
 
 
@@ -39,8 +48,8 @@ def render_card(findings: Findings) -> str:
     metadata = ModelCardData(
         **licence,
         base_model=base.hub_id if base is not None else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
+        library_name=None if findings.is_module else "transformers",
+        pipeline_tag=_PIPELINES[findings.recipe.task],
         tags=["knowledge-distillation", "potstill"],
         # No model-index: the figures are of held-out records of this run, which are no benchmark that others can run.
     )
@@ -53,6 +62,12 @@ def render_card(findings: Findings) -> str:
         same_origin=origin is not None and origin == teacher,
         teacher_measures=findings.measures.models.get("teacher"),
         verdict=judge(findings.measures),
+        words=words_of(findings.measures),
+        flips=sections.flips_table(findings.measures),
+        begins=_begins_with_weights(findings),
+        normalised=_normalised(findings.recipe.data),
+        input_shape=", ".join(map(str, findings.manifests["evaluate"]["facts"].get("image_shape", ()))),
+        pooling=_pooling(findings),
         models=sections.models_table(findings.measures),
         differences=sections.differences_table(findings.measures),
         sizes=sections.size_table(findings.measures),
@@ -97,13 +112,36 @@ def _how_it_was_made(findings: Findings) -> str:
     if isinstance(student, Existing):
         began = findings.begins_with
         return f"It began as {began.name if began is not None else 'an existing model'}."
+    if isinstance(student, ModuleStudent) and student.weights is not None:
+        return f"It began with the weights of {student.weights.name}."
     return "It began with random weights."
+
+
+def _begins_with_weights(findings: Findings) -> str:
+    """A file of weights that the student began with, by name; empty where it began with a model's or random ones."""
+    student = findings.recipe.student
+    return student.weights.name if isinstance(student, ModuleStudent) and student.weights is not None else ""
+
+
+def _normalised(data: Any) -> tuple[float, float] | None:
+    """Mean and deviation that images are normalised with."""
+    return (data.mean, data.std) if isinstance(data, ImageSettings) else None
+
+
+def _pooling(findings: Findings) -> str:
+    """How an embedding was made of hidden states, where it was measured."""
+    train = findings.recipe.train
+    pooled = [o.pooling for o in train.all_objectives if isinstance(o, PooledSettings)] if train is not None else []
+    return pooled[0] if pooled else "mean"
 
 
 def _text_of(findings: Findings) -> str:
     """What it was trained on, in a sentence."""
     recipe = findings.recipe
     data = _data_name(recipe.data)
+    if recipe.task != "causal_lm":
+        what = {"image_classification": "images", "sequence_classification": "labelled texts"}.get(recipe.task, "texts")
+        return f"It was trained on the {what} of {data}."
     if recipe.generate is None:
         return f"It was trained on the answers in {data}."
     manifest = findings.manifests["generate"]

@@ -19,6 +19,7 @@ from potstill.report.svg import draw
 WIDE, SMALL, NARROW = 470, 288, 320
 _ROW_HEIGHT = 34
 Values = Sequence[Mapping[str, Any]]
+Named = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def interval_figure(
     axis: str,
     zero_line: bool = False,
     bounds: tuple[float, float] | None = None,
+    named: Named = shown,
 ) -> Figure:
     """Estimates with their intervals, one row each.
 
@@ -51,9 +53,10 @@ def interval_figure(
         axis: title of the axis, with the unit.
         zero_line: draw a line at 0, for differences.
         bounds: of the axis; by itself it holds all intervals.
+        named: what a model is called.
     """
     values = [
-        {"name": shown(name), "model": name if name in LOOKS else "student", "text": printed}
+        {"name": named(name), "model": name if name in LOOKS else "student", "text": printed}
         | {"value": found.value, "low": found.low, "high": found.high}
         for name, found, printed in rows
     ]
@@ -120,7 +123,7 @@ def bar_figure(title: str, caption: str, bars: Sequence[Bar]) -> Figure:
     return Figure(title, caption, draw(chart(SMALL), f"{title}: {label}"))
 
 
-def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked: bool) -> Figure:
+def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked: bool, named: Named = shown) -> Figure:
     """Lines over optimiser steps.
 
     Args:
@@ -129,6 +132,7 @@ def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked:
         points: mappings of model, step and value.
         axis: title of the vertical axis, with the unit.
         marked: whether each point gets its model's shape (where they are few).
+        named: what a model is called.
     """
     models = _models_in(points)
 
@@ -145,18 +149,22 @@ def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked:
             layers.append(base.mark_point(size=60, filled=True, opacity=1).encode(shape=_shapes()))
         return _finished(alt.layer(*layers), width, 240)
 
-    ends = "; ".join(f"{shown(m)} ends at {_last(points, m):.3g}" for m in models)
+    ends = "; ".join(f"{named(m)} ends at {_last(points, m):.3g}" for m in models)
     return _both(title, caption, chart, f"{title}, {axis}: {ends}", legend=models)
 
 
-def histogram_figure(title: str, caption: str, rows: Values, *, axis: str) -> Figure:
-    """Shares of tokens by loss, as outlines (bars would hide each other).
+def histogram_figure(
+    title: str, caption: str, rows: Values, *, axis: str, units: str = "tokens", named: Named = shown
+) -> Figure:
+    """Shares of targets by loss, as outlines (bars would hide each other).
 
     Args:
         title: of the figure.
         caption: below it.
         rows: as `distribution.histogram` gives them.
         axis: title of the horizontal axis, with the unit.
+        units: what the shares are of.
+        named: what a model is called.
     """
     models = _models_in(rows)
     ticks = [t for t in (0, 0.1, 0.3, 1, 3, 10, 30) if t <= max(float(r["to"]) for r in rows)]
@@ -172,13 +180,13 @@ def histogram_figure(title: str, caption: str, rows: Values, *, axis: str) -> Fi
         scale = alt.Scale(type="symlog", constant=BEND, nice=False)
         base = alt.Chart(alt.InlineData(values=values)).encode(
             x=alt.X("step:Q", title=axis, scale=scale, axis=alt.Axis(values=ticks, format="~g")),
-            y=alt.Y("share:Q", title="share of tokens", axis=alt.Axis(tickCount=4, format=".0%")),
+            y=alt.Y("share:Q", title=f"share of {units}", axis=alt.Axis(tickCount=4, format=".0%")),
             color=_colours(),
         )
         lines = base.mark_line(interpolate="step-after", strokeWidth=2).encode(strokeDash=_dashes())
         return _finished(lines, width, 240)
 
-    return _both(title, caption, chart, f"{title}: histogram of {', '.join(map(shown, models))}", legend=models)
+    return _both(title, caption, chart, f"{title}: histogram of {', '.join(map(named, models))}", legend=models)
 
 
 # ---- what they share -----------------------------------------------------------------------------------------

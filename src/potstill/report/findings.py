@@ -22,21 +22,25 @@ from potstill.report.origin import Origin, origin_of
 class Findings:
     """All that is known of a run, as its artifacts state it.
 
-    `tokens` are the losses in `tokens.parquet`, by column, one value per held-out target. `history` and `trained` are
-    the training log and the facts of the student and, by the same names, of the controls that were trained.
+    `values` are the losses of every held-out target, by column (`kl_student`), and `classes` the label of each example
+    and the class that each model says (`label`, `student`, …; empty where there are no classes). `history` and
+    `trained`
+    are the training log and the facts of the student and, by the same names, of the controls that were trained.
     `manifests` are those of the stages read, in the order in which they ran. `has_template` says whether the student
-    takes conversations.
+    takes conversations, and `is_module` whether it is a plain module, which `transformers` does not open.
     """
 
     recipe: Recipe
     measures: Measures
     documents: list[dict[str, Any]]
-    tokens: Mapping[str, NDArray[Any]]
+    values: Mapping[str, NDArray[Any]]
+    classes: Mapping[str, list[str]]
     trained: Mapping[str, Mapping[str, Any]]
     history: Mapping[str, list[dict[str, Any]]]
     manifests: Mapping[str, Mapping[str, Any]]
     teacher: Origin | None
     has_template: bool
+    is_module: bool
 
     @property
     def title(self) -> str:
@@ -82,17 +86,22 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
             where=str(evaluate / "measures.json"),
             mend="run the stage again: potstill evaluate --force",
         )
+    of_tokens = measures.task in ("causal_lm", "masked_lm")
+    table = evaluate / ("tokens.parquet" if of_tokens else "examples.parquet")
+    model = inputs["train"].path / "model"
     order = ("generate", "train", *(f"train.{name}" for name in trainings), "evaluate")
     return Findings(
         recipe=recipe,
         measures=measures,
         documents=_read(evaluate / "documents.json", _json),
-        tokens=_read(evaluate / "tokens.parquet", _columns),
+        values=_read(table, _losses),
+        classes={} if of_tokens else _read(table, _classes),
         trained={name: _read(a.path / "student.json", _json) for name, a in trainings.items()},
         history={name: _read(a.path / "history.jsonl", _json_lines) for name, a in trainings.items()},
         manifests={name: inputs[name].manifest for name in order if name in inputs},
         teacher=teacher,
-        has_template=_has_template(inputs["train"].path / "model"),
+        has_template=_has_template(model),
+        is_module=(model / "module.json").is_file(),
     )
 
 
@@ -120,10 +129,21 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _columns(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The loss of each model on each token; the columns `nll_…` and `kl_…`."""
+def _losses(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The loss of each model on each target; the columns `nll_…` and `kl_…`."""
     import pyarrow.parquet as pq
 
     names = [name for name in pq.read_schema(path).names if name.startswith(("nll_", "kl_"))]
     table = pq.read_table(path, columns=names)
     return {name: np.asarray(table.column(name).to_numpy(), dtype=np.float64) for name in names}
+
+
+def _classes(path: Path) -> dict[str, list[str]]:
+    """The label of each example, and the class that each model says, by the model's name; nothing of embeddings."""
+    import pyarrow.parquet as pq
+
+    names = [name for name in pq.read_schema(path).names if name.startswith("class_")]
+    if not names:
+        return {}
+    table = pq.read_table(path, columns=["label", *names])
+    return {name.removeprefix("class_"): table.column(name).to_pylist() for name in ("label", *names)}

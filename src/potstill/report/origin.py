@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from potstill.models.packages import PACKAGES
 from potstill.models.resolve import locate
-from potstill.recipe import LocalTeacher, Recipe
+from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,29 @@ def origin_of_teacher(recipe: Recipe) -> Origin | None:
         named = list(recipe.teachers)
     if not named:
         return None
-    settings = recipe.teachers[named[0]]
+    return _origin_of_settings(recipe.teachers[named[0]])
+
+
+def _origin_of_settings(settings: TeacherSettings) -> Origin:
     if isinstance(settings, LocalTeacher):
         return origin_of(settings.model, settings.revision)
+    if isinstance(settings, EnsembleTeacher):
+        members = [_origin_of_settings(member) for member in settings.members]
+        names = list(dict.fromkeys(member.name for member in members))
+        # One licence is stated only where all state the same.
+        licences = {member.licence for member in members}
+        notes = tuple(dict.fromkeys(note for member in members for note in member.notes))
+        called = f"an ensemble of {len(members)} ({', '.join(names)})"
+        return Origin(called, None, "", licences.pop() if len(licences) == 1 else "", notes)
     return Origin(str(getattr(settings, "model", settings.kind)), None, "", "", ())
 
 
 def origin_digests(recipe: Recipe) -> Mapping[str, str]:
     """What a stage's key must know of the models that are named: their digests, where they are on disk."""
-    named = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
+    named: list[Any] = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
+    for settings in named:
+        # Members join the list that is being walked: an ensemble may hold another.
+        named += settings.members if isinstance(settings, EnsembleTeacher) else ()
     found: dict[str, str] = {}
     for settings in named:
         model = getattr(settings, "model", None)

@@ -1,31 +1,18 @@
-"""Tables and texts of the page, ready for the template: every figure with its interval, every count with its stage."""
+"""Tables of the page, ready for the template: every figure with its interval, every count with its stage."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from potstill.measures import Comparison, Interval, Measures, ModelMeasures, Speed
+from potstill.measures import HIGHER_IS_BETTER, Comparison, Interval, Measures, ModelMeasures, Speed
 from potstill.report import figures
 from potstill.report.distribution import QUANTILES, Spread, spread_of
 from potstill.report.findings import Findings
-from potstill.report.looks import LOOKS, shown
+from potstill.report.looks import LOOKS
 from potstill.report.verdict import Verdict
-
-TEXT_SHOWN = 4000
-"""Characters of a text; what is longer is cut, and said."""
-
-METRICS = {"kl": "KL from the teacher", "nll": "NLL", "top1_agreement": "top-1 agreement"}
-
-TAGS = {
-    "better": "Better than text alone",
-    "unclear": "No gain over text alone is shown",
-    "worse": "Worse than text alone",
-    "mixed": "Mixed",
-    "unknown": "No control",
-}
+from potstill.report.words import Words, words_of
 
 
 @dataclass(frozen=True)
@@ -47,94 +34,164 @@ class Card:
     note: str
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text beside others: whose it is, how it ended, and how many characters were left out."""
-
-    model: str
-    label: str
-    note: str
-    text: str
-    left_out: int
-
-
-def tag_of(verdict: Verdict) -> str:
+def tag_of(verdict: Verdict, words: Words) -> str:
     """The verdict in a few words, on the control."""
-    return TAGS[verdict.outcome]
+    alone = "text" if words.control == "text only" else "labels"
+    return {
+        "better": f"Better than {alone} alone",
+        "unclear": f"No gain over {alone} alone is shown",
+        "worse": f"Worse than {alone} alone",
+        "mixed": "Mixed",
+        "unknown": "No control",
+        "alone": "Trained without a teacher",
+    }[verdict.outcome]
 
 
 def subtitle_of(findings: Findings) -> str:
     """`smollm2-135m-instruct, 30 layers, 134.5M parameters → 15 layers, 81.4M parameters`."""
     teacher, student = findings.measures.models.get("teacher"), findings.student
-    small = f"{student.layers} layers, {figures.large(student.parameters)} parameters"
     if teacher is None or findings.teacher is None:
-        return small
-    return (
-        f"{findings.teacher.name}: {teacher.layers} layers, {figures.large(teacher.parameters)} parameters "
-        f"→ student: {small}"
-    )
+        return _described(student)
+    return f"{findings.teacher.name}: {_described(teacher)} → student: {_described(student)}"
+
+
+def _described(model: ModelMeasures) -> str:
+    layers = f"{model.layers} layers, " if model.layers else ""
+    return f"{layers}{figures.large(model.parameters)} parameters"
 
 
 def cards_of(findings: Findings) -> list[Card]:
     """The key figures."""
-    measures, student = findings.measures, findings.student
+    measures, student, words = findings.measures, findings.student, words_of(findings.measures)
     teacher = measures.models.get("teacher")
     fewer = f"teacher {figures.large(teacher.parameters)}" if teacher else ""
     cards = [Card("Parameters", figures.large(student.parameters), _relative(student, teacher), fewer)]
+    if student.accuracy is not None:
+        chance = "" if measures.chance is None else f"chance {figures.percent(measures.chance, 1)}"
+        theirs = teacher.accuracy if teacher is not None else None
+        note = f"teacher {figures.percent(theirs.value, 1)}" if theirs is not None else chance
+        cards.append(_share_card(words.accuracy, student.accuracy, note))
+    if student.kept is not None:
+        cards.append(_share_card("Kept", student.kept, f"of the teacher’s {words.accuracy.lower()}"))
     if student.top1_agreement is not None:
-        value, _, beside = figures.percent_interval(student.top1_agreement).partition(" [")
-        cards.append(Card("Top-1 agreement", value, f"[{beside}", "first choice is the teacher’s"))
+        cards.append(_share_card(words.agreement, student.top1_agreement, words.agrees))
+    if student.flips is not None:
+        won = figures.percent(student.flips.won.value, 1)
+        cards.append(_share_card("Lost to the teacher", student.flips.lost, f"right there, wrong here; reverse {won}"))
+    if student.similarity_correlation is not None:
+        value, _, beside = figures.interval(student.similarity_correlation).partition(" ")
+        cards.append(Card("Similarity correlation", value, beside, "cosines of pairs, with the teacher’s"))
     if student.kl is not None:
         value, _, beside = figures.interval(student.kl).partition(" ")
-        cards.append(Card("KL from the teacher", value, beside, "nats per token; 0 is the teacher itself"))
-    note = f"teacher {_exponential(teacher.perplexity)}" if teacher else "on held-out text"
-    cards.append(Card("Perplexity", _exponential(student.perplexity), _perplexity_brackets(student.nll), note))
-    worth = measures.comparison("student", "text_only", "kl") or measures.comparison("student", "text_only", "nll")
-    if worth is not None:
-        value, _, beside = figures.difference(worth.difference).partition(" ")
-        metric = METRICS[worth.metric].split()[0]
-        zero = "" if worth.excludes_zero else "; includes 0"
-        cards.append(Card(f"{metric} against text only", value, beside, f"nats per token; below 0 is better{zero}"))
+        cards.append(Card("KL from the teacher", value, beside, f"nats per {words.unit}; 0 is the teacher itself"))
+    if student.perplexity is not None and student.nll is not None:
+        note = "on held-out text"
+        if teacher is not None and teacher.perplexity is not None:
+            note = f"teacher {_exponential(teacher.perplexity)}"
+        value = _exponential(student.perplexity)
+        cards.append(Card(words.perplexity, value, _perplexity_brackets(student.nll), note))
+    if (worth := _worth_card(measures, words)) is not None:
+        cards.append(worth)
     if student.speed is not None:
-        rate = student.speed.decode_tokens_per_second
-        beside = _spread(student.speed.decode_spread)
-        other = teacher.speed if teacher is not None else None
-        note = f"tokens/s; teacher {figures.rate(other.decode_tokens_per_second)}" if other else "tokens/s"
-        cards.append(Card("Decode rate", figures.rate(rate), beside, note))
+        cards += _speed_card(student.speed, teacher.speed if teacher is not None else None)
     return cards
 
 
+def _share_card(label: str, found: Interval, note: str) -> Card:
+    value, _, beside = figures.percent_interval(found).partition(" [")
+    return Card(label, value, f"[{beside}", note)
+
+
+def _worth_card(measures: Measures, words: Words) -> Card | None:
+    """The paired difference to the control, in the first metric that there is."""
+    compared = (measures.comparison("student", "text_only", metric) for metric in words.metrics)
+    worth = next((c for c in compared if c is not None), None)
+    if worth is None:
+        return None
+    zero = "" if worth.excludes_zero else "; includes 0"
+    name = f"{words.metric(worth.metric).split()[0]} against {words.control}"
+    if worth.metric in HIGHER_IS_BETTER:
+        value, _, beside = figures.points(worth.difference).partition(" ")
+        return Card(name[:1].upper() + name[1:], value, beside, f"points; above 0 is better{zero}")
+    value, _, beside = figures.difference(worth.difference).partition(" ")
+    return Card(name, value, beside, f"nats per {words.unit}; below 0 is better{zero}")
+
+
+def _speed_card(mine: Speed, other: Speed | None) -> list[Card]:
+    for label, unit, kind in (("Decode rate", "tokens/s", "decode"), ("Rate", "examples/s", "examples")):
+        rate, spread = rate_of(mine, kind)
+        if rate is not None and spread is not None:
+            theirs = None if other is None else rate_of(other, kind)[0]
+            note = unit if theirs is None else f"{unit}; teacher {figures.rate(theirs)}"
+            return [Card(label, figures.rate(rate), _spread(spread), note)]
+    return []
+
+
 def models_table(measures: Measures) -> Table:
-    """All models on the held-out records."""
+    """All models on the held-out records, in what the task knows."""
+    words = words_of(measures)
     present = [measures.models[name] for name in LOOKS if name in measures.models]
-    head = ("", "KL, nats", "top-1 agreement", "NLL, nats", "perplexity", "parameters", "layers")
-    rows = [
-        (
-            shown(m.name),
-            figures.interval(m.kl),
-            figures.percent_interval(m.top1_agreement),
-            figures.interval(m.nll),
-            _perplexity(m),
-            figures.large(m.parameters),
-            str(m.layers),
-        )
-        for m in present
+    columns: list[tuple[str, Callable[[ModelMeasures], str]]] = [
+        (words.accuracy.lower(), lambda m: figures.percent_interval(m.accuracy)),
+        ("kept", lambda m: figures.percent_interval(m.kept)),
+        ("KL, nats", lambda m: figures.interval(m.kl)),
+        (words.agreement.lower(), lambda m: figures.percent_interval(m.top1_agreement)),
+        ("similarity correlation", lambda m: figures.interval(m.similarity_correlation)),
+        ("NLL, nats", lambda m: figures.interval(m.nll)),
+        (words.perplexity.lower(), _perplexity),
+        ("parameters", lambda m: figures.large(m.parameters)),
+        ("layers", lambda m: str(m.layers) if m.layers else figures.NONE),
     ]
-    return Table(head, rows, [m.name for m in present])
+    said = [(head, [value(m) for m in present]) for head, value in columns]
+    told = [(head, cells) for head, cells in said if any(cell != figures.NONE for cell in cells)]
+    rows = [(words.shown(m.name), *(cells[i] for _, cells in told)) for i, m in enumerate(present)]
+    return Table(("", *(head for head, _ in told)), rows, [m.name for m in present])
+
+
+def flips_table(measures: Measures) -> Table | None:
+    """Who is right where the teacher is wrong, and the other way round."""
+    words = words_of(measures)
+    told = [(m.name, m.flips) for name in LOOKS if (m := measures.models.get(name)) is not None and m.flips is not None]
+    if not told:
+        return None
+    head = ("", "teacher right, model wrong", "teacher wrong, model right")
+    rows = [
+        (words.shown(name), figures.percent_interval(flips.lost), figures.percent_interval(flips.won))
+        for name, flips in told
+    ]
+    return Table(head, rows, [name for name, _ in told])
 
 
 def differences_table(measures: Measures) -> Table:
     """Every paired comparison that was made."""
+    words = words_of(measures)
     rows = [
         (
-            f"{shown(c.model)} − {shown(c.against)}",
-            METRICS[c.metric],
-            f"{figures.points(c.difference)} points" if c.metric == "top1_agreement" else _nats(c),
-            _reading(c),
+            f"{words.shown(c.model)} − {words.shown(c.against)}",
+            words.metric(c.metric),
+            f"{figures.points(c.difference)} points" if c.metric in HIGHER_IS_BETTER else _nats(c),
+            _reading(c, words),
         )
         for c in measures.comparisons
     ]
     return Table(("pair", "metric", "difference", "reading"), rows)
+
+
+RATES = (
+    ("prefill", "prefill, tokens/s", "Prefill, tokens per second"),
+    ("decode", "decode, tokens/s", "Decode, tokens per second"),
+    ("examples", "examples/s", "Examples per second"),
+)
+"""Kinds of rate, as rows of a table and as titles."""
+
+
+def rate_of(speed: Speed, kind: str) -> tuple[float | None, tuple[float, float] | None]:
+    """A rate per second and its spread, None where the model has none of the kind."""
+    if kind == "examples":
+        return speed.examples_per_second, speed.examples_spread
+    if kind == "decode":
+        return speed.decode_tokens_per_second, speed.decode_spread
+    return speed.prefill_tokens_per_second, speed.prefill_spread
 
 
 def size_table(measures: Measures) -> Table | None:
@@ -147,28 +204,33 @@ def size_table(measures: Measures) -> Table | None:
     ]
     speeds = [m.speed for m in sides if m.speed is not None]
     if speeds and len(speeds) == len(sides):
+        rows += _rate_rows(speeds)
         rows += [
-            (
-                "prefill, tokens/s",
-                *map(_prefill, speeds),
-                _ratio([s.prefill_tokens_per_second for s in speeds]) + _overlap([s.prefill_spread for s in speeds]),
-            ),
-            (
-                "decode, tokens/s",
-                *map(_decode, speeds),
-                _ratio([s.decode_tokens_per_second for s in speeds]) + _overlap([s.decode_spread for s in speeds]),
-            ),
             ("peak memory", *(figures.size(s.peak_bytes) for s in speeds), _ratio([s.peak_bytes for s in speeds])),
             ("measured in", *(s.dtype for s in speeds), ""),
         ]
-    return Table(("", *(shown(m.name) for m in sides), "student ÷ teacher"), rows)
+    if len(sides) == 1:
+        # A ratio needs two.
+        return Table(("", "student"), [row[:2] for row in rows])
+    return Table(("", *(m.name for m in sides), "student ÷ teacher"), rows)
+
+
+def _rate_rows(speeds: Sequence[Speed]) -> list[tuple[str, ...]]:
+    rows = []
+    for kind, label, _ in RATES:
+        found = [(rate, spread) for rate, spread in (rate_of(s, kind) for s in speeds) if rate and spread]
+        if len(found) == len(speeds):
+            ratio = _ratio([rate for rate, _ in found]) + _overlap([spread for _, spread in found])
+            rows.append((label, *(f"{figures.rate(rate)} {_spread(spread)}" for rate, spread in found), ratio))
+    return rows
 
 
 def spread_table(findings: Findings, loss: str, models: Sequence[str]) -> Table | None:
-    """Quantiles of one loss per token, by model. `loss` is `kl` or `nll`."""
+    """Quantiles of one loss per target, by model. `loss` is `kl` or `nll`."""
+    words = words_of(findings.measures)
     found: list[tuple[str, Spread]] = []
     for name in models:
-        column = findings.tokens.get(f"{loss}_{name}")
+        column = findings.values.get(f"{loss}_{name}")
         if column is not None and (spread := spread_of(column)) is not None:
             found.append((name, spread))
     if not found:
@@ -176,7 +238,7 @@ def spread_table(findings: Findings, loss: str, models: Sequence[str]) -> Table 
     head = ("nats", "median", *(figures.percent(q) for q in QUANTILES[1:]), "largest", "borne by the worst tenth")
     rows = [
         (
-            shown(name) + (f" ({s.not_finite} not finite)" if s.not_finite else ""),
+            words.shown(name) + (f" ({s.not_finite} not finite)" if s.not_finite else ""),
             *(figures.number(q) for q in s.quantiles),
             figures.number(s.largest),
             figures.percent(s.on_worst) if s.on_worst is not None else figures.NONE,
@@ -184,54 +246,6 @@ def spread_table(findings: Findings, loss: str, models: Sequence[str]) -> Table 
         for name, s in found
     ]
     return Table(head, rows, [name for name, _ in found])
-
-
-# ---- texts -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Document:
-    """A held-out document and what the models made of it."""
-
-    heading: str
-    losses: str
-    prompt: Text
-    reference: Text
-    answers: Sequence[Text]
-
-
-def documents_of(findings: Findings) -> list[Document]:
-    """The worst documents, with the texts side by side."""
-    limit = findings.recipe.evaluate.sample_tokens if findings.recipe.evaluate is not None else 0
-    return [_document(raw, limit) for raw in findings.documents[: findings.recipe.report.worst_documents]]
-
-
-def _document(raw: Mapping[str, Any], limit: int) -> Document:
-    kl, teacher, student = raw.get("kl"), raw.get("nll_teacher"), raw["nll_student"]
-    losses = [f"NLL of the student {figures.number(student)}"]
-    if teacher is not None:
-        losses.append(f"of the teacher {figures.number(teacher)}")
-    worst = f"KL {figures.number(kl)}" if kl is not None else f"NLL {figures.number(student)}"
-    answers = raw.get("answers") or {}
-    finished = raw.get("finished") or {}
-    ended = {name: _ended(finished.get(name), limit) for name in answers}
-    return Document(
-        heading=f"{worst} nats per token, over {figures.count(raw['targets'])} tokens",
-        losses=", ".join(losses),
-        prompt=_text("", "Prompt", "", raw["prompt"]),
-        reference=_text("", "Held-out text", "what the figures are measured on", raw["reference"]),
-        answers=[_text(n, f"{shown(n)} writes", ended[n], answers[n]) for n in LOOKS if n in answers],
-    )
-
-
-def _ended(finished: bool | None, limit: int) -> str:
-    if finished is None:
-        return ""
-    return "stopped by itself" if finished else f"cut at {limit} tokens"
-
-
-def _text(model: str, label: str, note: str, text: str) -> Text:
-    return Text(model, label[:1].upper() + label[1:], note, text[:TEXT_SHOWN], max(0, len(text) - TEXT_SHOWN))
 
 
 # ---- what was left out, and what it cost -------------------------------------------------------------------------
@@ -271,7 +285,8 @@ def _work_of(stage: str, findings: Findings) -> str:
             f", {figures.count(again)} of {figures.count(facts['answers'])} answers from the journal" if again else ""
         )
     if stage == "evaluate":
-        return f"{figures.count(findings.measures.targets)} held-out tokens, {len(findings.models)} models"
+        units = words_of(findings.measures).units
+        return f"{figures.count(findings.measures.targets)} held-out {units}, {len(findings.models)} models"
     facts = findings.trained["student" if stage == "train" else stage.removeprefix("train.")]
     said = f"{figures.count(facts['tokens'])} tokens" if facts.get("tokens") is not None else ""
     return said + (f", {figures.count(facts['steps'])} steps" if facts.get("steps") is not None else "")
@@ -288,6 +303,8 @@ def _relative(student: ModelMeasures, teacher: ModelMeasures | None) -> str:
 
 
 def _perplexity(model: ModelMeasures) -> str:
+    if model.perplexity is None or model.nll is None:
+        return figures.NONE
     return f"{_exponential(model.perplexity)} {_perplexity_brackets(model.nll)}"
 
 
@@ -305,20 +322,10 @@ def _nats(c: Comparison) -> str:
     return f"{figures.difference(c.difference)} nats"
 
 
-def _reading(c: Comparison) -> str:
+def _reading(c: Comparison, words: Words) -> str:
     if not c.excludes_zero:
         return "interval includes 0: no difference is shown"
-    lower_is_better = c.metric != "top1_agreement"
-    better = (c.difference.value < 0) == lower_is_better
-    return f"{shown(c.model)} is {'better' if better else 'worse'}"
-
-
-def _prefill(speed: Speed) -> str:
-    return f"{figures.rate(speed.prefill_tokens_per_second)} {_spread(speed.prefill_spread)}"
-
-
-def _decode(speed: Speed) -> str:
-    return f"{figures.rate(speed.decode_tokens_per_second)} {_spread(speed.decode_spread)}"
+    return f"{words.shown(c.model)} is {'better' if c.better else 'worse'}"
 
 
 def _spread(spread: tuple[float, float]) -> str:

@@ -1,7 +1,7 @@
 """Two sentences: what the student kept and lost, and what its teacher was worth.
 
 The second says plainly when nothing is shown: where the interval of the paired difference to the same student trained
-on the text alone includes 0, that is the verdict.
+without the teacher includes 0, that is the verdict.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from potstill.measures import Comparison, Measures, ModelMeasures
-from potstill.report.figures import count, difference, interval, large, number, percent, percent_interval
+from potstill.measures import HIGHER_IS_BETTER, Comparison, Interval, Measures, ModelMeasures
+from potstill.report.figures import count, difference, interval, large, number, percent, percent_interval, points
+from potstill.report.words import Words, words_of
 
-Worth = Literal["better", "unclear", "worse", "mixed", "unknown"]
-"""Of the teacher's distributions, as the control shows it; unknown without that control."""
-
-
-_METRIC = {"kl": "KL from the teacher", "nll": "NLL"}
+Worth = Literal["better", "unclear", "worse", "mixed", "unknown", "alone"]
+"""Of the teacher's signals, as the control shows it; unknown without that control, alone without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +32,73 @@ class Verdict:
 
 def judge(measures: Measures) -> Verdict:
     """The verdict on a student, in plain text."""
-    outcome, worth = _worth(measures)
-    return Verdict(_kept(measures), worth, outcome)
+    words = words_of(measures)
+    outcome, worth = _worth(measures, words)
+    return Verdict(_kept(measures, words), worth, outcome)
 
 
-def _kept(measures: Measures) -> str:
+# ---- what it kept ------------------------------------------------------------------------------------------------
+
+
+def _kept(measures: Measures, words: Words) -> str:
     student, teacher = measures.models["student"], measures.models.get("teacher")
-    held_out = f"{count(measures.targets)} held-out tokens"
-    if teacher is None or student.kl is None or student.top1_agreement is None:
-        return (
-            f"The student has {large(student.parameters)} parameters and an NLL of {interval(student.nll)} nats per "
-            f"token on {held_out}; there is no teacher to hold it against."
-        )
+    held_out = f"{count(measures.targets)} held-out {words.units}"
+    if teacher is None or student.top1_agreement is None:
+        return _alone(measures, student, words, held_out)
+    smaller = (
+        f"The student has {_fewer(student, teacher)} than its teacher ({large(student.parameters)} of "
+        f"{large(teacher.parameters)})"
+    )
+    if student.accuracy is not None and teacher.accuracy is not None:
+        return f"{smaller} and {_right(student, teacher, words, held_out)}."
+    agrees = _agrees(student, words, held_out)
+    if student.kl is None:
+        found = student.similarity_correlation
+        similar = "" if found is None else f"; the cosines of pairs correlate with the teacher’s at {interval(found)}"
+        return f"{smaller} and its {agrees}{similar}."
     lost = measures.comparison("student", "teacher", "nll")
     return (
-        f"The student has {_fewer(student, teacher)} than its teacher ({large(student.parameters)} of "
-        f"{large(teacher.parameters)}) and its first choice of token is the teacher’s on "
-        f"{percent_interval(student.top1_agreement)} of {held_out}; what it lost is a KL of "
-        f"{interval(student.kl)} nats per token" + (f"{_loss_on_text(lost)}." if lost is not None else ".")
+        f"{smaller} and its {agrees}; what it lost is a KL of {interval(student.kl)} nats per {words.unit}"
+        + (_loss_on_text(lost) if lost is not None else "")
+        + "."
     )
+
+
+def _agrees(student: ModelMeasures, words: Words, held_out: str) -> str:
+    """`first choice of token is the teacher's on 41 % of 480 held-out tokens`."""
+    first = "first choice of token is the teacher’s" if "token" in words.unit else words.agrees
+    return f"{first} on {percent_interval(student.top1_agreement)} of {held_out}"
+
+
+def _right(student: ModelMeasures, teacher: ModelMeasures, words: Words, held_out: str) -> str:
+    """Accuracy beside the teacher's, the share kept, and what the two numbers hide."""
+    said = (
+        f"{_a(words)} of {percent_interval(student.accuracy)} on {held_out}, where its teacher has "
+        f"{percent_interval(teacher.accuracy)}"
+    )
+    if student.kept is not None:
+        said += f", so it keeps {percent_interval(student.kept)} of it"
+    if student.flips is not None:
+        lost, won = (percent_interval(share) for share in (student.flips.lost, student.flips.won))
+        said += f"; {lost} are right with the teacher and wrong with the student, {won} the other way round"
+    return said
+
+
+def _alone(measures: Measures, student: ModelMeasures, words: Words, held_out: str) -> str:
+    """A student that is held against no teacher."""
+    if student.accuracy is not None:
+        chance = "" if measures.chance is None else f" (chance is {percent(measures.chance, 1)})"
+        said = f"{_a(words)} of {percent_interval(student.accuracy)} on {held_out}{chance}"
+    elif student.nll is not None:
+        said = f"an NLL of {interval(student.nll)} nats per {words.unit} on {held_out}"
+    else:
+        said = f"no label to be right about on {held_out}"
+    return f"The student has {large(student.parameters)} parameters and {said}; there is no teacher to hold it against."
+
+
+def _a(words: Words) -> str:
+    named = words.accuracy.lower()
+    return f"an {named}" if named[:1] in "aeiou" else f"a {named}"
 
 
 def _fewer(student: ModelMeasures, teacher: ModelMeasures) -> str:
@@ -71,65 +117,82 @@ def _loss_on_text(lost: Comparison) -> str:
     return f", while its NLL is lower than its teacher’s by {_size(lost)}"
 
 
-def _worth(measures: Measures) -> tuple[Worth, str]:
-    compared = [measures.comparison("student", "text_only", metric) for metric in ("kl", "nll")]
-    kl, nll = compared
-    if nll is None:
-        return "unknown", _without_control(measures)
-    told = [c for c in (kl, nll) if c is not None]
+# ---- what the teacher was worth ----------------------------------------------------------------------------------
+
+
+def _worth(measures: Measures, words: Words) -> tuple[Worth, str]:
+    told = [c for metric in words.metrics if (c := measures.comparison("student", "text_only", metric)) is not None]
+    if not told:
+        return _without_control(measures, words)
     outcome = _outcome(told)
-    said = " and ".join(_beside(c) for c in told)
     at = f"{number(100 * measures.confidence, 0)} %"
     paired = f"paired over {count(measures.groups)} groups"
-    against = "the same student trained equally long on the text alone"
+    against = f"the same student trained equally long on {words.alone}"
     if outcome == "unclear":
-        found = " and ".join(f"in {_METRIC[c.metric]} {difference(c.difference)}" for c in told)
+        found = " and ".join(f"in {words.metric(c.metric)} {_difference(c)}" for c in told)
         zero = "both intervals include 0" if len(told) == 2 else "the interval includes 0"
         return outcome, (
             f"That the teacher’s distributions were worth anything is not shown: against {against}, "
-            f"the difference is {found} nats, and {zero} ({at}, {paired})."
+            f"the difference is {found}, and {zero} ({at}, {paired})."
         )
+    said = " and ".join(_beside(c, words) for c in told)
     if outcome == "worse":
         return outcome, f"It is worse than {against}: {said} ({at} intervals, {paired})."
     if outcome == "mixed":
-        said = " but ".join(_beside(c) for c in told)
+        said = " but ".join(_beside(c, words) for c in told)
         return outcome, f"Compared with {against}, {said} ({at} intervals, {paired})."
     return outcome, f"It is better than {against}: {said} ({at} intervals, {paired})."
 
 
 def _outcome(told: list[Comparison]) -> Worth:
     """Better or worse only where both metrics exclude 0 and point the same way."""
-    signs = {(-1 if c.difference.value < 0 else 1) if c.excludes_zero else 0 for c in told}
-    if signs == {-1}:
-        return "better"
+    signs = {(1 if c.better else -1) if c.excludes_zero else 0 for c in told}
     if signs == {1}:
+        return "better"
+    if signs == {-1}:
         return "worse"
     return "unclear" if signs == {0} else "mixed"
 
 
-def _beside(c: Comparison) -> str:
+def _without_control(measures: Measures, words: Words) -> tuple[Worth, str]:
+    metrics = words.metrics if "teacher" in measures.models else ("accuracy", "nll")
+    found = next((c for m in metrics if (c := measures.comparison("student", "untrained", m)) is not None), None)
+    compared = "" if found is None else f"compared with the untrained student, {_beside(found, words)}"
+    if "teacher" not in measures.models and measures.task != "causal_lm":
+        return "alone", f"{compared[:1].upper()}{compared[1:] or 'It was compared with no other model'}."
+    if measures.task == "sentence_embedding":
+        missing = "What the teacher was worth is shown by no control: an embedding has none that learns without it"
+    else:
+        missing = (
+            f"What the teacher’s distributions were worth is not known, since no control was trained on {words.alone} "
+            "(train.controls: [text_only])"
+        )
+    return "unknown", f"{missing}; {compared}." if compared else f"{missing}."
+
+
+# ---- parts of sentences ------------------------------------------------------------------------------------------
+
+
+def _beside(c: Comparison, words: Words) -> str:
     """`its KL is lower by 0.38 nats [0.26, 0.51]`."""
-    name = _METRIC[c.metric]
+    name = words.metric(c.metric)
     if not c.excludes_zero:
-        return f"no difference in {name} is shown ({difference(c.difference)} nats)"
+        return f"no difference in {name} is shown ({_difference(c)})"
     return f"its {name} is {'lower' if c.difference.value < 0 else 'higher'} by {_size(c)}"
+
+
+def _difference(c: Comparison) -> str:
+    if c.metric in HIGHER_IS_BETTER:
+        return f"{points(c.difference)} points"
+    return f"{difference(c.difference)} nats"
 
 
 def _size(c: Comparison) -> str:
     """The size of a difference whose direction is said in words, with its interval."""
     d = c.difference
     if d.value < 0:
-        d = type(d)(-d.value, -d.high, -d.low)
+        d = Interval(-d.value, -d.high, -d.low)
+    if c.metric in HIGHER_IS_BETTER:
+        return f"{number(100 * d.value, 1)} points [{number(100 * d.low, 1)}, {number(100 * d.high, 1)}]"
     value, _, brackets = interval(d).partition(" ")
     return f"{value} nats {brackets}"
-
-
-def _without_control(measures: Measures) -> str:
-    untrained = measures.comparison("student", "untrained", "kl")
-    missing = (
-        "What the teacher’s distributions were worth is not known, since no control was trained on the text alone "
-        "(train.controls: [text_only])"
-    )
-    if untrained is None:
-        return f"{missing}."
-    return f"{missing}; compared with the untrained student, {_beside(untrained)}."

@@ -1,0 +1,122 @@
+"""Embeddings of sentences: who is nearest to whom, and whether the teacher sees it so.
+
+Every example becomes one vector of length 1: the last hidden states, pooled. Nearest is the largest cosine among the
+other examples, those of its own group left out (they are made of the same text). Cosines are computed by blocks of
+rows, so that no whole N × N matrix is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from potstill.evaluate.fidelity import Advance, Batches, check_numbers, device_of
+from potstill.evaluate.scores import Scores
+from potstill.models.anatomy import dims
+from potstill.models.live import evaluating, live_signals
+from potstill.recipe import Pooling
+from potstill.signals import Ask, Side, View
+
+_BLOCK_ROWS = 1024
+MOST_PAIRS = 5000
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model's vectors [N,D], each of length 1, and the number of each one's nearest neighbour [N]."""
+
+    vectors: Float[Tensor, "N D"]
+    nearest: NDArray[np.int64]
+
+    def cosines(self, others: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The cosine of each vector and another one [N]."""
+        found: NDArray[np.float32] = (self.vectors * self.vectors[torch.from_numpy(others)]).sum(-1).numpy()
+        return found
+
+
+def embed(
+    model: nn.Module, batches: Batches, pooling: Pooling, advance: Advance, name: str = "student"
+) -> Float[Tensor, "N D"]:
+    """The vectors of all held-out examples, in order, in fp32 on the processor. The model is left in the mode in which
+    it was found.
+
+    Raises:
+        ModelError: they are not numbers.
+    """
+    side: Side = "teacher" if name == "teacher" else "student"
+    tap = f"hidden.{dims(model).layers}"
+    vectors: Tensor | None = None
+    with torch.no_grad(), evaluating(model):
+        for index in range(len(batches)):
+            batch, numbers = batches.batch(index, device_of(model)), batches.numbers(index)
+            states = live_signals(model, batch, side, Ask(taps=frozenset({tap}))).taps[tap]
+            made = torch.nn.functional.normalize(pooled(states.float(), batch.text(side), pooling), dim=-1).cpu()
+            if vectors is None:
+                vectors = torch.empty(batches.targets, made.shape[-1])
+            vectors[torch.from_numpy(numbers)] = made
+            advance(len(numbers))
+    assert vectors is not None
+    check_numbers(vectors.sum(-1).numpy(), name)
+    return vectors
+
+
+def pooled(states: Float[Tensor, "B T H"], view: View, how: Pooling) -> Float[Tensor, "B H"]:
+    """One vector per row (none is packed here): the mean or maximum over its tokens, or the first or last one's."""
+    real = (view.segment_ids > 0).to(states.device)
+    if how == "mean":
+        return (states * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1)
+    if how == "max":
+        return states.masked_fill(~real[..., None], float("-inf")).amax(1)
+    rows = torch.arange(states.shape[0], device=states.device)
+    return states[rows, real.sum(1) - 1 if how == "last" else torch.zeros_like(rows)]
+
+
+def nearest(vectors: Float[Tensor, "N D"], groups: Sequence[str]) -> NDArray[np.int64]:
+    """The number of each example's nearest among those of other groups; of equals, the first."""
+    _, numbers = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
+    group_of: Int[Tensor, " N"] = torch.from_numpy(numbers)
+    found = []
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        cosines = vectors[block] @ vectors.T
+        cosines.masked_fill_(group_of[block, None] == group_of[None, :], float("-inf"))
+        found.append(cosines.argmax(-1))
+    return torch.cat(found).numpy()
+
+
+def pairs_of(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Random pairs of examples [P,2] that do not depend on each other: one example of each group, each in one pair."""
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(len(groups))
+    _, first = np.unique(np.asarray(groups, dtype=np.str_)[shuffled], return_index=True)
+    ones = random.permutation(shuffled[first])
+    return ones[: len(ones) // 2 * 2].reshape(-1, 2)[:MOST_PAIRS]
+
+
+def score_neighbours(
+    mine: Embedded, teacher: Embedded | None, labels: NDArray[np.int64], pairs: NDArray[np.int64]
+) -> Scores:
+    """What is measured of an embedding.
+
+    Args:
+        mine: the model's.
+        teacher: the teacher's; None for the teacher itself, or where there is none.
+        labels: the class of each example [N], −1 where it has none.
+        pairs: pairs of examples [P,2], the same for all models.
+    """
+    sides = (mine.vectors[torch.from_numpy(pairs[:, side])] for side in (0, 1))
+    left, right = sides
+    return Scores(
+        agree=None if teacher is None else mine.nearest == teacher.nearest,
+        correct=None if (labels < 0).any() else labels[mine.nearest] == labels,
+        predicted=mine.nearest,
+        confidence=mine.cosines(mine.nearest),
+        regret=None if teacher is None else teacher.cosines(teacher.nearest) - teacher.cosines(mine.nearest),
+        pairs=(left * right).sum(-1).double().numpy(),
+    )
