@@ -109,11 +109,12 @@ def test_the_teacher_has_no_dropout_even_if_somebody_trains_it(tmp_path: Path) -
     teacher = tiny_model("gpt2", layers=2, seed=2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     made = trainer(tmp_path, student=tiny_model("gpt2", layers=1, seed=1), teacher=teacher)
     batch = Batch.from_inputs(made.reading.collate(made.train_rows[:4]))
-    needs = [HiddenCosine().needs(), ForwardKL().needs()]
-    quiet = made.module.teacher.signals(batch, needs)
+    ask = made.module.asks["teacher"]
+    assert ask.response and ask.taps
+    quiet = made.module.teacher.signals(batch, ask)
     teacher.train()
     made.module.train()
-    again = made.module.teacher.signals(batch, needs)
+    again = made.module.teacher.signals(batch, ask)
     assert torch.equal(quiet.head.hidden, again.head.hidden)
     assert not again.head.hidden.requires_grad
 

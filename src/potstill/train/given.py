@@ -22,7 +22,7 @@ from potstill.models.labels import labels_of
 from potstill.models.live import live_signals
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import locate, resolve
-from potstill.models.tasks import is_plain, task_of, unwrap
+from potstill.models.tasks import task_of, unwrap
 from potstill.objectives import Objective
 from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Masking, ObjectiveSettings
 from potstill.registry import build, settings_class
@@ -94,7 +94,7 @@ def given_student(model: str | nn.Module, peft_config: PeftConfig | None = None)
     if peft_config is not None:
         assert isinstance(model, PreTrainedModel)
         model = get_peft_model(model, peft_config)
-    embeddings = None if is_plain(model) else unwrap(model).get_input_embeddings()
+    embeddings = None if task_of(model) == "image_classification" else unwrap(model).get_input_embeddings()
     if isinstance(embeddings, nn.Embedding):
         # Padding is known by length, never by its id: a pad token that is the end token too must learn (rule 4).
         embeddings.padding_idx = None
