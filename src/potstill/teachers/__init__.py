@@ -2,6 +2,8 @@
 
 from potstill.teachers import local
 from potstill.teachers.base import Teacher
+from potstill.teachers.cached import SignalCache
+from potstill.teachers.ensemble import Ensemble
 from potstill.teachers.local import LocalModel
 
-__all__ = ["LocalModel", "Teacher", "local"]
+__all__ = ["Ensemble", "LocalModel", "SignalCache", "Teacher", "local"]

@@ -1,4 +1,4 @@
-"""A causal language model on this machine: it writes, and it gives its distributions and inner states."""
+"""A model on this machine: it gives its distributions and inner states, and a causal language model writes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.console import Console
 from potstill.data import ChatTokenizer, prompt_ids
-from potstill.errors import DataError
+from potstill.errors import CapabilityError, DataError
 from potstill.models.anatomy import dims
-from potstill.models.folder import ModelSource, read_config
+from potstill.models.folder import ModelSource, is_module, read_config
+from potstill.models.kinds import OF_TEXT, own_task
+from potstill.models.labels import labels_in, labels_of
 from potstill.models.live import live_signals
 from potstill.models.load import has_fast_bf16, load_model, load_tokenizer, pick_device, pick_dtype
 from potstill.models.resolve import resolve
 from potstill.recipe import LocalTeacher
 from potstill.registry import implements
 from potstill.signals import Ask, Batch, ModelDims, Signals
+from potstill.teachers.cached import SignalCache
 from potstill.teachers.writing import stop_token_ids, write
-from potstill.types import Answer, Capability, Request
+from potstill.types import Answer, Capability, Request, Task
 
 
 @implements(LocalTeacher)
@@ -49,22 +53,43 @@ class LocalModel:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Everything but ready-made log-probabilities."""
+        """Everything but ready-made log-probabilities: what some model of this kind can give. Whether this one does is
+        known when it has been found."""
         return self.settings.capabilities
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The `transformers` tokenizer, chat template included."""
-        return load_tokenizer(self.source, self.settings.trust_remote_code)
+    def task(self) -> Task:
+        """What the model was saved for; no weights are loaded."""
+        if is_module(self.source.path):
+            return "image_classification"
+        task = own_task(read_config(self.source.path))
+        assert task is not None  # else `resolve` has refused it
+        return task
 
     @cached_property
-    def model(self) -> PreTrainedModel:
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of its classes, in order; None where it has none."""
+        if is_module(self.source.path):
+            return labels_of(self.model)
+        classifies = self.task in ("sequence_classification", "image_classification")
+        return labels_in(read_config(self.source.path)) if classifies else None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The `transformers` tokenizer, chat template included; None where the model reads no text."""
+        return load_tokenizer(self.source, self.settings.trust_remote_code) if self.task in OF_TEXT else None
+
+    @cached_property
+    def model(self) -> nn.Module:
         """The model that gives distributions and inner states: frozen, in evaluation mode."""
         return self._load(self._dtype)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """Who answers: what an answer depends on, beside the request."""
+        """Who answers: what an answer depends on, beside the request. Of a model that does not write, what its signals
+        depend on."""
+        if self.task != "causal_lm":
+            return self.signals_identity
         return {
             "kind": self.settings.kind,
             "model": self.source.name,
@@ -76,9 +101,39 @@ class LocalModel:
         }
 
     @cached_property
+    def signals_identity(self) -> Mapping[str, Any]:
+        """What its signals depend on, beside the batch."""
+        return {
+            "kind": self.settings.kind,
+            "model": self.source.name,
+            "revision": self.source.revision,
+            "digest": self.source.digest,
+            "dtype": _name(self._dtype),
+            "quantization": self.settings.quantization,
+            "attention": self.settings.attn_implementation,
+            "device": self._device.type,
+        }
+
+    @cached_property
     def dims(self) -> ModelDims:
         """Its sizes."""
-        return dims(self.model)
+        return self.cache.dims(lambda: dims(self.model)) if self.cache is not None else dims(self.model)
+
+    @cached_property
+    def cache(self) -> SignalCache | None:
+        """Where its signals are kept, with `cache: true`.
+
+        Raises:
+            CapabilityError: it is a masked language model, whose texts are masked anew every time.
+        """
+        if not self.settings.cache:
+            return None
+        if self.task == "masked_lm":
+            raise CapabilityError(
+                "what a masked language model gives is not cached: texts are masked anew every time",
+                mend="set cache: false on the teacher",
+            )
+        return SignalCache(self.signals_identity)
 
     @cached_property
     def context_length(self) -> int | None:
@@ -89,7 +144,17 @@ class LocalModel:
 
     def signals(self, batch: Batch, ask: Ask) -> Signals:
         """What is asked of it for a batch: from its own view, in its own precision, without gradient, and in
-        evaluation mode whatever has been done to it in between (rule 8)."""
+        evaluation mode whatever has been done to it in between (rule 8).
+
+        Raises:
+            ModelError: it has no such tensor, or no response (an encoder without head).
+            CapabilityError: with `cache`, something that is not cached.
+        """
+        if self.cache is not None:
+            return self.cache.signals(batch, ask, self._compute, self.dims)
+        return self._compute(batch, ask)
+
+    def _compute(self, batch: Batch, ask: Ask) -> Signals:
         self.model.eval()
         # The student's autocast is not the teacher's.
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
@@ -104,9 +169,15 @@ class LocalModel:
         generation defaults, but for its end tokens. An answer's tokens count its end token.
 
         Raises:
+            CapabilityError: it is no causal language model.
             ValueError: the requests differ in sampling settings, or there is none.
             DataError: a prompt leaves the model no room for an answer, or cannot be rendered.
         """
+        if self.task != "causal_lm":
+            raise CapabilityError(
+                f"{self.source.name} writes no text: it is a model for {self.task}",
+                mend="use a causal language model as the teacher of generate",
+            )
         samplings = {request.sampling for request in requests}
         if len(samplings) != 1:
             raise ValueError(f"a batch has one sampling setting, not {len(samplings)}")
@@ -145,17 +216,21 @@ class LocalModel:
 
     @cached_property
     def _writer(self) -> PreTrainedModel:
-        return self.model if self._writing_dtype == self._dtype else self._load(self._writing_dtype)
+        writer = self.model if self._writing_dtype == self._dtype else self._load(self._writing_dtype)
+        assert isinstance(writer, PreTrainedModel)
+        return writer
 
     @cached_property
     def _chat(self) -> ChatTokenizer:
+        assert self.tokenizer is not None
         return ChatTokenizer.from_transformers(self.tokenizer)
 
     @cached_property
     def _stop_ids(self) -> list[int]:
+        assert self.tokenizer is not None
         return stop_token_ids(self._writer, self.tokenizer)
 
-    def _load(self, dtype: torch.dtype) -> PreTrainedModel:
+    def _load(self, dtype: torch.dtype) -> nn.Module:
         settings = self.settings
         model = load_model(
             self.source,
@@ -191,6 +266,7 @@ class LocalModel:
     def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Answer:
         stopped = bool(ids) and ids[-1] in self._stop_ids
         words = list(ids[:-1] if stopped else ids)
+        assert self.tokenizer is not None
         text = str(self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         if not stopped:
             # Cut inside a character of several tokens: its first bytes are no text.

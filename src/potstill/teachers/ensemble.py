@@ -1,0 +1,154 @@
+"""Several teachers as one. Hinton, Vinyals, Dean 2015, §2."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from potstill.errors import CapabilityError, ModelError
+from potstill.models.labels import check_same_labels
+from potstill.models.tokenizers import check_same_tokenizer
+from potstill.recipe.teachers import EnsembleTeacher
+from potstill.registry import build, implements
+from potstill.signals import Ask, Batch, Dense, ModelDims, Signals
+from potstill.teachers.base import Teacher
+from potstill.teachers.cached import SignalCache
+from potstill.types import Answer, Capability, Request
+
+
+@implements(EnsembleTeacher)
+class Ensemble:
+    """The teacher of `kind: ensemble`. Its members are opened at first use; each sees the batch as it is."""
+
+    def __init__(self, settings: EnsembleTeacher) -> None:
+        self.settings = settings
+        self.members: tuple[Teacher, ...] = tuple(build(member) for member in settings.members)
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Whole logits, and nothing that is inside a member."""
+        return self.settings.capabilities
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """How the members are averaged, and who they are."""
+        return {
+            "kind": self.settings.kind,
+            "average": self.settings.average,
+            "members": [_signals_identity(member) for member in self.members],
+        }
+
+    @cached_property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes, which all members have alike; None where no member names them.
+
+        Raises:
+            ModelError: members differ.
+        """
+        named = [(number, labels) for number, m in enumerate(self.members) if (labels := getattr(m, "labels", None))]
+        for number, labels in named[1:]:
+            check_same_labels(labels, named[0][1], who=f"member {number}", where=f"members.{number}")
+        return named[0][1] if named else None
+
+    @cached_property
+    def dims(self) -> ModelDims:
+        """The classes, or tokens, that all members have.
+
+        Raises:
+            ModelError: members differ in how many they have, or in their names.
+        """
+        return self._cache.dims(self._dims) if self._cache is not None else self._dims()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The members' tokenizer; None where they read no text.
+
+        Raises:
+            TokenizerMismatch: members speak different tokens.
+        """
+        first, *others = (member.tokenizer for member in self.members)
+        for other in others:
+            if first is not None and other is not None:
+                check_same_tokenizer(first, other, templates=False)
+        return first
+
+    def signals(self, batch: Batch, ask: Ask) -> Signals:
+        """The averaged logits at the batch's targets. Of language models whole logits are made, member by member.
+
+        Raises:
+            CapabilityError: inner states are asked, of which there is not one set.
+        """
+        if ask.taps:
+            raise CapabilityError(
+                f"an ensemble has no {min(ask.taps)}: its members have one each",
+                mend="use one of the members as the teacher, or objectives on the response (forward_kl)",
+            )
+        if not ask.response:
+            return Signals(dims=self.dims)
+        if self._cache is not None:
+            return self._cache.signals(batch, ask, self._compute, self.dims)
+        return self._compute(batch, ask)
+
+    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+        """It does not declare `generate`.
+
+        Raises:
+            CapabilityError: always.
+        """
+        raise CapabilityError("an ensemble writes no text", mend="use one of its members (kind: local)")
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _cache(self) -> SignalCache | None:
+        return SignalCache(self.identity) if self.settings.cache else None
+
+    def _dims(self) -> ModelDims:
+        _ = self.labels  # members that disagree are refused before any number is made
+        sizes = [member.dims for member in self.members]
+        for number, other in enumerate(sizes):
+            if other.vocab != sizes[0].vocab:
+                raise ModelError(
+                    f"member {number} of the ensemble gives {other.vocab} logits, and the first {sizes[0].vocab}",
+                    where=f"members.{number}",
+                    mend="use members of the same classes",
+                )
+        return ModelDims(sizes[0].vocab, hidden=0, layers=0, heads=0, kv_heads=0, causal=sizes[0].causal)
+
+    def _compute(self, batch: Batch, ask: Ask) -> Signals:
+        sizes = self._dims()
+        logits = [_whole_logits(member.signals(batch, ask)) for member in self.members]
+        return Signals(dense=Dense(average(logits, self.settings.average)), dims=sizes)
+
+
+def average(members: Sequence[Float[Tensor, "N V"]], how: str) -> Float[Tensor, "N V"]:
+    """The logits of an ensemble, in fp32.
+
+    `logits`: their mean, which is the normalised geometric mean of the members' probabilities at any temperature.
+    `probabilities`: log((1/M) Σ softmax(z_m)), the arithmetic mean at T = 1. At another temperature it is the
+    ensemble's distribution that is softened, not the members'.
+    """
+    stacked = torch.stack([logits.float() for logits in members])
+    if how == "logits":
+        return stacked.mean(0)
+    return stacked.log_softmax(-1).logsumexp(0) - math.log(len(members))
+
+
+def _whole_logits(signals: Signals) -> Tensor:
+    if signals.dense is not None:
+        return signals.dense.logits
+    if signals.head is not None:
+        return signals.head.logits()
+    raise CapabilityError("a member of the ensemble gives no logits", mend="use members of kind: local")
+
+
+def _signals_identity(member: Teacher) -> Mapping[str, Any]:
+    """Who gives the numbers: of a local member its precision and device too."""
+    own: Mapping[str, Any] = getattr(member, "signals_identity", None) or member.identity
+    return own
