@@ -172,7 +172,7 @@ def _documents(fragments: str, source: str) -> Callable[[Path], Numbered]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    # Split at line feeds alone: a text may hold U+2028, which is no line end.
+    # Split at line feeds alone, so that line numbers are those of the file.
     with file.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             yield number, line.rstrip("\n")
