@@ -109,8 +109,8 @@ def test_rkd_far_from_the_origin(torchdistill: ModuleType) -> None:
 
 
 def test_similarities_are_divided_by_lengths_and_not_by_sums(torchdistill: ModuleType) -> None:
-    # A defect of theirs: the second argument of `normalize`, meant as the axis, is the power. Eq. 2 of the paper has
-    # the L2 norm of a row.
+    # A defect of theirs: the second argument of `normalize`, meant as the axis, is the power. The paper has the
+    # L2 norm of a row.
     student, teacher = embeddings(0).requires_grad_(), embeddings(1, width=9)
     theirs = torchdistill.SPKDLoss("at", "at", reduction="batchmean")(outputs(student), outputs(teacher))
     gram = [q @ q.T for q in (student, teacher)]

@@ -15,7 +15,7 @@ from potstill.objectives.relations import relative_distances
 from potstill.recipe.features import Modules
 from potstill.recipe.relations import RKDAngle, RKDDistance, SimilarityPreserving
 from potstill.registry import build
-from potstill.signals import Dims, ImageView, ModelDims
+from potstill.signals import Batch, Dims, ImageView, ModelDims, Signals
 
 EACH = [rkd_distance, rkd_angle, similarity_preserving]
 each = pytest.mark.parametrize("relation", EACH, ids=lambda r: r.__name__)
@@ -149,8 +149,6 @@ def test_a_plain_module_is_asked_for_its_modules() -> None:
 
 
 def test_images_are_related_by_what_a_module_gives() -> None:
-    from potstill.signals import Batch, Signals
-
     plain = ModelDims(vocab=10, hidden=0, layers=0, heads=0, kv_heads=0)
     view = ImageView(torch.zeros(5, 1, 8, 8))
     batch = Batch(view, view, torch.zeros(0).long(), {}, "examples")

@@ -66,7 +66,7 @@ def distribution_kl(
     causal: bool,
 ) -> Float[Tensor, " E"]:
     """KL(teacher ‖ student) of the softmax of scores over the visible tokens, in nats, the mean over heads and over the
-    tokens of an example, per example. Wang et al. 2020 (MiniLM), eq. 6.
+    tokens of an example, per example. Wang et al. 2020 (MiniLM), §3.1.
 
     The gradient flows to the student only.
     """
@@ -206,7 +206,7 @@ class AttentionScoresLoss(AttentionObjective[AttentionScores]):
 
 @implements(AttentionKL)
 class AttentionKLLoss(AttentionObjective[AttentionKL]):
-    """KL of attention distributions, the teacher's to the student's. Wang et al. 2020 (MiniLM), eq. 6."""
+    """KL of attention distributions, the teacher's to the student's. Wang et al. 2020 (MiniLM), §3.1."""
 
     def distance(
         self,

@@ -28,7 +28,7 @@ from potstill.signals import Batch, Dims, Side, Signals
 
 
 def relation_scores(states: Float[Tensor, "B A T d"]) -> Float[Tensor, "B A T T"]:
-    """X·Xᵀ/√d of each head, before the softmax. Wang et al. 2020, eq. 7 and 8."""
+    """X·Xᵀ/√d of each head, before the softmax. Wang et al. 2020, §3.2."""
     return scores_of(states, states)
 
 
@@ -52,7 +52,7 @@ def split_anew(states: Float[Tensor, "B A T d"], relation_heads: int) -> Float[T
 
 @implements(MiniLMv1)
 class MiniLMv1Loss(TappedObjective[MiniLMv1]):
-    """KL of the last layers' attention distributions plus KL of their value relations. Wang et al. 2020, eq. 6 to 9.
+    """KL of the last layers' attention distributions plus KL of their value relations. Wang et al. 2020, §3.1 and 3.2.
 
     Grouped heads of values are repeated, as attention does.
     """
@@ -89,7 +89,7 @@ class MiniLMv1Loss(TappedObjective[MiniLMv1]):
 @implements(MiniLMv2)
 class MiniLMv2Loss(TappedObjective[MiniLMv2]):
     """KL of relations between queries, keys and values, whose heads are put together and split anew. Wang et al. 2021,
-    eq. 4 to 6; the sum over the kinds of relations, weights 1.
+    §3.1; the sum over the kinds of relations, weights 1.
 
     Keys and values of grouped heads are split as they are, not repeated.
     """

@@ -22,7 +22,7 @@ def principal_directions(states_NH: Float[Tensor, "N H"], number: int) -> Float[
     positive. In fp32, or fp64 for fp64 states.
     """
     wide = states_NH.to(torch.promote_types(states_NH.dtype, torch.float32))
-    directions = torch.linalg.svd(wide, full_matrices=False).Vh[:number].T
+    directions: Tensor = torch.linalg.svd(wide, full_matrices=False).Vh[:number].T
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     return directions * largest.sign()
 

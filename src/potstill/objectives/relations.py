@@ -30,7 +30,7 @@ _CHUNK = 2**22
 
 
 def relative_distances(vectors_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]:
-    """Euclidean distances of all pairs, divided by the mean of those that are not 0. Park et al. 2019, eq. 6 and 7.
+    """Euclidean distances of all pairs, divided by the mean of those that are not 0. Park et al. 2019, §3.2.1.
 
     The gradient flows through that mean too, and is 0 between points that coincide. Where all do, distances are 0.
     """
@@ -43,7 +43,7 @@ def relative_distances(vectors_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]
 
 def rkd_distance(student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
     """Smooth L1 (δ = 1) between relative distances, the mean over a row's N pairs (itself included). Their mean is the
-    loss of Park et al. 2019, eq. 8, as the mean over N².
+    loss of Park et al. 2019, §3.2.1, as the mean over N².
 
     The gradient flows to the student only.
     """
@@ -54,7 +54,7 @@ def rkd_distance(student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N 
 def rkd_angle(student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
     """Smooth L1 (δ = 1) between the cosines of the angles that all pairs of points make as seen from a point, the mean
     over a row's N² pairs (degenerate ones included, which are 0). Their mean is the loss of Park et al. 2019,
-    eq. 9 to 11, as the mean over N³.
+    §3.2.2, as the mean over N³.
 
     Costs 2·N³·(D + C) operations and 4·N³·D more for the gradient. The N³ cosines and the N²·(D + C) differences are
     not held at once where they are many: some vertices are done at a time, and again in the backward pass. From points
@@ -87,16 +87,16 @@ def _cosines(points_ND: Tensor, vertices: slice) -> Float[Tensor, "n N N"]:
 
 
 def similarities(vectors_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]:
-    """G = Q·Qᵀ with each row divided by its length. Tung & Mori 2019, eq. 1 to 3. A row that is 0 stays 0."""
+    """G = Q·Qᵀ with each row divided by its length. Tung & Mori 2019. A row that is 0 stays 0."""
     vectors = widened(vectors_ND)
     with torch.autocast(vectors.device.type, enabled=False):
         return unit(vectors @ vectors.mT)
 
 
 def similarity_preserving(student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
-    """Mean over a row of the squared difference of similarities. Their mean is ‖G̃_teacher − G̃_student‖² / N².
+    """Mean over a row of the squared difference of similarities. Their mean is ‖G_teacher − G_student‖² / N².
 
-    Tung & Mori 2019, eq. 4. The gradient flows to the student only.
+    Tung & Mori 2019. The gradient flows to the student only.
     """
     return (similarities(student_ND) - similarities(teacher_NC.detach())).square().mean(1)
 
@@ -129,7 +129,7 @@ class PooledObjective(TappedObjective[P]):
 
 @implements(RKDDistance)
 class RKDDistanceLoss(PooledObjective[RKDDistance]):
-    """Relational KD by distances. Park et al. 2019, eq. 6 to 8."""
+    """Relational KD by distances. Park et al. 2019, §3.2.1."""
 
     def relation(self, student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
         return rkd_distance(student_ND, teacher_NC)
@@ -137,7 +137,7 @@ class RKDDistanceLoss(PooledObjective[RKDDistance]):
 
 @implements(RKDAngle)
 class RKDAngleLoss(PooledObjective[RKDAngle]):
-    """Relational KD by angles. Park et al. 2019, eq. 9 to 11."""
+    """Relational KD by angles. Park et al. 2019, §3.2.2."""
 
     def relation(self, student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
         return rkd_angle(student_ND, teacher_NC)
@@ -145,7 +145,7 @@ class RKDAngleLoss(PooledObjective[RKDAngle]):
 
 @implements(SimilarityPreserving)
 class SimilarityPreservingLoss(PooledObjective[SimilarityPreserving]):
-    """Similarity-preserving KD. Tung & Mori 2019, eq. 4."""
+    """Similarity-preserving KD. Tung & Mori 2019."""
 
     def relation(self, student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
         return similarity_preserving(student_ND, teacher_NC)

@@ -93,8 +93,8 @@ class AttentionScores(ObjectiveSettings):
 
 
 class AttentionKL(ObjectiveSettings):
-    """KL(teacher ‖ student) of attention distributions, the mean over heads and tokens. Wang et al. 2020 (MiniLM), eq.
-    6. Equal numbers of heads."""
+    """KL(teacher ‖ student) of attention distributions, the mean over heads and tokens. Wang et al. 2020 (MiniLM),
+    §3.1. Equal numbers of heads."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["attention_kl"] = "attention_kl"
@@ -107,7 +107,7 @@ class AttentionKL(ObjectiveSettings):
 class AttentionTransfer(ObjectiveSettings):
     """Mean squared difference of normalised activation maps of convolutional nets, Q = Σ_channels |F|^p flattened and
     divided by its length, the mean over pairs of modules. Zagoruyko & Komodakis 2017, eq. 2 (p = 2), with the mean of
-    their code. The maps must be of one size. Below p = 1 the gradient of a unit at rest, as after a ReLU, would be infinite."""
+    their code. The maps must be of one size. Below p = 1 the gradient of a unit at rest (after a ReLU) is infinite."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["attention_transfer"] = "attention_transfer"

@@ -30,27 +30,28 @@ class PooledSettings(ObjectiveSettings):
 
 class RKDDistance(PooledSettings):
     """Smooth L1 between the pairwise distances of a batch, each model's divided by their mean. Park et al. 2019 (RKD),
-    eq. 6 to 8."""
+    §3.2.1; weight 1 there."""
 
     kind: Literal["rkd_distance"] = "rkd_distance"
 
 
 class RKDAngle(PooledSettings):
-    """Smooth L1 between the cosines of the angles of all triplets of a batch. Park et al. 2019 (RKD), eq. 9 to 11."""
+    """Smooth L1 between the cosines of the angles of all triplets of a batch. Park et al. 2019 (RKD),
+    §3.2.2; weight 2 there. Costs and memory grow with the cube of the micro-batch."""
 
     kind: Literal["rkd_angle"] = "rkd_angle"
 
 
 class SimilarityPreserving(PooledSettings):
-    """‖G̃_teacher − G̃_student‖² / b², with G = Q·Qᵀ of a batch of b flattened outputs, each row divided by its
-    length. Tung & Mori 2019, eq. 4."""
+    """‖G_teacher − G_student‖² / b², with G = Q·Qᵀ of a batch of b flattened outputs, each row divided by its length.
+    Tung & Mori 2019."""
 
     kind: Literal["similarity_preserving"] = "similarity_preserving"
 
 
 class MiniLMv1(ObjectiveSettings):
     """KL of the last layer's attention distributions, and of its value relations softmax(V·Vᵀ/√d). Wang et al. 2020
-    (MiniLM), eq. 6 to 9. Equal numbers of heads."""
+    (MiniLM), §3.1 and 3.2. Equal numbers of heads."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["minilm_v1"] = "minilm_v1"
@@ -61,7 +62,7 @@ class MiniLMv1(ObjectiveSettings):
 
 class MiniLMv2(ObjectiveSettings):
     """KL of relations softmax(X·Xᵀ/√d_r) for queries, keys and values, whose heads are put together and split anew
-    into `relation_heads`. Wang et al. 2021 (MiniLMv2), eq. 4 to 6. Any teacher layer (from 0, or from the end if
+    into `relation_heads`. Wang et al. 2021 (MiniLMv2), §3.1. Any teacher layer (from 0, or from the end if
     negative) against the student's last; numbers of heads may differ. Relation heads: 48 and 64 there."""
 
     scope: ClassVar[Scope] = "example"
