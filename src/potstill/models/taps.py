@@ -232,18 +232,4 @@ def _eager_of(module: nn.Module) -> Callable[..., Any]:
 def _scaled(query: Tensor, scaling: float | None) -> Tensor:
     """Queries such that queries · keysᵀ / √d are the scores, where a family scales by something else than 1/√d."""
     factor = 1.0 if scaling is None else scaling * math.sqrt(query.shape[-1])
-    return query if abs(factor - 1.0) < 1e-6 else _Times.apply(query, factor)  # type: ignore[no-any-return]
-
-
-class _Times(torch.autograd.Function):
-    """x·factor, saving no tensor: `query * factor` saves one, and gradient checkpointing would miss it when it computes
-    the layer again without us."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x * factor
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        return grads[0] * ctx.factor, None
+    return query if abs(factor - 1.0) < 1e-6 else query * factor
