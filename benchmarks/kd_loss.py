@@ -1,10 +1,11 @@
 """The distillation loss of one batch, forward and backward: time and peak memory, side by side.
 
-    python -m benchmarks.kd_loss --json
+    python -m benchmarks.kd_loss --json                          forward KL, and forward KL + hard CE, in fp32
+    python -m benchmarks.kd_loss --objective jsd --dtype bfloat16
+    python -m benchmarks.kd_loss --grid --resume grid.jsonl      all divergences, vocabularies, widths and dtypes
 
-Forward KL, and forward KL + hard CE, of N rows from hidden states and output weights, to the loss and the gradients of
-the student's hidden states and weight, all in fp32. Each variant has fresh processes of its own, rounds are
-interleaved, gradients start as None.
+From hidden states and output weights of N rows to the loss and the gradients of the student's hidden states and weight.
+Each variant has fresh processes of its own, rounds are interleaved, gradients start as None.
 
     products            the four matrix products alone: the floor. Chunked and whole; the faster one counts
     ours                the fused sweep
@@ -14,23 +15,25 @@ interleaved, gradients start as None.
 
 Half of the tokens masked (`--masked`) and a vocabulary of 262,144 are measured for ours. Peaks are those of the first
 call at full size in a process that has run a tiny one: all that the call takes above its inputs, gradients included.
+
+With `--objective` or `--grid` there is a cell for each vocabulary, teacher's width (a multiple of the student's),
+masked share and dtype, whose floor is the chunked products in its own shapes and dtype; the peers are measured on the
+objectives that they have, and every gradient of a few rows is held against fp64.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from benchmarks import kd_grid
 from benchmarks.harness import (
-    PeakMemory,
     Row,
     Variant,
     has_peer,
@@ -39,147 +42,13 @@ from benchmarks.harness import (
     ratio,
     run_interleaved,
     say,
-    seconds_of,
 )
-from potstill.objectives import fused_sweep
-from potstill.objectives.divergences import forward_kl, hard_ce
-from potstill.objectives.response import ForwardKLRule, HardCERule
-from potstill.signals import IGNORE, Head
+from benchmarks.kd_variants import OBJECTIVES, measure
 
 MODULE = "benchmarks.kd_loss"
 LARGE_VOCAB = 262_144
 LIGER_CHUNKS = (128, 256, 512, 1024, 2048)
 PRODUCT_CHUNK_ROWS = 256
-
-
-@dataclass(frozen=True)
-class World:
-    """What a variant is given: hidden states and output weights of both, and the labels."""
-
-    hidden: Tensor
-    weight: Tensor
-    teacher_hidden: Tensor
-    teacher_weight: Tensor
-    labels: Tensor
-
-    @classmethod
-    def random(cls, rows: int, vocab: int, width: int, masked: float, device: torch.device) -> World:
-        """Logits of standard deviation 3 or so; a share of `masked` of the labels, evenly spread, is masked."""
-        generator = torch.Generator(device).manual_seed(0)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, device=device)
-
-        hidden, teacher_hidden = normal(rows, width), normal(rows, width)
-        weight, teacher_weight = (normal(vocab, width).mul_(3 / math.sqrt(width)) for _ in range(2))
-        labels = torch.randint(0, vocab, (rows,), generator=generator, device=device)
-        if masked:
-            labels[(torch.arange(rows, device=device) * masked) % 1 < masked] = IGNORE
-        return cls(hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight, labels)
-
-
-def ours(world: World, settings: Mapping[str, Any]) -> Tensor:
-    kept = (world.labels != IGNORE).nonzero().squeeze(-1)
-    whole = kept.numel() == world.labels.numel()
-    rows = slice(None) if whole else kept
-    student = Head(world.hidden[rows], world.weight)
-    teacher = Head(world.teacher_hidden[rows], world.teacher_weight)
-    rules: list[Any] = [(ForwardKLRule(settings["temperature"]), 1.0 / kept.numel())]
-    if settings["hard_ce"]:
-        rules.append((HardCERule(), 1.0 / kept.numel()))
-    return fused_sweep(student, teacher, world.labels[rows], rules).loss
-
-
-def naive(world: World, settings: Mapping[str, Any]) -> Tensor:
-    student = world.hidden @ world.weight.t()
-    with torch.no_grad():
-        teacher = world.teacher_hidden @ world.teacher_weight.t()
-    loss = forward_kl(student, teacher, settings["temperature"]).mean()
-    return loss + hard_ce(student, world.labels).mean() if settings["hard_ce"] else loss
-
-
-def liger(world: World, settings: Mapping[str, Any]) -> Tensor:
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-    loss = LigerFusedLinearJSDLoss(
-        weight_hard_loss=1.0 if settings["hard_ce"] else 0.0,
-        weight_soft_loss=1.0,
-        beta=0.0,
-        temperature=settings["temperature"],
-        compiled=settings["compiled"],
-        chunk_size=settings["chunk_size"],
-    )
-    value: Tensor = loss(world.hidden, world.weight, world.teacher_hidden, world.teacher_weight, world.labels)
-    return value
-
-
-def trl(world: World, settings: Mapping[str, Any]) -> Tensor:
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-    apply: Any = ChunkedDivergenceFunction.apply
-    divergence, _ = apply(
-        world.hidden, world.weight, None, world.teacher_hidden, world.teacher_weight, None, 0.0, settings["temperature"]
-    )
-    mean: Tensor = divergence.mean()
-    return mean
-
-
-@torch.no_grad()
-def products(world: World, settings: Mapping[str, Any]) -> None:
-    """student and teacher logits, the gradient of the hidden states and that of the weight, with nothing between."""
-    chunk = settings["chunk_rows"] or world.hidden.shape[0]
-    vocab = world.weight.shape[0]
-    student, teacher = (torch.empty(chunk, vocab, device=world.hidden.device) for _ in range(2))
-    grad_hidden, grad_weight = torch.empty_like(world.hidden), torch.empty_like(world.weight)
-    for start in range(0, world.hidden.shape[0], chunk):
-        part = slice(start, start + chunk)
-        hidden = world.hidden[part]
-        here = slice(0, hidden.shape[0])
-        torch.mm(hidden, world.weight.t(), out=student[here])
-        torch.mm(world.teacher_hidden[part], world.teacher_weight.t(), out=teacher[here])
-        torch.mm(student[here], world.weight, out=grad_hidden[part])
-        if start == 0:
-            torch.mm(student[here].t(), hidden, out=grad_weight)
-        else:
-            grad_weight.addmm_(student[here].t(), hidden)
-
-
-LOSSES: dict[str, Callable[[World, Mapping[str, Any]], Tensor]] = {
-    "ours": ours,
-    "naive": naive,
-    "liger": liger,
-    "trl": trl,
-}
-
-
-def measure(settings: Mapping[str, Any]) -> Row:
-    """The worker: one variant in this process."""
-    device = torch.device(settings["device"])
-    loss_of = LOSSES.get(settings["by"])
-
-    def call(world: World) -> dict[str, float]:
-        world.hidden.grad = world.weight.grad = None
-        if loss_of is None:
-            products(world, settings)
-            return {}
-        loss = loss_of(world, settings)
-        loss.backward()
-        assert world.weight.grad is not None
-        return {"loss": loss.item(), "weight_gradient_norm": world.weight.grad.norm().item()}
-
-    call(World.random(8, 64, 16, 0.0, device))
-    world = World.random(settings["rows"], settings["vocab"], settings["width"], settings["masked"], device)
-    peak = PeakMemory(device)
-    peak.start()
-    found: dict[str, Any] = {}
-    seconds = [seconds_of(lambda: found.update(call(world)), device)]
-    peak_bytes = peak.bytes()
-    for _ in range(settings["calls"]):
-        seconds.append(seconds_of(lambda: found.update(call(world)), device))
-    beyond = None if peak_bytes is None else peak_bytes - world.weight.numel() * world.weight.element_size()
-    # The first call warms up the full sizes, and is timed only where it is the only one.
-    timed = seconds[1:] or seconds
-    return {"seconds": timed, "peak_bytes": peak_bytes, "peak_beyond_weight_gradient_bytes": beyond, **found}
 
 
 def variants_of(options: argparse.Namespace) -> list[Variant]:
@@ -190,12 +59,14 @@ def variants_of(options: argparse.Namespace) -> list[Variant]:
 
     shared = {
         "rows": options.rows,
-        "vocab": options.vocab,
+        "vocab": options.vocab[0],
         "width": options.hidden,
+        "teacher_hidden": options.teacher_hidden[0],
         "masked": 0.0,
+        "objective": "forward_kl",
         "temperature": options.temperature,
         "hard_ce": False,
-        "dtype": "float32",
+        "dtype": options.dtype[0],
         "device": options.device,
         "calls": options.calls,
     }
@@ -211,8 +82,8 @@ def variants_of(options: argparse.Namespace) -> list[Variant]:
         variant("naive KL", "naive"),
         variant("naive KL+CE", "naive", hard_ce=True),
     ]
-    if options.masked:
-        variants.insert(3, variant("ours KL masked", "ours", masked=options.masked))
+    if options.masked[0]:
+        variants.insert(3, variant("ours KL masked", "ours", masked=options.masked[0]))
     if wanted("liger KL") and has_peer("liger_kernel", "the comparison with Liger"):
         best = best_liger(lambda **changes: variant("liger KL", "liger", **changes))
         variants += [variant("liger KL", "liger", **best), variant("liger KL+CE", "liger", hard_ce=True, **best)]
@@ -280,14 +151,19 @@ def refuse_unequal(rows: Sequence[Row]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    parser.add_argument("--objective", nargs="+", choices=[*OBJECTIVES, "all"], help="cells of these")
+    parser.add_argument("--grid", action="store_true", help="cells of all vocabularies, widths, shares and dtypes")
+    parser.add_argument("--resume", type=Path, help="keep the cells that are done in this file, and take them from it")
     parser.add_argument("--repeats", type=int, default=3, help="rounds: fresh processes per variant (3)")
     parser.add_argument("--calls", type=int, default=3, help="timed calls per process (3)")
-    parser.add_argument("--rows", type=int, default=2048, help="N, rows of the batch (2048)")
-    parser.add_argument("--vocab", type=int, default=49_152, help="V (49152)")
-    parser.add_argument("--hidden", type=int, default=576, help="H of both models (576)")
+    parser.add_argument("--rows", type=int, help="N, rows of the batch (2048; in cells fewer for large vocabularies)")
+    parser.add_argument("--vocab", type=int, nargs="+", help="V (49152)")
+    parser.add_argument("--hidden", type=int, default=576, help="H of the student (576)")
+    parser.add_argument("--teacher-hidden", type=int, nargs="+", help="H of the teacher in multiples of that (1)")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], help="dtype of the models (float32)")
     parser.add_argument("--temperature", type=float, default=1.0, help="T of the KL (1)")
     parser.add_argument(
-        "--masked", type=float, default=0.5, help="share of tokens masked in the masked variant; 0: none"
+        "--masked", type=float, nargs="+", help="shares of tokens masked (0.5 in the masked variant; 0: none)"
     )
     parser.add_argument("--large-vocab", type=int, default=LARGE_VOCAB, help="V of the large variant; 0: none")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these variants")
@@ -298,6 +174,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(measure(json.loads(options.worker))))
         return
     about = machine(torch.device(options.device))
+    if options.grid or options.objective:
+        rows, ratios = kd_grid.run(MODULE, options, best_liger)
+        print_result("kd_loss", about, rows, ratios, only_json=options.json)
+        return
+    for name, usual in (("vocab", [49_152]), ("teacher_hidden", [1]), ("dtype", ["float32"]), ("masked", [0.5])):
+        setattr(options, name, getattr(options, name) or usual)
+    options.rows = options.rows or 2048
     variants = variants_of(options)
     rows = run_interleaved(MODULE, variants, options.repeats)
     refuse_unequal(rows)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import harness, kd_loss
+from benchmarks import harness, kd_grid, kd_loss, kd_variants
 from benchmarks.harness import PeakMemory, Variant, ratio, run_interleaved
 
 TINY: dict[str, Any] = {
-    "rows": 24, "vocab": 50, "width": 8, "masked": 0.0,
-    "temperature": 1.0, "hard_ce": False, "device": "cpu", "calls": 1,
+    "rows": 24, "vocab": 50, "width": 8, "teacher_hidden": 1, "masked": 0.0, "dtype": "float32",
+    "objective": "forward_kl", "temperature": 1.0, "hard_ce": False, "device": "cpu", "calls": 1,
 }  # fmt: skip
 
 
@@ -27,23 +28,42 @@ def test_ours_and_naive_find_the_same_loss_and_gradient(hard_ce: bool, temperatu
     assert len(ours["seconds"]) == 1 and ours["seconds"][0] > 0
 
 
+@pytest.mark.parametrize("masked", [0.0, 0.5])
+@pytest.mark.parametrize("objective", kd_variants.OBJECTIVES)
+def test_ours_is_the_same_as_naive_for_every_objective(objective: str, masked: float) -> None:
+    changes = {"objective": objective, "masked": masked, "teacher_hidden": 2}
+    ours, naive = (kd_loss.measure({**TINY, **changes, "by": by}) for by in ("ours", "naive"))
+    for key in ("loss", "weight_gradient_norm"):
+        assert ours[key] == pytest.approx(naive[key], rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_the_gradients_error_is_that_of_the_dtype(dtype: str, most: float) -> None:
+    found = kd_loss.measure({**TINY, "by": "ours", "objective": "jsd", "dtype": dtype, "error_rows": 8})
+    for name in ("hidden", "weight"):
+        assert most / 1000 < found[f"{name}_gradient_error"] < most
+
+
 @pytest.mark.peers
+@pytest.mark.parametrize("masked", [0.0, 0.5])
+@pytest.mark.parametrize("objective", kd_variants.PEER_BETA)
 @pytest.mark.parametrize("by", ["liger", "trl"])
-def test_peers_find_the_same_loss_and_gradient(by: str) -> None:
-    ours, theirs = (kd_loss.measure({**TINY, "by": b, "chunk_size": 8, "compiled": False}) for b in ("ours", by))
+def test_peers_find_the_same_loss_and_gradient(by: str, objective: str, masked: float) -> None:
+    changes = {"chunk_size": 8, "compiled": False, "objective": objective, "masked": masked}
+    ours, theirs = (kd_loss.measure({**TINY, **changes, "by": b}) for b in ("ours", by))
     for key in ("loss", "weight_gradient_norm"):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
 
 
 def test_masking_half_leaves_half_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = kd_loss.fused_sweep
+    original = kd_variants.fused_sweep
 
     def spy(student: Any, *rest: Any) -> Any:
         seen.append(student.hidden.shape[0])
         return original(student, *rest)
 
-    monkeypatch.setattr(kd_loss, "fused_sweep", spy)
+    monkeypatch.setattr(kd_variants, "fused_sweep", spy)
     kd_loss.measure({**TINY, "by": "ours", "masked": 0.5})
     assert seen[-1] == 12
 
@@ -107,3 +127,55 @@ def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) ->
     assert set(report["ratios"]) == {"KL / products"}
     assert all(row["vocab"] == 40 and row["seconds"] > 0 for row in report["rows"])
     assert report["machine"]["torch"] == torch.__version__
+
+
+CELLS = ["--objective", "jsd", "--rows", "16", "--vocab", "40", "--hidden", "4", "--repeats", "1", "--calls", "1"]
+
+
+def test_a_cell_has_a_floor_of_its_own_and_is_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kd_grid, "has_peer", lambda package, what: False)
+    measured: list[str] = []
+
+    def worker(module: str, variant: Variant, timeout_seconds: float) -> dict[str, Any]:
+        measured.append(variant.name)
+        return kd_loss.measure(variant.settings)
+
+    monkeypatch.setattr(harness, "_run_worker", worker)
+    resume = ["--resume", str(tmp_path / "grid.jsonl"), "--masked", "0"]
+    kd_loss.main([*CELLS, *resume, "--dtype", "float32"])
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    cell = "V=40 H_t=1x masked=0 float32"
+    assert measured == [f"{cell} products", f"{cell} ours jsd", f"{cell} error of ours jsd"]
+    assert set(first["ratios"]) == {f"{cell} ours jsd / products"}
+    assert first["rows"][2]["hidden_gradient_error"] < 1e-5
+    (tmp_path / "grid.jsonl").open("a").write('{"asked": ')  # A line that was cut short.
+    kd_loss.main([*CELLS, *resume, "--dtype", "float32", "bfloat16"])
+    assert len(measured) == 6 and all("bfloat16" in name for name in measured[3:])
+    both = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert both["rows"][:3] == first["rows"] and len(both["ratios"]) == 2
+    kd_loss.main([*CELLS, *resume, "--dtype", "float32", "bfloat16"])
+    assert len(measured) == 6
+    kd_loss.main([*CELLS, *resume, "--temperature", "2"])
+    assert len(measured) > 6
+
+
+def test_the_grid_is_every_vocabulary_width_share_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def run(module: str, options: Any, best_liger: Any) -> tuple[list[Any], dict[str, Any]]:
+        asked.extend(kd_grid.cells_of(options))
+        return [], {}
+
+    monkeypatch.setattr(kd_grid, "run", run)
+    kd_loss.main(["--grid", "--json"])
+    assert len(asked) == len(set(map(str, asked))) == 24
+    assert {cell.vocab for cell in asked} == {49_152, 151_936, 262_144}
+
+
+def test_a_cell_whose_variants_differ_is_refused() -> None:
+    row = {"objective": "jsd", "dtype": "float32", "loss": 1.0, "weight_gradient_norm": 2.0}
+    rows = [{**row, "variant": "ours jsd"}, {**row, "variant": "trl jsd", "weight_gradient_norm": 2.01}]
+    with pytest.raises(RuntimeError, match="computes something else: weight_gradient_norm"):
+        kd_grid.refuse_unequal(rows)

@@ -178,6 +178,10 @@ class _Engine:
                 pool.run(partial(self._sweep_tiles, _Chunk(rows, raw, taught, room), tile, scratches))
                 if room is not None:
                     student.take_gradient(rows, room)
+        # Given back before the gradients are cast to their leaves' dtype, which needs room of its own.
+        buffers.clear()
+        scratches.clear()
+        raw = taught = room = None
         loss = sum((self.values[i] @ c for i, c in enumerate(self.coefficients)), self.values.new_zeros(()))
         return loss, self.values, *self.masses, *student.gradients()
 
