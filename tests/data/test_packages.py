@@ -15,7 +15,7 @@ import pytest
 from potstill.data import Sides, packages, read_sides, source_digests
 from potstill.data.packages import EVALS, ORANGE, SETS, DataPackage, fetched
 from potstill.errors import DataError, ModelError
-from potstill.recipe.data import PackagedData
+from potstill.recipe.data import PackagedData, expand_data
 from potstill.types import Record
 
 HEADER = "Category\tText\nd\tstring\nclass\t\n"
@@ -145,6 +145,11 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     for call in (lambda: sides("newsgroup"), lambda: fetched("newsgroup")):
         with pytest.raises(DataError, match=r"called 'newsgroup'; did you mean 'newsgroups'\?(.|\n)*headlines, newsg"):
             call()
+
+
+def test_the_short_form_of_a_recipe_names_the_set() -> None:
+    assert expand_data("package:headlines") == {"kind": "package", "name": "headlines"}
+    assert expand_data("digits.npz") == {"kind": "arrays", "path": "digits.npz"}
 
 
 # ---- the real ones ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ class DataSettings(KindSettings):
     """What every source has. `held_out` is the share of *groups* that never trains; the side of a group
     depends on nothing but its content and `split_seed`. `held_out: own` takes the sides that the source has itself (a
     data set's own test side). `system` is a system prompt for records without one. `labelled` rows have a `text` and a
-    `label`."""
+    `label`. `limit` keeps the first records, and of images (whose files are often sorted by class) a fair sample."""
 
     room: ClassVar[str] = "data"
     format: Format = "auto"
@@ -124,12 +124,15 @@ _SUFFIXES = {
 
 
 def expand_data(value: Any) -> Any:
-    """A bare string becomes a source: `reasoning-gym:<name>`, `run:<folder>`, `hub:<id>`, or a path by its suffix."""
+    """A bare string becomes a source: `reasoning-gym:<name>`, `package:<name>`, `run:<folder>`, `hub:<id>`, or a path by
+    its suffix."""
     if not isinstance(value, str):
         return value
     scheme, _, rest = value.partition(":")
     if scheme == "reasoning-gym":
         return {"kind": "reasoning_gym", "name": rest}
+    if scheme == "package":
+        return {"kind": "package", "name": rest}
     if scheme == "run":
         return {"kind": "run", "path": rest}
     if scheme == "hub":
