@@ -124,8 +124,8 @@ _SUFFIXES = {
 
 
 def expand_data(value: Any) -> Any:
-    """A bare string becomes a source: `reasoning-gym:<name>`, `package:<name>`, `run:<folder>`, `hub:<id>`, or a path by
-    its suffix."""
+    """A bare string becomes a source: `reasoning-gym:<name>`, `package:<name>`, `run:<folder>`, `hub:<id>`, or a path
+    by its suffix."""
     if not isinstance(value, str):
         return value
     scheme, _, rest = value.partition(":")
