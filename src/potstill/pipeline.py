@@ -16,7 +16,7 @@ import yaml
 from potstill.artifacts import Artifact, disk_error, read_artifact, write_artifact, write_atomically
 from potstill.console import Console
 from potstill.errors import RunError
-from potstill.recipe import Recipe, dump_recipe
+from potstill.recipe import Recipe, dump_recipe, weights_of
 from potstill.stage import Context, Stage
 
 State = Literal["fresh", "stale", "missing", "interrupted"]
@@ -136,7 +136,7 @@ def prepare_models(recipe: Recipe, console: Console) -> None:
 
     asked = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
     for settings in asked:
-        model = getattr(settings, "model", None)
+        model = weights_of(settings)
         if model is not None:
             remote = getattr(settings, "trust_remote_code", False)
             resolve(model, revision=getattr(settings, "revision", None), trust_remote_code=remote, console=console)

@@ -93,7 +93,10 @@ def build(settings: Any) -> Any:
     """
     cls = type(settings)
     if cls not in _implementations:
-        importlib.import_module(f"potstill.{cls.room}")
+        room = importlib.import_module(f"potstill.{cls.room}")
+        # A room whose kinds differ much in what they load names the module of each.
+        if settings.kind in (modules := getattr(room, "KINDS", {})):
+            importlib.import_module(f"{room.__name__}.{modules[settings.kind]}")
     if cls not in _implementations:
         raise RecipeError(
             f"nothing implements kind {settings.kind!r} of {cls.room}",

@@ -57,11 +57,11 @@ def test_a_budget_is_never_exceeded_by_one_token_and_is_used_to_the_last_answer_
         budget = TokenBudget(cap)
         journaled = JournaledTeacher(teacher, journal, budget=budget, seed=seed, console=Console("quiet"))
         batches = plan_batches(asked, teacher.identity, batch_size=batch_size, seed=seed)
-        answered = [r for batch, _ in journaled.answer(batches) for r in batch.requests]
+        answered = [r for batch, _, _ in journaled.answer(batches) for r in batch.requests]
         first = teacher.written
         # Again, from the journal: the same answers, and not one token more.
         again = JournaledTeacher(teacher, journal, budget=TokenBudget(cap), seed=seed, console=Console("quiet"))
-        assert [r for batch, _ in again.answer(batches) for r in batch.requests] == answered
+        assert [r for batch, _, _ in again.answer(batches) for r in batch.requests] == answered
     assert teacher.written == first == budget.spent <= cap
     assert budget.reserved == 0
     assert len(answered) + len(journaled.unanswered) == count * samples

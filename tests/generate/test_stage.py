@@ -13,7 +13,8 @@ from generate.run_generate import main
 
 from potstill.artifacts import Artifact, Work, read_artifact
 from potstill.console import Console
-from potstill.data import load_records, load_rejects, side_of
+from potstill.data import load_records, load_rejects
+from potstill.data.split import side_of_group
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.stage import stage
 from potstill.recipe import Recipe, load_recipe
@@ -53,8 +54,8 @@ def test_both_sides_of_the_split_are_answered_and_told_apart(recipe_file: Path) 
     records = generate(recipe_file).path / "records.parquet"
     train, held_out = load_records(records, side="train"), load_records(records, side="held_out")
     assert len(train) + len(held_out) == 40 and len(held_out) >= 3
-    assert {side_of(r.group, 0.25, 0) for r in train} == {"train"}
-    assert {side_of(r.group, 0.25, 0) for r in held_out} == {"held_out"}
+    assert {side_of_group(r.group, 0.25, 0) for r in train} == {"train"}
+    assert {side_of_group(r.group, 0.25, 0) for r in held_out} == {"held_out"}
 
 
 def test_the_manifest_says_what_was_written_and_what_was_left_out(recipe_file: Path) -> None:
@@ -110,7 +111,7 @@ def test_nothing_needs_torch_but_a_teacher_that_does(recipe_file: Path) -> None:
 
 def test_no_answer_at_all_is_an_error_that_says_why(recipe_file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file, ["generate.token_budget=19"])
-    with pytest.raises(DataError, match=r"no answer was kept \(token budget\)[\s\S]*token_budget"):
+    with pytest.raises(DataError, match=r"no answer was kept \(exact duplicate, token budget\)[\s\S]*token_budget"):
         write_here(recipe, tmp_path)
 
 

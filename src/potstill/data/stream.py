@@ -18,6 +18,8 @@ from potstill.recipe.data import DataSettings
 from potstill.types import Record, Reject
 
 _ROWS_AT_ONCE = 2048
+_SOURCES = 0xFFFF
+"""Of so many files the name is remembered."""
 
 
 class Seen:
@@ -80,15 +82,12 @@ def stream_records(settings: DataSettings) -> Iterator[Record | Reject]:
             reader._reject(row, str(unusable))
             yield reader.rejects.pop()
             continue
-        if record.label is not None and record.text is not None:
-            raise DataError(
-                "labelled texts are for classification", where=where, mend="give prompts or conversations to answer"
-            )
-        source = sources.setdefault(record.provenance.source, len(sources))
+        name = record.provenance.source
+        source = sources.setdefault(name, len(sources)) if len(sources) < _SOURCES else sources.get(name, _SOURCES)
         earlier = seen.add(record.id, record.row << 16 | source)
         if earlier is not None:
-            name = list(sources)[earlier & 0xFFFF]
-            reader._reject(row, "exact duplicate", f"of {name}, row {earlier >> 16}")
+            first = next((n for n, index in sources.items() if index == earlier & _SOURCES), "another file")
+            reader._reject(row, "exact duplicate", f"of {first}, row {earlier >> 16}")
             yield reader.rejects.pop()
             continue
         kept += 1

@@ -1,6 +1,7 @@
 """The teacher writes: programs, the journal, budgets, resume. The stage is in `stage.py`."""
 
+from potstill.generate.answering import Answered, Answering, Failure, ask_all
 from potstill.generate.journal import Journal
 from potstill.generate.sequence import Sequence
 
-__all__ = ["Journal", "Sequence"]
+__all__ = ["Answered", "Answering", "Failure", "Journal", "Sequence", "ask_all"]

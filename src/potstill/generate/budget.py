@@ -1,6 +1,11 @@
-"""A token budget: a hard cap, reserved before the work and reconciled after it (rule 12)."""
+"""Budgets: hard caps, reserved before the work and reconciled after it (rule 12)."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from potstill.errors import PotstillError
 
@@ -45,3 +50,148 @@ class TokenBudget:
             raise PotstillError(f"the teacher broke its limit: {spent} tokens where at most {reserved} were asked for")
         self.reserved -= reserved
         self.spent += spent
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What requests cost: how many they are, tokens written, tokens read and written, and money in billionths of a cent
+    (whole numbers, so that sums are exact; 0 where nobody asks)."""
+
+    requests: int = 0
+    written: int = 0
+    tokens: int = 0
+    money: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.requests + other.requests,
+            self.written + other.written,
+            self.tokens + other.tokens,
+            self.money + other.money,
+        )
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self + other.times(-1)
+
+    def times(self, factor: int) -> Cost:
+        """So many of it."""
+        return Cost(self.requests * factor, self.written * factor, self.tokens * factor, self.money * factor)
+
+    def at_least(self, other: Cost) -> Cost:
+        """The greater of both, each by itself."""
+        return Cost(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+
+    def to_dict(self) -> dict[str, int]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Caps:
+    """The most of each; None is no cap."""
+
+    requests: int | None = None
+    written: int | None = None
+    tokens: int | None = None
+    money: int | None = None
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, f.name) is not None for f in fields(self))
+
+
+_NAMES = {"requests": "request budget", "written": "token budget", "tokens": "token budget", "money": "money budget"}
+
+
+class Budget:
+    """Several caps at once, for requests that are under way side by side. Safe to use from several threads.
+
+    Before a request is sent its worst case is reserved; when it is answered the reservation becomes what it cost. An
+    attempt that failed, and that may have been billed all the same (no answer in time, a broken connection), stays
+    spent at its worst case.
+
+    What a killed process had under way may have been billed too. So the journal holds, before anything is sent, how
+    much may be out (`held`), in steps, so that few flushes are needed; and whoever begins with a `held` that was never
+    cleared counts it as spent.
+
+    Args:
+        caps: the limits.
+        entry: what the journal's ledger holds, from earlier processes.
+    """
+
+    def __init__(self, caps: Caps, entry: Mapping[str, Any] | None = None) -> None:
+        self.caps = caps
+        earlier = Cost(**entry["lost"]) + Cost(**entry["held"]) if entry else Cost()
+        self.spent = self.lost = self._noted = earlier
+        self.reserved = Cost()
+        self.held = Cost()
+        self._lock = threading.Lock()
+
+    def exceeded(self, cost: Cost) -> str | None:
+        """The cap into which a cost does not fit, in words; None if it fits."""
+        return self._exceeded(self.spent + self.reserved + cost)
+
+    def reserve(self, cost: Cost) -> str | None:
+        """Set aside what a request may cost, before it is sent; the cap into which it does not fit, if there is one."""
+        with self._lock:
+            over = self.exceeded(cost)
+            if over is None:
+                self.reserved += cost
+            return over
+
+    def settle(self, reserved: Cost, spent: Cost, *, answered: bool = True) -> None:
+        """Replace a reservation by what the request cost. `answered`: the journal holds an answer that says so."""
+        with self._lock:
+            self.reserved -= reserved
+            self.spent += spent
+            if not answered:
+                self.lost += spent
+
+    def fail(self, reserved: Cost, attempt: Cost) -> str | None:
+        """An attempt failed, and another is due under the same reservation: `attempt` is spent, and reserved again for
+        the next. The cap that forbids it, if there is one: then there is none, and the reservation is as it was."""
+        with self._lock:
+            over = self.exceeded(attempt)
+            if over is None:
+                self.spent += attempt
+                self.lost += attempt
+            return over
+
+    def broken(self) -> str | None:
+        """A cap that was exceeded all the same, since the teacher did not keep to its limits; None if all is well."""
+        return self._exceeded(self.spent)
+
+    def hold(self) -> Mapping[str, Any] | None:
+        """The entry that the journal must hold before anything more is sent, if it holds less than may be out."""
+        with self._lock:
+            out = self.reserved + self.lost - self._noted
+            if self.held.at_least(out) == self.held:
+                return None
+            # Half as much again, but never more than the caps leave.
+            more = out + Cost(*(getattr(out, f.name) // 2 for f in fields(Cost)))
+            self.held = self._capped(more).at_least(out)
+            return self._entry()
+
+    def entry(self, *, over: bool = False) -> Mapping[str, Any]:
+        """What the journal's ledger is to hold now. `over`: nothing is under way any more."""
+        with self._lock:
+            if over:
+                self.held = Cost()
+            return self._entry()
+
+    def _entry(self) -> Mapping[str, Any]:
+        self._noted = self.lost
+        return {"lost": self.lost.to_dict(), "held": self.held.to_dict()}
+
+    def _capped(self, cost: Cost) -> Cost:
+        values: dict[str, Any] = {}
+        for f in fields(Cost):
+            cap = getattr(self.caps, f.name)
+            value = getattr(cost, f.name)
+            values[f.name] = value if cap is None else min(value, max(0, cap - getattr(self.spent, f.name)))
+        return Cost(**values)
+
+    def _exceeded(self, cost: Cost) -> str | None:
+        for name, words in _NAMES.items():
+            cap = getattr(self.caps, name)
+            if cap is not None and getattr(cost, name) > cap:
+                return words
+        return None

@@ -11,11 +11,14 @@ What it survives. A batch is one transaction, so it is there whole or not at all
 process at any instruction (`kill -9`, out of memory), a crash of the operating system and a loss of power, as far as
 the disk keeps what it says it has flushed. It does not survive the loss of the disk, nor damage to the file; damage
 is found (page checks at opening, a checksum per answer when it is read) and said, never passed over. A flush costs
-some milliseconds, little beside a batch of a local model; who writes thousands of answers a second should commit
-several in one `put_batch`.
+some milliseconds, little beside a batch of a local model; answers of endpoints, which come by the thousand a second,
+are committed some at a time, and none of them is used, nor its place among the requests under way given to another,
+before its commit.
+
+Beside the answers it holds, for stages with a budget, what was spent on requests that have no answer here (`ledger`).
 
 One process at a time: SQLite's exclusive lock is taken at opening and lasts until `close` or the end of the process.
-Nothing in it tells the time or who ran it.
+Inside it, any thread may call. Nothing in it tells the time or who ran it.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from __future__ import annotations
 import errno
 import json
 import sqlite3
+import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from potstill.artifacts import disk_error
 from potstill.errors import RunError
@@ -42,6 +47,9 @@ CREATE TABLE answers (
 ) WITHOUT ROWID;
 CREATE TABLE batches (batch TEXT PRIMARY KEY, seconds REAL NOT NULL) WITHOUT ROWID;
 """
+_LEDGER = "CREATE TABLE IF NOT EXISTS ledger (scope TEXT PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID"
+_AT_ONCE = 500
+"""Keys in one question to SQLite."""
 
 
 class Journal:
@@ -57,6 +65,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.RLock()
         with self._explained():
             self._open()
 
@@ -67,6 +76,19 @@ class Journal:
                 "SELECT answer, checksum FROM answers WHERE key = ? AND batch = ?", (key, batch)
             ).fetchone()
         return None if row is None else self._read(key, batch, *row)
+
+    def get_many(self, keys: Sequence[str], batch: str = "") -> dict[str, Answer]:
+        """Those of some answers that are there, by key."""
+        found: dict[str, Answer] = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            with self._explained():
+                rows = self._database.execute(
+                    f"SELECT key, answer, checksum FROM answers WHERE batch = ? AND key IN ({marks})", (batch, *some)
+                ).fetchall()
+            found.update((key, self._read(key, batch, text, checksum)) for key, text, checksum in rows)
+        return found
 
     def get_batch(self, keys: Sequence[str], batch: str) -> list[Answer] | None:
         """All answers of a batch, in the order of `keys`; None unless every one is there."""
@@ -89,8 +111,15 @@ class Journal:
             row = self._database.execute("SELECT seconds FROM batches WHERE batch = ?", (batch,)).fetchone()
         return 0.0 if row is None else float(row[0])
 
-    def put_batch(self, answers: Sequence[tuple[str, Answer]], batch: str = "", seconds: float = 0.0) -> None:
-        """Commit answers by key, in one transaction. When this returns they are on the disk.
+    def put_batch(
+        self,
+        answers: Sequence[tuple[str, Answer]],
+        batch: str = "",
+        seconds: float = 0.0,
+        ledger: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Commit answers by key, in one transaction, and a ledger's entry (scope and content) with them. When this
+        returns they are on the disk.
 
         An answer that is there already stays: what was paid for first is what was used.
         """
@@ -103,6 +132,15 @@ class Journal:
             self._database.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", rows)
             if batch:
                 self._database.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", (batch, seconds))
+            if ledger is not None:
+                scope, entry = ledger
+                self._database.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (scope, canonical_json(entry)))
+
+    def ledger(self, scope: str) -> Mapping[str, Any] | None:
+        """The last entry of a ledger, or None."""
+        with self._explained():
+            row = self._database.execute("SELECT entry FROM ledger WHERE scope = ?", (scope,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def __len__(self) -> int:
         """The number of answers."""
@@ -124,7 +162,9 @@ class Journal:
 
     def _open(self) -> None:
         # isolation_level=None: transactions are begun by name, and nothing else begins one.
-        self._database = database = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+        self._database = database = sqlite3.connect(
+            self.path, timeout=1.0, isolation_level=None, check_same_thread=False
+        )
         try:
             # Exclusive before the first access: the log then needs no shared memory, and works on network disks.
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -147,6 +187,7 @@ class Journal:
                     database.execute(statement)
                 database.execute(f"PRAGMA application_id = {_APPLICATION}")
                 database.execute(f"PRAGMA user_version = {_VERSION}")
+            database.execute(_LEDGER)
             database.execute("COMMIT")
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
@@ -164,7 +205,8 @@ class Journal:
     def _explained(self) -> Iterator[None]:
         """What SQLite says, in the user's words."""
         try:
-            yield
+            with self._lock:
+                yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", None)
             primary = code & 0xFF if code is not None else None

@@ -36,8 +36,8 @@ class JournaledTeacher:
         self.answers = self.finished = self.tokens = self.new_answers = self.new_tokens = 0
         self.seconds = 0.0
 
-    def answer(self, batches: Sequence[PlannedBatch]) -> Iterator[tuple[PlannedBatch, list[Answer]]]:
-        """Yield each batch with its answers, in the order of its requests."""
+    def answer(self, batches: Sequence[PlannedBatch]) -> Iterator[tuple[PlannedBatch, list[Answer], bool]]:
+        """Yield each batch with its answers, in the order of its requests, and whether the journal had them."""
         waiting = sum(len(b.requests) for b in batches if not self.journal.holds(b.digest))
         most = max((r.sampling.max_new_tokens for b in batches for r in b.requests), default=0)
         with self.console.task("generating", total=self._expected(waiting, most), unit="tokens") as task:
@@ -51,7 +51,7 @@ class JournaledTeacher:
                 if self.new_answers > before:
                     waiting = max(0, waiting - len(answers))
                     self._show(task, answers, waiting)
-                yield batch, answers
+                yield batch, answers, self.new_answers == before
             self.unanswered = [request for batch in queue for request in batch.requests]
 
     def facts(self) -> dict[str, Any]:

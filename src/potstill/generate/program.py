@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from potstill.artifacts import Work
-from potstill.data.chat import ChatTokenizer
 from potstill.data.split import Side
-from potstill.generate.journaled import JournaledTeacher
+from potstill.generate.answering import Answering
 from potstill.types import Record, Reject
-
-
-@dataclass
-class Written:
-    """What came of it: records with an answer, in the order of the data, and what was kept out."""
-
-    records: list[Record] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
 
 
 class Program(Protocol):
@@ -26,22 +16,22 @@ class Program(Protocol):
 
     def write(
         self,
-        records: Sequence[Record],
-        teacher: JournaledTeacher,
+        records: Iterable[Record | Reject],
+        answering: Answering,
         *,
         side_of: Callable[[Record], Side],
-        chat: ChatTokenizer,
-        context_length: int | None,
         work: Work,
-    ) -> Written:
-        """Have the teacher answer, and say what came of it. Whatever is not kept is a reject, with its reason.
+    ) -> Iterator[Record | Reject]:
+        """Have the teacher answer, and say what came of it, in an order that depends on the input and the answers alone
+        (not on when they came). Whatever is not kept is a reject, with its reason.
+
+        Memory must not grow with the number of records, but for some bytes each.
 
         Args:
-            records: the prompts, or records whose last answer is to be written anew.
-            teacher: asks, journals, and keeps to the budget.
+            records: the prompts, or records whose last answer is to be written anew; and rows that were rejected while
+                they were read, which are passed on in their place.
+            answering: asks, journals, and keeps to the budget.
             side_of: the side of the split that a record is on; its answers inherit it.
-            chat: renders prompts as the teacher sees them.
-            context_length: how many tokens the teacher reads and writes in all; None if that is not known.
-            work: where counts go.
+            work: where counts go (the stage counts what is yielded).
         """
         ...

@@ -6,24 +6,19 @@ several. Where a record already has an answer, that reference is dropped and the
 
 from __future__ import annotations
 
-import collections.abc
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from potstill.artifacts import Work
-from potstill.data.chat import ChatTokenizer
 from potstill.data.split import Side
-from potstill.data.tokenize import prompt_ids
+from potstill.data.stream import Seen
 from potstill.errors import DataError
-from potstill.generate.journaled import JournaledTeacher
-from potstill.generate.plan import Question, plan_batches
-from potstill.generate.program import Written
+from potstill.generate.answering import Answered, Answering
+from potstill.generate.records import as_prompt, prompt_hash, provenance_of, reject, with_answer
 from potstill.recipe import SequenceProgram
 from potstill.registry import implements
-from potstill.types import Answer, Provenance, Record, Reject, Request, Sampling
-
-_EXCERPT_CHARACTERS = 200
+from potstill.types import Answer, Record, Reject, Request, Sampling
 
 
 @implements(SequenceProgram)
@@ -38,68 +33,76 @@ class Sequence:
 
     def write(
         self,
-        records: collections.abc.Sequence[Record],
-        teacher: JournaledTeacher,
+        records: Iterable[Record | Reject],
+        answering: Answering,
         *,
         side_of: Callable[[Record], Side],
-        chat: ChatTokenizer,
-        context_length: int | None,
         work: Work,
-    ) -> Written:
+    ) -> Iterator[Record | Reject]:
         """Answer every record's prompt. Raises as the teacher, the journal and the budget do."""
-        written = Written()
-        identity = teacher.teacher.identity
-        asked: dict[str, tuple[int, Record]] = {}
-        questions: list[Question] = []
-        for position, record in enumerate(records):
-            prompt = _as_prompt(record, chat)
-            if isinstance(prompt, str):
-                written.rejects.append(_reject(record, prompt))
-                continue
-            requests = self._requests(prompt)
-            keys = [request.key(identity) for request in requests]
-            if keys[0] in asked:
-                written.rejects.append(_reject(record, "same prompt as an earlier record"))
-                continue
-            try:
-                prompt_tokens = len(prompt_ids(prompt.messages or prompt.prompt or "", chat, prompt.tools))
-            except DataError as refusal:
-                if chat.template is None:
-                    raise  # no conversation can be rendered: the mend is in the recipe, not in this record
-                written.rejects.append(_reject(record, "the chat template refuses it", detail=refusal.what))
-                continue
-            room = self.settings.max_new_tokens if context_length is None else context_length - prompt_tokens
+        places: deque[Reject | Record] = deque()  # what was read and has not come out yet, in order
+        owners: dict[int, Record] = {}  # by identity of the request, which lives as long
+
+        def requests() -> Iterator[Request]:
+            seen = Seen()
+            for record in records:
+                prompt = record if isinstance(record, Reject) else self._prompt(record, answering, seen, work)
+                if isinstance(prompt, Reject):
+                    places.append(prompt)
+                    continue
+                for request in self._requests(prompt):
+                    places.append(prompt)
+                    owners[id(request)] = prompt
+                    yield request
+
+        def side(request: Request) -> Side:
+            return side_of(owners[id(request)])
+
+        for answered in answering.answers(requests(), side_of=side):
+            while isinstance(first := places.popleft(), Reject):
+                yield first
+            owners.pop(id(answered.request), None)
+            yield self._kept(first, answered, answering.identity)
+        yield from (place for place in places if isinstance(place, Reject))
+
+    def _prompt(self, record: Record, answering: Answering, seen: Seen, work: Work) -> Record | Reject:
+        """The record without its answer, or why it is not asked."""
+        prompt = as_prompt(record, answering.turns)
+        if isinstance(prompt, str):
+            return reject(record, prompt)
+        if seen.add(prompt_hash(prompt), record.row) is not None:
+            return reject(record, "same prompt as an earlier record")
+        try:
+            asked = Request(self.sampling, prompt.messages, prompt.prompt, prompt.tools)
+            prompt_tokens = answering.prompt_tokens(asked)
+        except DataError as refusal:
+            if refusal.mend is not None:
+                raise  # no conversation can be rendered: the mend is in the recipe, not in this record
+            return reject(record, "the chat template refuses it", detail=refusal.what)
+        if prompt_tokens is not None and answering.context_length is not None:
+            room = answering.context_length - prompt_tokens
             if room <= 0:
-                said = f"{prompt_tokens} tokens of {context_length}"
-                written.rejects.append(_reject(record, "the prompt fills the teacher's context", detail=said))
-                continue
+                said = f"{prompt_tokens} tokens of {answering.context_length}"
+                return reject(record, "the prompt fills the teacher's context", detail=said)
             if room < self.settings.max_new_tokens:
                 work.count("prompts with less room than max_new_tokens")
-            if not record.is_prompt:
-                work.count("reference answers dropped")
-            asked.update((key, (position, prompt)) for key in keys)
-            questions.append(Question(requests, side_of(record), prompt_tokens))
-        work.count("prompts", len(questions))
+        if not record.is_prompt:
+            work.count("reference answers dropped")
+        work.count("prompts")
+        return prompt
 
-        batches = plan_batches(questions, identity, batch_size=self.settings.batch_size, seed=teacher.seed)
-        kept: list[tuple[int, Record]] = []
-        for batch, answers in teacher.answer(batches):
-            seed = batch.seed if self.sampling.temperature > 0 else None
-            for request, key, answer in zip(batch.requests, batch.keys, answers, strict=True):
-                position, prompt = asked[key]
-                reason = self._fault(answer)
-                if reason is not None:
-                    written.rejects.append(_reject(prompt, reason, answer.text, f"sample {request.sample}"))
-                    continue
-                kept.append((position, _answered(prompt, request, answer, self._provenance(prompt, identity, seed))))
-        for request in teacher.unanswered:
-            prompt = asked[request.key(identity)][1]
-            written.rejects.append(_reject(prompt, "token budget", detail=f"sample {request.sample}"))
-        # By position in the data: the order in which batches were done leaves no trace.
-        written.records = [record for _, record in sorted(kept, key=lambda k: (k[0], k[1].sample))]
-        written.rejects.sort(key=lambda r: (r.source, r.row, r.reason, r.detail))
-        _count(work, written)
-        return written
+    def _kept(self, prompt: Record, answered: Answered, identity: Mapping[str, Any]) -> Record | Reject:
+        """The record with its answer, or why it is not kept."""
+        sample = f"sample {answered.request.sample}"
+        if answered.answer is None:
+            failure = answered.failure
+            assert failure is not None
+            detail = f"{sample}: {failure.detail}" if failure.detail else sample
+            return reject(prompt, failure.reason, failure.text, detail)
+        reason = self._fault(answered.answer)
+        if reason is not None:
+            return reject(prompt, reason, answered.answer.text, sample)
+        return with_answer(prompt, answered.request, answered.answer, provenance_of(prompt, answered, identity))
 
     def _requests(self, prompt: Record) -> tuple[Request, ...]:
         return tuple(
@@ -114,59 +117,3 @@ class Sequence:
         if answer.finish == "length" and not self.settings.keep_unfinished:
             return "unfinished answer"
         return None
-
-    def _provenance(self, prompt: Record, identity: Mapping[str, Any], seed: int | None) -> Provenance:
-        return replace(
-            prompt.provenance,
-            teacher=str(identity.get("model", "")),
-            revision=str(identity.get("revision") or identity.get("digest") or ""),
-            route=str(identity.get("kind", "")),
-            sampling=self.sampling.to_dict(),
-            seed=seed,
-            template=str(identity.get("template", "")),
-        )
-
-
-def _as_prompt(record: Record, chat: ChatTokenizer) -> Record | str:
-    """The record without its answer, or why it cannot be answered.
-
-    A plain prompt becomes the user's turn where the teacher has a chat template: that is what it is answered as, and
-    the record then says so.
-    """
-    if record.text is not None:
-        return "a text has no prompt to answer"
-    if record.prompt is not None:
-        if chat.template is None:
-            return replace(record, completion=None)
-        turn = {"role": "user", "content": record.prompt}
-        return replace(record, messages=(turn,), prompt=None, completion=None)
-    messages = record.messages or ()
-    while messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    return replace(record, messages=messages) if messages else "no message to answer"
-
-
-def _answered(prompt: Record, request: Request, answer: Answer, provenance: Provenance) -> Record:
-    """The prompt with its answer: a message more, or a completion."""
-    finished = answer.finish == "stop"
-    record = replace(prompt, sample=request.sample, finished=finished, provenance=provenance)
-    if prompt.messages is None:
-        return replace(record, completion=answer.text)
-    message = {"role": "assistant", "content": answer.text}
-    if answer.reasoning is not None:
-        message["reasoning_content"] = answer.reasoning
-    return replace(record, messages=(*prompt.messages, message))
-
-
-def _reject(record: Record, reason: str, answer: str = "", detail: str = "") -> Reject:
-    said = answer or record.text or record.prompt or str((record.messages or ({},))[-1].get("content", ""))
-    return Reject(reason, record.provenance.source, record.row, said[:_EXCERPT_CHARACTERS], detail)
-
-
-def _count(work: Work, written: Written) -> None:
-    work.count("answers kept", len(written.records))
-    unfinished = sum(not record.finished for record in written.records)
-    if unfinished:
-        work.count("kept, but cut short", unfinished)
-    for reject in written.rejects:
-        work.count(f"rejected: {reject.reason}")

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
 from potstill import registry
 from potstill.artifacts import Work
+from potstill.console import Console
 from potstill.data.split import Side
 from potstill.errors import CapabilityError, DataError
+from potstill.generate.answering import Answering, LocalAnswering
 from potstill.generate.budget import TokenBudget
 from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.journaled import JournaledTeacher
-from potstill.generate.program import Program, Written
-from potstill.recipe import LocalTeacher, Recipe
+from potstill.generate.program import Program
+from potstill.recipe import BudgetSettings, EndpointTeacher, LocalTeacher, Recipe
 from potstill.stage import Context, Stage
-from potstill.types import Record
+from potstill.types import Record, Reject
 
 if TYPE_CHECKING:
+    from potstill.generate.card import Statistics
     from potstill.teachers.base import Teacher
 
-CONTRACT = 1
+CONTRACT = 2
 
 
 def stage(recipe: Recipe) -> Stage:
     """The stage of a recipe that has a `generate` section.
 
-    Its artifact holds `records.parquet` (both sides of the split, column `side`) and `rejects.jsonl`.
+    Its artifact holds `records.parquet` (both sides of the split, column `side`), `rejects.jsonl`, and a dataset card,
+    `README.md`; `records.jsonl` too where the section says so.
     """
     assert recipe.generate is not None
     settings = {
@@ -52,65 +58,131 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
 
 
 def _write(context: Context) -> None:
-    """Read, ask, save."""
-    from potstill.data import ChatTokenizer, read_records, save_records, save_rejects, side_of
+    """Read, ask, save, each while the others go on."""
+    from potstill.data import side_of
+    from potstill.data.stream import RecordWriter
+    from potstill.generate.card import Statistics, write_card
 
-    recipe, work, console = context.recipe, context.work, context.console
+    recipe, work = context.recipe, context.work
     assert recipe.generate is not None
     program: Program = registry.build(recipe.generate)
-    teacher: Teacher = registry.build(recipe.teachers[recipe.generate.teacher])
+    statistics = Statistics()
+    rejects = context.out / "rejects.jsonl"
+    with Journal(context.run / FILE_NAME) as journal:
+        with open_answering(recipe, journal, scope=work.path.name, console=context.console) as answering:
+            with (
+                RecordWriter(context.out / "records.parquet", recipe.data, jsonl=recipe.generate.jsonl) as records,
+                rejects.open("w", encoding="utf-8") as ledger,
+            ):
+                found = program.write(read_counted(recipe, work), answering, side_of=partial(_side, recipe), work=work)
+                for item in found:
+                    if isinstance(item, Record):
+                        records.add(item)
+                        statistics.add(item, side_of(item, recipe.data))
+                    else:
+                        ledger.write(json.dumps(asdict(item)) + "\n")
+                        statistics.reject(item)
+        work.facts.update(answering.facts() | {"teacher": dict(answering.identity)})
+    _conclude(work, statistics, recipe)
+    write_card(context.out / "README.md", recipe, work, statistics)
+
+
+def open_answering(recipe: Recipe, journal: Journal, *, scope: str, console: Console) -> Answering:
+    """What answers for the teacher that the section names, within its budget.
+
+    Raises:
+        CapabilityError: that teacher cannot generate.
+        RecipeError: money is capped, and the price is not known.
+    """
+    settings = recipe.generate
+    assert settings is not None
+    teacher = registry.build(recipe.teachers[settings.teacher])
     if "generate" not in teacher.capabilities:
         raise CapabilityError(
-            f"the teacher {recipe.generate.teacher!r} cannot generate",
+            f"the teacher {settings.teacher!r} cannot generate",
             where="generate.teacher",
             mend="name a teacher that can, or drop the generate section and train on data that has answers",
         )
+    return answering_of(
+        teacher,
+        journal,
+        token_budget=getattr(settings, "token_budget", None),
+        batch_size=getattr(settings, "batch_size", 32),
+        budget=settings.budget,
+        scope=scope,
+        seed=recipe.seed,
+        console=console,
+    )
 
-    read = read_records(recipe.data)
-    for name, amount in read.counts.items():
-        work.count("rows read" if name == "read" else f"rejected: {name}", amount)
-    chat = ChatTokenizer.from_transformers(teacher.tokenizer)
 
-    def side(record: Record) -> Side:
-        return side_of(record, recipe.data)
+def answering_of(
+    teacher: Teacher,
+    journal: Journal,
+    *,
+    token_budget: int | None,
+    batch_size: int,
+    budget: BudgetSettings,
+    scope: str,
+    seed: int,
+    console: Console,
+) -> Answering:
+    """What answers for a teacher: side by side where it is behind a server, else by planned batches."""
+    if isinstance(getattr(teacher, "settings", None), EndpointTeacher):
+        from potstill.generate.concurrent import EndpointAnswering
+        from potstill.teachers.endpoint import EndpointModel
 
-    with Journal(context.run / FILE_NAME) as journal:
-        budget = TokenBudget(getattr(recipe.generate, "token_budget", None))
-        journaled = JournaledTeacher(teacher, journal, budget=budget, seed=recipe.seed, console=console)
-        written = program.write(
-            read.records,
-            journaled,
-            side_of=side,
-            chat=chat,
-            # Not every teacher knows it (an endpoint may not say).
-            context_length=getattr(teacher, "context_length", None),
-            work=work,
+        assert isinstance(teacher, EndpointModel)
+
+        return EndpointAnswering(
+            teacher,
+            journal,
+            budget=budget,
+            token_budget=token_budget,
+            scope=scope,
+            seed=seed,
+            console=console,
         )
-    work.facts.update(journaled.facts() | {"teacher": dict(teacher.identity)})
-    _warn(work, written, side, recipe)
-
-    save_records(context.out / "records.parquet", written.records, recipe.data)
-    save_rejects(context.out / "rejects.jsonl", [*read.rejects, *written.rejects])
+    journaled = JournaledTeacher(teacher, journal, budget=TokenBudget(token_budget), seed=seed, console=console)
+    return LocalAnswering(journaled, batch_size=batch_size)
 
 
-def _warn(work: Work, written: Written, side: Callable[[Record], Side], recipe: Recipe) -> None:
-    """Say what a person should know of the outcome.
+def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:
+    """The rows of the recipe's data, counted as they are read."""
+    from potstill.data.stream import stream_records
+
+    for item in stream_records(recipe.data):
+        work.count("rows read")
+        yield item
+
+
+def _side(recipe: Recipe, record: Record) -> Side:
+    from potstill.data import side_of
+
+    return side_of(record, recipe.data)
+
+
+def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:
+    """Counts, and what a person should know of the outcome.
 
     Raises:
         DataError: no answer was kept at all.
     """
-    if not written.records:
-        reasons = sorted({reject.reason for reject in written.rejects})
+    if not statistics.kept:
         raise DataError(
-            f"no answer was kept ({', '.join(reasons) or 'there was no prompt'})",
+            f"no answer was kept ({', '.join(sorted(statistics.rejected)) or 'there was no prompt'})",
             where="generate",
-            mend="look at rejects in the data, raise max_new_tokens or token_budget, or set keep_unfinished: true",
+            mend="look at rejects in the data, raise max_new_tokens, token_budget or budget, or set keep_unfinished: true",
         )
-    over = sum(reject.reason == "token budget" for reject in written.rejects)
-    if over:
-        work.warn(f"{over} answers were not asked for: the token budget was used up")
-    on = [side(record) for record in written.records]
-    work.count("training records", on.count("train"))
-    work.count("held-out records", on.count("held_out"))
-    if "train" not in on or ("held_out" not in on and recipe.data.held_out > 0):
-        work.warn(f"no {'held-out' if 'train' in on else 'training'} prompt was answered")
+    work.count("answers kept", statistics.kept)
+    if statistics.unfinished:
+        work.count("kept, but cut short", statistics.unfinished)
+    for reason, amount in sorted(statistics.rejected.items()):
+        work.count(f"rejected: {reason}", amount)
+    for reason in ("token budget", "request budget", "money budget"):
+        if over := statistics.rejected[reason]:
+            work.warn(f"{over} answers were not asked for: the {reason} was used up")
+    train, held_out = statistics.sides["train"], statistics.sides["held_out"]
+    work.count("training records", train)
+    work.count("held-out records", held_out)
+    if not train or (not held_out and recipe.data.held_out):
+        work.warn(f"no {'held-out' if train else 'training'} prompt was answered")

@@ -1,7 +1,9 @@
 """The typed recipe. Imports without torch, so that `--help` and `check` answer at once."""
 
 from potstill.recipe.base import Cosmetic, KindSettings, Settings
+from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.data import DataSettings, ImageSettings
+from potstill.recipe.endpoint import EndpointTeacher, Price, SamplerExtras
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings, HuggingFaceExport
 from potstill.recipe.features import (
@@ -56,7 +58,7 @@ from potstill.recipe.students import (
     StudentSettings,
     Uniform,
 )
-from potstill.recipe.teachers import EnsembleTeacher, LocalTeacher, TeacherSettings
+from potstill.recipe.teachers import EnsembleTeacher, LocalTeacher, TeacherSettings, weights_of
 from potstill.recipe.train import Masking, TrainSettings, TrainStage
 
 __all__ = [
@@ -64,11 +66,13 @@ __all__ = [
     "AttentionMap",
     "AttentionScores",
     "AttentionTransfer",
+    "BudgetSettings",
     "ByInfluence",
     "Change",
     "Cosmetic",
     "DataSettings",
     "DecoupledKD",
+    "EndpointTeacher",
     "EnsembleTeacher",
     "EvaluateSettings",
     "Existing",
@@ -103,11 +107,13 @@ __all__ = [
     "PooledSettings",
     "Pooling",
     "PositiveSchedule",
+    "Price",
     "RKDAngle",
     "RKDDistance",
     "Recipe",
     "ReportSettings",
     "ReverseKL",
+    "SamplerExtras",
     "Schedule",
     "SequenceProgram",
     "Settings",
@@ -126,4 +132,5 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "value_at",
+    "weights_of",
 ]

@@ -7,21 +7,38 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from potstill.recipe.base import KindSettings
+from potstill.recipe.budget import BudgetSettings
+from potstill.recipe.teachers import TeacherSettings
 
 
 class GenerateSettings(KindSettings):
-    """Base of every program that has a teacher write."""
+    """Base of every program that has a teacher write.
+
+    `budget` caps what an endpoint is used for. `jsonl` writes the records as JSON lines too, beside the Parquet file.
+    """
 
     room: ClassVar[str] = "generate"
     teacher: str = "main"
+    budget: BudgetSettings = BudgetSettings()
+    jsonl: bool = False
+
+    def check_teacher(self, teacher: TeacherSettings) -> None:
+        """Refuse what this kind of teacher cannot do.
+
+        Raises:
+            ValueError: with the mend.
+        """
+        if not teacher.remote and self.budget.stated:
+            stated = ", ".join(f"budget.{name}" for name in self.budget.stated)
+            raise ValueError(f"{stated}: a cap for endpoints; a {teacher.kind!r} teacher takes token_budget")
 
 
 class SequenceProgram(GenerateSettings):
     """Sequence-level distillation: the teacher answers each prompt. Kim & Rush 2016 (beam 5 in the paper).
 
     `temperature` 0 is greedy; `beams` > 1 is beam search. `token_budget` is a hard cap on generated tokens:
-    a batch is only begun if its worst case still fits, and prompts that no longer fit are counted. `batch_size`
-    affects results in bfloat16 and is therefore part of the key.
+    what is asked is only asked if its worst case still fits, and prompts that no longer fit are counted. `batch_size`
+    is for teachers on this machine; it affects results in bfloat16 and is therefore part of the key.
     """
 
     kind: Literal["sequence"] = "sequence"
@@ -44,3 +61,9 @@ class SequenceProgram(GenerateSettings):
         if self.samples > self.beams > 1:
             raise ValueError(f"{self.beams} beams give at most {self.beams} samples: raise beams or lower samples")
         return self
+
+    def check_teacher(self, teacher: TeacherSettings) -> None:
+        """Beams are for teachers on this machine."""
+        super().check_teacher(teacher)
+        if teacher.remote and self.beams > 1:
+            raise ValueError("servers give no beam search: set beams: 1, or use a teacher that runs here (kind: local)")

@@ -152,8 +152,10 @@ def _absolute_models(holder: Any, base: Path) -> None:
     """The model of a teacher or student, and those of an ensemble's members."""
     if not isinstance(holder, dict):
         return
-    if isinstance(holder.get("model"), str):
-        holder["model"] = _model_path(holder["model"], base)
+    # The model of an endpoint is what its server calls it.
+    for key in ("tokenizer",) if holder.get("kind") == "endpoint" else ("model",):
+        if isinstance(holder.get(key), str):
+            holder[key] = _model_path(holder[key], base)
     members = holder.get("members")
     for member in members if isinstance(members, list) else ():
         _absolute_models(member, base)

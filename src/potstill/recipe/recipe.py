@@ -60,6 +60,8 @@ class Recipe(Settings):
                     f"teacher {section.teacher!r} is not among the teachers ({known}): add it, or name one of them"
                 )
         self._teachers_give_what_is_asked()
+        if self.generate is not None:
+            self.generate.check_teacher(self.teachers[self.generate.teacher])
         self._task_allows()
         if self.train is not None and self.student is None:
             raise ValueError("train needs a student: add `student: {kind: from_teacher}`, or drop the train section")

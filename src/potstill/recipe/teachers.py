@@ -11,9 +11,10 @@ from potstill.types import Capability
 
 
 class TeacherSettings(KindSettings):
-    """Base of every teacher."""
+    """Base of every teacher. `remote` kinds have no weights on this machine: their `model` is only a name."""
 
     room: ClassVar[str] = "teachers"
+    remote: ClassVar[bool] = False
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
 
 
@@ -53,3 +54,9 @@ class EnsembleTeacher(TeacherSettings):
     members: Annotated[tuple[one_of(TeacherSettings), ...], Field(min_length=2)]  # type: ignore[valid-type]
     average: Literal["logits", "probabilities"] = "logits"
     cache: Annotated[bool, Cosmetic()] = False
+
+
+def weights_of(settings: object) -> str | None:
+    """What a teacher's or student's settings call the weights that are read on this machine; None if there are none."""
+    model: str | None = None if getattr(settings, "remote", False) else getattr(settings, "model", None)
+    return model

@@ -9,7 +9,7 @@ from typing import Any
 
 from potstill.models.packages import PACKAGES
 from potstill.models.resolve import locate
-from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettings
+from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettings, weights_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def origin_digests(recipe: Recipe) -> Mapping[str, str]:
         named += settings.members if isinstance(settings, EnsembleTeacher) else ()
     found: dict[str, str] = {}
     for settings in named:
-        model = getattr(settings, "model", None)
+        model = weights_of(settings)
         if model is not None and (source := locate(model, getattr(settings, "revision", None))) is not None:
             found[f"model {model}"] = f"{source.digest} {source.licence} {' '.join(source.notes)}"
     return found

@@ -1,9 +1,35 @@
-"""Teachers: what knows, and can be asked. A module here implements one kind of the recipe's `teacher`."""
+"""Teachers: what knows, and can be asked. A module here implements one kind of the recipe's `teacher`.
 
-from potstill.teachers import local
-from potstill.teachers.base import Teacher
-from potstill.teachers.cached import SignalCache
-from potstill.teachers.ensemble import Ensemble
-from potstill.teachers.local import LocalModel
+They are loaded when they are asked for: a teacher behind a server needs no torch.
+"""
 
-__all__ = ["Ensemble", "LocalModel", "SignalCache", "Teacher", "local"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from potstill.teachers.base import Teacher
+    from potstill.teachers.cached import SignalCache
+    from potstill.teachers.endpoint import EndpointModel
+    from potstill.teachers.ensemble import Ensemble
+    from potstill.teachers.local import LocalModel
+
+KINDS = {"endpoint": "endpoint", "ensemble": "ensemble", "local": "local"}
+"""The module of each kind; `registry.build` loads it."""
+
+_NAMES = {
+    "EndpointModel": "endpoint",
+    "Ensemble": "ensemble",
+    "LocalModel": "local",
+    "SignalCache": "cached",
+    "Teacher": "base",
+}
+
+__all__ = ["EndpointModel", "Ensemble", "LocalModel", "SignalCache", "Teacher"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from potstill.models.folder import ModelSource
 from potstill.models.load import pick_device
 from potstill.models.resolve import resolve
 from potstill.models.tokenizers import check_same_tokenizer
-from potstill.recipe import Existing, Recipe, TeacherSettings
+from potstill.recipe import Existing, Recipe, TeacherSettings, weights_of
 from potstill.registry import build
 from potstill.signals import Batch
 from potstill.students import BuiltStudent, build_student
@@ -145,7 +145,7 @@ def make_teacher(models: Models) -> Teacher | None:
 
 
 def _source(settings: object, console: Console) -> ModelSource | None:
-    model = getattr(settings, "model", None)
+    model = weights_of(settings)
     if model is None:
         return None
     remote = bool(getattr(settings, "trust_remote_code", False))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from potstill.recipe import Existing, HardCE, Recipe
+from potstill.recipe import Existing, HardCE, Recipe, weights_of
 from potstill.stage import Context, Stage
 
 CONTRACT = 2
@@ -66,7 +66,7 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     if isinstance(recipe.student, Existing):
         models["student"] = recipe.student
     for name, settings in models.items():
-        model = getattr(settings, "model", None)
+        model = weights_of(settings)
         source = locate(model, getattr(settings, "revision", None)) if model is not None else None
         if source is not None:
             digests[name] = source.digest

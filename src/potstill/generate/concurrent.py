@@ -1,0 +1,306 @@
+"""A teacher behind a server: many requests side by side, through the journal, within the caps, in order.
+
+Requests are read a little ahead of what is under way, and answers wait for those before them, up to a bound: memory
+does not grow with the number of prompts. Every answer is committed in the client's writer thread, whatever the program
+is doing with earlier ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from potstill.console import Console
+from potstill.errors import PotstillError
+from potstill.generate.answering import Answered, Failure, SideOf, parsed
+from potstill.generate.budget import Budget, Caps, Cost
+from potstill.generate.journal import Journal
+from potstill.generate.prices import UNITS_PER_DOLLAR, check_price, dollars
+from potstill.recipe import BudgetSettings
+from potstill.teachers.endpoint_wire import Trouble
+from potstill.types import Answer, Request
+
+if TYPE_CHECKING:
+    from potstill.teachers.endpoint import EndpointModel
+    from potstill.teachers.endpoint_client import Call, EndpointClient, Stream
+
+_CHUNK = 64
+"""Requests looked up, and answers yielded, before anything else is looked after."""
+_REORDERED = 32
+"""Answers may wait for one before them: so many times as many as requests may be under way."""
+_BLINK_SECONDS = 0.05
+
+
+class _Slot:
+    """A request in its place, until it is yielded."""
+
+    __slots__ = ("answered", "key", "request", "reserved", "seed", "twin")
+
+    def __init__(self, request: Request, key: str, seed: int | None) -> None:
+        self.request, self.key, self.seed = request, key, seed
+        self.answered: Answered | None = None
+        self.twin: _Slot | None = None
+        self.reserved = Cost()
+
+
+class EndpointAnswering:
+    """Use it as a context manager. Nothing is sent, and no key asked for, while the journal has the answers.
+
+    Args:
+        teacher: the endpoint.
+        journal: where answers go before anything else.
+        budget: the recipe's caps.
+        token_budget: a cap on tokens written.
+        scope: whose budget it is: what an interrupted process spent counts for the same scope (a stage's key).
+        seed: the recipe's.
+        console: for progress, and for what the client says.
+
+    Raises:
+        RecipeError: money is capped and the price is not known.
+    """
+
+    def __init__(
+        self,
+        teacher: EndpointModel,
+        journal: Journal,
+        *,
+        budget: BudgetSettings = BudgetSettings(),  # noqa: B008 - a frozen value
+        token_budget: int | None = None,
+        scope: str = "",
+        seed: int = 0,
+        console: Console,
+    ) -> None:
+        self.teacher, self.journal, self.scope, self.seed, self.console = teacher, journal, scope, seed, console
+        self.prices = check_price(teacher.settings, budget.money)
+        money = None if budget.money is None else int(budget.money * UNITS_PER_DOLLAR)
+        caps = Caps(budget.requests, token_budget, budget.tokens, money)
+        self.budget = Budget(caps, journal.ledger(scope) if caps else None)
+        self._client: EndpointClient | None = None
+        self._open = ExitStack()
+        self._over: str | None = None
+        self.answered = self.finished = self.written = self.read = self.from_journal = 0
+        self.cost = 0
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self.teacher.identity
+
+    @property
+    def turns(self) -> bool:
+        return self.teacher.turns
+
+    @property
+    def context_length(self) -> int | None:
+        return self.teacher.context_length
+
+    def prompt_tokens(self, request: Request) -> int | None:
+        self.teacher.rendered(request)
+        return self.teacher.prompt_tokens(request) if self.teacher.chat is not None else None
+
+    def rendered(self, request: Request) -> str | None:
+        return self.teacher.rendered(request)
+
+    def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
+        """As `Answering.answers`. Raises as the client, the journal and the teacher do."""
+        source = iter(requests)
+        slots: deque[_Slot] = deque()
+        waiting: dict[str, _Slot] = {}
+        held_back: deque[_Slot] = deque()  # read, but not yet affordable
+        stream: Stream | None = None
+        most = self.teacher.settings.max_in_flight
+        with self.console.task("generating", total=None, unit="answers") as task:
+            while True:
+                while len(waiting) < 2 * most + _CHUNK and len(slots) < _REORDERED * most + _CHUNK:
+                    if not held_back:
+                        before = len(slots)
+                        held_back.extend(self._read(source, slots, waiting))
+                        if len(slots) == before:
+                            break
+                    calls = self._afford(held_back, waiting)
+                    if calls:
+                        stream = stream or self._connected().stream()
+                        stream.submit(calls)
+                    if held_back:
+                        break
+                self._say()
+                ready = bool(slots) and _done(slots[0])
+                if stream is not None and waiting:
+                    self._note(stream.take(0.0 if ready else _BLINK_SECONDS), waiting)
+                elif not ready and slots:
+                    time.sleep(_BLINK_SECONDS)  # other streams are under way, and hold what the caps allow
+                if not slots:
+                    return
+                came = 0
+                while slots and _done(slots[0]) and came < _CHUNK:
+                    came += 1
+                    yield self._yielded(slots.popleft())
+                task.advance(came, note=self._note_beside())
+
+    def facts(self) -> dict[str, Any]:
+        """Counts, and what was sent by this process."""
+        facts: dict[str, Any] = {
+            "answers": self.answered,
+            "share_finished": round(self.finished / self.answered, 4) if self.answered else None,
+            "tokens": self.written,
+            "tokens_read": self.read,
+            "answers_from_journal": self.from_journal,
+            "token_budget": self.budget.caps.written,
+            "price": self.prices.source if self.prices is not None else "unknown",
+            "dollars": round(dollars(self.cost), 6) if self.prices is not None else None,
+        }
+        if self._client is not None:
+            traffic = self._client.traffic
+            facts |= {"requests_sent": traffic.sent, "troubles": dict(sorted(traffic.troubles.items()))}
+            facts["seconds_waited"] = round(traffic.waited_seconds, 1)
+        return facts
+
+    def __enter__(self) -> EndpointAnswering:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+        self._say()
+        if self._client is not None and self.budget.caps:
+            self.journal.put_batch([], ledger=(self.scope, self.budget.entry(over=True)))
+
+    # ---- inside: reading and sending --------------------------------------------------------------------------
+
+    def _read(self, source: Iterator[Request], slots: deque[_Slot], waiting: dict[str, _Slot]) -> Sequence[_Slot]:
+        """Some more requests in their places; those that are to be paid for, or were."""
+        new = [_Slot(request, *self.teacher.key_of(request, self.seed)) for request in islice(source, _CHUNK)]
+        slots.extend(new)
+        first: dict[str, _Slot] = {}
+        for slot in new:
+            twin = waiting.get(slot.key) or first.get(slot.key)
+            if twin is not None:
+                slot.twin = twin
+            else:
+                first[slot.key] = slot
+        found = self.journal.get_many(list(first))
+        for key, slot in first.items():
+            if (raw := found.get(key)) is not None:
+                slot.answered = self._parsed(slot, raw, from_journal=True)
+        return list(first.values())
+
+    def _afford(self, slots: deque[_Slot], waiting: dict[str, _Slot]) -> list[Call]:
+        """Take from `slots` what the caps allow now, in order: whatever comes first is paid for first, answered or not,
+        so that which requests a cap leaves out does not depend on what the journal holds."""
+        calls: list[Call] = []
+        while slots:
+            slot = slots[0]
+            if self._over is None:
+                idle = self.budget.reserved == Cost()
+                call = None
+                if slot.answered is None or self.budget.caps:
+                    call = self.teacher.call(slot.request, slot.seed)
+                    slot.reserved = self._worst(call, slot.request)
+                over = self.budget.reserve(slot.reserved)
+                if over is not None:
+                    if not idle:
+                        break  # what is under way may turn out to cost less
+                    self._over = over
+            if self._over is not None:
+                slot.answered = Answered(slot.request, None, Failure(self._over), False)
+            elif slot.answered is not None:
+                assert slot.answered.raw is not None
+                self.budget.settle(slot.reserved, self._cost(slot.answered.raw))
+            else:
+                assert call is not None
+                call.tag = slot
+                waiting[slot.key] = slot
+                calls.append(call)
+            slots.popleft()
+        if calls and self.budget.caps and (entry := self.budget.hold()) is not None:
+            self.journal.put_batch([], ledger=(self.scope, entry))
+        return calls
+
+    def _connected(self) -> EndpointClient:
+        if self._client is None:
+            self._client = self._open.enter_context(self.teacher.open(self))
+        return self._client
+
+    def _note(self, calls: Sequence[Call], waiting: dict[str, _Slot]) -> None:
+        for call in calls:
+            slot: _Slot = call.tag
+            del waiting[slot.key]
+            if isinstance(call.outcome, Answer):
+                slot.answered = self._parsed(slot, call.outcome, from_journal=False)
+            else:
+                assert call.outcome is not None
+                failure = Failure(call.outcome.reason, call.outcome.detail)
+                slot.answered = Answered(slot.request, None, failure, False)
+
+    def _parsed(self, slot: _Slot, raw: Answer, *, from_journal: bool) -> Answered:
+        required = self.teacher.settings.reasoning == "required"
+        return parsed(slot.request, raw, from_journal=from_journal, seed=slot.seed, required=required)
+
+    def _yielded(self, slot: _Slot) -> Answered:
+        answered = slot.answered if slot.twin is None else slot.twin.answered
+        assert answered is not None
+        if slot.twin is None and answered.raw is not None:
+            raw = answered.raw
+            self.answered += 1
+            self.finished += raw.finish == "stop"
+            self.read += raw.prompt_tokens
+            self.written += raw.completion_tokens
+            self.from_journal += answered.from_journal
+            self.cost += self.prices.of(raw.prompt_tokens, raw.completion_tokens) if self.prices is not None else 0
+        return answered
+
+    def _note_beside(self) -> str:
+        return "" if self._client is None else f"{self._client.in_flight} under way"
+
+    def _say(self) -> None:
+        while self._client is not None and not self._client.messages.empty():
+            self.console.warn(self._client.messages.get())
+
+    # ---- inside: the budget, from the client's threads --------------------------------------------------------
+
+    def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
+        """Commit answers, and reconcile what was reserved for them."""
+        rows = [(call.tag.key, answer) for call, answer in answered]
+        self.journal.put_batch(rows, ledger=(self.scope, self.budget.entry()) if self.budget.caps else None)
+        for call, answer in answered:
+            self.budget.settle(call.tag.reserved, self._cost(answer))
+        over = self.budget.broken()
+        if over is not None:
+            raise PotstillError(
+                f"the {over} was exceeded: the server counts more tokens than were asked for or a prompt has bytes",
+                where=self.teacher.settings.url,
+                mend="name the model's tokenizer as the teacher's tokenizer, so that prompts are counted exactly",
+            )
+
+    def again(self, call: Call, trouble: Trouble) -> str | None:
+        """Charge an attempt that failed."""
+        if not self.budget.caps:
+            return None
+        over = self.budget.fail(call.tag.reserved, self._attempt(call, trouble))
+        if over is None and (entry := self.budget.hold()) is not None:
+            self.journal.put_batch([], ledger=(self.scope, entry))
+        return over
+
+    def lost(self, call: Call, trouble: Trouble) -> None:
+        """Charge the last attempt of a request that has no answer."""
+        self.budget.settle(call.tag.reserved, self._attempt(call, trouble), answered=False)
+
+    def _worst(self, call: Call, request: Request) -> Cost:
+        written = request.sampling.max_new_tokens
+        read = call.tokens - written
+        return Cost(1, written, call.tokens, self.prices.of(read, written) if self.prices is not None else 0)
+
+    def _cost(self, raw: Answer) -> Cost:
+        read, written = raw.prompt_tokens, raw.completion_tokens
+        return Cost(1, written, read + written, self.prices.of(read, written) if self.prices is not None else 0)
+
+    def _attempt(self, call: Call, trouble: Trouble) -> Cost:
+        """What a failed attempt is taken to have cost: the worst, unless the server surely did nothing."""
+        reserved: Cost = call.tag.reserved
+        return reserved if trouble.billed else Cost(requests=1)
+
+
+def _done(slot: _Slot) -> bool:
+    return slot.answered is not None or (slot.twin is not None and _done(slot.twin))

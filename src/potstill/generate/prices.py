@@ -1,0 +1,97 @@
+"""What an endpoint costs: stated in the recipe, or from the table of `genai-prices`, which is looked up offline.
+
+A model that is in neither has an unknown price, which is never taken for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from urllib.parse import urlsplit
+
+from potstill.errors import RecipeError
+from potstill.recipe import EndpointTeacher
+
+UNITS_PER_DOLLAR = 10**11
+"""Money is counted in billionths of a cent."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Units (`UNITS_PER_DOLLAR`) per token read and written, per request, and where they are from."""
+
+    read: Decimal
+    written: Decimal
+    request: Decimal
+    source: str
+
+    def of(self, read: int, written: int, requests: int = 1) -> int:
+        """What a request costs, in units, rounded up."""
+        return math.ceil(self.read * read + self.written * written + self.request * requests)
+
+
+def prices_of(settings: EndpointTeacher) -> Prices | None:
+    """The prices of an endpoint; None if they are not known.
+
+    Where a price rises with the length of the prompt, the highest counts: a cap is then kept, and what is reported may
+    be too much. Discounts (cached prompts, batches) are left out for the same reason.
+    """
+    per_token = Decimal(UNITS_PER_DOLLAR) / 1_000_000
+    if settings.price is not None:
+        stated = settings.price
+        read, written = (Decimal(str(dollars)) * per_token for dollars in (stated.input, stated.output))
+        return Prices(read, written, Decimal(0), "the recipe")
+    import genai_prices
+
+    usage = genai_prices.Usage(input_tokens=1, output_tokens=1)
+    try:
+        if settings.price_provider is not None:
+            found = genai_prices.calc_price(usage, settings.model, provider_id=settings.price_provider)
+        else:
+            # By the address alone: a model of the same name on one's own machine costs something else.
+            found = genai_prices.calc_price(usage, settings.model, provider_api_url=settings.base_url)
+    except LookupError:
+        return None
+    price = found.model_price
+    read_price, written_price = (_highest(getattr(price, name, None)) for name in ("input_mtok", "output_mtok"))
+    if read_price is None or written_price is None:
+        return None
+    request = _highest(getattr(price, "requests_kcount", None)) or Decimal(0)
+    units = request * UNITS_PER_DOLLAR / 1000
+    return Prices(read_price * per_token, written_price * per_token, units, f"genai-prices, {found.provider.id}")
+
+
+def check_price(settings: EndpointTeacher, money: float | None) -> Prices | None:
+    """The prices, if they are needed or known.
+
+    Raises:
+        RecipeError: money is capped, and the price is not known.
+    """
+    prices = prices_of(settings)
+    if money is not None and prices is None:
+        server = urlsplit(settings.base_url).hostname
+        raise RecipeError(
+            f"money is capped, and nobody knows what {settings.model!r} at {server} costs",
+            where="generate.budget.money",
+            mend="state it, in dollars per million tokens: teacher.price: {input: …, output: …} (0 if it is your own "
+            "machine), or name a provider of genai-prices by teacher.price_provider",
+        )
+    return prices
+
+
+def dollars(units: int) -> float:
+    """Money for a person."""
+    return units / UNITS_PER_DOLLAR
+
+
+def _highest(price: object) -> Decimal | None:
+    """A price per million, the highest of its tiers."""
+    if price is None:
+        return None
+    if isinstance(price, Decimal):
+        return price
+    base = getattr(price, "base", None)
+    tiers = [getattr(tier, "price", None) for tier in getattr(price, "tiers", ())]
+    known = [p for p in (base, *tiers) if isinstance(p, Decimal)]
+    return max(known) if known else None

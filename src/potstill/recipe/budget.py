@@ -1,0 +1,24 @@
+"""Caps on what a generation may use of an endpoint. A stated limit is a hard limit."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt
+
+from potstill.recipe.base import Settings
+
+
+class BudgetSettings(Settings):
+    """What a stage may use of an endpoint in all, however often it is interrupted.
+
+    `tokens` are those read and those written, `requests` everything that is sent (second tries included), `money` is
+    in US dollars and needs a known price. The worst case of each request is set aside before it is sent.
+    """
+
+    tokens: PositiveInt | None = None
+    requests: PositiveInt | None = None
+    money: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @property
+    def stated(self) -> tuple[str, ...]:
+        """The caps that are set, by name."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)

@@ -1,0 +1,114 @@
+"""Settings of a teacher behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from potstill.recipe.base import Cosmetic, Settings
+from potstill.recipe.teachers import TeacherSettings
+from potstill.types import Capability
+
+
+class SamplerExtras(Settings):
+    """Fields of a request beyond those of the program: sent only where they are set, as they stand here.
+
+    `top_p`, `temperature` and the length are the program's. What is not sent is up to the server, which may have
+    defaults of its own (vLLM takes `top_k` and penalties from the model's generation settings, unless it is started
+    with `--generation-config vllm`).
+    """
+
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: PositiveFloat | None = None
+    repeat_penalty: PositiveFloat | None = None
+    min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    min_tokens: int | None = Field(None, ge=0)
+    stop: tuple[str, ...] | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    logit_bias: dict[str, float] | None = None
+    skip_special_tokens: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    response_format: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    service_tier: str | None = None
+    provider: dict[str, Any] | None = None
+
+    def sent(self) -> dict[str, Any]:
+        """The fields that are set, as JSON holds them."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class Price(Settings):
+    """US dollars per million tokens, read and written."""
+
+    input: float = Field(ge=0, allow_inf_nan=False)
+    output: float = Field(ge=0, allow_inf_nan=False)
+
+
+class EndpointTeacher(TeacherSettings):
+    """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve`, or a hosted one.
+
+    `base_url` ends where `/chat/completions` begins (`http://127.0.0.1:8000/v1`). The key is read from the environment
+    variable that `api_key_env` names, and stands nowhere else. `tokenizer` (a folder or a name, as `model` of a local
+    teacher) is needed for conversations over `api: completions`, which it renders; with it prompts are counted exactly
+    wherever tokens are capped, and without it by their bytes, which are never fewer.
+
+    `max_in_flight` is the most requests at a time; how many it really is follows from what the server takes. `retries`
+    are second tries of one request after the server failed on it (being told to wait is none). Where nothing has been
+    answered for `patience_seconds`, the work ends; until then it waits. `reasoning: required` says that every answer
+    holds reasoning, so that one without its end is known to be cut short even where the template opened it.
+    """
+
+    kind: Literal["endpoint"] = "endpoint"
+    remote: ClassVar[bool] = True
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"generate"})
+    base_url: str
+    model: str = Field(min_length=1)
+    api: Literal["chat", "completions"] = "chat"
+    api_key_env: Annotated[str | None, Cosmetic(), Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
+    tokenizer: str | None = None
+    context_length: PositiveInt | None = None
+    extra: SamplerExtras = SamplerExtras()
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    send_seed: bool = True
+    reasoning: Literal["auto", "required"] = "auto"
+    max_in_flight: Annotated[PositiveInt, Cosmetic()] = 256
+    requests_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None
+    tokens_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None
+    timeout_seconds: Annotated[PositiveFloat, Cosmetic()] = 600.0
+    retries: Annotated[int, Cosmetic(), Field(ge=0)] = 8
+    patience_seconds: Annotated[PositiveFloat, Cosmetic()] = 3600.0
+    price: Annotated[Price | None, Cosmetic()] = None
+    price_provider: Annotated[str | None, Cosmetic()] = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("is an address such as http://127.0.0.1:8000/v1")
+        if parts.username is not None or parts.password is not None:
+            # The address is written into manifests and records.
+            raise ValueError("holds a user or a password: name the environment variable of the key by api_key_env")
+        if parts.query or parts.fragment:
+            raise ValueError("ends where /chat/completions begins, without ? and #")
+        for end in ("/chat/completions", "/completions"):
+            value = value.rstrip("/").removesuffix(end)
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> EndpointTeacher:
+        if self.api == "completions" and self.extra.chat_template_kwargs is not None:
+            raise ValueError("chat_template_kwargs are for api: chat, where the server renders: drop them")
+        return self
+
+    @property
+    def url(self) -> str:
+        """Where requests are sent."""
+        return f"{self.base_url}/{'chat/completions' if self.api == 'chat' else 'completions'}"

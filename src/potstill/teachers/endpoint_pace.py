@@ -1,0 +1,152 @@
+"""How fast a server may be asked: how many at a time, how many a minute, and not at all while it is down.
+
+Pure rules; the time is given to them (seconds of a monotonic clock). Nothing here waits or sends.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+BURST_SECONDS = 1.0
+"""Limits per minute are spread evenly: at most this much of a minute's share goes out at once."""
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A request under way: when it was sent, and how often the window had been cut by then."""
+
+    sent: float
+    cuts: int
+
+
+class Window:
+    """How many requests may be under way: additive increase, multiplicative decrease (Chiu & Jain 1989).
+
+    It opens by one for each answer until the first sign of too much (slow start), and after that by one for each
+    windowful of answers. A sign is a 503, a timeout, or an answer that took more than half of the time allowed: it
+    halves the window. A 429 takes a tenth (the pause that comes with it is what it asks for). Either does so once for
+    all that was under way when the window was last cut.
+
+    Args:
+        most: it never opens further.
+        start: where it begins.
+        slow_seconds: an answer that takes longer is a sign of too much.
+    """
+
+    def __init__(self, most: int, start: int = 32, slow_seconds: float = math.inf) -> None:
+        self.most = most
+        self.size = float(min(start, most))
+        self.slow_seconds = slow_seconds
+        self.cuts = 0
+        self._slow_start = True
+
+    def send(self, now: float) -> Flight:
+        """Note that a request goes out."""
+        return Flight(now, self.cuts)
+
+    def answered(self, flight: Flight, now: float) -> None:
+        """Note that one was answered."""
+        if now - flight.sent > self.slow_seconds:
+            self.too_much(flight)
+            return
+        self.size = min(float(self.most), self.size + (1.0 if self._slow_start else 1.0 / self.size))
+
+    def too_much(self, flight: Flight, factor: float = 0.5) -> None:
+        """Note a sign of too much: cut, unless that was done since this request was sent."""
+        self._slow_start = False
+        if flight.cuts == self.cuts:
+            self.cuts += 1
+            self.size = max(1.0, self.size * factor)
+
+
+class Rate:
+    """So many units a minute: never more in any sixty seconds, and evenly spread.
+
+    A bucket that holds `BURST_SECONDS` of the rate and is filled so fast that bucket and filling together are what a
+    minute allows.
+    """
+
+    def __init__(self, per_minute: float, now: float) -> None:
+        self.capacity = max(1.0, per_minute / 60 * BURST_SECONDS)
+        self.per_second = max(per_minute - self.capacity, per_minute / 2) / 60
+        self.level, self.at = self.capacity, now
+
+    def wait_seconds(self, amount: float, now: float) -> float:
+        """How long until so much may go out. More than the bucket holds may go when it is full, and is made up for."""
+        self._fill(now)
+        return max(0.0, (min(amount, self.capacity) - self.level) / self.per_second)
+
+    def take(self, amount: float, now: float) -> None:
+        """Note that it went out."""
+        self._fill(now)
+        self.level -= amount
+
+    def give_back(self, amount: float) -> None:
+        """It turned out to be less."""
+        self.level = min(self.capacity, self.level + amount)
+
+    def _fill(self, now: float) -> None:
+        self.level = min(self.capacity, self.level + (now - self.at) * self.per_second)
+        self.at = now
+
+
+class Breaker:
+    """Notices that a server is down, and then lets one request at a time try whether it is up again.
+
+    Down is: so many failures of the connection or the server in a row, with no answer in between, as could not be
+    chance. Tries come after 0.5, 1, 2, 4 … at most 15 seconds.
+    """
+
+    FAILURES = 12
+    LONGEST_SECONDS = 15.0
+
+    def __init__(self, now: float) -> None:
+        self.failures = 0
+        self.last_answer = now
+        self.open_since: float | None = None
+        self._tries = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.open_since is not None
+
+    def answered(self, now: float) -> bool:
+        """Note an answer of any kind; whether the server had been down."""
+        was_open = self.is_open
+        self.failures, self._tries, self.open_since, self.last_answer = 0, 0, None, now
+        return was_open
+
+    def failed(self, now: float) -> float | None:
+        """Note a failure; if the server is now taken to be down, the seconds until the next try."""
+        self.failures += 1
+        if self.failures < self.FAILURES:
+            return None
+        if self.open_since is None:
+            self.open_since = now
+        self._tries += 1
+        return min(self.LONGEST_SECONDS, 0.5 * 2.0 ** (self._tries - 1))
+
+
+def retry_after_seconds(headers: dict[str, str], now: float) -> float | None:
+    """What a response asks to wait: `retry-after-ms`, or `retry-after` as seconds or as a date (RFC 9110 §10.2.3).
+
+    Args:
+        headers: by lower-case name.
+        now: seconds since the epoch, for dates.
+    """
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        said = headers.get(name, "").strip()
+        if not said:
+            continue
+        try:
+            seconds = float(said) * unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(said).timestamp() - now
+            except (TypeError, ValueError):
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
