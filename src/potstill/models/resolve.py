@@ -21,6 +21,7 @@ from potstill.models.folder import (
     ModelSource,
     check_folder,
     check_remote_code,
+    is_module,
     read_config,
     stated_licence,
     weights_digest,
@@ -61,7 +62,8 @@ def resolve(
     source = locate(model, revision)
     if source is None:
         source = _prepare(model, revision, trust_remote_code, console)
-    check_remote_code(read_config(source.path), trust_remote_code=trust_remote_code, where=str(source.path))
+    if not is_module(source.path):
+        check_remote_code(read_config(source.path), trust_remote_code=trust_remote_code, where=str(source.path))
     return source
 
 
