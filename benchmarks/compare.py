@@ -25,18 +25,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import Comparison, Run, load_comparison, runs_of
+from benchmarks.comparison import RUNS, Comparison, Run, first_runs_of, load_comparison, runs_of
 from benchmarks.comparison_chart import Shown, arms_svg, sweep_svg
 from benchmarks.paired import Difference, Table, difference, mean_over, read_table, value_of
 from potstill.artifacts import write_atomically
 from potstill.console import Console
 from potstill.errors import PotstillError, RecipeError, did_you_mean
 from potstill.measures import Interval, Measures
-from potstill.pipeline import default_run, plan, run_recipe
-from potstill.recipe import Recipe, load_recipe
+from potstill.pipeline import plan, run_recipe
+from potstill.recipe import Recipe
 
 RESAMPLES = 2000
-FOLDER = Path("runs") / "compare"
+FOLDER = RUNS / "compare"
 
 Runner = Callable[[Recipe, Path, Console], None]
 """Runs a recipe into a folder; what is fresh costs it nothing."""
@@ -70,16 +70,16 @@ def is_fresh(made: Run) -> bool:
 
 def run_all(
     runs: Sequence[Run],
-    before: Sequence[Recipe],
+    before: Sequence[tuple[Recipe, Path]],
     console: Console,
     *,
     runner: Runner = run,
     fresh: Callable[[Run], bool] = is_fresh,
 ) -> None:
     """Does what is not there yet, saying how much is left. Whatever a run raises stops it; what is done stays done."""
-    for recipe in before:
-        console.say(f"before: {recipe.name}")
-        runner(recipe, default_run(recipe), console)
+    for recipe, folder in before:
+        console.say(f"before: {folder.name}")
+        runner(recipe, folder, console)
     waiting = [made for made in runs if not fresh(made)]
     console.say(f"{len(runs)} runs: {len(runs) - len(waiting)} are there, {len(waiting)} to do")
     started = time.monotonic()
@@ -241,14 +241,14 @@ def main(given: Sequence[str] | None = None) -> int:
 def _main(asked: argparse.Namespace) -> int:
     comparison = load_comparison(asked.comparison)
     folder = asked.run or FOLDER / comparison.name
-    before = [load_recipe(path) for path in comparison.before]
+    before = first_runs_of(comparison)
     runs = runs_of(comparison, folder)
     if asked.only is not None and asked.only not in comparison.all_arms:
         raise RecipeError(f"no arm {asked.only!r}{did_you_mean(asked.only, comparison.all_arms)}", where="--only")
     chosen = [made for made in runs if asked.only in (None, made.arm)]
     if asked.dry_run:
-        for recipe in before:
-            print(f"before: {recipe.name}")
+        for _, first in before:
+            print(f"before: {first}")
         for made in chosen:
             print(f"{made.arm}, seed {made.seed}: {'is there' if is_fresh(made) else 'would run'}")
         return 0

@@ -1,10 +1,13 @@
 """A comparison, described: arms that differ in a few settings of one recipe, the same seeds for each.
 
+    claim: Soft targets beat hard ones
     recipe: ../../recipes/hinton_digits.yaml     # paths are relative to this file
-    before: [../../recipes/hinton_digits_teacher.yaml]
+    before:                                      # recipes that run first: those that make teachers
+      - {recipe: ../../recipes/hinton_digits_teacher.yaml, run: hinton_digits_teacher-1, set: {seed: 1}}
     seeds: [0, 1, 2, 3, 4]
     measure: accuracy                            # of the student, on held-out records
     baseline: alone                              # the arm that the others are held against
+    set: {train.controls: []}                    # in all arms
     arms:
       kd: {}                                     # the recipe as it stands
       alone: {train.objectives: [{kind: hard_ce}]}
@@ -28,6 +31,7 @@ from potstill.measures import Metric
 from potstill.recipe import Recipe, Settings, load_recipe
 from potstill.recipe.load import read_yaml
 
+RUNS = Path("runs")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -54,14 +58,23 @@ class Sweep(Settings):
         return f"{self.arm}={value:g}"
 
 
+class Before(Settings):
+    """A recipe that runs first, in `runs/<run>` (by itself under its own name), with some overrides."""
+
+    recipe: Path
+    run: str | None = Field(None, pattern=NAME)
+    set: dict[str, Any] = {}
+
+
 class Comparison(Settings):
-    """A comparison as its file says it, paths absolute. `also` are measures that are given beside the one that decides;
-    `claim` is what it is to show, in one sentence."""
+    """A comparison as its file says it, paths absolute. `also` are measures that are given beside the one that decides,
+    `set` are overrides of all arms, and `claim` is what it is to show, in one sentence."""
 
     name: str = Field(pattern=NAME)
     claim: str = ""
     recipe: Path
-    before: tuple[Path, ...] = ()
+    before: tuple[Before, ...] = ()
+    set: dict[str, Any] = {}
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     arms: Annotated[dict[Annotated[str, Field(pattern=NAME)], dict[str, Any]], Field(min_length=1)]
     measure: Measure
@@ -86,7 +99,8 @@ class Comparison(Settings):
     def all_arms(self) -> dict[str, dict[str, Any]]:
         """Overrides by the name of the arm, those of the sweep in the place of its arm."""
         found: dict[str, dict[str, Any]] = {}
-        for name, overrides in self.arms.items():
+        for name, own in self.arms.items():
+            overrides = {**self.set, **own}
             if self.sweep is None or name != self.sweep.arm:
                 found[name] = overrides
                 continue
@@ -133,11 +147,27 @@ def load_comparison(path: Path | str, changes: Mapping[str, Any] | None = None) 
     if isinstance(document.get("recipe"), str):
         document["recipe"] = (base / document["recipe"]).resolve()
     if isinstance(document.get("before"), list):
-        document["before"] = [(base / str(before)).resolve() for before in document["before"]]
+        document["before"] = [_before(entry, base) for entry in document["before"]]
     try:
         return Comparison.model_validate(document)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(e) for e in error.errors()), where=str(path)) from None
+
+
+def _before(entry: Any, base: Path) -> Any:
+    entry = {"recipe": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or not isinstance(entry.get("recipe"), str):
+        return entry
+    return {**entry, "recipe": (base / entry["recipe"]).resolve()}
+
+
+def first_runs_of(comparison: Comparison) -> list[tuple[Recipe, Path]]:
+    """The recipes that run first, and their folders. Raises as `load_recipe`."""
+    made = []
+    for before in comparison.before:
+        recipe = load_recipe(before.recipe, _overrides(before.set))
+        made.append((recipe, RUNS / (before.run or recipe.name)))
+    return made
 
 
 def runs_of(comparison: Comparison, folder: Path) -> list[Run]:
@@ -149,9 +179,8 @@ def runs_of(comparison: Comparison, folder: Path) -> list[Run]:
     made = []
     for seed in comparison.seeds:
         for arm, overrides in comparison.all_arms.items():
-            changes = [f"{key}={json.dumps(value)}" for key, value in {**overrides, "seed": seed}.items()]
             try:
-                recipe = load_recipe(comparison.recipe, changes)
+                recipe = load_recipe(comparison.recipe, _overrides({**overrides, "seed": seed}))
             except RecipeError as error:
                 raise RecipeError(error.what, where=f"arm {arm!r}: {error.where}", mend=error.mend) from None
             if recipe.evaluate is None or recipe.train is None:
@@ -162,10 +191,15 @@ def runs_of(comparison: Comparison, folder: Path) -> list[Run]:
     return made
 
 
+def _overrides(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
 def _explain(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        fields = (Sweep if error["loc"][0] == "sweep" else Comparison).model_fields
+        inner = {"sweep": Sweep.model_fields, "before": Before.model_fields}.get(str(error["loc"][0]))
+        fields = inner if inner is not None and len(error["loc"]) > 1 else Comparison.model_fields
         return f"unknown key {name!r}{did_you_mean(str(error['loc'][-1]), fields)}"
     if error["type"] == "missing":
         return f"{name} is missing"

@@ -18,7 +18,7 @@ import yaml
 from scipy import stats
 
 from benchmarks import compare
-from benchmarks.comparison import load_comparison, runs_of
+from benchmarks.comparison import first_runs_of, load_comparison, runs_of
 from benchmarks.paired import Table, difference, mean_over
 from potstill.console import Console
 from potstill.errors import RecipeError, RunError
@@ -165,6 +165,7 @@ def test_a_sweep_puts_an_arm_for_each_value_in_the_place_of_its_own(tmp_path: Pa
         ({"seeds": None}, "seeds is missing"),
         ({"arms": {"alone": {}}}, "one arm is nothing to compare"),
         ({"sweep": {"arm": "k", "key": "x", "values": [1, 2]}}, "sweep.arm: no arm 'k'"),
+        ({"before": [{"recpie": "x"}]}, "unknown key 'before.0.recpie'; did you mean 'recipe'?"),
         ({"sweep": {"arm": "kd", "kye": "x", "values": [1, 2]}}, "unknown key 'sweep.kye'; did you mean 'key'?"),
         ({"arms": {"kd": {"trian.max_length": 3}, "alone": {}}}, "arm 'kd'"),
     ],
@@ -187,7 +188,7 @@ def test_every_shipped_comparison_is_one(path: Path, tmp_path: Path) -> None:
     comparison = load_comparison(path)
     assert comparison.claim
     assert len(runs_of(comparison, tmp_path)) == len(comparison.seeds) * len(comparison.all_arms)
-    assert all(before.is_file() for before in comparison.before)
+    assert all(recipe.train is not None for recipe, _ in first_runs_of(comparison))
 
 
 # ---- what is run ---------------------------------------------------------------------------------------------
@@ -203,6 +204,7 @@ class Pretended:
 
     def __init__(self, fail: str = "") -> None:
         self.ran: list[str] = []
+        self.seeds: list[int] = []
         self.fail = fail
 
     def __call__(self, recipe: Recipe, folder: Path, console: Console) -> None:
@@ -210,6 +212,7 @@ class Pretended:
             self.fail = ""
             raise RunError("killed on purpose")
         self.ran.append(folder.name)
+        self.seeds.append(recipe.seed)
         assert recipe.train is not None
         (folder / "evaluate").mkdir(parents=True)
         taught = recipe.train.objectives[0].kind == "forward_kl"
@@ -244,13 +247,15 @@ def test_recipes_that_make_teachers_run_first_in_folders_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({**RECIPE, "name": "the-teacher"}))
-    path, pretended = write(tmp_path, before=["teacher.yaml"]), Pretended()
+    second = {"recipe": "teacher.yaml", "run": "another", "set": {"seed": 5}}
+    path, pretended = write(tmp_path, before=["teacher.yaml", second]), Pretended()
     monkeypatch.setattr(compare, "run_recipe", lambda recipe, folder, console: pretended(recipe, folder, console))
     monkeypatch.setattr(compare, "is_fresh", Pretended.fresh)
     monkeypatch.setattr(compare.run_all, "__kwdefaults__", {"runner": compare.run, "fresh": Pretended.fresh})
     assert compare.main([str(path), "--quiet"]) == 0
-    assert pretended.ran == ["the-teacher", "kd-0", "alone-0", "kd-1", "alone-1"]
+    assert pretended.ran == ["the-teacher", "another", "kd-0", "alone-0", "kd-1", "alone-1"]
     assert (tmp_path / "runs" / "the-teacher").is_dir()
+    assert pretended.seeds[:2] == [0, 5]
 
 
 def test_one_arm_alone_a_table_a_picture_and_the_json_last(
@@ -277,6 +282,13 @@ def test_one_arm_alone_a_table_a_picture_and_the_json_last(
         assert all(word in words for word in ("KD beats none", "kd", "alone", "kl, held out"))
     assert compare.main([str(path), "--only", "kdd"]) == 2
     assert "did you mean 'kd'" in capsys.readouterr().err
+
+
+def test_what_is_set_for_all_arms_gives_way_to_an_arms_own(tmp_path: Path) -> None:
+    arms = {"kd": {}, "long": {"train.max_length": 128}}
+    comparison = load_comparison(write(tmp_path, set={"train.max_length": 32}, arms=arms, baseline="kd"))
+    runs = runs_of(comparison, tmp_path)
+    assert [run.recipe.train.max_length for run in runs[:2]] == [32, 128]  # type: ignore[union-attr]
 
 
 def test_a_sweep_is_drawn_along_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
