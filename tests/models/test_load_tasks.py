@@ -97,8 +97,8 @@ def test_a_new_heads_classes_are_named_and_saved_with_it(tmp_path: Path) -> None
     ("labels", "said"),
     [
         (["ale", "rye", "malt"], r"class 1 of the model is 'malt', and of the data 'rye'"),
-        (["ale", "malt"], r"the model has 3 classes, and the data have 2"),
-        (["ale", "malt", "oats", "rye"], r"the model has 3 classes, and the data have 4: 'oats' is not among its own"),
+        (["ale", "malt"], r"the model has 3 classes, and the data 2"),
+        (["ale", "malt", "oats", "rye"], r"the model has 3 classes, and the data 4: 'oats' is not among its own"),
     ],
 )
 @pytest.mark.parametrize("maker", [make_tiny_classifier, make_tiny_convnet])

@@ -57,18 +57,21 @@ def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
         config.label2id = {name: number for number, name in enumerate(labels)}
 
 
-def check_same_labels(found: Sequence[str], wanted: Sequence[str], *, who: str, where: str) -> None:
-    """Refuse classes that differ in name or order.
+def check_same_labels(
+    found: Sequence[str], wanted: Sequence[str], *, who: str, where: str, than: str = "the data"
+) -> None:
+    """Refuse classes that differ in name or order: those of `who` from those of `than`.
 
     Raises:
         ModelError: names the first that differs.
     """
     if list(found) == list(wanted):
         return
-    what = f"{who} has {len(found)} classes, and the data have {len(wanted)}"
+    what = f"{who} has {len(found)} classes, and {than} {len(wanted)}"
     if len(found) == len(wanted):
         first = next(number for number, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-        what = f"class {first} of {who} is {found[first]!r}, and of the data {wanted[first]!r}"
+        what = f"class {first} of {who} is {found[first]!r}, and of {than} {wanted[first]!r}"
     elif missing := sorted(set(wanted) - set(found)):
         what += f": {missing[0]!r} is not among its own"
-    raise ModelError(what, where=where, mend="use data with the model's classes, or a model without head")
+    mend = "use data with the model's classes, or a model without head"
+    raise ModelError(what, where=where, mend=mend if than == "the data" else "use models of the same classes")

@@ -53,7 +53,7 @@ class Ensemble:
         """
         named = [(number, labels) for number, m in enumerate(self.members) if (labels := getattr(m, "labels", None))]
         for number, labels in named[1:]:
-            check_same_labels(labels, named[0][1], who=f"member {number}", where=f"members.{number}")
+            check_same_labels(labels, named[0][1], who=f"member {number}", where=f"members.{number}", than="the first")
         return named[0][1] if named else None
 
     @cached_property
