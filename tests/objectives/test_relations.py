@@ -9,7 +9,7 @@ import torch
 from objectives.tables import signals, tables, text_batch
 from objectives.worlds import recorded, relative_error
 
-from potstill.objectives import relations, rkd_angle, rkd_distance, similarity_preserving, total_loss
+from potstill.objectives import angles, rkd_angle, rkd_distance, similarity_preserving, total_loss
 from potstill.objectives.norms import unit
 from potstill.objectives.relations import relative_distances
 from potstill.recipe.features import Modules
@@ -99,12 +99,30 @@ def test_where_the_student_is_the_teacher_turned_and_grown_there_is_nothing_to_l
     assert relation(turned, teacher).abs().max() < 1e-12
 
 
+def test_angles_are_those_of_the_authors_unit_vectors() -> None:
+    # In fp32, of points far from the origin and two that are near each other, against differences in fp64.
+    torch.manual_seed(0)
+    student, teacher = torch.randn(10, 5) + 50, torch.randn(10, 7)
+    student[1] = student[0] + 1e-3 * torch.randn(5)
+    student.requires_grad_()
+    exact = student.detach().double().requires_grad_()
+    cosines = []
+    for points in (exact, teacher.double()):
+        directions = torch.nn.functional.normalize(points[None] - points[:, None], dim=-1)
+        cosines.append(directions @ directions.mT)
+    expected = torch.nn.functional.smooth_l1_loss(cosines[0], cosines[1])
+    loss = rkd_angle(student, teacher).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    one, two = (torch.autograd.grad(value, at)[0] for value, at in ((loss, student), (expected, exact)))
+    assert relative_error(one, two) < 1e-6
+
+
 def test_angles_in_pieces_are_the_angles(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(40, 8, requires_grad=True), torch.randn(40, 6)
     whole = rkd_angle(student, teacher)
     (expected,) = torch.autograd.grad(whole.sum(), student)
-    monkeypatch.setattr(relations, "_CHUNK", 3 * 40 * 40)
+    monkeypatch.setattr(angles, "_TILE", 3 * 40 * 40)
     with recorded() as (_, sizes):
         pieces = rkd_angle(student, teacher)
         (gradient,) = torch.autograd.grad(pieces.sum(), student)

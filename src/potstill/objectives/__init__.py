@@ -12,10 +12,11 @@ attention.py    attention_scores, attention_kl
 minilm.py       minilm_v1, minilm_v2
 modules.py      attention_transfer, hint
 relations.py    rkd_distance, rkd_angle, similarity_preserving
+angles.py       the angles of all triplets of a batch
 layers.py       which of the student's layers is held against which of the teacher's
 projections.py  learned maps to the teacher's width, random or of its principal components
 pooling.py      from the states of an example's tokens to one vector
-norms.py        directions whose gradient is finite
+norms.py        directions whose gradient is finite wherever they are taken
 rows.py         a tile of rows, what rules share on it, and the rule's protocol
 heads.py        where logits come from and their gradients go
 sweep.py        the fused sweep
@@ -25,6 +26,7 @@ statistics.py   per-token measures for evaluation
 
 from __future__ import annotations
 
+from potstill.objectives.angles import rkd_angle
 from potstill.objectives.attention import AttentionKLLoss, AttentionScoresLoss, distribution_kl, score_mse
 from potstill.objectives.base import DirectObjective, Objective, TappedObjective, VocabularyObjective
 from potstill.objectives.decoupled import DecoupledKDLoss
@@ -45,7 +47,6 @@ from potstill.objectives.relations import (
     RKDAngleLoss,
     RKDDistanceLoss,
     SimilarityPreservingLoss,
-    rkd_angle,
     rkd_distance,
     similarity_preserving,
 )

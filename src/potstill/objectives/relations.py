@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
-from torch.utils.checkpoint import checkpoint
 
+from potstill.objectives.angles import rkd_angle
 from potstill.objectives.base import TappedObjective, dims_of, tap, widened
 from potstill.objectives.layers import state_pairs
 from potstill.objectives.norms import unit
@@ -24,9 +24,6 @@ from potstill.recipe.features import Modules
 from potstill.recipe.relations import PooledSettings, RKDAngle, RKDDistance, SimilarityPreserving
 from potstill.registry import implements
 from potstill.signals import Batch, Dims, Signals
-
-_CHUNK = 2**22
-"""Numbers in one tile of differences or cosines: 16 MiB in fp32."""
 
 
 def relative_distances(vectors_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]:
@@ -49,41 +46,6 @@ def rkd_distance(student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N 
     """
     ours, theirs = relative_distances(student_ND), relative_distances(teacher_NC.detach())
     return smooth_l1_loss(ours, theirs, reduction="none").mean(1)
-
-
-def rkd_angle(student_ND: Float[Tensor, "N D"], teacher_NC: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
-    """Smooth L1 (δ = 1) between the cosines of the angles that all pairs of points make as seen from a point, the mean
-    over a row's N² pairs (degenerate ones included, which are 0). Their mean is the loss of Park et al. 2019,
-    §3.2.2, as the mean over N³.
-
-    Costs 2·N³·(D + C) operations and 4·N³·D more for the gradient. The N³ cosines and the N²·(D + C) differences are
-    not held at once where they are many: some vertices are done at a time, and again in the backward pass. From points
-    nearer to each other than rounding can tell (8 ε of the longest vector) no direction is taken. The gradient flows to
-    the student only.
-    """
-    ours, theirs = widened(student_ND), widened(teacher_NC.detach())
-    number = len(ours)
-    step = max(1, _CHUNK // max(1, number * max(number, ours.shape[1], theirs.shape[1])))
-    chunks = [slice(start, start + step) for start in range(0, number, step)]
-    if len(chunks) <= 1:
-        return _angles_from(ours, theirs, slice(None))
-    found = [checkpoint(_angles_from, ours, theirs, vertices, use_reentrant=False) for vertices in chunks]
-    return torch.cat(found)
-
-
-def _angles_from(ours_ND: Tensor, theirs_NC: Tensor, vertices: slice) -> Float[Tensor, " n"]:
-    """Values of some vertices."""
-    cosines = [_cosines(points, vertices) for points in (ours_ND, theirs_NC)]
-    return smooth_l1_loss(cosines[0], cosines[1], reduction="none").mean((1, 2))
-
-
-def _cosines(points_ND: Tensor, vertices: slice) -> Float[Tensor, "n N N"]:
-    """Cosine of the angle at vertex j (axis 0) between the directions to i and k."""
-    longest = points_ND.detach().norm(dim=1).amax() if len(points_ND) else 0.0
-    shortest = 8 * torch.finfo(points_ND.dtype).eps * longest
-    with torch.autocast(points_ND.device.type, enabled=False):
-        directions = unit(points_ND[None, :, :] - points_ND[vertices, None, :], shortest)
-        return directions @ directions.mT
 
 
 def similarities(vectors_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]:
