@@ -82,7 +82,7 @@ def _of_family(document: dict[str, Any]) -> PreTrainedConfig:
 def _teacher_config(materials: Materials) -> PreTrainedConfig:
     if materials.teacher is None or is_module(materials.teacher.path):
         there = (
-            "there is no teacher whose folder is here" if materials.teacher is None else "it is a module of your own"
+            "there is no teacher whose folder is here" if materials.teacher is None else "that is a module of your own"
         )
         raise RecipeError(
             f"a mapping changes the teacher's configuration, and {there}",
