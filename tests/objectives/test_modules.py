@@ -139,6 +139,9 @@ def test_a_regressor_comes_back_from_a_checkpoint(channels: tuple[int, int], tmp
         whole.load_state_dict({f"hint.{name}": weight for name, weight in state.items()})
         output = torch.randn(2, channels[0], 4, 4)
         assert torch.equal(into(output), made(output))
+    if channels[0] != channels[1]:
+        with pytest.raises(ModelError, match="for 3 channels of the student's, and gets 7"):
+            fresh(torch.randn(2, 7, 4, 4))
     unmade = Regressor()
     unmade.load_state_dict(Regressor().state_dict())
     assert unmade.channels.tolist() == [0, 0]

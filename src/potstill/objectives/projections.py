@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from potstill.errors import ModelError
+
 
 def linear_projections(student_width: int, teacher_width: int, number: int) -> nn.ModuleList:
     """Linear maps [H_student → H_teacher] without bias, random as `nn.Linear` draws them."""
@@ -62,11 +64,13 @@ class Regressor(nn.Module):
         super().__init__()
         self.register_buffer("channels", torch.zeros(2, dtype=torch.long))
         self.seed = int(torch.randint(2**62, ()))
+        self.made = False  # as `channels` says, without waiting for the device
         self.register_module("map", None)
 
     def materialise(self, student_channels: int, teacher_channels: int) -> None:
         """Makes the parameters, on the device of `channels`."""
         self.channels.copy_(torch.tensor([student_channels, teacher_channels]))
+        self.made = True
         self.map = None
         if student_channels != teacher_channels:
             with torch.random.fork_rng(devices=[]):
@@ -78,12 +82,18 @@ class Regressor(nn.Module):
 
         Raises:
             RuntimeError: it has not seen the channels yet.
+            ModelError: it was made for another number of them.
         """
-        if not self.channels.any():
+        if not self.made:
             raise RuntimeError("the regressor has no sizes yet: show it a first batch (`Objective.initialise`)")
         if self.map is None:
             return output
         axis = channel_axis(output)
+        if output.shape[axis] != self.map.in_features:
+            raise ModelError(
+                f"the regressor is for {self.map.in_features} channels of the student's, and gets {output.shape[axis]}",
+                mend="it comes from a checkpoint or a stage with other modules: train into another folder",
+            )
         mapped: Tensor = self.map(output.movedim(axis, -1))
         return mapped.movedim(-1, axis)
 
