@@ -45,6 +45,7 @@ from benchmarks.harness import (
 from potstill.console import Console
 from potstill.data import ChatTokenizer, prompt_ids
 from potstill.models import resolve
+from potstill.models.saving import save_model
 from potstill.recipe import ForwardKL, FromTeacher, load_recipe
 from potstill.signals import IGNORE
 from potstill.students import build_student
@@ -66,7 +67,7 @@ def prepare(folder: Path, steps: int, batch_size: int) -> None:
     source = resolve(TEACHER, console=Console())
     quiet = Console("quiet")
     built = build_student(FromTeacher(), teacher=source, tokenizer_source=source.path, seed=0, console=quiet)
-    built.model.save_pretrained(str(folder / "student"))
+    save_model(built.model, folder / "student")
     (folder / "teacher").symlink_to(source.path)
     prompts = [
         json.loads(line)["prompt"] for line in (RECIPES / "prompts.jsonl").read_text(encoding="utf-8").splitlines()

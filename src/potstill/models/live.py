@@ -107,10 +107,10 @@ def _of_decoder(model: nn.Module, view: View, positions: Int[Tensor, " N"], ask:
 
 def _inside_encoder(model: nn.Module, view: View, ask: Ask) -> Signals:
     """Taps alone: the head runs only where one of them may lie in it."""
-    inner = inner_model(model)
-    inside, parts = set(inner.modules()), dict(unwrap(model).named_modules())
-    modules = [name.removeprefix("module:") for name in ask.taps if name.startswith("module:")]
-    whole = any(parts.get(path) not in inside for path in modules)
+    inner, whole = inner_model(model), False
+    if paths := [name.removeprefix("module:") for name in ask.taps if name.startswith("module:")]:
+        inside, parts = set(inner.modules()), dict(unwrap(model).named_modules())
+        whole = any(parts.get(path) not in inside for path in paths)
     with tapped(model, ask.taps) as taps:
         _run_encoder(unwrap(model) if whole else inner, view)
     return Signals(taps=taps, dims=dims(model))
@@ -185,14 +185,14 @@ def _noting(head: nn.Module, vocab: int) -> Iterator[list[Tensor]]:
         return hidden.new_zeros(1).expand(*hidden.shape[:-1], vocab)
 
     own = vars(head).get("forward")
-    head.forward = note  # type: ignore[method-assign]
+    head.forward = note
     try:
         yield read
     finally:
         if own is None:
             del head.forward
         else:
-            head.forward = own  # type: ignore[method-assign]
+            head.forward = own
 
 
 # ---- checks ------------------------------------------------------------------------------------------------------

@@ -106,9 +106,16 @@ def load_model(
             configuration, or something that was asked for is not there (the attention implementation, bitsandbytes,
             the device).
     """
-    asked = {"dtype": dtype, "device": device, "device_map": device_map, "attn_implementation": attn_implementation}
     model, new = open_model(
-        source, task=task, labels=labels, quantization=quantization, trust_remote_code=trust_remote_code, **asked
+        source,
+        task=task,
+        labels=labels,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
     )
     if new:
         warnings.warn(f"{source.name}: {new_head(new)}", stacklevel=2)

@@ -88,15 +88,17 @@ class FromTeacher(StudentSettings):
 
 
 class FromConfig(StudentSettings):
-    """Random weights in a given shape. `config` is a folder or file with a `config.json`, or a mapping whose
-    keys change the teacher's configuration (`{num_hidden_layers: 6}`). The tokenizer is the teacher's."""
+    """Random weights in a given shape. `config` is a folder or file with a `config.json`, or a mapping: one that names
+    a `model_type` describes a model of that family (`{model_type: convnext, depths: [1, 1], …}`), any other changes the
+    teacher's configuration (`{num_hidden_layers: 6}`). The tokenizer, if it reads text, is the teacher's."""
 
     kind: Literal["from_config"] = "from_config"
     config: Path | dict[str, Any]
 
 
 class Existing(StudentSettings):
-    """A model that is already there: a directory, a hub id, or `run:<folder>`."""
+    """A model that is already there: a directory, a hub id, a name that potstill knows (`all-minilm-l6-v2`), or
+    `run:<folder>`. An encoder without a head for the task gets a new one."""
 
     kind: Literal["existing"] = "existing"
     model: str
