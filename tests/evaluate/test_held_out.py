@@ -69,8 +69,6 @@ def test_records_that_cannot_be_measured_are_counted_and_if_none_can_refused(tmp
     run = SmallRun(tmp_path, text_only=False, train={"max_length": 30})
     work = Work(tmp_path / "out", resumed=False)
     with pytest.raises(DataError, match=r"no held-out record can be measured .*nothing to learn") as caught:
-        read_held_out(
-            run.recipe, run.inputs["generate"].path / "records.parquet", run.folder / "train" / "model", work
-        )
+        read_held_out(run.recipe, run.inputs["generate"].path / "records.parquet", run.folder / "train" / "model", work)
     assert "max_length" in str(caught.value)
     assert work.counts == {"not measured: nothing to learn": len(run.held_out_records)}

@@ -14,13 +14,12 @@ from potstill.evaluate import passes, speed
 from potstill.evaluate.held_out import of_tokens
 from potstill.evaluate.measured import Measured
 from potstill.evaluate.memory import Peak, forget_peak, peak_of, peak_resident
-from potstill.evaluate.passes import Forward, Seconds, Writing, forward_seconds, one_pass
+from potstill.evaluate.passes import Seconds, Writing, one_pass
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.models import ModelSource
 from small_run import SmallRun
 from tiny_models import make_tiny_causal_lm, tiny_model
-
 
 SIXTY = Writing((5,) * 60, speed.NEW_TOKENS)
 

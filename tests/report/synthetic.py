@@ -179,7 +179,7 @@ def write_run(run: Path, shape: Shape = Shape()) -> tuple[Recipe, dict[str, Arti
     recipe = recipe_of(shape, teacher)
     found = {}
     if shape.generated:
-        found["generate"] = _artifact(
+        found["generate"] = write_files(
             run,
             "generate",
             {"records.parquet": "", "rejects.jsonl": ""},
@@ -193,8 +193,8 @@ def write_run(run: Path, shape: Shape = Shape()) -> tuple[Recipe, dict[str, Arti
         facts |= {"teacher_parameters": 134_515_008, "tokens": 50_112, "seconds": 301.5}
         files = {"student.json": json.dumps(facts), "history.jsonl": "\n".join(map(json.dumps, history_of(model)))}
         files |= {"model/chat_template.jinja": "{{ messages }}"}
-        found[name] = _artifact(run, name, files, counts={"rows": 215})
-    found["evaluate"] = evaluate = _artifact(run, "evaluate", {}, counts={"held-out records": DOCUMENTS})
+        found[name] = write_files(run, name, files, counts={"rows": 215})
+    found["evaluate"] = evaluate = write_files(run, "evaluate", {}, counts={"held-out records": DOCUMENTS})
     measures_of(shape).save(evaluate.path / "measures.json")
     (evaluate.path / "documents.json").write_text(json.dumps(documents_of(shape)), encoding="utf-8")
     pq.write_table(pa.table(tokens_of(shape)), evaluate.path / "tokens.parquet")
@@ -235,7 +235,7 @@ def tokens_of(shape: Shape) -> dict[str, Any]:
     return columns
 
 
-def _artifact(
+def write_files(
     run: Path,
     stage: str,
     files: Mapping[str, str],
@@ -244,6 +244,7 @@ def _artifact(
     facts: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
 ) -> Artifact:
+    """An artifact with these files."""
     with write_artifact(run, stage, "0" * 64, settings={}, inputs={}, seed=0) as work:
         work.counts.update(counts)
         work.facts.update(facts or {})

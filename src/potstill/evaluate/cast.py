@@ -77,6 +77,9 @@ class Cast:
     def _teacher(self) -> Measured | None:
         """The teacher, unless there is none that the student can be compared with, which is said."""
         settings = self._settings
+        if not self._recipe.teachers and self._recipe.task != "causal_lm":
+            self.notes.append("The recipe has no teacher, so nothing was compared with one.")
+            return None
         try:
             if settings is not None and (found := self._measured("teacher", settings)) is not None:
                 return found
@@ -85,8 +88,7 @@ class Cast:
             why = mismatch.what
         missing = "no agreement" if self._recipe.task == "sentence_embedding" else "no KL, no agreement"
         text = f"Nothing was compared with the teacher ({missing}): {why}."
-        if settings is not None or self._recipe.task == "causal_lm":
-            self._context.work.warn(text)
+        self._context.work.warn(text)
         self.notes.append(text)
         return None
 

@@ -110,13 +110,16 @@ def score_neighbours(
         labels: the class of each example [N], −1 where it has none.
         pairs: pairs of examples [P,2], the same for all models.
     """
-    sides = (mine.vectors[torch.from_numpy(pairs[:, side])] for side in (0, 1))
-    left, right = sides
+    left, right = (mine.vectors[torch.from_numpy(pairs[:, side])] for side in (0, 1))
+    regret = None
+    if teacher is not None:
+        # Rounding can put an equal neighbour a hair above the teacher's own.
+        regret = np.maximum(teacher.cosines(teacher.nearest) - teacher.cosines(mine.nearest), 0)
     return Scores(
         agree=None if teacher is None else mine.nearest == teacher.nearest,
         correct=None if (labels < 0).any() else labels[mine.nearest] == labels,
         predicted=mine.nearest,
         confidence=mine.cosines(mine.nearest),
-        regret=None if teacher is None else teacher.cosines(teacher.nearest) - teacher.cosines(mine.nearest),
+        regret=regret,
         pairs=(left * right).sum(-1).double().numpy(),
     )

@@ -32,13 +32,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Entry:
-    """A held-out document or example and what the models made of it. `image` is a PNG in base64."""
+    """A held-out document or example and what the models made of it. `image` is a PNG in base64.
+    `short` says that the texts are names of classes."""
 
     heading: str
     losses: str
     prompt: Text | None
     texts: Sequence[Text]
     image: str | None = None
+    short: bool = False
 
 
 def entries_of(findings: Findings) -> list[Entry]:
@@ -115,7 +117,7 @@ def _example(raw: Mapping[str, Any], words: Words) -> Entry:
     said = raw["predictions"]
     image = raw.get("image")
     return Entry(
-        heading=f"Labelled {raw['label']}, and the student says {said['student']['class']}",
+        heading=f"Labelled {raw['label']}, and the student says {_or_so(said['student']['class'], raw['label'])}",
         losses=_losses(raw) + " nats",
         prompt=None if raw.get("text") is None else _text("", "Text", "", raw["text"]),
         texts=[
@@ -126,11 +128,16 @@ def _example(raw: Mapping[str, Any], words: Words) -> Entry:
                 said[name]["class"],
             )
             for name in LOOKS
-            if name in said
+            if name in said and name != "untrained"
         ],
+        short=True,
         # Base64 and nothing else, whatever stands in the file.
         image=image if isinstance(image, str) and _BASE64.fullmatch(image) else None,
     )
+
+
+def _or_so(said: str, label: str) -> str:
+    return "so, unsurely" if said == label else said
 
 
 def _neighbours(raw: Mapping[str, Any], words: Words) -> Entry:

@@ -288,7 +288,8 @@ def _work_of(stage: str, findings: Findings) -> str:
         units = words_of(findings.measures).units
         return f"{figures.count(findings.measures.targets)} held-out {units}, {len(findings.models)} models"
     facts = findings.trained["student" if stage == "train" else stage.removeprefix("train.")]
-    said = f"{figures.count(facts['tokens'])} tokens" if facts.get("tokens") is not None else ""
+    unit = "images" if findings.measures.task == "image_classification" else "tokens"
+    said = f"{figures.count(facts['tokens'])} {unit}" if facts.get("tokens") is not None else ""
     return said + (f", {figures.count(facts['steps'])} steps" if facts.get("steps") is not None else "")
 
 
