@@ -64,4 +64,6 @@ $(READY)-dev: $(READY)-run
 
 $(READY)-peers: $(READY)-run
 	@$(PIP) --no-build-isolation --editable ".[peers]"
+	@# Their own requirements (torchvision, tensorboard) are not needed for what is compared.
+	@$(PIP) --no-deps torchdistill==1.1.5 textbrewer==0.2.1.post1
 	@touch $@

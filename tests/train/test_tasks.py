@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from train.small import Gradients, arguments, largest_difference, weights_of
 
+from potstill.errors import UserError
 from potstill.train import DistillTrainer
 from tiny_models import make_tiny_wordpiece, tiny_convnet, tiny_encoder
 
@@ -204,3 +205,10 @@ def test_a_plain_module_is_saved_without_pickles_and_without_projectors(tmp_path
     saved = load_file(tmp_path / "student" / "model.safetensors")
     assert saved.keys() == trainer.student.state_dict().keys()
     assert not list((tmp_path / "student").glob("*.bin")) and not list((tmp_path / "student").glob("*.pt"))
+
+
+def test_an_objective_that_a_student_cannot_have_is_refused_with_what_can(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="set over: tokens"):
+        made(tmp_path, classifier(2, 1), classifier(4, 2), ({"kind": "hidden_cosine"},), texts(6))
+    with pytest.raises(UserError, match="use rkd_distance"):
+        made(tmp_path, encoder(2, 1), encoder(4, 2), (KL,), texts(6))

@@ -12,6 +12,7 @@ from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.students import StudentSettings
+from potstill.recipe.tasks import why_not
 from potstill.recipe.teachers import TeacherSettings
 from potstill.recipe.train import TrainSettings
 from potstill.types import Capability, Task
@@ -85,20 +86,8 @@ class Recipe(Settings):
         if self.task != "causal_lm" and self.train.packing:
             raise ValueError("packing is for causal language models: set train.packing: false")
         for objective in self.train.all_objectives:
-            asked = objective.needs().student
-            if self.task == "sentence_embedding" and "response" in asked:
-                raise ValueError(
-                    f"{objective.kind} needs logits, and a sentence embedding has none: use rkd_distance, minilm_v2, "
-                    "hidden_mse or another objective on states"
-                )
-            if self.task == "image_classification" and asked & {"states", "attention"}:
-                raise ValueError(
-                    f"{objective.kind} reads layers of tokens, and images have none: use one on a module's output "
-                    "(hint, attention_transfer, or at: {student: path, teacher: path})"
-                )
-            over = getattr(objective, "over", None)
-            if self.task in ("sequence_classification", "sentence_embedding") and over == "targets":
-                raise ValueError(f"{objective.kind}: the targets of {self.task} are no tokens: set over: tokens")
+            if reason := why_not(self.task, objective):
+                raise ValueError(reason)
         if self.task == "sentence_embedding" and self.train.controls:
             raise ValueError(
                 "text_only learns from the text's next words or classes, and an embedding has none: drop it"

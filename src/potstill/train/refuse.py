@@ -9,7 +9,9 @@ from transformers import TrainingArguments
 
 from potstill.errors import CapabilityError, UserError
 from potstill.recipe import ObjectiveSettings
+from potstill.recipe.tasks import why_not
 from potstill.teachers.base import Teacher
+from potstill.types import Task
 
 
 def refuse_arguments(args: TrainingArguments) -> None:
@@ -82,6 +84,17 @@ def refuse_metrics(compute_metrics: Any) -> None:
             "compute_metrics",
             "evaluate() gives KL, NLL and top-1 agreement token by token; `potstill evaluate` gives more",
         )
+
+
+def check_task(task: Task, objectives: Sequence[ObjectiveSettings]) -> None:
+    """Hold what the objectives read against what the student's task has.
+
+    Raises:
+        UserError: one is impossible; it is said what can be used.
+    """
+    for objective in objectives:
+        if reason := why_not(task, objective):
+            raise UserError(reason, where="objectives")
 
 
 def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher | None) -> None:

@@ -42,7 +42,7 @@ from potstill.train.module import METRIC, DistillModule
 from potstill.train.order import StepOrder
 from potstill.train.reach import frozen, unreached
 from potstill.train.reading import Reading
-from potstill.train.refuse import check_capabilities, refuse_arguments, refuse_metrics
+from potstill.train.refuse import check_capabilities, check_task, refuse_arguments, refuse_metrics
 from potstill.train.rows import Row, length_of
 from potstill.train.tally import Tally
 
@@ -136,6 +136,7 @@ class DistillTrainer(MeasuresHeldOut):
             else:
                 logger.warning("the teacher's tokenizer is not known, so it was not compared with the student's")
         settings = given_objectives(objectives)
+        check_task(task, settings)
         check_capabilities(settings, taught)
         with torch.random.fork_rng():
             # So that projectors take nothing from the random numbers that dropout will draw.

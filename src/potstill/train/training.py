@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from potstill.data.reader import TaskReader
@@ -108,7 +108,7 @@ class Training:
             log_gradient_norms=settings.log_gradient_norms,
         )
         if stage.keep_projections and done:
-            trainer.first_projectors = done[-1].module.projectors.state_dict()
+            trainer.first_projectors = _of_the_same_objectives(done[-1], trainer)
         trainer.remove_callback(PrinterCallback)
         self.context.work.facts["arguments"] = {
             name: value for name, value in arguments.to_dict().items() if name in _told_arguments(self.recipe)
@@ -193,6 +193,20 @@ class Training:
                     rest = {name: value for name, value in entry.items() if name != "step"}
                     yield {"step": before + entry["step"], **named, **rest}
             before += trainer.state.global_step
+
+
+def _of_the_same_objectives(before: DistillTrainer, now: DistillTrainer) -> dict[str, Tensor]:
+    """The projections of a stage that the next one has too: of objectives with the same settings, weight aside."""
+    settings = [
+        {
+            name: o.settings.model_copy(update={"weight": 1.0})
+            for name, o in zip(t.module.names, t.module.objectives, strict=True)
+        }
+        for t in (before, now)
+    ]
+    same = {name for name, found in settings[0].items() if settings[1].get(name) == found}
+    weights = before.module.projectors.state_dict()
+    return {name: weight for name, weight in weights.items() if name.partition(".")[0] in same}
 
 
 def _told_arguments(recipe: Recipe) -> set[str]:
