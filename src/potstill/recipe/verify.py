@@ -1,0 +1,245 @@
+"""Settings of verifiers, which say of an answer: accept, reject, or cannot judge. No torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from potstill.recipe.base import Cosmetic, KindSettings, Settings, one_of
+from potstill.recipe.data import DataSettings, expand_data
+
+
+class VerifierSettings(KindSettings):
+    """Base of every verifier."""
+
+    room: ClassVar[str] = "verify"
+
+
+class ReferenceSettings(VerifierSettings):
+    """Base of those that compare with a reference answer, in `record.metadata[reference]`: a value, or a list of
+    values of which any will do. `answer: final` looks for the final answer in what was written (the last
+    `\\boxed{…}`, `<answer>…</answer>`, `#### …`, "the answer is …"); `whole` takes all of it."""
+
+    reference: str = "reference"
+    answer: Literal["final", "whole"] = "final"
+
+
+class Exact(ReferenceSettings):
+    """The same text, but for white space at the ends and runs of it within."""
+
+    kind: Literal["exact"] = "exact"
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
+
+
+class Numeric(ReferenceSettings):
+    """The same number, computed exactly (`0.5` is `1/2`); with a tolerance, absolute or relative to the reference, if
+    one is given."""
+
+    kind: Literal["numeric"] = "numeric"
+    absolute_tolerance: float = Field(0.0, ge=0)
+    relative_tolerance: float = Field(0.0, ge=0, lt=1)
+
+
+class Choice(ReferenceSettings):
+    """The letter of a multiple choice. The reference is a letter, a number (0 is the first) or the text of a choice;
+    texts of choices are in `record.metadata[choices]`, if anywhere."""
+
+    kind: Literal["choice"] = "choice"
+    letters: str = Field("ABCDEFGHIJ", min_length=2, pattern=r"^[A-Z]+$")
+    choices: str = "choices"
+
+
+class Regex(VerifierSettings):
+    """A pattern (of the package `regex`) that must, or must not, be found; without one, the record's own, in
+    `record.metadata[key]`."""
+
+    kind: Literal["regex"] = "regex"
+    pattern: str | None = None
+    key: str = "pattern"
+    found: Literal["anywhere", "whole", "nowhere"] = "anywhere"
+    ignore_case: bool = False
+    deadline_seconds: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Regex:
+        if self.pattern is not None:
+            # The standard library knows fewer patterns than `regex` does: only what neither reads is refused there.
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                import regex
+
+                try:
+                    regex.compile(self.pattern)
+                except regex.error:
+                    raise ValueError(f"the pattern cannot be read: {error}") from None
+        return self
+
+
+class WorkerSettings(VerifierSettings):
+    """Base of those that judge in processes of their own: an item that is not judged within `deadline_seconds` is
+    killed with its process, and `cannot_judge`."""
+
+    deadline_seconds: PositiveFloat = 5.0
+    workers: Annotated[PositiveInt, Cosmetic()] = 1
+
+
+class JSONSchema(WorkerSettings):
+    """One JSON value (in the last fenced block, if there is one) that a JSON Schema accepts; without a schema here, the
+    record's own, in `record.metadata[key]`."""
+
+    kind: Literal["json_schema"] = "json_schema"
+    json_schema: dict[str, Any] | bool | None = None
+    key: str = "schema"
+
+
+class Math(WorkerSettings):
+    """The same mathematical value as the reference: typed and exact where the kind of value is plain (numbers, dates,
+    times, tuples, sets, percentages, words), by the package `math-verify` elsewhere."""
+
+    kind: Literal["math"] = "math"
+    reference: str = "reference"
+
+
+class ReasoningGym(WorkerSettings):
+    """Full marks from the scorer of the problem's own generator, for the answer without white space at its ends."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    key: str = "reasoning_gym"
+    answer: Literal["final", "whole"] = "final"
+
+
+class SandboxSettings(Settings):
+    """What a program may do. `method: auto` takes bubblewrap, else `unshare`, else refuses; `unsafe: true` runs it with
+    no wall at all where neither works. Without `python` it is the interpreter that runs potstill, without its packages.
+    """
+
+    method: Literal["auto", "bubblewrap", "unshare"] = "auto"
+    unsafe: bool = False
+    wall_seconds: PositiveFloat = 10.0
+    memory_megabytes: PositiveInt = 512
+    disk_megabytes: PositiveInt = 64
+    processes: PositiveInt = 16
+    output_bytes: PositiveInt = 1_000_000
+    python: Path | None = None
+
+
+class PythonTests(VerifierSettings):
+    """The program that was written passes the record's tests, in a sandbox. `record.metadata[tests]` is Python text, a
+    list of `assert` lines, or a list of `{input, output}` for programs that read and print."""
+
+    kind: Literal["python_tests"] = "python_tests"
+    tests: str = "tests"
+    block: Literal["last", "first", "all"] = "last"
+    sandbox: SandboxSettings = SandboxSettings()
+
+
+class Judge(VerifierSettings):
+    """A model's opinion, asked for through the same journal and budget as the answers. `rubric`: marks from 1 to
+    `marks`, accepted from `accept_from`. `pairwise`: better than, or as good as, the reference, asked in both orders;
+    where the orders disagree it cannot judge."""
+
+    kind: Literal["judge"] = "judge"
+    teacher: str = "main"
+    form: Literal["rubric", "pairwise"] = "rubric"
+    rubric: str = "The answer is correct, complete, and does what was asked."
+    marks: int = Field(5, ge=2, le=100)
+    accept_from: PositiveInt = 4
+    ties: Literal["accept", "reject"] = "accept"
+    reference: str = "reference"
+    max_new_tokens: PositiveInt = 512
+    temperature: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _attainable(self) -> Judge:
+        if self.accept_from > self.marks:
+            raise ValueError(f"accept_from: {self.accept_from} is above the highest mark, {self.marks}")
+        return self
+
+
+Part = Literal["answer", "reasoning", "both"]
+"""What is looked at: the answer's text, the reasoning before it, or both together."""
+
+
+class Length(VerifierSettings):
+    """Not too short, not too long. `tokens` are the teacher's own (of reasoning and answer together)."""
+
+    kind: Literal["length"] = "length"
+    unit: Literal["characters", "words", "tokens"] = "words"
+    least: int = Field(1, ge=0)
+    most: PositiveInt | None = None
+    of: Part = "answer"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Length:
+        if self.most is not None and self.most < self.least:
+            raise ValueError(f"most: {self.most} is below least: {self.least}")
+        if self.unit == "tokens" and self.of != "both":
+            raise ValueError("tokens are counted of reasoning and answer together: set of: both")
+        return self
+
+
+class Language(VerifierSettings):
+    """Written in one of `languages` (ISO 639-1 codes). Letters in paragraphs of another language, or in scripts that
+    none of them uses, may be `other_share` of all. Code, formulas and addresses are left out; with fewer than
+    `least_letters` letters it cannot judge."""
+
+    kind: Literal["language"] = "language"
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
+    least_letters: PositiveInt = 20
+    other_share: float = Field(0.1, ge=0, lt=1)
+    of: Part = "answer"
+
+
+class Refusal(VerifierSettings):
+    """By key phrases: `accept: answers` keeps what does not look like a refusal, `accept: refusals` what does. Such
+    lists miss 26 to 47 % of the refusals that people see."""
+
+    kind: Literal["refusal"] = "refusal"
+    accept: Literal["answers", "refusals"] = "answers"
+    phrases: tuple[str, ...] = ()
+    within_characters: PositiveInt = 300
+
+
+class Composite(VerifierSettings):
+    """Base of those made of others, which are asked in order, as far as needed."""
+
+    of: Annotated[tuple[one_of(VerifierSettings), ...], Field(min_length=1)]  # type: ignore[valid-type]
+
+
+class AllOf(Composite):
+    """Accepts if all do, rejects at the first that does; otherwise it cannot judge."""
+
+    kind: Literal["all"] = "all"
+
+
+class AnyOf(Composite):
+    """Accepts at the first that does, rejects if all do; otherwise it cannot judge."""
+
+    kind: Literal["any"] = "any"
+
+
+class FirstOf(Composite):
+    """What the first says that can judge."""
+
+    kind: Literal["first"] = "first"
+
+
+class Decontamination(Settings):
+    """Which evaluation sets the records must not contain, and what counts as containing. Words are compared in lower
+    case without punctuation. A text of at least `ngram` words that shares one run of `ngram` words with an evaluation
+    item is a hit; so is one that has `overlap` of the item's runs of `overlap_ngram` words; and, at any length, one
+    whose edit similarity with it is at least `similarity` (0 to 1). Answers of fewer than `answer_words` words are not
+    compared: short answers are shared by chance."""
+
+    against: dict[str, Annotated[one_of(DataSettings), BeforeValidator(expand_data)]]  # type: ignore[valid-type]
+    ngram: PositiveInt = 13
+    overlap_ngram: PositiveInt = 8
+    overlap: float = Field(0.5, gt=0, le=1)
+    similarity: float = Field(0.9, gt=0, le=1)
+    fuzzy_characters: PositiveInt = 2000
+    answer_words: PositiveInt = 8

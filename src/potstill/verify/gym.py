@@ -1,0 +1,49 @@
+"""The verifier of reasoning-gym's problems: the scorer of the generator that made the problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from potstill.recipe.verify import ReasoningGym
+from potstill.registry import implements
+from potstill.types import Record, Verdict
+from potstill.verify.base import shown
+from potstill.verify.final import final_answer, without_reasoning
+from potstill.verify.working import WorkingVerifier
+
+
+@implements(ReasoningGym)
+class ReasoningGymVerifier(WorkingVerifier):
+    """Accepts full marks only: scorers give part marks for white space, for some right digits, or for any text at all.
+    The entry is in `metadata["reasoning_gym"]`, as the data source writes it. In a worker, because scorers evaluate
+    what was written."""
+
+    function = "potstill.verify.gym:score"
+    package = ("reasoning_gym", "reasoning-gym", "reasoning")
+
+    def verify(self, record: Record, completion: str) -> Verdict:
+        from potstill.data.reasoning import REFUSED
+
+        assert isinstance(self._settings, ReasoningGym)
+        facts = record.metadata.get(self._settings.key)
+        if not isinstance(facts, dict) or not {"name", "entry"} <= facts.keys():
+            return self.cannot_judge(f"the record has no problem in metadata[{self._settings.key!r}]")
+        if facts["name"] in REFUSED:
+            return self.cannot_judge(f"{facts['name']} cannot be judged: {REFUSED[facts['name']]}")
+        said = final_answer(completion) if self._settings.answer == "final" else without_reasoning(completion)
+        said = said.strip()
+        if not said:
+            return self.reject("no answer", 0.0)
+        found = self.ask({"name": facts["name"], "entry": facts["entry"], "answer": said})
+        if isinstance(found, Verdict):
+            return found
+        if found == 1.0:
+            return self.accept(f"{shown(said)} has full marks", 1.0)
+        return self.reject(f"{shown(said)} has {found:g} of 1 from the scorer of {facts['name']}", found)
+
+
+def score(item: dict[str, Any]) -> float:
+    """What the worker does: the marks (0 to 1) of `{name, entry, answer}`."""
+    import reasoning_gym
+
+    return float(reasoning_gym.get_score_answer_fn(item["name"])(item["answer"], item["entry"]))

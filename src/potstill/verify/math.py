@@ -1,0 +1,54 @@
+r"""The verifier of mathematical answers: a cascade from what is certain to what needs computer algebra."""
+
+from __future__ import annotations
+
+from potstill.recipe.verify import Math
+from potstill.registry import implements
+from potstill.types import Record, Verdict
+from potstill.verify.answers import answer_value, reference_value
+from potstill.verify.base import references, shown
+from potstill.verify.compare import Judgement, compare
+from potstill.verify.working import WorkingVerifier
+
+
+@implements(Math)
+class MathVerifier(WorkingVerifier):
+    r"""Compares the final answer with the reference as mathematical values.
+
+    1. The final answer is the content of the last `\boxed{…}`, else of `<answer>…</answer>`, else what follows "the
+       answer is", else the whole text where that is one value, else the one value that the last line ends with.
+    2. Both are read as typed values: number, percentage, quantity, date, time, ratio, tuple or interval, set, list,
+       word, expression. Numbers are fractions of integers: nothing is rounded, there is no tolerance.
+    3. Plain kinds are compared exactly, and another kind is a rejection.
+    4. Expressions go to `math-verify` in a worker, and what it accepts is checked again at 50 digits.
+
+    It cannot judge where there is no reference, where neither way decides, or past the deadline.
+    """
+
+    function = "potstill.verify.algebra:judge"
+    package = ("math_verify", "math-verify", "math")
+
+    def verify(self, record: Record, completion: str) -> Verdict:
+        assert isinstance(self._settings, Math)
+        known = references(record, self._settings.reference)
+        if not known:
+            return self.cannot_judge(f"the record has no metadata[{self._settings.reference!r}]")
+        judged = []
+        for text in known:
+            reference = reference_value(text)
+            answer = answer_value(completion, equation="=" in reference.text)
+            if answer is None:
+                return self.reject("no final answer was found")
+            found = compare(reference, answer, self._symbolic)
+            if found.outcome == "accept":
+                return self.accept(f"{shown(answer.text)} for {shown(text)}: {found.reason}")
+            judged.append((text, found))
+        text, found = next(((t, j) for t, j in judged if j.outcome == "cannot_judge"), judged[-1])
+        reason = f"{shown(answer.text)} for {shown(text)}: {found.reason}"
+        return self.reject(reason) if found.outcome == "reject" else self.cannot_judge(reason)
+
+    def _symbolic(self, reference: str, answer: str) -> Judgement:
+        found = self.ask({"reference": reference, "answer": answer})
+        if isinstance(found, Verdict):
+            return Judgement(found.outcome, found.reason)
+        return Judgement(found["outcome"], found["reason"])

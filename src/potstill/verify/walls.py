@@ -1,0 +1,141 @@
+"""The command lines that put a program behind walls: bubblewrap, or `unshare` with limits.
+
+What is inside either: the system's `/usr`, read-only; the interpreter, read-only; `/program`, read-only; and `/tmp` and
+`/dev/shm`, in memory and of a limited size. Not inside: the network, the home folder, other processes, everything else.
+
+Root is a special case. The limit on processes does not hold for root's own user id, not even in a user namespace; so
+the program gets an id of its own, that nobody has and no other run shares, and no capability. Elsewhere the limit is
+set inside the user namespace, where it counts that namespace's processes alone (Linux 5.14 and later).
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+DEVICES = ("null", "zero", "full", "random", "urandom")
+OPTIONAL = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use: bytes of address space per process, bytes of files, processes, seconds of processor."""
+
+    memory_bytes: int
+    disk_bytes: int
+    processes: int
+    cpu_seconds: int
+
+
+def bubblewrap(
+    program: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits, *, root: bool
+) -> list[str]:
+    """The program behind bubblewrap.
+
+    Args:
+        folder: what becomes `/program`.
+        readable: further folders, at their own paths.
+        root: whether who runs it is root.
+    """
+    command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    if root:
+        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
+            command += ["--cap-add", capability]
+    command += ["--ro-bind", "/usr", "/usr"]
+    for name in SYSTEM:
+        command += _system(name)
+    for path in OPTIONAL:
+        command += ["--ro-bind-try", path, path]
+    command += ["--proc", "/proc", "--dev", "/dev"]
+    command += ["--perms", "1777", "--size", str(limits.disk_bytes), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    command += ["--perms", "1777", "--size", str(limits.disk_bytes), "--tmpfs", "/tmp"]
+    for path in readable:
+        for parent in _parents(path):
+            command += ["--perms", "0755", "--dir", str(parent)]
+        command += ["--ro-bind", str(path), str(path)]
+    command += ["--ro-bind", str(folder), "/program", "--remount-ro", "/", "--chdir", "/tmp"]
+    return [*command, "--", *(_as_nobody() if root else []), *_limited(limits), *program]
+
+
+def unshare(program: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits, *, root: bool) -> list[str]:
+    """The same walls by `unshare`, `mount` and `pivot_root`: slower, since each mount is a process."""
+    command = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"]
+    if not root:
+        command += ["--user", "--map-root-user"]
+    inner = [*(_as_nobody() if root else _without_capabilities()), *_limited(limits), *program]
+    script = "\n".join(_building(folder, readable, limits)) + f"\nexec {shlex.join(inner)}\n"
+    return [*command, "--", "/bin/sh", "-c", script]
+
+
+def bare(program: Sequence[str], limits: Limits) -> list[str]:
+    """No wall: limits on memory, files and processor time only."""
+    return [*_limited(limits, processes=False), *program]
+
+
+def _system(name: str) -> list[str]:
+    path = Path("/") / name
+    if path.is_symlink():
+        return ["--symlink", str(path.readlink()), str(path)]
+    return ["--ro-bind", str(path), str(path)] if path.is_dir() else []
+
+
+def _parents(path: Path) -> list[Path]:
+    return list(reversed(path.parents))[1:]
+
+
+def _as_nobody() -> list[str]:
+    # Nobody has an id in that range, and two runs hardly ever the same: neither can signal or count for the other.
+    nobody = str((1 << 30) + secrets.randbelow(1 << 30))
+    return ["setpriv", "--reuid", nobody, "--regid", nobody, "--clear-groups", *_without_capabilities()[1:]]
+
+
+def _without_capabilities() -> list[str]:
+    return ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--pdeathsig", "KILL"]
+
+
+def _limited(limits: Limits, *, processes: bool = True) -> list[str]:
+    command = ["prlimit", f"--as={limits.memory_bytes}", f"--fsize={limits.disk_bytes}", f"--cpu={limits.cpu_seconds}"]
+    return [*command, "--core=0", "--nofile=256", *([f"--nproc={limits.processes}"] if processes else [])]
+
+
+def _building(folder: Path, readable: Sequence[Path], limits: Limits) -> Iterator[str]:
+    """The script that builds the new root, in a mount namespace of its own; `set -e` ends it at what fails."""
+    # Any folder will do to build on: what is mounted over it is seen in this namespace only.
+    new = "/mnt" if Path("/mnt").is_dir() else "/media"
+    size = f"size={limits.disk_bytes},mode=1777"
+    yield "set -e"
+    yield "mount --make-rprivate /"
+    # What lies below the place of the new root, or is the program's own, is bound from here.
+    yield f"mount -t tmpfs -o size=1m,mode=755 tmpfs {new}"
+    yield f"mkdir -p {new}/proc {new}/dev {new}/tmp {new}/program {new}/old"
+    for path in (Path("/usr"), *(Path("/") / n for n in SYSTEM), *(Path(p) for p in OPTIONAL), *readable):
+        if path.is_symlink() and path.parent == Path("/"):
+            yield f"ln -s {shlex.quote(str(path.readlink()))} {new}{path}"
+        elif path.is_dir():
+            yield from _bound(path, f"{new}{path}")
+    for path in (Path(p) for p in OPTIONAL):
+        if path.is_file():
+            yield from _bound(path, f"{new}{path}")
+    yield from _bound(folder, f"{new}/program")
+    for device in DEVICES:
+        yield f"touch {new}/dev/{device} && mount --bind /dev/{device} {new}/dev/{device}"
+    yield f"mkdir {new}/dev/shm && mount -t tmpfs -o {size} tmpfs {new}/dev/shm"
+    yield f"mount -t tmpfs -o {size} tmpfs {new}/tmp"
+    yield f"mount -t proc proc {new}/proc"
+    yield f"cd {new} && pivot_root . old && cd / && umount -l /old && rmdir /old"
+    yield "mount -o remount,ro /"
+    yield "cd /tmp"
+
+
+def _bound(path: Path, target: str) -> Iterator[str]:
+    source, place = shlex.quote(str(path)), shlex.quote(target)
+    if path.is_dir():
+        yield f"mkdir -p {place}"
+    else:
+        yield f"mkdir -p {shlex.quote(str(Path(target).parent))} && touch {place}"
+    yield f"mount --bind {source} {place} && mount -o remount,bind,ro,nosuid,nodev {place}"
