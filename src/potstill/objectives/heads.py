@@ -46,7 +46,8 @@ class HeadLogits:
         self._hidden_gradient: Tensor | None = None
         self._weight_gradient: Tensor | None = None
         self._bias_gradient: Tensor | None = None
-        self._block: Tensor | None = None
+        self._blocks: list[Tensor] = []
+        self._product: Tensor | None = None
         self._summed_chunks = 0
 
     @property
@@ -92,10 +93,16 @@ class HeadLogits:
         if wanted[0]:
             self._hidden_gradient = torch.empty_like(self.head.hidden, memory_format=torch.contiguous_format)
         if wanted[1]:
-            self._weight_gradient = torch.empty(weight.shape, dtype=accumulate_in, device=self.device)
+            width, block = weight.shape[1], min(_WEIGHT_BLOCK_ROWS, self.vocab)
+            if accumulate_in in (self.dtype, weight.dtype):
+                self._weight_gradient = torch.empty(weight.shape, dtype=accumulate_in, device=self.device)
+                self._blocks = list(self._weight_gradient.split(block))
+            else:
+                # Wider than its leaf: in blocks, which are given back one by one as they are rounded at the end.
+                heights = [min(block, self.vocab - start) for start in range(0, self.vocab, block)]
+                self._blocks = [torch.empty(h, width, dtype=accumulate_in, device=self.device) for h in heights]
             if accumulate_in != self.dtype:
-                block = min(_WEIGHT_BLOCK_ROWS, self.vocab)
-                self._block = torch.empty(block, weight.shape[1], dtype=self.dtype, device=self.device)
+                self._product = torch.empty(block, width, dtype=self.dtype, device=self.device)
         if wanted[2] and bias is not None:
             self._bias_gradient = torch.zeros(bias.shape, dtype=accumulate_in, device=self.device)
 
@@ -111,42 +118,54 @@ class HeadLogits:
                 torch.mm(gradient_CV, self._weight, out=target)
             else:
                 target.copy_(torch.mm(gradient_CV, self._weight))
-        if self._weight_gradient is not None:
+        if self._blocks:
             self._add_weight_gradient(gradient_CV, self._hidden[rows])
         if self._bias_gradient is not None:
             self._bias_gradient.add_(gradient_CV.sum(0, dtype=self._bias_gradient.dtype))
 
     def _add_weight_gradient(self, gradient_CV: Tensor, hidden_CH: Tensor) -> None:
-        assert self._weight_gradient is not None
         self._summed_chunks += 1
         first = self._summed_chunks == 1
-        if self._block is None:
+        if self._product is None:
+            assert self._weight_gradient is not None
             if first:
                 torch.mm(gradient_CV.t(), hidden_CH, out=self._weight_gradient)
             else:
                 self._weight_gradient.addmm_(gradient_CV.t(), hidden_CH)
             return
         # No processor here multiplies bf16 into fp32, so each block's product is rounded once and the sum is not.
-        for start in range(0, self.vocab, self._block.shape[0]):
-            room = self._weight_gradient[start : start + self._block.shape[0]]
-            product = torch.mm(
-                gradient_CV[:, start : start + room.shape[0]].t(), hidden_CH, out=self._block[: room.shape[0]]
-            )
+        start = 0
+        for block in self._blocks:
+            part = gradient_CV[:, start : start + block.shape[0]]
+            product = torch.mm(part.t(), hidden_CH, out=self._product[: block.shape[0]])
             if first:
-                room.copy_(product)
+                block.copy_(product)
             else:
-                room.add_(product)
+                block.add_(product)
+            start += block.shape[0]
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves, each in its leaf's dtype, None where not wanted."""
-        if self._weight_gradient is not None and self._summed_chunks == 0:
-            self._weight_gradient.zero_()
-        held = (self._hidden_gradient, self._weight_gradient, self._bias_gradient)
-        self._hidden_gradient = self._weight_gradient = self._bias_gradient = None
+        held = (self._hidden_gradient, self._whole_weight_gradient(), self._bias_gradient)
+        self._hidden_gradient = self._weight_gradient = self._bias_gradient = self._product = None
+        self._blocks = []
         return tuple(
             None if gradient is None or leaf is None else gradient.to(leaf.dtype)
             for gradient, leaf in zip(held, self.leaves, strict=True)
         )
+
+    def _whole_weight_gradient(self) -> Tensor | None:
+        if self._summed_chunks == 0:
+            for block in self._blocks:
+                block.zero_()
+        if self._weight_gradient is not None or not self._blocks:
+            return self._weight_gradient
+        whole, stop = torch.empty_like(self.head.weight, memory_format=torch.contiguous_format), self.vocab
+        while self._blocks:
+            block = self._blocks.pop()
+            whole[stop - block.shape[0] : stop] = block
+            stop -= block.shape[0]
+        return whole
 
 
 class DenseLogits:

@@ -47,8 +47,9 @@ from potstill.objectives.sparse import SparseTeacher, check_takes
 from potstill.objectives.tiles import TileWorkers, divide_threads
 from potstill.signals import Dense, Head, Sparse
 
-BUFFER_BYTES = 192 * 2**20
-"""Most bytes of the two chunk buffers together."""
+BUFFER_BYTES = 176 * 2**20
+"""Most bytes of the two chunk buffers together: with the tiles, all that a sweep takes beyond the gradients stays below
+200 MiB."""
 
 MOST_CHUNK_ROWS = {"cpu": 344}
 """Most rows of a chunk by device type: on two cores, 344 took 2 % less time than 256, and 512 no less again. Elsewhere
