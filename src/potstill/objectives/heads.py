@@ -3,6 +3,8 @@ logits that exist already."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +15,9 @@ from potstill.signals import Dense, Head
 _WEIGHT_BLOCK_ROWS = 4096
 """Vocabulary rows per product where a weight gradient is accumulated in a wider dtype than it is computed in. The
 product needs a buffer of its own, and this size keeps it in the cache."""
+
+_PIECE_BYTES = 64 * 2**20
+"""Least size of what is given back at once: smaller ones glibc keeps (its threshold grows to 32 MiB)."""
 
 
 def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -98,9 +103,11 @@ class HeadLogits:
                 self._weight_gradient = torch.empty(weight.shape, dtype=accumulate_in, device=self.device)
                 self._blocks = list(self._weight_gradient.split(block))
             else:
-                # Wider than its leaf: in blocks, which are given back one by one as they are rounded at the end.
-                heights = [min(block, self.vocab - start) for start in range(0, self.vocab, block)]
-                self._blocks = [torch.empty(h, width, dtype=accumulate_in, device=self.device) for h in heights]
+                # Wider than its leaf: in pieces, which are given back one by one as they are rounded at the end.
+                height = block * math.ceil(_PIECE_BYTES / (block * width * accumulate_in.itemsize))
+                heights = [min(height, self.vocab - start) for start in range(0, self.vocab, height)]
+                pieces = [torch.empty(h, width, dtype=accumulate_in, device=self.device) for h in heights]
+                self._blocks = [part for piece in pieces for part in piece.split(block)]
             if accumulate_in != self.dtype:
                 self._product = torch.empty(block, width, dtype=self.dtype, device=self.device)
         if wanted[2] and bias is not None:
