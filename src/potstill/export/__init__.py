@@ -2,7 +2,7 @@
 
 stage.py        the stage: one artifact per entry of the recipe's `export`
 base.py         what an exporter is given
-huggingface.py  a folder that plain `AutoModelForCausalLM.from_pretrained` opens
+huggingface.py  a folder that the plain `from_pretrained` of its task opens; a module of one's own with its file
 end_tokens.py   the tokens at which the student stops by itself
 vocabulary.py   rows of the output layer that stand for no token
 """

@@ -9,21 +9,24 @@ from typing import Protocol
 
 from potstill.artifacts import Work
 from potstill.console import Console
+from potstill.types import Task
 
 
 @dataclass(frozen=True)
 class Student:
     """A trained student, ready to be written in another form.
 
-    `model` is a folder with configuration, safetensors and tokenizer, adapters merged. `card` is its model card, if
-    there is one, and `licences` the licence texts that must go with its weights. `trust_remote_code` says whether the
-    recipe trusts code that lies in the folder.
+    `model` is a folder with configuration, safetensors and (where it reads text) tokenizer, adapters merged; or a plain
+    module with its file. `card` is its model card, if there is one, and `licences` the licence texts that must go with
+    its weights. `trust_remote_code` says whether the recipe trusts code that lies in the folder, and `task` what the
+    model is for.
     """
 
     model: Path
     card: Path | None
     licences: Sequence[Path]
     trust_remote_code: bool
+    task: Task = "causal_lm"
 
 
 class Exporter(Protocol):

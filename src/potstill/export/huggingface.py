@@ -1,7 +1,8 @@
-"""A folder that plain `AutoModelForCausalLM.from_pretrained` opens: weights, configuration, tokenizer, template, card.
+"""A folder that the plain `from_pretrained` of its task opens: weights, configuration, tokenizer, template, card.
 
 Only files that belong to a model are taken, by name: no projector, no optimiser state, no pickle, no adapter (it is
-merged). Where neither precision nor vocabulary changes, the weights are the trained ones, byte for byte.
+merged). Where neither precision nor vocabulary changes, the weights are the trained ones, byte for byte. A module of
+the user's own is no model of `transformers`: its weights go out with its file and with what says how it is built.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from potstill.errors import ModelError
 from potstill.export.base import Student
 from potstill.export.end_tokens import write_end_tokens
 from potstill.export.vocabulary import rows_of, tokens_of
-from potstill.models.folder import check_folder
+from potstill.models.folder import MODULE, check_folder, is_module
 from potstill.recipe import HuggingFaceExport
 from potstill.registry import implements
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_WITH_VOCABULARY = ("causal_lm", "masked_lm")
 _REST = (
     "config.json generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json "
-    "added_tokens.json vocab.json vocab.txt merges.txt spiece.model chat_template.jinja "
+    "added_tokens.json preprocessor_config.json vocab.json vocab.txt merges.txt spiece.model chat_template.jinja "
     "additional_chat_templates/*.jinja"
 ).split()
 
@@ -44,24 +46,47 @@ class HuggingFace:
         """
         check_folder(student.model)
         out = work.path
-        code = ("*.py",) if student.trust_remote_code and "auto_map" in _config(student.model) else ()
-        _copy(student.model, out, (*_REST, *code))
-        rows, tokens = rows_of(student.model), tokens_of(student.model)
-        with console.task(f"export to {self.settings.kind}", total=None) as task:
-            if self.settings.dtype == "keep" and rows <= tokens:
-                _copy(student.model, out, _WEIGHTS)
-            else:
-                _rewrite(student, out, self.settings.dtype, min(rows, tokens))
-            task.advance()
-        if rows > tokens:
-            work.count("output rows without a token, trimmed", rows - tokens)
-        work.facts["eos_token_id"] = write_end_tokens(out)
+        if is_module(student.model):
+            self._export_module(student, work)
+        else:
+            self._export_model(student, work, console)
         if self.settings.model_card and student.card is not None:
             shutil.copyfile(student.card, out / "README.md")
         for licence in student.licences:
             shutil.copyfile(licence, out / licence.name)
         work.count("bytes of weights", sum(f.stat().st_size for f in out.glob("*.safetensors")))
         check_folder(out)
+
+    def _export_module(self, student: Student, work: Work) -> None:
+        """Weights, file and `module.json`: what `potstill.models.plain.load_module` opens, and who reads them without
+        potstill builds it by hand."""
+        if self.settings.dtype != "keep":
+            raise ModelError(
+                f"a module of your own is exported as it was trained, not in {self.settings.dtype}",
+                where="export.dtype",
+                mend="set dtype: keep, and convert it in your own program",
+            )
+        source = json.loads((student.model / MODULE).read_text(encoding="utf-8")).get("source")
+        _copy(student.model, work.path, (*_WEIGHTS, MODULE, *([str(source)] if source else [])))
+        work.warn("a module of your own: transformers does not open it; load_module of potstill does, running its file")
+
+    def _export_model(self, student: Student, work: Work, console: Console) -> None:
+        out = work.path
+        code = ("*.py",) if student.trust_remote_code and "auto_map" in _config(student.model) else ()
+        _copy(student.model, out, (*_REST, *code))
+        # Of what gives no token, no row of the output layer stands for one.
+        rows = rows_of(student.model) if student.task in _WITH_VOCABULARY else 0
+        tokens = tokens_of(student.model) if student.task in _WITH_VOCABULARY else 0
+        with console.task(f"export to {self.settings.kind}", total=None) as task:
+            if self.settings.dtype == "keep" and rows <= tokens:
+                _copy(student.model, out, _WEIGHTS)
+            else:
+                _rewrite(student, out, self.settings.dtype, tokens if rows > tokens else None)
+            task.advance()
+        if rows > tokens:
+            work.count("output rows without a token, trimmed", rows - tokens)
+        if student.task == "causal_lm":
+            work.facts["eos_token_id"] = write_end_tokens(out)
 
 
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
@@ -71,18 +96,18 @@ def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
         shutil.copyfile(file, to)
 
 
-def _rewrite(student: Student, out: Path, dtype: str, rows: int) -> None:
-    """Save the weights anew: in another precision, with so many rows in the vocabulary."""
+def _rewrite(student: Student, out: Path, dtype: str, rows: int | None) -> None:
+    """Save the weights anew: in another precision, with so many rows in the vocabulary (None: as many as it has)."""
     import torch
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     from potstill.models.quiet import quiet_loading
+    from potstill.models.tasks import opener_of
 
     with quiet_loading():
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = opener_of(student.task).from_pretrained(
             student.model, dtype="auto", local_files_only=True, trust_remote_code=student.trust_remote_code
         )
-    if model.get_input_embeddings().num_embeddings > rows:
+    if rows is not None and model.get_input_embeddings().num_embeddings > rows:
         model.resize_token_embeddings(rows)
     if dtype != "keep":
         model.to(getattr(torch, dtype))

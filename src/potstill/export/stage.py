@@ -11,11 +11,12 @@ from potstill import registry
 from potstill.artifacts import file_digest
 from potstill.errors import RunError
 from potstill.export.base import Exporter, Student
+from potstill.models.folder import is_module
 from potstill.models.resolve import locate
 from potstill.recipe import Existing, FromTeacher, LocalTeacher, Recipe
 from potstill.stage import Context, Stage
 
-CONTRACT = 1
+CONTRACT = 2
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
@@ -31,7 +32,7 @@ def stage(recipe: Recipe, index: int) -> Stage:
         stage_name(recipe, index),
         CONTRACT,
         reads,
-        {"export": settings.key_fields(), "trust_remote_code": _trusts_code(recipe)},
+        {"export": settings.key_fields(), "trust_remote_code": _trusts_code(recipe), "task": recipe.task},
         partial(_sources, recipe),
         partial(_write, index),
     )
@@ -57,7 +58,7 @@ def _write(index: int, context: Context) -> None:
     recipe, work = context.recipe, context.work
     settings = recipe.export[index]
     model = context.inputs["train"].path / "model"
-    if not (model / "config.json").is_file():
+    if not (model / "config.json").is_file() and not is_module(model):
         raise RunError(
             "there is no trained student", where=str(model), mend="run the stage again: potstill train --force"
         )
@@ -65,7 +66,8 @@ def _write(index: int, context: Context) -> None:
     if card is None and getattr(settings, "model_card", False):
         work.warn("there is no model card: it says what was lost, and nothing was measured (add `evaluate: {}`)")
     exporter: Exporter = registry.build(settings)
-    exporter.export(Student(model, card, _licences(recipe), _trusts_code(recipe)), work, context.console)
+    student = Student(model, card, _licences(recipe), _trusts_code(recipe), recipe.task)
+    exporter.export(student, work, context.console)
 
 
 def _licences(recipe: Recipe) -> list[Path]:

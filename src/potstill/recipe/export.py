@@ -14,8 +14,9 @@ class ExportSettings(KindSettings):
 
 
 class HuggingFaceExport(ExportSettings):
-    """A directory that plain `AutoModelForCausalLM.from_pretrained` opens. `dtype: keep` leaves the weights as
-    they were trained."""
+    """A directory that the plain `from_pretrained` of its task opens (`AutoModelForCausalLM`,
+    `AutoModelForSequenceClassification`, …). `dtype: keep` leaves the weights as they were trained. A module of one's
+    own goes out as safetensors with its file, which is not what `transformers` opens."""
 
     kind: Literal["huggingface"] = "huggingface"
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
