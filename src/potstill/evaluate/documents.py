@@ -191,7 +191,9 @@ def _named(held_out: HeldOut, number: int) -> str:
 
 def save_documents(path: Path, documents: Sequence[Mapping[str, Any]]) -> None:
     """Write `documents.json`."""
-    path.write_text(json.dumps(list(documents), indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(list(documents), indent=1, ensure_ascii=False)
+    # Half of a surrogate pair, which data may hold, is written as JSON's own escape.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_tokens(path: Path, held_out: HeldOut, scores: Mapping[str, Scores]) -> None:
