@@ -13,6 +13,7 @@ skewed groups of unequal size, it covers 90 %, plain percentiles 85 % and BCa 83
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ class PairedBootstrap:
             drawn = self._resampled_means(above) / self._resampled_means(below)
             value = float(np.float64(above.sum()) / below.sum())
         # Between a number and infinity there is nothing to interpolate.
-        method = "linear" if np.isfinite(drawn).all() else "inverted_cdf"
+        method: Literal["linear", "inverted_cdf"] = "linear" if np.isfinite(drawn).all() else "inverted_cdf"
         low, high = np.quantile(np.where(np.isnan(drawn), np.inf, drawn), self.levels, method=method)
         return Interval(value, float(low), float(high))
 
@@ -99,18 +100,19 @@ def rank_correlation(a: Values, b: Values, *, resamples: int, confidence: float,
     """Spearman's correlation of two values per unit [P], with an interval over resamples of the units, which must not
     depend on each other. None where it is not defined: fewer than three units, or one side all equal."""
     units = len(a)
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if units < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     random = np.random.default_rng(seed)
     found = []
     for _ in range(resamples):
         drawn = random.integers(0, units, units)
-        found.append(_spearman(np.asarray(a)[drawn], np.asarray(b)[drawn]))
+        found.append(_spearman(a[drawn], b[drawn]))
     low, high = np.nanquantile(found, expanded_levels(confidence, units))
-    return Interval(_spearman(np.asarray(a), np.asarray(b)), float(low), float(high))
+    return Interval(_spearman(a, b), float(low), float(high))
 
 
-def _spearman(a: Values, b: Values) -> float:
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     ranks = [rankdata(side) - (len(a) + 1) / 2 for side in (a, b)]
     below = np.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1]))
     return float(ranks[0] @ ranks[1] / below) if below > 0 else float("nan")

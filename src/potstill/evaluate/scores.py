@@ -42,5 +42,5 @@ def chance_of(labels: NDArray[np.int64], task: Task) -> NDArray[np.float64] | No
         return None
     sizes = np.bincount(labels)
     if task in CLASSIFIES:
-        return (labels == int(sizes.argmax())).astype(np.float64)
+        return np.asarray(labels == int(sizes.argmax()), dtype=np.float64)
     return np.asarray((sizes[labels] - 1) / (len(labels) - 1), dtype=np.float64)
