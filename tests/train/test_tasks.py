@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from train.small import Gradients, arguments, largest_difference, weights_of
 
-from potstill.errors import UserError
+from potstill.errors import ModelError, UserError
 from potstill.train import DistillTrainer
 from tiny_models import make_tiny_wordpiece, tiny_convnet, tiny_encoder
 
@@ -212,3 +212,10 @@ def test_an_objective_that_a_student_cannot_have_is_refused_with_what_can(tmp_pa
         made(tmp_path, classifier(2, 1), classifier(4, 2), ({"kind": "hidden_cosine"},), texts(6))
     with pytest.raises(UserError, match="use rkd_distance"):
         made(tmp_path, encoder(2, 1), encoder(4, 2), (KL,), texts(6))
+
+
+def test_a_teacher_whose_classes_stand_in_another_order_is_refused(tmp_path: Path) -> None:
+    other = tiny_encoder(task="sequence_classification", layers=4, labels=("malt", "ale", "rye"))
+
+    with pytest.raises(ModelError, match="class 0 of the teacher is 'malt', and of the student 'ale'"):
+        made(tmp_path, classifier(2, 1), other, (KL,), texts(6))

@@ -55,6 +55,11 @@ class GivenTeacher:
         """Its sizes."""
         return dims(self.model)
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of its classes, if it has any."""
+        return labels_of(self.model)
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer that lies where the model came from, if it is still there."""

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from potstill.data.reader import TaskReader
 from potstill.errors import DataError, UserError
+from potstill.models.labels import check_same_labels, labels_of
 from potstill.models.live import check_head, check_packing
 from potstill.models.tasks import task_of
 from potstill.models.tokenizers import check_same_tokenizer
@@ -135,6 +136,9 @@ class DistillTrainer(MeasuresHeldOut):
                 check_same_tokenizer(taught.tokenizer, processing_class)
             else:
                 logger.warning("the teacher's tokenizer is not known, so it was not compared with the student's")
+        theirs, ours = getattr(taught, "labels", None), labels_of(student)
+        if theirs is not None and ours is not None:
+            check_same_labels(theirs, ours, who="the teacher", where="teacher", than="the student")
         settings = given_objectives(objectives)
         check_task(task, settings)
         check_capabilities(settings, taught)
