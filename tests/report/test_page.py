@@ -44,8 +44,9 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 
 
 @pytest.fixture(scope="module")
-def no_charts() -> pytest.MonkeyPatch:
-    """Charts hold no text of a model, and drawing them takes seconds."""
+def no_charts(report: Path) -> pytest.MonkeyPatch:
+    """Charts hold no text of a model, and drawing them takes seconds. The report that all tests look at has them: it is
+    made first."""
     patch = pytest.MonkeyPatch()
     for name in ("against_figures", "size_figures", "curve_figures", "spread_figures"):
         patch.setattr(page_module, name, lambda _: [])
