@@ -125,13 +125,17 @@ def _learn_every_embedding(model: nn.Module) -> None:
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    parts = [f"student: {facts['parameters'] / 1e6:,.1f}M parameters"]
+    parts = [f"student: {_numbers(facts['parameters'])} parameters"]
     if facts["teacher_parameters"]:
         share = 1 - facts["parameters"] / facts["teacher_parameters"]
         compared = f"{share:.0%} fewer than" if share > 0 else "no fewer than"
-        parts.append(f"{compared} the teacher's {facts['teacher_parameters'] / 1e6:,.1f}M")
+        parts.append(f"{compared} the teacher's {_numbers(facts['teacher_parameters'])}")
     if facts["layers"] is not None:
         parts.append(f"of its {facts['teacher_layers']} layers {', '.join(map(str, facts['layers']))}")
     if facts["trainable_parameters"] != facts["parameters"]:
         parts.append(f"adapters of {facts['trainable_parameters'] / 1e6:,.2f}M in training")
     return ", ".join(parts)
+
+
+def _numbers(amount: int) -> str:
+    return f"{amount / 1e6:,.1f}M" if amount >= 100_000 else f"{amount:,}"

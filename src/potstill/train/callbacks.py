@@ -60,10 +60,10 @@ class CountsTokens(Protocol):
 
 
 class ConsoleProgress(TrainerCallback):
-    """Tokens per second, loss and time left, on a `Console`. Only the first process speaks."""
+    """Tokens (or what `unit` names) per second, loss and time left, on a `Console`. Only the first process speaks."""
 
-    def __init__(self, console: Console, label: str) -> None:
-        self.console, self.label = console, label
+    def __init__(self, console: Console, label: str, unit: str = "tokens") -> None:
+        self.console, self.label, self.unit = console, label, unit
         self.trainer: CountsTokens | None = None
         self._task: Task | None = None
         self._close: Any = None
@@ -78,7 +78,7 @@ class ConsoleProgress(TrainerCallback):
         self._shown = self.trainer.tokens_seen
         left = max(self.trainer.tokens_in_all(state.max_steps) - self._shown, 0)
         label = self.label if state.global_step == 0 else f"{self.label} (from step {state.global_step})"
-        self._close = self.console.task(label, total=left, unit="tokens")
+        self._close = self.console.task(label, total=left, unit=self.unit)
         self._task = self._close.__enter__()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -122,6 +122,11 @@ class Training:
         callbacks: list[TrainerCallback] = [SaveBySeconds(settings.checkpoint_seconds, at_the_end=not last)]
         return [*callbacks, EvaluateEvenly(settings.evaluations)] if measured else callbacks
 
+    @property
+    def _unit(self) -> str:
+        """What training counts."""
+        return "images" if self.recipe.task == "image_classification" else "tokens"
+
     @cached_property
     def _teacher(self) -> Teacher | None:
         return make_teacher(self.models)
@@ -134,7 +139,7 @@ class Training:
     def _train(self, stage: TrainStage, trainer: DistillTrainer) -> None:
         """Train one stage, from its last whole checkpoint if there is one (of its last step, if it had ended)."""
         label = _LABELS[self.name] + (f", {stage.name}" if self.settings.stages else "")
-        progress = ConsoleProgress(self.context.console, label)
+        progress = ConsoleProgress(self.context.console, label, self._unit)
         progress.trainer = trainer
         trainer.add_callback(progress)
         folder = self._folder(stage)
@@ -170,7 +175,7 @@ class Training:
             ]
         (out / "student.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         self.context.work.count("steps", sum(steps))
-        self.context.work.count("tokens" if self.recipe.task != "image_classification" else "images", facts["tokens"])
+        self.context.work.count(self._unit, facts["tokens"])
         save_projectors(last.module.projectors, out)
         for folder in ("model", "adapter"):
             # Left half written by an attempt that was interrupted here.
