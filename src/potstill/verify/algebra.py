@@ -53,6 +53,7 @@ def warm() -> None:
 
 
 def _parsed(text: str) -> Any:
+    text = re.sub(r"(?<=\d)[eE]([-+]?\d+)", r" \\cdot 10^{\1}", text)  # 3.4e-7 x
     configurations = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
     latex = text if "\\" in text or "^" in text else re.sub(r"\b(sqrt|sin|cos|tan|log|ln|pi)\b", r"\\\1", text)
     latex = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", latex.replace("**", "^")).replace("*", r"\cdot ")

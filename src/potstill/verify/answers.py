@@ -57,7 +57,8 @@ def is_prose(text: str) -> bool:
         return True
     value = read_value(text)
     if value.kind in ("expression", "list"):
-        words = re.findall(r"(?<![\\\w])[A-Za-z]{2,}", value.text)
+        plain = re.sub(r"\\(?:begin|end)\{\w+\*?\}", " ", value.text)
+        words = re.findall(r"(?<![\\\w])[A-Za-z]{2,}", plain)
         known = _FUNCTIONS | {"and", "or"} if value.kind == "list" else _FUNCTIONS
         wordy = (
             value.kind == "list"

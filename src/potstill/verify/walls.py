@@ -109,7 +109,6 @@ def _building(folder: Path, readable: Sequence[Path], limits: Limits) -> Iterato
     new = "/mnt" if Path("/mnt").is_dir() else "/media"
     size = f"size={limits.disk_bytes},mode=1777"
     yield "set -e"
-    yield "mount --make-rprivate /"
     # What lies below the place of the new root, or is the program's own, is bound from here.
     yield f"mount -t tmpfs -o size=1m,mode=755 tmpfs {new}"
     yield f"mkdir -p {new}/proc {new}/dev {new}/tmp {new}/program {new}/old"
@@ -128,7 +127,7 @@ def _building(folder: Path, readable: Sequence[Path], limits: Limits) -> Iterato
     yield f"mount -t tmpfs -o {size} tmpfs {new}/tmp"
     yield f"mount -t proc proc {new}/proc"
     yield f"cd {new} && pivot_root . old && cd / && umount -l /old && rmdir /old"
-    yield "mount -o remount,ro /"
+    yield "mount -o remount,bind,ro /"
     yield "cd /tmp"
 
 
