@@ -111,6 +111,9 @@ class Server:
             if field in asked:
                 said = f"Unrecognized request argument supplied: {field}"
                 return connection.send(400, {"error": {"message": said, "param": None}})
+        if options.refuse_prompts and options.refuse_prompts in body.decode():
+            said = "This model's maximum context length is 10 tokens; your messages have more"
+            return connection.send(400, {"error": {"message": said, "code": "context_length_exceeded"}})
         if self.bucket is not None and (wait := self.bucket.take()) is not None:
             self.wait_told_at, self.wait_until = time.monotonic(), max(self.wait_until, time.monotonic() + wait)
             told = formatdate(time.time() + wait, usegmt=True) if options.dates else f"{wait:g}"
@@ -143,8 +146,10 @@ class Server:
         if name == "fail":
             connection.send(500, {"error": {"message": "something broke"}})
         elif name == "truncate":
-            self.tokens += self.document(asked)["usage"]["total_tokens"]
-            whole = json.dumps(self.document(asked)).encode()
+            document = self.document(asked)
+            self.tokens += document["usage"]["total_tokens"]
+            self.prompt_tokens += document["usage"]["prompt_tokens"]
+            whole = json.dumps(document).encode()
             connection.send_bytes(200, whole[: len(whole) // 2])
         elif name == "hang":
             await asyncio.sleep(self.options.hang_seconds)
@@ -320,6 +325,7 @@ def main() -> None:
     parser.add_argument("--dead-seconds", type=float, default=2.0)
     parser.add_argument("--require-key", default="")
     parser.add_argument("--refuse", nargs="*", help="fields of a request that are refused by name")
+    parser.add_argument("--refuse-prompts", default="", help="requests that hold this text are refused")
     parser.add_argument("--choices", type=int, default=1)
     parser.add_argument("--reasoning", default="", help="reasoning_content, reasoning, think, bare or unclosed")
     signal.signal(signal.SIGINT, signal.SIG_IGN)

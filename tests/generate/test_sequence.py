@@ -139,7 +139,7 @@ def test_what_has_no_prompt_is_a_reject_with_its_reason(tmp_path: Path) -> None:
     document = Record(text="Once upon a time", group="g", row=3, provenance=SOURCE)
     only_answer = Record(messages=({"role": "assistant", "content": "Yes."},), row=4, provenance=SOURCE)
     twice = prompt("Same", row=5), replace(prompt("Same", row=6), completion="with a reference")
-    written, work = write(tmp_path, [document, only_answer, *twice], Listener())
+    written, _ = write(tmp_path, [document, only_answer, *twice], Listener())
     assert [(r.row, r.reason) for r in written.rejects] == [
         (3, "a text has no prompt to answer"),
         (4, "no message to answer"),
@@ -160,9 +160,9 @@ def test_a_prompt_that_leaves_no_room_is_kept_out_and_little_room_is_counted(tmp
 def test_an_answer_cut_short_is_marked_or_kept_out_as_the_recipe_says(tmp_path: Path) -> None:
     teacher = Listener(lambda r: Answer("On and on", "length" if "long" in str(r.messages) else "stop", 3, 8))
     records = [prompt("long", row=1), prompt("short", row=2)]
-    kept, work = write(tmp_path, records, teacher, max_new_tokens=8)
+    kept, _ = write(tmp_path, records, teacher, max_new_tokens=8)
     assert [r.finished for r in kept.records] == [False, True]
-    strict, work = write(tmp_path, records, teacher, max_new_tokens=8, keep_unfinished=False)
+    strict, _ = write(tmp_path, records, teacher, max_new_tokens=8, keep_unfinished=False)
     assert [r.row for r in strict.records] == [2]
     assert [(r.reason, r.excerpt) for r in strict.rejects] == [("unfinished answer", "On and on")]
     assert len(teacher.asked) == 2  # what is kept is decided after the journal
@@ -175,7 +175,7 @@ def test_an_empty_answer_is_kept_out(tmp_path: Path) -> None:
 
 def test_every_answer_that_the_budget_leaves_out_is_listed(tmp_path: Path) -> None:
     records = [prompt(f"{n} {'word ' * (n % 9)}", row=n) for n in range(1, 81)]
-    written, work = write(tmp_path, records, Listener(), cap=300, max_new_tokens=20, batch_size=8)
+    written, _ = write(tmp_path, records, Listener(), cap=300, max_new_tokens=20, batch_size=8)
     left_out = [r.row for r in written.rejects if r.reason == "token budget"]
     assert left_out and sorted([*left_out, *(r.row for r in written.records)]) == list(range(1, 81))
     answered = Counter("held_out" if r.row % 4 == 0 else "train" for r in written.records)

@@ -122,6 +122,7 @@ class Budget:
         earlier = Cost(**entry["lost"]) + Cost(**entry["held"]) if entry else Cost()
         self.spent = self.lost = self._noted = earlier
         self.reserved = Cost()
+        self.out = Cost()
         self.held = Cost()
         self._lock = threading.Lock()
 
@@ -137,10 +138,20 @@ class Budget:
                 self.reserved += cost
             return over
 
-    def settle(self, reserved: Cost, spent: Cost, *, answered: bool = True) -> None:
-        """Replace a reservation by what the request cost. `answered`: the journal holds an answer that says so."""
+    def begin(self, reserved: Cost) -> Mapping[str, Any] | None:
+        """A request with this reservation is about to be sent for the first time; the entry that the journal must hold
+        before that, if it holds less than may then be out."""
+        with self._lock:
+            self.out += reserved
+            return self._hold()
+
+    def settle(self, reserved: Cost, spent: Cost, *, answered: bool = True, begun: bool = True) -> None:
+        """Replace a reservation by what the request cost. `answered`: the journal holds an answer that says so;
+        `begun`: it was sent by this process."""
         with self._lock:
             self.reserved -= reserved
+            if begun:
+                self.out -= reserved
             self.spent += spent
             if not answered:
                 self.lost += spent
@@ -162,13 +173,16 @@ class Budget:
     def hold(self) -> Mapping[str, Any] | None:
         """The entry that the journal must hold before anything more is sent, if it holds less than may be out."""
         with self._lock:
-            out = self.reserved + self.lost - self._noted
-            if self.held.at_least(out) == self.held:
-                return None
-            # Half as much again, but never more than the caps leave.
-            more = out + Cost(*(getattr(out, f.name) // 2 for f in fields(Cost)))
-            self.held = self._capped(more).at_least(out)
-            return self._entry()
+            return self._hold()
+
+    def _hold(self) -> Mapping[str, Any] | None:
+        out = self.out + self.lost - self._noted
+        if self.held.at_least(out) == self.held:
+            return None
+        # Half as much again, but never more than the caps leave.
+        more = out + Cost(*(getattr(out, f.name) // 2 for f in fields(Cost)))
+        self.held = self._capped(more).at_least(out)
+        return self._entry()
 
     def entry(self, *, over: bool = False) -> Mapping[str, Any]:
         """What the journal's ledger is to hold now. `over`: nothing is under way any more."""

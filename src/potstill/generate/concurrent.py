@@ -38,13 +38,14 @@ _BLINK_SECONDS = 0.05
 class _Slot:
     """A request in its place, until it is yielded."""
 
-    __slots__ = ("answered", "key", "request", "reserved", "seed", "twin")
+    __slots__ = ("answered", "begun", "key", "request", "reserved", "seed", "twin")
 
     def __init__(self, request: Request, key: str, seed: int | None) -> None:
         self.request, self.key, self.seed = request, key, seed
         self.answered: Answered | None = None
         self.twin: _Slot | None = None
         self.reserved = Cost()
+        self.begun = False
 
 
 class EndpointAnswering:
@@ -207,15 +208,13 @@ class EndpointAnswering:
                 slot.answered = Answered(slot.request, None, Failure(self._over), False)
             elif slot.answered is not None:
                 assert slot.answered.raw is not None
-                self.budget.settle(slot.reserved, self._cost(slot.answered.raw))
+                self.budget.settle(slot.reserved, self._cost(slot.answered.raw), begun=False)
             else:
                 assert call is not None
                 call.tag = slot
                 waiting[slot.key] = slot
                 calls.append(call)
             slots.popleft()
-        if calls and self.budget.caps and (entry := self.budget.hold()) is not None:
-            self.journal.put_batch([], ledger=(self.scope, entry))
         return calls
 
     def _connected(self) -> EndpointClient:
@@ -260,12 +259,19 @@ class EndpointAnswering:
 
     # ---- inside: the budget, from the client's threads --------------------------------------------------------
 
+    def begin(self, call: Call) -> None:
+        """See to it that the journal knows how much may be out."""
+        if self.budget.caps and not call.tag.begun:
+            call.tag.begun = True
+            if (entry := self.budget.begin(call.tag.reserved)) is not None:
+                self.journal.put_batch([], ledger=(self.scope, entry))
+
     def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
         """Commit answers, and reconcile what was reserved for them."""
         rows = [(call.tag.key, answer) for call, answer in answered]
         self.journal.put_batch(rows, ledger=(self.scope, self.budget.entry()) if self.budget.caps else None)
         for call, answer in answered:
-            self.budget.settle(call.tag.reserved, self._cost(answer))
+            self.budget.settle(call.tag.reserved, self._cost(answer), begun=call.tag.begun)
         over = self.budget.broken()
         if over is not None:
             raise PotstillError(
@@ -285,7 +291,7 @@ class EndpointAnswering:
 
     def lost(self, call: Call, trouble: Trouble) -> None:
         """Charge the last attempt of a request that has no answer."""
-        self.budget.settle(call.tag.reserved, self._attempt(call, trouble), answered=False)
+        self.budget.settle(call.tag.reserved, self._attempt(call, trouble), answered=False, begun=call.tag.begun)
 
     def _worst(self, call: Call, request: Request) -> Cost:
         written = request.sampling.max_new_tokens

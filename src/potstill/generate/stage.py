@@ -171,7 +171,7 @@ def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:
         raise DataError(
             f"no answer was kept ({', '.join(sorted(statistics.rejected)) or 'there was no prompt'})",
             where="generate",
-            mend="look at rejects in the data, raise max_new_tokens, token_budget or budget, or set keep_unfinished: true",
+            mend="look at rejects in the data; raise max_new_tokens, token_budget or budget; set keep_unfinished: true",
         )
     work.count("answers kept", statistics.kept)
     if statistics.unfinished:

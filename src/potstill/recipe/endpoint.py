@@ -59,7 +59,7 @@ class EndpointTeacher(TeacherSettings):
     teacher) is needed for conversations over `api: completions`, which it renders; with it prompts are counted exactly
     wherever tokens are capped, and without it by their bytes, which are never fewer.
 
-    `max_in_flight` is the most requests at a time; how many it really is follows from what the server takes. `retries`
+    `omit` names fields that the server does not take; what it does instead is its own affair. `max_in_flight` is the most requests at a time; how many it really is follows from what the server takes. `retries`
     are second tries of one request after the server failed on it (being told to wait is none). Where nothing has been
     answered for `patience_seconds`, the work ends; until then it waits. `reasoning: required` says that every answer
     holds reasoning, so that one without its end is known to be cut short even where the template opened it.
@@ -76,7 +76,7 @@ class EndpointTeacher(TeacherSettings):
     context_length: PositiveInt | None = None
     extra: SamplerExtras = SamplerExtras()
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    send_seed: bool = True
+    omit: tuple[Literal["temperature", "top_p", "seed"], ...] = ()
     reasoning: Literal["auto", "required"] = "auto"
     max_in_flight: Annotated[PositiveInt, Cosmetic()] = 256
     requests_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None

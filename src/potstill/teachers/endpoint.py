@@ -46,7 +46,7 @@ class EndpointModel:
             "api": of.api,
             "extra": of.extra.sent(),
             "max_tokens_field": of.max_tokens_field,
-            "send_seed": of.send_seed,
+            "omit": list(of.omit),
             "template": template,
         }
 
@@ -177,6 +177,8 @@ class EndpointModel:
 
 class _Nobody:
     """Keeps nothing."""
+
+    def begin(self, call: Any) -> None: ...
 
     def keep(self, answered: Any) -> None: ...
 

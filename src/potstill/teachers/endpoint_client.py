@@ -33,6 +33,7 @@ GROUP_SECONDS = 0.004
 DRAIN_SECONDS = 10.0
 """How long answers under way are waited for when the work ends early: they are paid for."""
 _CONNECT_SECONDS = 20.0
+_NO_CONNECTION = "no connection"
 _OVERLOADED = frozenset({429, 503, 529})
 
 
@@ -52,7 +53,11 @@ class Call:
 
 
 class Keeper(Protocol):
-    """Who is told what comes of requests. The first is called from a writer's thread, the others from the client's."""
+    """Who is told what comes of requests. `keep` is called from a writer's thread, the others from the client's."""
+
+    def begin(self, call: Call) -> None:
+        """A request is about to be sent (again)."""
+        ...
 
     def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
         """Commit answers; they are on the disk when this returns."""
@@ -231,6 +236,7 @@ class EndpointClient:
             wait = max((r.wait_seconds(call.tokens if t else 1, now) for r, t in self._rates), default=0.0)
             if wait > 0:
                 return self._wake(now + wait)
+            self._keeper.begin(call)
             self._waiting.popleft()
             for rate, by_tokens in self._rates:
                 rate.take(call.tokens if by_tokens else 1, now)
@@ -276,9 +282,9 @@ class EndpointClient:
         except aiohttp.ClientConnectorCertificateError as error:
             found = Trouble("run", "the server's certificate is not accepted", str(error))
         except aiohttp.ClientConnectorError as error:
-            found = Trouble("retry", "no connection", self._hidden(str(error.os_error)))
+            found = Trouble("retry", _NO_CONNECTION, self._hidden(str(error.os_error)))
         except aiohttp.ConnectionTimeoutError:
-            found = Trouble("retry", "no connection", "in time")
+            found = Trouble("retry", _NO_CONNECTION, "in time")
         except TimeoutError:
             found = Trouble("retry", "no answer in time", f"after {self.settings.timeout_seconds:g} s", billed=True)
         except (aiohttp.ClientError, OSError) as error:
@@ -338,7 +344,8 @@ class EndpointClient:
             was_open = self.breaker.is_open
             if not was_open or probe:
                 self._down(now, trouble)
-            call.attempts += not was_open
+            # That nobody is there is no fault of the request.
+            call.attempts += not was_open and trouble.reason != _NO_CONNECTION
         if now - self.breaker.last_answer > self.settings.patience_seconds:
             why = f"nothing was answered for {self.settings.patience_seconds:,.0f} seconds: {trouble.reason}"
             self._lose(call, trouble)
@@ -354,7 +361,8 @@ class EndpointClient:
             self._lose(call, Trouble("request", refused, "second try"))
             self._release()
         else:
-            wait = 0.0 if status == 429 else self._random.uniform(0.0, min(30.0, 0.25 * 2.0**call.attempts))
+            most = 0.0 if status == 429 else min(30.0, 0.25 * 2.0**call.attempts)
+            wait = self._random.uniform(most / 4, most)
             self._again(call, wait, probe)
 
     def _up(self, now: float, probe: bool, *, answered: bool = True) -> None:
@@ -370,7 +378,7 @@ class EndpointClient:
 
     def _down(self, now: float, trouble: Trouble) -> None:
         self._probing = False
-        wait = self.breaker.failed(now)
+        wait = self.breaker.failed(now, connected=trouble.reason != _NO_CONNECTION)
         if wait is None:
             return
         self._next_try = now + wait

@@ -118,9 +118,10 @@ class Breaker:
         self.failures, self._tries, self.open_since, self.last_answer = 0, 0, None, now
         return was_open
 
-    def failed(self, now: float) -> float | None:
-        """Note a failure; if the server is now taken to be down, the seconds until the next try."""
-        self.failures += 1
+    def failed(self, now: float, *, connected: bool = True) -> float | None:
+        """Note a failure; if the server is now taken to be down, the seconds until the next try. Three times no
+        connection at all are enough."""
+        self.failures += 1 if connected else self.FAILURES // 3
         if self.failures < self.FAILURES:
             return None
         if self.open_since is None:

@@ -69,8 +69,10 @@ def body_of(request: Request, settings: EndpointTeacher, prompt: str | None, see
         body["top_p"] = sampling.top_p
         if sampling.top_k > 0:
             body["top_k"] = sampling.top_k
-        if seed is not None and settings.send_seed:
+        if seed is not None:
             body["seed"] = seed
+    for field in settings.omit:
+        body.pop(field, None)
     body.update(settings.extra.sent())
     return body
 
@@ -216,15 +218,12 @@ def _refused_field(status: int, message: str, code: str, named: Sequence[str], s
 
 def _mend(field: str, sent: Mapping[str, Any]) -> str:
     other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-    known = {
-        "seed": "set the teacher's send_seed: false",
-        "top_k": "set generate.top_k: 0",
-        "top_p": "set generate.top_p: 1, or ask the model for the values that it takes",
-        "temperature": f"set generate.temperature to what the model takes ({sent.get('temperature')} is not)",
-    }
     if field in other:
         return f"set the teacher's max_tokens_field: {other[field]}"
-    return known.get(field, f"drop {field} from the teacher's extra")
+    if field in ("temperature", "top_p", "seed"):
+        said = f" (it is {sent[field]}), or change it" if field != "seed" else ""
+        return f"add {field} to the teacher's omit{said}"
+    return "set generate.top_k: 0" if field == "top_k" else f"drop {field} from the teacher's extra"
 
 
 def _quote(content: bytes) -> str:

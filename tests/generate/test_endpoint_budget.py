@@ -1,0 +1,196 @@
+"""Caps on requests, tokens and money: not exceeded by one request, as the server itself counts."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from generate.endpoint_run import EndpointRun
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mock_server import mock
+
+from potstill.artifacts import read_artifact
+from potstill.data import load_records
+from potstill.errors import RecipeError
+from potstill.generate.budget import Budget, Caps, Cost
+from potstill.generate.prices import UNITS_PER_DOLLAR, check_price, prices_of
+from potstill.recipe import EndpointTeacher, load_recipe
+
+FAULTS = {"fail": 0.08, "truncate": 0.04, "reset": 0.04, "latency_seconds": 0.01}
+
+
+def answered_rows(made: EndpointRun) -> list[tuple[int, int]]:
+    return [(r.row, r.sample) for r in load_records(made.run / "generate" / "records.parquet")]
+
+
+@pytest.mark.parametrize(
+    ("cap", "counted"),
+    [("tokens=2500", "tokens"), ("requests=70", "requests"), ("money=0.0025", "money")],
+)
+@pytest.mark.parametrize("faults", [{}, FAULTS], ids=["well", "faulty"])
+def test_no_cap_is_exceeded_and_what_is_left_would_not_have_held_another(
+    cap: str, counted: str, faults: dict[str, float], tmp_path: Path
+) -> None:
+    price = {"input": 0.5, "output": 2.0}
+    with mock(**({"latency_seconds": 0.01} | faults)) as server:
+        made = EndpointRun(tmp_path, server.url)
+        overrides = (f"generate.budget.{cap}", f"teacher.price={price}")
+        assert made.here(*overrides) == 0
+        stats = server.stats()
+    written = stats["tokens"] - stats["prompt_tokens"]
+    used = {
+        "tokens": stats["tokens"],
+        "requests": stats["requests"],
+        "money": (stats["prompt_tokens"] * price["input"] + written * price["output"]) / 1e6,
+    }[counted]
+    limit = float(cap.partition("=")[2])
+    assert used <= limit
+    counts = made.manifest["counts"]
+    left_out = next(amount for name, amount in counts.items() if name.endswith("budget"))
+    assert counts["answers kept"] + left_out == made.requests
+    rows = answered_rows(made)
+    if not faults:
+        assert rows == [(n, s) for n in range(1, 61) for s in range(2)][: len(rows)]  # in order, without a gap
+        # The worst case of a prompt here: at most 80 + 64 + 16 bytes and more of a template, and 24 tokens.
+        assert limit - used < {"tokens": 190, "requests": 1, "money": (160 * 0.5 + 24 * 2) / 1e6}[counted]
+
+
+def test_which_requests_a_cap_leaves_out_does_not_depend_on_interruptions(tmp_path: Path) -> None:
+    with mock(latency_seconds=0.005) as server:
+        whole, parts = EndpointRun(tmp_path / "whole", server.url), EndpointRun(tmp_path / "parts", server.url)
+        assert whole.here("generate.budget.tokens=2500") == 0
+        # Under a smaller cap first: another artifact, whose answers are then in the journal.
+        assert parts.here("generate.budget.tokens=900") == 0
+        before = server.stats()["requests"]
+        assert parts.here("generate.budget.tokens=2500") == 0
+        assert server.stats()["requests"] - before < len(answered_rows(whole))
+    assert answered_rows(parts) == answered_rows(whole)
+
+
+def test_what_a_killed_process_had_under_way_counts(tmp_path: Path) -> None:
+    """Three kills under a cap of requests: the server never sees more than the cap."""
+    import time
+
+    with mock(latency_seconds=0.05) as server:
+        made = EndpointRun(tmp_path, server.url, prompts=80)
+        overrides = ("generate.budget.requests=110", "teacher.max_in_flight=8")
+        for _ in range(3):
+            before, deadline = server.stats()["requests"], time.monotonic() + 30
+            process = made.start(*overrides)
+            while server.stats()["requests"] < before + 9 and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.kill()
+            process.communicate()
+        made.finish(*overrides)
+        stats = server.stats()
+    kept = made.manifest["counts"]["answers kept"]
+    assert stats["requests"] <= 110
+    # What a kill costs: at most half as much again as was under way, each time.
+    assert kept >= 110 - 3 * 12
+
+
+@settings(max_examples=60)
+@given(
+    cap=st.integers(1, 400),
+    costs=st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1), st.booleans()), max_size=60),
+    seed=st.integers(0, 9),
+)
+def test_a_budget_keeps_its_caps_whatever_comes_of_requests(
+    cap: int, costs: list[tuple[int, float, bool]], seed: int
+) -> None:
+    """Reservations, attempts that fail (billed or not), answers, in any order."""
+    draw, budget = random.Random(seed), Budget(Caps(tokens=cap, requests=30))
+    billed, sent, under_way = 0, 0, list[Cost]()
+
+    def end_one() -> None:
+        nonlocal billed, sent
+        worst = under_way.pop(draw.randrange(len(under_way)))
+        really = int(worst.tokens * draw.random())
+        while draw.random() < 0.3:
+            lost = draw.random() < 0.5
+            if budget.fail(worst, worst if lost else Cost(requests=1)) is not None:
+                budget.settle(worst, worst if lost else Cost(requests=1), answered=False)
+                billed += really if lost else 0
+                return
+            billed += really if lost else 0
+            sent += 1
+        billed += really
+        budget.settle(worst, Cost(1, 0, really, 0))
+
+    for tokens, chance, _ in costs:
+        worst = Cost(1, tokens, tokens, 0)
+        if budget.reserve(worst) is None:
+            sent += 1
+            under_way.append(worst)
+            entry = budget.begin(worst)
+            assert entry is None or entry["held"]["tokens"] >= budget.reserved.tokens
+            assert budget.held.tokens >= budget.out.tokens
+        if under_way and draw.random() < chance:
+            end_one()
+        assert budget.spent.tokens + budget.reserved.tokens <= cap
+    while under_way:
+        end_one()
+    assert billed <= cap and sent <= 30 and budget.reserved == Cost()
+
+
+def test_a_budget_is_safe_to_use_from_several_threads() -> None:
+    budget, granted = Budget(Caps(requests=500)), [0] * 4
+
+    def work(index: int) -> None:
+        for _ in range(400):
+            if budget.reserve(Cost(1)) is None:
+                granted[index] += 1
+                budget.settle(Cost(1), Cost(1))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sum(granted) == 500 == budget.spent.requests
+
+
+def teacher(url: str, model: str, **more: object) -> EndpointTeacher:
+    return EndpointTeacher(base_url=url, model=model, **more)  # type: ignore[arg-type]
+
+
+def test_prices_are_the_recipes_or_those_of_the_table_for_the_address() -> None:
+    listed = prices_of(teacher("https://api.openai.com/v1", "gpt-4o-mini"))
+    assert listed is not None and "openai" in listed.source
+    # Its list price of July 2024: 0.15 and 0.60 dollars per million tokens.
+    assert listed.of(1_000_000, 1_000_000) == int(0.75 * UNITS_PER_DOLLAR)
+    stated = prices_of(teacher("https://api.openai.com/v1", "gpt-4o-mini", price={"input": 1, "output": 0}))
+    assert stated is not None and stated.of(3_000_000, 5) == 3 * UNITS_PER_DOLLAR
+    named = prices_of(teacher("http://127.0.0.1:4000/v1", "gpt-4o-mini", price_provider="openai"))
+    assert named is not None and named.read == listed.read
+
+
+def test_an_unknown_price_is_unknown_and_never_nothing() -> None:
+    own = teacher("http://127.0.0.1:8000/v1", "gpt-4o-mini")  # the name alone says nothing
+    assert prices_of(own) is None and check_price(own, None) is None
+    assert prices_of(teacher("https://api.openai.com/v1", "no-such-model-at-all")) is None
+    with pytest.raises(RecipeError, match=r"nobody knows what 'gpt-4o-mini' at 127.0.0.1 costs[\s\S]*teacher.price"):
+        check_price(own, 5.0)
+
+
+def test_caps_for_endpoints_are_refused_of_a_teacher_on_this_machine_and_beams_the_other_way(tmp_path: Path) -> None:
+    made = EndpointRun(tmp_path, "http://127.0.0.1:1/v1")
+    recipe = made.folder / "recipe.yaml"
+    with pytest.raises(RecipeError, match=r"budget.money: a cap for endpoints; a 'local' teacher takes token_budget"):
+        load_recipe(recipe, ["teacher={kind: local, model: smollm2-135m-instruct}", "generate.budget.money=1"])
+    with pytest.raises(RecipeError, match=r"servers give no beam search[\s\S]*beams: 1"):
+        load_recipe(recipe, ["generate.beams=4", "generate.temperature=0"])
+
+
+def test_costs_are_in_the_manifest(tmp_path: Path) -> None:
+    with mock() as server:
+        made = EndpointRun(tmp_path, server.url, prompts=5, samples=1)
+        assert made.here("teacher.price={input: 1, output: 3}") == 0
+        stats = server.stats()
+    artifact = read_artifact(made.run / "generate")
+    assert artifact is not None
+    read, written = stats["prompt_tokens"], stats["tokens"] - stats["prompt_tokens"]
+    assert artifact.manifest["facts"]["dollars"] == pytest.approx((read + 3 * written) / 1e6)
+    assert artifact.manifest["facts"]["price"] == "the recipe"

@@ -1,0 +1,116 @@
+"""How fast a server may be asked: rules, with the time given."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.teachers.endpoint_pace import Breaker, Rate, Window, retry_after_seconds
+
+
+def test_the_window_opens_by_one_an_answer_then_by_one_a_windowful_and_is_halved_once_a_windowful() -> None:
+    window = Window(most=100, start=4)
+    early = [window.send(0.0) for _ in range(4)]
+    for flight in early:
+        window.answered(flight, 0.1)
+    assert window.size == 8
+    late = window.send(0.2)
+    window.too_much(window.send(0.2))
+    assert window.size == 4
+    window.too_much(late)  # sent before that cut, so of the same congestion
+    assert window.size == 4
+    for _ in range(4):
+        window.answered(window.send(0.3), 0.4)
+    assert 4.9 < window.size <= 5
+    window.too_much(window.send(0.5))
+    assert 2.4 < window.size <= 2.5
+
+
+def test_the_window_stays_between_one_and_its_most() -> None:
+    window = Window(most=6, start=32)
+    assert window.size == 6
+    for _ in range(50):
+        window.answered(window.send(0.0), 0.1)
+    assert window.size == 6
+    for _ in range(50):
+        window.too_much(window.send(0.0))
+    assert window.size == 1
+
+
+def test_an_answer_that_takes_more_than_half_of_the_time_allowed_is_a_sign_of_too_much() -> None:
+    window = Window(most=64, start=16, slow_seconds=5.0)
+    window.answered(window.send(0.0), 5.1)
+    assert window.size == 8
+
+
+@given(
+    per_minute=st.floats(30, 60_000),
+    gaps=st.lists(st.floats(0, 3), min_size=5, max_size=80),
+)
+def test_a_rate_is_never_exceeded_in_any_minute(per_minute: float, gaps: list[float]) -> None:
+    """Whoever sends whenever it is allowed, with pauses in between, keeps to the limit in every window of 60 s."""
+    now, rate, sent = 0.0, Rate(per_minute, 0.0), list[float]()
+    for gap in gaps:
+        now += gap
+        for _ in range(20):
+            now += rate.wait_seconds(1, now) + 1e-9
+            rate.take(1, now)
+            sent.append(now)
+    for index, start in enumerate(sent):
+        assert sum(start <= at < start + 60 for at in sent[index:]) <= per_minute + 1
+
+
+def test_a_rate_is_used_whole() -> None:
+    now, rate, sent = 0.0, Rate(6000, 0.0), 0
+    while now < 60:
+        now += rate.wait_seconds(1, now) + 1e-9
+        rate.take(1, now)
+        sent += 1
+    assert 5900 <= sent <= 6000
+
+
+def test_more_than_a_bucket_holds_goes_out_when_it_is_full_and_is_made_up_for() -> None:
+    rate = Rate(6000, 0.0)
+    assert rate.wait_seconds(1000, 0.0) == 0.0
+    rate.take(1000, 0.0)
+    assert 9 < rate.wait_seconds(1, 0.0) < 10
+    rate.give_back(900)  # it read and wrote less than it might have
+    assert rate.wait_seconds(1, 0.0) < 0.1
+
+
+def test_the_breaker_opens_after_failures_in_a_row_and_one_answer_closes_it() -> None:
+    breaker = Breaker(0.0)
+    assert all(breaker.failed(1.0) is None for _ in range(Breaker.FAILURES - 1))
+    assert not breaker.answered(2.0) and breaker.failures == 0
+    waits = [breaker.failed(3.0 + n) for n in range(Breaker.FAILURES + 8)]
+    assert waits[: Breaker.FAILURES - 1] == [None] * (Breaker.FAILURES - 1)
+    assert waits[Breaker.FAILURES - 1 :][:6] == [0.5, 1, 2, 4, 8, 15] and waits[-1] == 15
+    assert breaker.is_open and breaker.open_since == 3.0 + Breaker.FAILURES - 1
+    assert breaker.answered(99.0) and not breaker.is_open
+
+
+def test_three_times_no_connection_are_enough() -> None:
+    breaker = Breaker(0.0)
+    assert [breaker.failed(1.0, connected=False) for _ in range(3)] == [None, None, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.25"}, 0.25),
+        ({"retry-after": formatdate(1030, usegmt=True)}, 30.0),
+        ({"retry-after": formatdate(900, usegmt=True)}, 0.0),
+        ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_seconds(headers, 1000.0) == seconds
