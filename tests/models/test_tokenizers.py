@@ -118,3 +118,11 @@ def test_folders_are_compared_without_torch(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(saved(tmp_path / "a")), str(saved(tmp_path / "b"))]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_padding_and_cutting_that_a_file_asks_for_move_no_token(tmp_path: Path, given: Callable[[Path], Any]) -> None:
+    def padded(tokenizer: Any) -> None:
+        tokenizer.backend_tokenizer.enable_padding(length=128)
+        tokenizer.backend_tokenizer.enable_truncation(max_length=128)
+
+    check_same_tokenizer(given(saved(tmp_path / "a", padded)), given(saved(tmp_path / "b")))

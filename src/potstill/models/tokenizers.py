@@ -156,7 +156,7 @@ def _tokens_of(tokenizer: Path | PreTrainedTokenizerBase) -> _Tokens:
     loaded = tokenizer
     return _Tokens(
         loaded.get_vocab(),
-        lambda text: list(loaded.encode(text, add_special_tokens=False)),
+        lambda text: list(loaded.encode(text, add_special_tokens=False, padding=False, truncation=False)),
         loaded.chat_template,
         lambda: loaded,
     )
@@ -170,7 +170,11 @@ def _open(folder: Path) -> PreTrainedTokenizerBase:
 
 def _open_fast(file: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
+        # Some files say how their first user padded and cut; tokens are the same without.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
     except Exception as error:
         what = f"the tokenizer cannot be opened: {error}"
         raise ModelError(what, where=str(file), mend="fetch the model again") from error
