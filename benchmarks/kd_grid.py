@@ -70,7 +70,7 @@ def variants_of(
         "device": options.device,
         "calls": options.calls,
     }
-    timed = [("ours", name, {}) for name in objectives]
+    timed: list[tuple[str, str, dict[str, Any]]] = [("ours", name, {}) for name in objectives]
     for name in objectives:
         if name in PEER_BETA:
             timed += [("trl", name, {})] if trl else []

@@ -14,10 +14,11 @@ from torch import Tensor
 from benchmarks.harness import PeakMemory, Row, seconds_of
 from potstill.objectives import RowRule, divergences, fused_sweep
 from potstill.recipe import response
+from potstill.recipe.objectives import ObjectiveSettings
 from potstill.registry import build
 from potstill.signals import IGNORE, Head
 
-OBJECTIVES: dict[str, Callable[[float], response.ObjectiveSettings]] = {
+OBJECTIVES: dict[str, Callable[[float], ObjectiveSettings]] = {
     "forward_kl": lambda t: response.ForwardKL(temperature=t, scale_by_temperature_squared=False),
     "reverse_kl": lambda t: response.ReverseKL(temperature=t, scale_by_temperature_squared=False),
     "jsd": lambda t: response.JSD(temperature=t, scale_by_temperature_squared=False),

@@ -105,11 +105,12 @@ def fused_sweep(
     # A teacher that nobody asks is not projected.
     rows, statistics = source.rows, torch.float64 if source.dtype == torch.float64 else torch.float32
     reference: Logits | SparseTeacher | None = None
-    if taught and isinstance(teacher, Sparse):
-        check_takes([rule for rule, _ in rules if rule.needs_teacher], teacher)
-        reference = SparseTeacher(teacher, source.vocab, statistics)
-    elif taught and teacher is not None:
-        reference = logits_of(teacher, product_dtype)
+    if taught and teacher is not None:
+        if isinstance(teacher, Sparse):
+            check_takes([rule for rule, _ in rules if rule.needs_teacher], teacher)
+            reference = SparseTeacher(teacher, source.vocab, statistics)
+        else:
+            reference = logits_of(teacher, product_dtype)
     if target_ids.shape[0] != rows or (reference is not None and reference.rows != rows):
         there = "none" if reference is None else reference.rows
         raise ValueError(f"rows differ: student {rows}, teacher {there}, targets {target_ids.shape[0]}")
@@ -149,7 +150,12 @@ class _Engine:
         wanted: tuple[bool, ...],
     ) -> None:
         self.student, self.target_ids = student, target_ids
-        self.teacher, self.sparse = (None, teacher) if isinstance(teacher, SparseTeacher) else (teacher, None)
+        self.teacher: Logits | None = None
+        self.sparse: SparseTeacher | None = None
+        if isinstance(teacher, SparseTeacher):
+            self.sparse = teacher
+        else:
+            self.teacher = teacher
         self.rules, self.coefficients = rules, coefficients
         self.statistics, self.wanted = statistics, wanted
         self.wants_gradient = any(wanted)
@@ -159,9 +165,15 @@ class _Engine:
 
     def run(self) -> tuple[Tensor | None, ...]:
         """(loss, values, cut mass of student and of teacher, and the gradients of the leaves)."""
-        student, teacher = self.student, self.teacher
         if self.wants_gradient:
-            student.want_gradients(self.wanted, self.statistics)
+            self.student.want_gradients(self.wanted, self.statistics)
+        # Its buffers are given back before the gradients are cast to their leaves' dtype, which needs room of its own.
+        self._sweep_chunks()
+        loss = sum((self.values[i] @ c for i, c in enumerate(self.coefficients)), self.values.new_zeros(()))
+        return loss, self.values, *self.masses, *self.student.gradients()
+
+    def _sweep_chunks(self) -> None:
+        student, teacher = self.student, self.teacher
         sides = [side for side in (student, teacher) if side is not None and side.buffered]
         bytes_per_row = sum(side.vocab * side.dtype.itemsize for side in sides)
         most = MOST_CHUNK_ROWS.get(student.device.type, student.rows)
@@ -179,12 +191,6 @@ class _Engine:
                 pool.run(partial(self._sweep_tiles, _Chunk(rows, raw, taught, room), tile, scratches))
                 if room is not None:
                     student.take_gradient(rows, room)
-        # Given back before the gradients are cast to their leaves' dtype, which needs room of its own.
-        buffers.clear()
-        scratches.clear()
-        raw = taught = room = None
-        loss = sum((self.values[i] @ c for i, c in enumerate(self.coefficients)), self.values.new_zeros(()))
-        return loss, self.values, *self.masses, *student.gradients()
 
     def _sweep_tiles(self, chunk: _Chunk, tile: int, scratches: Sequence[Scratch], worker: int) -> None:
         """One worker's tiles of a chunk: every so-many-th one, all rules on each."""
