@@ -112,11 +112,11 @@ def test_a_budget_keeps_its_caps_whatever_comes_of_requests(
         really = int(worst.tokens * draw.random())
         while draw.random() < 0.3:
             lost = draw.random() < 0.5
-            if budget.fail(worst, worst if lost else Cost(requests=1)) is not None:
-                budget.settle(worst, worst if lost else Cost(requests=1), answered=False)
-                billed += really if lost else 0
-                return
             billed += really if lost else 0
+            if not budget.fail(worst, worst if lost else Cost(requests=1)):
+                if budget.reserve(worst) is not None:
+                    return
+                budget.begin(worst)
             sent += 1
         billed += really
         budget.settle(worst, Cost(1, 0, really, 0))

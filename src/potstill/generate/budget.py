@@ -156,15 +156,17 @@ class Budget:
             if not answered:
                 self.lost += spent
 
-    def fail(self, reserved: Cost, attempt: Cost) -> str | None:
-        """An attempt failed, and another is due under the same reservation: `attempt` is spent, and reserved again for
-        the next. The cap that forbids it, if there is one: then there is none, and the reservation is as it was."""
+    def fail(self, reserved: Cost, attempt: Cost) -> bool:
+        """An attempt failed, and another is due: `attempt` is spent. Whether the reservation still stands for the next;
+        where the caps leave no room for both, it does not, and a new one is to be made."""
         with self._lock:
-            over = self.exceeded(attempt)
-            if over is None:
-                self.spent += attempt
-                self.lost += attempt
-            return over
+            stands = self.exceeded(attempt) is None
+            if not stands:
+                self.reserved -= reserved
+                self.out -= reserved
+            self.spent += attempt
+            self.lost += attempt
+            return stands
 
     def broken(self) -> str | None:
         """A cap that was exceeded all the same, since the teacher did not keep to its limits; None if all is well."""

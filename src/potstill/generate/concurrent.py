@@ -38,13 +38,13 @@ _BLINK_SECONDS = 0.05
 class _Slot:
     """A request in its place, until it is yielded."""
 
-    __slots__ = ("answered", "begun", "key", "request", "reserved", "seed", "twin")
+    __slots__ = ("answered", "begun", "key", "request", "reserved", "seed", "twin", "worst")
 
     def __init__(self, request: Request, key: str, seed: int | None) -> None:
         self.request, self.key, self.seed = request, key, seed
         self.answered: Answered | None = None
         self.twin: _Slot | None = None
-        self.reserved = Cost()
+        self.worst = self.reserved = Cost()
         self.begun = False
 
 
@@ -83,6 +83,7 @@ class EndpointAnswering:
         self._client: EndpointClient | None = None
         self._open = ExitStack()
         self._over: str | None = None
+        self._parked: set[_Slot] = set()  # failed, and without room in the caps for a second try as yet
         self.answered = self.finished = self.written = self.read = self.from_journal = 0
         self.cost = 0
 
@@ -198,12 +199,16 @@ class EndpointAnswering:
                 call = None
                 if slot.answered is None or self.budget.caps:
                     call = self.teacher.call(slot.request, slot.seed)
-                    slot.reserved = self._worst(call, slot.request)
-                over = self.budget.reserve(slot.reserved)
+                    slot.worst = self._worst(call, slot.request)
+                if self._parked:
+                    break  # second tries come first
+                over = self.budget.reserve(slot.worst)
                 if over is not None:
                     if not idle:
                         break  # what is under way may turn out to cost less
                     self._over = over
+                else:
+                    slot.reserved = slot.worst
             if self._over is not None:
                 slot.answered = Answered(slot.request, None, Failure(self._over), False)
             elif slot.answered is not None:
@@ -280,14 +285,31 @@ class EndpointAnswering:
                 mend="name the model's tokenizer as the teacher's tokenizer, so that prompts are counted exactly",
             )
 
-    def again(self, call: Call, trouble: Trouble) -> str | None:
+    def again(self, call: Call, trouble: Trouble) -> None:
         """Charge an attempt that failed."""
+        slot: _Slot = call.tag
         if not self.budget.caps:
-            return None
-        over = self.budget.fail(call.tag.reserved, self._attempt(call, trouble))
-        if over is None and (entry := self.budget.hold()) is not None:
+            return
+        if not self.budget.fail(slot.reserved, self._attempt(call, trouble)):
+            slot.reserved, slot.begun = Cost(), False
+            self._parked.add(slot)
+        if (entry := self.budget.hold()) is not None:
             self.journal.put_batch([], ledger=(self.scope, entry))
-        return over
+
+    def ready(self, call: Call) -> bool | str:
+        """Whether a second try has room in the caps; not yet, if what is under way may turn out to cost less."""
+        slot: _Slot = call.tag
+        if slot not in self._parked:
+            return True
+        idle = self.budget.reserved == Cost()
+        over = self.budget.reserve(slot.worst)
+        if over is not None and not idle:
+            return False
+        self._parked.discard(slot)
+        if over is not None:
+            return over
+        slot.reserved = slot.worst
+        return True
 
     def lost(self, call: Call, trouble: Trouble) -> None:
         """Charge the last attempt of a request that has no answer."""

@@ -184,4 +184,7 @@ class _Nobody:
 
     def again(self, call: Any, trouble: Any) -> None: ...
 
+    def ready(self, call: Any) -> bool:
+        return True
+
     def lost(self, call: Any, trouble: Any) -> None: ...

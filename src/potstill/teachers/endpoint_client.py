@@ -33,6 +33,7 @@ GROUP_SECONDS = 0.004
 DRAIN_SECONDS = 10.0
 """How long answers under way are waited for when the work ends early: they are paid for."""
 _CONNECT_SECONDS = 20.0
+_PARKED_SECONDS = 0.02
 _NO_CONNECTION = "no connection"
 _OVERLOADED = frozenset({429, 503, 529})
 
@@ -63,12 +64,16 @@ class Keeper(Protocol):
         """Commit answers; they are on the disk when this returns."""
         ...
 
-    def again(self, call: Call, trouble: Trouble) -> str | None:
-        """An attempt failed and another is due; why that must not be, if it must not."""
+    def again(self, call: Call, trouble: Trouble) -> None:
+        """An attempt failed, and another is due."""
+        ...
+
+    def ready(self, call: Call) -> bool | str:
+        """Whether the next attempt may go out; if it never may, why."""
         ...
 
     def lost(self, call: Call, trouble: Trouble) -> None:
-        """There will be no answer."""
+        """There will be no answer; what the last attempt brought."""
         ...
 
 
@@ -357,10 +362,8 @@ class EndpointClient:
             )
             self._lose(call, tried)
             self._release()
-        elif (refused := self._keeper.again(call, trouble)) is not None:
-            self._lose(call, Trouble("request", refused, "second try"))
-            self._release()
         else:
+            self._keeper.again(call, trouble)
             most = 0.0 if status == 429 else min(30.0, 0.25 * 2.0**call.attempts)
             wait = self._random.uniform(most / 4, most)
             self._again(call, wait, probe)
@@ -409,12 +412,21 @@ class EndpointClient:
             self._requeue(call)
 
     def _requeue(self, call: Call) -> None:
-        # To the front: what was asked first is waited for first.
-        self._waiting.appendleft(call)
+        ready = self._keeper.ready(call)
+        if ready is False:
+            self._loop.call_later(_PARKED_SECONDS, self._requeue, call)
+        elif ready is True:
+            # To the front: what was asked first is waited for first.
+            self._waiting.appendleft(call)
+        else:
+            self._hand_back(call, Trouble("request", ready, "no room for a second try"))
         self._pump()
 
     def _lose(self, call: Call, trouble: Trouble) -> None:
         self._keeper.lost(call, trouble)
+        self._hand_back(call, trouble)
+
+    def _hand_back(self, call: Call, trouble: Trouble) -> None:
         call.outcome = trouble
         self._streams.pop(id(call))._done.put([call])
 
