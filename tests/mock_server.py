@@ -9,8 +9,8 @@ depends on the seed of the faults, its content, and how often it came before. `G
 - `requests`, `answers` (bodies written whole), `statuses`;
 - `repeats`: answers given again to a content that had been answered whole before;
 - `violations`: requests that came while a Retry-After was running, more than `--grace-seconds` after it was sent;
-- `peak`: the most under way at once; `rate_used`: the share of the tokens of the bucket that were used, from the first
-  request to the last;
+- `peak`: the most under way at once; `rate_used`: of the tokens that came into the bucket, from the first request to
+  the last, the share that did not run over unused;
 - `tokens`: prompt and completion tokens of all answers that were worked out, whether or not they arrived.
 """
 
@@ -41,15 +41,18 @@ class Bucket:
 
     def __init__(self, rate: float, capacity: float) -> None:
         self.rate, self.capacity = rate, capacity
-        self.level, self.at = capacity, time.monotonic()
+        self.level, self.at = capacity, 0.0
+        self.passed, self.lost = 0, 0.0
 
     def take(self) -> float | None:
         """None if there was a token, else the whole seconds after which there are some."""
         now = time.monotonic()
-        self.level = min(self.capacity, self.level + (now - self.at) * self.rate)
-        self.at = now
+        full = self.level + (now - self.at) * self.rate if self.at else self.level
+        self.level, self.at = min(self.capacity, full), now
+        self.lost += full - self.level
         if self.level >= 1:
             self.level -= 1
+            self.passed += 1
             return None
         return float(max(1, math.ceil((1 - self.level) / self.rate)))
 
@@ -72,8 +75,7 @@ class Server:
         self.fields: Counter[str] = Counter()
 
     def stats(self) -> dict[str, Any]:
-        seconds = self.last - self.first
-        permitted = self.options.rate * seconds + (self.bucket.capacity if self.bucket else 0)
+        seconds, bucket = self.last - self.first, self.bucket
         return {
             "requests": self.requests,
             "answers": self.answers,
@@ -84,7 +86,7 @@ class Server:
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
             "seconds": seconds,
-            "rate_used": self.answers / permitted if permitted else None,
+            "rate_used": bucket.passed / (bucket.passed + bucket.lost) if bucket else None,
             "statuses": dict(self.statuses),
             "keys": sorted(self.keys),
             "fields": dict(self.fields),
@@ -114,9 +116,14 @@ class Server:
         if options.refuse_prompts and options.refuse_prompts in body.decode():
             said = "This model's maximum context length is 10 tokens; your messages have more"
             return connection.send(400, {"error": {"message": said, "code": "context_length_exceeded"}})
+        if options.fail_prompts and f'"{options.fail_prompts}"' in body.decode():
+            return connection.send(500, {"error": {"message": "something broke"}})
         if self.bucket is not None and (wait := self.bucket.take()) is not None:
+            told = f"{wait:g}"
+            if options.dates:  # whole seconds of the calendar
+                at = math.ceil(time.time() + wait)
+                told, wait = formatdate(at, usegmt=True), at - time.time()
             self.wait_told_at, self.wait_until = time.monotonic(), max(self.wait_until, time.monotonic() + wait)
-            told = formatdate(time.time() + wait, usegmt=True) if options.dates else f"{wait:g}"
             return connection.send(429, {"error": {"message": "slow down"}}, {"Retry-After": told})
         self.under_way += 1
         self.peak = max(self.peak, self.under_way)
@@ -296,6 +303,8 @@ def mock(**flags: Any) -> Iterator[Mock]:
     command = [sys.executable, __file__]
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
+        if value is False:
+            continue
         command += [flag] if value is True else [flag, *(value if isinstance(value, list) else [str(value)])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -314,7 +323,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: no limit")
     parser.add_argument("--burst", type=float, default=0.0, help="what the bucket holds; 0: one second's worth")
     parser.add_argument("--dates", action="store_true", help="Retry-After as a date")
-    parser.add_argument("--grace-seconds", type=float, default=0.05)
+    parser.add_argument("--grace-seconds", type=float, default=0.25)
     parser.add_argument("--fail", type=float, default=0.0, help="share of requests with status 500")
     parser.add_argument("--truncate", type=float, default=0.0)
     parser.add_argument("--hang", type=float, default=0.0)
@@ -326,6 +335,7 @@ def main() -> None:
     parser.add_argument("--require-key", default="")
     parser.add_argument("--refuse", nargs="*", help="fields of a request that are refused by name")
     parser.add_argument("--refuse-prompts", default="", help="requests that hold this text are refused")
+    parser.add_argument("--fail-prompts", default="", help="requests of this very text have status 500")
     parser.add_argument("--choices", type=int, default=1)
     parser.add_argument("--reasoning", default="", help="reasoning_content, reasoning, think, bare or unclosed")
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.teachers.endpoint_pace import Breaker, Rate, Window, retry_after_seconds
+from potstill.teachers.endpoint_pace import Breaker, Pace, Rate, Window, retry_after_seconds
 
 
 def test_the_window_opens_by_one_an_answer_then_by_one_a_windowful_and_is_halved_once_a_windowful() -> None:
@@ -79,6 +79,25 @@ def test_more_than_a_bucket_holds_goes_out_when_it_is_full_and_is_made_up_for() 
     assert 9 < rate.wait_seconds(1, 0.0) < 10
     rate.give_back(900)  # it read and wrote less than it might have
     assert rate.wait_seconds(1, 0.0) < 0.1
+
+
+def test_the_rate_of_a_servers_own_limit_is_found_and_nearly_all_of_it_used() -> None:
+    """Against a bucket of 100 a second that holds one second's worth and tells everybody to wait a second."""
+    pace, now, level, at, passed, refused = Pace(), 0.0, 100.0, 0.0, 0, 0
+    assert pace.per_second(0.0) == float("inf")
+    while now < 60:
+        now += pace.wait_seconds(now) + 0.001
+        level, at = min(100.0, level + (now - at) * 100), now
+        pace.take(now)
+        if level >= 1:
+            level, passed = level - 1, passed + 1
+        else:
+            refused += 1
+            pace.refused()
+            pace.limited(now)
+            now += 1.03
+    assert 105 <= pace.per_second(now) < 160
+    assert passed >= 0.97 * 60 * 100 and refused < 0.005 * passed
 
 
 def test_the_breaker_opens_after_failures_in_a_row_and_one_answer_closes_it() -> None:

@@ -24,7 +24,7 @@ import aiohttp
 
 from potstill.errors import RunError, UserError
 from potstill.recipe import EndpointTeacher
-from potstill.teachers.endpoint_pace import Breaker, Flight, Rate, Window, retry_after_seconds
+from potstill.teachers.endpoint_pace import Breaker, Flight, Pace, Rate, Window, retry_after_seconds
 from potstill.teachers.endpoint_wire import Trouble, read_answer, read_refusal
 from potstill.types import Answer
 
@@ -128,7 +128,7 @@ class EndpointClient:
         """What a person should be told; whoever has the terminal says it."""
         now = time.monotonic()
         self.window = Window(settings.max_in_flight, slow_seconds=settings.timeout_seconds / 2)
-        self.breaker = Breaker(now)
+        self.breaker, self.pace = Breaker(now), Pace()
         self._rates = [
             (Rate(limit, now), by_tokens)
             for limit, by_tokens in ((settings.requests_per_minute, False), (settings.tokens_per_minute, True))
@@ -142,7 +142,7 @@ class EndpointClient:
         self._pause_until = self._next_try = 0.0
         self._patience_said = now
         self._probing = False
-        self._closing = False
+        self._closing = self._committing = False
         self._alarm: asyncio.TimerHandle | None = None
         self._fatal: BaseException | None = None
         self._random = random.Random()
@@ -216,10 +216,8 @@ class EndpointClient:
             await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
         for task in self._tasks:
             task.cancel()
-        while (self._unkept or self._in_flight) and not self._keeping.done():
+        while (self._unkept or self._committing or self._tasks) and not self._keeping.done():
             self._arrived.set()
-            if not self._unkept and not self._tasks:
-                break
             await asyncio.sleep(GROUP_SECONDS)
         self._keeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -238,13 +236,18 @@ class EndpointClient:
             if now < self._pause_until:
                 return self._wake(self._pause_until)
             call = self._waiting[0]
-            wait = max((r.wait_seconds(call.tokens if t else 1, now) for r, t in self._rates), default=0.0)
+            wait = max(
+                (r.wait_seconds(call.tokens if t else 1, now) for r, t in self._rates),
+                default=0.0,
+            )
+            wait = max(wait, self.pace.wait_seconds(now))
             if wait > 0:
                 return self._wake(now + wait)
             self._keeper.begin(call)
             self._waiting.popleft()
             for rate, by_tokens in self._rates:
                 rate.take(call.tokens if by_tokens else 1, now)
+            self.pace.take(now)
             self._in_flight += 1
             probe = self._probing = self.breaker.is_open
             task = self._loop.create_task(self._send(call, probe))
@@ -321,11 +324,11 @@ class EndpointClient:
     ) -> None:
         now = time.monotonic()
         self.traffic.troubles[trouble.reason] += 1
+        if status == 429:
+            self.pace.refused()
         if trouble.what == "run":
             self._up(now, probe)
-            self._lose(call, trouble)
-            self._end(self._refusal(trouble))
-            self._release()
+            self._end_for(call, trouble, trouble)
             return
         if trouble.what == "request":
             self._up(now, probe)
@@ -337,6 +340,8 @@ class EndpointClient:
             self.window.too_much(flight, 0.9 if status == 429 else 0.5)
         else:
             first = False
+        if status == 429 and first:
+            self.pace.limited(now)
         told = retry_after_seconds(headers, time.time())
         if told is not None:
             self._pause(now, now + told)
@@ -353,9 +358,7 @@ class EndpointClient:
             call.attempts += not was_open and trouble.reason != _NO_CONNECTION
         if now - self.breaker.last_answer > self.settings.patience_seconds:
             why = f"nothing was answered for {self.settings.patience_seconds:,.0f} seconds: {trouble.reason}"
-            self._lose(call, trouble)
-            self._end(self._refusal(Trouble("run", why, trouble.detail, mend="see whether the server runs")))
-            self._release()
+            self._end_for(call, trouble, Trouble("run", why, trouble.detail, mend="see whether the server runs"))
         elif call.attempts > self.settings.retries:
             tried = Trouble(
                 "request", f"no answer in {call.attempts} tries: {trouble.reason}", trouble.detail, trouble.billed
@@ -434,6 +437,13 @@ class EndpointClient:
         self._in_flight -= count
         self._pump()
 
+    def _end_for(self, call: Call, attempt: Trouble, why: Trouble) -> None:
+        """The work ends, and the call has no outcome: `check` says why."""
+        self._keeper.lost(call, attempt)
+        self._streams.pop(id(call))
+        self._end(self._refusal(why))
+        self._release()
+
     def _end(self, error: BaseException) -> None:
         """No request can be answered any more. The first reason counts."""
         self._fatal = self._fatal or error
@@ -447,12 +457,15 @@ class EndpointClient:
             group, self._unkept = self._unkept, []
             if not group:
                 continue
+            self._committing = True
             try:
                 await self._loop.run_in_executor(self._writer, self._keeper.keep, group)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller is to see it
                 self._end(error)
                 self._release(len(group))
                 continue
+            finally:
+                self._committing = False
             done: dict[Stream, list[Call]] = {}
             for call, answer in group:
                 call.outcome = answer

@@ -92,6 +92,52 @@ class Rate:
         self.at = now
 
 
+class Pace:
+    """The rate that a server with a limit of its own lets through, found from its 429s.
+
+    Between one 429 and the next, a bucket has gone from empty to empty, so what passed is what it was filled with: the
+    rate is that over the time. Sending is then spread at a little more than that, and more with every second without a
+    429: a client that only waited and then sent all it could would meet the limit again at once, and lose what the
+    bucket cannot hold while it waits.
+    """
+
+    MORE = 1.05
+
+    def __init__(self) -> None:
+        self._rate: float | None = None
+        self._since = self._next = 0.0
+        self._first: float | None = None  # when the limit was met before
+        self._met: float | None = None  # and again: the estimate is made when sending goes on
+        self._passed = 0
+
+    def refused(self) -> None:
+        """Note a 429: what was sent did not pass."""
+        self._passed -= 1
+
+    def limited(self, now: float) -> None:
+        """Note that the limit was met: the first 429 of a windowful."""
+        self._met = now
+
+    def per_second(self, now: float) -> float:
+        """How many may go out a second; infinitely many as long as no limit was met twice."""
+        return math.inf if self._rate is None else self._rate * self.MORE ** min(now - self._since, 300.0)
+
+    def wait_seconds(self, now: float) -> float:
+        """How long until the next may go out."""
+        return max(0.0, self._next - now)
+
+    def take(self, now: float) -> None:
+        """Note that one went out."""
+        if self._met is not None:
+            # Refusals come at once, so whatever else was sent by now has passed, though answers may be long in coming.
+            if self._first is not None and self._met > self._first and self._passed > 0:
+                self._rate, self._since = self.MORE * self._passed / (self._met - self._first), now
+            self._first, self._met, self._passed = self._met, None, 0
+        self._passed += 1
+        # Up to 20 ms that were missed are made up for: timers are late.
+        self._next = max(self._next, now - 0.02) + 1 / self.per_second(now)
+
+
 class Breaker:
     """Notices that a server is down, and then lets one request at a time try whether it is up again.
 
