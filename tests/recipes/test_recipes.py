@@ -1,0 +1,166 @@
+"""Every shipped recipe runs from its data to its report in a small size, states its minutes, and has a page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from potstill.artifacts import read_artifact
+from potstill.console import Console
+from potstill.measures import Measures
+from potstill.pipeline import run_recipe
+from potstill.recipe import Recipe, load_recipe
+from tiny_models import make_tiny_causal_lm, make_tiny_classifier, make_tiny_encoder, make_tiny_masked_lm
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+METHODS = [name for name in RECIPES if name != "demo" and not name.endswith("_teacher")]
+
+SHAPE: dict[str, Any] = {"layers": 6, "hidden": 48, "heads": 12}
+"""As deep as the encoder that the recipes name, as many heads, and as wide as 24 relation heads divide."""
+
+WORDS = "copper still spirit cask barley malt peat water yeast wash".split()
+LABELS = ("ale", "rye")
+
+
+# ---- what stands in the place of real models and data ---------------------------------------------------------
+
+
+def texts(folder: Path) -> list[str]:
+    """Texts of two classes, which a word tells apart."""
+    rows = [
+        {"text": f"{LABELS[i % 2]} of {WORDS[i % 10]} and {WORDS[i // 10]}", "label": LABELS[i % 2]} for i in range(60)
+    ]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [f"data={{kind: jsonl, path: {folder / 'texts.jsonl'}, held_out: 0.4}}", "evaluate.speed=false"]
+
+
+def images(folder: Path) -> list[str]:
+    made = np.random.default_rng(0).integers(0, 256, (80, 12, 12), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=made, labels=np.arange(80) % 10)
+    return [f"data={{kind: arrays, path: {folder / 'images.npz'}, held_out: 0.4}}", "evaluate.speed=false"]
+
+
+def digits(folder: Path) -> list[str]:
+    return ["data.limit=150", "evaluate.speed=false"]
+
+
+def prompts(folder: Path) -> list[str]:
+    """A few of the demo's prompts, answered by a tiny teacher."""
+    teacher = make_tiny_causal_lm(folder / "teacher")
+    short = ["data.limit=24", "data.held_out=0.3", "generate.max_new_tokens=6", "train.max_length=256"]
+    quick = ["evaluate={speed: false, samples_shown: 1, sample_tokens: 4}"]
+    return [f"teacher={{kind: local, model: {teacher}}}", *short, *quick]
+
+
+def taught_texts(folder: Path) -> list[str]:
+    teacher = make_tiny_classifier(folder / "teacher", labels=LABELS, **SHAPE)
+    return [f"teacher={{kind: local, model: {teacher}}}", *texts(folder)]
+
+
+def encoder(folder: Path) -> list[str]:
+    return [f"student.model={make_tiny_encoder(folder / 'encoder', **SHAPE)}", *texts(folder)]
+
+
+def taught_masked(folder: Path) -> list[str]:
+    return [f"teacher={{kind: local, model: {make_tiny_masked_lm(folder / 'teacher', **SHAPE)}}}", *texts(folder)]
+
+
+def embeddings(folder: Path) -> list[str]:
+    return [f"teacher.model={make_tiny_encoder(folder / 'teacher', **SHAPE)}", *texts(folder)]
+
+
+def taught_images(folder: Path) -> list[str]:
+    """By what the recipe of the teacher makes, at the same size."""
+    teacher = folder / "made"
+    run(load_recipe(RECIPES["hinton_fashion_mnist_teacher"], [*images(folder), *steps(2)]), teacher)
+    return [f"teacher={{kind: local, model: 'run:{teacher}', cache: true}}", *images(folder)]
+
+
+def taught_digits(folder: Path) -> list[str]:
+    """By an ensemble of two of what the recipe of the teacher makes."""
+    members = []
+    for seed in (0, 1):
+        changes = [*digits(folder), *steps(2), f"seed={seed}"]
+        run(load_recipe(RECIPES["hinton_digits_teacher"], changes), folder / f"made-{seed}")
+        members.append({"kind": "local", "model": f"run:{folder / f'made-{seed}'}"})
+    return [f"teacher.members={json.dumps(members)}", *digits(folder)]
+
+
+SMALL: dict[str, Callable[[Path], list[str]]] = {
+    "demo": prompts,
+    "distilbert_headlines": taught_texts,
+    "distilbert_mlm": taught_masked,
+    "distilbert_mlm_teacher": encoder,
+    "distilbert_newsgroups": taught_texts,
+    "distillm": prompts,
+    "headlines_teacher": encoder,
+    "hinton_digits": taught_digits,
+    "hinton_digits_teacher": digits,
+    "hinton_fashion_mnist": taught_images,
+    "hinton_fashion_mnist_teacher": images,
+    "minilm_v2": taught_texts,
+    "newsgroups_teacher": encoder,
+    "rkd_embeddings": embeddings,
+    "sequence_kd": prompts,
+    "tinybert": taught_texts,
+}
+
+
+def steps(count: int, recipe: str = "") -> list[str]:
+    """Overrides for a training of so many steps, or so many in each of its stages."""
+    stages = load_recipe(RECIPES[recipe]).train.stages if recipe else ()  # type: ignore[union-attr]
+    each = [f"train.stages.{i}.args={{max_steps: {count}, learning_rate: 1e-3}}" for i in range(len(stages))]
+    return [*(each or [f"train.args.max_steps={count}"]), "train.args.use_cpu=true", "train.evaluations=1"]
+
+
+def run(recipe: Recipe, folder: Path) -> None:
+    run_recipe(recipe, folder, console=Console("quiet"))
+
+
+# ---- claims --------------------------------------------------------------------------------------------------
+
+
+def test_every_shipped_recipe_is_run() -> None:
+    assert set(SMALL) == set(RECIPES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_recipe_runs_from_its_data_to_its_report(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    overrides = [*SMALL[name](tmp_path), *steps(2, name), "evaluate.resamples=50"]
+    recipe = load_recipe(RECIPES[name], overrides)
+    run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+    measures = Measures.load(tmp_path / "run" / "evaluate" / "measures.json")
+    assert measures.task == recipe.task
+    assert {"student", "untrained", *recipe.train.controls} <= set(measures.models)  # type: ignore[union-attr]
+    assert ("teacher" in measures.models) == bool(recipe.teachers)
+    trained = read_artifact(tmp_path / "run" / "train")
+    assert trained is not None
+    logged = (trained.path / "history.jsonl").read_text()
+    assert [o.kind for o in recipe.train.all_objectives if o.kind not in logged] == []  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "demo"])
+def test_a_recipe_states_its_minutes(name: str) -> None:
+    said = " ".join(line.lstrip("# ") for line in RECIPES[name].read_text().splitlines() if line.startswith("#"))
+    assert re.search(r"(\d+|[Hh]alf a) minutes? on two cores", said)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_a_page_with_its_source_its_equation_and_its_figure(name: str) -> None:
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    (source, *_) = re.findall(r"arXiv (\d{4}\.\d{5})", RECIPES[name].read_text(encoding="utf-8"))
+    assert source in page
+    assert f"recipes/{name}.yaml" in page
+    for heading in ("## The equation", "## What it reaches here", "## How far that is from the paper's"):
+        assert heading in page
+    assert f"methods/{name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
