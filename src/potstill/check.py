@@ -14,6 +14,7 @@ from potstill.errors import DataError
 from potstill.recipe import Change, Existing, ObjectiveSettings, Recipe, TeacherSettings, TrainSettings, TrainStage
 from potstill.recipe.data import PackagedData
 from potstill.recipe.schedules import said
+from potstill.types import Record
 
 if TYPE_CHECKING:
     from potstill.data import Sides
@@ -79,12 +80,11 @@ def check_recipe(recipe: Recipe) -> Findings:
     lines["teachers"] = tuple(teachers) or ("none",)
 
     if recipe.generate is not None and sides is not None:
-        asked = _records(sides) * getattr(recipe.generate, "samples", 1)
-        most = asked * getattr(recipe.generate, "max_new_tokens", 0)
-        budget = getattr(recipe.generate, "token_budget", None)
-        most = min(most, budget) if budget else most
-        lines["generate"] = (f"{asked:,} answers, at most {most:,} tokens written",)
-        figures |= {"answers": asked, "tokens_at_most": most}
+        from potstill.generate.estimate import estimate
+
+        prompts = [item for item in (*sides.train, *sides.held_out) if isinstance(item, Record)]
+        lines["generate"], costs = estimate(recipe, prompts)
+        figures |= costs
     if recipe.train is not None:
         lines["train"] = _train_lines(recipe.train)
         if sides is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, RecipeError
 
 if TYPE_CHECKING:
     from potstill.console import Console
@@ -90,10 +90,17 @@ def generate(
     overrides: Overrides = None,
     run: RunFolder = None,
     force: Force = False,
+    preview: Annotated[
+        int | None,
+        typer.Option("--preview", metavar="N", min=1, help="Show the first N prompts and answers, and ask no more."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Have the teacher answer the prompts."""
+    if preview is not None:
+        _preview(recipe, overrides, run, preview, json, quiet)
+        return
     _run(recipe, overrides, run, "generate", force, json, quiet)
 
 
@@ -159,6 +166,23 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder
         typer.echo(json_module.dumps(facts, default=str))
     else:
         print_run(facts)
+
+
+def _preview(
+    recipe: Path, overrides: list[str] | None, run: Path | None, count: int, json: bool, quiet: bool
+) -> None:
+    from potstill.generate.preview import preview, preview_text
+    from potstill.pipeline import default_run, open_run, prepare_models
+    from potstill.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    if loaded.generate is None:
+        raise RecipeError("the recipe has no generate section", where=str(recipe), mend="add `generate:` to it")
+    folder, console = run or default_run(loaded), _console(json, quiet)
+    with open_run(loaded, folder):
+        prepare_models(loaded, console)
+        found = preview(loaded, folder, count, console)
+    typer.echo(json_module.dumps({"event": "result", **found}) if json else preview_text(found))
 
 
 class Interrupted(PotstillError):

@@ -127,7 +127,8 @@ def test_a_campaign_of_all_faults_at_once(tmp_path: Path, capsys: pytest.Capture
     with capsys.disabled():
         print(
             f"\n8000 records through {facts['troubles']}, down for 20 s: 0 missing, {stats['repeats']} repeated; "
-            f"9000 through a limit that {100 * met:.0f} % of requests met: 0 violations, {100 * told['rate_used']:.1f} % "
+            f"9000 through a limit that {100 * met:.0f} % of requests met: 0 violations, "
+            f"{100 * told['rate_used']:.1f} % "
             f"of the permitted rate, {limited['troubles']}; {time.monotonic() - started:.0f} s"
         )
 

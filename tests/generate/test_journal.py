@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,49 @@ def test_a_batch_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         journal.put_batch([("k", answer("one")), ("l", answer("two"))], "b")
         assert journal.get_batch(["l", "k"], "b") == [answer("two"), answer("one")]
         assert journal.get_batch(["k", "m"], "b") is None
+
+
+def test_many_are_found_at_once_and_a_damaged_one_is_said(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journal.put_batch([(f"k{n}", answer(f"text {n}")) for n in range(1200)])
+        journal.put_batch([("k7", answer("in b"))], "b")
+        found = journal.get_many([f"k{n}" for n in range(0, 2400, 2)])
+        assert found == {f"k{n}": answer(f"text {n}") for n in range(0, 1200, 2)}
+        journal._database.execute("UPDATE answers SET answer = replace(answer, 'text 4', 'test 4') WHERE key = 'k4'")
+        with pytest.raises(RunError, match="is not what was written"):
+            journal.get_many(["k2", "k4"])
+
+
+def test_a_ledger_is_committed_with_the_answers_and_its_last_entry_counts(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        assert journal.ledger("a") is None
+        journal.put_batch([("k", answer("one"))], ledger=("a", {"lost": 1}))
+        journal.put_batch([], ledger=("a", {"lost": 2}))
+        journal.put_batch([], ledger=("b", {"lost": 3}))
+        with pytest.raises(AttributeError):
+            journal.put_batch([("l", None)], ledger=("a", {"lost": 9}))
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        assert (journal.ledger("a"), journal.ledger("b"), len(journal)) == ({"lost": 2}, {"lost": 3}, 1)
+
+
+def test_a_journal_from_before_ledgers_is_used_as_it_is(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journal.put_batch([("k", answer("kept"))])
+        journal._database.execute("DROP TABLE ledger")
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        assert journal.get("k") == answer("kept") and journal.ledger("a") is None
+
+
+def test_threads_share_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.sqlite") as journal, ThreadPoolExecutor(4) as pool:
+
+        def work(index: int) -> None:
+            for n in range(20):
+                journal.put_batch([(f"{index}-{n}", answer("text"))])
+                assert journal.get_many([f"{index}-{n}"])
+
+        list(pool.map(work, range(4)))
+        assert len(journal) == 80
 
 
 def test_what_was_paid_for_first_stays(tmp_path: Path) -> None:

@@ -54,12 +54,13 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     teacher = recipe.teachers[recipe.generate.teacher]
     if isinstance(teacher, LocalTeacher) and (source := locate(teacher.model, teacher.revision)) is not None:
         digests["teacher"] = source.digest
+    if isinstance(teacher, EndpointTeacher) and teacher.tokenizer is not None:
+        digests["teacher"] = registry.build(teacher).identity["template"]
     return digests
 
 
 def _write(context: Context) -> None:
     """Read, ask, save, each while the others go on."""
-    from potstill.data import side_of
     from potstill.data.stream import RecordWriter
     from potstill.generate.card import Statistics, write_card
 
@@ -74,11 +75,11 @@ def _write(context: Context) -> None:
                 RecordWriter(context.out / "records.parquet", recipe.data, jsonl=recipe.generate.jsonl) as records,
                 rejects.open("w", encoding="utf-8") as ledger,
             ):
-                found = program.write(read_counted(recipe, work), answering, side_of=partial(_side, recipe), work=work)
-                for item in found:
+                rows, side = read_counted(recipe, work), partial(side_in, recipe)
+                for item in program.write(rows, answering, side_of=side, work=work):
                     if isinstance(item, Record):
                         records.add(item)
-                        statistics.add(item, side_of(item, recipe.data))
+                        statistics.add(item, side(item))
                     else:
                         ledger.write(json.dumps(asdict(item)) + "\n")
                         statistics.reject(item)
@@ -155,7 +156,8 @@ def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:
         yield item
 
 
-def _side(recipe: Recipe, record: Record) -> Side:
+def side_in(recipe: Recipe, record: Record) -> Side:
+    """The side of the recipe's split that a record is on."""
     from potstill.data import side_of
 
     return side_of(record, recipe.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.console import Console
@@ -55,7 +56,10 @@ class EndpointModel:
         """What renders and counts, if the settings name a tokenizer."""
         if self.settings.tokenizer is None:
             return None
-        return ChatTokenizer.from_folder(resolve(self.settings.tokenizer, console=Console()).path)
+        named = self.settings.tokenizer
+        # A folder need not hold a model.
+        folder = Path(named) if Path(named).is_dir() else resolve(named, console=Console()).path
+        return ChatTokenizer.from_folder(folder)
 
     @property
     def tokenizer(self) -> Any:

@@ -1,0 +1,54 @@
+"""What a generation will cost at most, before anything is spent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from potstill.generate.prices import check_price, dollars
+from potstill.recipe import EndpointTeacher, Recipe
+from potstill.teachers.endpoint_wire import body_of, bound_tokens
+from potstill.types import Record, Request, Sampling
+
+
+def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Lines for a person, and the figures behind them: answers, tokens, and money where the price is known. Upper
+    bounds: every answer as long as it may be, every byte of a prompt a token.
+
+    Raises:
+        RecipeError: money is capped, and the price is not known.
+    """
+    settings = recipe.generate
+    assert settings is not None
+    samples, longest = getattr(settings, "samples", 1), getattr(settings, "max_new_tokens", 0)
+    asked = len(records) * samples
+    written = asked * longest
+    token_budget = getattr(settings, "token_budget", None)
+    written = min(written, token_budget) if token_budget else written
+    lines = [f"{asked:,} answers, at most {written:,} tokens written"]
+    figures: dict[str, Any] = {"answers": asked, "tokens_at_most": written}
+    teacher = recipe.teachers[settings.teacher]
+    if not isinstance(teacher, EndpointTeacher):
+        return tuple(lines), figures
+    read = samples * sum(_bound(record, longest, teacher) for record in records)
+    figures["tokens_read_at_most"] = read
+    prices = check_price(teacher, settings.budget.money)
+    if prices is None:
+        lines.append(f"at most {read:,} tokens read; what they cost is not known (state teacher.price to see it)")
+    else:
+        most = dollars(prices.of(read, written, asked))
+        figures["dollars_at_most"] = round(most, 6)
+        lines.append(f"at most {read:,} tokens read; at most ${most:,.4f} (prices from {prices.source})")
+    caps = [f"{name} {getattr(settings.budget, name):,g}" for name in settings.budget.stated]
+    if caps:
+        lines.append(f"capped at: {', '.join(caps)}")
+    if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env, "").strip():
+        lines.append(f"the environment variable {teacher.api_key_env} (the key) is not set here")
+    return tuple(lines), figures
+
+
+def _bound(record: Record, longest: int, teacher: EndpointTeacher) -> int:
+    asked = Request(Sampling(longest or 1), record.messages, record.prompt or record.text or "", record.tools)
+    prompt = record.prompt if record.prompt is not None else str([dict(m) for m in record.messages or ()])
+    return bound_tokens(body_of(asked, teacher, prompt, None))

@@ -1,0 +1,139 @@
+"""A look before spending: the first few requests as the teacher sees them, and its answers as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from potstill import registry
+from potstill.artifacts import Work
+from potstill.console import Console
+from potstill.generate.answering import Answered, Answering, SideOf
+from potstill.generate.journal import FILE_NAME, Journal
+from potstill.generate.program import Program
+from potstill.generate.stage import open_answering, read_counted, side_in
+from potstill.recipe import Recipe
+from potstill.types import Record, Request
+
+_ROWS_READ = 1000
+"""A preview looks for requests among so many rows."""
+
+
+class Watched:
+    """Passes the first few requests on, keeps what came of them, and ends there."""
+
+    def __init__(self, inner: Answering, most: int) -> None:
+        self._inner, self._left = inner, most
+        self.came: list[Answered] = []
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self._inner.identity
+
+    @property
+    def turns(self) -> bool:
+        return self._inner.turns
+
+    @property
+    def context_length(self) -> int | None:
+        return self._inner.context_length
+
+    def prompt_tokens(self, request: Request) -> int | None:
+        return self._inner.prompt_tokens(request)
+
+    def rendered(self, request: Request) -> str | None:
+        return self._inner.rendered(request)
+
+    def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
+        asked = list(islice(requests, self._left))
+        self._left -= len(asked)
+        for answered in self._inner.answers(asked, side_of=side_of):
+            self.came.append(answered)
+            yield answered
+
+    def facts(self) -> dict[str, Any]:
+        return self._inner.facts()
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str, Any]:
+    """Ask the first `count` requests of a recipe and no more. The answers go into the run's journal: an endpoint's are
+    found there by the run itself. No artifact is written.
+
+    Returns:
+        `requests` (prompt as rendered, or the messages where the server renders; raw answer, and answer, reasoning or
+        failure as read), `kept` and `rejected` (of the program, by reason), and `facts`.
+    """
+    assert recipe.generate is not None
+    program: Program = registry.build(recipe.generate)
+    work = Work(run, resumed=False)
+    kept, rejected = 0, dict[str, int]()
+    with (
+        Journal(run / FILE_NAME) as journal,
+        open_answering(recipe, journal, scope="preview", console=console) as answering,
+    ):
+        watched = Watched(answering, count)
+        rows = islice(read_counted(recipe, work), _ROWS_READ)
+        for item in program.write(rows, watched, side_of=partial(side_in, recipe), work=work):
+            if isinstance(item, Record):
+                kept += 1
+            else:
+                rejected[item.reason] = rejected.get(item.reason, 0) + 1
+            if len(watched.came) >= count and kept + sum(rejected.values()) >= count:
+                break
+        requests = [_shown(answered, answering) for answered in watched.came]
+    return {"requests": requests, "kept": kept, "rejected": rejected, "facts": answering.facts()}
+
+
+def preview_text(found: Mapping[str, Any]) -> str:
+    """The same for a person."""
+    lines: list[str] = []
+    total = len(found["requests"])
+    for number, shown in enumerate(found["requests"], 1):
+        where = "from the journal" if shown["from_journal"] else "asked now"
+        lines.append(
+            f"──── {number} of {total}, {where}" + (f", seed {shown['seed']}" if shown["seed"] is not None else "")
+        )
+        if shown["rendered"] is not None:
+            lines.append(shown["rendered"])
+        else:
+            lines += [f"{message['role']}: {message.get('content', '')}" for message in shown["messages"]]
+        if shown["failure"] is not None:
+            lines.append(f"── no answer: {shown['failure']}")
+            if shown["raw"]:
+                lines.append(shown["raw"]["text"])
+            continue
+        if shown["reasoning"] is not None:
+            lines += ["── reasoning", shown["reasoning"]]
+        tokens = f"{shown['raw']['prompt_tokens']} tokens read, {shown['raw']['completion_tokens']} written"
+        ended = "" if shown["raw"]["finish"] == "stop" else ", cut short"
+        lines += [f"── answer ({tokens}{ended})", shown["text"]]
+    rejected = "".join(f"; {count} rejected: {reason}" for reason, count in sorted(found["rejected"].items()))
+    lines.append(f"──── {found['kept']} kept{rejected}. Nothing further was asked.")
+    return "\n".join(lines)
+
+
+def _shown(answered: Answered, answering: Answering) -> dict[str, Any]:
+    request, answer = answered.request, answered.answer
+    messages = request.messages if request.messages is not None else ({"role": "prompt", "content": request.prompt},)
+    failure = answered.failure
+    return {
+        "rendered": answering.rendered(request),
+        "messages": [dict(message) for message in messages],
+        "sample": request.sample,
+        "seed": answered.seed,
+        "from_journal": answered.from_journal,
+        "raw": asdict(answered.raw) if answered.raw is not None else None,
+        "text": answer.text if answer is not None else None,
+        "reasoning": answer.reasoning if answer is not None else None,
+        "failure": None if failure is None else f"{failure.reason} {failure.detail}".strip(),
+    }
