@@ -114,9 +114,10 @@ def test_anything_that_looks_like_mathematics_is_read_without_an_error(text: str
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("12:30", "time"), ("3:4", "ratio"), ("2024-01-05", "date"), ("2024-13-05", "number"), ("(1,2)", "ordered"),
-        ("{1,2}", "set"), ("1, 2", "list"), ("1,234", "number"), ("10 %", "percent"), ("AB", "word"), ("2x", "expression"),
-        ("5 cm", "quantity"), ("5 x", "expression"), ("", "nothing"), ("1/0", "expression"), ("9^9^9", "expression"),
+        ("12:30", "time"), ("3:4", "ratio"), ("2024-01-05", "date"), ("2024-13-05", "word"), ("(1,2)", "ordered"),
+        ("{1,2}", "set"), ("1, 2", "list"), ("1,234", "number"), ("10 %", "percent"), ("AB", "word"),
+        ("2x", "expression"), ("5 cm", "quantity"), ("5 x", "expression"), ("", "nothing"), ("1/0", "expression"),
+        ("9^9^9", "expression"),
     ],
 )  # fmt: skip
 def test_kinds_are_told_apart(text: str, kind: str) -> None:

@@ -66,5 +66,5 @@ def is_prose(text: str) -> bool:
             and len(words) <= 2 * len(value.parts)
         )
         return not wordy and any(w.lower() not in known for w in words)
-    words = set(value.text.split())
-    return value.kind == "word" and (len(words) > 3 or bool(words & {"is", "are", "was", "were", "it"}))
+    said = set(value.text.split())
+    return value.kind == "word" and (len(said) > 3 or bool(said & {"is", "are", "was", "were", "it"}))

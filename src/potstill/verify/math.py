@@ -40,12 +40,12 @@ class MathVerifier(WorkingVerifier):
             if answer is None:
                 return self.reject("no final answer was found")
             found = compare(reference, answer, self._symbolic)
+            reason = f"{shown(answer.text)} for {shown(text)}: {found.reason}"
             if found.outcome == "accept":
-                return self.accept(f"{shown(answer.text)} for {shown(text)}: {found.reason}")
-            judged.append((text, found))
-        text, found = next(((t, j) for t, j in judged if j.outcome == "cannot_judge"), judged[-1])
-        reason = f"{shown(answer.text)} for {shown(text)}: {found.reason}"
-        return self.reject(reason) if found.outcome == "reject" else self.cannot_judge(reason)
+                return self.accept(reason)
+            judged.append((found.outcome, reason))
+        doubts = [reason for outcome, reason in judged if outcome == "cannot_judge"]
+        return self.cannot_judge(doubts[0]) if doubts else self.reject(judged[-1][1])
 
     def _symbolic(self, reference: str, answer: str) -> Judgement:
         found = self.ask({"reference": reference, "answer": answer})

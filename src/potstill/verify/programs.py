@@ -72,7 +72,9 @@ class PythonTestsVerifier(BaseVerifier):
     def verify(self, record: Record, completion: str) -> Verdict:
         assert isinstance(self._settings, PythonTests)
         tests = record.metadata.get(self._settings.tests)
-        several = [tests] if isinstance(tests, (str, Mapping)) else list(tests) if isinstance(tests, Sequence) else []
+        several: list[Any] = (
+            [tests] if isinstance(tests, (str, Mapping)) else list(tests) if isinstance(tests, Sequence) else []
+        )
         if not several:
             return self.cannot_judge(f"the record has no tests in metadata[{self._settings.tests!r}]")
         program = program_in(completion, self._settings.block)
@@ -132,7 +134,7 @@ class PythonTestsVerifier(BaseVerifier):
 def program_in(text: str, block: str) -> str:
     """The Python of a text: of its fenced blocks the last, the first, or all; the whole text where there is none."""
     said = without_reasoning(text)
-    found = [body for _, language, body in _FENCED.findall(said) if language.lower() in _PYTHON]
+    found: list[str] = [body for _, language, body in _FENCED.findall(said) if language.lower() in _PYTHON]
     if not found:
         return "" if _FENCED.search(said) else said
     return {"last": found[-1], "first": found[0], "all": "\n".join(found)}[block]

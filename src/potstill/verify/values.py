@@ -133,6 +133,8 @@ def _when(said: str) -> Value | None:
 
 
 def _number(said: str) -> Value | None:
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", said):  # a date that there is not, and no subtraction
+        return Value("word", said)
     number = exact_number(said)
     return Value("number", said, number) if number is not None else None
 
@@ -209,6 +211,8 @@ def _closes_last(said: str, opening: str) -> bool:
 
 def _list(said: str) -> Value | None:
     pieces = split_at_top(said)
+    if not pieces:
+        return None
     if len(pieces) == 1:
         pieces = re.split(r"\s+(?:and|or)\s+", said)
     else:

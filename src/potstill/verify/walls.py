@@ -49,8 +49,8 @@ def bubblewrap(
     command += ["--ro-bind", "/usr", "/usr"]
     for name in SYSTEM:
         command += _system(name)
-    for path in OPTIONAL:
-        command += ["--ro-bind-try", path, path]
+    for optional in OPTIONAL:
+        command += ["--ro-bind-try", optional, optional]
     command += ["--proc", "/proc", "--dev", "/dev"]
     command += ["--perms", "1777", "--size", str(limits.disk_bytes), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     command += ["--perms", "1777", "--size", str(limits.disk_bytes), "--tmpfs", "/tmp"]
