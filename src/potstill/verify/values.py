@@ -35,7 +35,7 @@ class Value:
 
 
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname|emph)\s*\{([^{}]*)\}")
-_SPACES = re.compile(r"\\[,!;:]|\\ |\\quad|\\qquad|~|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle")
+_SPACES = re.compile(r"(?<!\\)\\[,!;: ]|\\quad|\\qquad|~|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle")
 _GIVEN = re.compile(r"(?P<of>[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|[a-z]+)\s*=\s*(?P<value>[^=]+)")
 _CLAUSE = re.compile(r",?\s+(?:because|since|as|which|where|given|so)\s.*", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]+(?:[ '’.\-][^\W\d_]+)*\.?")
