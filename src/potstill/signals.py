@@ -252,7 +252,7 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is wanted of one model for a batch: its response at the targets, and inner tensors as `Signals` names them."""
+    """What is wanted of one model for a batch: its response at the targets, and inner tensors by names of `Signals`."""
 
     response: bool = False
     taps: frozenset[str] = frozenset()

@@ -61,6 +61,6 @@ def test_what_was_built_is_said_in_one_line(
 ) -> None:
     built = build(FromTeacher(layers=(0, 3), lora=Lora(r=2)), teacher_of(), console=Console("lines"))
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("student: 0.0M parameters") and "of its 4 layers 0, 3" in line and "adapters" in line
+    assert line.startswith("student: ") and "of its 4 layers 0, 3" in line and "adapters" in line
     assert built.facts["kind"] == "from_teacher" and built.facts["seed"] == 0
     assert not built.model.training

@@ -26,7 +26,8 @@ from potstill.types import Answer, Request
 
 if TYPE_CHECKING:
     from potstill.teachers.endpoint import EndpointModel
-    from potstill.teachers.endpoint_client import Call, EndpointClient, Stream
+    from potstill.teachers.endpoint_calls import Call, Stream
+    from potstill.teachers.endpoint_client import EndpointClient
 
 _CHUNK = 64
 """Requests looked up, and answers yielded, before anything else is looked after."""
@@ -86,6 +87,8 @@ class EndpointAnswering:
         self._parked: set[_Slot] = set()  # failed, and without room in the caps for a second try as yet
         self.answered = self.finished = self.written = self.read = self.from_journal = 0
         self.cost = 0
+        self._first: tuple[Request, str] | None = None
+        self.compared = self.equal = 0
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -151,6 +154,8 @@ class EndpointAnswering:
             "tokens_read": self.read,
             "answers_from_journal": self.from_journal,
             "token_budget": self.budget.caps.written,
+            "further_samples": self.compared,
+            "equal_to_the_first": self.equal,
             "price": self.prices.source if self.prices is not None else "unknown",
             "dollars": round(dollars(self.cost), 6) if self.prices is not None else None,
         }
@@ -253,7 +258,20 @@ class EndpointAnswering:
             self.written += raw.completion_tokens
             self.from_journal += answered.from_journal
             self.cost += self.prices.of(raw.prompt_tokens, raw.completion_tokens) if self.prices is not None else 0
+            self._compare(slot.request, raw)
         return answered
+
+    def _compare(self, request: Request, raw: Answer) -> None:
+        """See whether a further sample says something else than the first: some servers take a temperature and do not
+        draw."""
+        if request.sampling.temperature == 0:
+            return
+        if request.sample == 0:
+            self._first = (request, raw.text)
+        elif self._first is not None and self._first[0].messages == request.messages:
+            same_prompt = self._first[0].prompt == request.prompt
+            self.compared += same_prompt
+            self.equal += same_prompt and self._first[1] == raw.text
 
     def _note_beside(self) -> str:
         return "" if self._client is None else f"{self._client.in_flight} under way"

@@ -17,7 +17,8 @@ class SamplerExtras(Settings):
 
     `top_p`, `temperature` and the length are the program's. What is not sent is up to the server, which may have
     defaults of its own (vLLM takes `top_k` and penalties from the model's generation settings, unless it is started
-    with `--generation-config vllm`).
+    with `--generation-config vllm`). `generation_config` is of `transformers serve`, a text of JSON: it draws only where
+    that, or the model's own settings, say `{"do_sample": true}`.
     """
 
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -38,6 +39,7 @@ class SamplerExtras(Settings):
     tool_choice: str | dict[str, Any] | None = None
     service_tier: str | None = None
     provider: dict[str, Any] | None = None
+    generation_config: str | None = None
 
     def sent(self) -> dict[str, Any]:
         """The fields that are set, as JSON holds them."""
@@ -59,10 +61,11 @@ class EndpointTeacher(TeacherSettings):
     teacher) is needed for conversations over `api: completions`, which it renders; with it prompts are counted exactly
     wherever tokens are capped, and without it by their bytes, which are never fewer.
 
-    `omit` names fields that the server does not take; what it does instead is its own affair. `max_in_flight` is the most requests at a time; how many it really is follows from what the server takes. `retries`
-    are second tries of one request after the server failed on it (being told to wait is none). Where nothing has been
-    answered for `patience_seconds`, the work ends; until then it waits. `reasoning: required` says that every answer
-    holds reasoning, so that one without its end is known to be cut short even where the template opened it.
+    `omit` names fields that the server does not take; what it does instead is its own affair. `max_in_flight` is
+    the most requests at a time; how many it really is follows from what the server takes. `retries` are second
+    tries of one request after the server failed on it (being told to wait is none). Where nothing has been answered
+    for `patience_seconds`, the work ends; until then it waits. `reasoning: required` says that every answer holds
+    reasoning, so that one without its end is known to be cut short even where the template opened it.
     """
 
     kind: Literal["endpoint"] = "endpoint"

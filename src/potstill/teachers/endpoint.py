@@ -20,7 +20,7 @@ from potstill.types import Answer, Capability, Request
 
 if TYPE_CHECKING:
     from potstill.signals import Ask, Batch, ModelDims, Signals
-    from potstill.teachers.endpoint_client import Call, Keeper
+    from potstill.teachers.endpoint_calls import Call, Keeper
 
 
 @implements(EndpointTeacher)
@@ -118,7 +118,7 @@ class EndpointModel:
 
     def call(self, request: Request, seed: int | None) -> Call:
         """The request as it is sent, with a bound of its tokens. Raises as `rendered`."""
-        from potstill.teachers.endpoint_client import Call
+        from potstill.teachers.endpoint_calls import Call
 
         sent = body_of(request, self.settings, self.rendered(request), seed)
         return Call(sent, self.prompt_tokens(request, sent) + request.sampling.max_new_tokens)

@@ -13,17 +13,16 @@ import queue
 import random
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 
-from potstill.errors import RunError, UserError
 from potstill.recipe import EndpointTeacher
+from potstill.teachers.endpoint_calls import Call, Keeper, Stream, Traffic, hidden, refusal, without_key
 from potstill.teachers.endpoint_pace import Breaker, Flight, Pace, Rate, Window, retry_after_seconds
 from potstill.teachers.endpoint_wire import Trouble, read_answer, read_refusal
 from potstill.types import Answer
@@ -36,80 +35,6 @@ _CONNECT_SECONDS = 20.0
 _PARKED_SECONDS = 0.02
 _NO_CONNECTION = "no connection"
 _OVERLOADED = frozenset({429, 503, 529})
-
-
-@dataclass(eq=False)
-class Call:
-    """One request: what is sent, and where its outcome goes.
-
-    `tokens` is the most that it may read and write, for limits per minute. `tag` is the caller's own. After it,
-    `outcome` is the raw answer, or why there is none (`request` or `run`, never `retry`).
-    """
-
-    sent: dict[str, Any]
-    tokens: int
-    tag: Any = None
-    outcome: Answer | Trouble | None = None
-    attempts: int = 0
-
-
-class Keeper(Protocol):
-    """Who is told what comes of requests. `keep` is called from a writer's thread, the others from the client's."""
-
-    def begin(self, call: Call) -> None:
-        """A request is about to be sent (again)."""
-        ...
-
-    def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
-        """Commit answers; they are on the disk when this returns."""
-        ...
-
-    def again(self, call: Call, trouble: Trouble) -> None:
-        """An attempt failed, and another is due."""
-        ...
-
-    def ready(self, call: Call) -> bool | str:
-        """Whether the next attempt may go out; if it never may, why."""
-        ...
-
-    def lost(self, call: Call, trouble: Trouble) -> None:
-        """There will be no answer; what the last attempt brought."""
-        ...
-
-
-@dataclass
-class Traffic:
-    """What was sent and what came of it, by this process."""
-
-    sent: int = 0
-    answered: int = 0
-    troubles: Counter[str] = field(default_factory=Counter)
-    waited_seconds: float = 0.0
-
-
-class Stream:
-    """One caller's requests to a client, and their outcomes as they come."""
-
-    def __init__(self, client: EndpointClient) -> None:
-        self._client = client
-        self._done: queue.SimpleQueue[list[Call]] = queue.SimpleQueue()
-
-    def submit(self, calls: Sequence[Call]) -> None:
-        """Send these, in this order as far as the server permits."""
-        for call in calls:
-            self._client._streams[id(call)] = self
-        self._client._submit(calls)
-
-    def take(self, seconds: float) -> list[Call]:
-        """Calls that have an outcome; empty if none has within so many seconds.
-
-        Raises:
-            PotstillError: no request at all can be answered (the server, the key, a field).
-        """
-        with contextlib.suppress(queue.Empty):
-            return self._done.get(timeout=seconds)
-        self._client.check()
-        return []
 
 
 class EndpointClient:
@@ -290,13 +215,13 @@ class EndpointClient:
         except aiohttp.ClientConnectorCertificateError as error:
             found = Trouble("run", "the server's certificate is not accepted", str(error))
         except aiohttp.ClientConnectorError as error:
-            found = Trouble("retry", _NO_CONNECTION, self._hidden(str(error.os_error)))
+            found = Trouble("retry", _NO_CONNECTION, hidden(str(error.os_error), self._key))
         except aiohttp.ConnectionTimeoutError:
             found = Trouble("retry", _NO_CONNECTION, "in time")
         except TimeoutError:
             found = Trouble("retry", "no answer in time", f"after {self.settings.timeout_seconds:g} s", billed=True)
         except (aiohttp.ClientError, OSError) as error:
-            found = Trouble("retry", "a broken connection", self._hidden(str(error) or type(error).__name__), True)
+            found = Trouble("retry", "a broken connection", hidden(str(error) or type(error).__name__, self._key), True)
         else:
             if status == 200:
                 answer = read_answer(content, self.settings, call.sent)
@@ -306,7 +231,7 @@ class EndpointClient:
                 found = answer
             else:
                 found = read_refusal(status, content, call.sent)
-        self._failed(call, self._without_key(found), flight, probe, status, headers)
+        self._failed(call, without_key(found, self._key), flight, probe, status, headers)
 
     def _answered(self, call: Call, answer: Answer, flight: Flight, probe: bool) -> None:
         now = time.monotonic()
@@ -441,7 +366,7 @@ class EndpointClient:
         """The work ends, and the call has no outcome: `check` says why."""
         self._keeper.lost(call, attempt)
         self._streams.pop(id(call))
-        self._end(self._refusal(why))
+        self._end(refusal(why, self.settings.url))
         self._release()
 
     def _end(self, error: BaseException) -> None:
@@ -473,24 +398,3 @@ class EndpointClient:
             for stream, calls in done.items():
                 stream._done.put(calls)
             self._release(len(group))
-
-    # ---- words -----------------------------------------------------------------------------------------------
-
-    def _refusal(self, trouble: Trouble) -> UserError:
-        said = f"{trouble.reason} ({trouble.detail})" if trouble.detail else trouble.reason
-        mend = trouble.mend or "see what the server's own log says"
-        return RunError(said, where=self.settings.url, mend=f"{mend}; what was answered is in the journal")
-
-    def _without_key(self, trouble: Trouble) -> Trouble:
-        return Trouble(
-            trouble.what,
-            self._hidden(trouble.reason),
-            self._hidden(trouble.detail),
-            trouble.billed,
-            trouble.field,
-            trouble.mend,
-        )
-
-    def _hidden(self, text: str) -> str:
-        """Some servers repeat the key in their refusal."""
-        return text.replace(self._key, "…") if self._key else text
