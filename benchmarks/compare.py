@@ -30,7 +30,7 @@ from benchmarks.comparison_chart import Shown, arms_svg, sweep_svg
 from benchmarks.paired import Difference, Table, difference, mean_over, read_table, value_of
 from potstill.artifacts import write_atomically
 from potstill.console import Console
-from potstill.errors import PotstillError, RecipeError, did_you_mean
+from potstill.errors import PotstillError, RecipeError, RunError, did_you_mean
 from potstill.measures import Interval, Measures
 from potstill.pipeline import plan, run_recipe
 from potstill.recipe import Recipe
@@ -94,7 +94,7 @@ def gather(comparison: Comparison, runs: Sequence[Run], *, resamples: int = RESA
     """What the runs that are there came to, in the order of the arms.
 
     Raises:
-        RunError: a measure is not there, or arms were measured on different records.
+        RunError: the measure that decides is not there, or arms were measured on different records.
     """
     values: dict[str, dict[str, dict[int, float]]] = {arm: {} for arm in comparison.all_arms}
     tables: dict[str, dict[str, dict[int, Table]]] = {arm: {} for arm in comparison.all_arms}
@@ -102,8 +102,16 @@ def gather(comparison: Comparison, runs: Sequence[Run], *, resamples: int = RESA
         file = made.folder / "evaluate" / "measures.json"
         measured = Measures.load(file)
         for measure in comparison.measures:
-            found = value_of(measured, "student", measure, where=str(file))
-            assert found is not None
+            found = value_of(measured, "student", measure)
+            if found is None and measure == comparison.measure:
+                why = "; ".join(note for note in measured.notes if "compared with the teacher" in note)
+                raise RunError(
+                    f"{measure} was not measured{f': {why}' if why else f' (task {measured.task})'}",
+                    where=str(file),
+                    mend="choose another measure",
+                )
+            if found is None:
+                continue
             values[made.arm].setdefault(measure, {})[made.seed] = found
             if (table := read_table(file.parent, measure)) is not None:
                 tables[made.arm].setdefault(measure, {})[made.seed] = table
@@ -138,7 +146,7 @@ def teachers_value(runs: Sequence[Run], measure: str) -> float | None:
     """The teacher's, where it is measured: it is the same in all arms that have one."""
     for made in runs:
         file = made.folder / "evaluate" / "measures.json"
-        if (found := value_of(Measures.load(file), "teacher", measure, where=str(file))) is not None:
+        if (found := value_of(Measures.load(file), "teacher", measure)) is not None:
             return found
     return None
 

@@ -284,6 +284,16 @@ def test_one_arm_alone_a_table_a_picture_and_the_json_last(
     assert "did you mean 'kd'" in capsys.readouterr().err
 
 
+def test_a_measure_that_decides_must_be_there_and_one_beside_it_may_be_missing(tmp_path: Path) -> None:
+    comparison = load_comparison(write(tmp_path, also=["accuracy"]))
+    runs, pretended = runs_of(comparison, tmp_path / "runs"), Pretended()
+    compare.run_all(runs, [], QUIET, runner=pretended, fresh=pretended.fresh)
+    assert set(compare.gather(comparison, runs)[0].values) == {"kl"}
+    deciding = load_comparison(write(tmp_path, measure="accuracy"))
+    with pytest.raises(RunError, match="accuracy was not measured"):
+        compare.gather(deciding, runs)
+
+
 def test_what_is_set_for_all_arms_gives_way_to_an_arms_own(tmp_path: Path) -> None:
     arms = {"kd": {}, "long": {"train.max_length": 128}}
     comparison = load_comparison(write(tmp_path, set={"train.max_length": 32}, arms=arms, baseline="kd"))
