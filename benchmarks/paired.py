@@ -118,19 +118,10 @@ def _verdict(value: float, intervals: Sequence[Interval | None], measure: str) -
     return "better" if (value > 0) == (measure in HIGHER_IS_BETTER) else "worse"
 
 
-def value_of(measures: Measures, model: str, measure: str, *, where: str) -> float | None:
-    """What was measured of a model; None where there is no such model, or it is the teacher that others are held
-    against.
-
-    Raises:
-        RunError: the student has no such measure.
-    """
+def value_of(measures: Measures, model: str, measure: str) -> float | None:
+    """What was measured of a model; None where there is no such model, or the measure means nothing for it."""
     found = measures.models.get(model)
     interval = getattr(found, measure) if found is not None else None
-    if interval is None and model == "student":
-        raise RunError(
-            f"{measure} is not measured for task {measures.task}", where=where, mend="choose another measure"
-        )
     return None if interval is None else float(interval.value)
 
 
