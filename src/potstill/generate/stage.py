@@ -183,6 +183,9 @@ def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:
     for reason in ("token budget", "request budget", "money budget"):
         if over := statistics.rejected[reason]:
             work.warn(f"{over} answers were not asked for: the {reason} was used up")
+    further, equal = (work.facts.get(name, 0) for name in ("further_samples", "equal_to_the_first"))
+    if further >= 3 and equal >= 0.9 * further:
+        work.warn(f"{equal} of {further} further samples say what the first does: the server seems not to draw")
     train, held_out = statistics.sides["train"], statistics.sides["held_out"]
     work.count("training records", train)
     work.count("held-out records", held_out)

@@ -17,8 +17,8 @@ class SamplerExtras(Settings):
 
     `top_p`, `temperature` and the length are the program's. What is not sent is up to the server, which may have
     defaults of its own (vLLM takes `top_k` and penalties from the model's generation settings, unless it is started
-    with `--generation-config vllm`). `generation_config` is of `transformers serve`, a text of JSON: it draws only where
-    that, or the model's own settings, say `{"do_sample": true}`.
+    with `--generation-config vllm`). `generation_config` is of `transformers serve`, a text of JSON: that server draws
+    only where it, or the model's own settings, say `{"do_sample": true}`.
     """
 
     presence_penalty: float | None = Field(None, ge=-2, le=2)
