@@ -70,6 +70,14 @@ def test_many_short_runs_are_an_overlap_where_no_long_one_is_shared() -> None:
     )
 
 
+@given(st.integers(0, 10**6), st.integers(24, 100))
+def test_a_long_text_with_an_edit_in_every_seventh_word_is_similar(seed: int, length: int) -> None:
+    item = words(seed, length)
+    edited = [w if n % 7 else w.replace("word", "ward") for n, w in enumerate(item)]
+    found = Decontaminator({"set": [Record(prompt=" ".join(item))]}, SETTINGS).match(Record(prompt=" ".join(edited)))
+    assert found is not None and found.how == "similar"
+
+
 def test_short_answers_are_shared_by_chance_and_counted() -> None:
     sets = {"facts": [Record(prompt="Which city is the seat of the French government?", completion="Paris")]}
     record = Record(prompt="Name a city on the river Seine.", completion="Paris")

@@ -174,7 +174,7 @@ def test_verdicts_come_in_order_and_read_no_farther_ahead_than_asked() -> None:
     assert outcomes == ["accept" if n % 3 else "reject" for n in range(20)]
 
 
-GENERATORS = ("chain_sum", "gcd", "leg_counting", "calendar_arithmetic", "number_sorting", "word_ladder")
+GENERATORS = ("chain_sum", "gcd", "leg_counting", "calendar_arithmetic", "number_sorting", "word_ladder", "rearc")
 
 
 def test_problems_as_they_are_read_are_judged_by_their_own_scorer() -> None:

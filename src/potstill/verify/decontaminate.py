@@ -16,6 +16,10 @@ from potstill.verify.working import require
 
 Side = Literal["prompt", "answer"]
 How = Literal["the same", "a run of words", "overlap", "similar"]
+LONG_WORDS, CLUE_WORDS, CLUE_SHARE = 24, 3, 0.05
+"""A text of `LONG_WORDS` is measured only against items that share that share of its runs of `CLUE_WORDS`: without a
+clue, similarity would need an edit in nearly every word. Shorter ones are measured against all of like length."""
+
 CONTAMINATED = "contaminated"
 """The reason in the reject ledger."""
 
@@ -88,6 +92,7 @@ class _Index:
     exact: dict[str, _Text] = field(default_factory=dict)
     long_runs: dict[int, _Text] = field(default_factory=dict)
     short_runs: dict[int, list[_Text]] = field(default_factory=dict)
+    clues: dict[int, list[int]] = field(default_factory=dict)
     by_length: list[tuple[int, int]] = field(default_factory=list)
     texts: list[_Text] = field(default_factory=list)
 
@@ -151,6 +156,8 @@ class Decontaminator:
         for run in short:
             index.short_runs.setdefault(run, []).append(text)
         if len(text.plain) <= self.settings.fuzzy_characters:
+            for run in runs(text.plain, CLUE_WORDS):
+                index.clues.setdefault(run, []).append(len(index.texts))
             index.by_length.append((len(text.plain), len(index.texts)))
             index.texts.append(text)
 
@@ -184,7 +191,12 @@ class Decontaminator:
         reach = least / (2 - least)
         low = bisect.bisect_left(index.by_length, (int(len(plain) * reach), 0))
         high = bisect.bisect_right(index.by_length, (int(len(plain) / reach) + 1, len(index.texts)))
-        near = [index.texts[number] for _, number in index.by_length[low:high]]
+        numbers: Iterable[int] = (number for _, number in index.by_length[low:high])
+        clues = runs(plain, CLUE_WORDS)
+        if len(clues) > LONG_WORDS - CLUE_WORDS:
+            shared = Counter(number for clue in clues for number in index.clues.get(clue, ()))
+            numbers = [number for number, count in shared.items() if count >= CLUE_SHARE * len(clues)]
+        near = [index.texts[number] for number in numbers]
         found = process.extractOne(plain, [t.plain for t in near], scorer=fuzz.ratio, score_cutoff=100 * least)
         return _match(side, near[found[2]], "similar", found[1] / 100) if found else None
 

@@ -11,6 +11,9 @@ from potstill.verify.base import shown
 from potstill.verify.final import final_answer, without_reasoning
 from potstill.verify.working import WorkingVerifier
 
+OF_TUPLES = frozenset({"arc_agi", "rearc"})
+"""Their scorers compare with a grid of tuples, which came back from JSON as lists."""
+
 
 @implements(ReasoningGym)
 class ReasoningGymVerifier(WorkingVerifier):
@@ -46,4 +49,8 @@ def score(item: dict[str, Any]) -> float:
     """What the worker does: the marks (0 to 1) of `{name, entry, answer}`."""
     import reasoning_gym
 
-    return float(reasoning_gym.get_score_answer_fn(item["name"])(item["answer"], item["entry"]))
+    entry = dict(item["entry"])
+    if item["name"] in OF_TUPLES:
+        facts = entry["metadata"]
+        entry["metadata"] = {**facts, "output": tuple(tuple(row) for row in facts["output"])}
+    return float(reasoning_gym.get_score_answer_fn(item["name"])(item["answer"], entry))
