@@ -168,9 +168,7 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder
         print_run(facts)
 
 
-def _preview(
-    recipe: Path, overrides: list[str] | None, run: Path | None, count: int, json: bool, quiet: bool
-) -> None:
+def _preview(recipe: Path, overrides: list[str] | None, run: Path | None, count: int, json: bool, quiet: bool) -> None:
     from potstill.generate.preview import preview, preview_text
     from potstill.pipeline import default_run, open_run, prepare_models
     from potstill.recipe import load_recipe
