@@ -134,8 +134,7 @@ def prepare_models(recipe: Recipe, console: Console) -> None:
     """Fetch and unpack every model that the recipe names (once), so that keys can tell weights apart."""
     from potstill.models.resolve import resolve
 
-    asked = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
-    for settings in asked:
+    for settings in recipe.models:
         model = weights_of(settings)
         if model is not None:
             remote = getattr(settings, "trust_remote_code", False)

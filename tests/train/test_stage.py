@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from potstill.artifacts import Artifact
 from potstill.console import Console
 from potstill.errors import DataError, RecipeError, TokenizerMismatch
-from potstill.recipe import load_recipe
+from potstill.recipe import Recipe, load_recipe, parse_recipe
 from potstill.train.stage import stage
-from tiny_models import make_tiny_causal_lm
+from tiny_models import make_tiny_causal_lm, make_tiny_convnet
 
 
 def history(artifact: Artifact) -> list[dict[str, Any]]:
@@ -209,3 +209,60 @@ def test_the_key_is_made_without_torch(tmp_path: Path, tiny_llama: Path) -> None
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- what a student's key knows of ------------------------------------------------------------------------------
+
+
+NET = """from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, pixels):
+        return self.head(pixels.flatten(1))
+"""
+
+
+def images(folder: Path, **changes: Any) -> Recipe:
+    document = {
+        "name": "net",
+        "task": "image_classification",
+        "student": {"kind": "module", "source": "net.py:Net"},
+        "data": {"kind": "digits"},
+        "train": {"objectives": [{"kind": "hard_ce"}]},
+        **changes,
+    }
+    return parse_recipe(document, base=folder)
+
+
+def test_a_net_whose_code_or_weights_change_is_trained_anew(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "start.safetensors").write_bytes(b"one")
+    recipe = images(tmp_path, student={"kind": "module", "source": "net.py:Net", "weights": "start.safetensors"})
+    before = stage(recipe).key(recipe, {})[0]
+
+    (tmp_path / "net.py").write_text(NET.replace("64, 10", "64, 10, bias=False"))
+    other_code = stage(recipe).key(recipe, {})[0]
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "start.safetensors").write_bytes(b"two")
+    other_weights = stage(recipe).key(recipe, {})[0]
+
+    assert len({before, other_code, other_weights}) == 3
+
+
+def test_a_student_of_an_ensemble_is_trained_anew_when_any_member_changes(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    members = [make_tiny_convnet(tmp_path / name, seed=seed) for seed, name in enumerate("abc")]
+    inner = {"kind": "ensemble", "members": [{"kind": "local", "model": f"./{name}"} for name in "bc"]}
+    teacher = {"kind": "ensemble", "members": [{"kind": "local", "model": "./a"}, inner]}
+    recipe = images(tmp_path, teacher=teacher, train={"objectives": [{"kind": "forward_kl"}]})
+    keys = {stage(recipe).key(recipe, {})[0]}
+
+    for member in members:
+        make_tiny_convnet(member, seed=9 + len(keys))
+        keys.add(stage(recipe).key(recipe, {})[0])
+
+    assert len(keys) == 4

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from potstill.evaluate.teacher import pooling_of, teacher_name
-from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettings
+from potstill.recipe import Recipe, members_of
 from potstill.stage import Context, Stage
 
 CONTRACT = 2
@@ -41,21 +41,11 @@ def stage(recipe: Recipe) -> Stage:
 def _sources(recipe: Recipe) -> Mapping[str, str]:
     """Digests of the teacher's weights, and of the data where no stage has read them before."""
     from potstill.data import source_digests
-    from potstill.models import locate
+    from potstill.models import model_digests
 
     digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
     name = teacher_name(recipe)
-    for number, teacher in enumerate(_local(None if name is None else recipe.teachers[name])):
-        if (source := locate(teacher.model, teacher.revision)) is not None:
-            digests["teacher" if number == 0 else f"teacher {number + 1}"] = source.digest
-    return digests
-
-
-def _local(settings: TeacherSettings | None) -> list[LocalTeacher]:
-    """The models of a teacher that lie on this machine: itself, or an ensemble's members."""
-    if isinstance(settings, EnsembleTeacher):
-        return [found for member in settings.members for found in _local(member)]
-    return [settings] if isinstance(settings, LocalTeacher) else []
+    return digests | model_digests("teacher", members_of(None if name is None else recipe.teachers[name]))
 
 
 def _write(context: Context) -> None:

@@ -5,6 +5,6 @@ What is here is torch-free; `models.load` and the rooms beside it are not.
 
 from potstill.models.cache import cache_dir
 from potstill.models.folder import ModelSource, weights_digest
-from potstill.models.resolve import locate, resolve
+from potstill.models.resolve import locate, model_digests, resolve
 
-__all__ = ["ModelSource", "cache_dir", "locate", "resolve", "weights_digest"]
+__all__ = ["ModelSource", "cache_dir", "locate", "model_digests", "resolve", "weights_digest"]

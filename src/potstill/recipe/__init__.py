@@ -58,7 +58,7 @@ from potstill.recipe.students import (
     StudentSettings,
     Uniform,
 )
-from potstill.recipe.teachers import EnsembleTeacher, LocalTeacher, TeacherSettings, weights_of
+from potstill.recipe.teachers import EnsembleTeacher, LocalTeacher, TeacherSettings, members_of, weights_of
 from potstill.recipe.train import Masking, TrainSettings, TrainStage
 from potstill.recipe.verify import (
     AllOf,
@@ -168,6 +168,7 @@ __all__ = [
     "VerifierSettings",
     "dump_recipe",
     "load_recipe",
+    "members_of",
     "parse_recipe",
     "value_at",
     "weights_of",

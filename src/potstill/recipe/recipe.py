@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import Settings, one_of
+from potstill.recipe.base import KindSettings, Settings, one_of
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.students import StudentSettings
 from potstill.recipe.tasks import why_not
-from potstill.recipe.teachers import TeacherSettings
+from potstill.recipe.teachers import TeacherSettings, members_of
 from potstill.recipe.train import TrainSettings
 from potstill.types import Capability, Task
 
@@ -33,6 +33,12 @@ class Recipe(Settings):
     evaluate: EvaluateSettings | None = None
     report: ReportSettings = ReportSettings()
     export: tuple[one_of(ExportSettings), ...] = ()  # type: ignore[valid-type]
+
+    @property
+    def models(self) -> tuple[KindSettings, ...]:
+        """The settings of all models that it names: teachers, an ensemble's members in its place, and the student."""
+        teachers = tuple(found for teacher in self.teachers.values() for found in members_of(teacher))
+        return (*teachers, self.student) if self.student is not None else teachers
 
     @model_validator(mode="before")
     @classmethod

@@ -122,6 +122,11 @@ class ModuleStudent(StudentSettings):
     arguments: dict[str, Any] = {}
     weights: Path | None = None
 
+    @property
+    def file(self) -> Path:
+        """The Python file."""
+        return Path(self.source.rpartition(":")[0])
+
     @model_validator(mode="after")
     def _a_file_and_a_name(self) -> ModuleStudent:
         if ".py:" not in self.source:

@@ -56,6 +56,13 @@ class EnsembleTeacher(TeacherSettings):
     cache: Annotated[bool, Cosmetic()] = False
 
 
+def members_of(settings: TeacherSettings | None) -> tuple[TeacherSettings, ...]:
+    """Those who answer for a teacher: itself, or an ensemble's members, and theirs. None of no teacher."""
+    if isinstance(settings, EnsembleTeacher):
+        return tuple(found for member in settings.members for found in members_of(member))
+    return () if settings is None else (settings,)
+
+
 def weights_of(settings: object) -> str | None:
     """What a teacher's or student's settings call the weights that are read on this machine; None if there are none."""
     model: str | None = None if getattr(settings, "remote", False) else getattr(settings, "model", None)

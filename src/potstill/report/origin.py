@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from potstill.models.packages import PACKAGES
 from potstill.models.resolve import locate
@@ -67,12 +66,8 @@ def _origin_of_settings(settings: TeacherSettings) -> Origin:
 
 def origin_digests(recipe: Recipe) -> Mapping[str, str]:
     """What a stage's key must know of the models that are named: their digests, where they are on disk."""
-    named: list[Any] = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
-    for settings in named:
-        # Members join the list that is being walked: an ensemble may hold another.
-        named += settings.members if isinstance(settings, EnsembleTeacher) else ()
     found: dict[str, str] = {}
-    for settings in named:
+    for settings in recipe.models:
         model = weights_of(settings)
         if model is not None and (source := locate(model, getattr(settings, "revision", None))) is not None:
             found[f"model {model}"] = f"{source.digest} {source.licence} {' '.join(source.notes)}"

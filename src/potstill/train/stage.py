@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from potstill.recipe import Existing, HardCE, Recipe, weights_of
+from potstill.artifacts import file_digest
+from potstill.recipe import Existing, HardCE, ModuleStudent, Recipe, members_of
 from potstill.stage import Context, Stage
 
 CONTRACT = 2
@@ -56,20 +57,20 @@ def controlled(recipe: Recipe, control: str | None) -> Recipe:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    """Digests of the weights that are read, and of the data where no stage has read them before."""
+    """Digests of the weights that are read, of a module's own code, and of the data where no stage has read them
+    before."""
     from potstill.data import source_digests
-    from potstill.models import locate
+    from potstill.models import model_digests
 
     assert recipe.train is not None
     digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
-    models = {"teacher": recipe.teachers.get(recipe.train.teacher)}
-    if isinstance(recipe.student, Existing):
-        models["student"] = recipe.student
-    for name, settings in models.items():
-        model = weights_of(settings)
-        source = locate(model, getattr(settings, "revision", None)) if model is not None else None
-        if source is not None:
-            digests[name] = source.digest
+    digests |= model_digests("teacher", members_of(recipe.teachers.get(recipe.train.teacher)))
+    student = recipe.student
+    if isinstance(student, Existing):
+        digests |= model_digests("student", [student])
+    if isinstance(student, ModuleStudent):
+        files = {"student's code": student.file, "student's weights": student.weights}
+        digests |= {name: file_digest(file) for name, file in files.items() if file is not None and file.is_file()}
     return digests
 
 
