@@ -200,7 +200,7 @@ def _work_lines(recipe: Recipe, training: int) -> tuple[str, ...]:
 
 
 def _token_lines(recipe: Recipe, sides: Sides, teacher: Path | None) -> tuple[str, ...]:
-    from potstill.data import reader_for
+    from potstill.data import reader_of
     from potstill.models.resolve import locate
     from potstill.types import Reject
 
@@ -210,14 +210,7 @@ def _token_lines(recipe: Recipe, sides: Sides, teacher: Path | None) -> tuple[st
     folder = own.path if own is not None else teacher
     if folder is None or recipe.task == "image_classification":
         return ()
-    reader = reader_for(
-        recipe.task,
-        tokenizer=folder,
-        data=recipe.data,
-        max_length=recipe.train.max_length,
-        classes=sides.classes,
-        masking=recipe.train.masking,
-    )
+    reader = reader_of(recipe, folder, sides.classes)
     records = [*sides.train, *sides.held_out]
     looked_at = records[:: math.ceil(len(records) / _RECORDS_READ)]
     rows = [row for record in looked_at for row in reader.rows(record)]

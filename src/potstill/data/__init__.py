@@ -11,7 +11,7 @@ from potstill.data.chat import ChatTokenizer, Encoded
 from potstill.data.images import Pixels
 from potstill.data.pack import Packed, pack
 from potstill.data.read import ReadResult, read_records, source_digests
-from potstill.data.reader import TaskReader, reader_for
+from potstill.data.reader import TaskReader, reader_for, reader_of
 from potstill.data.sides import Example, Sides, read_sides
 from potstill.data.source import Row, Source
 from potstill.data.split import Side, side_of
@@ -41,6 +41,7 @@ __all__ = [
     "read_records",
     "read_sides",
     "reader_for",
+    "reader_of",
     "save_records",
     "save_rejects",
     "side_of",

@@ -22,7 +22,7 @@ from potstill.data.images import UNKNOWN_CLASS, Pixels
 from potstill.data.sides import Example
 from potstill.data.tokenize import IGNORE, Tokenized, tokenize
 from potstill.errors import DataError, ModelError
-from potstill.recipe import DataSettings, Masking
+from potstill.recipe import DataSettings, Masking, Recipe
 from potstill.recipe.data import ImageSettings
 from potstill.types import Record, Reject, Task
 
@@ -110,6 +110,20 @@ def _encoder(tokenizer: Path | PreTrainedTokenizerBase) -> EncoderTokenizer:
     if isinstance(tokenizer, Path):
         return EncoderTokenizer.from_folder(tokenizer)
     return EncoderTokenizer.from_transformers(tokenizer)
+
+
+def reader_of(recipe: Recipe, tokenizer: Path | None, classes: Sequence[str]) -> TaskReader:
+    """The reader of a recipe that trains, for the classes that its data have. Raises as `reader_for`."""
+    assert recipe.train is not None
+    return reader_for(
+        recipe.task,
+        tokenizer=tokenizer,
+        data=recipe.data,
+        max_length=recipe.train.max_length,
+        classes=classes,
+        masking=recipe.train.masking,
+        seed=recipe.seed,
+    )
 
 
 def _at_least_two(task: Task, classes: Sequence[str]) -> tuple[str, ...]:

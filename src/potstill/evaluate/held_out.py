@@ -117,21 +117,12 @@ def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -
     if recipe.task == "causal_lm":
         return _causal(recipe, generated, ChatTokenizer.from_folder(tokenizer), work)
     from potstill.data.images import UNKNOWN_CLASS
-    from potstill.data.reader import reader_for
+    from potstill.data.reader import reader_of
     from potstill.data.sides import read_sides
 
     assert recipe.train is not None
     sides = read_sides(recipe.data)
-    images = recipe.task == "image_classification"
-    reader = reader_for(
-        recipe.task,
-        tokenizer=None if images else tokenizer,
-        data=recipe.data,
-        max_length=recipe.train.max_length,
-        classes=sides.classes,
-        masking=recipe.train.masking,
-        seed=recipe.seed,
-    )
+    reader = reader_of(recipe, tokenizer, sides.classes)
     if unknown := sides.counts.get(UNKNOWN_CLASS):
         work.count(f"not measured: {UNKNOWN_CLASS}", unknown)
     collate = reader.collator()

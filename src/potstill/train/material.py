@@ -12,7 +12,7 @@ import torch
 
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.data import Sides, load_records, read_sides, reader_for
+from potstill.data import Sides, load_records, read_sides, reader_of
 from potstill.data.reader import Row, TaskReader
 from potstill.errors import DataError
 from potstill.models.folder import ModelSource
@@ -96,15 +96,7 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
         for reason, amount in sides.counts.items():
             if reason != "read":
                 work.count(f"dropped: {reason}", amount)
-    reader = reader_for(
-        recipe.task,
-        tokenizer=tokenizer,
-        data=recipe.data,
-        max_length=recipe.train.max_length,
-        classes=sides.classes,
-        masking=recipe.train.masking,
-        seed=recipe.seed,
-    )
+    reader = reader_of(recipe, tokenizer, sides.classes)
     train = _read(sides.train, reader, recipe, work, "")
     held_out = _read(sides.held_out, reader, recipe, work, "held-out ")
     if not train:

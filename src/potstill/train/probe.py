@@ -13,7 +13,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from potstill.console import Console
-from potstill.data import ChatTokenizer, Tokenized, prompt_ids, read_sides, reader_for
+from potstill.data import ChatTokenizer, Tokenized, prompt_ids, read_sides, reader_of
 from potstill.data.reader import CausalReader, Row, TaskReader
 from potstill.errors import DataError
 from potstill.models.live import check_head
@@ -117,15 +117,7 @@ def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows]:
     tokens over and over: only its length matters here."""
     assert recipe.train is not None
     sides = read_sides(recipe.data)
-    reader = reader_for(
-        recipe.task,
-        tokenizer=tokenizer,
-        data=recipe.data,
-        max_length=recipe.train.max_length,
-        classes=sides.classes,
-        masking=recipe.train.masking,
-        seed=recipe.seed,
-    )
+    reader = reader_of(recipe, tokenizer, sides.classes)
     samples = getattr(recipe.generate, "samples", 1)
     rows: list[Row] = []
     for example in sides.train:
