@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any, TypeVar
 
 from potstill.data.chat import ChatTokenizer
 from potstill.data.images import Pixels
@@ -18,6 +18,7 @@ from potstill.types import Record, Reject, group_of
 logger = logging.getLogger(__name__)
 
 Row = Tokenized | Packed | Pixels
+R = TypeVar("R", Tokenized, Row)
 _FORMS = "rows with messages, prompt and completion, text, or input_ids and labels"
 
 
@@ -27,26 +28,16 @@ def length_of(row: Row) -> int:
 
 
 def task_rows_of(dataset: Any, reader: TaskReader, *, name: str = "train_dataset") -> list[Row]:
-    """The rows of a data set for a task that is not causal; what is left out is counted in one warning.
+    """The rows of a data set for a task that is not causal; what is cut or left out is counted in one warning.
 
     Raises:
         DataError: not a data set with a length, a row that cannot be read, or nothing that can be learned.
     """
-    rows: list[Row] = []
-    dropped: Counter[str] = Counter()
-    items = _items(dataset, name)
-    for index, item in enumerate(items):
-        for row in reader.rows_of_mapping(item, f"{name}[{index}]") if isinstance(item, Mapping) else [item]:
-            if isinstance(row, Reject):
-                dropped[row.reason] += 1
-            else:
-                rows.append(row)
-    if not rows:
-        why = f": {_counted(dropped)}" if dropped else ""
-        raise DataError(f"there is nothing to learn from{why}", where=name)
-    if dropped:
-        logger.warning("%s: of %d rows, %s left out", name, len(items), _counted(dropped))
-    return rows
+
+    def read(item: Any, where: str) -> Sequence[Row | Reject]:
+        return reader.rows_of_mapping(item, where) if isinstance(item, Mapping) else [item]
+
+    return _gathered(_items(dataset, name), read, reader.max_length, name)
 
 
 def rows_of(
@@ -68,23 +59,41 @@ def rows_of(
     if items and all(isinstance(item, (Tokenized, Packed)) for item in items):
         loose = packing and not any(isinstance(item, Packed) for item in items)
         return list(pack(items, max_length)) if loose else items
-    rows: list[Tokenized] = []
+    rows = _gathered(items, lambda item, where: [_row_of(item, chat, max_length, where)], max_length, name, _FORMS)
+    return list(pack(rows, max_length)) if packing else list(rows)
+
+
+def _gathered(
+    items: Sequence[Any],
+    read: Callable[[Any, str], Sequence[R | Reject]],
+    max_length: int,
+    name: str,
+    forms: str | None = None,
+) -> list[R]:
+    """What is read of all items; what is cut or left out is counted in one warning.
+
+    Raises:
+        DataError: nothing can be learned; `forms` says of what it could.
+    """
+    rows: list[R] = []
     dropped: Counter[str] = Counter()
     for index, item in enumerate(items):
-        row = _row_of(item, chat, max_length, f"{name}[{index}]")
-        if isinstance(row, Reject):
-            dropped[row.reason] += 1
-        else:
-            rows.append(row)
+        for row in read(item, f"{name}[{index}]"):
+            if isinstance(row, Reject):
+                dropped[row.reason] += 1
+            else:
+                rows.append(row)
     if not rows:
         why = f": {_counted(dropped)}" if dropped else ""
-        raise DataError(f"there is nothing to learn from{why}", where=name, mend=f"give {_FORMS}")
-    cut = sum(row.cut for row in rows)
+        raise DataError(
+            f"there is nothing to learn from{why}", where=name, mend=f"give {forms}" if forms is not None else None
+        )
+    cut = sum(bool(getattr(row, "cut", False)) for row in rows)
     if dropped or cut:
         said = [f"{_counted(dropped)} left out"] if dropped else []
         said += [f"{cut} cut at {max_length} tokens"] if cut else []
         logger.warning("%s: of %d rows, %s", name, len(items), ", ".join(said))
-    return list(pack(rows, max_length)) if packing else list(rows)
+    return rows
 
 
 def _items(dataset: Any, name: str) -> list[Any]:
