@@ -11,6 +11,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -321,16 +322,18 @@ class DistillTrainer(MeasuresHeldOut):
         if self.train_rows:
             first = self._first_rows()
             self._check_student(first[:2])
-            self._begin_projectors(first)
-            unreached = self._say_unreached(first)
+            if self.module.projectors:
+                self._begin_projectors(first)
+            if not self.module.asks["student"].response:
+                unreached = self._say_unreached(first)
         self.tokens_seen, self.seconds_before, self._began = 0, 0.0, time.monotonic()
         with frozen(self.module, unreached):
             return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
 
     def _first_rows(self) -> list[Row]:
         """The rows of the first steps, the same in every process and however steps are split."""
-        steps = self._step_order().steps()
-        return [self.train_rows[i] for i in [int(i) for step in steps[:FIRST_ROWS] for i in step][:FIRST_ROWS]]
+        in_order = chain.from_iterable(self._step_order().steps())
+        return [self.train_rows[int(index)] for index in islice(in_order, FIRST_ROWS)]
 
     def _inputs_of(self, rows: Sequence[Row]) -> dict[str, Any]:
         prepared: dict[str, Any] = self._prepare_inputs(self.reading.collate(rows))
