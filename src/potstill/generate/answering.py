@@ -181,8 +181,10 @@ class LocalAnswering:
 
     def _planned(self, asked: Sequence[Request], keys: Sequence[str], side_of: SideOf | None) -> Iterator[Any]:
         """The batches of requests of one sampling setting after the other, in the order in which they first occur."""
-        seen: set[str] = set()
-        fresh = [r for r, key in zip(asked, keys, strict=True) if not (key in seen or seen.add(key))]  # type: ignore[func-returns-value]
+        once: dict[str, Request] = {}
+        for request, key in zip(asked, keys, strict=True):
+            once.setdefault(key, request)
+        fresh = list(once.values())
         for sampling in dict.fromkeys(request.sampling for request in fresh):
             questions = []
             same = [request for request in fresh if request.sampling == sampling]
