@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,9 +40,16 @@ class EndpointRun:
         return main(str(self.folder / "recipe.yaml"), str(self.run), *overrides)
 
     def start(self, *overrides: str, **environment: str) -> subprocess.Popen[str]:
-        """Run it in a process of its own."""
+        """Run it in a process of its own, which hears Ctrl-C however the tests were started: from a shell's background,
+        say, its children would be told to ignore it."""
         command = [sys.executable, str(SCRIPT), str(self.folder / "recipe.yaml"), str(self.run), *overrides]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+        return subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     def finish(self, *overrides: str) -> None:
         """The same, to the end."""
