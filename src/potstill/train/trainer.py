@@ -51,7 +51,9 @@ from potstill.train.tally import Tally
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 64
-"""Rows that checks before the first step, and the first weights of projectors, are taken on, at most."""
+"""Rows that the first weights of projectors are taken on, at most."""
+RELATED_ROWS = 4
+"""Fewer examples than three have no angles."""
 
 
 class DistillTrainer(MeasuresHeldOut):
@@ -325,7 +327,8 @@ class DistillTrainer(MeasuresHeldOut):
             if self.module.projectors:
                 self._begin_projectors(first)
             if not self.module.asks["student"].response:
-                unreached = self._say_unreached(first)
+                # With gradient: no more rows than a step of training has room for, and enough for relations among them.
+                unreached = self._say_unreached(first[: max(RELATED_ROWS, self._train_batch_size)])
         self.tokens_seen, self.seconds_before, self._began = 0, 0.0, time.monotonic()
         with frozen(self.module, unreached):
             return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
