@@ -21,6 +21,8 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
     """
     settings = recipe.generate
     assert settings is not None
+    if not settings.asks:
+        return ("no teacher is asked",), {"answers": 0, "tokens_at_most": 0}
     samples, longest = getattr(settings, "samples", 1), getattr(settings, "max_new_tokens", 0)
     asked = len(records) * samples
     written = asked * longest
