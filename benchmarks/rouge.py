@@ -3,8 +3,8 @@
     python -m benchmarks.rouge --json                 52,000 instructions, 500 new ones
 
 The instructions are made of the shipped seeds' words: each is a seed with some of its words exchanged for words drawn
-as often as they occur in all seeds, so that lengths, frequent words and near duplicates are those of real pools. `plain`
-computes the LCS with every text of the pool by the same library, without any bound; both must say the same.
+as often as they occur in all seeds, so that lengths, frequent words and near duplicates are those of real pools.
+`plain` computes the LCS with every text of the pool by the same library, without any bound; both must say the same.
 """
 
 from __future__ import annotations

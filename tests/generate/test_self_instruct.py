@@ -232,3 +232,26 @@ def test_too_few_seeds_are_refused_with_the_mend(recipe_file: Path, capsys: pyte
     assert main(str(recipe_file), str(recipe_file.parent / "run"), *overrides) == 2
     said = capsys.readouterr().err
     assert "12 seeds, and a prompt shows 13" in said and "recipes/seeds.jsonl" in said
+
+
+def test_a_preview_asks_so_many_and_no_more(recipe_file: Path, tmp_path: Path) -> None:
+    from potstill.console import Console
+    from potstill.generate.preview import preview
+    from potstill.recipe import load_recipe
+
+    for style in ((), SELF_INSTRUCT):
+        run = tmp_path / f"run{len(style)}"
+        run.mkdir()
+        found = preview(load_recipe(recipe_file, list(style)), run, 3, Console("quiet"))
+        assert len(found["requests"]) == 3
+
+
+def test_the_estimate_bounds_what_is_asked(recipe_file: Path) -> None:
+    from potstill.check import check_recipe
+    from potstill.recipe import load_recipe
+
+    for run, style in enumerate(((), SELF_INSTRUCT)):
+        figures = check_recipe(load_recipe(recipe_file, list(style))).figures
+        facts = generate(recipe_file, *style, run=f"run{run}").manifest["facts"]
+        assert facts["answers"] <= figures["answers"] <= 30 + 2 * 20
+        assert facts["tokens"] <= figures["tokens_at_most"]

@@ -69,7 +69,7 @@ def find_format(columns: Iterable[str], where: str) -> Format:
         if present.issuperset(needed):
             return name
     known = {column for needed, taken in COLUMNS.values() for column in needed + taken}
-    near = next((n for c in sorted(present) if "did you mean" in (n := did_you_mean(c, known))), "")
+    near = next((n for c in sorted(present - known) if "did you mean" in (n := did_you_mean(c, known))), "")
     formats = "; ".join(f"{name}: {', '.join(needed)}" for name, (needed, _) in COLUMNS.items())
     raise DataError(
         f"no format has the columns {', '.join(sorted(present)) or '(none)'}{near}",

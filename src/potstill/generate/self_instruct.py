@@ -36,7 +36,7 @@ from potstill.types import Message, Provenance, Record, Reject, Request, Samplin
 
 SOURCE = "self_instruct"
 _EXCERPT_CHARACTERS = 200
-_SHOWN_EXAMPLES = 4
+SHOWN_EXAMPLES = 4
 """Seeds that show what an example is."""
 
 
@@ -72,6 +72,7 @@ class SelfInstruct:
         self.kept: list[Task] = []
         self.row = 0
         self.over = False
+        self.came = 0
         self.origin = Provenance(source=SOURCE)
         self.system: tuple[Message, ...] = ()
 
@@ -94,11 +95,14 @@ class SelfInstruct:
         while len(self.kept) < of.target and calls < of.calls and not self.over:
             asked = [self._call(calls + number) for number in range(1, 1 + min(of.calls_per_round, of.calls - calls))]
             calls += len(asked)
+            before = self.came
             work.count("calls for tasks", len(asked))
             if of.style == "alpaca":
                 yield from self._whole_tasks(asked, answering)
             else:
                 yield from self._instructions_first(asked, answering)
+            if self.came == before:
+                return  # nobody answers any more: a preview has seen enough
         work.count("instructions kept", len(self.kept))
         if len(self.kept) < of.target:
             why = "the budget was used up" if self.over else f"all {calls} calls had been made"
@@ -117,7 +121,7 @@ class SelfInstruct:
             if isinstance(record, Reject):
                 yield record
                 continue
-            seed = _seed_of(record)
+            seed = seed_of(record)
             if seed is None:
                 yield Reject("no seed: it has no instruction with its output", record.provenance.source, record.row)
                 continue
@@ -168,7 +172,8 @@ class SelfInstruct:
 
     def _whole_tasks(self, calls: Sequence[_Call], answering: Answering) -> Iterator[Record | Reject]:
         requests = [self._request(call, answering) for call in calls]
-        for call, answered in zip(calls, answering.answers(requests), strict=True):
+        for call, answered in zip(calls, answering.answers(requests), strict=False):  # a preview asks fewer
+            self.came += 1
             text = yield from self._usable(call, answered)
             if text is None:
                 continue
@@ -195,7 +200,8 @@ class SelfInstruct:
     def _instructions_first(self, calls: Sequence[_Call], answering: Answering) -> Iterator[Record | Reject]:
         wanted: list[_Wanted] = []
         requests = [self._request(call, answering) for call in calls]
-        for call, answered in zip(calls, answering.answers(requests), strict=True):
+        for call, answered in zip(calls, answering.answers(requests), strict=False):  # a preview asks fewer
+            self.came += 1
             text = yield from self._usable(call, answered)
             if text is None:
                 continue
@@ -218,7 +224,7 @@ class SelfInstruct:
             )
             for of, by_label in zip(wanted, labels, strict=True)
         ]
-        for of, by_label, answered in zip(wanted, labels, answering.answers(requests), strict=True):
+        for of, by_label, answered in zip(wanted, labels, answering.answers(requests), strict=False):
             text = yield from self._usable(of.call, answered, of)
             if text is not None:
                 yield from self._examples(of, text, by_label, answered, answering.identity)
@@ -228,13 +234,14 @@ class SelfInstruct:
         if not self.settings.classification:
             return [False] * len(wanted)
         requests = [Request(Sampling(3), prompt=classification_prompt(of.task.instruction)) for of in wanted]
-        return [a.answer is not None and says_yes(a.answer.text) for a in answering.answers(requests)]
+        said = [a.answer is not None and says_yes(a.answer.text) for a in answering.answers(requests)]
+        return said + [False] * (len(wanted) - len(said))  # a preview asks fewer
 
     def _shown_examples(self) -> list[Task]:
         """The same for every instruction: seeds with an input, and as many without, as far as there are any."""
-        half = _SHOWN_EXAMPLES // 2
+        half = SHOWN_EXAMPLES // 2
         chosen = [seed for seed in self.seeds if seed.input][:half]
-        return chosen + [seed for seed in self.seeds if not seed.input][: _SHOWN_EXAMPLES - len(chosen)]
+        return chosen + [seed for seed in self.seeds if not seed.input][: SHOWN_EXAMPLES - len(chosen)]
 
     def _examples(
         self, of: _Wanted, text: str, by_label: bool, answered: Answered, identity: Mapping[str, Any]
@@ -325,7 +332,7 @@ def _said(task: Task | Unreadable) -> str:
     return task.text if isinstance(task, Unreadable) else task.instruction
 
 
-def _seed_of(record: Record) -> Task | None:
+def seed_of(record: Record) -> Task | None:
     """Instruction, input and output of a record, if it has the first and the last."""
     if record.prompt is not None and record.completion is not None:
         return Task(record.prompt, "", record.completion)
