@@ -61,6 +61,7 @@ def test_no_teacher_is_needed_and_none_is_claimed(tmp_path: Path) -> None:
     assert came_of(artifact) == ([["Hi?", "Hello *you*."]], [])
     (record,) = load_records(artifact.path / "records.parquet")
     assert (record.provenance.teacher, record.provenance.licence) == ("", "CC0-1.0")
+    assert record.group == group_of("Hi?")
     assert record.metadata == {"id": "a"} and artifact.manifest["facts"]["teacher"] == {}
     card = (artifact.path / "README.md").read_text()
     assert "1 records out of conversations that were given" in card and "Teacher" not in card

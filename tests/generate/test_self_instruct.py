@@ -183,10 +183,11 @@ def test_examples_of_an_instruction_are_on_one_side_and_labels_come_first_for_cl
 
 
 def test_an_answer_that_was_cut_off_is_dropped_whole_or_without_its_last_task(
-    recipe_file: Path, capsys: object
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = recipe_file.parent / "whole"
-    assert main(str(recipe_file), str(folder), "teacher.finish=length", "generate.calls=4") != 0  # nothing is left
+    assert main(str(recipe_file), str(folder), "teacher.finish=length", "generate.calls=4") == 2  # nothing is left
+    assert "no answer was kept (cut off)" in capsys.readouterr().err
     records, rejects = came_of(
         generate(recipe_file, "teacher.finish=length", "generate.cut_off=last", "generate.calls=4")
     )
