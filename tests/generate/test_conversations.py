@@ -220,3 +220,13 @@ def test_a_tokenizer_that_is_not_there_is_an_error_that_names_the_key(
     with pytest.raises(AssertionError):
         convert(tmp_path, [{"conversations": GOOD}], "generate.max_length=100", "generate.tokenizer=./model")
     assert "model" in capsys.readouterr().err
+
+
+def test_the_shipped_recipe_is_run(tmp_path: Path, model: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "conversations.yaml"
+    assert main(str(recipe), str(tmp_path), f"generate.tokenizer={model}") == 0
+    artifact = read_artifact(tmp_path / "generate")
+    assert artifact is not None
+    kept, rejects = came_of(artifact)
+    assert [len(turns) for turns in kept] == [4, 2, 2] and not rejects
+    assert "```python\nfrom collections import Counter\n\ncounts = " in kept[0][1]

@@ -256,3 +256,25 @@ def test_the_estimate_bounds_what_is_asked(recipe_file: Path) -> None:
         facts = generate(recipe_file, *style, run=f"run{run}").manifest["facts"]
         assert facts["answers"] <= figures["answers"] <= 30 + 2 * 20
         assert facts["tokens"] <= figures["tokens_at_most"]
+
+
+def test_the_shipped_recipe_is_run_with_the_shipped_seeds(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "self_instruct.yaml"
+    assert main(str(recipe), str(tmp_path), "teacher={kind: task_writer}", "generate.target=9") == 0
+    artifact = read_artifact(tmp_path / "generate")
+    assert artifact is not None
+    counts = artifact.manifest["counts"]
+    # All seeds are good ones: none is rejected. Self-Instruct has 175 of them.
+    assert counts["seeds"] == counts["rows read"] >= 175 and counts["instructions kept"] == 9
+    assert (artifact.path / "records.jsonl").is_file()
+
+
+def test_the_shipped_seeds_are_far_from_each_other() -> None:
+    from potstill.generate.rouge import Pool
+
+    pool = Pool()
+    seeds = Path(__file__).parents[2] / "recipes" / "seeds.jsonl"
+    for line in seeds.read_text(encoding="utf-8").splitlines():
+        instruction = json.loads(line)["instruction"]
+        assert pool.most_similar(instruction, 0.7) is None
+        pool.add(instruction)
