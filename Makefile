@@ -59,7 +59,7 @@ $(READY)-run: | .venv/bin/python
 	@touch $@
 
 $(READY)-dev: $(READY)-run
-	@$(PIP) --no-build-isolation --editable ".[math,verify,reasoning,vision,docs,dev]"
+	@$(PIP) --no-build-isolation --editable ".[generate,math,verify,reasoning,vision,docs,dev]"
 	@touch $@
 
 $(READY)-peers: $(READY)-run

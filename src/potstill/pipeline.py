@@ -139,6 +139,9 @@ def prepare_models(recipe: Recipe, console: Console) -> None:
         if model is not None:
             remote = getattr(settings, "trust_remote_code", False)
             resolve(model, revision=getattr(settings, "revision", None), trust_remote_code=remote, console=console)
+    tokenizer = getattr(recipe.generate, "tokenizer", None)
+    if tokenizer is not None:
+        resolve(tokenizer, console=console)
 
 
 def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force: bool) -> Status:

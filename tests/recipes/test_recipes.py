@@ -19,7 +19,9 @@ from potstill.recipe import Recipe, load_recipe
 from tiny_models import make_tiny_causal_lm, make_tiny_classifier, make_tiny_encoder, make_tiny_masked_lm
 
 ROOT = Path(__file__).parents[2]
-RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+WRITTEN = {"conversations", "self_instruct"}
+"""Recipes that end with records: tests/generate runs them."""
+RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem not in WRITTEN}
 METHODS = [name for name in RECIPES if name != "demo" and not name.endswith("_teacher")]
 
 SHAPE: dict[str, Any] = {"layers": 6, "hidden": 48, "heads": 12}

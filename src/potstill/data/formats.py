@@ -3,7 +3,7 @@
 | format              | columns                                                                                   |
 |---------------------|-------------------------------------------------------------------------------------------|
 | `messages`          | `messages`: list of `role` and `content` (and what the template reads); `tools`            |
-| `sharegpt`          | `conversations`: list of `from` and `value`; `system`, `tools`                             |
+| `sharegpt`          | `conversations`: list of `from` and `value`; `id`, `system`, `tools`                       |
 | `alpaca`            | `instruction`, `input`, `output`, `system`                                                 |
 | `prompt_completion` | `prompt` and `completion`: two texts, or two lists of messages                             |
 | `prompt`            | `prompt`: a text, or a list of messages                                                    |
@@ -25,7 +25,7 @@ from potstill.types import Message, Record, digest, group_of
 
 COLUMNS: Mapping[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("tools",)),
-    "sharegpt": (("conversations",), ("system", "tools")),
+    "sharegpt": (("conversations",), ("id", "system", "tools")),
     "alpaca": (("instruction",), ("input", "output", "system")),
     "prompt_completion": (("prompt", "completion"), ("tools",)),
     "prompt": (("prompt",), ("tools",)),
@@ -69,7 +69,7 @@ def find_format(columns: Iterable[str], where: str) -> Format:
         if present.issuperset(needed):
             return name
     known = {column for needed, taken in COLUMNS.values() for column in needed + taken}
-    near = next((n for c in sorted(present) if "did you mean" in (n := did_you_mean(c, known))), "")
+    near = next((n for c in sorted(present - known) if "did you mean" in (n := did_you_mean(c, known))), "")
     formats = "; ".join(f"{name}: {', '.join(needed)}" for name, (needed, _) in COLUMNS.items())
     raise DataError(
         f"no format has the columns {', '.join(sorted(present)) or '(none)'}{near}",
@@ -124,7 +124,8 @@ def _sharegpt(row: Mapping[str, Any]) -> Record:
             )
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
         messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value"), **rest})
-    return _conversation(_message_list(messages, "conversations"), row)
+    record = _conversation(_message_list(messages, "conversations"), row)
+    return record if row.get("id") is None else replace(record, metadata={"id": str(row["id"])})
 
 
 def _alpaca(row: Mapping[str, Any]) -> Record:
@@ -135,7 +136,8 @@ def _alpaca(row: Mapping[str, Any]) -> Record:
     messages: list[Message] = [{"role": "user", "content": question}]
     if "output" in row:
         messages.append({"role": "assistant", "content": _text(row, "output")})
-    return _conversation(messages, row)
+    record = _conversation(messages, row)
+    return replace(record, metadata={"input": context}) if context.strip() else record
 
 
 def _prompt(row: Mapping[str, Any]) -> Record:

@@ -60,16 +60,17 @@ def dataset_card(recipe: Recipe, teacher: dict[str, Any], statistics: Statistics
     asked = statistics.kept + sum(statistics.rejected.values())
     settings = recipe.generate.model_dump(mode="json", exclude_defaults=True) | {"kind": recipe.generate.kind}
     licences = sorted(statistics.licences.items())
+    route = _code(f"{teacher.get('kind', '')} {teacher.get('server', '')}".strip())
+    what = "that a teacher wrote" if recipe.generate.asks else "out of conversations that were given"
     lines = [
         f"# {recipe.name}",
         "",
-        f"{_n(statistics.kept)} records that a teacher wrote (program `{recipe.generate.kind}`). Made by potstill.",
+        f"{_n(statistics.kept)} records {what} (program `{recipe.generate.kind}`). Made by potstill.",
         "",
         _table(
             ("", ""),
             [
-                ("Teacher", _code(teacher.get("model", ""))),
-                ("Route", _code(f"{teacher.get('kind', '')} {teacher.get('server', '')}".strip())),
+                *([("Teacher", _code(teacher.get("model", ""))), ("Route", route)] if recipe.generate.asks else []),
                 ("Settings", _code(", ".join(f"{k}: {v}" for k, v in settings.items()))),
                 ("Records to train on", _n(statistics.sides["train"])),
                 ("Records held out (column `side`)", _n(statistics.sides["held_out"])),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.generate.prices import check_price, dollars
-from potstill.recipe import EndpointTeacher, Recipe
+from potstill.recipe import EndpointTeacher, Recipe, SelfInstructProgram
 from potstill.teachers.endpoint_wire import body_of, bound_tokens
 from potstill.types import Record, Request, Sampling
 
@@ -21,17 +21,45 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
     """
     settings = recipe.generate
     assert settings is not None
+    if not settings.asks:
+        return ("no teacher is asked",), {"answers": 0, "tokens_at_most": 0}
+    if isinstance(settings, SelfInstructProgram):
+        return _of_self_instruct(recipe, settings, records)
     samples, longest = getattr(settings, "samples", 1), getattr(settings, "max_new_tokens", 0)
     asked = len(records) * samples
     written = asked * longest
     token_budget = getattr(settings, "token_budget", None)
     written = min(written, token_budget) if token_budget else written
-    lines = [f"{asked:,} answers, at most {written:,} tokens written"]
+    teacher = recipe.teachers[settings.teacher]
+    read = 0
+    if isinstance(teacher, EndpointTeacher):
+        read = samples * sum(_bound(record, longest, teacher) for record in records)
+    return _said(recipe, f"{asked:,} answers", asked, written, read)
+
+
+def _of_self_instruct(
+    recipe: Recipe, settings: SelfInstructProgram, records: Sequence[Record]
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    from potstill.generate.self_instruct_estimate import most_asked
+
+    bound = most_asked(settings, records)
+    written = min(bound.written, settings.token_budget or bound.written)
+    teacher = recipe.teachers[settings.teacher]
+    read = bound.prompt_bytes
+    if isinstance(teacher, EndpointTeacher):
+        # What is around a prompt in the body of a request is counted with each.
+        read += bound.answers * _bound(Record(prompt=""), settings.max_new_tokens, teacher)
+    return _said(recipe, f"at most {bound.answers:,} answers", bound.answers, written, read)
+
+
+def _said(recipe: Recipe, answers: str, asked: int, written: int, read: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+    settings = recipe.generate
+    assert settings is not None
+    lines = [f"{answers}, at most {written:,} tokens written"]
     figures: dict[str, Any] = {"answers": asked, "tokens_at_most": written}
     teacher = recipe.teachers[settings.teacher]
     if not isinstance(teacher, EndpointTeacher):
         return tuple(lines), figures
-    read = samples * sum(_bound(record, longest, teacher) for record in records)
     figures["tokens_read_at_most"] = read
     prices = check_price(teacher, settings.budget.money)
     if prices is None:

@@ -17,6 +17,7 @@ from potstill.generate.answering import Answering, LocalAnswering
 from potstill.generate.budget import TokenBudget
 from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.journaled import JournaledTeacher
+from potstill.generate.no_teacher import NoTeacher
 from potstill.generate.program import Program
 from potstill.recipe import BudgetSettings, EndpointTeacher, LocalTeacher, Recipe
 from potstill.stage import Context, Stage
@@ -36,11 +37,9 @@ def stage(recipe: Recipe) -> Stage:
     `README.md`; `records.jsonl` too where the section says so.
     """
     assert recipe.generate is not None
-    settings = {
-        "data": recipe.data.key_fields(),
-        "teacher": recipe.teachers[recipe.generate.teacher].key_fields(),
-        "generate": recipe.generate.key_fields(),
-    }
+    settings = {"data": recipe.data.key_fields(), "generate": recipe.generate.key_fields()}
+    if recipe.generate.asks:
+        settings["teacher"] = recipe.teachers[recipe.generate.teacher].key_fields()
     return Stage("generate", CONTRACT, (), settings, partial(_sources, recipe), _write)
 
 
@@ -51,6 +50,11 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
 
     digests = dict(source_digests(recipe.data))
     assert recipe.generate is not None
+    tokenizer = getattr(recipe.generate, "tokenizer", None)
+    if tokenizer is not None and (source := locate(tokenizer)) is not None:
+        digests["tokenizer"] = source.digest
+    if not recipe.generate.asks:
+        return digests
     teacher = recipe.teachers[recipe.generate.teacher]
     if isinstance(teacher, LocalTeacher) and (source := locate(teacher.model, teacher.revision)) is not None:
         digests["teacher"] = source.digest
@@ -97,6 +101,8 @@ def open_answering(recipe: Recipe, journal: Journal, *, scope: str, console: Con
     """
     settings = recipe.generate
     assert settings is not None
+    if not settings.asks:
+        return NoTeacher()
     teacher = registry.build(recipe.teachers[settings.teacher])
     if "generate" not in teacher.capabilities:
         raise CapabilityError(

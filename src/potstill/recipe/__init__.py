@@ -22,6 +22,7 @@ from potstill.recipe.features import (
 from potstill.recipe.generate import GenerateSettings, SequenceProgram
 from potstill.recipe.load import dump_recipe, load_recipe, parse_recipe
 from potstill.recipe.objectives import Needs, ObjectiveSettings
+from potstill.recipe.programs import ConversationsProgram, SelfInstructProgram
 from potstill.recipe.recipe import Recipe
 from potstill.recipe.relations import (
     MiniLMv1,
@@ -92,6 +93,7 @@ __all__ = [
     "ByInfluence",
     "Change",
     "Choice",
+    "ConversationsProgram",
     "Cosmetic",
     "DataSettings",
     "Decontamination",
@@ -152,6 +154,7 @@ __all__ = [
     "SamplerExtras",
     "SandboxSettings",
     "Schedule",
+    "SelfInstructProgram",
     "SequenceProgram",
     "Settings",
     "SimilarityPreserving",

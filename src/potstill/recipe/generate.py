@@ -18,6 +18,8 @@ class GenerateSettings(KindSettings):
     """
 
     room: ClassVar[str] = "generate"
+    asks: ClassVar[bool] = True
+    """Whether a teacher is asked at all."""
     teacher: str = "main"
     budget: BudgetSettings = BudgetSettings()
     jsonl: bool = False

@@ -145,6 +145,9 @@ def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
             document["data"] = f"run:{base / rest}"
     for holder in (document.get("teacher"), document.get("student"), *_values(document.get("teachers"))):
         _absolute_models(holder, base)
+    generate = document.get("generate")
+    if isinstance(generate, dict) and isinstance(generate.get("tokenizer"), str):
+        document["generate"] = {**generate, "tokenizer": _model_path(generate["tokenizer"], base)}
     return document
 
 

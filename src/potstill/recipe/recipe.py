@@ -67,7 +67,7 @@ class Recipe(Settings):
                     f"teacher {section.teacher!r} is not among the teachers ({known}): add it, or name one of them"
                 )
         self._teachers_give_what_is_asked()
-        if self.generate is not None:
+        if self.generate is not None and self.generate.asks:
             self.generate.check_teacher(self.teachers[self.generate.teacher])
         self._task_allows()
         if self.train is not None and self.student is None:
@@ -101,7 +101,7 @@ class Recipe(Settings):
 
     def _teachers_give_what_is_asked(self) -> None:
         asked: list[tuple[str, str, frozenset[Capability]]] = []
-        if self.generate is not None:
+        if self.generate is not None and self.generate.asks:
             asked.append((f"generate ({self.generate.kind})", self.generate.teacher, frozenset({"generate"})))
         if self.train is not None:
             for objective in self.train.all_objectives:
@@ -122,4 +122,4 @@ class Recipe(Settings):
 def _wants_teacher(section: Any) -> bool:
     if isinstance(section, TrainSettings):
         return any(o.needs().teacher for o in section.all_objectives)
-    return True
+    return bool(section.asks)

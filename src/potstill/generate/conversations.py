@@ -1,0 +1,257 @@
+"""Exports of real conversations into conversations to learn from: Vicuna's path from ShareGPT (Chiang et al. 2023).
+
+HTML becomes Markdown, turns alternate strictly, what is broken is left out, the same conversation counts once, and what
+is longer than the context is split between pairs of turns. Whatever does not come out is in the reject ledger.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from potstill.artifacts import Work
+from potstill.data.split import Side
+from potstill.data.stream import Seen
+from potstill.errors import DataError, ModelError
+from potstill.generate.answering import Answering
+from potstill.generate.conversations_split import split_pairs
+from potstill.generate.markdown import Markdown, is_html, without_controls
+from potstill.generate.records import reject
+from potstill.recipe.programs import ConversationsProgram
+from potstill.registry import implements
+from potstill.types import Message, Record, Reject, digest, group_of
+
+if TYPE_CHECKING:
+    from potstill.data.chat import ChatTokenizer
+    from potstill.verify.base import Verifier
+
+_NOTICES = (
+    "too many requests in 1 hour. try again later",
+    "!too many requests in 1 hour. try again later",
+    "there was an error generating a response",
+    "an error occurred. if this issue persists",
+    "an error occurred. either the engine you requested does not exist",
+    "something went wrong. if this issue persists",
+    "something went wrong, please try reloading the conversation",
+    "network error",
+    "this content may violate our content policy",
+    "the server had an error while processing your request",
+)
+"""How messages of the window begin that stand where an answer should."""
+
+
+@implements(ConversationsProgram)
+class Conversations:
+    """The program of `kind: conversations`."""
+
+    def __init__(self, settings: ConversationsProgram) -> None:
+        self.settings = settings
+        self.words = [(w, re.compile(rf"\b{re.escape(w)}\b", re.IGNORECASE)) for w in settings.without_words]
+
+    def write(
+        self,
+        records: Iterable[Record | Reject],
+        answering: Answering,
+        *,
+        side_of: Callable[[Record], Side],
+        work: Work,
+    ) -> Iterator[Record | Reject]:
+        """What becomes of each conversation, in order: its pieces, and rejects.
+
+        Raises:
+            ModelError: the tokenizer cannot be opened.
+            DataError: it has no chat template.
+            MissingExtra: a package that is needed is not installed.
+        """
+        markdown = Markdown() if self.settings.html != "never" else None
+        chat = self._tokenizer()
+        ids, pairs = Seen(), Seen()
+        with ExitStack() as stack:
+            verifier: Verifier | None = None
+            if self.settings.language is not None:
+                from potstill.verify import open_verifier
+
+                verifier = stack.enter_context(open_verifier(self.settings.language))
+            for record in records:
+                if isinstance(record, Reject):
+                    yield record
+                    continue
+                for item in self._cleaned(record, markdown, work):
+                    if isinstance(item, Reject):
+                        yield item
+                    elif (twice := _earlier(item, ids, pairs)) is not None:
+                        yield twice
+                    else:
+                        yield from self._judged(item, verifier, chat, work)
+
+    def _tokenizer(self) -> ChatTokenizer | None:
+        from potstill.data.chat import ChatTokenizer
+        from potstill.models.resolve import locate
+
+        if self.settings.max_length is None:
+            return None
+        assert self.settings.tokenizer is not None
+        source = locate(self.settings.tokenizer)
+        if source is None:
+            raise ModelError(
+                f"the tokenizer {self.settings.tokenizer!r} is not on disk",
+                where="generate.tokenizer",
+                mend="name a folder, or a model that was fetched before",
+            )
+        chat = ChatTokenizer.from_folder(source.path)
+        if not chat.templates:
+            raise DataError(
+                "the tokenizer has no chat template, so no length of a conversation can be told",
+                where=f"generate.tokenizer: {self.settings.tokenizer}",
+                mend="name one that has (an instruct model's), or set max_length: null",
+            )
+        return chat
+
+    # ---- one conversation -------------------------------------------------------------------------------------
+
+    def _cleaned(self, record: Record, markdown: Markdown | None, work: Work) -> Iterator[Record | Reject]:
+        """The conversation with what is wrong at its ends taken off, or why it is left out as a whole."""
+        turns = _turns(record)
+        if turns is None:
+            yield reject(record, "a text is no conversation")
+            return
+        system = [m for m in turns[:1] if m["role"] == "system"]
+        turns = turns[len(system) :]
+        early = 0
+        while early < len(turns) and turns[early]["role"] == "assistant":
+            yield reject(record, "an answer before the first question", str(turns[early].get("content", "")))
+            early += 1
+        turns = turns[early:]
+        if (fault := _out_of_turn(turns)) is not None:
+            yield reject(record, *fault)
+            return
+        if len(turns) % 2:
+            yield reject(record, "a last question without an answer", str(turns[-1].get("content", "")))
+            turns = turns[:-1]
+        if not turns:
+            yield reject(record, "no pair of question and answer")
+            return
+        said: list[Message] = []
+        for turn in turns:
+            try:
+                text = self._plain(turn, markdown, work)
+            except ValueError as error:
+                yield reject(record, str(error), str(turn["content"]))
+                return
+            if (why := self._broken(turn["role"], text)) is not None:
+                yield reject(record, why[0], text, why[1])
+                return
+            said.append({**turn, "content": text})
+        group = record.group
+        if early:
+            group = group_of(str(turns[0]["content"]) if not system else [*system, turns[0]])
+        yield replace(record, messages=(*system, *said), prompt=None, completion=None, group=group)
+
+    def _plain(self, turn: Message, markdown: Markdown | None, work: Work) -> str:
+        """A turn's text, as Markdown. Raises `ValueError` with the reason where it cannot be had."""
+        text = turn.get("content")
+        if not isinstance(text, str):
+            raise ValueError("a turn without text")
+        if markdown is None:
+            return text.strip()
+        # What a person wrote into a chat window is no HTML, though it may well be about some.
+        if self.settings.html == "always" or (turn["role"] == "assistant" and is_html(text)):
+            text = markdown.of(text)
+            work.count("turns from HTML to Markdown")
+        return without_controls(text).strip()
+
+    def _broken(self, role: str, text: str) -> tuple[str, str] | None:
+        if not text:
+            return "an empty turn", role
+        if "\ufffd" in text:
+            return "characters that could not be decoded", role
+        if any(unicodedata.category(c) == "Cc" and c not in "\n\r\t" for c in text):
+            return "control characters", role
+        if role == "assistant" and text.lower().startswith(_NOTICES):
+            return "an error message in the place of an answer", ""
+        for word, pattern in self.words:
+            if pattern.search(text):
+                return "an unwanted word", word
+        return None
+
+    def _judged(
+        self, record: Record, verifier: Verifier | None, chat: ChatTokenizer | None, work: Work
+    ) -> Iterator[Record | Reject]:
+        if verifier is not None:
+            whole = "\n\n".join(str(m["content"]) for m in record.messages or () if m["role"] != "system")
+            verdict = verifier.verify(record, whole)
+            if verdict.outcome == "reject":
+                yield reject(record, "another language", detail=verdict.reason)
+                return
+            if verdict.outcome == "cannot_judge":
+                work.count("conversations too short to tell their language (kept)")
+            record = replace(record, verdicts=(*record.verdicts, verdict))
+        yield from self._pieces(record, chat, work)
+
+    def _pieces(self, record: Record, chat: ChatTokenizer | None, work: Work) -> Iterator[Record | Reject]:
+        """Its pairs, each in one piece or in a reject. Pieces have the group of the whole; `sample` is their number."""
+        messages = record.messages or ()
+        lead = len(messages) % 2  # the system prompt, which every piece begins with
+        system, turns = messages[:lead], messages[lead:]
+        pairs = len(turns) // 2
+
+        def tokens_of(start: int, stop: int) -> int:
+            assert chat is not None
+            return len(chat.encode(chat.render((*system, *turns[2 * start : 2 * stop]), record.tools)).ids)
+
+        try:
+            pieces = list(split_pairs(pairs, tokens_of, self.settings.max_length))
+        except DataError as refusal:
+            if refusal.mend is not None:
+                raise
+            yield reject(record, "the chat template refuses it", detail=refusal.what)
+            return
+        if len(pieces) > 1:
+            work.count("conversations split")
+        for number, piece in enumerate(pieces):
+            part = turns[2 * piece.start : 2 * piece.stop]
+            if not piece.fits:
+                said = f"pair {piece.start + 1} of {pairs}: {piece.tokens:,} tokens of {self.settings.max_length:,}"
+                yield reject(record, "a pair of turns is longer than max_length", str(part[0]["content"]), said)
+                continue
+            work.count("pairs of turns kept", piece.stop - piece.start)
+            metadata = dict(record.metadata)
+            if len(pieces) > 1:
+                metadata["pairs"] = [piece.start + 1, piece.stop]
+            yield replace(record, messages=(*system, *part), sample=number, metadata=metadata)
+
+
+def _turns(record: Record) -> list[Message] | None:
+    if record.messages is not None:
+        return list(record.messages)
+    if record.prompt is None:
+        return None
+    asked: list[Message] = [{"role": "user", "content": record.prompt}]
+    return asked if record.completion is None else [*asked, {"role": "assistant", "content": record.completion}]
+
+
+def _out_of_turn(turns: list[Message]) -> tuple[str, str, str] | None:
+    """Reason, text and detail, where user and assistant do not take turns."""
+    for place, turn in enumerate(turns):
+        role, expected = str(turn["role"]), ("user", "assistant")[place % 2]
+        said = str(turn.get("content", ""))
+        if role not in ("user", "assistant"):
+            return "a turn of another role", said, f"turn {place + 1}: {role}"
+        if role != expected:
+            return "turns do not alternate", said, f"turn {place + 1}: {role} again"
+    return None
+
+
+def _earlier(record: Record, ids: Seen, pairs: Seen) -> Reject | None:
+    """Why it was there before, if it was: by the export's own id, or by its first question and answer."""
+    own = record.metadata.get("id")
+    if own is not None and (row := ids.add(digest(str(own)), record.row)) is not None:
+        return reject(record, "same id as an earlier conversation", detail=f"row {row}: {own}")
+    first = [str(m["content"]) for m in record.messages or () if m["role"] != "system"][:2]
+    if (row := pairs.add(digest(first), record.row)) is not None:
+        return reject(record, "same first pair as an earlier conversation", detail=f"row {row}")
+    return None

@@ -1,0 +1,90 @@
+"""HTML of chat windows as Markdown. Code keeps every character, in a fence with its language."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import Any
+
+from potstill.errors import MissingExtra
+
+_TAGS = "div|p|ol|ul|li|pre|h[1-6]|table|blockquote|span|strong|em|code|br|b|i|u|s|del|a|hr|section|html|body"
+_BEGINS = re.compile(rf"\s*<(?:!doctype\b|(?:{_TAGS})(?:\s[^<>]*)?/?>)", re.IGNORECASE)
+_COPY = re.compile(r"\A\s*([\w+#.-]*?)\s*Copy code\s*")
+_COUNTS = re.compile(r"^Copy\d+ chars / \d+ words$\n?", re.MULTILINE)
+_PAGE = re.compile(r"\A\s*\d+ / \d+[ \t]*(?:\n+|\Z)")
+
+
+def is_html(text: str) -> bool:
+    """Whether a text begins with an HTML tag, as the turns of a chat window do."""
+    return _BEGINS.match(text) is not None
+
+
+def without_controls(text: str) -> str:
+    """Without what stands for the window's own controls, on lines of their own: "2 / 3" before a regenerated answer,
+    "Copy123 chars / 45 words" behind it."""
+    return _COUNTS.sub("", _PAGE.sub("", text))
+
+
+class Markdown:
+    """Turns HTML into Markdown.
+
+    Raises:
+        MissingExtra: markdownify is not installed.
+    """
+
+    def __init__(self) -> None:
+        if find_spec("markdownify") is None:
+            raise MissingExtra("markdownify", "generate", "turning HTML into Markdown")
+        self._converter = _converter()
+
+    def of(self, html: str) -> str:
+        """The Markdown of a piece of HTML. Raises `ValueError` where it cannot be parsed."""
+        from bs4 import BeautifulSoup
+        from bs4.exceptions import ParserRejectedMarkup
+
+        try:
+            soup = BeautifulSoup(html, "html.parser")
+        except (ParserRejectedMarkup, AssertionError) as error:
+            raise ValueError("HTML that cannot be parsed") from error
+        for nothing in soup(["script", "style", "button", "svg", "noscript"]):
+            nothing.decompose()
+        for formula in soup.select(".katex"):
+            _plain_formula(formula)
+        try:
+            return str(self._converter.convert_soup(soup)).strip()
+        except RecursionError as error:
+            raise ValueError("HTML that is nested too deeply") from error
+
+
+def _plain_formula(formula: Any) -> None:
+    """A formula stands in the page three times: as TeX, as MathML, and drawn. The TeX is kept."""
+    tex = formula.find("annotation")
+    if tex is None:
+        return
+    display = formula.find_parent(class_="katex-display")
+    written = tex.get_text().strip()
+    (display or formula).replace_with(f"$${written}$$" if display is not None else f"${written}$")
+
+
+def _converter() -> Any:
+    from markdownify import ATX, MarkdownConverter
+
+    class Converter(MarkdownConverter):
+        def convert_pre(self, el: Any, text: str, parent_tags: Any) -> str:
+            code = el.find("code")
+            source, language = (code or el).get_text(), ""
+            if code is not None:
+                named = (c for c in code.get("class") or () if c.startswith(("language-", "lang-")))
+                language = next(named, "").partition("-")[2]
+            elif (copy := _COPY.match(source)) is not None:
+                source, language = source[copy.end() :], copy[1]
+            source = source.strip("\n")
+            if not source.strip():
+                return ""
+            longest = max((len(run) for run in re.findall(r"`+", source)), default=0)
+            fence = "`" * max(3, longest + 1)
+            return f"\n\n{fence}{language}\n{source}\n{fence}\n\n"
+
+    # The words are what people read, without escapes: a model learns to write them so.
+    return Converter(heading_style=ATX, bullets="-", escape_asterisks=False, escape_underscores=False, autolinks=False)

@@ -1,0 +1,50 @@
+"""What `self_instruct` asks at most. Prompts are not known before the answers: the longest seeds stand for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from potstill.generate.self_instruct import SHOWN_EXAMPLES, seed_of
+from potstill.generate.self_instruct_prompts import (
+    classification_prompt,
+    examples_prompt,
+    instructions_prompt,
+    labelled_examples_prompt,
+    tasks_prompt,
+)
+from potstill.recipe.programs import SelfInstructProgram
+from potstill.types import Record
+
+
+class Bound(NamedTuple):
+    """Answers, tokens written and bytes of prompts, at most. A generated task that is shown again is taken to have four
+    bytes a token."""
+
+    answers: int
+    written: int
+    prompt_bytes: int
+
+
+def most_asked(settings: SelfInstructProgram, records: Iterable[Record]) -> Bound:
+    """An upper bound of a whole run: every call made, every answer as long as it may be, the target reached."""
+    seeds = [seed for record in records if (seed := seed_of(record)) is not None]
+    own_words = "x" * 12 * settings.most_words
+    longest = sorted(seeds, key=lambda s: len(f"{s.instruction}{s.input}{s.output}".encode()), reverse=True)
+    shown = longest[: settings.shown - settings.shown_generated]
+    generated = 4 * settings.max_new_tokens * settings.shown_generated
+    make = tasks_prompt if settings.style == "alpaca" else instructions_prompt
+    answers, written = settings.calls, settings.calls * settings.max_new_tokens
+    read = settings.calls * (len(make(shown, settings.tasks).encode()) + generated)
+    if settings.style == "self_instruct":
+        examples = max(
+            len(examples_prompt(own_words, longest[:SHOWN_EXAMPLES]).encode()),
+            len(labelled_examples_prompt(own_words).encode()),
+        )
+        answers += settings.target
+        written += settings.target * settings.max_new_tokens
+        read += settings.target * examples
+        if settings.classification:
+            answers, written = answers + settings.target, written + 3 * settings.target
+            read += settings.target * len(classification_prompt(own_words).encode())
+    return Bound(answers, written, read)

@@ -1,0 +1,146 @@
+"""Settings of the programs that make instructions and conversations. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from potstill.recipe.generate import GenerateSettings
+from potstill.recipe.verify import Language
+
+SELF_INSTRUCT_WORDS = (
+    "image",
+    "images",
+    "graph",
+    "graphs",
+    "picture",
+    "pictures",
+    "file",
+    "files",
+    "map",
+    "maps",
+    "draw",
+    "plot",
+    "go to",
+)
+ALPACA_WORDS = (*SELF_INSTRUCT_WORDS, "video", "audio", "music", "flowchart", "diagram")
+"""What a language model cannot do is not asked of it: instructions with these words are left out."""
+
+
+class SelfInstructProgram(GenerateSettings):
+    """New instructions with their answers, from some that people wrote (the recipe's `data`): Self-Instruct (Wang et
+    al. 2022, arXiv 2212.10560), and as Alpaca (Taori et al. 2023) does it.
+
+    `style: alpaca` asks for whole tasks (instruction, input, output), `tasks_per_call` at a time counting the
+    `demonstrations`; `self_instruct` for instructions first, and then for examples of each. Of the demonstrations,
+    `generated` are earlier answers, as far as there are any. What is None here follows the style.
+
+    It ends at `target` instructions, or after `calls` calls for instructions. `calls_per_round` calls do not see each
+    other's tasks: a larger number keeps a server busier, and costs a few more duplicates. `rouge_above`: an instruction
+    whose ROUGE-L F with one in the pool exceeds it is left out. `cut_off: whole` leaves out an answer that
+    max_new_tokens cut, with all its tasks; `last` only its last task.
+    """
+
+    kind: Literal["self_instruct"] = "self_instruct"
+    style: Literal["alpaca", "self_instruct"] = "alpaca"
+    target: PositiveInt = 1000
+    calls: PositiveInt = 500
+    calls_per_round: PositiveInt = 8
+    demonstrations: PositiveInt | None = None
+    generated: Annotated[int, Field(ge=0)] | None = None
+    tasks_per_call: PositiveInt | None = None
+    seed: int = Field(0, ge=0)
+    classification: bool = True
+    max_new_tokens: PositiveInt = 3072
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    batch_size: PositiveInt = 8
+    token_budget: PositiveInt | None = None
+    least_words: PositiveInt = 4
+    most_words: PositiveInt = 150
+    without_words: tuple[str, ...] | None = None
+    without_openings: tuple[str, ...] = ("Write a program",)
+    ascii_start: bool = True
+    rouge_above: float = Field(0.7, gt=0, lt=1)
+    cut_off: Literal["whole", "last"] = "whole"
+
+    @model_validator(mode="after")
+    def _possible(self) -> SelfInstructProgram:
+        shown, generated, tasks = self.shown, self.shown_generated, self.tasks
+        if generated >= shown:
+            raise ValueError(f"generated: {generated} of {shown} demonstrations: leave at least one to the seeds")
+        if tasks <= shown:
+            raise ValueError(
+                f"tasks_per_call: {tasks} counts the {shown} demonstrations, so nothing is asked for: raise it"
+            )
+        if self.most_words < self.least_words:
+            raise ValueError(f"most_words: {self.most_words} is below least_words: {self.least_words}")
+        if self.cut_off == "last" and self.style == "self_instruct":
+            raise ValueError("cut_off: last is for style: alpaca, whose answers hold whole tasks: set cut_off: whole")
+        return self
+
+    @property
+    def shown(self) -> int:
+        """Demonstrations in a prompt: 3 (Alpaca), or 8."""
+        return self.demonstrations or (3 if self.style == "alpaca" else 8)
+
+    @property
+    def shown_generated(self) -> int:
+        """How many of them are generated: none (Alpaca), or 2."""
+        if self.generated is not None:
+            return self.generated
+        return 0 if self.style == "alpaca" else min(2, self.shown - 1)
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of a prompt and its answer together: 20 (Alpaca), or 16."""
+        return self.tasks_per_call or (20 if self.style == "alpaca" else 16)
+
+    @property
+    def sampled_at(self) -> tuple[float, float]:
+        """Temperature and top-p of the calls for tasks: 1.0 and 1.0 (Alpaca), or 0.7 and 0.5."""
+        temperature, top_p = (1.0, 1.0) if self.style == "alpaca" else (0.7, 0.5)
+        return (
+            temperature if self.temperature is None else self.temperature,
+            top_p if self.top_p is None else self.top_p,
+        )
+
+    @property
+    def blacklist(self) -> tuple[str, ...]:
+        """Words that no instruction may have."""
+        if self.without_words is not None:
+            return self.without_words
+        return ALPACA_WORDS if self.style == "alpaca" else SELF_INSTRUCT_WORDS
+
+
+class ConversationsProgram(GenerateSettings):
+    """Conversations to learn from, out of exports of real ones, as Vicuna (Chiang et al. 2023) made them of ShareGPT's.
+    No teacher is asked.
+
+    `html`: turns become Markdown; `auto` those that begin with an HTML tag. `language` leaves out what a verifier of
+    that kind rejects. A conversation longer than `max_length` tokens, as `tokenizer` (the student's: a model or a
+    folder) renders and counts it, is split between pairs of turns; `max_length: null` splits nothing.
+    `without_words` leaves out conversations in which one of them stands.
+    """
+
+    kind: Literal["conversations"] = "conversations"
+    asks: ClassVar[bool] = False
+    html: Literal["auto", "always", "never"] = "auto"
+    language: Language | None = None
+    max_length: PositiveInt | None = 2048
+    tokenizer: str | None = None
+    without_words: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _possible(self) -> ConversationsProgram:
+        if self.max_length is not None and self.tokenizer is None:
+            raise ValueError(
+                "max_length is in tokens: name the student's tokenizer (a model or a folder), or set max_length: null"
+            )
+        if self.language is not None and self.language.of != "answer":
+            raise ValueError(f"language.of: {self.language.of!r}: a conversation is looked at whole; leave it out")
+        if self.budget.stated:
+            raise ValueError(f"budget.{self.budget.stated[0]}: no teacher is asked, so nothing is used; leave it out")
+        return self
