@@ -26,6 +26,8 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
     if isinstance(settings, SelfInstructProgram):
         return _of_self_instruct(recipe, settings, records)
     samples, longest = getattr(settings, "samples", 1), getattr(settings, "max_new_tokens", 0)
+    if getattr(settings, "hint", None) is not None:
+        samples += settings.hint_samples  # where no sample is accepted
     asked = len(records) * samples
     written = asked * longest
     token_budget = getattr(settings, "token_budget", None)

@@ -23,6 +23,7 @@ from potstill.recipe.generate import GenerateSettings, SequenceProgram
 from potstill.recipe.load import dump_recipe, load_recipe, parse_recipe
 from potstill.recipe.objectives import Needs, ObjectiveSettings
 from potstill.recipe.programs import ConversationsProgram, SelfInstructProgram
+from potstill.recipe.reasoning import ChainFilters, ReasoningProgram
 from potstill.recipe.recipe import Recipe
 from potstill.recipe.relations import (
     MiniLMv1,
@@ -91,6 +92,7 @@ __all__ = [
     "AttentionTransfer",
     "BudgetSettings",
     "ByInfluence",
+    "ChainFilters",
     "Change",
     "Choice",
     "ConversationsProgram",
@@ -146,6 +148,7 @@ __all__ = [
     "RKDAngle",
     "RKDDistance",
     "ReasoningGym",
+    "ReasoningProgram",
     "Recipe",
     "Refusal",
     "Regex",

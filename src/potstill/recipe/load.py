@@ -196,7 +196,7 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path)
     model: type[BaseModel] | None = Recipe
     value: Any = {**document, "teachers": {"main": document["teacher"]}} if "teacher" in document else document
     rooms = {"teacher": "teachers", "teachers": "teachers", "student": "students", "objectives": "objectives"}
-    rooms |= {"data": "data", "generate": "generate", "export": "export"}
+    rooms |= {"data": "data", "generate": "generate", "export": "export", "verify": "verify"}
     room: str | None = None
     for part in location:
         if isinstance(value, str):

@@ -1,0 +1,132 @@
+"""Settings of the program `reasoning`: chains of thought, verified, sampled until enough are accepted. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from potstill.recipe.base import Settings, one_of
+from potstill.recipe.generate import GenerateSettings
+from potstill.recipe.teachers import TeacherSettings
+from potstill.recipe.verify import Composite, Judge, VerifierSettings
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class ChainFilters(Settings):
+    """What a chain must be like, whatever its answer: reasoning and answer together, in words (one Chinese, Japanese or
+    Korean sign is a word). Off where None. DeepSeek-R1 (arXiv 2501.12948, §2.3.3) left out mixed languages, long
+    paragraphs and code blocks.
+
+    `most_tokens` are the teacher's own. `repetition` is the largest share of runs of `repeated_words` words that have
+    stood in the chain before. `languages` (ISO 639-1) allows `other_share` of the letters to be of another.
+    `paragraph_words` is the longest paragraph. `code: false` refuses fenced blocks of code.
+    """
+
+    least_words: int = Field(0, ge=0)
+    most_words: PositiveInt | None = None
+    most_tokens: PositiveInt | None = None
+    repetition: Rate | None = 0.3
+    repeated_words: PositiveInt = 8
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    other_share: float = Field(0.1, ge=0, lt=1)
+    paragraph_words: PositiveInt | None = None
+    code: bool = True
+
+    @model_validator(mode="after")
+    def _possible(self) -> ChainFilters:
+        if self.most_words is not None and self.most_words < self.least_words:
+            raise ValueError(f"most_words: {self.most_words} is below least_words: {self.least_words}")
+        return self
+
+
+class ReasoningProgram(GenerateSettings):
+    """Chains of thought with rejection sampling: `samples` of each problem, those kept whose answer `verify` accepts.
+    Ho et al. 2022, arXiv 2212.10071 (several chains a problem, T = 0.7); DeepSeek-R1, arXiv 2501.12948.
+
+    The samples of a problem are asked for `samples_at_once` (by itself all), and no more once `stop_at` different
+    chains are accepted. A chain that was cut short is never kept, whatever stands in it. `keep` chooses `kept` of the
+    accepted: the first (`all`), the `shortest`, or the most `diverse`. `accept_all` keeps the wrong ones too, with
+    their verdicts. `unjudged` says what becomes of what a verifier cannot judge. `pass_rate` keeps the problems whose
+    share of accepted samples is within [low, high].
+
+    `instruction` is how a problem is put to the teacher, `{problem}` in it; the record has the problem alone. `hint`
+    (STaR, arXiv 2203.14465) is how it is put, with `{problem}` and `{reference}`, `hint_samples` times, where no chain
+    was accepted; the record has no hint either. The reference answer is in `record.metadata[reference]`, or else the
+    record's own answer.
+
+    `target` is what is learned: the chain, or the final answer alone. `reasoning` says where reasoning stands apart
+    from the answer: in the message's `reasoning_content`, in its text between `<think>` and `</think>`, or (`auto`) in
+    the first unless the teacher's chat template would drop it there.
+    """
+
+    kind: Literal["reasoning"] = "reasoning"
+    verify: one_of(VerifierSettings)  # type: ignore[valid-type]
+    samples: PositiveInt = 4
+    samples_at_once: PositiveInt | None = None
+    stop_at: PositiveInt | None = None
+    accept_all: bool = False
+    unjudged: Literal["reject", "accept"] = "reject"
+    keep: Literal["all", "shortest", "diverse"] = "all"
+    kept: PositiveInt | None = None
+    pass_rate: tuple[Rate, Rate] = (0.0, 1.0)
+    filters: ChainFilters = ChainFilters()
+    instruction: str | None = None
+    hint: str | None = None
+    hint_samples: PositiveInt = 1
+    reference: str = "reference"
+    target: Literal["chain", "answer"] = "chain"
+    reasoning: Literal["auto", "reasoning_content", "think"] = "auto"
+    max_new_tokens: PositiveInt = 1024
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    batch_size: PositiveInt = 32
+    token_budget: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> ReasoningProgram:
+        if self.temperature == 0 and (self.samples > 1 or (self.hint is not None and self.hint_samples > 1)):
+            raise ValueError("greedy answers are all the same: set temperature above 0, or samples: 1")
+        if self.stop_at is not None and self.stop_at > self.samples:
+            raise ValueError(f"{self.samples} samples never give {self.stop_at} accepted: raise samples")
+        if self.samples_at_once is not None and self.samples_at_once > self.samples:
+            raise ValueError(f"samples_at_once: {self.samples_at_once} is above samples: {self.samples}")
+        if self.keep == "diverse" and self.kept is None:
+            raise ValueError("keep: diverse chooses some of the accepted: say how many a problem, kept: 2")
+        low, high = self.pass_rate
+        if low > high:
+            raise ValueError(f"pass_rate: no rate is within [{low}, {high}]")
+        if self.windowed and self.stop_at is not None:
+            raise ValueError("pass_rate counts all samples, and stop_at leaves some unasked: drop one of them")
+        for name, needed in (("instruction", ("{problem}",)), ("hint", ("{problem}", "{reference}"))):
+            template = getattr(self, name)
+            missing = [part for part in needed if template is not None and part not in template]
+            if missing:
+                raise ValueError(f"{name} has no {missing[0]}: say where it goes")
+        return self
+
+    @property
+    def windowed(self) -> bool:
+        """Whether a pass rate can leave a problem out."""
+        return self.pass_rate != (0.0, 1.0)
+
+    def check_teacher(self, teacher: TeacherSettings) -> None:
+        """A judge asks through the section's own teacher."""
+        super().check_teacher(teacher)
+        for judge in judges_of(self.verify):
+            if judge.teacher != self.teacher:
+                raise ValueError(
+                    f"verify: a judge asks the teacher that writes ({self.teacher!r}), not {judge.teacher!r}: name "
+                    "that one"
+                )
+
+
+def judges_of(verify: Any) -> Iterator[Judge]:
+    """The judges in a verifier's settings, those in composites too."""
+    if isinstance(verify, Judge):
+        yield verify
+    for member in verify.of if isinstance(verify, Composite) else ():
+        yield from judges_of(member)
