@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.console import Console
 from potstill.errors import DataError
-from potstill.recipe import Change, Existing, ObjectiveSettings, Recipe, TeacherSettings, TrainSettings, TrainStage
+from potstill.recipe import (
+    Change,
+    Existing,
+    FromConfig,
+    ObjectiveSettings,
+    Recipe,
+    TeacherSettings,
+    TrainSettings,
+    TrainStage,
+)
 from potstill.recipe.data import PackagedData
 from potstill.recipe.schedules import said
 from potstill.types import Record
@@ -54,7 +63,9 @@ def check_recipe(recipe: Recipe) -> Findings:
 
     Raises:
         DataError: the recipe cannot work as it stands.
+        ModelError: nor without a tokenizer that it names.
     """
+    from potstill.models.folder import check_tokenizer_folder
     from potstill.models.resolve import locate
 
     lines: dict[str, tuple[str, ...]] = {}
@@ -78,6 +89,8 @@ def check_recipe(recipe: Recipe) -> Findings:
         teachers += [f"  {note}" for note in source.notes] if source else []
         folder = folder or (source.path if source else None)
     lines["teachers"] = tuple(teachers) or ("none",)
+    if isinstance(recipe.student, FromConfig) and recipe.student.tokenizer is not None:
+        folder = check_tokenizer_folder(recipe.student.tokenizer, "student.tokenizer")
 
     if recipe.generate is not None and sides is not None:
         from potstill.generate.estimate import estimate

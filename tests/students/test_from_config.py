@@ -15,7 +15,7 @@ import torch
 from potstill.errors import ModelError, RecipeError
 from potstill.recipe.students import FromConfig
 from potstill.students import BuiltStudent
-from tiny_models import FAMILIES, VOCAB, Family, tiny_config
+from tiny_models import FAMILIES, VOCAB, Family, make_tiny_tokenizer, tiny_config
 
 from .conftest import TeacherMaker
 
@@ -70,6 +70,15 @@ def test_without_generation_settings_the_special_tokens_are_still_the_teachers(
     (folder / "generation_config.json").unlink()
     student = build(FromConfig(config={"num_hidden_layers": 1}), replace(teacher_of(), path=folder)).model
     assert (student.generation_config.eos_token_id, student.generation_config.pad_token_id) == (2, 2)
+
+
+def test_a_tokenizer_without_a_model_says_the_special_tokens(build: Build, tmp_path: Path) -> None:
+    make_tiny_tokenizer().save_pretrained(tmp_path)
+    shape = {"model_type": "llama", "vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    student = build(FromConfig(config=shape), None, tokenizer_source=tmp_path).model
+    assert (student.config.bos_token_id, student.config.eos_token_id) == (0, 2)  # the family has 1 and 2
+    assert student.generation_config.eos_token_id == 2
 
 
 def test_the_end_token_starts_with_an_embedding_though_it_pads_too(teacher_of: TeacherMaker, build: Build) -> None:

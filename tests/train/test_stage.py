@@ -13,11 +13,12 @@ from train.recipes import ARGS, run_stage, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.artifacts import Artifact
+from potstill.check import check_recipe
 from potstill.console import Console
-from potstill.errors import DataError, RecipeError, TokenizerMismatch
+from potstill.errors import DataError, ModelError, RecipeError, TokenizerMismatch
 from potstill.recipe import Recipe, load_recipe, parse_recipe
 from potstill.train.stage import stage
-from tiny_models import make_tiny_causal_lm, make_tiny_convnet
+from tiny_models import make_tiny_causal_lm, make_tiny_convnet, make_tiny_tokenizer
 
 
 def history(artifact: Artifact) -> list[dict[str, Any]]:
@@ -251,6 +252,22 @@ def test_a_net_whose_code_or_weights_change_is_trained_anew(tmp_path: Path) -> N
     other_weights = stage(recipe).key(recipe, {})[0]
 
     assert len({before, other_code, other_weights}) == 3
+
+
+def test_a_model_from_nothing_is_trained_anew_when_its_tokens_change(tmp_path: Path) -> None:
+    make_tiny_tokenizer().save_pretrained(tmp_path / "letters")
+    student = {"kind": "from_config", "tokenizer": "letters", "config": {"model_type": "llama"}}
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    recipe = images(tmp_path, task="causal_lm", student=student, data="data.jsonl")
+    before = stage(recipe).key(recipe, {})[0]
+    with (tmp_path / "letters" / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    assert stage(recipe).key(recipe, {})[0] != before
+
+    gone = images(tmp_path, task="causal_lm", student=student | {"tokenizer": "lettres"}, data="data.jsonl")
+    for refuses in (check_recipe, lambda recipe: run_stage(recipe, tmp_path / "run")):
+        with pytest.raises(ModelError, match=r"student\.tokenizer: .*lettres: there is no such folder"):
+            refuses(gone)
 
 
 def test_a_student_of_an_ensemble_is_trained_anew_when_any_member_changes(tmp_path: Path) -> None:

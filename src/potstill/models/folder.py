@@ -189,3 +189,18 @@ def stated_licence(path: Path) -> str:
         return ""
     licence = str(metadata.get("license") or "")
     return str(metadata.get("license_name") or licence) if licence == "other" else licence
+
+
+def check_tokenizer_folder(path: Path, where: str) -> Path:
+    """The folder of a tokenizer alone, if there is one.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if not (path / "tokenizer.json").is_file():
+        raise ModelError(
+            "there is no tokenizer.json in this folder" if path.is_dir() else "there is no such folder",
+            where=f"{where}: {path}",
+            mend="paths are relative to the recipe",
+        )
+    return path

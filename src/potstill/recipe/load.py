@@ -128,7 +128,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
             raise RecipeError(f"{'.'.join(parts[:depth])} is {at!r}: nothing can be set inside it", where=where)
 
 
-_PATH_KEYS = {("data", "path"), ("student", "config"), ("student", "weights"), ("student", "source")}
+_PATH_KEYS = {("data", "path"), *(("student", key) for key in ("config", "tokenizer", "weights", "source"))}
 
 
 def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:

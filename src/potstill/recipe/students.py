@@ -90,10 +90,12 @@ class FromTeacher(StudentSettings):
 class FromConfig(StudentSettings):
     """Random weights in a given shape. `config` is a folder or file with a `config.json`, or a mapping: one that names
     a `model_type` describes a model of that family (`{model_type: convnext, depths: [1, 1], …}`), any other changes the
-    teacher's configuration (`{num_hidden_layers: 6}`). The tokenizer, if it reads text, is the teacher's."""
+    teacher's configuration (`{num_hidden_layers: 6}`). If it reads text, `tokenizer` is the folder of its tokenizer,
+    by itself the teacher's."""
 
     kind: Literal["from_config"] = "from_config"
     config: Path | dict[str, Any]
+    tokenizer: Path | None = None
 
 
 class Existing(StudentSettings):

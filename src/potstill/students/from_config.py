@@ -141,9 +141,12 @@ def _check_vocabulary(config: PreTrainedConfig, materials: Materials) -> None:
 
 def _initialised(config: PreTrainedConfig, materials: Materials) -> PreTrainedModel:
     source = materials.tokenizer_source
-    if source is not None and (source / "config.json").is_file():
-        # The tokens are the teacher's, and so are the numbers of the special ones.
-        speaks = AutoConfig.from_pretrained(source, trust_remote_code=materials.trust_remote_code)
+    if source is not None:
+        # The numbers of the special tokens are those of the model whose tokens they are, or of the tokenizer alone.
+        trust = materials.trust_remote_code
+        of_model = (source / "config.json").is_file()
+        opened = AutoConfig.from_pretrained if of_model else load_tokenizer
+        speaks: Any = opened(source, trust_remote_code=trust)
         for name in _SPECIAL:
             setattr(config, name, getattr(speaks, name, None))
     causal = materials.task == "causal_lm"

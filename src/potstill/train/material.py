@@ -15,11 +15,11 @@ from potstill.console import Console
 from potstill.data import Sides, load_records, read_sides, reader_of
 from potstill.data.reader import Row, TaskReader
 from potstill.errors import DataError
-from potstill.models.folder import ModelSource
+from potstill.models.folder import ModelSource, check_tokenizer_folder
 from potstill.models.load import pick_device
 from potstill.models.resolve import resolve
 from potstill.models.tokenizers import check_same_tokenizer
-from potstill.recipe import Existing, Recipe, TeacherSettings, weights_of
+from potstill.recipe import Existing, FromConfig, Recipe, StudentSettings, TeacherSettings, weights_of
 from potstill.registry import build
 from potstill.signals import Batch
 from potstill.students import BuiltStudent, build_student
@@ -58,23 +58,26 @@ def find_models(recipe: Recipe, console: Console) -> Models:
     """Find the models of a recipe, and hold their tokenizers against each other.
 
     Raises:
-        ModelError: one cannot be found or fetched.
+        ModelError: one, or a tokenizer, cannot be found or fetched.
         TokenizerMismatch: an objective compares distributions or states, and the tokens are not the same (rule 6).
     """
     assert recipe.train is not None and recipe.student is not None
     settings = recipe.teachers.get(recipe.train.teacher)
     teacher = _source(settings, console) if settings is not None else None
-    student = _source(recipe.student, console) if isinstance(recipe.student, Existing) else None
-    source = student or teacher
+    own = _own_tokenizer(recipe.student, console)
+    tokenizer = own or (teacher.path if teacher is not None else None)
     images = recipe.task == "image_classification"
-    if source is None and not images:
-        raise DataError("there is no tokenizer: neither student nor teacher is a model on this machine")
+    if tokenizer is None and not images:
+        raise DataError(
+            "there is no tokenizer: neither student nor teacher is a model on this machine",
+            mend="name the folder of one: student.tokenizer of kind from_config",
+        )
     taught = any(o.needs().teacher for o in recipe.train.all_objectives)
-    if student is not None and teacher is not None and taught and not images:
-        check_same_tokenizer(teacher.path, student.path)
+    if own is not None and teacher is not None and taught and not images:
+        check_same_tokenizer(teacher.path, own)
     use_cpu = bool(recipe.train.args.get("use_cpu"))
     device = pick_device("cpu" if use_cpu else getattr(settings, "device", "auto"))
-    return Models(settings, teacher, source.path if source is not None and not images else None, device)
+    return Models(settings, teacher, tokenizer if not images else None, device)
 
 
 def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, work: Work) -> tuple[TaskReader, Rows]:
@@ -134,6 +137,14 @@ def make_teacher(models: Models) -> Teacher | None:
         settings = settings.model_copy(update={"device": str(models.device)})
     teacher: Teacher = build(settings)
     return teacher
+
+
+def _own_tokenizer(student: StudentSettings, console: Console) -> Path | None:
+    """The folder of the tokenizer that a student has of itself; None where it is to speak as its teacher does."""
+    if isinstance(student, FromConfig) and student.tokenizer is not None:
+        return check_tokenizer_folder(student.tokenizer, "student.tokenizer")
+    source = _source(student, console) if isinstance(student, Existing) else None
+    return source.path if source is not None else None
 
 
 def _source(settings: object, console: Console) -> ModelSource | None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from potstill.artifacts import file_digest
-from potstill.recipe import Existing, HardCE, ModuleStudent, Recipe, members_of
+from potstill.recipe import Existing, FromConfig, HardCE, ModuleStudent, Recipe, members_of
 from potstill.stage import Context, Stage
 
 CONTRACT = 2
@@ -71,6 +71,10 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     if isinstance(student, ModuleStudent):
         files = {"student's code": student.file, "student's weights": student.weights}
         digests |= {name: file_digest(file) for name, file in files.items() if file is not None and file.is_file()}
+    if isinstance(student, FromConfig) and student.tokenizer is not None:
+        # A tokenizer's folder is small; where it is missing, the stage says so.
+        files = sorted(file for file in student.tokenizer.glob("*") if file.is_file())
+        digests |= {f"student's tokenizer, {file.name}": file_digest(file) for file in files}
     return digests
 
 
