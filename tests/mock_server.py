@@ -29,11 +29,18 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from email.utils import formatdate
 from typing import Any
 
 WORDS = tuple("copper still spirit cask barley malt peat water yeast wash feints heart swan neck worm tub oak".split())
+
+
+def text_for(asked: Mapping[str, Any], words: int = 24) -> str:
+    """What a request is answered, before it is cut: fewer than `words` words, which follow from what is asked."""
+    relevant = {k: asked.get(k) for k in ("model", "messages", "prompt", "temperature", "top_p", "top_k", "seed")}
+    drawn = random.Random(json.dumps(relevant, sort_keys=True))
+    return " ".join(drawn.choice(WORDS) for _ in range(drawn.randrange(4, words)))
 
 
 class Bucket:
@@ -166,7 +173,7 @@ class Server:
 
     def document(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request: it follows from what is asked."""
-        text = self.text(asked)
+        text = text_for(asked, self.options.words)
         most = asked.get("max_tokens") or asked.get("max_completion_tokens") or 16
         words = text.split(" ")
         finish = "stop" if len(words) <= most else "length"
@@ -193,11 +200,6 @@ class Server:
         if way == "unclosed":
             return {"role": "assistant", "content": f"<think>\nLet me think: {text}"}
         return {"role": "assistant", "content": text}
-
-    def text(self, asked: dict[str, Any]) -> str:
-        relevant = {k: asked.get(k) for k in ("model", "messages", "prompt", "temperature", "top_p", "top_k", "seed")}
-        drawn = random.Random(json.dumps(relevant, sort_keys=True))
-        return " ".join(drawn.choice(WORDS) for _ in range(drawn.randrange(4, self.options.words)))
 
 
 class Connection(asyncio.Protocol):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from generate.endpoint_run import SCRIPT, EndpointRun
-from mock_server import Mock, mock
+from mock_server import Mock, mock, text_for
 
 from potstill.console import Console
 from potstill.data import load_records, load_rejects
@@ -39,7 +39,12 @@ def answered(server: Mock, tmp_path_factory: pytest.TempPathFactory) -> Endpoint
 def test_every_prompt_is_answered_and_rows_stand_in_the_order_of_the_data(answered: EndpointRun) -> None:
     records = load_records(answered.run / "generate" / "records.parquet")
     assert [(r.row, r.sample) for r in records] == [(n, s) for n in range(1, 61) for s in range(2)]
-    assert len({r.messages[-1]["content"] for r in records if r.messages}) == 120  # samples differ: seeds do
+    for record in records:  # each has the answer to its own request, and not a neighbour's
+        assert record.messages is not None
+        *asked, answer = record.messages
+        sent = {**record.provenance.sampling, "model": "mock", "messages": asked, "seed": record.provenance.seed}
+        assert answer["content"] == text_for({name: sent.get(name) or None for name in sent})
+    assert len({r.provenance.seed for r in records}) == 120  # so that samples differ
     facts = answered.manifest["facts"]
     assert (facts["answers"], facts["answers_from_journal"], facts["requests_sent"]) == (120, 0, 120)
     assert facts["price"] == "unknown" and facts["dollars"] is None
