@@ -5,7 +5,7 @@
     before:                                      # recipes that run first: those that make teachers
       - {recipe: ../../recipes/hinton_digits_teacher.yaml, run: hinton_digits_teacher-1, set: {seed: 1}}
     seeds: [0, 1, 2, 3, 4]
-    measure: accuracy                            # of the student, on held-out records
+    measure: accuracy                            # of the student, on held-out records (solved: of problems)
     baseline: alone                              # the arm that the others are held against
     set: {train.controls: []}                    # in all arms
     arms:

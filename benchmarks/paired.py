@@ -28,10 +28,11 @@ from potstill.errors import RunError
 from potstill.evaluate.bootstrap import PairedBootstrap
 from potstill.measures import HIGHER_IS_BETTER, Interval, Measures
 
-COLUMNS = {"accuracy": "correct", "nll": "nll", "kl": "kl", "top1_agreement": "agree"}
-"""The column of each measure in the tables of single values."""
+COLUMNS = {"accuracy": "correct", "solved": "solved", "nll": "nll", "kl": "kl", "top1_agreement": "agree"}
+"""The column of each measure in the tables of single values: one value per target, or per problem."""
 
 _TABLES = ("examples.parquet", "tokens.parquet")
+_PROBLEMS = "solved.parquet"
 
 Verdict = Literal["better", "worse", "not told apart"]
 
@@ -105,7 +106,7 @@ def _over_records(pairs: Sequence[tuple[Table, Table]], confidence: float, resam
         if table.targets != first.targets:
             raise RunError(
                 "arms were measured on different held-out records, and cannot be held against each other",
-                mend="leave data, data.split_seed and train.max_length out of the arms",
+                mend="leave data, data.split_seed, train.max_length and evaluate.solve out of the arms",
             )
     ours, theirs = (np.mean([pair[side].values for pair in pairs], axis=0) for side in (0, 1))
     return PairedBootstrap(first.groups, resamples=resamples, confidence=confidence, seed=0).difference(ours, theirs)
@@ -129,7 +130,8 @@ def read_table(evaluate: Path, measure: str) -> Table | None:
     """The student's single values in the artifact of a stage `evaluate`, or None where it has none of that measure."""
     import pyarrow.parquet as pq
 
-    file = next((evaluate / name for name in _TABLES if (evaluate / name).is_file()), None)
+    tables = (_PROBLEMS,) if measure == "solved" else _TABLES
+    file = next((evaluate / name for name in tables if (evaluate / name).is_file()), None)
     column = f"{COLUMNS[measure]}_student"
     if file is None or column not in (names := pq.read_schema(file).names):
         return None

@@ -1,8 +1,8 @@
 """What `evaluate` writes and `report` reads: `measures.json`, as frozen records. No torch.
 
 Every comparison is paired by group, with a bootstrap interval (rule 10). Units: nats per target at temperature 1 for
-NLL and KL (a target is a token, a masked token or an example, by the task), shares in [0, 1] for accuracy and
-agreement, seconds and bytes as their names say.
+NLL and KL (a target is a token, a masked token or an example, by the task), shares in [0, 1] for accuracy,
+agreement and problems solved, seconds and bytes as their names say.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from potstill.types import Task
 
-Metric = Literal["accuracy", "nll", "kl", "top1_agreement"]
-HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"accuracy", "top1_agreement"})
+Metric = Literal["accuracy", "solved", "nll", "kl", "top1_agreement"]
+HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"accuracy", "solved", "top1_agreement"})
 MODELS = ("teacher", "student", "text_only", "untrained")
 """Model names, in the order in which they are shown. A control may be absent."""
 
@@ -65,7 +65,8 @@ class ModelMeasures:
     `perplexity` is exp(NLL), of a masked model its pseudo-perplexity over masked tokens. `accuracy` is that of classes,
     or of embeddings recall@1: the share of examples whose nearest neighbour has their label. `kept` is the accuracy as
     a share of the teacher's, None where the teacher is at chance (rule 10). `similarity_correlation` is Spearman's
-    between the cosines of pairs of examples in this model and in the teacher.
+    between the cosines of pairs of examples in this model and in the teacher. `solved` is the share of held-out
+    problems to which its greedy answer is right (see `Solving`).
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelMeasures:
     kept: Interval | None = None
     flips: Flips | None = None
     similarity_correlation: Interval | None = None
+    solved: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,23 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Solving:
+    """What was put to models that solve problems, and by model how many answers are not solved for a reason other than
+    being wrong: `unfinished` ones were cut at `max_new_tokens` (or where the model takes no more), `unjudged` ones the
+    verifier could not judge, and `too_long` prompts leave the model no room to answer. `verifier` is its name and
+    version. `groups` are what intervals are drawn from.
+    """
+
+    problems: int
+    groups: int
+    verifier: str
+    max_new_tokens: int
+    unfinished: Mapping[str, int]
+    unjudged: Mapping[str, int]
+    too_long: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Measures:
     """The whole of `measures.json`. `chance` is the accuracy of what knows nothing but the labels' frequencies: of
     classes the share of the largest, of embeddings the mean share of the other examples that have an example's
@@ -119,6 +138,7 @@ class Measures:
     notes: tuple[str, ...] = ()
     task: Task = "causal_lm"
     chance: float | None = None
+    solving: Solving | None = None
 
     def comparison(self, model: str, against: str, metric: Metric) -> Comparison | None:
         """The comparison of two models, if it was made."""
@@ -137,10 +157,12 @@ class Measures:
         comparisons = tuple(
             Comparison(**{**c, "difference": Interval(**c["difference"])}) for c in raw.pop("comparisons")
         )
+        if raw.get("solving") is not None:
+            raw["solving"] = Solving(**raw["solving"])
         return cls(models=models, comparisons=comparisons, **{**raw, "notes": tuple(raw["notes"])})
 
 
-_INTERVALS = ("nll", "kl", "top1_agreement", "accuracy", "kept", "similarity_correlation")
+_INTERVALS = ("nll", "kl", "top1_agreement", "accuracy", "kept", "similarity_correlation", "solved")
 _SPREADS = ("prefill_spread", "decode_spread", "examples_spread")
 
 

@@ -77,6 +77,7 @@ def _measures_table(measures: Measures, table_type: Any) -> Any:
     shown = [measures.models[name] for name in MODELS if name in measures.models]
     columns: dict[str, list[str]] = {
         "accuracy": [_interval(model.accuracy) for model in shown],
+        "solved": [_interval(model.solved) for model in shown],
         "KL": [_interval(model.kl) for model in shown],
         "agreement": [_interval(model.top1_agreement) for model in shown],
         "perplexity": [_NONE if model.perplexity is None else f"{model.perplexity:,.2f}" for model in shown],

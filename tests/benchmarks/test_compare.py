@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from scipy import stats
@@ -355,3 +357,73 @@ def test_killed_in_the_middle_it_goes_on_and_ends_as_if_it_had_not_been(
     kd, _ = results[1]["arms"]
     assert kd["kl"]["difference"]["over_records"]["low"] <= kd["kl"]["difference"]["value"]
     assert kd["kl"]["difference"]["over_seeds"] is None
+
+
+# ---- problems solved ---------------------------------------------------------------------------------------------
+
+
+def write_solved(folder: Path, solved: list[bool], ids: str = "abcdefgh") -> None:
+    """What `evaluate` leaves of eight problems, and a table of tokens beside them, which is another measure's."""
+    evaluate = folder / "evaluate"
+    evaluate.mkdir(parents=True)
+    share = sum(solved) / len(solved)
+    model = ModelMeasures("student", 10, 40, 2, solved=Interval(share, share, share))
+    Measures({"student": model}, (), groups=8, records=8, targets=9, confidence=0.95, resamples=10).save(
+        evaluate / "measures.json"
+    )
+    names = list(ids)
+    pq.write_table(
+        pa.table({"record_id": names, "group": names, "solved_student": solved}), evaluate / "solved.parquet"
+    )
+    pq.write_table(
+        pa.table({"record_id": ["t"], "group": ["t"], "position": [0], "nll_student": [1.0]}),
+        evaluate / "tokens.parquet",
+    )
+
+
+SOLVED: dict[str, list[bool]] = {
+    "kd-0": [True] * 8,
+    "kd-1": [True] * 7 + [False],
+    "alone-0": [False] * 8,
+    "alone-1": [True] + [False] * 7,
+}
+
+
+def test_arms_are_compared_by_what_they_solve_problem_by_problem(tmp_path: Path) -> None:
+    comparison = load_comparison(write(tmp_path, measure="solved"))
+    runs = runs_of(comparison, tmp_path / "runs")
+    for made in runs:
+        write_solved(made.folder, SOLVED[made.folder.name])
+    kd, alone = compare.gather(comparison, runs)
+    assert kd.values["solved"] == {0: 1.0, 1: 0.875}
+    assert alone.values["solved"] == {0: 0.0, 1: 0.125}
+    found = kd.differences["solved"]
+    assert found is not None
+    # By hand: seed by seed 1 and 0.75; problem by problem 0.5, six times 1, 0.5.
+    assert found.value == pytest.approx(0.875)
+    assert found.over_records is not None
+    assert found.over_records.value == pytest.approx((0.5 + 6 * 1.0 + 0.5) / 8)
+    assert 0.5 < found.over_records.low < found.over_records.high <= 1.1
+    assert found.over_seeds is not None and found.over_seeds.low < 0 < found.over_seeds.high
+    assert found.verdict == "not told apart"
+
+
+def test_arms_that_were_given_other_problems_are_refused(tmp_path: Path) -> None:
+    comparison = load_comparison(write(tmp_path, measure="solved", seeds=[0]))
+    runs = runs_of(comparison, tmp_path / "runs")
+    for made in runs:
+        write_solved(made.folder, SOLVED[made.folder.name], "abcdefgh" if made.arm == "kd" else "abcdefgx")
+    with pytest.raises(RunError, match="different held-out records") as caught:
+        compare.gather(comparison, runs)
+    assert "evaluate.solve" in str(caught.value)
+
+
+def test_where_nothing_was_solved_for_it_the_mend_is_named(tmp_path: Path) -> None:
+    comparison = load_comparison(write(tmp_path, measure="solved", seeds=[0]))
+    runs = runs_of(comparison, tmp_path / "runs")
+    for made in runs:
+        (made.folder / "evaluate").mkdir(parents=True)
+        measured(1.0).save(made.folder / "evaluate" / "measures.json")
+    with pytest.raises(RunError, match="solved was not measured") as caught:
+        compare.gather(comparison, runs)
+    assert "set evaluate.solve in the recipe" in str(caught.value)

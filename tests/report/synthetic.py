@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from potstill.artifacts import Artifact, read_artifact, write_artifact
 from potstill.console import Console
-from potstill.measures import Comparison, Interval, Measures, ModelMeasures, Speed
+from potstill.measures import Comparison, Interval, Measures, ModelMeasures, Solving, Speed
 from potstill.recipe import Recipe, parse_recipe
 from potstill.report.stage import stage
 from potstill.stage import Context
@@ -44,6 +44,7 @@ class Shape:
     speed: bool = True
     text: str | None = None
     title: str | None = None
+    solve: bool = False
 
     @property
     def control(self) -> bool:
@@ -120,6 +121,17 @@ def measures_of(shape: Shape) -> Measures:
             compared.append(Comparison("student", "text_only", "kl", Interval(*shape.kl)))
         compared.append(Comparison("student", "text_only", "nll", Interval(*shape.nll)))
         compared.append(Comparison("student", "text_only", "top1_agreement", Interval(0.041, 0.024, 0.058)))
+    solving = None
+    if shape.solve:
+        shares = {"teacher": (0.8, 0.7, 0.88), "student": (0.425, 0.33, 0.52), "text_only": (0.3, 0.22, 0.39)}
+        shares |= {"untrained": (0.0, 0.0, 0.0)}
+        models = {name: replace(model, solved=Interval(*shares[name])) for name, model in models.items()}
+        compared.append(Comparison("student", "teacher", "solved", Interval(-0.375, -0.47, -0.28)))
+        if shape.control:
+            compared.append(Comparison("student", "text_only", "solved", Interval(0.125, 0.03, 0.22)))
+        unfinished = {name: 80 if name == "untrained" else 3 for name in models}
+        none = dict.fromkeys(models, 0)
+        solving = Solving(80, 78, "numeric@1", 256, unfinished, {**none, "student": 2}, none)
     return Measures(
         models=models,
         comparisons=tuple(compared),
@@ -129,6 +141,7 @@ def measures_of(shape: Shape) -> Measures:
         confidence=0.95,
         resamples=2000,
         notes=("Only 8 held-out groups: the intervals are rough, and rather too narrow.",),
+        solving=solving,
     )
 
 

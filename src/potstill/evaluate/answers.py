@@ -11,15 +11,15 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from potstill.data import ChatTokenizer
 
-_PROMPTS_AT_ONCE = 8
-
 
 @dataclass(frozen=True)
 class Written:
-    """An answer. `finished` says that the model stopped by itself, and was not cut at the limit."""
+    """An answer. `finished` says that the model stopped by itself, and was not cut at the limit; `tokens` were written,
+    the end token aside."""
 
     text: str
     finished: bool
+    tokens: int = 0
 
 
 def write_answers(
@@ -29,6 +29,7 @@ def write_answers(
     *,
     max_new_tokens: int,
     advance: Callable[[float], None],
+    batch_size: int = 8,
 ) -> list[Written]:
     """Answer prompts greedily, in fp32 or whatever the model is in.
 
@@ -41,6 +42,7 @@ def write_answers(
         chat: the model's tokenizer.
         max_new_tokens: where an answer is cut.
         advance: told how many prompts were answered.
+        batch_size: how many are answered side by side, of like length; the last of them to stop ends the batch.
     """
     ends = end_ids(model, chat)
     own = model.generation_config
@@ -51,12 +53,13 @@ def write_answers(
         # Like lengths together; the answers come back in the order of the prompts.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         written: dict[int, Written] = {}
-        for start in range(0, len(order), _PROMPTS_AT_ONCE):
-            some = order[start : start + _PROMPTS_AT_ONCE]
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
             for index, ids in zip(some, _continued(model, [prompts[i] for i in some], chat.pad_id), strict=True):
                 stop = next((at for at, token in enumerate(ids) if token in ends), None)
-                text = chat.decode(ids[:stop], skip_special_tokens=True)
-                written[index] = Written(text.strip(), finished=stop is not None)
+                said = ids if stop is None else ids[:stop]
+                text = chat.decode(said, skip_special_tokens=True)
+                written[index] = Written(text.strip(), finished=stop is not None, tokens=len(said))
             advance(len(some))
     finally:
         model.generation_config = own

@@ -32,6 +32,7 @@ from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held
 from potstill.evaluate.measured import Measured, Size, size_of
 from potstill.evaluate.neighbours import Embedded, embed, nearest, pairs_of, score_neighbours
 from potstill.evaluate.scores import CLASSIFIES, Scores
+from potstill.evaluate.solving import Solvers
 from potstill.evaluate.speed import NEW_TOKENS, forward_of, measure_speed, speed_dtype, writing_of
 from potstill.evaluate.summary import Draws, summarise
 from potstill.evaluate.teacher import pooling_of
@@ -63,6 +64,9 @@ class Evaluation:
         writes = self.task in ("causal_lm", "masked_lm")
         self.chat = ChatTokenizer.from_folder(trained / "model") if writes else None
         self.documents: list[Document] = []
+        self.solvers: Solvers | None = None
+        if self.settings.solve is not None and self.chat is not None:
+            self.solvers = Solvers(recipe, self.chat, context.work)
 
     def _held_out(self) -> HeldOut:
         generated = self.context.inputs.get("generate")
@@ -112,11 +116,13 @@ class Evaluation:
         return self.task == "causal_lm" and self.settings.samples_shown > 0
 
     def _measure_teacher(self, teacher: Measured) -> Told:
-        with self._opened(teacher) as model, self._progress(teacher) as advance:
-            if self.task == "sentence_embedding":
-                return self._embedded(model, "teacher", None, advance)
-            folder = self.context.out / _WORK / "teacher"
-            self.scores["teacher"], rows = measure_teacher(model, self.batches, folder, advance)
+        with self._opened(teacher) as model:
+            with self._progress(teacher) as advance:
+                if self.task == "sentence_embedding":
+                    return self._embedded(model, "teacher", None, advance)
+                folder = self.context.out / _WORK / "teacher"
+                self.scores["teacher"], rows = measure_teacher(model, self.batches, folder, advance)
+            self._solve(teacher, model)
         return rows
 
     def _measure(self, measured: Measured, told: Told) -> None:
@@ -132,6 +138,18 @@ class Evaluation:
                 self.documents = self._documents()
             if self._asks and measured.name != "untrained":
                 self._answer(measured, model)
+            self._solve(measured, model)
+
+    def _solve(self, measured: Measured, model: nn.Module) -> None:
+        """Put the held-out problems to one model."""
+        if self.solvers is None:
+            return
+        console, count = self.context.console, len(self.solvers.problems)
+        with console.task(f"problems of {measured.name}", count, "problems") as task:
+            self.solvers.ask(measured.name, model, self.sizes[measured.name].positions, task.advance)
+        if (solutions := self.solvers.by_model.get(measured.name)) is not None:
+            solved = sum(solution.solved for solution in solutions)
+            console.say(f"the {measured.name} solves {solved} of {count} held-out problems", solved=solved)
 
     def _embedded(self, model: nn.Module, name: str, teacher: Embedded | None, advance: Any) -> Embedded:
         recipe, groups = self.context.recipe, self.held_out.target_groups
@@ -177,7 +195,8 @@ class Evaluation:
         shown = self.documents[: self.settings.samples_shown]
         if not shown or self.chat is None:
             return
-        assert isinstance(model, PreTrainedModel)
+        if not isinstance(model, PreTrainedModel):
+            return  # an ensemble's members do not write as one
         questions: dict[tuple[int, ...], Question] = {document.question.ids: document.question for document in shown}
         with self.context.console.task(f"answers of {measured.name}", len(questions), "prompts") as task:
             written = write_answers(
@@ -235,6 +254,9 @@ class Evaluation:
             notes=self.notes,
         )
         out = self.context.out
+        if self.solvers is not None:
+            measures = self.solvers.added_to(measures, draws)
+            self.solvers.save(out)
         measures.save(out / "measures.json")
         if of_examples:
             make = examples_of if self.task in CLASSIFIES else neighbours_of

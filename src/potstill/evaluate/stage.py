@@ -17,7 +17,8 @@ def stage(recipe: Recipe) -> Stage:
 
     Its artifact holds `measures.json` (`potstill.measures.Measures`), `documents.json` (the held-out records, worst
     first, with what models made of them) and a table of all values: `tokens.parquet` (one row per target token) of
-    language models, `examples.parquet` of classes and embeddings.
+    language models, `examples.parquet` of classes and embeddings. Where problems were put to models there are also
+    `solved.parquet` (one row per problem) and `solutions.jsonl` (what was answered, and what the verifier said of it).
     """
     assert recipe.evaluate is not None and recipe.train is not None and recipe.student is not None
     name = teacher_name(recipe)
@@ -39,11 +40,13 @@ def stage(recipe: Recipe) -> Stage:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    """Digests of the teacher's weights, and of the data where no stage has read them before."""
+    """Digests of the teacher's weights, and of the data where they are read here themselves."""
     from potstill.data import source_digests
     from potstill.models import model_digests
 
-    digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
+    assert recipe.evaluate is not None
+    reads = recipe.generate is None or recipe.evaluate.solve is not None
+    digests = dict(source_digests(recipe.data)) if reads else {}
     name = teacher_name(recipe)
     return digests | model_digests("teacher", members_of(None if name is None else recipe.teachers[name]))
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from potstill.data.chat import ChatTokenizer
 from potstill.data.split import Side
+from potstill.data.thinking import split_reasoning
 from potstill.data.tokenize import prompt_ids
 from potstill.generate.journaled import JournaledTeacher
 from potstill.generate.plan import Question, plan_batches
-from potstill.generate.reasoning import split_reasoning
 from potstill.types import Answer, Request
 
 if TYPE_CHECKING:

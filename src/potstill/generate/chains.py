@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from potstill.artifacts import Work
+from potstill.data.problems import as_prompt, own_answer, prompt_hash
 from potstill.data.split import Side
 from potstill.data.stream import Seen
 from potstill.errors import DataError
@@ -23,8 +24,8 @@ from potstill.generate.answering import Answered, Answering, ask_all
 from potstill.generate.chains_filters import ChainFilter, chain_of
 from potstill.generate.chains_judge import Verification
 from potstill.generate.chains_keep import Chain, choose, next_samples
-from potstill.generate.chains_record import Form, Problem, form_for, learned, own_answer, put_by, reference_of
-from potstill.generate.records import as_prompt, prompt_hash, reject
+from potstill.generate.chains_record import Form, Problem, form_for, learned, put_by, reference_of
+from potstill.generate.records import reject
 from potstill.recipe.reasoning import ReasoningProgram
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling, Verdict, digest

@@ -15,8 +15,7 @@ from queue import SimpleQueue
 from threading import local
 from typing import Any
 
-from potstill.recipe.reasoning import judges_of
-from potstill.recipe.verify import Composite, VerifierSettings, WorkerSettings
+from potstill.recipe.verify import VerifierSettings, judges_of, workers_of
 from potstill.types import Answer, Record, Request, Verdict
 from potstill.verify import Ask, Verifier, open_verifier, verdicts
 
@@ -38,7 +37,7 @@ class Verification:
 
     def __init__(self, settings: VerifierSettings, ask: Ask) -> None:
         self.asks = any(True for _ in judges_of(settings))
-        self._workers = _workers(settings)
+        self._workers = workers_of(settings)
         self._ask = ask
         self._place = local()
         self._questions: SimpleQueue[_Asked | None] = SimpleQueue()
@@ -117,10 +116,3 @@ class Verification:
         answers = iter(self._ask([request for _, requests, _ in ordered for request in requests]))
         for _, requests, hoped in ordered:
             hoped.set_result(list(islice(answers, len(requests))))
-
-
-def _workers(settings: VerifierSettings) -> int:
-    """The most worker processes that any verifier among some settings has."""
-    own = settings.workers if isinstance(settings, WorkerSettings) else 1
-    members = settings.of if isinstance(settings, Composite) else ()
-    return max([own, *(_workers(member) for member in members)])

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from potstill.data.spans import Unlearnable, assistant_turns
+from potstill.data.thinking import CLOSE, OPEN
 from potstill.generate.answering import Answered, Answering
 from potstill.generate.chains_keep import Chain
-from potstill.generate.reasoning import CLOSE, OPEN
 from potstill.generate.records import provenance_of, with_answer
 from potstill.types import Answer, Record, Reject, Request, Sampling, Verdict
 from potstill.verify.base import references
@@ -38,15 +38,6 @@ class Problem:
         """Take an accepted chain."""
         self.chains.append(chain)
         self.results[chain.sample] = record
-
-
-def own_answer(record: Record) -> str | None:
-    """The answer that a record has itself: of a problem from a file it is the reference."""
-    if record.completion is not None:
-        return record.completion
-    last = (record.messages or ({},))[-1]
-    content = last.get("content")
-    return content if last.get("role") == "assistant" and isinstance(content, str) else None
 
 
 def put_by(template: str | None, prompt: Record, sampling: Sampling, sample: int, reference: str = "") -> Request:

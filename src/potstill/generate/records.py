@@ -1,4 +1,4 @@
-"""What programs share: prompts out of records, answers into records, rejects out of both."""
+"""What programs share: answers into records, and rejects out of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from potstill.generate.answering import Answered
-from potstill.types import Answer, Provenance, Record, Reject, Request, digest
+from potstill.types import Answer, Provenance, Record, Reject, Request
 
 _EXCERPT_CHARACTERS = 200
 
@@ -24,31 +24,6 @@ def provenance_of(prompt: Record, answered: Answered, identity: Mapping[str, Any
         seed=answered.seed,
         template=str(identity.get("template", "")),
     )
-
-
-def as_prompt(record: Record, turns: bool) -> Record | str:
-    """The record without its answer, or why it cannot be answered.
-
-    A plain prompt becomes the user's turn where the teacher speaks in turns: that is what it is answered as, and the
-    record then says so.
-    """
-    if record.text is not None:
-        return "a text has no prompt to answer"
-    if record.prompt is not None:
-        if not turns:
-            return replace(record, completion=None)
-        turn = {"role": "user", "content": record.prompt}
-        return replace(record, messages=(turn,), prompt=None, completion=None)
-    messages = record.messages or ()
-    while messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    return replace(record, messages=messages) if messages else "no message to answer"
-
-
-def prompt_hash(prompt: Record) -> str:
-    """One text per prompt (64 hex digits), its tools included."""
-    asked = prompt.prompt if prompt.messages is None else [dict(m) for m in prompt.messages]
-    return digest([asked, None if prompt.tools is None else [dict(t) for t in prompt.tools]])
 
 
 def with_answer(prompt: Record, request: Request, answer: Answer, provenance: Provenance) -> Record:

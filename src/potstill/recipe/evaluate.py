@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
-from potstill.recipe.base import Settings
+from potstill.recipe.base import Settings, one_of
+from potstill.recipe.verify import VerifierSettings, judges_of
+
+
+class SolveSettings(Settings):
+    """Which share of the held-out problems each model solves: it answers the prompts of the data greedily, and `verify`
+    judges. A problem's reference answer is in `record.metadata[reference]`, or else the record's own answer. `limit`
+    takes that many of the problems, the same ones in every run.
+    """
+
+    verify: one_of(VerifierSettings)  # type: ignore[valid-type]
+    max_new_tokens: PositiveInt = 256
+    reference: str = "reference"
+    limit: PositiveInt | None = None
+    batch_size: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _decides_alone(self) -> SolveSettings:
+        if any(True for _ in judges_of(self.verify)):
+            raise ValueError(
+                "a judge puts its questions to a teacher, and an evaluation asks none: verify by what decides alone "
+                "(numeric, exact, choice, math …)"
+            )
+        return self
 
 
 class EvaluateSettings(Settings):
     """What is measured on held-out records, and how surely.
 
     Intervals are paired bootstraps over groups: `resamples` of them at `confidence`. `speed` measures prefill and
-    decode rates and peak memory of both models side by side.
+    decode rates and peak memory of both models side by side. `solve` measures the share of held-out problems that
+    models solve.
     """
 
     resamples: PositiveInt = 2000
@@ -23,6 +47,13 @@ class EvaluateSettings(Settings):
     samples_shown: int = Field(8, ge=0)
     sample_tokens: PositiveInt = 64
     controls: tuple[Literal["untrained"], ...] = ("untrained",)
+    solve: SolveSettings | None = None
+
+    def key_fields(self) -> dict[str, Any]:
+        """What is not asked for is no part of the key: a run that was measured before this could be asked stays
+        fresh."""
+        fields = super().key_fields()
+        return {name: value for name, value in fields.items() if name != "solve" or value is not None}
 
 
 class ReportSettings(Settings):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from potstill.recipe.base import Settings, one_of
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.teachers import TeacherSettings
-from potstill.recipe.verify import Composite, Judge, VerifierSettings
+from potstill.recipe.verify import VerifierSettings, judges_of
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -122,11 +121,3 @@ class ReasoningProgram(GenerateSettings):
                     f"verify: a judge asks the teacher that writes ({self.teacher!r}), not {judge.teacher!r}: name "
                     "that one"
                 )
-
-
-def judges_of(verify: Any) -> Iterator[Judge]:
-    """The judges in a verifier's settings, those in composites too."""
-    if isinstance(verify, Judge):
-        yield verify
-    for member in verify.of if isinstance(verify, Composite) else ():
-        yield from judges_of(member)

@@ -87,6 +87,11 @@ class Recipe(Settings):
             raise ValueError(f"data of kind {self.data.kind!r} do not go with task {self.task!r}: use {needed}")
         if self.task != "causal_lm" and self.generate is not None:
             raise ValueError(f"generate has a causal language model write, and the task is {self.task!r}: drop it")
+        if self.task != "causal_lm" and self.evaluate is not None and self.evaluate.solve is not None:
+            raise ValueError(
+                f"evaluate.solve has models write answers, and the task is {self.task!r}: drop it, or set task: "
+                "causal_lm"
+            )
         if self.train is None:
             return
         if self.task != "causal_lm" and self.train.packing:

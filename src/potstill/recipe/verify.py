@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -227,6 +228,25 @@ class FirstOf(Composite):
     """What the first says that can judge."""
 
     kind: Literal["first"] = "first"
+
+
+def judges_of(verify: Any) -> Iterator[Judge]:
+    """The judges in a verifier's settings, those in composites too."""
+    return (leaf for leaf in leaves_of(verify) if isinstance(leaf, Judge))
+
+
+def workers_of(verify: Any) -> int:
+    """The most worker processes that any verifier among some settings has; 1 where none has any."""
+    return max([1, *(leaf.workers for leaf in leaves_of(verify) if isinstance(leaf, WorkerSettings))])
+
+
+def leaves_of(verify: Any) -> Iterator[VerifierSettings]:
+    """The verifiers that judge, of some settings: those in a composite, or the one that it is."""
+    if not isinstance(verify, Composite):
+        yield verify
+        return
+    for member in verify.of:
+        yield from leaves_of(member)
 
 
 class Decontamination(Settings):

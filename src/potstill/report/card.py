@@ -63,6 +63,7 @@ def render_card(findings: Findings) -> str:
         teacher_measures=findings.measures.models.get("teacher"),
         verdict=judge(findings.measures),
         words=words_of(findings.measures),
+        solving=sections.solving_table(findings.measures),
         flips=sections.flips_table(findings.measures),
         begins=_begins_with_weights(findings),
         normalised=_normalised(findings.recipe.data),

@@ -50,6 +50,7 @@ def render_page(findings: Findings) -> str:
             sizes=sections.size_table(findings.measures),
             kl_spread=sections.spread_table(findings, "kl", measured_models(findings)),
             nll_spread=sections.spread_table(findings, "nll", measured_models(findings)),
+            solving=sections.solving_table(findings.measures),
             flips=sections.flips_table(findings.measures),
             of_classes=class_table(findings),
             confusions=confusions_table(findings),

@@ -31,6 +31,10 @@ def _difference_figures(findings: Findings) -> list[Figure]:
     title = f"Student − {words.control}, paired"
     crosses = "An interval that crosses the line shows no difference."
     made = []
+    if told := _comparisons(findings, ("solved",)):
+        caption = f"Right of 0 the student is better. {crosses}"
+        axis = "percentage points of problems"
+        made.append(interval_figure(title, caption, told, axis=axis, zero_line=True, named=words.shown))
     shares: tuple[Metric, ...] = ("accuracy", "top1_agreement")
     if words.accuracy and (told := _comparisons(findings, shares)):
         axis = f"percentage points of {words.units}"
@@ -44,13 +48,14 @@ def _difference_figures(findings: Findings) -> list[Figure]:
 
 
 def _share_figures(findings: Findings) -> list[Figure]:
-    """Shares of what is held out: accuracy, and agreement with the teacher."""
+    """Shares of what is held out: problems solved, accuracy, and agreement with the teacher."""
     measures, words = findings.measures, words_of(findings.measures)
     made = []
     chance = "" if measures.chance is None else f"Chance is {figures.percent(measures.chance, 1)}."
-    for title, field, caption in (
-        (words.accuracy, "accuracy", chance),
-        (words.agrees[:1].upper() + words.agrees[1:], "top1_agreement", ""),
+    for title, field, caption, units in (
+        ("Problems solved", "solved", "", "problems"),
+        (words.accuracy, "accuracy", chance, words.units),
+        (words.agrees[:1].upper() + words.agrees[1:], "top1_agreement", "", words.units),
     ):
         rows = [
             (m.name, Interval(100 * i.value, 100 * i.low, 100 * i.high), figures.percent(i.value, 1))
@@ -58,7 +63,7 @@ def _share_figures(findings: Findings) -> list[Figure]:
             if (i := getattr(m, field)) is not None and _finite(i)
         ]
         if rows:
-            axis = f"% of held-out {words.units}; higher is better"
+            axis = f"% of held-out {units}; higher is better"
             top = min(100.0, 1.12 * max(i.high for _, i, _ in rows) + 1)
             bounds = (-0.04 * top, 1.04 * top)
             made.append(interval_figure(title, caption, rows, axis=axis, bounds=bounds, named=words.shown))
@@ -85,6 +90,7 @@ def _loss_figures(findings: Findings) -> list[Figure]:
 def _comparisons(findings: Findings, metrics: Sequence[Metric]) -> list[tuple[str, Interval, str]]:
     words = words_of(findings.measures)
     names: dict[Metric, str] = {"kl": "KL", "nll": "NLL", "accuracy": words.accuracy, "top1_agreement": "agreement"}
+    names["solved"] = "solved"
     rows = []
     for metric in metrics:
         found = findings.measures.comparison("student", "text_only", metric)

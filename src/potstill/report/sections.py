@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from potstill.measures import HIGHER_IS_BETTER, Comparison, Interval, Measures, ModelMeasures, Speed
@@ -71,6 +71,11 @@ def cards_of(findings: Findings) -> list[Card]:
         theirs = teacher.accuracy if teacher is not None else None
         note = f"teacher {figures.percent(theirs.value, 1)}" if theirs is not None else chance
         cards.append(_share_card(words.accuracy, student.accuracy, note))
+    if student.solved is not None and measures.solving is not None:
+        theirs = teacher.solved if teacher is not None else None
+        note = f"of {figures.count(measures.solving.problems)} held-out problems"
+        note += f"; teacher {figures.percent(theirs.value, 1)}" if theirs is not None else ""
+        cards.append(_share_card("Solved", student.solved, note))
     if student.kept is not None:
         cards.append(_share_card("Kept", student.kept, f"of the teacher’s {words.accuracy.lower()}"))
     if student.top1_agreement is not None:
@@ -133,6 +138,7 @@ def models_table(measures: Measures) -> Table:
     present = [measures.models[name] for name in LOOKS if name in measures.models]
     columns: list[tuple[str, Callable[[ModelMeasures], str]]] = [
         (words.accuracy.lower(), lambda m: figures.percent_interval(m.accuracy)),
+        ("solved", lambda m: figures.percent_interval(m.solved)),
         ("kept", lambda m: figures.percent_interval(m.kept)),
         ("KL, nats", lambda m: figures.interval(m.kl)),
         (words.agreement.lower(), lambda m: figures.percent_interval(m.top1_agreement)),
@@ -160,6 +166,27 @@ def flips_table(measures: Measures) -> Table | None:
         for name, flips in told
     ]
     return Table(head, rows, [name for name, _ in told])
+
+
+def solving_table(measures: Measures) -> Table | None:
+    """Why answers are not solved, by model; None where no problems were put."""
+    words, solving = words_of(measures), measures.solving
+    if solving is None:
+        return None
+    present = [name for name in LOOKS if name in solving.unfinished]
+    columns = [
+        ("solved", [figures.percent_interval(measures.models[name].solved) for name in present]),
+        (f"cut at {figures.count(solving.max_new_tokens)} tokens", _amounts(solving.unfinished, present)),
+        ("not judged", _amounts(solving.unjudged, present)),
+        ("prompt too long", _amounts(solving.too_long, present)),
+    ]
+    told = [(head, cells) for head, cells in columns if set(cells) != {"0"}]
+    rows = [(words.shown(name), *(cells[i] for _, cells in told)) for i, name in enumerate(present)]
+    return Table(("", *(head for head, _ in told)), rows, present)
+
+
+def _amounts(counts: Mapping[str, int], names: Sequence[str]) -> list[str]:
+    return [figures.count(counts.get(name, 0)) for name in names]
 
 
 def differences_table(measures: Measures) -> Table:

@@ -19,7 +19,7 @@ Worth = Literal["better", "unclear", "worse", "mixed", "unknown", "alone"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`kept` and `worth` are one sentence each."""
+    """`kept` and `worth` are one sentence each; `kept` is two where problems were put to the models."""
 
     kept: str
     worth: str
@@ -34,7 +34,7 @@ def judge(measures: Measures) -> Verdict:
     """The verdict on a student, in plain text."""
     words = words_of(measures)
     outcome, worth = _worth(measures, words)
-    return Verdict(_kept(measures, words), worth, outcome)
+    return Verdict(_kept(measures, words) + _solves(measures), worth, outcome)
 
 
 # ---- what it kept ------------------------------------------------------------------------------------------------
@@ -62,6 +62,20 @@ def _kept(measures: Measures, words: Words) -> str:
         + (_loss_on_text(lost) if lost is not None else "")
         + "."
     )
+
+
+def _solves(measures: Measures) -> str:
+    """What it solves, with the paired difference to its teacher, as a sentence more; empty where no problems were
+    put."""
+    student, solving = measures.models["student"], measures.solving
+    if student.solved is None or solving is None:
+        return ""
+    said = f" It solves {percent_interval(student.solved)} of {count(solving.problems)} held-out problems"
+    teacher, c = measures.models.get("teacher"), measures.comparison("student", "teacher", "solved")
+    if teacher is None or teacher.solved is None or c is None:
+        return f"{said}."
+    shown = "" if c.excludes_zero else ", which shows no difference"
+    return f"{said}, its teacher {percent_interval(teacher.solved)} ({points(c.difference)} points{shown})."
 
 
 def _agrees(student: ModelMeasures, words: Words, held_out: str) -> str:

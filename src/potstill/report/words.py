@@ -37,6 +37,7 @@ class Words:
     def metric(self, metric: Metric) -> str:
         """What a metric is called within a sentence."""
         named = {"kl": "KL from the teacher", "nll": "NLL", "accuracy": self.accuracy.lower() or "accuracy"}
+        named["solved"] = "share of problems solved"
         return named.get(metric, self.agreement.lower())
 
     @property
@@ -108,6 +109,8 @@ def terms_of(measures: Measures) -> list[tuple[str, str]]:
     terms: list[tuple[str, str]] = []
     if any(m.accuracy for m in several):
         terms.append((words.accuracy, _ACCURACY[task == "sentence_embedding"]))
+    if any(m.solved for m in several):
+        terms.append(("Solved", _SOLVED))
     if any(m.kept for m in several):
         terms.append(("Kept", f"{words.accuracy} as a share of the teacher’s."))
     if any(m.flips for m in several):
@@ -143,6 +146,10 @@ def terms_of(measures: Measures) -> list[tuple[str, str]]:
 _ACCURACY = (
     "The share of examples whose class the model puts first.",
     "The share of examples whose nearest neighbour among the other held-out examples has the same label.",
+)
+_SOLVED = (
+    "The share of held-out problems of the data to which the model’s greedy answer is right, as a verifier judges. "
+    "What was cut short, or could not be judged, is not."
 )
 _NLL: dict[Task, str] = {
     "causal_lm": "−log of the probability that the model gives the token that really follows. Perplexity is its "

@@ -1,4 +1,4 @@
-"""Where an answer ends its reasoning. The journal holds what the teacher wrote; this is read off it afterwards."""
+"""Where an answer ends its reasoning: read off what a model wrote."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from potstill.generate.reasoning import split_reasoning
+from potstill.data.thinking import split_reasoning
 from potstill.types import Answer
 
 

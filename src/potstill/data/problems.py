@@ -1,0 +1,41 @@
+"""A record as a problem: what of it is asked, and what its own answer is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from potstill.types import Record, digest
+
+
+def as_prompt(record: Record, turns: bool) -> Record | str:
+    """The record without its answer, or why it cannot be answered.
+
+    A plain prompt becomes the user's turn where the teacher speaks in turns: that is what it is answered as, and the
+    record then says so.
+    """
+    if record.text is not None:
+        return "a text has no prompt to answer"
+    if record.prompt is not None:
+        if not turns:
+            return replace(record, completion=None)
+        turn = {"role": "user", "content": record.prompt}
+        return replace(record, messages=(turn,), prompt=None, completion=None)
+    messages = record.messages or ()
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return replace(record, messages=messages) if messages else "no message to answer"
+
+
+def prompt_hash(prompt: Record) -> str:
+    """One text per prompt (64 hex digits), its tools included."""
+    asked = prompt.prompt if prompt.messages is None else [dict(m) for m in prompt.messages]
+    return digest([asked, None if prompt.tools is None else [dict(t) for t in prompt.tools]])
+
+
+def own_answer(record: Record) -> str | None:
+    """The answer that a record has itself: of a problem from a file it is the reference."""
+    if record.completion is not None:
+        return record.completion
+    last = (record.messages or ({},))[-1]
+    content = last.get("content")
+    return content if last.get("role") == "assistant" and isinstance(content, str) else None
