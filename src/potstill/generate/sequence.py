@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from potstill.artifacts import Work
+from potstill.data.problems import as_prompt, prompt_hash
 from potstill.data.split import Side
 from potstill.data.stream import Seen
 from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering
-from potstill.generate.records import as_prompt, prompt_hash, provenance_of, reject, with_answer
+from potstill.generate.records import provenance_of, reject, with_answer
 from potstill.recipe import SequenceProgram
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling
