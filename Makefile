@@ -32,9 +32,10 @@ lint: $(READY)-dev ## ruff, mypy (strict) and the layers
 docs: $(READY)-dev ## the documentation, into site/; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(READY)-peers ## side by side with other people's kernels and trainers; one JSON object each, at the end
+bench: $(READY)-peers ## side by side with other people's kernels, trainers and clients; one JSON object each, at the end
 	$(BIN)/python -m benchmarks.kd_loss --json
 	$(BIN)/python -m benchmarks.train_step --json
+	$(BIN)/python -m benchmarks.generate --json
 
 clean: ## remove .venv and what the tools left; runs/ stays
 	rm -rf .venv site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -23,9 +23,12 @@ Message = Mapping[str, Any]
 """`{"role": …, "content": …}`, and whatever else the template reads (`tools`, `reasoning_content`)."""
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def digest(value: Any) -> str:
@@ -61,6 +64,19 @@ class Provenance:
     seed: int | None = None
     template: str = ""
     licence: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        # By hand, as in `Answer`.
+        return {
+            "source": self.source,
+            "teacher": self.teacher,
+            "revision": self.revision,
+            "route": self.route,
+            "sampling": dict(self.sampling),
+            "seed": self.seed,
+            "template": self.template,
+            "licence": self.licence,
+        }
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,7 @@ class Record:
         return {
             **self.content,
             **rest,
-            "provenance": asdict(self.provenance),
+            "provenance": self.provenance.to_dict(),
             "verdicts": [asdict(v) for v in self.verdicts],
             "metadata": dict(self.metadata),
         }
@@ -144,7 +160,14 @@ class Sampling:
     beams: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        # By hand, as in `Answer`.
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "beams": self.beams,
+        }
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _row(record: Record, split: DataSettings | None) -> dict[str, Any]:
         "row": record.row,
         "own_side": record.side or None,
         "side": None if split is None else side_of(record, split),
-        "provenance": canonical_json(asdict(record.provenance)),
+        "provenance": canonical_json(record.provenance.to_dict()),
         "verdicts": canonical_json([asdict(v) for v in record.verdicts]),
         "metadata": canonical_json(dict(record.metadata)),
     }

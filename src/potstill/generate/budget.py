@@ -71,7 +71,12 @@ class Cost:
         )
 
     def __sub__(self, other: Cost) -> Cost:
-        return self + other.times(-1)
+        return Cost(
+            self.requests - other.requests,
+            self.written - other.written,
+            self.tokens - other.tokens,
+            self.money - other.money,
+        )
 
     def times(self, factor: int) -> Cost:
         """So many of it."""
@@ -95,7 +100,7 @@ class Caps:
     money: int | None = None
 
     def __bool__(self) -> bool:
-        return any(getattr(self, f.name) is not None for f in fields(self))
+        return (self.requests, self.written, self.tokens, self.money) != (None, None, None, None)
 
 
 _NAMES = {"requests": "request budget", "written": "token budget", "tokens": "token budget", "money": "money budget"}
@@ -128,7 +133,7 @@ class Budget:
 
     def exceeded(self, cost: Cost) -> str | None:
         """The cap into which a cost does not fit, in words; None if it fits."""
-        return self._exceeded(self.spent + self.reserved + cost)
+        return self._exceeded(self.spent + self.reserved + cost) if self.caps else None
 
     def reserve(self, cost: Cost) -> str | None:
         """Set aside what a request may cost, before it is sent; the cap into which it does not fit, if there is one."""

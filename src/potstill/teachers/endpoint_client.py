@@ -35,6 +35,7 @@ _CONNECT_SECONDS = 20.0
 _PARKED_SECONDS = 0.02
 _NO_CONNECTION = "no connection"
 _OVERLOADED = frozenset({429, 503, 529})
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class EndpointClient:
@@ -203,7 +204,7 @@ class EndpointClient:
         status, headers = 0, {}
         try:
             async with self._session.post(
-                self.settings.url, data=json.dumps(call.sent, ensure_ascii=False).encode(), allow_redirects=False
+                self.settings.url, data=_ENCODER.encode(call.sent).encode(), allow_redirects=False
             ) as response:
                 status = response.status
                 content = await response.read()

@@ -24,6 +24,9 @@ _UNKNOWN = re.compile(
 )
 _NO_MORE_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _LONGEST_QUOTE = 400
+_FINISHES = get_args(Finish)
+_ELSEWHERE = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length", "function_call": "tool_calls"}
+"""Names that some servers have for how an answer ended."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +182,9 @@ def _said(choice: Mapping[str, Any], api: str) -> tuple[str | None, str | None]:
 
 
 def _finish(said: Any) -> Finish:
-    known = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length", "function_call": "tool_calls"}
-    name = known.get(said, said)
+    name = _ELSEWHERE.get(said, said)
     # A server that says nothing did not say that it was cut short.
-    return cast(Finish, name) if name in get_args(Finish) else "stop"
+    return cast(Finish, name) if name in _FINISHES else "stop"
 
 
 def _error_of(content: bytes) -> tuple[str, str, tuple[str, ...]]:
