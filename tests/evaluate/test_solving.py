@@ -98,7 +98,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallRun, list[i
     run = run_of(tmp_path_factory.mktemp("run"), unknown=unknown)
     says = {n: str(2 * n) for n in held_out} | {wrong: "7", endless: NEVER_ENDS, unknown: "5"}
     teach(run.folder / "train" / "model", says)
-    teach(run.folder / "train.text_only" / "model", {n: "7" for n in held_out} | {held_out[3]: f"{2 * held_out[3]}"})
+    teach(run.folder / "train.text_only" / "model", dict.fromkeys(held_out, "7") | {held_out[3]: f"{2 * held_out[3]}"})
     return run, held_out, Outcome(run)
 
 
@@ -225,6 +225,14 @@ def test_reasoning_is_set_apart_before_an_answer_is_judged(tmp_path: Path) -> No
     assert others and all(solution.solved for solution in others)
 
 
+def test_what_does_not_write_by_itself_is_left_out_and_this_is_said(tmp_path: Path) -> None:
+    run = run_of(tmp_path, text_only=False)
+    solvers = Solvers(run.recipe, CHAT, Work(tmp_path, resumed=False))
+    solvers.ask("teacher", torch.nn.ModuleList([tiny_model()]), 512, lambda amount: None)
+    assert solvers.by_model == {}
+    assert solvers.notes == ["What the teacher solves was not measured: it is no single model that writes."]
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
 
@@ -240,8 +248,9 @@ def test_problems_without_any_reference_are_refused_before_a_model_is_opened(tmp
 def test_texts_are_no_problems(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
     (run.folder / "sums.jsonl").write_text("\n".join(json.dumps({"text": f"Text {n}."}) for n in range(COUNT)))
-    with pytest.raises(DataError, match="no held-out record is a problem .a text has no prompt to answer"):
+    with pytest.raises(DataError, match="no held-out record is a problem") as caught:
         Solvers(run.recipe, CHAT, Work(tmp_path, resumed=False))
+    assert "(a text has no prompt to answer " in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +272,9 @@ def test_a_slip_is_answered_with_the_mend(tmp_path: Path, changes: dict[str, Any
 
 
 def test_only_what_writes_can_solve(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="evaluate.solve has models write answers, and the task is 'masked_lm': drop"):
+    with pytest.raises(RecipeError, match="the task is 'masked_lm': drop it") as caught:
         parse_recipe(plain("masked_lm", {"solve": SOLVE}), base=tmp_path)
+    assert "evaluate.solve has models write answers" in str(caught.value)
 
 
 def plain(task: str, evaluate: dict[str, Any]) -> dict[str, Any]:
