@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from potstill.data import load_records, load_rejects, save_records, save_rejects, side_of
 from potstill.errors import DataError
 from potstill.recipe.data import FileData
-from potstill.types import Provenance, Record, Reject, Verdict
+from potstill.types import Answer, Provenance, Record, Reject, Sampling, Verdict
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 scalars = (
@@ -140,3 +140,16 @@ def test_rejects_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("rejects") / "rejects.jsonl"
     save_rejects(path, saved)
     assert load_rejects(path) == saved
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Provenance("a", "b", "c", "d", {"top_p": 0.5}, 3, "e", "f"),
+        Sampling(8, 0.5, 0.25, 4, 2),
+        Answer("text", "length", 3, 4, "why"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_dictionaries_that_are_written_by_hand_have_every_field(value: Any) -> None:
+    assert list(value.to_dict().items()) == list(asdict(value).items())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from generate.endpoint_run import EndpointRun
@@ -13,11 +17,18 @@ from hypothesis import strategies as st
 from mock_server import mock
 
 from potstill.artifacts import read_artifact
+from potstill.console import Console
 from potstill.data import load_records
 from potstill.errors import RecipeError
 from potstill.generate.budget import Budget, Caps, Cost
+from potstill.generate.concurrent import EndpointAnswering
+from potstill.generate.journal import Journal
 from potstill.generate.prices import UNITS_PER_DOLLAR, check_price, prices_of
-from potstill.recipe import EndpointTeacher, load_recipe
+from potstill.recipe import BudgetSettings, EndpointTeacher, load_recipe
+from potstill.teachers import EndpointModel
+from potstill.teachers.endpoint_calls import Call
+from potstill.teachers.endpoint_wire import Trouble
+from potstill.types import Answer
 
 FAULTS = {"fail": 0.08, "truncate": 0.04, "reset": 0.04, "latency_seconds": 0.01}
 
@@ -72,8 +83,6 @@ def test_which_requests_a_cap_leaves_out_does_not_depend_on_interruptions(tmp_pa
 
 def test_what_a_killed_process_had_under_way_counts(tmp_path: Path) -> None:
     """Three kills under a cap of requests: the server never sees more than the cap."""
-    import time
-
     with mock(latency_seconds=0.05) as server:
         made = EndpointRun(tmp_path, server.url, prompts=80)
         overrides = ("generate.budget.requests=110", "teacher.max_in_flight=8")
@@ -91,6 +100,78 @@ def test_what_a_killed_process_had_under_way_counts(tmp_path: Path) -> None:
     assert stats["requests"] <= 110
     # What a kill costs: at most half as much again as was under way, each time.
     assert kept >= 110 - 3 * 12
+
+
+@pytest.mark.long
+def test_a_campaign_of_caps_under_faults_and_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twenty runs, each with a cap drawn at random and a server of every fault, killed up to twice, then completed.
+
+    A kill may cost half as much again as was under way, so that is little beside each cap.
+    """
+    draw, price, shares, kills = random.Random(os.urandom(8)), {"input": 0.5, "output": 2.0}, list[float](), 0
+    for index in range(20):
+        counted = ("tokens", "requests", "money")[index % 3]
+        # For all of 300 answers: as many requests and a sixth more, 12,000 tokens or so, and 0.0125.
+        cap = {"tokens": draw.randrange(3000, 13000), "requests": draw.randrange(50, 360)}.get(counted)
+        limit = cap if cap is not None else round(draw.uniform(0.003, 0.014), 6)
+        with mock(**FAULTS, hang=0.01, fault_seed=index) as server:
+            made = EndpointRun(tmp_path / str(index), server.url, prompts=150, timeout=2.0)
+            overrides = (f"generate.budget.{counted}={limit}", f"teacher.price={price}", "teacher.max_in_flight=4")
+            for _ in range(draw.randrange(3)):
+                before, more = server.stats()["requests"], draw.randrange(1, 100)
+                process, deadline = made.start(*overrides), time.monotonic() + 60
+                while server.stats()["requests"] < before + more and process.poll() is None:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.005)
+                kills += process.poll() is None
+                process.kill()
+                process.communicate()
+            made.finish(*overrides)
+            stats = server.stats()
+        written = stats["tokens"] - stats["prompt_tokens"]
+        used = {
+            "tokens": stats["tokens"],
+            "requests": stats["requests"],
+            "money": (stats["prompt_tokens"] * price["input"] + written * price["output"]) / 1e6,
+        }[counted]
+        assert used <= limit
+        shares.append(used / limit)
+        shutil.rmtree(made.folder)
+    with capsys.disabled():
+        print(
+            f"\n{len(shares)} runs under caps on tokens, requests and money, {kills} processes killed: none exceeded, "
+            f"as the server counts; used were {100 * min(shares):.0f} to {100 * max(shares):.1f} % of the cap"
+        )
+
+
+def test_the_ledger_is_never_put_back_to_what_it_was_before(tmp_path: Path) -> None:
+    """While the writer's thread commits answers, the client's sends more and meets failures."""
+    settings = EndpointTeacher(base_url="http://127.0.0.1:9/v1", model="m")
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        asked = EndpointAnswering(
+            EndpointModel(settings), journal, budget=BudgetSettings(requests=100), scope="s", console=Console("quiet")
+        )
+
+        def call() -> Call:
+            made = Call({}, 1, SimpleNamespace(key=str(id(object())), reserved=Cost(1), begun=False))
+            assert asked.budget.reserve(Cost(1)) is None
+            return made
+
+        first, others = call(), [call() for _ in range(20)]
+
+        class Slow(Answer):
+            def to_dict(self) -> dict[str, object]:  # while it is being written, what other threads do
+                for other in others:
+                    asked.begin(other)
+                asked.again(others[0], Trouble("retry", "no answer in time", billed=True))
+                return super().to_dict()
+
+        asked.begin(first)
+        asked.keep([(first, Slow("text", "stop", 1, 1))])
+        entry = journal.ledger("s")
+    assert entry is not None
+    # One was lost, and 20 may be out.
+    assert entry["lost"]["requests"] + entry["held"]["requests"] >= 21
 
 
 @settings(max_examples=60)
@@ -126,8 +207,8 @@ def test_a_budget_keeps_its_caps_whatever_comes_of_requests(
         if budget.reserve(worst) is None:
             sent += 1
             under_way.append(worst)
-            entry = budget.begin(worst)
-            assert entry is None or entry["held"]["tokens"] >= budget.reserved.tokens
+            if budget.begin(worst):
+                assert budget.entry()["held"]["tokens"] >= budget.reserved.tokens
             assert budget.held.tokens >= budget.out.tokens
         if under_way and draw.random() < chance:
             end_one()

@@ -63,11 +63,11 @@ def test_many_are_found_at_once_and_a_damaged_one_is_said(tmp_path: Path) -> Non
 def test_a_ledger_is_committed_with_the_answers_and_its_last_entry_counts(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite") as journal:
         assert journal.ledger("a") is None
-        journal.put_batch([("k", answer("one"))], ledger=("a", {"lost": 1}))
-        journal.put_batch([], ledger=("a", {"lost": 2}))
-        journal.put_batch([], ledger=("b", {"lost": 3}))
+        journal.put_batch([("k", answer("one"))], ledger=("a", lambda: {"lost": 1}))
+        journal.put_batch([], ledger=("a", lambda: {"lost": 2}))
+        journal.put_batch([], ledger=("b", lambda: {"lost": 3}))
         with pytest.raises(AttributeError):
-            journal.put_batch([("l", None)], ledger=("a", {"lost": 9}))
+            journal.put_batch([("l", None)], ledger=("a", lambda: {"lost": 9}))
     with Journal(tmp_path / "journal.sqlite") as journal:
         assert (journal.ledger("a"), journal.ledger("b"), len(journal)) == ({"lost": 2}, {"lost": 3}, 1)
 

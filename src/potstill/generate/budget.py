@@ -143,9 +143,9 @@ class Budget:
                 self.reserved += cost
             return over
 
-    def begin(self, reserved: Cost) -> Mapping[str, Any] | None:
-        """A request with this reservation is about to be sent for the first time; the entry that the journal must hold
-        before that, if it holds less than may then be out."""
+    def begin(self, reserved: Cost) -> bool:
+        """A request with this reservation is about to be sent for the first time; whether the journal must be given a
+        new `entry` before that, since it holds less than may then be out."""
         with self._lock:
             self.out += reserved
             return self._hold()
@@ -177,30 +177,29 @@ class Budget:
         """A cap that was exceeded all the same, since the teacher did not keep to its limits; None if all is well."""
         return self._exceeded(self.spent)
 
-    def hold(self) -> Mapping[str, Any] | None:
-        """The entry that the journal must hold before anything more is sent, if it holds less than may be out."""
+    def hold(self) -> bool:
+        """Whether the journal must be given a new `entry` before anything more is sent: it holds less than may be
+        out."""
         with self._lock:
             return self._hold()
 
-    def _hold(self) -> Mapping[str, Any] | None:
+    def _hold(self) -> bool:
         out = self.out + self.lost - self._noted
         if self.held.at_least(out) == self.held:
-            return None
+            return False
         # Half as much again, but never more than the caps leave.
         more = out + Cost(*(getattr(out, f.name) // 2 for f in fields(Cost)))
         self.held = self._capped(more).at_least(out)
-        return self._entry()
+        return True
 
     def entry(self, *, over: bool = False) -> Mapping[str, Any]:
-        """What the journal's ledger is to hold now. `over`: nothing is under way any more."""
+        """What the journal's ledger is to hold now; whoever asks commits it before anybody else can ask. `over`: nothing
+        is under way any more."""
         with self._lock:
             if over:
                 self.held = Cost()
-            return self._entry()
-
-    def _entry(self) -> Mapping[str, Any]:
-        self._noted = self.lost
-        return {"lost": self.lost.to_dict(), "held": self.held.to_dict()}
+            self._noted = self.lost
+            return {"lost": self.lost.to_dict(), "held": self.held.to_dict()}
 
     def _capped(self, cost: Cost) -> Cost:
         values: dict[str, Any] = {}

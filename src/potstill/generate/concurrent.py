@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,7 @@ class EndpointAnswering:
         self._open.close()
         self._say()
         if self._client is not None and self.budget.caps:
-            self.journal.put_batch([], ledger=(self.scope, self.budget.entry(over=True)))
+            self.journal.put_batch([], ledger=(self.scope, partial(self.budget.entry, over=True)))
 
     # ---- inside: reading and sending --------------------------------------------------------------------------
 
@@ -286,13 +287,13 @@ class EndpointAnswering:
         """See to it that the journal knows how much may be out."""
         if self.budget.caps and not call.tag.begun:
             call.tag.begun = True
-            if (entry := self.budget.begin(call.tag.reserved)) is not None:
-                self.journal.put_batch([], ledger=(self.scope, entry))
+            if self.budget.begin(call.tag.reserved):
+                self.journal.put_batch([], ledger=(self.scope, self.budget.entry))
 
     def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
         """Commit answers, and reconcile what was reserved for them."""
         rows = [(call.tag.key, answer) for call, answer in answered]
-        self.journal.put_batch(rows, ledger=(self.scope, self.budget.entry()) if self.budget.caps else None)
+        self.journal.put_batch(rows, ledger=(self.scope, self.budget.entry) if self.budget.caps else None)
         for call, answer in answered:
             self.budget.settle(call.tag.reserved, self._cost(answer), begun=call.tag.begun)
         over = self.budget.broken()
@@ -311,8 +312,8 @@ class EndpointAnswering:
         if not self.budget.fail(slot.reserved, self._attempt(call, trouble)):
             slot.reserved, slot.begun = Cost(), False
             self._parked.add(slot)
-        if (entry := self.budget.hold()) is not None:
-            self.journal.put_batch([], ledger=(self.scope, entry))
+        if self.budget.hold():
+            self.journal.put_batch([], ledger=(self.scope, self.budget.entry))
 
     def ready(self, call: Call) -> bool | str:
         """Whether a second try has room in the caps; not yet, if what is under way may turn out to cost less."""

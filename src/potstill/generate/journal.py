@@ -28,7 +28,7 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -116,9 +116,10 @@ class Journal:
         answers: Sequence[tuple[str, Answer]],
         batch: str = "",
         seconds: float = 0.0,
-        ledger: tuple[str, Mapping[str, Any]] | None = None,
+        ledger: tuple[str, Callable[[], Mapping[str, Any]]] | None = None,
     ) -> None:
-        """Commit answers by key, in one transaction, and a ledger's entry (scope and content) with them. When this
+        """Commit answers by key, in one transaction, and a ledger's entry with them: its scope, and what says its
+        content once nobody else can commit, so that a later entry is never overwritten by an earlier one. When this
         returns they are on the disk.
 
         An answer that is there already stays: what was paid for first is what was used.
@@ -134,7 +135,7 @@ class Journal:
                 self._database.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", (batch, seconds))
             if ledger is not None:
                 scope, entry = ledger
-                self._database.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (scope, canonical_json(entry)))
+                self._database.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (scope, canonical_json(entry())))
 
     def ledger(self, scope: str) -> Mapping[str, Any] | None:
         """The last entry of a ledger, or None."""

@@ -29,13 +29,22 @@ def provenance_of(prompt: Record, answered: Answered, identity: Mapping[str, Any
 def with_answer(prompt: Record, request: Request, answer: Answer, provenance: Provenance) -> Record:
     """The prompt with its answer: a message more, or a completion."""
     finished = answer.finish == "stop"
-    record = replace(prompt, sample=request.sample, finished=finished, provenance=provenance)
-    if prompt.messages is None:
-        return replace(record, completion=answer.text)
-    message = {"role": "assistant", "content": answer.text}
-    if answer.reasoning is not None:
-        message["reasoning_content"] = answer.reasoning
-    return replace(record, messages=(*prompt.messages, message))
+    messages, completion = prompt.messages, prompt.completion
+    if messages is None:
+        completion = answer.text
+    else:
+        message = {"role": "assistant", "content": answer.text}
+        if answer.reasoning is not None:
+            message["reasoning_content"] = answer.reasoning
+        messages = (*messages, message)
+    return replace(
+        prompt,
+        messages=messages,
+        completion=completion,
+        sample=request.sample,
+        finished=finished,
+        provenance=provenance,
+    )
 
 
 def reject(record: Record, reason: str, answer: str = "", detail: str = "") -> Reject:
