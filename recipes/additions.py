@@ -61,10 +61,13 @@ class AdditionsSource:
 
 
 def worked(one: int, other: int) -> str:
-    """The steps, from the last digit to the first: 95 and 17 give `5+7=12, 9+1+1=11, The answer is 112`."""
-    steps, carried, places = [], 0, max(len(str(one)), len(str(other)))
-    for place in range(places):
-        parts = [one // 10**place % 10, other // 10**place % 10] + ([1] if carried else [])
-        steps.append(f"{'+'.join(map(str, parts))}={sum(parts)}")
-        carried = sum(parts) // 10
+    """The steps, from the last digit to the first: 95 and 17 give `5+7+0=12, 9+1+1=11, The answer is 112`.
+
+    All steps are of one length, which makes it easy for a small model to see where its next digit stands.
+    """
+    steps, carried = [], 0
+    for place in range(max(len(str(one)), len(str(other)))):
+        ours, theirs = one // 10**place % 10, other // 10**place % 10
+        steps.append(f"{ours}+{theirs}+{carried}={ours + theirs + carried:02}")
+        carried = (ours + theirs + carried) // 10
     return ", ".join([*steps, f"The answer is {one + other}"])

@@ -73,8 +73,8 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
         digests |= {name: file_digest(file) for name, file in files.items() if file is not None and file.is_file()}
     if isinstance(student, FromConfig) and student.tokenizer is not None:
         # A tokenizer's folder is small; where it is missing, the stage says so.
-        files = sorted(file for file in student.tokenizer.glob("*") if file.is_file())
-        digests |= {f"student's tokenizer, {file.name}": file_digest(file) for file in files}
+        parts = sorted(part for part in student.tokenizer.glob("*") if part.is_file())
+        digests |= {f"student's tokenizer, {part.name}": file_digest(part) for part in parts}
     return digests
 
 
