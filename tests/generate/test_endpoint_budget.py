@@ -174,6 +174,16 @@ def test_the_ledger_is_never_put_back_to_what_it_was_before(tmp_path: Path) -> N
     assert entry["lost"]["requests"] + entry["held"]["requests"] >= 21
 
 
+def test_what_was_paid_for_counts_before_it_comes_up_again() -> None:
+    """Ten requests may go out. One is under way, and nine behind it are answered, when the process is killed: the next
+    one has no room for a second try of the first."""
+    entry = {"lost": Cost().to_dict(), "held": Cost(1).to_dict(), "paid": Cost(9).to_dict()}
+    after = Budget(Caps(requests=10), entry)
+    assert after.reserve(Cost(1)) == "request budget"
+    # Answers of the journal are not sent, and were paid for.
+    assert after.reserve(Cost(9), to_send=False) is None
+
+
 @settings(max_examples=60)
 @given(
     cap=st.integers(1, 400),

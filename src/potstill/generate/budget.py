@@ -117,6 +117,10 @@ class Budget:
     much may be out (`held`), in steps, so that few flushes are needed; and whoever begins with a `held` that was never
     cleared counts it as spent.
 
+    Answers that the journal holds are spent as they come up again, in order, so that which requests a cap leaves out
+    does not depend on interruptions. Those that were paid for under these caps (`paid`) are money gone all the same,
+    though they may stand behind requests that are yet to be sent: these have room only beside them.
+
     Args:
         caps: the limits.
         entry: what the journal's ledger holds, from earlier processes.
@@ -126,6 +130,7 @@ class Budget:
         self.caps = caps
         earlier = Cost(**entry["lost"]) + Cost(**entry["held"]) if entry else Cost()
         self.spent = self.lost = self._noted = earlier
+        self.paid = Cost(**entry.get("paid", {})) if entry else Cost()
         self.reserved = Cost()
         self.out = Cost()
         self.held = Cost()
@@ -135,10 +140,11 @@ class Budget:
         """The cap into which a cost does not fit, in words; None if it fits."""
         return self._exceeded(self.spent + self.reserved + cost) if self.caps else None
 
-    def reserve(self, cost: Cost) -> str | None:
-        """Set aside what a request may cost, before it is sent; the cap into which it does not fit, if there is one."""
+    def reserve(self, cost: Cost, *, to_send: bool = True) -> str | None:
+        """Set aside what a request may cost, before it is sent; the cap into which it does not fit, if there is one.
+        `to_send`: it is not answered yet."""
         with self._lock:
-            over = self.exceeded(cost)
+            over = self.exceeded(cost) or (self._overdrawn(cost) if to_send else None)
             if over is None:
                 self.reserved += cost
             return over
@@ -165,7 +171,7 @@ class Budget:
         """An attempt failed, and another is due: `attempt` is spent. Whether the reservation still stands for the next;
         where the caps leave no room for both, it does not, and a new one is to be made."""
         with self._lock:
-            stands = self.exceeded(attempt) is None
+            stands = self.exceeded(attempt) is None and self._overdrawn(attempt) is None
             if not stands:
                 self.reserved -= reserved
                 self.out -= reserved
@@ -192,14 +198,18 @@ class Budget:
         self.held = self._capped(more).at_least(out)
         return True
 
-    def entry(self, *, over: bool = False) -> Mapping[str, Any]:
-        """What the journal's ledger is to hold now; whoever asks commits it before anybody else can ask. `over`: nothing
-        is under way any more."""
+    def entry(self, *, paid: Cost | None = None, over: bool = False) -> Mapping[str, Any]:
+        """What the journal's ledger is to hold now; whoever asks commits it before anybody else can ask.
+
+        `paid`: what the answers cost that are committed with it. `over`: nothing is under way any more.
+        """
         with self._lock:
+            if paid is not None:
+                self.paid += paid
             if over:
                 self.held = Cost()
             self._noted = self.lost
-            return {"lost": self.lost.to_dict(), "held": self.held.to_dict()}
+            return {"lost": self.lost.to_dict(), "held": self.held.to_dict(), "paid": self.paid.to_dict()}
 
     def _capped(self, cost: Cost) -> Cost:
         values: dict[str, Any] = {}
@@ -208,6 +218,10 @@ class Budget:
             value = getattr(cost, f.name)
             values[f.name] = value if cap is None else min(value, max(0, cap - getattr(self.spent, f.name)))
         return Cost(**values)
+
+    def _overdrawn(self, cost: Cost) -> str | None:
+        """The cap that sending would exceed by what was really paid for, whatever came up again of it."""
+        return self._exceeded(self.lost + self.paid + self.reserved + cost) if self.caps else None
 
     def _exceeded(self, cost: Cost) -> str | None:
         for name, words in _NAMES.items():

@@ -208,11 +208,16 @@ class EndpointAnswering:
                     slot.worst = self._worst(call, slot.request)
                 if self._parked:
                     break  # second tries come first
-                over = self.budget.reserve(slot.worst)
+                over = self.budget.reserve(slot.worst, to_send=slot.answered is None)
                 if over is not None:
                     if not idle:
                         break  # what is under way may turn out to cost less
-                    self._over = over
+                    if self.budget.exceeded(slot.worst) is not None:
+                        self._over = over
+                    else:  # what is left was paid for answers further on
+                        slot.answered = Answered(slot.request, None, Failure(over), False)
+                        slots.popleft()
+                        continue
                 else:
                     slot.reserved = slot.worst
             if self._over is not None:
@@ -293,9 +298,11 @@ class EndpointAnswering:
     def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
         """Commit answers, and reconcile what was reserved for them."""
         rows = [(call.tag.key, answer) for call, answer in answered]
-        self.journal.put_batch(rows, ledger=(self.scope, self.budget.entry) if self.budget.caps else None)
-        for call, answer in answered:
-            self.budget.settle(call.tag.reserved, self._cost(answer), begun=call.tag.begun)
+        costs = [self._cost(answer) for _, answer in answered]
+        entry = partial(self.budget.entry, paid=sum(costs, Cost()))
+        self.journal.put_batch(rows, ledger=(self.scope, entry) if self.budget.caps else None)
+        for (call, _), cost in zip(answered, costs, strict=True):
+            self.budget.settle(call.tag.reserved, cost, begun=call.tag.begun)
         over = self.budget.broken()
         if over is not None:
             raise PotstillError(
