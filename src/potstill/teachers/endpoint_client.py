@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import queue
 import random
 import threading
@@ -24,7 +23,7 @@ import aiohttp
 from potstill.recipe import EndpointTeacher
 from potstill.teachers.endpoint_calls import Call, Keeper, Stream, Traffic, hidden, refusal, without_key
 from potstill.teachers.endpoint_pace import Breaker, Flight, Pace, Rate, Window, retry_after_seconds
-from potstill.teachers.endpoint_wire import Trouble, read_answer, read_refusal
+from potstill.teachers.endpoint_wire import Trouble, encoded, read_answer, read_refusal
 from potstill.types import Answer
 
 GROUP_SECONDS = 0.004
@@ -35,7 +34,6 @@ _CONNECT_SECONDS = 20.0
 _PARKED_SECONDS = 0.02
 _NO_CONNECTION = "no connection"
 _OVERLOADED = frozenset({429, 503, 529})
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class EndpointClient:
@@ -204,7 +202,7 @@ class EndpointClient:
         status, headers = 0, {}
         try:
             async with self._session.post(
-                self.settings.url, data=_ENCODER.encode(call.sent).encode(), allow_redirects=False
+                self.settings.url, data=encoded(call.sent), allow_redirects=False
             ) as response:
                 status = response.status
                 content = await response.read()

@@ -24,6 +24,7 @@ _UNKNOWN = re.compile(
 )
 _NO_MORE_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _LONGEST_QUOTE = 400
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 _FINISHES = get_args(Finish)
 _ELSEWHERE = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length", "function_call": "tool_calls"}
 """Names that some servers have for how an answer ended."""
@@ -78,6 +79,11 @@ def body_of(request: Request, settings: EndpointTeacher, prompt: str | None, see
         body.pop(field, None)
     body.update(settings.extra.sent())
     return body
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """The JSON of a request as it is sent."""
+    return _ENCODER.encode(body).encode()
 
 
 def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any]) -> Answer | Trouble:
