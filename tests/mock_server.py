@@ -177,7 +177,7 @@ class Server:
         most = asked.get("max_tokens") or asked.get("max_completion_tokens") or 16
         words = text.split(" ")
         finish = "stop" if len(words) <= most else "length"
-        text = " ".join(words[:most])
+        text = " ".join(words[:most]) + (" \ud83d" if self.options.halves else "")
         prompt = asked["prompt"] if "prompt" in asked else "\n".join(str(m["content"]) for m in asked["messages"])
         read, written = len(prompt.split()) + 4, min(len(words), most)
         usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
@@ -339,6 +339,7 @@ def main() -> None:
     parser.add_argument("--refuse-prompts", default="", help="requests that hold this text are refused")
     parser.add_argument("--fail-prompts", default="", help="requests of this very text have status 500")
     parser.add_argument("--choices", type=int, default=1)
+    parser.add_argument("--halves", action="store_true", help="answers end in half a surrogate pair")
     parser.add_argument("--reasoning", default="", help="reasoning_content, reasoning, think, bare or unclosed")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(KeyboardInterrupt):

@@ -130,6 +130,15 @@ def test_every_way_of_reasoning_is_read(tmp_path: Path) -> None:
             assert "think" not in record.messages[-1]["content"]
 
 
+def test_answers_with_half_a_surrogate_pair_are_kept(tmp_path: Path) -> None:
+    with mock(halves=True) as server:
+        made = EndpointRun(tmp_path, server.url, prompts=20)
+        assert made.here() == 0
+    records = load_records(made.run / "generate" / "records.parquet")
+    assert len(records) == 40
+    assert all(r.messages is not None and r.messages[-1]["content"].endswith(" \ufffd") for r in records)
+
+
 def test_reasoning_without_an_end_is_a_reject_and_another_parser_sends_nothing(tmp_path: Path) -> None:
     with mock(reasoning="unclosed") as server:
         made = EndpointRun(tmp_path, server.url, prompts=3, samples=1)

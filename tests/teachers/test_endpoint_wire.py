@@ -78,6 +78,18 @@ def test_an_answer_is_read_from_every_form_of_message(message: Any, text: str, r
     assert read_answer(chat(message), CHAT, sent()) == Answer(text, "stop", 9, 4, reasoning)
 
 
+def test_half_a_surrogate_pair_is_replaced_and_whole_ones_stay() -> None:
+    message = {"content": "a \ud83d b \udc4b \U0001f44b", "reasoning": "\udfff"}
+    assert read_answer(chat(message), CHAT, sent()) == Answer("a \ufffd b \ufffd \U0001f44b", "stop", 9, 4, "\ufffd")
+    parts = [{"type": "text", "text": "\ud83d"}, {"type": "text", "text": "."}]
+    assert read_answer(chat({"content": parts}), CHAT, sent()) == Answer("\ufffd.", "stop", 9, 4)
+    completion = json.dumps({"choices": [{"text": "\ud83d", "finish_reason": "stop"}]}).encode()
+    answer = read_answer(completion, PLAIN, body_of(Request(Sampling(8), prompt="Tell"), PLAIN, "Tell", None))
+    assert isinstance(answer, Answer) and answer.text == "\ufffd"
+    refused = json.dumps({"error": {"message": "never \ud83d"}}).encode()
+    assert read_refusal(400, refused, sent()).detail == "never ?"
+
+
 @pytest.mark.parametrize(
     ("said", "finish"),
     [("stop", "stop"), ("length", "length"), ("eos", "stop"), (None, "stop"), ("content_filter", "content_filter")],

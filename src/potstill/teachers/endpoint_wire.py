@@ -23,6 +23,7 @@ _UNKNOWN = re.compile(
     re.IGNORECASE,
 )
 _NO_MORE_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+_HALVES = re.compile(r"[\ud800-\udfff]")
 _LONGEST_QUOTE = 400
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 _FINISHES = get_args(Finish)
@@ -89,7 +90,8 @@ def encoded(body: Mapping[str, Any]) -> bytes:
 def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any]) -> Answer | Trouble:
     """The answer in a response of status 200.
 
-    Tokens that the server does not count stand at their bound: the bytes of what was read and written.
+    Tokens that the server does not count stand at their bound: the bytes of what was read and written. In the place of
+    half a surrogate pair, which JSON can say and no file can hold, stands U+FFFD.
     """
     try:
         document = json.loads(content)
@@ -111,6 +113,7 @@ def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, An
     text, reasoning = _said(choice, settings.api)
     if text is None:
         return Trouble("run", "the server's answer has no text where one is expected", _quote(content), billed=True)
+    text, reasoning = _HALVES.sub("\ufffd", text), reasoning and _HALVES.sub("\ufffd", reasoning)
     finish = _finish(choice.get("finish_reason"))
     usage = document.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
@@ -201,7 +204,7 @@ def _error_of(content: bytes) -> tuple[str, str, tuple[str, ...]]:
         return _quote(content), "", ()
     error = document.get("error", document) if isinstance(document, dict) else document
     if not isinstance(error, dict):
-        return _quote(str(error).encode()), "", ()
+        return _quote(str(error).encode(errors="replace")), "", ()
     named: list[str] = [str(error["param"])] if error.get("param") else []
     detail = error.get("detail")
     if isinstance(detail, list):  # FastAPI's 422
@@ -210,7 +213,8 @@ def _error_of(content: bytes) -> tuple[str, str, tuple[str, ...]]:
                 named += [str(part) for part in item.get("loc", ())]
         detail = "; ".join(str(item.get("msg", "")) for item in detail if isinstance(item, dict)) + f" {named}"
     message = error.get("message") or detail or json.dumps(error, ensure_ascii=False)
-    return _quote(str(message).encode()), str(error.get("code") or error.get("type") or ""), tuple(named)
+    code = str(error.get("code") or error.get("type") or "")
+    return _quote(str(message).encode(errors="replace")), code, tuple(named)
 
 
 def _refused_field(status: int, message: str, code: str, named: Sequence[str], sent: Mapping[str, Any]) -> str | None:
