@@ -103,9 +103,10 @@ class Answering(Protocol):
 
 def ask_all(answering: Answering, requests: Sequence[Request]) -> list[Answer]:
     """The answers to some requests, through the same journal and budget: what a judge asks by. A request without an
-    answer gets an empty one that was cut short."""
+    answer gets an empty one that was cut short; so do those that a preview no longer asks."""
     nothing = Answer("", "length", 0, 0)
-    return [answered.answer or nothing for answered in answering.answers(requests)]
+    answers = [answered.answer or nothing for answered in answering.answers(requests)]
+    return answers + [nothing] * (len(requests) - len(answers))
 
 
 def parsed(request: Request, raw: Answer, *, from_journal: bool, seed: int | None, required: bool = False) -> Answered:

@@ -195,12 +195,13 @@ class _Task:
         self.program, self.answering, self.verification = program, answering, verification
         self.side_of, self.work, self.form, self.rates = side_of, work, form, rates
         self.settings = program.settings
+        self.over = False  # nobody answers any more: a preview has seen enough
 
     def solve(self, problems: Sequence[Problem]) -> None:
         """Round after round, until each problem has enough accepted chains, or all its samples."""
         of = self.settings
         open_problems: Sequence[Problem] = problems
-        while open_problems:
+        while open_problems and not self.over:
             wanted = []
             for problem in open_problems:
                 more = next_samples(
@@ -216,7 +217,7 @@ class _Task:
             open_problems = [p for p, request in wanted if request.sample == p.asked - 1]
         if saved := sum(of.samples - problem.asked for problem in problems):
             self.work.count("samples not needed", saved)
-        if of.hint is not None:
+        if of.hint is not None and not self.over:
             self._hint([problem for problem in problems if not problem.chains])
 
     def _hint(self, problems: Sequence[Problem]) -> None:
@@ -263,7 +264,9 @@ class _Task:
         found = self.answering.answers(
             (request for _, request in wanted), side_of=lambda request: self.side_of(owners[id(request)].prompt)
         )
-        for (problem, request), answered in zip(wanted, found, strict=True):
+        came = 0
+        for (problem, request), answered in zip(wanted, found, strict=False):  # a preview asks fewer
+            came += 1
             # An answer to a hint says nothing of how hard the problem is; nor does a request that was never answered.
             problem.answered += answered.raw is not None and not hinted
             fault = self._fault(problem, request, answered, hinted)
@@ -271,6 +274,7 @@ class _Task:
                 yield problem, answered
             else:
                 problem.results[request.sample] = fault
+        self.over = came < len(wanted)
 
     def _fault(self, problem: Problem, request: Request, answered: Answered, hinted: bool) -> Reject | None:
         """Why an answer is not even verified."""

@@ -71,12 +71,13 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
 
     Returns:
         `requests` (prompt as rendered, or the messages where the server renders; raw answer, and answer, reasoning or
-        failure as read), `kept` and `rejected` (of the program, by reason), and `facts`.
+        failure as read), `kept` and `rejected` (of the program, by reason), `judged` (of each answer that a verifier
+        saw or a filter left out, what it said) and `facts`.
     """
     assert recipe.generate is not None
     program: Program = registry.build(recipe.generate)
     work = Work(run, resumed=False)
-    kept, rejected = 0, dict[str, int]()
+    kept, rejected, judged = 0, dict[str, int](), list[str]()
     with (
         Journal(run / FILE_NAME) as journal,
         open_answering(recipe, journal, scope="preview", console=console) as answering,
@@ -86,12 +87,14 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
         for item in program.write(rows, watched, side_of=partial(side_in, recipe), work=work):
             if isinstance(item, Record):
                 kept += 1
+                judged += [f"row {item.row}, sample {item.sample}: {v.outcome}, {v.reason}" for v in item.verdicts]
             else:
                 rejected[item.reason] = rejected.get(item.reason, 0) + 1
+                judged += [f"row {item.row}, {item.detail} ({item.reason})"] if item.detail else []
             if len(watched.came) >= count and kept + sum(rejected.values()) >= count:
                 break
         requests = [_shown(answered, answering) for answered in watched.came]
-    return {"requests": requests, "kept": kept, "rejected": rejected, "facts": answering.facts()}
+    return {"requests": requests, "kept": kept, "rejected": rejected, "judged": judged, "facts": answering.facts()}
 
 
 def preview_text(found: Mapping[str, Any]) -> str:
@@ -117,6 +120,7 @@ def preview_text(found: Mapping[str, Any]) -> str:
         tokens = f"{shown['raw']['prompt_tokens']} tokens read, {shown['raw']['completion_tokens']} written"
         ended = "" if shown["raw"]["finish"] == "stop" else ", cut short"
         lines += [f"── answer ({tokens}{ended})", shown["text"]]
+    lines += ["──── what became of them", *found["judged"]] if found["judged"] else []
     rejected = "".join(f"; {count} rejected: {reason}" for reason, count in sorted(found["rejected"].items()))
     lines.append(f"──── {found['kept']} kept{rejected}. Nothing further was asked.")
     return "\n".join(lines)
