@@ -9,6 +9,8 @@
 | `prompt`            | `prompt`: a text, or a list of messages                                                    |
 | `labelled`          | `text` and `label`: the name of its class, or a whole number (whose digits name it)        |
 | `text`              | `text`                                                                                     |
+
+Beside a prompt stands what a verifier needs to judge an answer: the columns of `FACTS`, which go into `record.metadata`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from potstill.errors import DataError, did_you_mean
 from potstill.recipe.data import Format
 from potstill.types import Message, Record, digest, group_of
 
+FACTS = ("metadata", "reference", "choices", "tests", "entry_point", "pattern", "schema", "reasoning_gym")
+"""Columns that formats with a prompt take for verifiers: an object that is the metadata, and its keys by themselves."""
+
 COLUMNS: Mapping[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "messages": (("messages",), ("tools",)),
-    "sharegpt": (("conversations",), ("id", "system", "tools")),
-    "alpaca": (("instruction",), ("input", "output", "system")),
-    "prompt_completion": (("prompt", "completion"), ("tools",)),
-    "prompt": (("prompt",), ("tools",)),
+    "messages": (("messages",), ("tools", *FACTS)),
+    "sharegpt": (("conversations",), ("id", "system", "tools", *FACTS)),
+    "alpaca": (("instruction",), ("input", "output", "system", *FACTS)),
+    "prompt_completion": (("prompt", "completion"), ("tools", *FACTS)),
+    "prompt": (("prompt",), ("tools", *FACTS)),
     "labelled": (("text", "label"), ()),
     "text": (("text",), ()),
 }
@@ -97,6 +102,8 @@ def to_record(row: Mapping[str, Any], format_: Format, where: str) -> Record:
             raise Malformed(f"no column {missing[0]!r} (it has {', '.join(sorted(map(str, row))) or 'none'})")
         record = _CONVERTERS[format_](row)
         digest(record.content)  # what has no digest has no identity
+        if "metadata" in COLUMNS[format_][1] and (facts := _facts(row)):
+            record = replace(record, metadata={**record.metadata, **facts})
     except Malformed as error:
         raise DataError(f"{error}; read as format {format_!r}", where=where) from error
     except UnicodeEncodeError as error:
@@ -104,6 +111,29 @@ def to_record(row: Mapping[str, Any], format_: Format, where: str) -> Record:
     except TypeError as error:
         raise DataError(f"holds what is not JSON: {error}", where=where) from error
     return record
+
+
+def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the columns of `FACTS` hold, as metadata. An object may be written as JSON, as in CSV and in the files that
+    potstill itself writes; a column by itself is before the same key of the object. Tables fill in nulls, and CSV empty
+    texts, for what a row does not have."""
+    stated = {name: row[name] for name in FACTS if row.get(name) not in (None, "")}
+    whole = stated.pop("metadata", {})
+    if isinstance(whole, str):
+        try:
+            whole = json.loads(whole)
+        except ValueError as error:
+            raise Malformed(f"metadata is a text, and no JSON object ({error}): rename the column") from error
+    if not isinstance(whole, Mapping):
+        raise Malformed(f"metadata is {type(whole).__name__}, not an object: rename the column")
+    facts = {**{name: value for name, value in whole.items() if value is not None}, **stated}
+    try:
+        digest(facts)
+    except UnicodeEncodeError:
+        raise
+    except ValueError as error:
+        raise Malformed(f"metadata holds what is not JSON: {error}") from error
+    return facts
 
 
 def _messages(row: Mapping[str, Any]) -> Record:
