@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from generate.endpoint_run import EndpointRun
 from mock_server import Mock, mock
 
 from potstill.console import Console
+from potstill.errors import RunError
 from potstill.generate.answering import Answered
 from potstill.generate.concurrent import EndpointAnswering
 from potstill.generate.journal import Journal
-from potstill.recipe import EndpointTeacher
+from potstill.recipe import BudgetSettings, EndpointTeacher
 from potstill.teachers import EndpointModel
 from potstill.types import Request, Sampling
 
@@ -107,6 +109,54 @@ def test_limits_per_minute_are_kept(tmp_path: Path) -> None:
         assert all(answered.answer is not None for answered in came)
     # 20 at once, and the other 40 at (1200 - 20) / 60 a second.
     assert 2.0 <= took < 8.0
+
+
+class FullDisk:
+    """A connection to SQLite to which the disk is full for whoever notes what may be under way: from the first, or
+    once answers were committed."""
+
+    def __init__(self, inner: sqlite3.Connection, *, later: bool) -> None:
+        self.inner, self.full, self.rows = inner, not later, 0
+
+    def executemany(self, statement: str, rows: list[Any]) -> Any:
+        self.rows = len(rows)
+        return self.inner.executemany(statement, rows)
+
+    def execute(self, statement: str, *values: Any) -> Any:
+        if "INTO ledger" in statement and self.full and not self.rows:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        self.full = self.full or self.rows > 0
+        return self.inner.execute(statement, *values)
+
+    def __enter__(self) -> Any:
+        return self.inner.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.inner.__exit__(*error)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("later", [False, True], ids=["at the first request", "among answers"])
+def test_a_full_disk_ends_the_work_promptly_whoever_meets_it(later: bool, tmp_path: Path) -> None:
+    with mock(latency_seconds=0.01) as server, Journal(tmp_path / "journal.sqlite") as journal:
+        journal._database = FullDisk(journal._database, later=later)  # type: ignore[assignment]
+        teacher = EndpointModel(EndpointTeacher(base_url=server.url, model="m", max_in_flight=256))
+        requests = [Request(Sampling(24), prompt=f"question {n}") for n in range(2000)]
+        budget = BudgetSettings(requests=10_000)
+        began = time.monotonic()
+        with (
+            pytest.raises(RunError, match="the disk is full"),
+            EndpointAnswering(teacher, journal, budget=budget, console=Console("quiet")) as asked,
+        ):
+            for _ in asked.answers(requests):
+                pass
+        assert time.monotonic() - began < 10
+        assert len(journal) == (server.stats()["answers"] if later else 0) < 2000
 
 
 @pytest.mark.long

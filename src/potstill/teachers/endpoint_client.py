@@ -149,7 +149,14 @@ class EndpointClient:
         await self._session.close()
 
     def _pump(self) -> None:
-        """Send what may be sent now; otherwise see to it that this is called again when more may."""
+        """Send what may be sent now. What goes wrong in it ends the work: nobody hears a callback of the loop."""
+        try:
+            self._send_waiting()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is to see it
+            self._end(error)
+
+    def _send_waiting(self) -> None:
+        """Send what may be sent now; otherwise see to it that `_pump` is called again when more may."""
         while self._waiting and not self._closing and self._fatal is None and self._in_flight < int(self.window.size):
             now = time.monotonic()
             if self.breaker.is_open:
@@ -160,11 +167,8 @@ class EndpointClient:
             if now < self._pause_until:
                 return self._wake(self._pause_until)
             call = self._waiting[0]
-            wait = max(
-                (r.wait_seconds(call.tokens if t else 1, now) for r, t in self._rates),
-                default=0.0,
-            )
-            wait = max(wait, self.pace.wait_seconds(now))
+            waits = [rate.wait_seconds(call.tokens if by_tokens else 1, now) for rate, by_tokens in self._rates]
+            wait = max([*waits, self.pace.wait_seconds(now)])
             if wait > 0:
                 return self._wake(now + wait)
             self._keeper.begin(call)
@@ -199,11 +203,9 @@ class EndpointClient:
             return
         flight = self.window.send(time.monotonic())
         self.traffic.sent += 1
-        status, headers = 0, {}
+        status, headers, body = 0, {}, encoded(call.sent)
         try:
-            async with self._session.post(
-                self.settings.url, data=encoded(call.sent), allow_redirects=False
-            ) as response:
+            async with self._session.post(self.settings.url, data=body, allow_redirects=False) as response:
                 status = response.status
                 content = await response.read()
                 if status != 200:
@@ -284,10 +286,8 @@ class EndpointClient:
             why = f"nothing was answered for {self.settings.patience_seconds:,.0f} seconds: {trouble.reason}"
             self._end_for(call, trouble, Trouble("run", why, trouble.detail, mend="see whether the server runs"))
         elif call.attempts > self.settings.retries:
-            tried = Trouble(
-                "request", f"no answer in {call.attempts} tries: {trouble.reason}", trouble.detail, trouble.billed
-            )
-            self._lose(call, tried)
+            why = f"no answer in {call.attempts} tries: {trouble.reason}"
+            self._lose(call, Trouble("request", why, trouble.detail, trouble.billed))
             self._release()
         else:
             self._keeper.again(call, trouble)
