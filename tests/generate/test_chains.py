@@ -157,9 +157,10 @@ def test_accept_all_keeps_the_wrong_ones_with_their_verdicts(tmp_path: Path) -> 
 
 def test_what_cannot_be_judged_is_kept_only_where_that_is_said(tmp_path: Path) -> None:
     teacher = Solver(right_from(0))
-    nothing = write(tmp_path, [problem("2 + 2", reference=None)], teacher, samples=1)
-    assert reasons(nothing) == {"cannot be judged": 1}
-    (record,) = write(tmp_path, [problem("2 + 2", reference=None)], teacher, samples=1, unjudged="accept").records
+    records = [problem("2 + 2", reference=None), problem("1 + 3", row=2)]
+    written = write(tmp_path, records, teacher, samples=1)
+    assert written.order == [(2, 0)] and reasons(written) == {"cannot be judged": 1}
+    (record,) = write(tmp_path, records[:1], teacher, samples=1, unjudged="accept").records
     assert record.verdicts[0].outcome == "cannot_judge"
 
 
@@ -337,11 +338,13 @@ def test_blocks_change_neither_order_nor_what_is_kept(tmp_path: Path, monkeypatc
         ({"temperature": 0.0}, "all the same"),
         ({"hint": "{problem}"}, "no {reference}"),
         ({"instruction": "Think."}, "no {problem}"),
+        ({"reference": "gold"}, "verify compares with reference"),
+        ({"hint": "{problem} ({reference})", "verify": {"kind": "math", "reference": "gold"}}, "compares with gold"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_the_mend(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says.replace("{", r"\{")):
-        ReasoningProgram(verify={"kind": "numeric"}, **settings)
+        ReasoningProgram(**({"verify": {"kind": "numeric"}} | settings))
 
 
 def test_an_unknown_key_of_a_verifier_is_told_with_the_nearest(tmp_path: Path) -> None:

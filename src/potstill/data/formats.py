@@ -10,7 +10,7 @@
 | `labelled`          | `text` and `label`: the name of its class, or a whole number (whose digits name it)        |
 | `text`              | `text`                                                                                     |
 
-Beside a prompt stands what a verifier needs to judge an answer: the columns of `FACTS`, which go into `record.metadata`.
+Beside a prompt stands what verifiers need to judge an answer: the columns of `FACTS`, which go into `record.metadata`.
 """
 
 from __future__ import annotations

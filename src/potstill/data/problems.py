@@ -39,3 +39,9 @@ def own_answer(record: Record) -> str | None:
     last = (record.messages or ({},))[-1]
     content = last.get("content")
     return content if last.get("role") == "assistant" and isinstance(content, str) else None
+
+
+def with_reference(prompt: Record, record: Record, key: str) -> Record:
+    """A prompt with the own answer of its record as the reference, in `metadata[key]`, unless it has one there."""
+    own = None if key in prompt.metadata else own_answer(record)
+    return prompt if own is None else replace(prompt, metadata={**prompt.metadata, key: own})

@@ -7,18 +7,16 @@ that holds only what the teacher solved, which would flatter, and be other probl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from potstill.artifacts import Work
 from potstill.data import ChatTokenizer, prompt_ids, read_records, side_of
-from potstill.data.problems import as_prompt, own_answer, prompt_hash
+from potstill.data.problems import as_prompt, prompt_hash, with_reference
 from potstill.errors import DataError
 from potstill.recipe import Recipe
 from potstill.recipe.evaluate import SolveSettings
-from potstill.recipe.verify import leaves_of
 from potstill.types import Record, digest
-from potstill.verify.base import references
+from potstill.verify.needed import refuse_unjudgeable
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,7 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
             left_out["the chat template refuses it"] += 1
             continue
         seen.add(hashed)
-        own = own_answer(record)
-        if settings.reference not in prompt.metadata and own is not None:
-            prompt = replace(prompt, metadata={**prompt.metadata, settings.reference: own})
-        problems.append(Problem(record.id, prompt, tuple(ids)))
+        problems.append(Problem(record.id, with_reference(prompt, record, settings.reference), tuple(ids)))
     for reason, amount in left_out.items():
         work.count(f"no problem: {reason}", amount)
     if not problems:
@@ -87,25 +82,15 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
             where="evaluate.solve",
             mend="give data with prompts, or hold out a larger share (data.held_out)",
         )
-    _refuse_without_reference(problems, settings)
+    refuse_unjudgeable(
+        settings.verify,
+        [problem.record for problem in problems],
+        called=f"{len(problems)} held-out problems",
+        where="evaluate.solve",
+    )
     if settings.limit is not None and settings.limit < len(problems):
         work.count("problems beyond evaluate.solve.limit", len(problems) - settings.limit)
         first = sorted(range(len(problems)), key=lambda i: digest([problems[i].id]))[: settings.limit]
         problems = [problems[i] for i in sorted(first)]
     work.count("problems", len(problems))
     return problems
-
-
-def _refuse_without_reference(problems: Sequence[Problem], settings: SolveSettings) -> None:
-    """Nothing could be judged, and every share would be 0: better said before any model is asked."""
-    for leaf in leaves_of(settings.verify):
-        key = getattr(leaf, "reference", None)
-        if key is None or any(references(problem.record, key) for problem in problems):
-            continue
-        raise DataError(
-            f"none of the {len(problems)} held-out problems has a reference answer: no metadata[{key!r}] in the data, "
-            "and no answer of its own",
-            where="evaluate.solve",
-            mend="give data with answers, or name where they stand: evaluate.solve.reference, and the same name as "
-            f"reference of the verifier ({leaf.kind})",
-        )

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from potstill.artifacts import Work
-from potstill.data.problems import as_prompt, own_answer, prompt_hash
+from potstill.data.problems import as_prompt, prompt_hash, with_reference
 from potstill.data.split import Side
 from potstill.data.stream import Seen
 from potstill.errors import DataError
@@ -29,6 +29,7 @@ from potstill.generate.records import reject
 from potstill.recipe.reasoning import ReasoningProgram
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling, Verdict, digest
+from potstill.verify.needed import refuse_unjudgeable
 
 _AT_ONCE = 1024
 """Problems worked on together: what is held in memory is theirs."""
@@ -56,16 +57,25 @@ class Reasoning:
         side_of: Callable[[Record], Side],
         work: Work,
     ) -> Iterator[Record | Reject]:
-        """Have every problem solved. Raises as the teacher, the journal, the budget and the verifier do.
+        """Have every problem solved.
+
+        Raises:
+            DataError: the verifier can judge none of the (first thousand) problems, since what it needs is in none.
+            Besides as the teacher, the journal, the budget and the verifier do.
 
         Samples of a problem come out side by side, each as its record or as the reject that it is.
         """
-        form = self._form(answering, work)
+        settings, form = self.settings, self._form(answering, work)
         rates: Counter[str] = Counter()
-        with Verification(self.settings.verify, lambda requests: ask_all(answering, requests)) as verification:
+        with Verification(settings.verify, lambda requests: ask_all(answering, requests)) as verification:
             task = _Task(self, answering, verification, side_of, work, form, rates)
             for block in self._blocks(records, answering, work):
                 problems = [item for item in block if isinstance(item, Problem)]
+                if problems and not (task.began or settings.accept_all or settings.unjudged == "accept"):
+                    # A later one might have what it needs; a block without is no data to pay for.
+                    called = f"{'first ' if len(problems) == _AT_ONCE else ''}{len(problems):,} problems"
+                    asked = [problem.prompt for problem in problems]
+                    refuse_unjudgeable(settings.verify, asked, called=called, where="generate")
                 task.solve(problems)
                 for item in block:
                     yield from (item,) if isinstance(item, Reject) else self._kept(item, work, rates)
@@ -101,9 +111,7 @@ class Reasoning:
             return reject(record, prompt)
         if seen.add(prompt_hash(prompt), record.row) is not None:
             return reject(record, "same prompt as an earlier record")
-        key = self.settings.reference
-        if key not in prompt.metadata and (own := own_answer(record)) is not None:
-            prompt = replace(prompt, metadata={**prompt.metadata, key: own})
+        prompt = with_reference(prompt, record, self.settings.reference)
         try:
             prompt_tokens = answering.prompt_tokens(put_by(self.settings.instruction, prompt, self.sampling, 0))
         except ValueError as error:
@@ -195,18 +203,20 @@ class _Task:
         self.program, self.answering, self.verification = program, answering, verification
         self.side_of, self.work, self.form, self.rates = side_of, work, form, rates
         self.settings = program.settings
+        self.began = False
         self.over = False  # nobody answers any more: a preview has seen enough
 
     def solve(self, problems: Sequence[Problem]) -> None:
         """Round after round, until each problem has enough accepted chains, or all its samples."""
         of = self.settings
+        self.began = self.began or bool(problems)
         open_problems: Sequence[Problem] = problems
         while open_problems and not self.over:
             wanted = []
             for problem in open_problems:
                 more = next_samples(
                     problem.asked,
-                    len(problem.chains),
+                    problem.accepted,
                     samples=of.samples,
                     at_once=of.samples_at_once,
                     stop_at=of.stop_at,
@@ -218,7 +228,7 @@ class _Task:
         if saved := sum(of.samples - problem.asked for problem in problems):
             self.work.count("samples not needed", saved)
         if of.hint is not None and not self.over:
-            self._hint([problem for problem in problems if not problem.chains])
+            self._hint([problem for problem in problems if not problem.accepted])
 
     def _hint(self, problems: Sequence[Problem]) -> None:
         """STaR: the unsolved ones again, with the answer as a hint."""
@@ -229,12 +239,22 @@ class _Task:
             if reference is None:
                 self.work.count("no hint, since there is no reference")
                 continue
-            wanted += [
-                (problem, put_by(of.hint, problem.prompt, self.program.sampling, of.samples + number, reference))
-                for number in range(of.hint_samples)
-            ]
+            try:
+                requests = [
+                    put_by(of.hint, problem.prompt, self.program.sampling, of.samples + number, reference)
+                    for number in range(of.hint_samples)
+                ]
+            except ValueError:
+                self.work.count("no hint, since the problem is not a text")
+                continue
+            # Problems were held against the context as they are put without a hint.
+            most, tokens = self.answering.context_length, self.answering.prompt_tokens(requests[0])
+            if most is not None and tokens is not None and tokens >= most:
+                self.work.count("hints that fill the teacher's context")
+                continue
+            wanted += [(problem, request) for request in requests]
         self._round(wanted, hinted=True)
-        self.work.count("problems solved with a hint", sum(bool(problem.chains) for problem, _ in _firsts(wanted)))
+        self.work.count("problems solved with a hint", sum(bool(problem.accepted) for problem, _ in _firsts(wanted)))
 
     def _round(self, wanted: Sequence[tuple[Problem, Request]], *, hinted: bool) -> None:
         """Ask some requests, and enter what becomes of each with its problem."""
@@ -317,7 +337,7 @@ class _Task:
             return
         facts: dict[str, Any] = {"tokens": answer.completion_tokens} | ({"hinted": True} if hinted else {})
         record = replace(record, metadata={**record.metadata, "chain": facts})
-        problem.add(Chain(sample, text, answer.completion_tokens), record)
+        problem.add(Chain(sample, text, answer.completion_tokens, accepted), record)
 
 
 _BANDS = ("0", "below 1/4", "1/4 to 1/2", "1/2 to 3/4", "3/4 and above", "1")

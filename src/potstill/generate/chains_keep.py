@@ -14,11 +14,13 @@ _RUN = 3
 
 @dataclass(frozen=True)
 class Chain:
-    """An accepted chain: which sample it is, its text, and its length in the teacher's tokens."""
+    """A chain that may be kept: which sample it is, its text, its length in the teacher's tokens, and whether it was
+    accepted (with `accept_all` others may be kept too)."""
 
     sample: int
     text: str
     tokens: int
+    accepted: bool = True
 
 
 def next_samples(asked: int, accepted: int, *, samples: int, at_once: int | None, stop_at: int | None) -> range:

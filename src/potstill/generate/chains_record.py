@@ -23,7 +23,7 @@ class Problem:
     """A problem, and what became of its samples so far.
 
     `passed` of `answered` samples were right; `asked` counts those that were asked for. `results` are by sample: the
-    reject that it is, or its record. `chains` are those accepted, each other than all before.
+    reject that it is, or its record. `chains` are those that may be kept, each other than all before.
     """
 
     prompt: Record
@@ -34,8 +34,13 @@ class Problem:
     results: dict[int, Record | Reject] = field(default_factory=dict)
     chains: list[Chain] = field(default_factory=list)
 
+    @property
+    def accepted(self) -> int:
+        """How many different chains were accepted, with a hint or without: what `stop_at` and the hint go by."""
+        return sum(chain.accepted for chain in self.chains)
+
     def add(self, chain: Chain, record: Record) -> None:
-        """Take an accepted chain."""
+        """Take a chain that may be kept."""
         self.chains.append(chain)
         self.results[chain.sample] = record
 

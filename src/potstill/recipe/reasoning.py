@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from potstill.recipe.base import Settings, one_of
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.teachers import TeacherSettings
-from potstill.recipe.verify import VerifierSettings, judges_of
+from potstill.recipe.verify import VerifierSettings, judges_of, leaves_of
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -100,6 +100,12 @@ class ReasoningProgram(GenerateSettings):
             raise ValueError(f"pass_rate: no rate is within [{low}, {high}]")
         if self.windowed and self.stop_at is not None:
             raise ValueError("pass_rate counts all samples, and stop_at leaves some unasked: drop one of them")
+        keys = {leaf.reference for leaf in leaves_of(self.verify) if hasattr(leaf, "reference")}
+        if keys and self.reference not in keys and (self.reference != "reference" or self.hint is not None):
+            raise ValueError(
+                f"reference: {self.reference} is where a problem's answer is put, and verify compares with "
+                f"{', '.join(sorted(keys))}: name the same as verify.reference"
+            )
         for name, needed in (("instruction", ("{problem}",)), ("hint", ("{problem}", "{reference}"))):
             template = getattr(self, name)
             missing = [part for part in needed if template is not None and part not in template]
