@@ -21,7 +21,7 @@ from potstill.recipe import (
     TrainSettings,
     TrainStage,
 )
-from potstill.recipe.data import PackagedData
+from potstill.recipe.data import DataSettings, PackagedData
 from potstill.recipe.schedules import said
 from potstill.types import Record
 
@@ -95,8 +95,10 @@ def check_recipe(recipe: Recipe) -> Findings:
     if recipe.generate is not None and sides is not None:
         from potstill.generate.estimate import estimate
 
-        prompts = [item for item in (*sides.train, *sides.held_out) if isinstance(item, Record)]
+        train, found = _clean(recipe, [item for item in sides.train if isinstance(item, Record)])
+        prompts = [*train, *(item for item in sides.held_out if isinstance(item, Record))]
         lines["generate"], costs = estimate(recipe, prompts)
+        lines["generate"] += found
         figures |= costs
     if recipe.train is not None:
         lines["train"] = _train_lines(recipe.train)
@@ -110,11 +112,35 @@ def check_recipe(recipe: Recipe) -> Findings:
 
 def _read(recipe: Recipe) -> Sides | None:
     from potstill.data import read_sides
-    from potstill.data.packages import fetched
 
-    if recipe.data.kind == "hub" or (isinstance(recipe.data, PackagedData) and not fetched(recipe.data.name)):
+    if not _here(recipe.data):
         return None
     return read_sides(recipe.data)
+
+
+def _here(source: DataSettings) -> bool:
+    """Whether it can be read without fetching it."""
+    from potstill.data.packages import fetched
+
+    return source.kind != "hub" and not (isinstance(source, PackagedData) and not fetched(source.name))
+
+
+def _clean(recipe: Recipe, train: list[Record]) -> tuple[list[Record], tuple[str, ...]]:
+    """The training records that will be asked, and what is said of those that stand in an evaluation set."""
+    assert recipe.generate is not None
+    settings = recipe.generate.decontaminate
+    if settings is None:
+        return train, ()
+    if away := [name for name, source in settings.against.items() if not _here(source)]:
+        return train, (f"evaluation sets that will be fetched are not looked at before: {', '.join(away)}",)
+    from potstill.generate.decontaminating import set_digests, without_caught
+
+    if not recipe.generate.asks:
+        set_digests(settings)  # that they are there
+        return train, ()
+    kept, caught = without_caught(settings, train)
+    named = ", ".join(f"{name} {caught.get(name, 0):,}" for name in settings.against)
+    return kept, (f"in an evaluation set, and not asked: {len(train) - len(kept):,} of {len(train):,} ({named})",)
 
 
 def _records(sides: Sides) -> int:

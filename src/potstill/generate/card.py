@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,21 @@ def write_card(path: Path, recipe: Recipe, work: Work, statistics: Statistics) -
 
     It says nothing that would differ between an interrupted run and another.
     """
-    write_atomically(path, dataset_card(recipe, work.facts["teacher"], statistics))
+    write_atomically(path, dataset_card(recipe, work.facts, statistics))
 
 
-def dataset_card(recipe: Recipe, teacher: dict[str, Any], statistics: Statistics) -> str:
-    """The card, as Markdown with a YAML head."""
+def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistics) -> str:
+    """The card, as Markdown with a YAML head. `facts` are those of the stage's manifest."""
     assert recipe.generate is not None
+    teacher = facts["teacher"]
     head = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "records.parquet"}]}],
         "tags": ["synthetic", "distillation", "potstill"],
     }
     asked = statistics.kept + sum(statistics.rejected.values())
     settings = recipe.generate.model_dump(mode="json", exclude_defaults=True) | {"kind": recipe.generate.kind}
+    settings.pop("decontaminate", None)  # its paths are those of a machine; the names have a line of their own
+    kept_out = [f"{_text(name)} ({_n(of['items'])})" for name, of in facts.get("decontamination", {}).items()]
     licences = sorted(statistics.licences.items())
     route = _code(f"{teacher.get('kind', '')} {teacher.get('server', '')}".strip())
     what = "that a teacher wrote" if recipe.generate.asks else "out of conversations that were given"
@@ -77,6 +80,7 @@ def dataset_card(recipe: Recipe, teacher: dict[str, Any], statistics: Statistics
                 ("Cut short (`finished` is false)", _n(statistics.unfinished)),
                 ("With reasoning", _n(statistics.reasoned)),
                 ("Licence of the prompts", ", ".join(f"{_text(k)} ({_n(v)})" for k, v in licences)),
+                *([("Evaluation sets kept out of training (items)", ", ".join(kept_out))] if kept_out else []),
             ],
         ),
         "",

@@ -9,13 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from potstill import registry
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.generate.answering import Answered, Answering, SideOf
 from potstill.generate.journal import FILE_NAME, Journal
-from potstill.generate.program import Program
-from potstill.generate.stage import open_answering, read_counted, side_in
+from potstill.generate.stage import open_answering, open_program, read_counted, side_in
 from potstill.recipe import Recipe
 from potstill.types import Record, Request
 
@@ -75,7 +73,7 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
         saw or a filter left out, what it said) and `facts`.
     """
     assert recipe.generate is not None
-    program: Program = registry.build(recipe.generate)
+    program = open_program(recipe)
     work = Work(run, resumed=False)
     kept, rejected, judged = 0, dict[str, int](), list[str]()
     with (

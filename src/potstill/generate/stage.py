@@ -44,12 +44,16 @@ def stage(recipe: Recipe) -> Stage:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    """Digests of the data, and of the teacher's weights where it has some."""
+    """Digests of the data, of evaluation sets that are kept out, and of the teacher's weights where it has some."""
     from potstill.data import source_digests
     from potstill.models.resolve import locate
 
     digests = dict(source_digests(recipe.data))
     assert recipe.generate is not None
+    if recipe.generate.decontaminate is not None:
+        from potstill.generate.decontaminating import set_digests
+
+        digests |= set_digests(recipe.generate.decontaminate)
     tokenizer = getattr(recipe.generate, "tokenizer", None)
     if tokenizer is not None and (source := locate(tokenizer)) is not None:
         digests["tokenizer"] = source.digest
@@ -70,7 +74,7 @@ def _write(context: Context) -> None:
 
     recipe, work = context.recipe, context.work
     assert recipe.generate is not None
-    program: Program = registry.build(recipe.generate)
+    program = open_program(recipe)
     statistics = Statistics()
     rejects = context.out / "rejects.jsonl"
     with Journal(context.run / FILE_NAME) as journal:
@@ -90,6 +94,18 @@ def _write(context: Context) -> None:
         work.facts.update(answering.facts() | {"teacher": dict(answering.identity)})
     _conclude(work, statistics, recipe)
     write_card(context.out / "README.md", recipe, work, statistics)
+
+
+def open_program(recipe: Recipe) -> Program:
+    """The program of the section, with evaluation sets kept out where it says so."""
+    settings = recipe.generate
+    assert settings is not None
+    program: Program = registry.build(settings)
+    if settings.decontaminate is None:
+        return program
+    from potstill.generate.decontaminating import Decontaminating
+
+    return Decontaminating(program, settings.decontaminate, asks=settings.asks)
 
 
 def open_answering(recipe: Recipe, journal: Journal, *, scope: str, console: Console) -> Answering:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from potstill.recipe.base import KindSettings
 from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.teachers import TeacherSettings
+from potstill.recipe.verify import Decontamination
 
 
 class GenerateSettings(KindSettings):
     """Base of every program that has a teacher write.
 
     `budget` caps what an endpoint is used for. `jsonl` writes the records as JSON lines too, beside the Parquet file.
+    `decontaminate` keeps evaluation sets out of the records to train on.
     """
 
     room: ClassVar[str] = "generate"
@@ -23,6 +25,21 @@ class GenerateSettings(KindSettings):
     teacher: str = "main"
     budget: BudgetSettings = BudgetSettings()
     jsonl: bool = False
+    decontaminate: Decontamination | None = None
+
+    @field_validator("decontaminate")
+    @classmethod
+    def _names_sets(cls, decontaminate: Decontamination | None) -> Decontamination | None:
+        if decontaminate is not None and not decontaminate.against:
+            raise ValueError("against names no evaluation set: name one, or drop decontaminate")
+        return decontaminate
+
+    def key_fields(self) -> dict[str, Any]:
+        """As of any settings; but where nothing is kept out, nothing is said of it."""
+        fields = super().key_fields()
+        if self.decontaminate is None:
+            del fields["decontaminate"]
+        return fields
 
     def check_teacher(self, teacher: TeacherSettings) -> None:
         """Refuse what this kind of teacher cannot do.

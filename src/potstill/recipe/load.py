@@ -138,17 +138,35 @@ def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
         if isinstance(inner, dict) and isinstance(inner.get(key), str):
             document[section] = {**inner, key: str(base / inner[key])}
     if isinstance(document.get("data"), str):
-        scheme, colon, rest = document["data"].partition(":")
-        if not colon:
-            document["data"] = str(base / document["data"])
-        elif scheme == "run":
-            document["data"] = f"run:{base / rest}"
+        document["data"] = _source_path(document["data"], base)
     for holder in (document.get("teacher"), document.get("student"), *_values(document.get("teachers"))):
         _absolute_models(holder, base)
     generate = document.get("generate")
     if isinstance(generate, dict) and isinstance(generate.get("tokenizer"), str):
-        document["generate"] = {**generate, "tokenizer": _model_path(generate["tokenizer"], base)}
+        generate = document["generate"] = {**generate, "tokenizer": _model_path(generate["tokenizer"], base)}
+    if isinstance(generate, dict) and isinstance(generate.get("decontaminate"), dict):
+        against = generate["decontaminate"].get("against")
+        if isinstance(against, dict):
+            against = {name: _absolute_source(source, base) for name, source in against.items()}
+            document["generate"] = {**generate, "decontaminate": {**generate["decontaminate"], "against": against}}
     return document
+
+
+def _source_path(source: str, base: Path) -> str:
+    """A source of data in its short form."""
+    scheme, colon, rest = source.partition(":")
+    if not colon:
+        return str(base / source)
+    return f"run:{base / rest}" if scheme == "run" else source
+
+
+def _absolute_source(source: Any, base: Path) -> Any:
+    """A source of data in either form."""
+    if isinstance(source, str):
+        return _source_path(source, base)
+    if isinstance(source, dict) and isinstance(source.get("path"), str):
+        return {**source, "path": str(base / source["path"])}
+    return source
 
 
 def _absolute_models(holder: Any, base: Path) -> None:
@@ -196,7 +214,7 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path)
     model: type[BaseModel] | None = Recipe
     value: Any = {**document, "teachers": {"main": document["teacher"]}} if "teacher" in document else document
     rooms = {"teacher": "teachers", "teachers": "teachers", "student": "students", "objectives": "objectives"}
-    rooms |= {"data": "data", "generate": "generate", "export": "export", "verify": "verify"}
+    rooms |= {"data": "data", "generate": "generate", "export": "export", "verify": "verify", "against": "data"}
     room: str | None = None
     for part in location:
         if isinstance(value, str):

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from potstill.recipe.base import Cosmetic, KindSettings, Settings, one_of
-from potstill.recipe.data import DataSettings, expand_data
+from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 
 
 class VerifierSettings(KindSettings):
@@ -263,3 +263,11 @@ class Decontamination(Settings):
     similarity: float = Field(0.9, gt=0, le=1)
     fuzzy_characters: PositiveInt = 2000
     answer_words: PositiveInt = 8
+
+    @field_validator("against")
+    @classmethod
+    def _of_texts(cls, against: dict[str, DataSettings]) -> dict[str, DataSettings]:
+        for name, source in against.items():
+            if isinstance(source, ImageSettings):
+                raise ValueError(f"{name}: images hold no text to compare: name a set of texts, or leave it out")
+        return against

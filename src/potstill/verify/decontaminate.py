@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from potstill.recipe.verify import Decontamination
@@ -20,7 +20,7 @@ LONG_WORDS, CLUE_WORDS, CLUE_SHARE = 24, 3, 0.05
 """A text of `LONG_WORDS` is measured only against items that share that share of its runs of `CLUE_WORDS`: without a
 clue, similarity would need an edit in nearly every word. Shorter ones are measured against all of like length."""
 
-CONTAMINATED = "contaminated"
+CONTAMINATED = "in an evaluation set"
 """The reason in the reject ledger."""
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*", re.UNICODE)
@@ -29,7 +29,10 @@ _LONE = re.compile(r"[぀-ヿ㐀-鿿가-힯]")
 
 @dataclass(frozen=True)
 class Match:
-    """Where a record was found again: which side of it, in which set, in which item (its row there) and side, how."""
+    """Where a record was found again: which side of it, in which set, in which item (its row there) and side, how.
+
+    `excerpt` is of the shared words, where they are one run, else of the item.
+    """
 
     side: Side
     evaluation: str
@@ -166,12 +169,13 @@ class Decontaminator:
         same = index.exact.get(plain)
         if same is not None:
             return _match(side, same, "the same", 1.0)
-        for run in runs(plain, self.settings.ngram):
+        for start, run in enumerate(_runs_in_order(plain, self.settings.ngram)):
             if run in index.long_runs:
-                return _match(side, index.long_runs[run], "a run of words", 1.0)
+                shared_words = " ".join(plain.split(" ")[start : start + self.settings.ngram])
+                return replace(_match(side, index.long_runs[run], "a run of words", 1.0), excerpt=shared_words)
         shared: Counter[int] = Counter()
         texts: dict[int, _Text] = {}
-        for run in runs(plain, self.settings.overlap_ngram):
+        for run in dict.fromkeys(_runs_in_order(plain, self.settings.overlap_ngram)):
             for text in index.short_runs.get(run, ()):
                 shared[id(text)] += 1
                 texts[id(text)] = text
@@ -192,7 +196,7 @@ class Decontaminator:
         low = bisect.bisect_left(index.by_length, (int(len(plain) * reach), 0))
         high = bisect.bisect_right(index.by_length, (int(len(plain) / reach) + 1, len(index.texts)))
         numbers: Iterable[int] = (number for _, number in index.by_length[low:high])
-        clues = runs(plain, CLUE_WORDS)
+        clues = list(dict.fromkeys(_runs_in_order(plain, CLUE_WORDS)))
         if len(clues) > LONG_WORDS - CLUE_WORDS:
             shared = Counter(number for clue in clues for number in index.clues.get(clue, ()))
             numbers = [number for number, count in shared.items() if count >= CLUE_SHARE * len(clues)]
@@ -234,13 +238,16 @@ def decontaminate(
 
 
 def sides(record: Record) -> list[tuple[Side, str]]:
-    """The texts of a record: what is asked, and what is answered (a reference answer too). System prompts, which many
-    records share, are not compared."""
+    """The texts of a record: what is asked, and what is answered (reasoning and a reference answer too). System
+    prompts, which many records share, are not compared."""
     found: list[tuple[Side, str]] = []
     for message in record.messages or ():
         content = message.get("content")
         if isinstance(content, str) and message["role"] in ("user", "assistant"):
             found.append(("prompt" if message["role"] == "user" else "answer", content))
+        reasoning = message.get("reasoning_content")
+        if isinstance(reasoning, str) and message["role"] == "assistant":
+            found.append(("answer", reasoning))
     if record.text is not None:
         found.append(("prompt", record.text))
     if record.prompt is not None:
@@ -261,8 +268,14 @@ def plain_words(text: str) -> str:
 
 def runs(plain: str, length: int) -> set[int]:
     """Hashes of the runs of `length` words."""
+    return set(_runs_in_order(plain, length))
+
+
+def _runs_in_order(plain: str, length: int) -> list[int]:
+    # Hashes of words differ from process to process, and with them the order of a set: of several matches the one that
+    # is named must be the same in every run.
     words = plain.split(" ")
-    return {hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1)}
+    return [hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1)]
 
 
 def _match(side: Side, text: _Text, how: How, similarity: float) -> Match:
