@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.generate.prices import check_price, dollars
-from potstill.recipe import EndpointTeacher, Recipe, SelfInstructProgram
+from potstill.recipe import EndpointTeacher, ReasoningProgram, Recipe, SelfInstructProgram
 from potstill.teachers.endpoint_wire import body_of, bound_tokens
 from potstill.types import Record, Request, Sampling
 
@@ -25,9 +25,9 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
         return ("no teacher is asked",), {"answers": 0, "tokens_at_most": 0}
     if isinstance(settings, SelfInstructProgram):
         return _of_self_instruct(recipe, settings, records)
+    if isinstance(settings, ReasoningProgram):
+        return _of_reasoning(recipe, settings, records)
     samples, longest = getattr(settings, "samples", 1), getattr(settings, "max_new_tokens", 0)
-    if getattr(settings, "hint", None) is not None:
-        samples += settings.hint_samples  # where no sample is accepted
     asked = len(records) * samples
     written = asked * longest
     token_budget = getattr(settings, "token_budget", None)
@@ -52,6 +52,23 @@ def _of_self_instruct(
         # What is around a prompt in the body of a request is counted with each.
         read += bound.answers * _bound(Record(prompt=""), settings.max_new_tokens, teacher)
     return _said(recipe, f"at most {bound.answers:,} answers", bound.answers, written, read)
+
+
+def _of_reasoning(
+    recipe: Recipe, settings: ReasoningProgram, records: Sequence[Record]
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    from potstill.generate.chains_estimate import most_asked
+
+    teacher = recipe.teachers[settings.teacher]
+
+    def reads(request: Request) -> int:
+        return _bound_of(request, teacher) if isinstance(teacher, EndpointTeacher) else 0
+
+    turns = not isinstance(teacher, EndpointTeacher) or teacher.api == "chat"
+    bound = most_asked(settings, records, turns=turns, reads=reads)
+    written = min(bound.written, settings.token_budget or bound.written)
+    answers = f"at most {bound.answers:,} answers" + (f" ({bound.judged:,} of a judge)" if bound.judged else "")
+    return _said(recipe, answers, bound.answers, written, bound.read)
 
 
 def _said(recipe: Recipe, answers: str, asked: int, written: int, read: int) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -80,5 +97,9 @@ def _said(recipe: Recipe, answers: str, asked: int, written: int, read: int) -> 
 
 def _bound(record: Record, longest: int, teacher: EndpointTeacher) -> int:
     asked = Request(Sampling(longest or 1), record.messages, record.prompt or record.text or "", record.tools)
-    prompt = record.prompt if record.prompt is not None else str([dict(m) for m in record.messages or ()])
+    return _bound_of(asked, teacher)
+
+
+def _bound_of(asked: Request, teacher: EndpointTeacher) -> int:
+    prompt = str([dict(m) for m in asked.messages]) if asked.messages is not None else asked.prompt
     return bound_tokens(body_of(asked, teacher, prompt, None))

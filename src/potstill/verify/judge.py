@@ -86,15 +86,7 @@ class JudgeVerifier(BaseVerifier):
     def _by_rubric(self, record: Record, completion: str) -> Verdict:
         asked = self._settings
         assert isinstance(asked, Judge)
-        known = references(record, asked.reference)
-        mark = _fence(record, completion)
-        reference = f"\n<reference {mark}>\n{known[0]}\n</reference {mark}>\n" if known else ""
-        said = self._answers(
-            RUBRIC.format(
-                mark=mark, question=question_of(record), reference=reference, answer=completion, rubric=asked.rubric,
-                marks=asked.marks,
-            )
-        )[0]  # fmt: skip
+        said = self._answers(record, completion)[0]
         found = _MARK.findall(said or "")
         if not found or not 1 <= int(found[-1]) <= asked.marks:
             return self.cannot_judge(f"the judge gave no mark from 1 to {asked.marks}: {shown((said or '')[-60:])}")
@@ -106,14 +98,9 @@ class JudgeVerifier(BaseVerifier):
     def _in_pairs(self, record: Record, completion: str) -> Verdict:
         asked = self._settings
         assert isinstance(asked, Judge)
-        known = references(record, asked.reference)
-        if not known:
+        said = self._answers(record, completion)
+        if not said:
             return self.cannot_judge(f"the record has no metadata[{asked.reference!r}] to compare with")
-        mark, question = _fence(record, completion), question_of(record)
-        orders = [(completion, known[0]), (known[0], completion)]
-        said = self._answers(
-            *(PAIRWISE.format(mark=mark, question=question, first=a, second=b, rubric=asked.rubric) for a, b in orders)
-        )
         read = [_BETTER.findall(s or "") for s in said]
         if not all(read):
             return self.cannot_judge("the judge named neither answer, nor a tie")
@@ -130,15 +117,37 @@ class JudgeVerifier(BaseVerifier):
             else self.reject("the reference is better, in both orders", 0.0)
         )
 
-    def _answers(self, *prompts: str) -> list[str | None]:
-        """What the judge wrote for each; None where it was cut short."""
+    def _answers(self, record: Record, completion: str) -> list[str | None]:
+        """What the judge wrote to each question; None where it was cut short."""
         assert isinstance(self._settings, Judge)
+        requests = [asking(self._settings, question) for question in questions_of(self._settings, record, completion)]
+        if not requests:
+            return []
         if self._ask is None:
             self.asks_through(None)
-        sampling = Sampling(self._settings.max_new_tokens, self._settings.temperature)
-        requests = [Request(sampling, messages=({"role": "user", "content": prompt},)) for prompt in prompts]
         assert self._ask is not None
         return [a.text if a.finish == "stop" else None for a in self._ask(requests)]
+
+
+def questions_of(asked: Judge, record: Record, completion: str) -> list[str]:
+    """What a judge is asked of an answer: one question by rubric; two in pairs, the answer first and then second, or
+    none where there is no reference to compare with."""
+    known = references(record, asked.reference)
+    mark, question = _fence(record, completion), question_of(record)
+    if asked.form == "pairwise":
+        orders = [(completion, known[0]), (known[0], completion)] if known else []
+        return [
+            PAIRWISE.format(mark=mark, question=question, first=a, second=b, rubric=asked.rubric) for a, b in orders
+        ]
+    reference = f"\n<reference {mark}>\n{known[0]}\n</reference {mark}>\n" if known else ""
+    fields = {"mark": mark, "question": question, "reference": reference, "answer": completion}
+    return [RUBRIC.format(rubric=asked.rubric, marks=asked.marks, **fields)]
+
+
+def asking(asked: Judge, question: str) -> Request:
+    """The request for a question."""
+    sampling = Sampling(asked.max_new_tokens, asked.temperature)
+    return Request(sampling, messages=({"role": "user", "content": question},))
 
 
 def question_of(record: Record) -> str:
