@@ -42,6 +42,23 @@ def test_every_request_is_planned_exactly_once(count: int, batch_size: int, samp
 
 
 @settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=25), st.integers(1, 9), st.randoms())
+def test_questions_of_different_numbers_of_samples_are_planned_whole(
+    mix: list[tuple[int, bool]], batch_size: int, draw: random.Random
+) -> None:
+    for how in ({"temperature": 1.0}, {"beams": 5}):
+        asked = [
+            question(n % 7, side="held_out" if held else "train", samples=samples, name=f"{n} ", **how)
+            for n, (samples, held) in enumerate(mix)
+        ]
+        batches = plan_batches(asked, TEACHER, batch_size=batch_size, seed=0)
+        assert sorted(map(repr, requests_of(batches))) == sorted(repr(r) for q in asked for r in q.requests)
+        assert all(len(b.requests) <= max(batch_size, b.step) for b in batches)
+        draw.shuffle(asked)
+        assert plan_batches(asked, TEACHER, batch_size=batch_size, seed=0) == batches
+
+
+@settings(deadline=None)
 @given(st.randoms())
 def test_the_order_of_the_data_changes_nothing(draw: random.Random) -> None:
     asked = questions(40)

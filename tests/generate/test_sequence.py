@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
 from generate.fake_teacher import CHATML, FakeTeacher, FakeTeacherSettings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from potstill.artifacts import Work
 from potstill.console import Console
@@ -20,7 +23,7 @@ from potstill.generate.journal import Journal
 from potstill.generate.journaled import JournaledTeacher
 from potstill.generate.sequence import Sequence as SequenceOf
 from potstill.recipe import SequenceProgram
-from potstill.types import Answer, Provenance, Record, Reject, Request, group_of
+from potstill.types import Answer, Provenance, Record, Reject, Request, Sampling, group_of
 
 SOURCE = Provenance(source="prompts.jsonl", licence="CC0-1.0")
 
@@ -85,6 +88,42 @@ def test_every_prompt_is_answered_and_rows_stand_in_the_order_of_the_data(tmp_pa
     assert all(not r.is_prompt for r in written.records)
     assert [r.group for r in written.records[::3]] == [r.group for r in records]
     assert work.counts["prompts"] == 40 and len(written.records) == 120
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.booleans()), max_size=20), st.randoms())
+def test_every_request_is_asked_whatever_stands_beside_it(
+    tmp_path: Path, mix: list[tuple[int, int, bool]], draw: Random
+) -> None:
+    asked = [
+        Request(Sampling(4, 1.0 if warm else 0.0), prompt=f"prompt {'long ' * n}", sample=sample)
+        for n, sample, warm in mix
+    ]
+    (tmp_path / "journal.sqlite").unlink(missing_ok=True)
+    heard = []
+    for _ in range(2):
+        teacher = Listener(lambda r: Answer(f"{r.prompt} {r.sample} {r.sampling.temperature}", "stop", 3, 1))
+        with Journal(tmp_path / "journal.sqlite") as journal:
+            journaled = JournaledTeacher(teacher, journal, budget=TokenBudget(None), seed=0, console=Console("quiet"))
+            came = list(LocalAnswering(journaled, batch_size=3).answers(asked))
+        assert [a.request for a in came] == asked
+        assert [a.answer and a.answer.text for a in came] == [
+            f"{r.prompt} {r.sample} {r.sampling.temperature}" for r in asked
+        ]
+        heard.append(teacher.asked)
+        draw.shuffle(asked)
+    # Each once; in another order they are in the same batches, which the journal has.
+    assert sorted(map(repr, heard[0])) == sorted(set(map(repr, asked))) and not heard[1]
+
+
+def test_two_questions_that_show_the_same_are_both_asked_after_a_single_one(tmp_path: Path) -> None:
+    """As calls of self_instruct that happen to show the same examples."""
+    asked = [Request(Sampling(4, 1.0), prompt="p", sample=0)]
+    asked += [Request(Sampling(4, 1.0), prompt="another", sample=n) for n in (1, 2)]
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journaled = JournaledTeacher(Listener(), journal, budget=TokenBudget(None), seed=0, console=Console("quiet"))
+        came = list(LocalAnswering(journaled, batch_size=3).answers(asked))
+    assert [a.failure for a in came] == [None] * 3
 
 
 def test_an_answer_becomes_a_turn_of_the_conversation_and_tools_stay(tmp_path: Path) -> None:

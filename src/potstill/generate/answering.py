@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 from potstill.data.chat import ChatTokenizer
@@ -181,16 +180,20 @@ class LocalAnswering:
         pass
 
     def _planned(self, asked: Sequence[Request], keys: Sequence[str], side_of: SideOf | None) -> Iterator[Any]:
-        """The batches of requests of one sampling setting after the other, in the order in which they first occur."""
+        """The batches of requests of one sampling setting after the other, in the order in which they first occur. The
+        samples of a prompt are one question, wherever they stand."""
         once: dict[str, Request] = {}
         for request, key in zip(asked, keys, strict=True):
             once.setdefault(key, request)
         fresh = list(once.values())
         for sampling in dict.fromkeys(request.sampling for request in fresh):
+            samples: dict[str, list[Request]] = {}
+            for request in fresh:
+                if request.sampling == sampling:
+                    samples.setdefault(replace(request, sample=0).key({}), []).append(request)
             questions = []
-            same = [request for request in fresh if request.sampling == sampling]
-            for _, samples in groupby(same, key=lambda r: replace(r, sample=0)):
-                together = tuple(samples)
+            for same in samples.values():
+                together = tuple(sorted(same, key=lambda r: r.sample))
                 side = side_of(together[0]) if side_of is not None else "train"
                 questions.append(Question(together, side, self.prompt_tokens(together[0])))
             yield plan_batches(questions, self.identity, batch_size=self.batch_size, seed=self.journaled.seed)

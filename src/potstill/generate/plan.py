@@ -81,7 +81,8 @@ def plan_batches(
     """All batches, in the order in which they are done.
 
     Args:
-        questions: every prompt, each once, with equal sampling settings.
+        questions: every prompt, each once, with equal sampling settings. Those with more samples than others have
+            batches of their own.
         teacher: `Teacher.identity`.
         batch_size: how many sequences are written side by side. The samples of a prompt stay together, unless they
             alone are more than that; each of a prompt's beams is a sequence too.
@@ -89,9 +90,14 @@ def plan_batches(
     """
     placed: list[tuple[float, int, PlannedBatch]] = []
     for rank, side in enumerate(("held_out", "train")):
+        alike: dict[int, list[Question]] = {}
+        for question in questions:
+            if question.side == side:
+                alike.setdefault(len(question.requests), []).append(question)
         batches = [
             make_batch(requests, teacher, seed, step)
-            for requests, step in _by_length([q for q in questions if q.side == side], batch_size)
+            for some in alike.values()
+            for requests, step in _by_length(some, batch_size)
         ]
         batches.sort(key=lambda b: b.digest)
         placed.extend((index / len(batches), rank, batch) for index, batch in enumerate(batches))
@@ -100,9 +106,7 @@ def plan_batches(
 
 
 def _by_length(questions: Sequence[Question], batch_size: int) -> list[tuple[list[Request], int]]:
-    """Requests of one side in batches by length, and how many of them belong together."""
-    if not questions:
-        return []
+    """Requests in batches by length, and how many of them belong together; all questions have as many samples."""
     # Equal lengths are told apart by content: the order of the data does not matter.
     ordered = sorted(questions, key=lambda q: (q.prompt_tokens, q.requests[0].key({})))
     beams = ordered[0].requests[0].sampling.beams
