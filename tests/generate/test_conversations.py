@@ -76,6 +76,46 @@ def test_what_a_person_wrote_is_no_html(tmp_path: Path) -> None:
     assert came_of(never)[0] == [said]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "3 / 4",
+        "3 / 4\n\nbecause a half and a quarter are that.",
+        "Copy12 chars / 3 words\nis what it showed.",
+        "Network errors occur when a cable is cut.",
+        "Network error: what it means.\nThe cable is cut.",
+        "Something went wrong.",
+        "An error occurred. If this issue persists, restart it.",
+    ],
+)
+def test_no_answer_is_taken_for_what_the_window_says(tmp_path: Path, answer: str) -> None:
+    said = ["Well?", answer, "2 / 3\n\nis what?", "A fraction."]
+    assert came_of(convert(tmp_path, [{"conversations": turns(*said)}])) == ([said], [])
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        "network error",
+        "!Too many requests in 1 hour. Try again later.",
+        "Something went wrong, please try reloading the conversation.",
+        "<p>An error occurred. Either the engine you requested does not exist or there was another issue processing "
+        "your request. If this issue persists please contact us through our help center at "
+        '<a href="https://help.openai.com">help.openai.com</a>.</p>',
+        "There was an error generating a response\n\nNetwork error.",
+        "This content may violate our [content policy](https://h/policy). If you believe this to be in error, please "
+        "submit your feedback \u2014 your input will aid our research in this area.",
+        "The server had an error while processing your request. Sorry about that! You can retry your request, or "
+        "contact us through our help center at help.openai.com if the error persists.",
+    ],
+)
+def test_what_the_window_says_in_the_place_of_an_answer_is_left_out(tmp_path: Path, notice: str) -> None:
+    rows: list[dict[str, object]] = [{"conversations": turns("a", notice)}, {"conversations": GOOD}]
+    kept, rejects = came_of(convert(tmp_path, rows))
+    assert kept == [["And this?", "Is fine."]]
+    assert [r.reason for r in rejects] == ["an error message in the place of an answer"]
+
+
 GOOD = turns("And this?", "Is fine.")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.generate.conversations_split import split_pairs
-from potstill.generate.markdown import Markdown, is_html, without_controls
+from potstill.generate.markdown import Markdown, is_html
 
 CODE = "def f(a_b):\n\n    return a_b * 2 < 3  # *not* _emphasis_\n"
 WINDOW = (
@@ -45,9 +45,17 @@ def test_html_is_known_by_how_it_begins() -> None:
     assert not is_html("What does <div> do?") and not is_html("<T>(x: T)") and not is_html("a < b")
 
 
-def test_the_windows_own_controls_are_taken_off_only_on_lines_of_their_own() -> None:
-    assert without_controls("2 / 3\n\nHello\nCopy12 chars / 3 words") == "Hello\n"
-    assert without_controls("1 / 2 + 1 / 3 = ?") == "1 / 2 + 1 / 3 = ?"
+def test_the_windows_own_counters_are_taken_off_only_beside_the_answer() -> None:
+    page = "<div><button>&lt;</button><span>2<!-- --> / <!-- -->3</span><button>&gt;</button></div>"
+    count = "<div>Copy<span>12 chars / 3 words</span></div>"
+    for answer in ("Hello", "3 / 4", "<span>3 / 4</span>", "<div>3 / 4</div><p>because</p>", "Copy12 chars / 3 words"):
+        inner = f'<div class="markdown prose"><p>{answer}</p></div>'
+        assert Markdown().of(f"<div>{page}{inner}{count}</div>") == Markdown().of(inner) != ""
+
+
+@pytest.mark.parametrize("html", ["<p>3 / 4</p>", "<div>3 / 4</div>", "<div>3 / 4</div><div>because</div>"])
+def test_where_no_element_holds_the_answer_nothing_is_taken_for_a_counter(html: str) -> None:
+    assert Markdown().of(html).startswith("3 / 4") and ("because" in Markdown().of(html)) == ("because" in html)
 
 
 @given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 25), st.integers(0, 4))

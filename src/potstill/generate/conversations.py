@@ -19,7 +19,7 @@ from potstill.data.stream import Seen
 from potstill.errors import DataError, ModelError
 from potstill.generate.answering import Answering
 from potstill.generate.conversations_split import split_pairs
-from potstill.generate.markdown import Markdown, is_html, without_controls
+from potstill.generate.markdown import Markdown, is_html
 from potstill.generate.records import reject
 from potstill.recipe.programs import ConversationsProgram
 from potstill.registry import implements
@@ -29,19 +29,22 @@ if TYPE_CHECKING:
     from potstill.data.chat import ChatTokenizer
     from potstill.verify.base import Verifier
 
-_NOTICES = (
-    "too many requests in 1 hour. try again later",
-    "!too many requests in 1 hour. try again later",
+_HELP = r"contact us through our help center at \S+"
+_MESSAGES = (
+    r"!?too many requests in 1 hour\. try again later",
     "there was an error generating a response",
-    "an error occurred. if this issue persists",
-    "an error occurred. either the engine you requested does not exist",
-    "something went wrong. if this issue persists",
+    r"(?:an error occurred|something went wrong)\. (?:either the engine you requested does not exist or there was "
+    rf"another issue processing your request\. )?if this issue persists,? please {_HELP}",
     "something went wrong, please try reloading the conversation",
     "network error",
-    "this content may violate our content policy",
-    "the server had an error while processing your request",
+    r"this content may violate our \[?content policy(?:\]\(\S+\))?(?:\. if you believe this to be in error, please "
+    r"submit your feedback \W+ your input will aid our research in this area)?",
+    r"the server had an error while processing your request(?:\. sorry about that!(?: you can retry your request, or "
+    rf"{_HELP} if the error persists)?)?",
 )
-"""How messages of the window begin that stand where an answer should."""
+_NOTICES = re.compile(rf"(?:(?:{'|'.join(_MESSAGES)})[.!]*(?: |\Z))+")
+"""What stands in the place of an answer where the window had something to say: these messages and nothing else, in
+lower case and with one space between words."""
 
 
 @implements(ConversationsProgram)
@@ -162,7 +165,7 @@ class Conversations:
         if self.settings.html == "always" or (turn["role"] == "assistant" and is_html(text)):
             text = markdown.of(text)
             work.count("turns from HTML to Markdown")
-        return without_controls(text).strip()
+        return text.strip()
 
     def _broken(self, role: str, text: str) -> tuple[str, str] | None:
         if not text:
@@ -171,7 +174,7 @@ class Conversations:
             return "characters that could not be decoded", role
         if any(unicodedata.category(c) == "Cc" and c not in "\n\r\t" for c in text):
             return "control characters", role
-        if role == "assistant" and text.lower().startswith(_NOTICES):
+        if role == "assistant" and _NOTICES.fullmatch(" ".join(text.lower().split())):
             return "an error message in the place of an answer", ""
         for word, pattern in self.words:
             if pattern.search(text):

@@ -11,19 +11,14 @@ from potstill.errors import MissingExtra
 _TAGS = "div|p|ol|ul|li|pre|h[1-6]|table|blockquote|span|strong|em|code|br|b|i|u|s|del|a|hr|section|html|body"
 _BEGINS = re.compile(rf"\s*<(?:!doctype\b|(?:{_TAGS})(?:\s[^<>]*)?/?>)", re.IGNORECASE)
 _COPY = re.compile(r"\A\s*([\w+#.-]*?)\s*Copy code\s*")
-_COUNTS = re.compile(r"^Copy\d+ chars / \d+ words$\n?", re.MULTILINE)
-_PAGE = re.compile(r"\A\s*\d+ / \d+[ \t]*(?:\n+|\Z)")
+_CONTROL = re.compile(r"\d+ / \d+|(?:Copy)?\d+ chars / \d+ words")
+_ANSWER = ".markdown, .prose"
+"""The element in which a chat window shows an answer."""
 
 
 def is_html(text: str) -> bool:
     """Whether a text begins with an HTML tag, as the turns of a chat window do."""
     return _BEGINS.match(text) is not None
-
-
-def without_controls(text: str) -> str:
-    """Without what stands for the window's own controls, on lines of their own: "2 / 3" before a regenerated answer,
-    "Copy123 chars / 45 words" behind it."""
-    return _COUNTS.sub("", _PAGE.sub("", text))
 
 
 class Markdown:
@@ -49,12 +44,29 @@ class Markdown:
             raise ValueError("HTML that cannot be parsed") from error
         for nothing in soup(["script", "style", "button", "svg", "noscript"]):
             nothing.decompose()
+        _drop_controls(soup)
         for formula in soup.select(".katex"):
             _plain_formula(formula)
         try:
             return str(self._converter.convert_soup(soup)).strip()
         except RecursionError as error:
             raise ValueError("HTML that is nested too deeply") from error
+
+
+def _drop_controls(soup: Any) -> None:
+    """Leave out the window's own counters: "2 / 3" beside a regenerated answer, "Copy123 chars / 45 words" below it.
+
+    Each is an element of its own beside that which holds the answer. Where no element is known to hold the answer,
+    nothing is left out: "3 / 4" may be the answer.
+    """
+    answers = soup.select(_ANSWER)
+    if not answers:
+        return
+    inside = {id(part) for answer in answers for part in (answer, *answer.find_all(True), *answer.parents)}
+    for element in soup(["div", "span"]):
+        said = "" if id(element) in inside or element.decomposed else " ".join(element.get_text().split())
+        if _CONTROL.fullmatch(said):
+            element.decompose()
 
 
 def _plain_formula(formula: Any) -> None:
