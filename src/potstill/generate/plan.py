@@ -110,9 +110,9 @@ def _by_length(questions: Sequence[Question], batch_size: int) -> list[tuple[lis
     # Equal lengths are told apart by content: the order of the data does not matter.
     ordered = sorted(questions, key=lambda q: (q.prompt_tokens, q.requests[0].key({})))
     beams = ordered[0].requests[0].sampling.beams
-    samples = max(len(q.requests) for q in ordered)  # a preview may end among those of a prompt
+    samples = len(ordered[0].requests)
     step = samples if beams > 1 else min(samples, batch_size)
-    units = [q.requests[i : i + step] for q in ordered for i in range(0, len(q.requests), step)]
+    units = [q.requests[i : i + step] for q in ordered for i in range(0, samples, step)]
     per_batch = max(1, batch_size // max(step, beams))
     count = math.ceil(len(units) / per_batch)
     edges = [round(index * len(units) / count) for index in range(count + 1)]
