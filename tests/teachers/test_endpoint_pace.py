@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from email.utils import formatdate
+from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.teachers.endpoint_pace import Breaker, Pace, Rate, Window, retry_after_seconds
@@ -44,6 +46,51 @@ def test_an_answer_that_takes_more_than_half_of_the_time_allowed_is_a_sign_of_to
     window = Window(most=64, start=16, slow_seconds=5.0)
     window.answered(window.send(0.0), 5.1)
     assert window.size == 8
+
+
+def served(window: Window, answers: int, slots: float, tokens: Callable[[int], int], per_token: float = 0.02) -> float:
+    """The mean size of a window against a server of so many slots: with more under way, each takes so much longer."""
+    now, sizes = 0.0, list[float]()
+    for number in range(answers):
+        wrote = tokens(number)
+        seconds = (0.1 + per_token * wrote) * max(1.0, int(window.size) / slots)
+        window.answered(window.send(now), now + seconds, wrote)
+        now += seconds / window.size
+        sizes.append(window.size)
+    return sum(sizes) / len(sizes)
+
+
+def test_a_window_closes_on_latency_and_leaves_the_server_busy() -> None:
+    """A server of 40 slots: its answers take four times as long with 160 under way."""
+    window = Window(most=1024)
+    mean = served(window, 40_000, 40, lambda n: 100)
+    assert window.cuts > 1 and 80 <= mean <= 320 and window.size >= 64
+    assert served(Window(most=1024), 4000, 1e9, lambda n: 100) > 800  # and without an end, it opens
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["rising", "falling", "blocks", "mixed"]), st.floats(0.0, 0.05))
+@settings(deadline=None, max_examples=30)
+def test_answers_of_every_length_in_every_order_are_no_latency(seed: int, order: str, per_token: float) -> None:
+    draw = Random(seed)
+    lengths = [round(10 ** draw.uniform(0, 3)) for _ in range(3000)]
+    if order in ("rising", "falling"):
+        lengths.sort(reverse=order == "falling")
+    if order == "blocks":
+        lengths = [length for length in lengths[:10] for _ in range(300)]
+    window = Window(most=256)
+    served(window, len(lengths), 1e9, lambda n: lengths[n], per_token)
+    assert window.cuts == 0 and window.size == 256
+
+
+def test_a_server_that_has_become_slow_for_good_is_not_cut_for_ever() -> None:
+    window = Window(most=256)
+    served(window, 2000, 1e9, lambda n: 100)
+    assert window.size == 256
+    served(window, 5000, 1e9, lambda n: 100, per_token=2.0)  # a hundred times as long
+    assert window.cuts > 0 and window.size >= 32
+    before = window.cuts
+    served(window, 30_000, 1e9, lambda n: 100, per_token=2.0)
+    assert window.cuts <= before + 16 and window.size == 256
 
 
 @given(

@@ -236,7 +236,7 @@ class EndpointClient:
 
     def _answered(self, call: Call, answer: Answer, flight: Flight, probe: bool) -> None:
         now = time.monotonic()
-        self.window.answered(flight, now)
+        self.window.answered(flight, now, answer.completion_tokens)
         self._up(now, probe)
         self.traffic.answered += 1
         for rate, by_tokens in self._rates:

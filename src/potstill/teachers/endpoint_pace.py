@@ -25,9 +25,10 @@ class Window:
     """How many requests may be under way: additive increase, multiplicative decrease (Chiu & Jain 1989).
 
     It opens by one for each answer until the first sign of too much (slow start), and after that by one for each
-    windowful of answers. A sign is a 503, a timeout, or an answer that took more than half of the time allowed: it
-    halves the window. A 429 takes a tenth (the pause that comes with it is what it asks for). Either does so once for
-    all that was under way when the window was last cut.
+    windowful of answers. A sign is a 503, a timeout, an answer that took more than half of the time allowed, or
+    latency (`Latency`): it halves the window. A 429 takes a tenth (the pause that comes with it is what it asks for).
+    Either does so once for all that was under way when the window was last cut. Latency never closes it further than
+    where it began: a server that is slow for other reasons would never get it open again.
 
     Args:
         most: it never opens further.
@@ -38,7 +39,9 @@ class Window:
     def __init__(self, most: int, start: int = 32, slow_seconds: float = math.inf) -> None:
         self.most = most
         self.size = float(min(start, most))
+        self.least = self.size
         self.slow_seconds = slow_seconds
+        self.latency = Latency()
         self.cuts = 0
         self._slow_start = True
 
@@ -46,10 +49,14 @@ class Window:
         """Note that a request goes out."""
         return Flight(now, self.cuts)
 
-    def answered(self, flight: Flight, now: float) -> None:
-        """Note that one was answered."""
+    def answered(self, flight: Flight, now: float, tokens: int = 1) -> None:
+        """Note that one was answered, in so many tokens."""
         if now - flight.sent > self.slow_seconds:
             self.too_much(flight)
+            return
+        if flight.cuts == self.cuts and self.latency.rises(now - flight.sent, tokens, int(self.size)):
+            if self.size > self.least:
+                self.too_much(flight, max(0.5, self.least / self.size))
             return
         self.size = min(float(self.most), self.size + (1.0 if self._slow_start else 1.0 / self.size))
 
@@ -59,6 +66,43 @@ class Window:
         if flight.cuts == self.cuts:
             self.cuts += 1
             self.size = max(1.0, self.size * factor)
+
+
+class Latency:
+    """Whether answers take much longer than they might: the sign of too much that delay is (Vegas: Brakmo & Peterson
+    1995), from medians of a windowful, by request and by token.
+
+    Both must be more than `TIMES` their least so far. If a server takes a + b·t seconds for t tokens, then whatever t
+    comes when, one of them is at most twice its least: the one grows with t, and the other falls. So neither long
+    answers nor short ones are taken for a server that has too much to do. Where both are four times as long, requests
+    wait for three quarters of their time, and half as many under way keep the server as busy.
+
+    After each sign the least counts for more, so that a server which has become slow for good is not cut for ever.
+    """
+
+    TIMES = 4.0
+    FORGET = 1.25
+    FEWEST = 15
+
+    def __init__(self) -> None:
+        self._least = (math.inf, math.inf)
+        self._seen: list[tuple[float, float]] = []
+        self._windowful = 0
+
+    def rises(self, seconds: float, tokens: int, size: int) -> bool:
+        """Note an answer, with so many under way; whether the windowful that it completes took too long."""
+        if not self._seen:  # in slow start, the window opens as fast as answers come
+            self._windowful = max(self.FEWEST, size | 1)
+        self._seen.append((seconds, seconds / max(1, tokens)))
+        if len(self._seen) < self._windowful:
+            return False
+        request, token = (sorted(seen[part] for seen in self._seen)[len(self._seen) // 2] for part in (0, 1))
+        self._seen.clear()
+        self._least = min(self._least[0], request), min(self._least[1], token)
+        rises = request > self.TIMES * self._least[0] and token > self.TIMES * self._least[1]
+        if rises:
+            self._least = self.FORGET * self._least[0], self.FORGET * self._least[1]
+        return rises
 
 
 class Rate:
