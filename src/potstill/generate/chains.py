@@ -13,19 +13,20 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from potstill.artifacts import Work
-from potstill.data.problems import as_prompt, prompt_hash, with_reference
+from potstill.data.problems import with_reference
 from potstill.data.split import Side
 from potstill.data.stream import Seen
-from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering, ask_all
 from potstill.generate.chains_filters import ChainFilter, chain_of
 from potstill.generate.chains_judge import Verification
 from potstill.generate.chains_keep import Chain, choose, next_samples
 from potstill.generate.chains_record import Form, Problem, form_for, learned, put_by, reference_of
-from potstill.generate.records import reject
+from potstill.generate.prompts import asked_of
+from potstill.generate.records import failed, of_sample, reject
 from potstill.recipe.reasoning import ReasoningProgram
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling, Verdict, digest
@@ -68,7 +69,7 @@ class Reasoning:
         settings, form = self.settings, self._form(answering, work)
         rates: Counter[str] = Counter()
         with Verification(settings.verify, lambda requests: ask_all(answering, requests)) as verification:
-            task = _Task(self, answering, verification, side_of, work, form, rates)
+            task = _Task(self, answering, verification, side_of, work, form)
             for block in self._blocks(records, answering, work):
                 problems = [item for item in block if isinstance(item, Problem)]
                 if problems and not (task.began or settings.accept_all or settings.unjudged == "accept"):
@@ -106,29 +107,12 @@ class Reasoning:
 
     def _problem(self, record: Record, answering: Answering, seen: Seen, work: Work) -> Problem | Reject:
         """The record as a problem, its own answer the reference if it has no other; or why it is not asked."""
-        prompt = as_prompt(record, answering.turns)
-        if isinstance(prompt, str):
-            return reject(record, prompt)
-        if seen.add(prompt_hash(prompt), record.row) is not None:
-            return reject(record, "same prompt as an earlier record")
-        prompt = with_reference(prompt, record, self.settings.reference)
-        try:
-            prompt_tokens = answering.prompt_tokens(put_by(self.settings.instruction, prompt, self.sampling, 0))
-        except ValueError as error:
-            return reject(record, str(error))
-        except DataError as refusal:
-            if refusal.mend is not None:
-                raise  # the mend is in the recipe, not in this record
-            return reject(record, "the chat template refuses it", detail=refusal.what)
-        if prompt_tokens is not None and answering.context_length is not None:
-            room = answering.context_length - prompt_tokens
-            if room <= 0:
-                said = f"{prompt_tokens} tokens of {answering.context_length}"
-                return reject(record, "the prompt fills the teacher's context", detail=said)
-            if room < self.settings.max_new_tokens:
-                work.count("prompts with less room than max_new_tokens")
+        put = partial(put_by, self.settings.instruction, sampling=self.sampling, sample=0)
+        prompt = asked_of(record, answering, seen, work, put)
+        if isinstance(prompt, Reject):
+            return prompt
         work.count("problems")
-        return Problem(prompt)
+        return Problem(with_reference(prompt, record, self.settings.reference))
 
     def _form(self, answering: Answering, work: Work) -> Form:
         if self.settings.reasoning != "auto":
@@ -198,10 +182,9 @@ class _Task:
         side_of: Callable[[Record], Side],
         work: Work,
         form: Form,
-        rates: Counter[str],
     ) -> None:
         self.program, self.answering, self.verification = program, answering, verification
-        self.side_of, self.work, self.form, self.rates = side_of, work, form, rates
+        self.side_of, self.work, self.form = side_of, work, form
         self.settings = program.settings
         self.began = False
         self.over = False  # nobody answers any more: a preview has seen enough
@@ -232,7 +215,9 @@ class _Task:
 
     def _hint(self, problems: Sequence[Problem]) -> None:
         """STaR: the unsolved ones again, with the answer as a hint."""
-        of, wanted = self.settings, []
+        of = self.settings
+        hinted: list[Problem] = []
+        wanted: list[tuple[Problem, Request]] = []
         assert of.hint is not None
         for problem in problems:
             reference = reference_of(problem.prompt, of.reference)
@@ -252,9 +237,10 @@ class _Task:
             if most is not None and tokens is not None and tokens >= most:
                 self.work.count("hints that fill the teacher's context")
                 continue
+            hinted.append(problem)
             wanted += [(problem, request) for request in requests]
         self._round(wanted, hinted=True)
-        self.work.count("problems solved with a hint", sum(bool(problem.accepted) for problem, _ in _firsts(wanted)))
+        self.work.count("problems solved with a hint", sum(bool(problem.accepted) for problem in hinted))
 
     def _round(self, wanted: Sequence[tuple[Problem, Request]], *, hinted: bool) -> None:
         """Ask some requests, and enter what becomes of each with its problem."""
@@ -298,19 +284,16 @@ class _Task:
 
     def _fault(self, problem: Problem, request: Request, answered: Answered, hinted: bool) -> Reject | None:
         """Why an answer is not even verified."""
-        sample, answer = f"sample {request.sample}", answered.answer
+        answer = answered.answer
         if answer is None:
-            failure = answered.failure
-            assert failure is not None
-            detail = f"{sample}: {failure.detail}" if failure.detail else sample
-            return reject(problem.prompt, failure.reason, failure.text, detail)
+            return failed(problem.prompt, answered)
         text = chain_of(answer)
         fault = self.program.filter.fault(problem.prompt, answer)
         if fault is None and hinted and (spoken := _SPEAKS_OF_HINT.search(text)):
             fault = "speaks of the hint", spoken.group()
         if fault is not None:
             reason, detail = fault
-            return reject(problem.prompt, reason, text, f"{sample}: {detail}" if detail else sample)
+            return reject(problem.prompt, reason, text, of_sample(request.sample, detail))
         return None
 
     def _enter(self, problem: Problem, answered: Answered, verdict: Verdict, hinted: bool) -> None:
@@ -345,12 +328,3 @@ _BANDS = ("0", "below 1/4", "1/4 to 1/2", "1/2 to 3/4", "3/4 and above", "1")
 
 def _band(rate: float) -> str:
     return _BANDS[0] if rate == 0 else _BANDS[-1] if rate == 1 else _BANDS[1 + int(4 * rate)]
-
-
-def _firsts(wanted: Sequence[tuple[Problem, Request]]) -> Iterator[tuple[Problem, Request]]:
-    """The first request of each problem."""
-    last = None
-    for problem, request in wanted:
-        if problem is not last:
-            yield problem, request
-        last = problem

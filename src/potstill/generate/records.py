@@ -51,3 +51,15 @@ def reject(record: Record, reason: str, answer: str = "", detail: str = "") -> R
     """A record that is kept out, with an excerpt of the answer or else of the prompt."""
     said = answer or record.text or record.prompt or str((record.messages or ({},))[-1].get("content", ""))
     return Reject(reason, record.provenance.source, record.row, said[:_EXCERPT_CHARACTERS], detail)
+
+
+def failed(prompt: Record, answered: Answered) -> Reject:
+    """What becomes of a prompt that has no answer that can be used."""
+    failure = answered.failure
+    assert failure is not None
+    return reject(prompt, failure.reason, failure.text, of_sample(answered.request.sample, failure.detail))
+
+
+def of_sample(sample: int, detail: str) -> str:
+    """A detail, and which of a prompt's answers it is about."""
+    return f"sample {sample}: {detail}" if detail else f"sample {sample}"

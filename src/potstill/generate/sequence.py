@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from potstill.artifacts import Work
-from potstill.data.problems import as_prompt, prompt_hash
 from potstill.data.split import Side
 from potstill.data.stream import Seen
-from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering
-from potstill.generate.records import provenance_of, reject, with_answer
+from potstill.generate.prompts import asked_of
+from potstill.generate.records import failed, provenance_of, reject, with_answer
 from potstill.recipe import SequenceProgram
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling
@@ -51,7 +50,7 @@ class Sequence:
                 if isinstance(prompt, Reject):
                     places.append(prompt)
                     continue
-                for request in self._requests(prompt):
+                for request in (self._request(prompt, sample) for sample in range(self.settings.samples)):
                     places.append(prompt)
                     owners[id(request)] = prompt
                     yield request
@@ -68,25 +67,9 @@ class Sequence:
 
     def _prompt(self, record: Record, answering: Answering, seen: Seen, work: Work) -> Record | Reject:
         """The record without its answer, or why it is not asked."""
-        prompt = as_prompt(record, answering.turns)
-        if isinstance(prompt, str):
-            return reject(record, prompt)
-        if seen.add(prompt_hash(prompt), record.row) is not None:
-            return reject(record, "same prompt as an earlier record")
-        try:
-            asked = Request(self.sampling, prompt.messages, prompt.prompt, prompt.tools)
-            prompt_tokens = answering.prompt_tokens(asked)
-        except DataError as refusal:
-            if refusal.mend is not None:
-                raise  # no conversation can be rendered: the mend is in the recipe, not in this record
-            return reject(record, "the chat template refuses it", detail=refusal.what)
-        if prompt_tokens is not None and answering.context_length is not None:
-            room = answering.context_length - prompt_tokens
-            if room <= 0:
-                said = f"{prompt_tokens} tokens of {answering.context_length}"
-                return reject(record, "the prompt fills the teacher's context", detail=said)
-            if room < self.settings.max_new_tokens:
-                work.count("prompts with less room than max_new_tokens")
+        prompt = asked_of(record, answering, seen, work, lambda prompt: self._request(prompt, 0))
+        if isinstance(prompt, Reject):
+            return prompt
         if not record.is_prompt:
             work.count("reference answers dropped")
         work.count("prompts")
@@ -94,22 +77,15 @@ class Sequence:
 
     def _kept(self, prompt: Record, answered: Answered, identity: Mapping[str, Any]) -> Record | Reject:
         """The record with its answer, or why it is not kept."""
-        sample = f"sample {answered.request.sample}"
         if answered.answer is None:
-            failure = answered.failure
-            assert failure is not None
-            detail = f"{sample}: {failure.detail}" if failure.detail else sample
-            return reject(prompt, failure.reason, failure.text, detail)
+            return failed(prompt, answered)
         reason = self._fault(answered.answer)
         if reason is not None:
-            return reject(prompt, reason, answered.answer.text, sample)
+            return reject(prompt, reason, answered.answer.text, f"sample {answered.request.sample}")
         return with_answer(prompt, answered.request, answered.answer, provenance_of(prompt, answered, identity))
 
-    def _requests(self, prompt: Record) -> tuple[Request, ...]:
-        return tuple(
-            Request(self.sampling, prompt.messages, prompt.prompt, prompt.tools, sample)
-            for sample in range(self.settings.samples)
-        )
+    def _request(self, prompt: Record, sample: int) -> Request:
+        return Request(self.sampling, prompt.messages, prompt.prompt, prompt.tools, sample)
 
     def _fault(self, answer: Answer) -> str | None:
         """Why an answer is not kept, if it is not."""

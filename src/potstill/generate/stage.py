@@ -19,7 +19,7 @@ from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.journaled import JournaledTeacher
 from potstill.generate.no_teacher import NoTeacher
 from potstill.generate.program import Program
-from potstill.recipe import BudgetSettings, EndpointTeacher, LocalTeacher, Recipe
+from potstill.recipe import BudgetSettings, EndpointTeacher, Recipe, members_of
 from potstill.stage import Context, Stage
 from potstill.types import Record, Reject
 
@@ -46,7 +46,7 @@ def stage(recipe: Recipe) -> Stage:
 def _sources(recipe: Recipe) -> Mapping[str, str]:
     """Digests of the data, of evaluation sets that are kept out, and of the teacher's weights where it has some."""
     from potstill.data import source_digests
-    from potstill.models.resolve import locate
+    from potstill.models import locate, model_digests
 
     digests = dict(source_digests(recipe.data))
     assert recipe.generate is not None
@@ -60,8 +60,7 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     if not recipe.generate.asks:
         return digests
     teacher = recipe.teachers[recipe.generate.teacher]
-    if isinstance(teacher, LocalTeacher) and (source := locate(teacher.model, teacher.revision)) is not None:
-        digests["teacher"] = source.digest
+    digests |= model_digests("teacher", members_of(teacher))
     if isinstance(teacher, EndpointTeacher) and teacher.tokenizer is not None:
         digests["teacher"] = registry.build(teacher).identity["template"]
     return digests
