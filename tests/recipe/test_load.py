@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.errors import RecipeError
-from potstill.recipe import HiddenCosine, LocalTeacher, Recipe, Uniform, dump_recipe, load_recipe
+from potstill.recipe import HiddenCosine, LocalTeacher, Recipe, SequenceProgram, Uniform, dump_recipe, load_recipe
+from potstill.recipe.evaluate import EvaluateSettings, SolveSettings
 
 TEXT = """
 name: half
@@ -168,6 +169,14 @@ def test_cosmetic_settings_stay_out_of_the_key(path: Path) -> None:
     base = load_recipe(path).train.key_fields()
     assert load_recipe(path, ["train.checkpoint_seconds=5"]).train.key_fields() == base
     assert load_recipe(path, ["train.max_length=5"]).train.key_fields() != base
+
+
+def test_what_is_not_asked_for_is_no_part_of_the_key() -> None:
+    solve = SolveSettings.model_validate({"verify": {"kind": "numeric"}})
+    assert "solve" not in EvaluateSettings().key_fields()
+    assert EvaluateSettings(solve=solve).key_fields()["solve"] == solve.key_fields()
+    assert "decontaminate" not in SequenceProgram().key_fields()
+    assert EvaluateSettings(controls=()).key_fields()["controls"] == []  # what is set to nothing is
 
 
 def test_layer_pairs_are_read_as_pairs(path: Path) -> None:

@@ -19,6 +19,14 @@ class Cosmetic:
     """
 
 
+class PartIfSet:
+    """Marks a field for something that is only done where it is asked for: where it is None, a stage's key says
+    nothing of it.
+
+    solve: Annotated[SolveSettings | None, PartIfSet()] = None
+    """
+
+
 class Settings(BaseModel):
     """Base of every section: unknown keys are refused, values are frozen."""
 
@@ -29,7 +37,10 @@ class Settings(BaseModel):
         return {
             name: _plain(getattr(self, name))
             for name, info in type(self).model_fields.items()
-            if not any(isinstance(mark, Cosmetic) for mark in info.metadata)
+            if not any(
+                isinstance(mark, Cosmetic) or (isinstance(mark, PartIfSet) and getattr(self, name) is None)
+                for mark in info.metadata
+            )
         }
 
 

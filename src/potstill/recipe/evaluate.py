@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from potstill.recipe.base import Settings, one_of
+from potstill.recipe.base import PartIfSet, Settings, one_of
 from potstill.recipe.verify import VerifierSettings, judges_of
 
 
@@ -47,13 +47,7 @@ class EvaluateSettings(Settings):
     samples_shown: int = Field(8, ge=0)
     sample_tokens: PositiveInt = 64
     controls: tuple[Literal["untrained"], ...] = ("untrained",)
-    solve: SolveSettings | None = None
-
-    def key_fields(self) -> dict[str, Any]:
-        """What is not asked for is no part of the key: a run that was measured before this could be asked stays
-        fresh."""
-        fields = super().key_fields()
-        return {name: value for name, value in fields.items() if name != "solve" or value is not None}
+    solve: Annotated[SolveSettings | None, PartIfSet()] = None
 
 
 class ReportSettings(Settings):

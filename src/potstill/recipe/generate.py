@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from potstill.recipe.base import KindSettings
+from potstill.recipe.base import KindSettings, PartIfSet
 from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.teachers import TeacherSettings
 from potstill.recipe.verify import Decontamination
@@ -25,7 +25,7 @@ class GenerateSettings(KindSettings):
     teacher: str = "main"
     budget: BudgetSettings = BudgetSettings()
     jsonl: bool = False
-    decontaminate: Decontamination | None = None
+    decontaminate: Annotated[Decontamination | None, PartIfSet()] = None
 
     @field_validator("decontaminate")
     @classmethod
@@ -33,13 +33,6 @@ class GenerateSettings(KindSettings):
         if decontaminate is not None and not decontaminate.against:
             raise ValueError("against names no evaluation set: name one, or drop decontaminate")
         return decontaminate
-
-    def key_fields(self) -> dict[str, Any]:
-        """As of any settings; but where nothing is kept out, nothing is said of it."""
-        fields = super().key_fields()
-        if self.decontaminate is None:
-            del fields["decontaminate"]
-        return fields
 
     def check_teacher(self, teacher: TeacherSettings) -> None:
         """Refuse what this kind of teacher cannot do.

@@ -128,17 +128,17 @@ def _apply(document: dict[str, Any], override: str) -> None:
             raise RecipeError(f"{'.'.join(parts[:depth])} is {at!r}: nothing can be set inside it", where=where)
 
 
-_PATH_KEYS = {("data", "path"), *(("student", key) for key in ("config", "tokenizer", "weights", "source"))}
+_STUDENT_PATHS = ("config", "tokenizer", "weights", "source")
 
 
 def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
     """Paths relative to the recipe become absolute. Models are paths only if they look like one."""
-    for section, key in _PATH_KEYS:
-        inner = document.get(section)
-        if isinstance(inner, dict) and isinstance(inner.get(key), str):
-            document[section] = {**inner, key: str(base / inner[key])}
-    if isinstance(document.get("data"), str):
-        document["data"] = _source_path(document["data"], base)
+    student = document.get("student")
+    if isinstance(student, dict):
+        paths = {key: str(base / student[key]) for key in _STUDENT_PATHS if isinstance(student.get(key), str)}
+        document["student"] = {**student, **paths}
+    if "data" in document:
+        document["data"] = _absolute_source(document["data"], base)
     for holder in (document.get("teacher"), document.get("student"), *_values(document.get("teachers"))):
         _absolute_models(holder, base)
     generate = document.get("generate")
