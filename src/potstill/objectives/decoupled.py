@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from potstill.objectives.base import VocabularyObjective
-from potstill.objectives.rows import Rows
+from potstill.objectives.rows import Rows, softmax_into
 from potstill.objectives.soft import SoftRule, softening
 from potstill.recipe.response import DecoupledKD
 from potstill.registry import implements
@@ -66,11 +66,9 @@ class DecoupledKDRule(SoftRule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(softmax over the others, 0 at the target; their log partition; log-odds of the target against them)."""
         at_target = logits.gather(1, target)
-        tempered = torch.div(logits, self.temperature, out=rows.scratch.take((side, "others"), *logits.shape))
-        tempered.scatter_(1, target, torch.where(inside, -math.inf, at_target / self.temperature))
-        most = tempered.amax(-1, keepdim=True)
-        hat = torch.softmax(tempered, -1, out=tempered)
-        level = most - hat.amax(-1, keepdim=True).log()
+        hat = rows.scratch.take((side, "others"), *logits.shape).copy_(logits)
+        hat.scatter_(1, target, torch.where(inside, -math.inf, at_target))
+        level = softmax_into(hat, hat, self.temperature)
         return hat, level, at_target / self.temperature - level
 
 

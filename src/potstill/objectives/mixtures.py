@@ -2,7 +2,8 @@
 
 m is positive wherever p or q is, so both ratios are bounded and no logarithm grows without end: what these methods are
 chosen for. Here that holds in floating point as well: probabilities that have underflowed are taken for the smallest
-normal number, and the mixture comes by interpolation, q + share · (p − q), which is q itself where p = q.
+normal number, and the mixture comes by interpolation, q + share · (p − q), which is q itself where p = q. Means under q
+are by q's own sum, which rounding leaves beside 1: far apart, a gradient is a small difference from such a mean.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class JSDRule(SoftRule):
         weighted = of_q.div_(mixture).log_().mul_(q)
         kl_q = weighted.sum(-1, keepdim=True)
         if rows.wants_gradient:
-            rows.add_gradient(coefficient * (self.factor * (1 - beta)), weighted.addcmul_(q, -kl_q))
+            mean = kl_q / q.sum(-1, keepdim=True)
+            rows.add_gradient(coefficient * (self.factor * (1 - beta)), weighted.addcmul_(q, -mean))
         return (beta * kl_p + (1 - beta) * kl_q).squeeze(-1) * self.gain
 
 
@@ -55,27 +57,31 @@ class _SkewedRule(SoftRule):
         super().__init__(temperature, scale_by_temperature_squared=scale_by_temperature_squared)
         self.alpha = alpha
 
-    def _ratios(self, rows: Rows, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """(r, log(f/m)) of each entry. Rounding could put 1 + (1−α) r at 0; its logarithm is kept finite."""
-        ratio, mixture = (rows.scratch.take(name, *first.shape) for name in ("difference", "mixture"))
+    def _ratios(self, rows: Rows, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(r, log(f/m), m) of each entry. Rounding could put 1 + (1−α) r at 0; its logarithm is kept finite."""
+        ratio, mixture, logs = (rows.scratch.take(name, *first.shape) for name in ("difference", "mixture", "product"))
         torch.lerp(second, first, self.alpha, out=mixture).clamp_min_(smallest(first))
         torch.sub(first, second, out=ratio).div_(mixture)
-        logs = torch.mul(ratio, 1 - self.alpha, out=mixture)
-        return ratio, logs.clamp_min_(torch.finfo(first.dtype).eps / 2 - 1).log1p_()
+        torch.mul(ratio, 1 - self.alpha, out=logs)
+        return ratio, logs.clamp_min_(torch.finfo(first.dtype).eps / 2 - 1).log1p_(), mixture
 
 
 class SkewedKLRule(_SkewedRule):
-    """KL(p ‖ m), m = α·p + (1−α)·q; ∂/∂z = gain · (1−α)² · q (Σ q r − r) / T with r = (p − q)/m."""
+    """KL(p ‖ m), m = α·p + (1−α)·q; ∂/∂z = gain · (1−α) · q (Σ q s − s) / T with s = p/m.
+
+    Where p is far from q, s is near 0 for all that q holds likely, and what is subtracted is small. Of (p − q)/m, which
+    is s but for constants, it would be a difference of large terms. Where p = q, s is 1, as is its mean by q's own sum.
+    """
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared = self.temperature, rows.shared
         p, q = rows.teacher_softmax(at, shared), rows.student_softmax(at, shared)
-        ratio, logs = self._ratios(rows, p, q)
+        _, logs, mixture = self._ratios(rows, p, q)
         values = logs.mul_(p).sum(-1)
         if rows.wants_gradient:
-            weighted = ratio.mul_(q)
-            mean = weighted.sum(-1, keepdim=True)
-            factor = -self.factor * (1 - self.alpha) ** 2
+            weighted = torch.div(p, mixture, out=mixture).mul_(q)
+            mean = weighted.sum(-1, keepdim=True).div_(q.sum(-1, keepdim=True))
+            factor = -self.factor * (1 - self.alpha)
             rows.add_gradient(coefficient * factor, weighted.addcmul_(q, -mean))
         return values * self.gain
 
@@ -86,12 +92,12 @@ class SkewedReverseKLRule(_SkewedRule):
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared, alpha = self.temperature, rows.shared, self.alpha
         p, q = rows.teacher_softmax(at, shared), rows.student_softmax(at, shared)
-        ratio, logs = self._ratios(rows, q, p)
+        ratio, logs, _ = self._ratios(rows, q, p)
         weighted = logs.mul_(q)
         values = weighted.sum(-1)
         if rows.wants_gradient:
             weighted.addcmul_(ratio, q, value=-alpha * (1 - alpha))
-            mean = weighted.sum(-1, keepdim=True)
+            mean = weighted.sum(-1, keepdim=True).div_(q.sum(-1, keepdim=True))
             rows.add_gradient(coefficient * self.factor, weighted.addcmul_(q, -mean))
         return values * self.gain
 

@@ -137,20 +137,31 @@ class Rows:
         name = (side, "softmax", temperature, width)
         if name not in self._known:
             out = self.scratch.take(name, logits.shape[0], width)
-            tempered = logits[:, :width]
-            if temperature != 1.0:
-                tempered = torch.div(tempered, temperature, out=out)
-            torch.softmax(tempered, -1, out=out)
-            self._known[name] = out
+            partition = softmax_into(out, logits[:, :width], temperature)
+            self._known[name], self._known[side, "log partition", temperature, width] = out, partition
         return self._known[name]
 
     def _log_partition(self, side: str, logits: Tensor, temperature: float, width: int) -> Tensor:
-        name = (side, "log partition", temperature, width)
-        if name not in self._known:
-            # The likeliest token's probability is 1 / Σ exp((z − max z) / T): no exponential is taken twice.
-            likeliest = self._softmax(side, logits, temperature, width).amax(-1, keepdim=True)
-            self._known[name] = logits[:, :width].amax(-1, keepdim=True) / temperature - likeliest.log()
-        return self._known[name]
+        # It comes with the softmax, which whoever asks for it needs as well: no exponential is taken twice.
+        self._softmax(side, logits, temperature, width)
+        return self._known[side, "log partition", temperature, width]
+
+
+def softmax_into(
+    out: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], temperature: float = 1.0
+) -> Float[Tensor, "R 1"]:
+    """softmax(logits / T) into `out`, which may be `logits` itself; returns log Σ exp(logits / T). A logit may be −∞.
+
+    `torch.softmax` takes a quicker exponential on CPUs, up to 20 units in the last place off: eight times this error,
+    which the cancellations in the gradients of mixtures make a hundred times theirs.
+    """
+    greatest = logits.amax(-1, keepdim=True)
+    torch.sub(logits, greatest, out=out)
+    if temperature != 1.0:
+        out.div_(temperature)
+    total = out.exp_().sum(-1, keepdim=True)
+    out.div_(total)
+    return total.log_().add_(greatest, alpha=1 / temperature)
 
 
 @runtime_checkable
