@@ -18,7 +18,7 @@ from potstill.generate import chains as program_module
 from potstill.generate.answering import LocalAnswering
 from potstill.generate.budget import TokenBudget
 from potstill.generate.chains import Reasoning
-from potstill.generate.chains_judge import Verification
+from potstill.generate.verification import Verification
 from potstill.generate.journal import Journal
 from potstill.generate.journaled import JournaledTeacher
 from potstill.recipe import AllOf, Judge, Numeric, ReasoningProgram, parse_recipe
@@ -292,7 +292,7 @@ def test_questions_of_judges_are_gathered_in_an_order_and_in_groups_that_repeat(
     """A thread that is slow, or done without a question, changes neither."""
     groups: list[list[str]] = []
 
-    def ask(requests: Sequence[Request]) -> list[Answer]:
+    def ask(teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
         groups.append([asked_of(r).split("Criterion")[0].split("No. ")[1].split("\n")[0] for r in requests])
         return [said("Mark: 5") for _ in requests]
 

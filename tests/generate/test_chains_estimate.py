@@ -31,20 +31,21 @@ def test_every_question_of_a_judge_is_within_the_bound(tmp_path: Path, form: str
         judged = asked_of(request).startswith("You ")
         return said("Mark: 1" if judged else f"Way {request.sample} to {asked_of(request)[:6]}", tokens=32)
 
-    def bytes_of(request: Request) -> int:
+    def bytes_of(teacher: str, request: Request) -> int:
+        assert teacher == "main"
         return len(asked_of(request).encode())
 
     settings = {**WORST, "max_new_tokens": 32, "verify": {"kind": "judge", "form": form, "max_new_tokens": 40}}
     records = [problem("2 + 2", row=1), problem("x + y", reference=None, row=2), problem("1 + 3", row=3)]
     teacher = Solver(say)
     write(tmp_path, records, teacher, **settings)
-    bound = most_asked(ReasoningProgram(**settings), records, turns=True, reads=bytes_of)
+    writing, judging = most_asked(ReasoningProgram(**settings), records, turns=True, reads=bytes_of)
     answers = 2 * (2 + 3) + 2  # no hint without a reference, and nothing to compare with
     judged = answers if form == "rubric" else questions * (answers - 2)
-    assert (bound.answers, bound.judged) == (answers + judged, judged)
-    assert len(teacher.asked) == bound.answers
-    assert sum(request.sampling.max_new_tokens for request in teacher.asked) == bound.written
-    assert sum(map(bytes_of, teacher.asked)) <= bound.read
+    assert (writing.answers, judging.answers, judging.judges) == (answers, judged, True)
+    assert len(teacher.asked) == answers + judged
+    assert sum(request.sampling.max_new_tokens for request in teacher.asked) == writing.written + judging.written
+    assert sum(bytes_of("main", request) for request in teacher.asked) <= writing.read + judging.read
 
 
 def test_the_bound_of_check_holds_for_chains(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from potstill.artifacts import read_artifact
 from potstill.console import Console
 from potstill.data import load_records
 from potstill.errors import RecipeError
-from potstill.generate.budget import Budget, Caps, Cost
+from potstill.generate.budget import UNITS_PER_DOLLAR, Budget, Caps, Cost
 from potstill.generate.concurrent import EndpointAnswering
 from potstill.generate.journal import Journal
-from potstill.generate.prices import UNITS_PER_DOLLAR, check_price, prices_of
-from potstill.recipe import BudgetSettings, EndpointTeacher, load_recipe
+from potstill.generate.prices import check_price, prices_of
+from potstill.recipe import EndpointTeacher, load_recipe
 from potstill.teachers import EndpointModel
 from potstill.teachers.endpoint_calls import Call
 from potstill.teachers.endpoint_wire import Trouble
@@ -148,9 +148,8 @@ def test_the_ledger_is_never_put_back_to_what_it_was_before(tmp_path: Path) -> N
     """While the writer's thread commits answers, the client's sends more and meets failures."""
     settings = EndpointTeacher(base_url="http://127.0.0.1:9/v1", model="m")
     with Journal(tmp_path / "journal.sqlite") as journal:
-        asked = EndpointAnswering(
-            EndpointModel(settings), journal, budget=BudgetSettings(requests=100), scope="s", console=Console("quiet")
-        )
+        budget = Budget(Caps(requests=100), journal.ledger("s"))
+        asked = EndpointAnswering(EndpointModel(settings), journal, budget=budget, scope="s", console=Console("quiet"))
 
         def call() -> Call:
             made = Call({}, 1, SimpleNamespace(key=str(id(object())), reserved=Cost(1), begun=False))
@@ -260,10 +259,10 @@ def test_prices_are_the_recipes_or_those_of_the_table_for_the_address() -> None:
 
 def test_an_unknown_price_is_unknown_and_never_nothing() -> None:
     own = teacher("http://127.0.0.1:8000/v1", "gpt-4o-mini")  # the name alone says nothing
-    assert prices_of(own) is None and check_price(own, None) is None
+    assert prices_of(own) is None and check_price(own, capped=False) is None
     assert prices_of(teacher("https://api.openai.com/v1", "no-such-model-at-all")) is None
     with pytest.raises(RecipeError, match=r"nobody knows what 'gpt-4o-mini' at 127.0.0.1 costs[\s\S]*teacher.price"):
-        check_price(own, 5.0)
+        check_price(own, capped=True)
 
 
 def test_caps_for_endpoints_are_refused_of_a_teacher_on_this_machine_and_beams_the_other_way(tmp_path: Path) -> None:

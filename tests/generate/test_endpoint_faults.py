@@ -16,9 +16,10 @@ from mock_server import Mock, mock
 from potstill.console import Console
 from potstill.errors import RunError
 from potstill.generate.answering import Answered
+from potstill.generate.budget import Budget, Caps
 from potstill.generate.concurrent import EndpointAnswering
 from potstill.generate.journal import Journal
-from potstill.recipe import BudgetSettings, EndpointTeacher
+from potstill.recipe import EndpointTeacher
 from potstill.teachers import EndpointModel
 from potstill.types import Request, Sampling
 
@@ -147,7 +148,7 @@ def test_a_full_disk_ends_the_work_promptly_whoever_meets_it(later: bool, tmp_pa
         journal._database = FullDisk(journal._database, later=later)  # type: ignore[assignment]
         teacher = EndpointModel(EndpointTeacher(base_url=server.url, model="m", max_in_flight=256))
         requests = [Request(Sampling(24), prompt=f"question {n}") for n in range(2000)]
-        budget = BudgetSettings(requests=10_000)
+        budget = Budget(Caps(requests=10_000), journal.ledger(""))
         began = time.monotonic()
         with (
             pytest.raises(RunError, match="the disk is full"),

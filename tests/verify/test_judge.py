@@ -20,7 +20,7 @@ class Asked:
     def __init__(self, say: str | Callable[[str], str], finish: str = "stop") -> None:
         self.say, self.finish, self.prompts = say, finish, list[str]()
 
-    def __call__(self, requests: Sequence[Request]) -> list[Answer]:
+    def __call__(self, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
         texts = [str(r.messages[0]["content"]) for r in requests if r.messages]
         self.prompts += texts
         return [Answer(self.say if isinstance(self.say, str) else self.say(t), self.finish, 1, 1) for t in texts]  # type: ignore[arg-type]

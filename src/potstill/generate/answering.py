@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from potstill.data.chat import ChatTokenizer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from potstill.teachers.base import Teacher
 
 SideOf = Callable[[Request], Side]
+NO_JUDGES: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,14 @@ class Answered:
 
 
 class Answering(Protocol):
-    """Answers requests. A context manager."""
+    """Answers requests. A context manager.
+
+    Attributes:
+        judges: what answers for the recipe's other teachers that are asked, by name: in the same journal, within the
+            same caps. Opened and closed by whoever opens this one.
+    """
+
+    judges: Mapping[str, Answering]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -100,10 +109,12 @@ class Answering(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def ask_all(answering: Answering, requests: Sequence[Request]) -> list[Answer]:
-    """The answers to some requests, through the same journal and budget: what a judge asks by. A request without an
-    answer gets an empty one that was cut short; so do those that a preview no longer asks."""
+def ask_all(answering: Answering, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
+    """The answers to some requests, through the same journal and budget: what a judge asks by. They come from the
+    teacher of that name, or, where it is not among `judges`, from the one that writes. A request without an answer gets
+    an empty one that was cut short; so do those that a preview no longer asks."""
     nothing = Answer("", "length", 0, 0)
+    answering = answering.judges.get(teacher or "", answering)
     answers = [answered.answer or nothing for answered in answering.answers(requests)]
     return answers + [nothing] * (len(requests) - len(answers))
 
@@ -133,6 +144,7 @@ class LocalAnswering:
 
     def __init__(self, journaled: JournaledTeacher, *, batch_size: int) -> None:
         self.journaled, self.batch_size = journaled, batch_size
+        self.judges: Mapping[str, Answering] = NO_JUDGES
         self.chat = ChatTokenizer.from_transformers(self.teacher.tokenizer)
 
     @property

@@ -8,6 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from potstill.errors import PotstillError
+from potstill.recipe import BudgetSettings
+
+UNITS_PER_DOLLAR = 10**11
+"""Money is counted in billionths of a cent."""
 
 
 class TokenBudget:
@@ -98,6 +102,12 @@ class Caps:
     written: int | None = None
     tokens: int | None = None
     money: int | None = None
+
+    @classmethod
+    def of(cls, budget: BudgetSettings, token_budget: int | None) -> Caps:
+        """Those of a recipe."""
+        money = None if budget.money is None else int(budget.money * UNITS_PER_DOLLAR)
+        return cls(budget.requests, token_budget, budget.tokens, money)
 
     def __bool__(self) -> bool:
         return (self.requests, self.written, self.tokens, self.money) != (None, None, None, None)

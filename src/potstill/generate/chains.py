@@ -22,11 +22,11 @@ from potstill.data.split import Side
 from potstill.data.stream import Seen
 from potstill.generate.answering import Answered, Answering, ask_all
 from potstill.generate.chains_filters import ChainFilter, chain_of
-from potstill.generate.chains_judge import Verification
 from potstill.generate.chains_keep import Chain, choose, next_samples
 from potstill.generate.chains_record import Form, Problem, form_for, learned, put_by, reference_of
 from potstill.generate.prompts import asked_of
 from potstill.generate.records import failed, of_sample, reject
+from potstill.generate.verification import Verification
 from potstill.recipe.reasoning import ReasoningProgram
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling, Verdict, digest
@@ -68,7 +68,7 @@ class Reasoning:
         """
         settings, form = self.settings, self._form(answering, work)
         rates: Counter[str] = Counter()
-        with Verification(settings.verify, lambda requests: ask_all(answering, requests)) as verification:
+        with Verification(settings.verify, partial(ask_all, answering)) as verification:
             task = _Task(self, answering, verification, side_of, work, form)
             for block in self._blocks(records, answering, work):
                 problems = [item for item in block if isinstance(item, Problem)]
@@ -320,7 +320,7 @@ class _Task:
             return
         facts: dict[str, Any] = {"tokens": answer.completion_tokens} | ({"hinted": True} if hinted else {})
         record = replace(record, metadata={**record.metadata, "chain": facts})
-        problem.add(Chain(sample, text, answer.completion_tokens, accepted), record)
+        problem.add(Chain(sample, text, answer.completion_tokens, accepted, verdict.score), record)
 
 
 _BANDS = ("0", "below 1/4", "1/4 to 1/2", "1/2 to 3/4", "3/4 and above", "1")

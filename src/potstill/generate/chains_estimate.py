@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
 
 from potstill.data.problems import as_prompt, with_reference
 from potstill.generate.chains_record import put_by, reference_of
+from potstill.generate.demand import Demand, Reads, of_judges
 from potstill.recipe.reasoning import ReasoningProgram
-from potstill.recipe.verify import judges_of
-from potstill.types import Record, Request, Sampling
-from potstill.verify.judge import asking, questions_of
-
-
-class Bound(NamedTuple):
-    """Answers in all, those of them to a judge's questions, tokens written, and tokens read, at most."""
-
-    answers: int
-    judged: int
-    written: int
-    read: int
+from potstill.types import Record, Sampling
 
 
 def most_asked(
-    settings: ReasoningProgram, records: Iterable[Record], *, turns: bool, reads: Callable[[Request], int]
-) -> Bound:
+    settings: ReasoningProgram, records: Iterable[Record], *, turns: bool, reads: Reads
+) -> tuple[Demand, ...]:
     """An upper bound of a whole run: no sample saved, no problem solved without its hint, every answer judged.
 
     Args:
         settings: of the program.
         records: whose problems are put.
         turns: whether a plain prompt becomes the user's turn.
-        reads: at least as many tokens as are read for a request. A judge reads what the same teacher wrote, which is
-            taken to have four bytes a token.
+        reads: of a request.
     """
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
-    judges = tuple(judges_of(settings.verify))
-    longest = "x" * 4 * settings.max_new_tokens if judges else ""
-    chains = judged = read = 0
-    written_by_judges = 0
+    judged: list[tuple[int, Record]] = []
+    chains = read = 0
     for record in records:
         prompt = as_prompt(record, turns)
         if isinstance(prompt, str):
@@ -53,10 +39,8 @@ def most_asked(
             continue  # the problem is not a text, and not asked
         answers = sum(samples for samples, _ in put)
         chains += answers
-        read += sum(samples * reads(request) for samples, request in put)
-        for judge in judges:
-            questions = [asking(judge, question) for question in questions_of(judge, prompt, longest)]
-            judged += answers * len(questions)
-            written_by_judges += answers * len(questions) * judge.max_new_tokens
-            read += answers * sum(map(reads, questions))
-    return Bound(chains + judged, judged, chains * settings.max_new_tokens + written_by_judges, read)
+        read += sum(samples * reads(settings.teacher, request) for samples, request in put)
+        judged.append((answers, prompt))
+    writes = Demand(settings.teacher, chains, chains * settings.max_new_tokens, read)
+    judging = of_judges(settings.verify, settings.teacher, judged, longest=settings.max_new_tokens, reads=reads)
+    return writes, *judging

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from potstill.generate.chains_filters import words_of
 
+T = TypeVar("T")
 _RUN = 3
 """Words of the runs by which chains are compared."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain that may be kept: which sample it is, its text, its length in the teacher's tokens, and whether it was
-    accepted (with `accept_all` others may be kept too)."""
+    """A chain that may be kept: which sample it is, its text, its length in the teacher's tokens, whether it was
+    accepted (with `accept_all` others may be kept too), and the score of its verdict, if that has one."""
 
     sample: int
     text: str
     tokens: int
     accepted: bool = True
+    score: float | None = None
 
 
 def next_samples(asked: int, accepted: int, *, samples: int, at_once: int | None, stop_at: int | None) -> range:
@@ -31,13 +34,14 @@ def next_samples(asked: int, accepted: int, *, samples: int, at_once: int | None
 
 
 def choose(
-    chains: Sequence[Chain], keep: Literal["all", "shortest", "diverse"], kept: int | None
+    chains: Sequence[Chain], keep: Literal["all", "shortest", "diverse", "best"], kept: int | None
 ) -> tuple[list[int], list[int]]:
     """The samples that are kept and those that are not, in order of sample.
 
     `all`: the first `kept`, or all. `shortest`: the `kept` (by itself 1) with fewest tokens. `diverse`: the shortest,
     and then again and again the chain that is farthest from the nearest of those chosen; the distance is 1 less the
-    share of runs of three words that two chains have in common (Jaccard). Ties go to the earlier sample.
+    share of runs of three words that two chains have in common (Jaccard). `best`: those with the highest score, and
+    last what has none. Ties go to the earlier sample.
     """
     ordered = sorted(chains, key=lambda c: c.sample)
     by_length = sorted(ordered, key=lambda c: (c.tokens, c.sample))
@@ -45,10 +49,18 @@ def choose(
         chosen = ordered[:kept]
     elif keep == "shortest":
         chosen = by_length[: kept or 1]
+    elif keep == "best":
+        chosen = best(ordered, [c.score for c in ordered], kept or 1)
     else:
         chosen = _spread(by_length, kept or 1)
     samples = {c.sample for c in chosen}
     return sorted(samples), [c.sample for c in ordered if c.sample not in samples]
+
+
+def best(items: Sequence[T], scores: Sequence[float | None], count: int) -> list[T]:
+    """The `count` items with the highest scores, the highest first; of equals the earlier, and last what has none."""
+    ranked = sorted(zip(items, scores, strict=True), key=lambda pair: math.inf if pair[1] is None else -pair[1])
+    return [item for item, _ in ranked[:count]]
 
 
 def distance(one: str, other: str) -> float:

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.console import Console
 from potstill.errors import PotstillError
-from potstill.generate.answering import Answered, Failure, SideOf, parsed
+from potstill.generate.answering import NO_JUDGES, Answered, Answering, Failure, SideOf, parsed
 from potstill.generate.budget import Budget, Caps, Cost
 from potstill.generate.journal import Journal
-from potstill.generate.prices import UNITS_PER_DOLLAR, check_price, dollars
-from potstill.recipe import BudgetSettings
+from potstill.generate.prices import check_price, dollars
 from potstill.teachers.endpoint_wire import Trouble
 from potstill.types import Answer, Request
 
@@ -56,8 +55,7 @@ class EndpointAnswering:
     Args:
         teacher: the endpoint.
         journal: where answers go before anything else.
-        budget: the recipe's caps.
-        token_budget: a cap on tokens written.
+        budget: the caps, which several of these may share.
         scope: whose budget it is: what an interrupted process spent counts for the same scope (a stage's key).
         seed: the recipe's.
         console: for progress, and for what the client says.
@@ -71,17 +69,15 @@ class EndpointAnswering:
         teacher: EndpointModel,
         journal: Journal,
         *,
-        budget: BudgetSettings = BudgetSettings(),  # noqa: B008 - a frozen value
-        token_budget: int | None = None,
+        budget: Budget | None = None,
         scope: str = "",
         seed: int = 0,
         console: Console,
     ) -> None:
         self.teacher, self.journal, self.scope, self.seed, self.console = teacher, journal, scope, seed, console
-        self.prices = check_price(teacher.settings, budget.money)
-        money = None if budget.money is None else int(budget.money * UNITS_PER_DOLLAR)
-        caps = Caps(budget.requests, token_budget, budget.tokens, money)
-        self.budget = Budget(caps, journal.ledger(scope) if caps else None)
+        self.budget = budget or Budget(Caps())
+        self.prices = check_price(teacher.settings, capped=self.budget.caps.money is not None)
+        self.judges: Mapping[str, Answering] = NO_JUDGES
         self._client: EndpointClient | None = None
         self._open = ExitStack()
         self._over: str | None = None

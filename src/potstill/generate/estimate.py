@@ -6,8 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from potstill.data.problems import as_prompt, with_reference
+from potstill.generate.demand import Demand, of_judges
 from potstill.generate.prices import check_price, dollars
 from potstill.recipe import EndpointTeacher, ReasoningProgram, Recipe, SelfInstructProgram
+from potstill.recipe.generate import GenerateSettings, VerifiedSettings
+from potstill.recipe.verify import leaves_of
 from potstill.teachers.endpoint_wire import body_of, bound_tokens
 from potstill.types import Record, Request, Sampling
 
@@ -17,89 +21,94 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
     bounds: every answer as long as it may be, every byte of a prompt a token.
 
     Raises:
-        RecipeError: money is capped, and the price is not known.
+        RecipeError: money is capped, and a price is not known.
     """
     settings = recipe.generate
     assert settings is not None
     if not settings.asks:
         return ("no teacher is asked",), {"answers": 0, "tokens_at_most": 0}
+
+    def reads(name: str, request: Request) -> int:
+        teacher = recipe.teachers[name]
+        return _bound(request, teacher) if isinstance(teacher, EndpointTeacher) else 0
+
+    teacher = recipe.teachers[settings.teacher]
+    turns = not isinstance(teacher, EndpointTeacher) or teacher.api == "chat"
     if isinstance(settings, SelfInstructProgram):
-        return _of_self_instruct(recipe, settings, records)
+        from potstill.generate import self_instruct_estimate
+
+        return _said(recipe, self_instruct_estimate.most_asked(settings, records, reads=reads), at_most=True)
     if isinstance(settings, ReasoningProgram):
-        return _of_reasoning(recipe, settings, records)
+        from potstill.generate import chains_estimate
+
+        return _said(recipe, chains_estimate.most_asked(settings, records, turns=turns, reads=reads), at_most=True)
     samples, longest = getattr(settings, "samples", 1), getattr(settings, "max_new_tokens", 0)
     asked = len(records) * samples
-    written = asked * longest
-    token_budget = getattr(settings, "token_budget", None)
-    written = min(written, token_budget) if token_budget else written
-    teacher = recipe.teachers[settings.teacher]
-    read = 0
-    if isinstance(teacher, EndpointTeacher):
-        read = samples * sum(_bound(record, longest, teacher) for record in records)
-    return _said(recipe, f"{asked:,} answers", asked, written, read)
+    sampling = Sampling(longest or 1)
+    requests = (Request(sampling, r.messages, r.prompt or r.text or "", r.tools) for r in records)
+    read = samples * sum(reads(settings.teacher, request) for request in requests)
+    demands = [Demand(settings.teacher, asked, asked * longest, read)]
+    if isinstance(settings, VerifiedSettings):
+        judged = [(samples, prompt) for prompt in _prompts(settings, records, turns)]
+        demands += of_judges(settings.verify, settings.teacher, judged, longest=longest, reads=reads)
+    return _said(recipe, demands, at_most=False)
 
 
-def _of_self_instruct(
-    recipe: Recipe, settings: SelfInstructProgram, records: Sequence[Record]
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    from potstill.generate.self_instruct_estimate import most_asked
-
-    bound = most_asked(settings, records)
-    written = min(bound.written, settings.token_budget or bound.written)
-    teacher = recipe.teachers[settings.teacher]
-    read = bound.prompt_bytes
-    if isinstance(teacher, EndpointTeacher):
-        # What is around a prompt in the body of a request is counted with each.
-        read += bound.answers * _bound(Record(prompt=""), settings.max_new_tokens, teacher)
-    return _said(recipe, f"at most {bound.answers:,} answers", bound.answers, written, read)
+def _prompts(settings: VerifiedSettings, records: Sequence[Record], turns: bool) -> list[Record]:
+    """What is judged, with the references that it is compared with."""
+    key = next((leaf.reference for leaf in leaves_of(settings.verify) if hasattr(leaf, "reference")), "reference")
+    found = ((as_prompt(record, turns), record) for record in records)
+    return [with_reference(prompt, record, key) for prompt, record in found if isinstance(prompt, Record)]
 
 
-def _of_reasoning(
-    recipe: Recipe, settings: ReasoningProgram, records: Sequence[Record]
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    from potstill.generate.chains_estimate import most_asked
-
-    teacher = recipe.teachers[settings.teacher]
-
-    def reads(request: Request) -> int:
-        return _bound_of(request, teacher) if isinstance(teacher, EndpointTeacher) else 0
-
-    turns = not isinstance(teacher, EndpointTeacher) or teacher.api == "chat"
-    bound = most_asked(settings, records, turns=turns, reads=reads)
-    written = min(bound.written, settings.token_budget or bound.written)
-    answers = f"at most {bound.answers:,} answers" + (f" ({bound.judged:,} of a judge)" if bound.judged else "")
-    return _said(recipe, answers, bound.answers, written, bound.read)
-
-
-def _said(recipe: Recipe, answers: str, asked: int, written: int, read: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _said(recipe: Recipe, demands: Sequence[Demand], *, at_most: bool) -> tuple[tuple[str, ...], dict[str, Any]]:
     settings = recipe.generate
     assert settings is not None
-    lines = [f"{answers}, at most {written:,} tokens written"]
-    figures: dict[str, Any] = {"answers": asked, "tokens_at_most": written}
-    teacher = recipe.teachers[settings.teacher]
-    if not isinstance(teacher, EndpointTeacher):
-        return tuple(lines), figures
-    figures["tokens_read_at_most"] = read
-    prices = check_price(teacher, settings.budget.money)
-    if prices is None:
-        lines.append(f"at most {read:,} tokens read; what they cost is not known (state teacher.price to see it)")
-    else:
-        most = dollars(prices.of(read, written, asked))
-        figures["dollars_at_most"] = round(most, 6)
-        lines.append(f"at most {read:,} tokens read; at most ${most:,.4f} (prices from {prices.source})")
-    caps = [f"{name} {getattr(settings.budget, name):,g}" for name in settings.budget.stated]
-    if caps:
-        lines.append(f"capped at: {', '.join(caps)}")
-    if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env, "").strip():
-        lines.append(f"the environment variable {teacher.api_key_env} (the key) is not set here")
+    answers, judged = (sum(d.answers for d in demands if d.judges or not only) for only in (False, True))
+    token_budget = getattr(settings, "token_budget", None)
+    written = min(sum(d.written for d in demands), token_budget or sum(d.written for d in demands))
+    of_judges = f" ({judged:,} of a judge)" if judged else ""
+    lines = [f"{'at most ' if at_most else ''}{answers:,} answers{of_judges}, at most {written:,} tokens written"]
+    figures: dict[str, Any] = {"answers": answers, "tokens_at_most": written}
+    remote = [name for name in settings.asked if isinstance(recipe.teachers[name], EndpointTeacher)]
+    spent: list[float | None] = []
+    for name in remote:
+        its = [demand for demand in demands if demand.teacher == name]
+        more, money = _of_endpoint(recipe, name, its, f"{name}: " if len(settings.asked) > 1 else "")
+        lines += more
+        spent.append(money)
+        figures["tokens_read_at_most"] = figures.get("tokens_read_at_most", 0) + sum(d.read for d in its)
+    if spent and None not in spent:
+        figures["dollars_at_most"] = round(sum(money for money in spent if money is not None), 6)
+    if remote:
+        lines += _capped(settings)
     return tuple(lines), figures
 
 
-def _bound(record: Record, longest: int, teacher: EndpointTeacher) -> int:
-    asked = Request(Sampling(longest or 1), record.messages, record.prompt or record.text or "", record.tools)
-    return _bound_of(asked, teacher)
+def _of_endpoint(recipe: Recipe, name: str, demands: Sequence[Demand], prefix: str) -> tuple[list[str], float | None]:
+    """What is said of an endpoint, and what it costs at most, if that is known."""
+    teacher, settings = recipe.teachers[name], recipe.generate
+    assert isinstance(teacher, EndpointTeacher) and settings is not None
+    answers, written, read = (sum(getattr(d, key) for d in demands) for key in ("answers", "written", "read"))
+    written = min(written, getattr(settings, "token_budget", None) or written)
+    prices, lines, most = check_price(teacher, capped=settings.budget.money is not None), [], None
+    if prices is None:
+        lines.append(
+            f"{prefix}at most {read:,} tokens read; what they cost is not known (state teacher.price to see it)"
+        )
+    else:
+        most = dollars(prices.of(read, written, answers))
+        lines.append(f"{prefix}at most {read:,} tokens read; at most ${most:,.4f} (prices from {prices.source})")
+    if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env, "").strip():
+        lines.append(f"{prefix}the environment variable {teacher.api_key_env} (the key) is not set here")
+    return lines, most
 
 
-def _bound_of(asked: Request, teacher: EndpointTeacher) -> int:
+def _capped(settings: GenerateSettings) -> list[str]:
+    caps = [f"{name} {getattr(settings.budget, name):,g}" for name in settings.budget.stated]
+    return [f"capped at: {', '.join(caps)}"] if caps else []
+
+
+def _bound(asked: Request, teacher: EndpointTeacher) -> int:
     prompt = str([dict(m) for m in asked.messages]) if asked.messages is not None else asked.prompt
     return bound_tokens(body_of(asked, teacher, prompt, None))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from potstill.errors import PotstillError
-from potstill.generate.answering import Answered, SideOf
+from potstill.generate.answering import NO_JUDGES, Answered, Answering, SideOf
 from potstill.types import Request
 
 
@@ -14,6 +14,7 @@ class NoTeacher:
     """An `Answering` without a teacher: it has no identity and no facts, and to be asked is an error."""
 
     identity: Mapping[str, Any] = {}
+    judges: Mapping[str, Answering] = NO_JUDGES
     turns = True
     context_length: int | None = None
 

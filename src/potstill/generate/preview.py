@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.generate.answering import Answered, Answering, SideOf
+from potstill.generate.answering import NO_JUDGES, Answered, Answering, SideOf
 from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.stage import open_answering, open_program, read_counted, side_in
 from potstill.recipe import Recipe
@@ -22,7 +22,9 @@ _ROWS_READ = 1000
 
 
 class Watched:
-    """Passes the first few requests on, keeps what came of them, and ends there."""
+    """Passes the first few requests on, keeps what came of them, and ends there. No other teacher is asked."""
+
+    judges: Mapping[str, Answering] = NO_JUDGES
 
     def __init__(self, inner: Answering, most: int) -> None:
         self._inner, self._left = inner, most
@@ -78,7 +80,7 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
     kept, rejected, judged = 0, dict[str, int](), list[str]()
     with (
         Journal(run / FILE_NAME) as journal,
-        open_answering(recipe, journal, scope="preview", console=console) as answering,
+        open_answering(recipe, journal, scope="preview", console=console, judges=False) as answering,
     ):
         watched = Watched(answering, count)
         rows = islice(read_counted(recipe, work), _ROWS_READ)

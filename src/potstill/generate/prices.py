@@ -11,10 +11,8 @@ from decimal import Decimal
 from urllib.parse import urlsplit
 
 from potstill.errors import RecipeError
+from potstill.generate.budget import UNITS_PER_DOLLAR
 from potstill.recipe import EndpointTeacher
-
-UNITS_PER_DOLLAR = 10**11
-"""Money is counted in billionths of a cent."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,14 @@ def prices_of(settings: EndpointTeacher) -> Prices | None:
     return Prices(read_price * per_token, written_price * per_token, units, f"genai-prices, {found.provider.id}")
 
 
-def check_price(settings: EndpointTeacher, money: float | None) -> Prices | None:
-    """The prices, if they are needed or known.
+def check_price(settings: EndpointTeacher, *, capped: bool) -> Prices | None:
+    """The prices, if they are known. `capped`: money is, so that they must be.
 
     Raises:
         RecipeError: money is capped, and the price is not known.
     """
     prices = prices_of(settings)
-    if money is not None and prices is None:
+    if capped and prices is None:
         server = urlsplit(settings.base_url).hostname
         raise RecipeError(
             f"money is capped, and nobody knows what {settings.model!r} at {server} costs",

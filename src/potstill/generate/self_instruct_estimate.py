@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from potstill.generate.demand import Demand, Reads, of_judges
 from potstill.generate.self_instruct import SHOWN_EXAMPLES, seed_of
 from potstill.generate.self_instruct_prompts import (
     classification_prompt,
@@ -14,20 +14,12 @@ from potstill.generate.self_instruct_prompts import (
     tasks_prompt,
 )
 from potstill.recipe.programs import SelfInstructProgram
-from potstill.types import Record
+from potstill.types import Record, Request, Sampling
 
 
-class Bound(NamedTuple):
-    """Answers, tokens written and bytes of prompts, at most. A generated task that is shown again is taken to have four
-    bytes a token."""
-
-    answers: int
-    written: int
-    prompt_bytes: int
-
-
-def most_asked(settings: SelfInstructProgram, records: Iterable[Record]) -> Bound:
-    """An upper bound of a whole run: every call made, every answer as long as it may be, the target reached."""
+def most_asked(settings: SelfInstructProgram, records: Iterable[Record], *, reads: Reads) -> tuple[Demand, ...]:
+    """An upper bound of a whole run: every call made, every answer as long as it may be, the target reached, every task
+    judged. A generated task that is shown again is taken to have four bytes a token."""
     seeds = [seed for record in records if (seed := seed_of(record)) is not None]
     own_words = "x" * 12 * settings.most_words
     longest = sorted(seeds, key=lambda s: len(f"{s.instruction}{s.input}{s.output}".encode()), reverse=True)
@@ -47,4 +39,9 @@ def most_asked(settings: SelfInstructProgram, records: Iterable[Record]) -> Boun
         if settings.classification:
             answers, written = answers + settings.target, written + 3 * settings.target
             read += settings.target * len(classification_prompt(own_words).encode())
-    return Bound(answers, written, read)
+    # What is around a prompt in the body of a request is counted with each.
+    read += answers * reads(settings.teacher, Request(Sampling(settings.max_new_tokens), prompt=""))
+    writes = Demand(settings.teacher, answers, written, read)
+    task = Record(prompt=own_words + "x" * 4 * settings.max_new_tokens)  # an instruction, and its input
+    judged = [(settings.calls * (settings.tasks - settings.shown), task)]
+    return writes, *of_judges(settings.verify, settings.teacher, judged, longest=settings.max_new_tokens, reads=reads)

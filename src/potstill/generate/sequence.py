@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from potstill.artifacts import Work
+from potstill.data.problems import with_reference
 from potstill.data.split import Side
 from potstill.data.stream import Seen
 from potstill.generate.answering import Answered, Answering
 from potstill.generate.prompts import asked_of
 from potstill.generate.records import failed, provenance_of, reject, with_answer
 from potstill.recipe import SequenceProgram
+from potstill.recipe.verify import leaves_of
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling
 
@@ -30,6 +32,8 @@ class Sequence:
         self.sampling = Sampling(
             settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k, settings.beams
         )
+        compared = (leaf.reference for leaf in leaves_of(settings.verify) if hasattr(leaf, "reference"))
+        self.reference: str | None = next(compared, None)
 
     def write(
         self,
@@ -70,6 +74,8 @@ class Sequence:
         prompt = asked_of(record, answering, seen, work, lambda prompt: self._request(prompt, 0))
         if isinstance(prompt, Reject):
             return prompt
+        if self.reference is not None:
+            prompt = with_reference(prompt, record, self.reference)
         if not record.is_prompt:
             work.count("reference answers dropped")
         work.count("prompts")

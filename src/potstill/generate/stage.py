@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from potstill import registry
 from potstill.artifacts import Work
@@ -14,18 +15,19 @@ from potstill.console import Console
 from potstill.data.split import Side
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.answering import Answering, LocalAnswering
-from potstill.generate.budget import TokenBudget
+from potstill.generate.budget import Budget, Caps, TokenBudget
 from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.journaled import JournaledTeacher
 from potstill.generate.no_teacher import NoTeacher
 from potstill.generate.program import Program
-from potstill.recipe import BudgetSettings, EndpointTeacher, Recipe, members_of
+from potstill.recipe import EndpointTeacher, Recipe, members_of
+from potstill.recipe.generate import VerifiedSettings
 from potstill.stage import Context, Stage
 from potstill.types import Record, Reject
 
 if TYPE_CHECKING:
     from potstill.generate.card import Statistics
-    from potstill.teachers.base import Teacher
+    from potstill.generate.concurrent import EndpointAnswering
 
 CONTRACT = 2
 
@@ -38,13 +40,13 @@ def stage(recipe: Recipe) -> Stage:
     """
     assert recipe.generate is not None
     settings = {"data": recipe.data.key_fields(), "generate": recipe.generate.key_fields()}
-    if recipe.generate.asks:
-        settings["teacher"] = recipe.teachers[recipe.generate.teacher].key_fields()
+    for name in recipe.generate.asked:
+        settings[_role(recipe, name)] = recipe.teachers[name].key_fields()
     return Stage("generate", CONTRACT, (), settings, partial(_sources, recipe), _write)
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    """Digests of the data, of evaluation sets that are kept out, and of the teacher's weights where it has some."""
+    """Digests of the data, of evaluation sets that are kept out, and of the teachers' weights where they have some."""
     from potstill.data import source_digests
     from potstill.models import locate, model_digests
 
@@ -57,13 +59,18 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     tokenizer = getattr(recipe.generate, "tokenizer", None)
     if tokenizer is not None and (source := locate(tokenizer)) is not None:
         digests["tokenizer"] = source.digest
-    if not recipe.generate.asks:
-        return digests
-    teacher = recipe.teachers[recipe.generate.teacher]
-    digests |= model_digests("teacher", members_of(teacher))
-    if isinstance(teacher, EndpointTeacher) and teacher.tokenizer is not None:
-        digests["teacher"] = registry.build(teacher).identity["template"]
+    for name in recipe.generate.asked:
+        teacher, role = recipe.teachers[name], _role(recipe, name)
+        digests |= model_digests(role, members_of(teacher))
+        if isinstance(teacher, EndpointTeacher) and teacher.tokenizer is not None:
+            digests[role] = registry.build(teacher).identity["template"]
     return digests
+
+
+def _role(recipe: Recipe, name: str) -> str:
+    """What a teacher is called in the stage's key."""
+    assert recipe.generate is not None
+    return "teacher" if name == recipe.generate.teacher else f"judge {name}"
 
 
 def _write(context: Context) -> None:
@@ -90,16 +97,26 @@ def _write(context: Context) -> None:
                     else:
                         ledger.write(json.dumps(asdict(item)) + "\n")
                         statistics.reject(item)
-        work.facts.update(answering.facts() | {"teacher": dict(answering.identity)})
+        work.facts.update(_facts(answering))
+        if answering.judges:
+            work.facts["judges"] = {name: _facts(judge) for name, judge in answering.judges.items()}
     _conclude(work, statistics, recipe)
     write_card(context.out / "README.md", recipe, work, statistics)
 
 
+def _facts(answering: Answering) -> dict[str, Any]:
+    return answering.facts() | {"teacher": dict(answering.identity)}
+
+
 def open_program(recipe: Recipe) -> Program:
-    """The program of the section, with evaluation sets kept out where it says so."""
+    """The program of the section, its records verified and evaluation sets kept out where it says so."""
     settings = recipe.generate
     assert settings is not None
     program: Program = registry.build(settings)
+    if isinstance(settings, VerifiedSettings) and settings.verify is not None:
+        from potstill.generate.verifying import Verifying
+
+        program = Verifying(program, settings)
     if settings.decontaminate is None:
         return program
     from potstill.generate.decontaminating import Decontaminating
@@ -107,65 +124,48 @@ def open_program(recipe: Recipe) -> Program:
     return Decontaminating(program, settings.decontaminate, asks=settings.asks)
 
 
-def open_answering(recipe: Recipe, journal: Journal, *, scope: str, console: Console) -> Answering:
-    """What answers for the teacher that the section names, within its budget.
+@contextmanager
+def open_answering(
+    recipe: Recipe, journal: Journal, *, scope: str, console: Console, judges: bool = True
+) -> Iterator[Answering]:
+    """What answers for the teacher that the section names, and (in its `judges`, unless they are not wanted) for those
+    that only judge: all within one budget.
 
     Raises:
-        CapabilityError: that teacher cannot generate.
-        RecipeError: money is capped, and the price is not known.
+        CapabilityError: a teacher cannot generate.
+        RecipeError: money is capped, and a price is not known.
     """
     settings = recipe.generate
     assert settings is not None
     if not settings.asks:
-        return NoTeacher()
-    teacher = registry.build(recipe.teachers[settings.teacher])
-    if "generate" not in teacher.capabilities:
-        raise CapabilityError(
-            f"the teacher {settings.teacher!r} cannot generate",
-            where="generate.teacher",
-            mend="name a teacher that can, or drop the generate section and train on data that has answers",
-        )
-    return answering_of(
-        teacher,
-        journal,
-        token_budget=getattr(settings, "token_budget", None),
-        batch_size=getattr(settings, "batch_size", 32),
-        budget=settings.budget,
-        scope=scope,
-        seed=recipe.seed,
-        console=console,
-    )
+        yield NoTeacher()
+        return
+    token_budget = getattr(settings, "token_budget", None)
+    caps = Caps.of(settings.budget, token_budget)
+    budget, tokens = Budget(caps, journal.ledger(scope) if caps else None), TokenBudget(token_budget)
 
+    def open_one(name: str) -> LocalAnswering | EndpointAnswering:
+        teacher = registry.build(recipe.teachers[name])
+        if "generate" not in teacher.capabilities:
+            raise CapabilityError(
+                f"the teacher {name!r} cannot generate",
+                where="generate.teacher",
+                mend="name a teacher that can, or drop the generate section and train on data that has answers",
+            )
+        if isinstance(getattr(teacher, "settings", None), EndpointTeacher):
+            from potstill.generate.concurrent import EndpointAnswering
 
-def answering_of(
-    teacher: Teacher,
-    journal: Journal,
-    *,
-    token_budget: int | None,
-    batch_size: int,
-    budget: BudgetSettings,
-    scope: str,
-    seed: int,
-    console: Console,
-) -> Answering:
-    """What answers for a teacher: side by side where it is behind a server, else by planned batches."""
-    if isinstance(getattr(teacher, "settings", None), EndpointTeacher):
-        from potstill.generate.concurrent import EndpointAnswering
-        from potstill.teachers.endpoint import EndpointModel
+            made = EndpointAnswering(teacher, journal, budget=budget, scope=scope, seed=recipe.seed, console=console)
+            return opened.enter_context(made)
+        journaled = JournaledTeacher(teacher, journal, budget=tokens, seed=recipe.seed, console=console)
+        local = LocalAnswering(journaled, batch_size=getattr(settings, "batch_size", 32))
+        return opened.enter_context(local)
 
-        assert isinstance(teacher, EndpointModel)
-
-        return EndpointAnswering(
-            teacher,
-            journal,
-            budget=budget,
-            token_budget=token_budget,
-            scope=scope,
-            seed=seed,
-            console=console,
-        )
-    journaled = JournaledTeacher(teacher, journal, budget=TokenBudget(token_budget), seed=seed, console=console)
-    return LocalAnswering(journaled, batch_size=batch_size)
+    with ExitStack() as opened:
+        answering = open_one(settings.teacher)
+        if judges:
+            answering.judges = {name: open_one(name) for name in settings.asked[1:]}
+        yield answering
 
 
 def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from potstill.recipe.base import KindSettings, PartIfSet
+from potstill.recipe.base import KindSettings, PartIfSet, one_of
 from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.teachers import TeacherSettings
-from potstill.recipe.verify import Decontamination
+from potstill.recipe.verify import Decontamination, Length, VerifierSettings, judges_of, leaves_of
 
 
 class GenerateSettings(KindSettings):
@@ -34,23 +35,58 @@ class GenerateSettings(KindSettings):
             raise ValueError("against names no evaluation set: name one, or drop decontaminate")
         return decontaminate
 
-    def check_teacher(self, teacher: TeacherSettings) -> None:
-        """Refuse what this kind of teacher cannot do.
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names of all teachers that are asked: the one that writes, and then those that only judge."""
+        if not self.asks:
+            return ()
+        judges = (judge.teacher or self.teacher for judge in judges_of(getattr(self, "verify", None)))
+        return tuple(dict.fromkeys((self.teacher, *judges)))
+
+    def check_teachers(self, teachers: Mapping[str, TeacherSettings]) -> None:
+        """Refuse what these kinds of teachers cannot do; `teachers` has all that are `asked`.
 
         Raises:
             ValueError: with the mend.
         """
-        if not teacher.remote and self.budget.stated:
+        remote = {teachers[name].remote for name in self.asked}
+        if True not in remote and self.budget.stated:
             stated = ", ".join(f"budget.{name}" for name in self.budget.stated)
-            raise ValueError(f"{stated}: a cap for endpoints; a {teacher.kind!r} teacher takes token_budget")
+            kind = teachers[self.teacher].kind
+            raise ValueError(f"{stated}: a cap for endpoints; a {kind!r} teacher takes token_budget")
+        if len(remote) == 2 and getattr(self, "token_budget", None) is not None:
+            raise ValueError(
+                "token_budget: one teacher answers here and the other behind a server, and this cap is on one or the "
+                "other: cap what the endpoint costs by budget (tokens, requests or money), and leave token_budget out"
+            )
 
 
-class SequenceProgram(GenerateSettings):
+class VerifiedSettings(GenerateSettings):
+    """Base of programs whose records a verifier may be asked about, when they are written.
+
+    `verify`: a record that it does not accept is kept out; `unjudged` says what becomes of one that it cannot judge.
+    """
+
+    verify: Annotated[one_of(VerifierSettings) | None, PartIfSet()] = None  # type: ignore[valid-type]
+    unjudged: Literal["reject", "accept"] = "reject"
+
+    @field_validator("verify")
+    @classmethod
+    def _knows_enough(cls, verify: Any) -> Any:
+        if any(isinstance(leaf, Length) and leaf.unit == "tokens" for leaf in leaves_of(verify)):
+            raise ValueError("length: a record has no count of tokens: set unit: words, or lower max_new_tokens")
+        return verify
+
+
+class SequenceProgram(VerifiedSettings):
     """Sequence-level distillation: the teacher answers each prompt. Kim & Rush 2016 (beam 5 in the paper).
 
     `temperature` 0 is greedy; `beams` > 1 is beam search. `token_budget` is a hard cap on generated tokens:
     what is asked is only asked if its worst case still fits, and prompts that no longer fit are counted. `batch_size`
     is for teachers on this machine; it affects results in bfloat16 and is therefore part of the key.
+
+    `keep: best` keeps, of the `samples` of a prompt that `verify` accepts, the `kept` with the highest score. What the
+    data have as an answer is the reference that a verifier compares with, unless their metadata has one.
     """
 
     kind: Literal["sequence"] = "sequence"
@@ -63,6 +99,8 @@ class SequenceProgram(GenerateSettings):
     batch_size: PositiveInt = 32
     token_budget: PositiveInt | None = None
     keep_unfinished: bool = True
+    keep: Literal["all", "best"] = "all"
+    kept: PositiveInt = 1
 
     @model_validator(mode="after")
     def _possible(self) -> SequenceProgram:
@@ -72,10 +110,15 @@ class SequenceProgram(GenerateSettings):
             raise ValueError("greedy answers are all the same: set temperature above 0, or samples: 1")
         if self.samples > self.beams > 1:
             raise ValueError(f"{self.beams} beams give at most {self.beams} samples: raise beams or lower samples")
+        if self.keep == "best" and (self.verify is None or self.samples <= self.kept):
+            raise ValueError(
+                f"keep: best chooses {self.kept} of several samples by the score of verify: set samples above "
+                f"{self.kept}, and a verifier that gives scores (kind: judge)"
+            )
         return self
 
-    def check_teacher(self, teacher: TeacherSettings) -> None:
+    def check_teachers(self, teachers: Mapping[str, TeacherSettings]) -> None:
         """Beams are for teachers on this machine."""
-        super().check_teacher(teacher)
-        if teacher.remote and self.beams > 1:
+        super().check_teachers(teachers)
+        if teachers[self.teacher].remote and self.beams > 1:
             raise ValueError("servers give no beam search: set beams: 1, or use a teacher that runs here (kind: local)")

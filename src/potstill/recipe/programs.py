@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from potstill.recipe.generate import GenerateSettings
+from potstill.recipe.generate import GenerateSettings, VerifiedSettings
 from potstill.recipe.verify import Language
 
 SELF_INSTRUCT_WORDS = (
@@ -28,7 +28,7 @@ ALPACA_WORDS = (*SELF_INSTRUCT_WORDS, "video", "audio", "music", "flowchart", "d
 """What a language model cannot do is not asked of it: instructions with these words are left out."""
 
 
-class SelfInstructProgram(GenerateSettings):
+class SelfInstructProgram(VerifiedSettings):
     """New instructions with their answers, from some that people wrote (the recipe's `data`): Self-Instruct (Wang et
     al. 2022, arXiv 2212.10560), and as Alpaca (Taori et al. 2023) does it.
 
@@ -39,7 +39,8 @@ class SelfInstructProgram(GenerateSettings):
     It ends at `target` instructions, or after `calls` calls for instructions. `calls_per_round` calls do not see each
     other's tasks: a larger number keeps a server busier, and costs a few more duplicates. `rouge_above`: an instruction
     whose ROUGE-L F with one in the pool exceeds it is left out. `cut_off: whole` leaves out an answer that
-    max_new_tokens cut, with all its tasks; `last` only its last task.
+    max_new_tokens cut, with all its tasks; `last` only its last task. `verify` comes last, and `target` counts what
+    it is asked about.
     """
 
     kind: Literal["self_instruct"] = "self_instruct"

@@ -8,8 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from potstill.recipe.base import Settings, one_of
 from potstill.recipe.generate import GenerateSettings
-from potstill.recipe.teachers import TeacherSettings
-from potstill.recipe.verify import VerifierSettings, judges_of, leaves_of
+from potstill.recipe.verify import VerifierSettings, leaves_of
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -47,9 +46,9 @@ class ReasoningProgram(GenerateSettings):
 
     The samples of a problem are asked for `samples_at_once` (by itself all), and no more once `stop_at` different
     chains are accepted. A chain that was cut short is never kept, whatever stands in it. `keep` chooses `kept` of the
-    accepted: the first (`all`), the `shortest`, or the most `diverse`. `accept_all` keeps the wrong ones too, with
-    their verdicts. `unjudged` says what becomes of what a verifier cannot judge. `pass_rate` keeps the problems whose
-    share of accepted samples is within [low, high].
+    accepted: the first (`all`), the `shortest`, the most `diverse`, or those whose verdict has the highest score
+    (`best`). `accept_all` keeps the wrong ones too, with their verdicts. `unjudged` says what becomes of what a
+    verifier cannot judge. `pass_rate` keeps the problems whose share of accepted samples is within [low, high].
 
     `instruction` is how a problem is put to the teacher, `{problem}` in it; the record has the problem alone. `hint`
     (STaR, arXiv 2203.14465) is how it is put, with `{problem}` and `{reference}`, `hint_samples` times, where no chain
@@ -68,7 +67,7 @@ class ReasoningProgram(GenerateSettings):
     stop_at: PositiveInt | None = None
     accept_all: bool = False
     unjudged: Literal["reject", "accept"] = "reject"
-    keep: Literal["all", "shortest", "diverse"] = "all"
+    keep: Literal["all", "shortest", "diverse", "best"] = "all"
     kept: PositiveInt | None = None
     pass_rate: tuple[Rate, Rate] = (0.0, 1.0)
     filters: ChainFilters = ChainFilters()
@@ -93,8 +92,8 @@ class ReasoningProgram(GenerateSettings):
             raise ValueError(f"{self.samples} samples never give {self.stop_at} accepted: raise samples")
         if self.samples_at_once is not None and self.samples_at_once > self.samples:
             raise ValueError(f"samples_at_once: {self.samples_at_once} is above samples: {self.samples}")
-        if self.keep == "diverse" and self.kept is None:
-            raise ValueError("keep: diverse chooses some of the accepted: say how many a problem, kept: 2")
+        if self.keep in ("diverse", "best") and self.kept is None:
+            raise ValueError(f"keep: {self.keep} chooses some of the accepted: say how many a problem, kept: 2")
         low, high = self.pass_rate
         if low > high:
             raise ValueError(f"pass_rate: no rate is within [{low}, {high}]")
@@ -117,13 +116,3 @@ class ReasoningProgram(GenerateSettings):
     def windowed(self) -> bool:
         """Whether a pass rate can leave a problem out."""
         return self.pass_rate != (0.0, 1.0)
-
-    def check_teacher(self, teacher: TeacherSettings) -> None:
-        """A judge asks through the section's own teacher."""
-        super().check_teacher(teacher)
-        for judge in judges_of(self.verify):
-            if judge.teacher != self.teacher:
-                raise ValueError(
-                    f"verify: a judge asks the teacher that writes ({self.teacher!r}), not {judge.teacher!r}: name "
-                    "that one"
-                )

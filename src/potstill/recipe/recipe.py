@@ -60,15 +60,13 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        for section in (self.generate, self.train):
-            if section is not None and section.teacher not in self.teachers and _wants_teacher(section):
+        for name in (*_asked(self.generate), *_asked(self.train)):
+            if name not in self.teachers:
                 known = ", ".join(sorted(self.teachers)) or "none"
-                raise ValueError(
-                    f"teacher {section.teacher!r} is not among the teachers ({known}): add it, or name one of them"
-                )
+                raise ValueError(f"teacher {name!r} is not among the teachers ({known}): add it, or name one of them")
         self._teachers_give_what_is_asked()
         if self.generate is not None and self.generate.asks:
-            self.generate.check_teacher(self.teachers[self.generate.teacher])
+            self.generate.check_teachers(self.teachers)
         self._task_allows()
         if self.train is not None and self.student is None:
             raise ValueError("train needs a student: add `student: {kind: from_teacher}`, or drop the train section")
@@ -106,8 +104,8 @@ class Recipe(Settings):
 
     def _teachers_give_what_is_asked(self) -> None:
         asked: list[tuple[str, str, frozenset[Capability]]] = []
-        if self.generate is not None and self.generate.asks:
-            asked.append((f"generate ({self.generate.kind})", self.generate.teacher, frozenset({"generate"})))
+        for name in _asked(self.generate):
+            asked.append((f"generate ({getattr(self.generate, 'kind', '')})", name, frozenset({"generate"})))
         if self.train is not None:
             for objective in self.train.all_objectives:
                 asked += [
@@ -124,7 +122,8 @@ class Recipe(Settings):
                 )
 
 
-def _wants_teacher(section: Any) -> bool:
+def _asked(section: GenerateSettings | TrainSettings | None) -> tuple[str, ...]:
+    """The names of the teachers that a section asks something of."""
     if isinstance(section, TrainSettings):
-        return any(o.needs().teacher for o in section.all_objectives)
-    return bool(section.asks)
+        return (section.teacher,) if any(o.needs().teacher for o in section.all_objectives) else ()
+    return section.asked if section is not None else ()

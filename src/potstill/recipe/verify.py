@@ -140,12 +140,13 @@ class PythonTests(VerifierSettings):
 
 
 class Judge(VerifierSettings):
-    """A model's opinion, asked for through the same journal and budget as the answers. `rubric`: marks from 1 to
+    """A model's opinion, asked for through the same journal and budget as the answers: that of the recipe's `teacher`
+    of this name, or, where None, of the one that writes. `rubric`: marks from 1 to
     `marks`, accepted from `accept_from`. `pairwise`: better than, or as good as, the reference, asked in both orders;
     where the orders disagree it cannot judge."""
 
     kind: Literal["judge"] = "judge"
-    teacher: str = "main"
+    teacher: str | None = None
     form: Literal["rubric", "pairwise"] = "rubric"
     rubric: str = "The answer is correct, complete, and does what was asked."
     marks: int = Field(5, ge=2, le=100)
@@ -241,9 +242,10 @@ def workers_of(verify: Any) -> int:
 
 
 def leaves_of(verify: Any) -> Iterator[VerifierSettings]:
-    """The verifiers that judge, of some settings: those in a composite, or the one that it is."""
+    """The verifiers that judge, of some settings: those in a composite, or the one that it is; none of None."""
     if not isinstance(verify, Composite):
-        yield verify
+        if verify is not None:
+            yield verify
         return
     for member in verify.of:
         yield from leaves_of(member)

@@ -13,8 +13,9 @@ from potstill import registry
 from potstill.recipe.verify import VerifierSettings
 from potstill.types import Answer, Record, Request, Verdict
 
-Ask = Callable[[Sequence[Request]], list[Answer]]
-"""Puts questions to a teacher, in order: the caller's, so that a judge's go through the same journal and budget."""
+Ask = Callable[[str | None, Sequence[Request]], list[Answer]]
+"""Puts questions, in order, to the teacher of a name (None: the one that writes). It is the caller's, so that what a
+judge asks goes through the same journal and budget."""
 
 MOST_SHOWN = 60
 """Characters of an answer that a reason quotes at most."""

@@ -126,7 +126,7 @@ class JudgeVerifier(BaseVerifier):
         if self._ask is None:
             self.asks_through(None)
         assert self._ask is not None
-        return [a.text if a.finish == "stop" else None for a in self._ask(requests)]
+        return [a.text if a.finish == "stop" else None for a in self._ask(self._settings.teacher, requests)]
 
 
 def questions_of(asked: Judge, record: Record, completion: str) -> list[str]:

@@ -1,8 +1,9 @@
-"""Verdicts on many chains, side by side where that saves time, in an order and in groups that repeat.
+"""Verdicts on many answers, side by side where that saves time, in an order and in groups that repeat.
 
-Judges ask a teacher. Their questions are gathered from many chains and asked together, by the thread that called:
+Judges ask a teacher. Their questions are gathered from many answers and asked together, by the thread that called:
 answering is not for several threads, and a server is not asked one question at a time. A group is asked when every
-chain under way waits for an answer: so the same chains give the same groups, which a local teacher's answers depend on.
+verdict under way waits for an answer: so the same answers give the same groups, which what a local teacher says depends
+on.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from potstill.verify import Ask, Verifier, open_verifier, verdicts
 
 _JUDGED_AT_ONCE = 64
 
-_Asked = tuple[int, Sequence[Request], "Future[list[Answer]]"]
+_Asked = tuple[int, str | None, Sequence[Request], "Future[list[Answer]]"]
 
 
 class Verification:
-    """A verifier, opened, and how many chains it is given at once. A context manager.
+    """A verifier, opened, and how many answers it is given at once. A context manager.
 
     Args:
         settings: of the verifier.
@@ -89,7 +90,7 @@ class Verification:
         finally:
             # Nobody waits for ever for an answer that will not come.
             while running:
-                for _, _, hoped in waiting:
+                for *_, hoped in waiting:
                     hoped.cancel()
                 waiting = []
                 question = self._questions.get()
@@ -105,14 +106,16 @@ class Verification:
         finally:
             self._questions.put(None)
 
-    def _gathered(self, requests: Sequence[Request]) -> list[Answer]:
-        """In a chain's own thread: hand its questions over, and wait."""
+    def _gathered(self, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
+        """In a verdict's own thread: hand its questions over, and wait."""
         hoped: Future[list[Answer]] = Future()
-        self._questions.put((self._place.number, requests, hoped))
+        self._questions.put((self._place.number, teacher, requests, hoped))
         return hoped.result()
 
     def _answer(self, waiting: Sequence[_Asked]) -> None:
         ordered = sorted(waiting, key=lambda asked: asked[0])
-        answers = iter(self._ask([request for _, requests, _ in ordered for request in requests]))
-        for _, requests, hoped in ordered:
-            hoped.set_result(list(islice(answers, len(requests))))
+        for teacher in dict.fromkeys(teacher for _, teacher, _, _ in ordered):
+            of_it = [(requests, hoped) for _, name, requests, hoped in ordered if name == teacher]
+            answers = iter(self._ask(teacher, [request for requests, _ in of_it for request in requests]))
+            for requests, hoped in of_it:
+                hoped.set_result(list(islice(answers, len(requests))))

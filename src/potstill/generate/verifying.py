@@ -1,0 +1,122 @@
+"""What a program writes, judged before it is kept: rejection sampling and best-of-n for any program of answers.
+
+A block at a time: memory does not grow with the number of records, and a judge is asked many questions together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from potstill.artifacts import Work
+from potstill.data.problems import as_prompt, own_answer
+from potstill.data.split import Side
+from potstill.generate.answering import Answering, ask_all
+from potstill.generate.chains_keep import best
+from potstill.generate.program import Program
+from potstill.generate.records import of_sample, reject
+from potstill.generate.verification import Verification
+from potstill.recipe.generate import VerifiedSettings
+from potstill.types import Answer, Record, Reject, Verdict
+from potstill.verify.needed import refuse_unjudgeable
+
+_AT_ONCE = 1024
+"""Records of a block, and those beyond it that have the same prompt as its last."""
+
+
+class Verifying:
+    """A program whose records a verifier accepts.
+
+    Args:
+        inner: the program.
+        settings: of the program; `verify` is set.
+    """
+
+    def __init__(self, inner: Program, settings: VerifiedSettings) -> None:
+        self.inner, self.settings = inner, settings
+        chooses = getattr(settings, "keep", "all") == "best"
+        self.kept: int | None = getattr(settings, "kept", None) if chooses else None
+
+    def write(
+        self,
+        records: Iterable[Record | Reject],
+        answering: Answering,
+        *,
+        side_of: Callable[[Record], Side],
+        work: Work,
+    ) -> Iterator[Record | Reject]:
+        """What the program yields, with rejects in the place of what the verifier does not accept.
+
+        Raises:
+            DataError: the verifier can judge none of the (first thousand) records, since what it needs is in none.
+            Besides as the program and the verifier do.
+        """
+        verify, began = self.settings.verify, False
+        assert verify is not None
+        with Verification(verify, partial(ask_all, answering)) as verification:
+            for block in _blocks(self.inner.write(records, answering, side_of=side_of, work=work)):
+                written = [item for item in block if isinstance(item, Record)]
+                if written and not began and self.settings.unjudged == "reject":
+                    began = True
+                    refuse_unjudgeable(verify, written, called=f"{len(written):,} records", where="generate.verify")
+                verdicts = verification.verdicts((_prompt(record), _answer(record)) for record in written)
+                judged = [item if isinstance(item, Reject) else self._judged(item, next(verdicts)) for item in block]
+                yield from judged if self.kept is None else _chosen(judged, self.kept)
+            work.facts["verifier"] = dict(verification.verifier.identity)
+
+    def _judged(self, record: Record, verdict: Verdict) -> Record | Reject:
+        outcome = verdict.outcome
+        if outcome == "accept" or (outcome == "cannot_judge" and self.settings.unjudged == "accept"):
+            return replace(record, verdicts=(*record.verdicts, verdict))
+        reason = "rejected by the verifier" if outcome == "reject" else "cannot be judged"
+        return reject(record, reason, own_answer(record) or "", of_sample(record.sample, verdict.reason))
+
+
+def _blocks(items: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]:
+    """Some at a time; the samples of a prompt, which stand side by side, are never parted."""
+    block: list[Record | Reject] = []
+    for item in items:
+        if len(block) >= _AT_ONCE and _place(item) != _place(block[-1]):
+            yield block
+            block = []
+        block.append(item)
+    if block:
+        yield block
+
+
+def _place(item: Record | Reject) -> tuple[str, int]:
+    """Which row of which source it is of."""
+    return item.source if isinstance(item, Reject) else item.provenance.source, item.row
+
+
+def _prompt(record: Record) -> Record:
+    prompt = as_prompt(record, turns=False)
+    assert isinstance(prompt, Record)  # it has an answer
+    return prompt
+
+
+def _answer(record: Record) -> Answer:
+    last = (record.messages or ({},))[-1]
+    finish, reasoning = "stop" if record.finished else "length", last.get("reasoning_content")
+    return Answer(own_answer(record) or "", finish, 0, 0, reasoning)  # type: ignore[arg-type]
+
+
+def _chosen(items: Sequence[Record | Reject], kept: int) -> Iterator[Record | Reject]:
+    """Of the records of each prompt the `kept` with the highest score; the others as rejects, in their places."""
+    of_prompt: dict[tuple[str, int], list[Record]] = {}
+    for item in items:
+        if isinstance(item, Record):
+            of_prompt.setdefault(_place(item), []).append(item)
+    chosen = {
+        id(record)
+        for several in of_prompt.values()
+        for record in best(several, [record.verdicts[-1].score for record in several], kept)
+    }
+    for item in items:
+        if isinstance(item, Reject) or id(item) in chosen:
+            yield item
+        else:
+            score = item.verdicts[-1].score
+            said = f"{kept} of {len(of_prompt[_place(item)])} accepted are kept, and its score is {score}"
+            yield reject(item, "not chosen (keep: best)", own_answer(item) or "", of_sample(item.sample, said))
