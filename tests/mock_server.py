@@ -174,6 +174,8 @@ class Server:
     def document(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request: it follows from what is asked."""
         text = text_for(asked, self.options.words)
+        if self.options.marks and "Mark: N" in str(asked.get("messages")):
+            text = f"Well. \nMark: {1 + len(text) % 5}"
         most = asked.get("max_tokens") or asked.get("max_completion_tokens") or 16
         words = text.split(" ")
         finish = "stop" if len(words) <= most else "length"
@@ -182,6 +184,11 @@ class Server:
         read, written = len(prompt.split()) + 4, min(len(words), most)
         usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+        if asked.get("logprobs") and self.options.logprobs:
+            each = [-0.5 * (index % 3) for index in range(written)]
+            choice["logprobs"] = (
+                {"token_logprobs": each} if "prompt" in asked else {"content": [{"logprob": one} for one in each]}
+            )
         if "prompt" in asked:
             choice["text"] = text
         else:
@@ -339,6 +346,8 @@ def main() -> None:
     parser.add_argument("--refuse-prompts", default="", help="requests that hold this text are refused")
     parser.add_argument("--fail-prompts", default="", help="requests of this very text have status 500")
     parser.add_argument("--choices", type=int, default=1)
+    parser.add_argument("--logprobs", action="store_true", help="give them where they are asked for")
+    parser.add_argument("--marks", action="store_true", help="who asks for a mark is given one, from 1 to 5")
     parser.add_argument("--halves", action="store_true", help="answers end in half a surrogate pair")
     parser.add_argument("--reasoning", default="", help="reasoning_content, reasoning, think, bare or unclosed")
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -194,20 +194,24 @@ Finish = Literal["stop", "length", "content_filter", "tool_calls"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a teacher wrote. `reasoning` is what stands apart from the answer itself."""
+    """What a teacher wrote. `reasoning` is what stands apart from the answer itself; `mean_logprob` is the mean natural
+    logarithm of the probability of its tokens, where a server was asked for it."""
 
     text: str
     finish: Finish
     prompt_tokens: int
     completion_tokens: int
     reasoning: str | None = None
+    mean_logprob: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         # By hand, since `asdict` takes ten times as long, and journals hold millions.
+        told = {} if self.mean_logprob is None else {"mean_logprob": self.mean_logprob}
         return {
             "text": self.text,
             "finish": self.finish,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "reasoning": self.reasoning,
+            **told,
         }

@@ -176,6 +176,12 @@ def test_the_grid_is_every_vocabulary_width_share_and_dtype(monkeypatch: pytest.
 
 def test_a_cell_whose_variants_differ_is_refused() -> None:
     row = {"objective": "jsd", "dtype": "float32", "loss": 1.0, "weight_gradient_norm": 2.0}
-    rows = [{**row, "variant": "ours jsd"}, {**row, "variant": "trl jsd", "weight_gradient_norm": 2.01}]
-    with pytest.raises(RuntimeError, match="computes something else: weight_gradient_norm"):
-        kd_grid.refuse_unequal(rows)
+
+    def rows(**norms: float) -> list[dict[str, Any]]:
+        return [{**row, "by": by, "variant": f"{by} jsd", "weight_gradient_norm": norm} for by, norm in norms.items()]
+
+    for found in (rows(ours=2.0, trl=2.01), rows(ours=2.01, trl=2.0, liger=2.0)):
+        with pytest.raises(RuntimeError, match="computes something else: weight_gradient_norm"):
+            kd_grid.refuse_unequal(found)
+    kd_grid.refuse_unequal(odd := rows(ours=2.0, trl=2.0, liger=2.01))  # one against two, and not ours
+    assert [list(found.get("differs", ())) for found in odd] == [[], [], ["weight_gradient_norm"]]

@@ -18,9 +18,9 @@ from potstill.generate import chains as program_module
 from potstill.generate.answering import LocalAnswering
 from potstill.generate.budget import TokenBudget
 from potstill.generate.chains import Reasoning
-from potstill.generate.verification import Verification
 from potstill.generate.journal import Journal
 from potstill.generate.journaled import JournaledTeacher
+from potstill.generate.verification import Verification
 from potstill.recipe import AllOf, Judge, Numeric, ReasoningProgram, parse_recipe
 from potstill.types import Answer, Provenance, Record, Reject, Request, group_of
 

@@ -191,6 +191,8 @@ def test_what_the_server_refuses_of_one_request_is_a_reject(tmp_path: Path) -> N
         ({"refuse": ["top_p"]}, (), r"does not take 'top_p'[\s\S]*add top_p to the teacher's omit"),
         ({"refuse": ["min_p"]}, ("teacher.extra.min_p=0.1",), r"does not take 'min_p'[\s\S]*drop min_p from"),
         ({"choices": 2}, (), "gave 2 choices where one was asked for"),
+        ({}, ("teacher.logprobs=true",), r"log-probabilities, and gives none[\s\S]*set the teacher's logprobs: false"),
+        ({"refuse": ["logprobs"]}, ("teacher.logprobs=true",), r"not take 'logprobs'[\s\S]*teacher's logprobs: false"),
         ({"require_key": "abc"}, (), r"does not let us in[\s\S]*api_key_env"),
         ({}, ("teacher.base_url=URL/v2",), "knows no such address or model"),
         ({}, ("teacher.api_key_env=NO_SUCH_VARIABLE",), "NO_SUCH_VARIABLE is not set"),
@@ -207,6 +209,17 @@ def test_what_no_request_can_pass_ends_the_work_with_the_mend(
         overrides = tuple(o.replace("URL", server.url.removesuffix("/v1")) for o in overrides)
         assert made.here(*overrides) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_log_probabilities_are_asked_for_by_name_and_their_mean_is_kept(api: str, tmp_path: Path) -> None:
+    with mock(logprobs=True) as server:
+        made = EndpointRun(tmp_path, server.url, prompts=4, samples=1)
+        assert made.here("teacher.logprobs=true", f"teacher.api={api}") == 0
+    for record in load_records(made.run / "generate" / "records.parquet"):
+        said = record.messages[-1]["content"] if record.messages else record.completion
+        several = [-0.5 * (index % 3) for index in range(len(str(said).split(" ")))]
+        assert record.metadata["mean_logprob"] == round(sum(several) / len(several), 4)
 
 
 def test_conversations_over_completions_are_rendered_by_the_tokenizer_or_refused(

@@ -102,6 +102,13 @@ def test_it_gives_one_choice_without_log_probabilities_whatever_is_asked(serving
     assert status == 200 and len(answer["choices"]) == 1 and not answer["choices"][0].get("logprobs")
 
 
+def test_that_it_gives_no_log_probabilities_is_found_out(
+    serving: Serving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_of(tmp_path, serving, prompts=1).here(*OVERRIDES, "teacher.logprobs=true") == 2
+    assert "takes the request for log-probabilities, and gives none" in capsys.readouterr().err
+
+
 def test_a_field_that_it_does_not_know_is_refused_with_the_mend(
     serving: Serving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,8 +37,10 @@ def with_answer(prompt: Record, request: Request, answer: Answer, provenance: Pr
         if answer.reasoning is not None:
             message["reasoning_content"] = answer.reasoning
         messages = (*messages, message)
+    told = {} if answer.mean_logprob is None else {"mean_logprob": round(answer.mean_logprob, 4)}
     return replace(
         prompt,
+        metadata={**prompt.metadata, **told},
         messages=messages,
         completion=completion,
         sample=request.sample,

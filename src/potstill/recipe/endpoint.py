@@ -65,7 +65,9 @@ class EndpointTeacher(TeacherSettings):
     the most requests at a time; how many it really is follows from what the server takes. `retries` are second
     tries of one request after the server failed on it (being told to wait is none). Where nothing has been answered
     for `patience_seconds`, the work ends; until then it waits. `reasoning: required` says that every answer holds
-    reasoning, so that one without its end is known to be cut short even where the template opened it.
+    reasoning, so that one without its end is known to be cut short even where the template opened it. `logprobs` asks
+    for the probabilities of what is written, and their mean logarithm goes into the record's metadata (`mean_logprob`);
+    a server that takes the request and gives none ends the work.
     """
 
     kind: Literal["endpoint"] = "endpoint"
@@ -81,6 +83,7 @@ class EndpointTeacher(TeacherSettings):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     omit: tuple[Literal["temperature", "top_p", "seed"], ...] = ()
     reasoning: Literal["auto", "required"] = "auto"
+    logprobs: bool = False
     max_in_flight: Annotated[PositiveInt, Cosmetic()] = 256
     requests_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None
     tokens_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None

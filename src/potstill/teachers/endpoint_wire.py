@@ -76,6 +76,8 @@ def body_of(request: Request, settings: EndpointTeacher, prompt: str | None, see
             body["top_k"] = sampling.top_k
         if seed is not None:
             body["seed"] = seed
+    if settings.logprobs:
+        body["logprobs"] = True if settings.api == "chat" else 1
     for field in settings.omit:
         body.pop(field, None)
     body.update(settings.extra.sent())
@@ -113,6 +115,11 @@ def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, An
     text, reasoning = _said(choice, settings.api)
     if text is None:
         return Trouble("run", "the server's answer has no text where one is expected", _quote(content), billed=True)
+    logprob = _mean_logprob(choice) if settings.logprobs else None
+    if settings.logprobs and logprob is None:
+        mend = "set the teacher's logprobs: false, or ask a server that gives them (vLLM does)"
+        reason = "the server takes the request for log-probabilities, and gives none"
+        return Trouble("run", reason, billed=True, mend=mend)
     text, reasoning = _HALVES.sub("\ufffd", text), reasoning and _HALVES.sub("\ufffd", reasoning)
     finish = _finish(choice.get("finish_reason"))
     usage = document.get("usage")
@@ -122,7 +129,7 @@ def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, An
         read = bound_tokens(sent)
     if written is None:
         written = min(len(f"{reasoning or ''}{text}".encode()) + 1, int(sent[settings.max_tokens_field]))
-    return Answer(text, finish, read, written, reasoning)
+    return Answer(text, finish, read, written, reasoning, logprob)
 
 
 def read_refusal(status: int, content: bytes, sent: Mapping[str, Any]) -> Trouble:
@@ -190,6 +197,20 @@ def _said(choice: Mapping[str, Any], api: str) -> tuple[str | None, str | None]:
     return (content if isinstance(content, str) else None), reasoning
 
 
+def _mean_logprob(choice: Mapping[str, Any]) -> float | None:
+    """The mean over the tokens of a choice; None if the server did not give them. JSON has no −∞: some servers write
+    −9999 for it."""
+    told = choice.get("logprobs")
+    if not isinstance(told, dict):
+        return None
+    several = told.get("token_logprobs")  # completions; in chats a list of objects
+    if not isinstance(several, list):
+        content = told.get("content")
+        several = [token.get("logprob") for token in content if isinstance(token, dict)] if content else []
+    found = [float(one) for one in several if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    return sum(found) / len(found) if found else None
+
+
 def _finish(said: Any) -> Finish:
     name = _ELSEWHERE.get(said, said)
     # A server that says nothing did not say that it was cut short.
@@ -235,6 +256,8 @@ def _mend(field: str, sent: Mapping[str, Any]) -> str:
     if field in ("temperature", "top_p", "seed"):
         said = f" (it is {sent[field]}), or change it" if field != "seed" else ""
         return f"add {field} to the teacher's omit{said}"
+    if field == "logprobs":
+        return "set the teacher's logprobs: false"
     return "set generate.top_k: 0" if field == "top_k" else f"drop {field} from the teacher's extra"
 
 

@@ -87,9 +87,11 @@ class JudgeVerifier(BaseVerifier):
         asked = self._settings
         assert isinstance(asked, Judge)
         said = self._answers(record, completion)[0]
-        found = _MARK.findall(said or "")
+        if said is None:
+            return self.cannot_judge("the judge gave no answer, or was cut short")
+        found = _MARK.findall(said)
         if not found or not 1 <= int(found[-1]) <= asked.marks:
-            return self.cannot_judge(f"the judge gave no mark from 1 to {asked.marks}: {shown((said or '')[-60:])}")
+            return self.cannot_judge(f"the judge gave no mark from 1 to {asked.marks}: {shown(said[-60:])}")
         given = int(found[-1])
         score = (given - 1) / (asked.marks - 1)
         reason = f"the judge gave {given} of {asked.marks}"
