@@ -10,12 +10,14 @@ set inside the user namespace, where it counts that namespace's processes alone 
 
 from __future__ import annotations
 
+import json
 import secrets
-import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_BUILDING = Path(__file__).with_name("building.py").read_text()
 SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 OPTIONAL = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
@@ -63,13 +65,16 @@ def bubblewrap(
 
 
 def unshare(program: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits, *, root: bool) -> list[str]:
-    """The same walls by `unshare`, `mount` and `pivot_root`: slower, since each mount is a process."""
+    """The same walls by `unshare` and a script of ours that mounts (`building.py`), as text: whoever runs it
+    may read neither our files nor the working folder."""
     command = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"]
     if not root:
         command += ["--user", "--map-root-user"]
     inner = [*(_as_nobody() if root else _without_capabilities()), *_limited(limits), *program]
-    script = "\n".join(_building(folder, readable, limits)) + f"\nexec {shlex.join(inner)}\n"
-    return [*command, "--", "/bin/sh", "-c", script]
+    # Any folder will do to build on: what is mounted over it is seen in this namespace only.
+    new = "/mnt" if Path("/mnt").is_dir() else "/media"
+    asked = {"new": new, "steps": list(_steps(new, folder, readable, limits)), "program": inner}
+    return [*command, "--", sys.executable, "-I", "-S", "-c", _BUILDING, json.dumps(asked)]
 
 
 def bare(program: Sequence[str], limits: Limits) -> list[str]:
@@ -103,38 +108,19 @@ def _limited(limits: Limits, *, processes: bool = True) -> list[str]:
     return [*command, "--core=0", "--nofile=256", *([f"--nproc={limits.processes}"] if processes else [])]
 
 
-def _building(folder: Path, readable: Sequence[Path], limits: Limits) -> Iterator[str]:
-    """The script that builds the new root, in a mount namespace of its own; `set -e` ends it at what fails."""
-    # Any folder will do to build on: what is mounted over it is seen in this namespace only.
-    new = "/mnt" if Path("/mnt").is_dir() else "/media"
+def _steps(new: str, folder: Path, readable: Sequence[Path], limits: Limits) -> Iterator[list[str]]:
+    """What makes up the new root, in order."""
     size = f"size={limits.disk_bytes},mode=1777"
-    yield "set -e"
     # What lies below the place of the new root, or is the program's own, is bound from here.
-    yield f"mount -t tmpfs -o size=1m,mode=755 tmpfs {new}"
-    yield f"mkdir -p {new}/proc {new}/dev {new}/tmp {new}/program {new}/old"
-    for path in (Path("/usr"), *(Path("/") / n for n in SYSTEM), *(Path(p) for p in OPTIONAL), *readable):
+    yield ["tmpfs", new, "size=1m,mode=755"]
+    for path in (Path("/usr"), *(Path("/") / name for name in SYSTEM), *(Path(p) for p in OPTIONAL), *readable):
         if path.is_symlink() and path.parent == Path("/"):
-            yield f"ln -s {shlex.quote(str(path.readlink()))} {new}{path}"
-        elif path.is_dir():
-            yield from _bound(path, f"{new}{path}")
-    for path in (Path(p) for p in OPTIONAL):
-        if path.is_file():
-            yield from _bound(path, f"{new}{path}")
-    yield from _bound(folder, f"{new}/program")
+            yield ["link", str(path.readlink()), f"{new}{path}"]
+        elif path.exists():
+            yield ["readonly", str(path), f"{new}{path}"]
+    yield ["readonly", str(folder), f"{new}/program"]
     for device in DEVICES:
-        yield f"touch {new}/dev/{device} && mount --bind /dev/{device} {new}/dev/{device}"
-    yield f"mkdir {new}/dev/shm && mount -t tmpfs -o {size} tmpfs {new}/dev/shm"
-    yield f"mount -t tmpfs -o {size} tmpfs {new}/tmp"
-    yield f"mount -t proc proc {new}/proc"
-    yield f"cd {new} && pivot_root . old && cd / && umount -l /old && rmdir /old"
-    yield "mount -o remount,bind,ro /"
-    yield "cd /tmp"
-
-
-def _bound(path: Path, target: str) -> Iterator[str]:
-    source, place = shlex.quote(str(path)), shlex.quote(target)
-    if path.is_dir():
-        yield f"mkdir -p {place}"
-    else:
-        yield f"mkdir -p {shlex.quote(str(Path(target).parent))} && touch {place}"
-    yield f"mount --bind {source} {place} && mount -o remount,bind,ro,nosuid,nodev {place}"
+        yield ["bind", f"/dev/{device}", f"{new}/dev/{device}"]
+    yield ["tmpfs", f"{new}/dev/shm", size]
+    yield ["tmpfs", f"{new}/tmp", size]
+    yield ["proc", f"{new}/proc"]
