@@ -126,7 +126,7 @@ class Solving:
 class Measures:
     """The whole of `measures.json`. `chance` is the accuracy of what knows nothing but the labels' frequencies: of
     classes the share of the largest, of embeddings the mean share of the other examples that have an example's
-    label."""
+    label. `taught` says whether an objective asked the teacher for anything."""
 
     models: Mapping[str, ModelMeasures]
     comparisons: tuple[Comparison, ...]
@@ -139,6 +139,7 @@ class Measures:
     task: Task = "causal_lm"
     chance: float | None = None
     solving: Solving | None = None
+    taught: bool = True
 
     def comparison(self, model: str, against: str, metric: Metric) -> Comparison | None:
         """The comparison of two models, if it was made."""

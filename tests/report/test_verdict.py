@@ -45,6 +45,12 @@ def test_without_a_control_the_worth_is_not_known() -> None:
     assert "is not known" in verdict.worth and "text_only" in verdict.worth
 
 
+def test_a_student_that_no_objective_taught_needs_no_control() -> None:
+    verdict = judge(replace(measures_of(Shape(kl=None, nll=None)), taught=False))
+    assert verdict.outcome == "untaught" and "It learned from the text alone" in verdict.worth
+    assert "text_only" not in verdict.worth and "compared with the untrained student" in verdict.worth
+
+
 def test_what_was_kept_and_lost_has_its_intervals() -> None:
     kept = judge(measures_of(Shape())).kept
     for figure in ("39.5 % fewer parameters", "81.4M of 134.5M", "41.2 % [39.0, 43.5] of 480 held-out tokens"):

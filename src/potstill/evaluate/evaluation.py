@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -253,6 +254,9 @@ class Evaluation:
             draws=draws,
             notes=self.notes,
         )
+        train = self.context.recipe.train
+        taught = train is not None and any(o.needs().teacher for o in train.all_objectives)
+        measures = replace(measures, taught=taught)
         out = self.context.out
         if self.solvers is not None:
             measures = self.solvers.added_to(measures, draws)

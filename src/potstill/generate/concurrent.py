@@ -168,8 +168,6 @@ class EndpointAnswering:
     def __exit__(self, *error: object) -> None:
         self._open.close()
         self._say()
-        if self._client is not None and self.budget.caps:
-            self.journal.put_batch([], ledger=(self.scope, partial(self.budget.entry, over=True)))
 
     # ---- inside: reading and sending --------------------------------------------------------------------------
 

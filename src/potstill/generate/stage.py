@@ -15,7 +15,7 @@ from potstill.console import Console
 from potstill.data.split import Side
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.answering import Answering, LocalAnswering
-from potstill.generate.budget import Budget, Caps, TokenBudget
+from potstill.generate.budget import Budget, Caps, Cost, TokenBudget
 from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.journaled import JournaledTeacher
 from potstill.generate.no_teacher import NoTeacher
@@ -161,7 +161,13 @@ def open_answering(
         local = LocalAnswering(journaled, batch_size=getattr(settings, "batch_size", 32))
         return opened.enter_context(local)
 
+    def over() -> None:
+        # When the last has ended: until then, what one of them has under way may still be billed.
+        if budget.held != Cost():
+            journal.put_batch([], ledger=(scope, partial(budget.entry, over=True)))
+
     with ExitStack() as opened:
+        opened.callback(over)
         answering = open_one(settings.teacher)
         if judges:
             answering.judges = {name: open_one(name) for name in settings.asked[1:]}

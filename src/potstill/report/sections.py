@@ -43,6 +43,7 @@ def tag_of(verdict: Verdict, words: Words) -> str:
         "worse": f"Worse than {alone} alone",
         "mixed": "Mixed",
         "unknown": "No control",
+        "untaught": f"Learned from {alone} alone",
         "alone": "Trained without a teacher",
     }[verdict.outcome]
 

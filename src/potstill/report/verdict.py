@@ -13,8 +13,9 @@ from potstill.measures import HIGHER_IS_BETTER, Comparison, Interval, Measures, 
 from potstill.report.figures import count, difference, interval, large, number, percent, percent_interval, points
 from potstill.report.words import Words, words_of
 
-Worth = Literal["better", "unclear", "worse", "mixed", "unknown", "alone"]
-"""Of the teacher's signals, as the control shows it; unknown without that control, alone without a teacher."""
+Worth = Literal["better", "unclear", "worse", "mixed", "unknown", "untaught", "alone"]
+"""Of the teacher's signals, as the control shows it; unknown without that control, untaught where no objective asked
+the teacher, alone without one."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,9 @@ def _without_control(measures: Measures, words: Words) -> tuple[Worth, str]:
     compared = "" if found is None else f"compared with the untrained student, {_beside(found, words)}"
     if "teacher" not in measures.models and measures.task != "causal_lm":
         return "alone", f"{compared[:1].upper()}{compared[1:] or 'It was compared with no other model'}."
+    if not measures.taught:
+        learned = f"It learned from {words.alone}, and of the teacher no more than what stands there"
+        return "untaught", f"{learned}; {compared}." if compared else f"{learned}."
     if measures.task == "sentence_embedding":
         missing = "What the teacher was worth is shown by no control: an embedding has none that learns without it"
     else:

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import sys
+import warnings  # noqa: F401 - `execvp` imports it, and by then the standard library is out of sight
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MNT_DETACH = 2
