@@ -138,6 +138,7 @@ def test_a_judge_behind_another_server_chooses_among_what_was_written(tmp_path: 
         facts, output = made.manifest["facts"], made.output
         assert facts["teacher"]["model"] == "writer" and facts["judges"]["strict"]["teacher"]["model"] == "strict"
         assert facts["judges"]["strict"]["answers"] == 30
+        assert f"| Judge `strict` | `strict`, `endpoint {judge.url}` |" in output["README.md"].decode()
         records = load_records(made.run / "generate" / "records.parquet")
         rejects = load_rejects(made.run / "generate" / "rejects.jsonl")
         assert len(records) + len(rejects) == 30 and len({record.row for record in records}) == len(records)

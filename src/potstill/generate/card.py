@@ -63,7 +63,10 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistic
     settings.pop("decontaminate", None)  # its paths are those of a machine; the names have a line of their own
     kept_out = [f"{_text(name)} ({_n(of['items'])})" for name, of in facts.get("decontamination", {}).items()]
     licences = sorted(statistics.licences.items())
-    route = _code(f"{teacher.get('kind', '')} {teacher.get('server', '')}".strip())
+    judges = [
+        (f"Judge `{name}`", f"{_code(of['teacher'].get('model', ''))}, {_route(of['teacher'])}")
+        for name, of in facts.get("judges", {}).items()
+    ]
     what = "that a teacher wrote" if recipe.generate.asks else "out of conversations that were given"
     lines = [
         f"# {recipe.name}",
@@ -73,7 +76,12 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistic
         _table(
             ("", ""),
             [
-                *([("Teacher", _code(teacher.get("model", ""))), ("Route", route)] if recipe.generate.asks else []),
+                *(
+                    [("Teacher", _code(teacher.get("model", ""))), ("Route", _route(teacher))]
+                    if recipe.generate.asks
+                    else []
+                ),
+                *judges,
                 ("Settings", _code(", ".join(f"{k}: {v}" for k, v in settings.items()))),
                 ("Records to train on", _n(statistics.sides["train"])),
                 ("Records held out (column `side`)", _n(statistics.sides["held_out"])),
@@ -109,6 +117,10 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistic
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _route(teacher: Mapping[str, Any]) -> str:
+    return _code(f"{teacher.get('kind', '')} {teacher.get('server', '')}".strip())
 
 
 def _n(count: int) -> str:
