@@ -193,7 +193,8 @@ class Server:
             choice["text"] = text
         else:
             choice["message"] = self.message(text)
-        choices = [choice] * self.options.choices
+        late = 0 < self.options.choices_after <= self.answers
+        choices = [choice] * (2 if late else self.options.choices)
         return {"id": "mock", "object": "chat.completion", "model": asked["model"], "choices": choices, "usage": usage}
 
     def message(self, text: str) -> dict[str, Any]:
@@ -346,6 +347,7 @@ def main() -> None:
     parser.add_argument("--refuse-prompts", default="", help="requests that hold this text are refused")
     parser.add_argument("--fail-prompts", default="", help="requests of this very text have status 500")
     parser.add_argument("--choices", type=int, default=1)
+    parser.add_argument("--choices-after", type=int, default=0, help="two of them, after so many answers")
     parser.add_argument("--logprobs", action="store_true", help="give them where they are asked for")
     parser.add_argument("--marks", action="store_true", help="who asks for a mark is given one, from 1 to 5")
     parser.add_argument("--halves", action="store_true", help="answers end in half a surrogate pair")

@@ -296,7 +296,7 @@ def test_questions_can_be_asked_while_answers_to_others_are_taken(server: Mock, 
         outer = [Request(Sampling(8), prompt=f"question {n}") for n in range(200)]
         for answered in asked.answers(outer):
             assert answered.answer is not None
-            (judged,) = ask_all(asked, None, [Request(Sampling(8), prompt=f"judge: {answered.answer.text}")])
+            (judged,) = ask_all(asked, "main", None, [Request(Sampling(8), prompt=f"judge: {answered.answer.text}")])
             assert judged.text
         assert len(journal) == 400
 

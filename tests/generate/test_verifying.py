@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from potstill.generate.answering import LocalAnswering
 from potstill.generate.budget import TokenBudget
 from potstill.generate.journal import Journal
 from potstill.generate.journaled import JournaledTeacher
+from potstill.generate.preview import preview
 from potstill.generate.sequence import Sequence as SequenceOf
 from potstill.generate.verifying import Verifying
 from potstill.recipe import SequenceProgram, load_recipe
@@ -67,7 +69,7 @@ def test_the_answer_of_the_data_is_the_reference(tmp_path: Path) -> None:
     assert [item.sample for item in items if isinstance(item, Record)] == [1]  # two words
     without: list[Record | Reject] = [Record(prompt="Question?", row=1)]
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataError, match="none of the 4 records has a reference answer"):
+    with pytest.raises(DataError, match="none of the 1 prompts has a reference answer"):
         write(tmp_path / "other", without, verify={"kind": "exact"})
 
 
@@ -172,6 +174,42 @@ def test_writer_and_judge_share_a_cap_that_is_not_exceeded(cap: str, tmp_path: P
     assert {r.reason for r in load_rejects(made.run / "generate" / "rejects.jsonl")} & {"cannot be judged"}
 
 
+def test_a_writer_whose_server_fails_for_good_while_a_judge_is_asked_ends_the_work(tmp_path: Path) -> None:
+    """And does not leave the judge waiting for what is set aside for requests that nobody sends any more."""
+    with mock(latency_seconds=0.002, choices_after=40) as writer, mock(marks=True) as judge:
+        made = made_with(tmp_path, writer.url, judge.url, "budget: {tokens: 25000}")
+        lines = [json.dumps({"prompt": f"Question {n}: what is a still?"}) for n in range(2000)]
+        (made.folder / "prompts.jsonl").write_text("\n".join(lines))
+        process = made.start("teachers.main.max_in_flight=8")
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "gave 2 choices where one was asked for" in errors
+
+
+def test_what_a_cap_leaves_out_does_not_depend_on_interruptions(tmp_path: Path) -> None:
+    with mock(latency_seconds=0.004) as writer, mock(marks=True, latency_seconds=0.004) as judge:
+        whole = made_with(tmp_path / "whole", writer.url, judge.url, "budget: {tokens: 3000}")
+        whole.finish()
+        killed = made_with(tmp_path / "killed", writer.url, judge.url, "budget: {tokens: 3000}")
+        before = writer.stats()["answers"] + judge.stats()["answers"]
+        process = killed.start("teachers.strict.max_in_flight=2", "teachers.main.max_in_flight=2")
+        while writer.stats()["answers"] + judge.stats()["answers"] < before + 35 and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGINT)  # what is under way is waited for, so that nothing is lost to the cap
+        process.communicate()
+        killed.finish()
+        assert killed.output == whole.output
+
+
+def test_a_preview_asks_no_judge(tmp_path: Path) -> None:
+    with mock() as writer, mock(marks=True) as judge:
+        made = made_with(tmp_path, writer.url, judge.url)
+        recipe = load_recipe(made.folder / "recipe.yaml")
+        (made.folder / "preview").mkdir()
+        found = preview(recipe, made.folder / "preview", 40, Console("quiet"))  # of 30
+        assert (writer.stats()["requests"], judge.stats()["requests"]) == (30, 0)
+    assert len(found["requests"]) == 30 and found["rejected"] == {"cannot be judged": 30}
+
+
 def test_a_local_writer_may_have_a_judge_behind_a_server(tmp_path: Path) -> None:
     local = (
         "teachers: {main: {kind: local, model: m}, strict: {kind: endpoint, base_url: http://127.0.0.1:9/v1, model: j}}"
@@ -188,6 +226,13 @@ def test_a_local_writer_may_have_a_judge_behind_a_server(tmp_path: Path) -> None
     load(f"{{kind: sequence, {judge}, budget: {{tokens: 1000}}}}")
     load(f"{{kind: reasoning, {judge}, keep: best, kept: 1}}")
     load(f"{{kind: self_instruct, {judge}}}")
+    exact = "{kind: self_instruct, verify: {kind: all, of: [{kind: length}, {kind: exact}]}}"
+    with pytest.raises(RecipeError, match="a task that a teacher makes brings nothing"):
+        load(exact)
+    local = local.replace("model: j", "model: j, api: completions")
+    with pytest.raises(RecipeError, match="a judge is asked in turns, and 'strict' continues plain texts"):
+        load(f"{{kind: sequence, {judge}}}")
+    local = local.replace(", api: completions", "")
     for generate, said in (
         (f"{{kind: sequence, {judge}, token_budget: 1000}}", "cap what the endpoint costs by budget"),
         ("{kind: sequence, verify: {kind: judge, teacher: other}}", "teacher 'other' is not among the teachers"),

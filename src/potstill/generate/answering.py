@@ -61,6 +61,11 @@ class Answering(Protocol):
     judges: Mapping[str, Answering]
 
     @property
+    def reads_ahead(self) -> bool:
+        """Whether further requests are under way while an answer is looked at."""
+        ...
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """`Teacher.identity`."""
         ...
@@ -109,12 +114,22 @@ class Answering(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def ask_all(answering: Answering, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
-    """The answers to some requests, through the same journal and budget: what a judge asks by. They come from the
-    teacher of that name, or, where it is not among `judges`, from the one that writes. A request without an answer gets
-    an empty one that was cut short; so do those that a preview no longer asks."""
+def ask_all(answering: Answering, writer: str, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
+    """The answers to some requests, through the same journal and budget: what a judge asks by.
+
+    A request without an answer gets an empty one that was cut short; so do those that a preview does not ask.
+
+    Args:
+        answering: for the teacher that writes.
+        writer: its name.
+        teacher: who is asked: one of `answering.judges`, or the one that writes (None, or its name).
+        requests: the questions.
+    """
     nothing = Answer("", "length", 0, 0)
-    answering = answering.judges.get(teacher or "", answering)
+    if teacher not in (None, writer):
+        if teacher not in answering.judges:
+            return [nothing] * len(requests)
+        answering = answering.judges[teacher]
     answers = [answered.answer or nothing for answered in answering.answers(requests)]
     return answers + [nothing] * (len(requests) - len(answers))
 
@@ -146,6 +161,8 @@ class LocalAnswering:
         self.journaled, self.batch_size = journaled, batch_size
         self.judges: Mapping[str, Answering] = NO_JUDGES
         self.chat = ChatTokenizer.from_transformers(self.teacher.tokenizer)
+
+    reads_ahead = False
 
     @property
     def teacher(self) -> Teacher:

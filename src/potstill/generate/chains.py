@@ -68,7 +68,7 @@ class Reasoning:
         """
         settings, form = self.settings, self._form(answering, work)
         rates: Counter[str] = Counter()
-        with Verification(settings.verify, partial(ask_all, answering)) as verification:
+        with Verification(settings.verify, partial(ask_all, answering, settings.teacher)) as verification:
             task = _Task(self, answering, verification, side_of, work, form)
             for block in self._blocks(records, answering, work):
                 problems = [item for item in block if isinstance(item, Problem)]

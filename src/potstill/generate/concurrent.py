@@ -87,6 +87,8 @@ class EndpointAnswering:
         self._first: tuple[Request, str] | None = None
         self.compared = self.equal = 0
 
+    reads_ahead = True
+
     @property
     def identity(self) -> Mapping[str, Any]:
         return self.teacher.identity

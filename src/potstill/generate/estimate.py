@@ -11,7 +11,7 @@ from potstill.generate.demand import Demand, of_judges
 from potstill.generate.prices import check_price, dollars
 from potstill.recipe import EndpointTeacher, ReasoningProgram, Recipe, SelfInstructProgram
 from potstill.recipe.generate import GenerateSettings, VerifiedSettings
-from potstill.recipe.verify import leaves_of
+from potstill.recipe.verify import references_of
 from potstill.teachers.endpoint_wire import body_of, bound_tokens
 from potstill.types import Record, Request, Sampling
 
@@ -33,7 +33,7 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
         return _bound(request, teacher) if isinstance(teacher, EndpointTeacher) else 0
 
     teacher = recipe.teachers[settings.teacher]
-    turns = not isinstance(teacher, EndpointTeacher) or teacher.api == "chat"
+    turns = not isinstance(teacher, EndpointTeacher) or teacher.api == "chat" or teacher.tokenizer is not None
     if isinstance(settings, SelfInstructProgram):
         from potstill.generate import self_instruct_estimate
 
@@ -56,9 +56,14 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
 
 def _prompts(settings: VerifiedSettings, records: Sequence[Record], turns: bool) -> list[Record]:
     """What is judged, with the references that it is compared with."""
-    key = next((leaf.reference for leaf in leaves_of(settings.verify) if hasattr(leaf, "reference")), "reference")
-    found = ((as_prompt(record, turns), record) for record in records)
-    return [with_reference(prompt, record, key) for prompt, record in found if isinstance(prompt, Record)]
+    found = []
+    for record in records:
+        prompt = as_prompt(record, turns)
+        if isinstance(prompt, Record):
+            for key in references_of(settings.verify):
+                prompt = with_reference(prompt, record, key)
+            found.append(prompt)
+    return found
 
 
 def _said(recipe: Recipe, demands: Sequence[Demand], *, at_most: bool) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -111,4 +116,6 @@ def _capped(settings: GenerateSettings) -> list[str]:
 
 def _bound(asked: Request, teacher: EndpointTeacher) -> int:
     prompt = str([dict(m) for m in asked.messages]) if asked.messages is not None else asked.prompt
-    return bound_tokens(body_of(asked, teacher, prompt, None))
+    # A template that is rendered here writes around the turns what a server's would.
+    around = 128 if teacher.api == "completions" and teacher.tokenizer is not None else 0
+    return bound_tokens(body_of(asked, teacher, prompt, None)) + around

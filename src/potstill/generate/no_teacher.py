@@ -16,6 +16,7 @@ class NoTeacher:
     identity: Mapping[str, Any] = {}
     judges: Mapping[str, Answering] = NO_JUDGES
     turns = True
+    reads_ahead = False
     context_length: int | None = None
 
     def prompt_tokens(self, request: Request) -> int | None:

@@ -25,6 +25,7 @@ class Watched:
     """Passes the first few requests on, keeps what came of them, and ends there. No other teacher is asked."""
 
     judges: Mapping[str, Answering] = NO_JUDGES
+    reads_ahead = False
 
     def __init__(self, inner: Answering, most: int) -> None:
         self._inner, self._left = inner, most

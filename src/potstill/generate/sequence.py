@@ -18,7 +18,7 @@ from potstill.generate.answering import Answered, Answering
 from potstill.generate.prompts import asked_of
 from potstill.generate.records import failed, provenance_of, reject, with_answer
 from potstill.recipe import SequenceProgram
-from potstill.recipe.verify import leaves_of
+from potstill.recipe.verify import references_of
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling
 
@@ -32,8 +32,7 @@ class Sequence:
         self.sampling = Sampling(
             settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k, settings.beams
         )
-        compared = (leaf.reference for leaf in leaves_of(settings.verify) if hasattr(leaf, "reference"))
-        self.reference: str | None = next(compared, None)
+        self.references = references_of(settings.verify)
 
     def write(
         self,
@@ -74,8 +73,8 @@ class Sequence:
         prompt = asked_of(record, answering, seen, work, lambda prompt: self._request(prompt, 0))
         if isinstance(prompt, Reject):
             return prompt
-        if self.reference is not None:
-            prompt = with_reference(prompt, record, self.reference)
+        for key in self.references:
+            prompt = with_reference(prompt, record, key)
         if not record.is_prompt:
             work.count("reference answers dropped")
         work.count("prompts")

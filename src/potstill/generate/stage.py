@@ -149,7 +149,7 @@ def open_answering(
         if "generate" not in teacher.capabilities:
             raise CapabilityError(
                 f"the teacher {name!r} cannot generate",
-                where="generate.teacher",
+                where="generate.teacher" if name == settings.teacher else "generate.verify",
                 mend="name a teacher that can, or drop the generate section and train on data that has answers",
             )
         if isinstance(getattr(teacher, "settings", None), EndpointTeacher):

@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
+from typing import Any, cast
 
 from potstill.artifacts import Work
-from potstill.data.problems import as_prompt, own_answer
+from potstill.data.problems import as_prompt, own_answer, prompt_hash, with_reference
 from potstill.data.split import Side
-from potstill.generate.answering import Answering, ask_all
+from potstill.generate.answering import Answered, Answering, SideOf, ask_all
 from potstill.generate.chains_keep import best
 from potstill.generate.program import Program
 from potstill.generate.records import of_sample, reject
 from potstill.generate.verification import Verification
 from potstill.recipe.generate import VerifiedSettings
-from potstill.types import Answer, Record, Reject, Verdict
+from potstill.recipe.verify import VerifierSettings, references_of
+from potstill.types import Answer, Record, Reject, Request, Verdict
 from potstill.verify.needed import refuse_unjudgeable
 
 _AT_ONCE = 1024
@@ -49,17 +52,24 @@ class Verifying:
         """What the program yields, with rejects in the place of what the verifier does not accept.
 
         Raises:
-            DataError: the verifier can judge none of the (first thousand) records, since what it needs is in none.
+            DataError: the verifier can judge none of the (first thousand) prompts, since what it needs is in none.
             Besides as the program and the verifier do.
         """
-        verify, began = self.settings.verify, False
+        verify = self.settings.verify
         assert verify is not None
-        with Verification(verify, partial(ask_all, answering)) as verification:
+        stream = iter(records)
+        head = list(islice(stream, _AT_ONCE))
+        asked = [prompt for item in head if isinstance(item, Record) and (prompt := _with_references(item, verify))]
+        if asked and self.settings.unjudged == "reject":
+            # Before anything is paid for. A later one might have what it needs; a thousand without are no data for it.
+            called = f"{'first ' if len(head) == _AT_ONCE else ''}{len(asked):,} prompts"
+            refuse_unjudgeable(verify, asked, called=called, where="generate.verify")
+        records = chain(head, stream)
+        with Verification(verify, partial(ask_all, answering, self.settings.teacher)) as verification:
+            if verification.asks and answering.reads_ahead:
+                answering = cast(Answering, _Drained(answering))
             for block in _blocks(self.inner.write(records, answering, side_of=side_of, work=work)):
                 written = [item for item in block if isinstance(item, Record)]
-                if written and not began and self.settings.unjudged == "reject":
-                    began = True
-                    refuse_unjudgeable(verify, written, called=f"{len(written):,} records", where="generate.verify")
                 verdicts = verification.verdicts((_prompt(record), _answer(record)) for record in written)
                 judged = [item if isinstance(item, Reject) else self._judged(item, next(verdicts)) for item in block]
                 yield from judged if self.kept is None else _chosen(judged, self.kept)
@@ -73,6 +83,24 @@ class Verifying:
         return reject(record, reason, own_answer(record) or "", of_sample(record.sample, verdict.reason))
 
 
+class _Drained:
+    """Answers a block of requests whole before any of it is looked at, so that nothing is under way while a judge is
+    asked: what a cap leaves out then follows from the requests, and a server that fails is heard of."""
+
+    reads_ahead = False
+
+    def __init__(self, inner: Answering) -> None:
+        self._inner, self.judges = inner, inner.judges
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
+        stream = iter(requests)
+        while block := list(islice(stream, _AT_ONCE)):
+            yield from list(self._inner.answers(block, side_of=side_of))
+
+
 def _blocks(items: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]:
     """Some at a time; the samples of a prompt, which stand side by side, are never parted."""
     block: list[Record | Reject] = []
@@ -83,6 +111,16 @@ def _blocks(items: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]
         block.append(item)
     if block:
         yield block
+
+
+def _with_references(record: Record, verify: VerifierSettings) -> Record | None:
+    """What would be judged of a row, but for the answer; None where nothing is asked of it."""
+    prompt = as_prompt(record, turns=True)
+    if isinstance(prompt, str):
+        return None
+    for key in references_of(verify):
+        prompt = with_reference(prompt, record, key)
+    return prompt
 
 
 def _place(item: Record | Reject) -> tuple[str, int]:
@@ -104,10 +142,10 @@ def _answer(record: Record) -> Answer:
 
 def _chosen(items: Sequence[Record | Reject], kept: int) -> Iterator[Record | Reject]:
     """Of the records of each prompt the `kept` with the highest score; the others as rejects, in their places."""
-    of_prompt: dict[tuple[str, int], list[Record]] = {}
+    of_prompt: dict[str, list[Record]] = {}
     for item in items:
         if isinstance(item, Record):
-            of_prompt.setdefault(_place(item), []).append(item)
+            of_prompt.setdefault(prompt_hash(_prompt(item)), []).append(item)
     chosen = {
         id(record)
         for several in of_prompt.values()
@@ -118,5 +156,5 @@ def _chosen(items: Sequence[Record | Reject], kept: int) -> Iterator[Record | Re
             yield item
         else:
             score = item.verdicts[-1].score
-            said = f"{kept} of {len(of_prompt[_place(item)])} accepted are kept, and its score is {score}"
+            said = f"{kept} of {len(of_prompt[prompt_hash(_prompt(item))])} accepted are kept, and its score is {score}"
             yield reject(item, "not chosen (keep: best)", own_answer(item) or "", of_sample(item.sample, said))

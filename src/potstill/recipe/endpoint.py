@@ -66,8 +66,8 @@ class EndpointTeacher(TeacherSettings):
     tries of one request after the server failed on it (being told to wait is none). Where nothing has been answered
     for `patience_seconds`, the work ends; until then it waits. `reasoning: required` says that every answer holds
     reasoning, so that one without its end is known to be cut short even where the template opened it. `logprobs` asks
-    for the probabilities of what is written, and their mean logarithm goes into the record's metadata (`mean_logprob`);
-    a server that takes the request and gives none ends the work.
+    for the probabilities of what is written; their mean logarithm, over all of it, is `mean_logprob` in the metadata of
+    records of `sequence` and `reasoning`. A server that takes the request and gives none ends the work.
     """
 
     kind: Literal["endpoint"] = "endpoint"

@@ -49,6 +49,13 @@ class GenerateSettings(KindSettings):
         Raises:
             ValueError: with the mend.
         """
+        for judge in judges_of(getattr(self, "verify", None)):
+            asked = teachers[judge.teacher or self.teacher]
+            if getattr(asked, "api", "chat") == "completions" and getattr(asked, "tokenizer", None) is None:
+                raise ValueError(
+                    f"verify: a judge is asked in turns, and {judge.teacher or self.teacher!r} continues plain texts: "
+                    "set its api: chat, or name its tokenizer"
+                )
         remote = {teachers[name].remote for name in self.asked}
         if True not in remote and self.budget.stated:
             stated = ", ".join(f"budget.{name}" for name in self.budget.stated)

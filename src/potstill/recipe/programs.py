@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from potstill.recipe.generate import GenerateSettings, VerifiedSettings
-from potstill.recipe.verify import Language
+from potstill.recipe.verify import Judge, Language, Math, PythonTests, ReasoningGym, ReferenceSettings, leaves_of
 
 SELF_INSTRUCT_WORDS = (
     "image",
@@ -66,6 +66,17 @@ class SelfInstructProgram(VerifiedSettings):
     ascii_start: bool = True
     rouge_above: float = Field(0.7, gt=0, lt=1)
     cut_off: Literal["whole", "last"] = "whole"
+
+    @model_validator(mode="after")
+    def _verifiable(self) -> SelfInstructProgram:
+        for leaf in leaves_of(self.verify):
+            pairs = isinstance(leaf, Judge) and leaf.form == "pairwise"
+            if pairs or isinstance(leaf, (ReferenceSettings, Math, PythonTests, ReasoningGym)):
+                raise ValueError(
+                    f"verify: {leaf.kind} compares with what the data bring, and a task that a teacher makes brings "
+                    "nothing: use length, language, refusal, a regex, or a judge by rubric"
+                )
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> SelfInstructProgram:

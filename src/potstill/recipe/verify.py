@@ -236,6 +236,11 @@ def judges_of(verify: Any) -> Iterator[Judge]:
     return (leaf for leaf in leaves_of(verify) if isinstance(leaf, Judge))
 
 
+def references_of(verify: Any) -> tuple[str, ...]:
+    """The keys of the metadata in which verifiers look for a reference answer."""
+    return tuple(dict.fromkeys(leaf.reference for leaf in leaves_of(verify) if hasattr(leaf, "reference")))
+
+
 def workers_of(verify: Any) -> int:
     """The most worker processes that any verifier among some settings has; 1 where none has any."""
     return max([1, *(leaf.workers for leaf in leaves_of(verify) if isinstance(leaf, WorkerSettings))])

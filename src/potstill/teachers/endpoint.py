@@ -49,6 +49,7 @@ class EndpointModel:
             "max_tokens_field": of.max_tokens_field,
             "omit": list(of.omit),
             "template": template,
+            **({"logprobs": True} if of.logprobs else {}),
         }
 
     @cached_property

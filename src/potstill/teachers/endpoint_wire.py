@@ -6,6 +6,7 @@ The answer that goes into the journal is the raw one, as the server gave it: rea
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,13 +116,14 @@ def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, An
     text, reasoning = _said(choice, settings.api)
     if text is None:
         return Trouble("run", "the server's answer has no text where one is expected", _quote(content), billed=True)
+    finish = _finish(choice.get("finish_reason"))
     logprob = _mean_logprob(choice) if settings.logprobs else None
-    if settings.logprobs and logprob is None:
+    # What was withheld, or holds nothing, has none anywhere.
+    if settings.logprobs and logprob is None and text.strip() and finish in ("stop", "length"):
         mend = "set the teacher's logprobs: false, or ask a server that gives them (vLLM does)"
         reason = "the server takes the request for log-probabilities, and gives none"
         return Trouble("run", reason, billed=True, mend=mend)
     text, reasoning = _HALVES.sub("\ufffd", text), reasoning and _HALVES.sub("\ufffd", reasoning)
-    finish = _finish(choice.get("finish_reason"))
     usage = document.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     read, written = (count if isinstance(count, int) and not isinstance(count, bool) else None for count in counts)
@@ -207,7 +209,8 @@ def _mean_logprob(choice: Mapping[str, Any]) -> float | None:
     if not isinstance(several, list):
         content = told.get("content")
         several = [token.get("logprob") for token in content if isinstance(token, dict)] if content else []
-    found = [float(one) for one in several if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    numbers = [float(one) for one in several if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    found = [one for one in numbers if math.isfinite(one)]
     return sum(found) / len(found) if found else None
 
 

@@ -47,16 +47,17 @@ def _check(done: int, what: str) -> None:
 
 def main() -> None:
     """Builds, enters, and runs the program."""
+    os.umask(0o022)
     asked = json.loads(sys.argv[1])
     new = asked["new"]
     for step, *rest in asked["steps"]:
         if step == "tmpfs":
             place, options = rest
             os.makedirs(place, exist_ok=True)
-            mount("tmpfs", place, "tmpfs", 0, options)
+            mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, options)
         elif step == "proc":
             os.makedirs(rest[0], exist_ok=True)
-            mount("proc", rest[0], "proc", 0)
+            mount("proc", rest[0], "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         elif step == "link":
             os.symlink(rest[0], rest[1])
         elif step == "readonly":
@@ -69,7 +70,7 @@ def main() -> None:
     os.chdir("/")
     _check(_libc.umount2(b"/old", MNT_DETACH), "umount /old")
     os.rmdir("/old")
-    mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY)
+    mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
     os.chdir("/tmp")
     os.execvp(asked["program"][0], asked["program"])
 
