@@ -41,7 +41,8 @@ def own_answer(record: Record) -> str | None:
     return content if last.get("role") == "assistant" and isinstance(content, str) else None
 
 
-def with_reference(prompt: Record, record: Record, key: str) -> Record:
+def with_reference(prompt: Record, record: Record, *keys: str) -> Record:
     """A prompt with the own answer of its record as the reference, in `metadata[key]`, unless it has one there."""
-    own = None if key in prompt.metadata else own_answer(record)
-    return prompt if own is None else replace(prompt, metadata={**prompt.metadata, key: own})
+    missing = [key for key in keys if key not in prompt.metadata]
+    own = own_answer(record) if missing else None
+    return prompt if own is None else replace(prompt, metadata={**prompt.metadata, **dict.fromkeys(missing, own)})

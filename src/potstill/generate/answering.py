@@ -114,6 +114,47 @@ class Answering(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
+class PassingOn:
+    """An `Answering` that passes on what another says: for those that change how it is asked. Whoever made the other
+    opens and closes it."""
+
+    reads_ahead = False
+
+    def __init__(self, inner: Answering) -> None:
+        self.inner = inner
+        self.judges = inner.judges
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self.inner.identity
+
+    @property
+    def turns(self) -> bool:
+        return self.inner.turns
+
+    @property
+    def context_length(self) -> int | None:
+        return self.inner.context_length
+
+    def prompt_tokens(self, request: Request) -> int | None:
+        return self.inner.prompt_tokens(request)
+
+    def rendered(self, request: Request) -> str | None:
+        return self.inner.rendered(request)
+
+    def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
+        return self.inner.answers(requests, side_of=side_of)
+
+    def facts(self) -> dict[str, Any]:
+        return self.inner.facts()
+
+    def __enter__(self) -> PassingOn:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def ask_all(answering: Answering, writer: str, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
     """The answers to some requests, through the same journal and budget: what a judge asks by.
 

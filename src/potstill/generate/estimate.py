@@ -56,22 +56,16 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
 
 def _prompts(settings: VerifiedSettings, records: Sequence[Record], turns: bool) -> list[Record]:
     """What is judged, with the references that it is compared with."""
-    found = []
-    for record in records:
-        prompt = as_prompt(record, turns)
-        if isinstance(prompt, Record):
-            for key in references_of(settings.verify):
-                prompt = with_reference(prompt, record, key)
-            found.append(prompt)
-    return found
+    keys = references_of(settings.verify)
+    found = ((as_prompt(record, turns), record) for record in records)
+    return [with_reference(prompt, record, *keys) for prompt, record in found if isinstance(prompt, Record)]
 
 
 def _said(recipe: Recipe, demands: Sequence[Demand], *, at_most: bool) -> tuple[tuple[str, ...], dict[str, Any]]:
     settings = recipe.generate
     assert settings is not None
     answers, judged = (sum(d.answers for d in demands if d.judges or not only) for only in (False, True))
-    token_budget = getattr(settings, "token_budget", None)
-    written = min(sum(d.written for d in demands), token_budget or sum(d.written for d in demands))
+    written = _within(settings, sum(d.written for d in demands))
     of_judges = f" ({judged:,} of a judge)" if judged else ""
     lines = [f"{'at most ' if at_most else ''}{answers:,} answers{of_judges}, at most {written:,} tokens written"]
     figures: dict[str, Any] = {"answers": answers, "tokens_at_most": written}
@@ -95,7 +89,7 @@ def _of_endpoint(recipe: Recipe, name: str, demands: Sequence[Demand], prefix: s
     teacher, settings = recipe.teachers[name], recipe.generate
     assert isinstance(teacher, EndpointTeacher) and settings is not None
     answers, written, read = (sum(getattr(d, key) for d in demands) for key in ("answers", "written", "read"))
-    written = min(written, getattr(settings, "token_budget", None) or written)
+    written = _within(settings, written)
     prices, lines, most = check_price(teacher, capped=settings.budget.money is not None), [], None
     if prices is None:
         lines.append(
@@ -107,6 +101,11 @@ def _of_endpoint(recipe: Recipe, name: str, demands: Sequence[Demand], prefix: s
     if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env, "").strip():
         lines.append(f"{prefix}the environment variable {teacher.api_key_env} (the key) is not set here")
     return lines, most
+
+
+def _within(settings: GenerateSettings, written: int) -> int:
+    token_budget: int | None = getattr(settings, "token_budget", None)
+    return written if token_budget is None else min(written, token_budget)
 
 
 def _capped(settings: GenerateSettings) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.generate.answering import NO_JUDGES, Answered, Answering, SideOf
+from potstill.generate.answering import NO_JUDGES, Answered, Answering, PassingOn, SideOf
 from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.stage import open_answering, open_program, read_counted, side_in
 from potstill.recipe import Recipe
@@ -21,49 +21,21 @@ _ROWS_READ = 1000
 """A preview looks for requests among so many rows."""
 
 
-class Watched:
+class Watched(PassingOn):
     """Passes the first few requests on, keeps what came of them, and ends there. No other teacher is asked."""
 
-    judges: Mapping[str, Answering] = NO_JUDGES
-    reads_ahead = False
-
     def __init__(self, inner: Answering, most: int) -> None:
-        self._inner, self._left = inner, most
+        super().__init__(inner)
+        self.judges = NO_JUDGES
+        self._left = most
         self.came: list[Answered] = []
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return self._inner.identity
-
-    @property
-    def turns(self) -> bool:
-        return self._inner.turns
-
-    @property
-    def context_length(self) -> int | None:
-        return self._inner.context_length
-
-    def prompt_tokens(self, request: Request) -> int | None:
-        return self._inner.prompt_tokens(request)
-
-    def rendered(self, request: Request) -> str | None:
-        return self._inner.rendered(request)
 
     def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
         asked = list(islice(requests, self._left))
         self._left -= len(asked)
-        for answered in self._inner.answers(asked, side_of=side_of):
+        for answered in self.inner.answers(asked, side_of=side_of):
             self.came.append(answered)
             yield answered
-
-    def facts(self) -> dict[str, Any]:
-        return self._inner.facts()
-
-    def __enter__(self) -> Watched:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
 
 def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str, Any]:

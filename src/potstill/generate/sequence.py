@@ -73,8 +73,7 @@ class Sequence:
         prompt = asked_of(record, answering, seen, work, lambda prompt: self._request(prompt, 0))
         if isinstance(prompt, Reject):
             return prompt
-        for key in self.references:
-            prompt = with_reference(prompt, record, key)
+        prompt = with_reference(prompt, record, *self.references)
         if not record.is_prompt:
             work.count("reference answers dropped")
         work.count("prompts")

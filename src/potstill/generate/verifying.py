@@ -9,19 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, cast
 
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt, own_answer, prompt_hash, with_reference
 from potstill.data.split import Side
-from potstill.generate.answering import Answered, Answering, SideOf, ask_all
+from potstill.generate.answering import Answered, Answering, PassingOn, SideOf, ask_all
 from potstill.generate.chains_keep import best
 from potstill.generate.program import Program
 from potstill.generate.records import of_sample, reject
 from potstill.generate.verification import Verification
 from potstill.recipe.generate import VerifiedSettings
 from potstill.recipe.verify import VerifierSettings, references_of
-from potstill.types import Answer, Record, Reject, Request, Verdict
+from potstill.types import Answer, Finish, Record, Reject, Request, Verdict
 from potstill.verify.needed import refuse_unjudgeable
 
 _AT_ONCE = 1024
@@ -38,8 +37,6 @@ class Verifying:
 
     def __init__(self, inner: Program, settings: VerifiedSettings) -> None:
         self.inner, self.settings = inner, settings
-        chooses = getattr(settings, "keep", "all") == "best"
-        self.kept: int | None = getattr(settings, "kept", None) if chooses else None
 
     def write(
         self,
@@ -67,12 +64,12 @@ class Verifying:
         records = chain(head, stream)
         with Verification(verify, partial(ask_all, answering, self.settings.teacher)) as verification:
             if verification.asks and answering.reads_ahead:
-                answering = cast(Answering, _Drained(answering))
+                answering = _Drained(answering)
             for block in _blocks(self.inner.write(records, answering, side_of=side_of, work=work)):
                 written = [item for item in block if isinstance(item, Record)]
-                verdicts = verification.verdicts((_prompt(record), _answer(record)) for record in written)
+                verdicts = iter(list(verification.verdicts((_prompt(record), _answer(record)) for record in written)))
                 judged = [item if isinstance(item, Reject) else self._judged(item, next(verdicts)) for item in block]
-                yield from judged if self.kept is None else _chosen(judged, self.kept)
+                yield from judged if self.settings.best is None else _chosen(judged, self.settings.best)
             work.facts["verifier"] = dict(verification.verifier.identity)
 
     def _judged(self, record: Record, verdict: Verdict) -> Record | Reject:
@@ -83,22 +80,14 @@ class Verifying:
         return reject(record, reason, own_answer(record) or "", of_sample(record.sample, verdict.reason))
 
 
-class _Drained:
+class _Drained(PassingOn):
     """Answers a block of requests whole before any of it is looked at, so that nothing is under way while a judge is
     asked: what a cap leaves out then follows from the requests, and a server that fails is heard of."""
-
-    reads_ahead = False
-
-    def __init__(self, inner: Answering) -> None:
-        self._inner, self.judges = inner, inner.judges
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
         stream = iter(requests)
         while block := list(islice(stream, _AT_ONCE)):
-            yield from list(self._inner.answers(block, side_of=side_of))
+            yield from list(self.inner.answers(block, side_of=side_of))
 
 
 def _blocks(items: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]:
@@ -116,11 +105,7 @@ def _blocks(items: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]
 def _with_references(record: Record, verify: VerifierSettings) -> Record | None:
     """What would be judged of a row, but for the answer; None where nothing is asked of it."""
     prompt = as_prompt(record, turns=True)
-    if isinstance(prompt, str):
-        return None
-    for key in references_of(verify):
-        prompt = with_reference(prompt, record, key)
-    return prompt
+    return None if isinstance(prompt, str) else with_reference(prompt, record, *references_of(verify))
 
 
 def _place(item: Record | Reject) -> tuple[str, int]:
@@ -136,25 +121,23 @@ def _prompt(record: Record) -> Record:
 
 def _answer(record: Record) -> Answer:
     last = (record.messages or ({},))[-1]
-    finish, reasoning = "stop" if record.finished else "length", last.get("reasoning_content")
-    return Answer(own_answer(record) or "", finish, 0, 0, reasoning)  # type: ignore[arg-type]
+    finish: Finish = "stop" if record.finished else "length"
+    return Answer(own_answer(record) or "", finish, 0, 0, last.get("reasoning_content"))
 
 
 def _chosen(items: Sequence[Record | Reject], kept: int) -> Iterator[Record | Reject]:
     """Of the records of each prompt the `kept` with the highest score; the others as rejects, in their places."""
     of_prompt: dict[str, list[Record]] = {}
+    among: dict[int, int] = {}  # how many were accepted beside one that is not kept
     for item in items:
         if isinstance(item, Record):
             of_prompt.setdefault(prompt_hash(_prompt(item)), []).append(item)
-    chosen = {
-        id(record)
-        for several in of_prompt.values()
-        for record in best(several, [record.verdicts[-1].score for record in several], kept)
-    }
+    for several in of_prompt.values():
+        chosen = {id(record) for record in best(several, [record.verdicts[-1].score for record in several], kept)}
+        among |= {id(record): len(several) for record in several if id(record) not in chosen}
     for item in items:
-        if isinstance(item, Reject) or id(item) in chosen:
+        if isinstance(item, Reject) or id(item) not in among:
             yield item
         else:
-            score = item.verdicts[-1].score
-            said = f"{kept} of {len(of_prompt[prompt_hash(_prompt(item))])} accepted are kept, and its score is {score}"
+            said = f"{kept} of {among[id(item)]} accepted are kept, and its score is {item.verdicts[-1].score}"
             yield reject(item, "not chosen (keep: best)", own_answer(item) or "", of_sample(item.sample, said))

@@ -77,6 +77,11 @@ class VerifiedSettings(GenerateSettings):
     verify: Annotated[one_of(VerifierSettings) | None, PartIfSet()] = None  # type: ignore[valid-type]
     unjudged: Literal["reject", "accept"] = "reject"
 
+    @property
+    def best(self) -> int | None:
+        """Of the records of a prompt that are accepted, how many are kept by their score; None: all."""
+        return None
+
     @field_validator("verify")
     @classmethod
     def _knows_enough(cls, verify: Any) -> Any:
@@ -123,6 +128,11 @@ class SequenceProgram(VerifiedSettings):
                 f"{self.kept}, and a verifier that gives scores (kind: judge)"
             )
         return self
+
+    @property
+    def best(self) -> int | None:
+        """`kept` of them, with `keep: best`."""
+        return self.kept if self.keep == "best" else None
 
     def check_teachers(self, teachers: Mapping[str, TeacherSettings]) -> None:
         """Beams are for teachers on this machine."""
