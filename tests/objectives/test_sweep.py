@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from objectives.worlds import World, make_world, products, recorded, relative_error
 from torch import Tensor
 
-import potstill.objectives.heads as heads
 import potstill.objectives.sweep as engine
 from potstill.objectives import fused_sweep
+from potstill.objectives import weight_gradient as sums
 from potstill.objectives.divergences import forward_kl, hard_ce, mass_on_cut_rows
 from potstill.objectives.response import ForwardKLRule, HardCERule
 from potstill.signals import Dense
@@ -258,7 +258,7 @@ def test_no_array_of_rows_by_vocabulary_is_ever_made() -> None:
 def test_a_bf16_weight_gradient_is_summed_in_fp32(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # A chunk with a large gradient, then thirty with a small one: a bf16 sum would not move any more.
     monkeypatch.setitem(engine.MOST_CHUNK_ROWS, "cpu", 1)
-    monkeypatch.setattr(heads, "_WEIGHT_BLOCK_ROWS", block)
+    monkeypatch.setattr(sums, "_BLOCK_ROWS", block)
     one = make_world(1, 16, 4, dtype=torch.bfloat16)
     many = one.rows(torch.zeros(31, dtype=torch.long))
     coefficients = torch.tensor([1000.0] + [1.0] * 30)

@@ -3,21 +3,13 @@ logits that exist already."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from potstill.objectives.rows import Scratch
+from potstill.objectives.weight_gradient import WeightGradient
 from potstill.signals import Dense, Head
-
-_WEIGHT_BLOCK_ROWS = 4096
-"""Vocabulary rows per product where a weight gradient is accumulated in a wider dtype than it is computed in. The
-product needs a buffer of its own, and this size keeps it in the cache."""
-
-_PIECE_BYTES = 64 * 2**20
-"""Least size of what is given back at once: smaller ones glibc keeps (its threshold grows to 32 MiB)."""
 
 
 def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -49,11 +41,8 @@ class HeadLogits:
         self._weight = head.weight.detach().to(self.dtype)
         self._bias = None if head.bias is None else head.bias.detach().to(self.dtype)
         self._hidden_gradient: Tensor | None = None
-        self._weight_gradient: Tensor | None = None
+        self._weight_gradient: WeightGradient | None = None
         self._bias_gradient: Tensor | None = None
-        self._blocks: list[Tensor] = []
-        self._product: Tensor | None = None
-        self._summed_chunks = 0
 
     @property
     def leaves(self) -> tuple[Tensor | None, ...]:
@@ -91,27 +80,15 @@ class HeadLogits:
         if self.head.scale != 1.0:
             gradient.mul_(self.head.scale)
 
-    def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> None:
-        """Makes room for the gradients of (hidden, weight, bias); those of weight and bias are summed over chunks, in
-        `accumulate_in`."""
-        weight, bias = self.head.weight, self.head.bias
+    def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype, chunks: int) -> None:
+        """Makes room for the gradients of (hidden, weight, bias); those of weight and bias are summed over so many
+        chunks, in `accumulate_in`."""
         if wanted[0]:
             self._hidden_gradient = torch.empty_like(self.head.hidden, memory_format=torch.contiguous_format)
         if wanted[1]:
-            width, block = weight.shape[1], min(_WEIGHT_BLOCK_ROWS, self.vocab)
-            if accumulate_in in (self.dtype, weight.dtype):
-                self._weight_gradient = torch.empty(weight.shape, dtype=accumulate_in, device=self.device)
-                self._blocks = list(self._weight_gradient.split(block))
-            else:
-                # Wider than its leaf: in pieces, which are given back one by one as they are rounded at the end.
-                height = block * math.ceil(_PIECE_BYTES / (block * width * accumulate_in.itemsize))
-                heights = [min(height, self.vocab - start) for start in range(0, self.vocab, height)]
-                pieces = [torch.empty(h, width, dtype=accumulate_in, device=self.device) for h in heights]
-                self._blocks = [part for piece in pieces for part in piece.split(block)]
-            if accumulate_in != self.dtype:
-                self._product = torch.empty(block, width, dtype=self.dtype, device=self.device)
-        if wanted[2] and bias is not None:
-            self._bias_gradient = torch.zeros(bias.shape, dtype=accumulate_in, device=self.device)
+            self._weight_gradient = WeightGradient(self.head.weight.detach(), self.dtype, accumulate_in, chunks)
+        if wanted[2] and self.head.bias is not None:
+            self._bias_gradient = torch.zeros(self.head.bias.shape, dtype=accumulate_in, device=self.device)
 
     def gradient_room(self, rows: slice, raw: Float[Tensor, "C V"]) -> Float[Tensor, "C V"]:
         """Where the gradient of a chunk is written: over its logits, which nobody reads again."""
@@ -125,54 +102,20 @@ class HeadLogits:
                 torch.mm(gradient_CV, self._weight, out=target)
             else:
                 target.copy_(torch.mm(gradient_CV, self._weight))
-        if self._blocks:
-            self._add_weight_gradient(gradient_CV, self._hidden[rows])
+        if self._weight_gradient is not None:
+            self._weight_gradient.add(gradient_CV, self._hidden[rows])
         if self._bias_gradient is not None:
             self._bias_gradient.add_(gradient_CV.sum(0, dtype=self._bias_gradient.dtype))
 
-    def _add_weight_gradient(self, gradient_CV: Tensor, hidden_CH: Tensor) -> None:
-        self._summed_chunks += 1
-        first = self._summed_chunks == 1
-        if self._product is None:
-            assert self._weight_gradient is not None
-            if first:
-                torch.mm(gradient_CV.t(), hidden_CH, out=self._weight_gradient)
-            else:
-                self._weight_gradient.addmm_(gradient_CV.t(), hidden_CH)
-            return
-        # No processor here multiplies bf16 into fp32, so each block's product is rounded once and the sum is not.
-        start = 0
-        for block in self._blocks:
-            part = gradient_CV[:, start : start + block.shape[0]]
-            product = torch.mm(part.t(), hidden_CH, out=self._product[: block.shape[0]])
-            if first:
-                block.copy_(product)
-            else:
-                block.add_(product)
-            start += block.shape[0]
-
     def gradients(self) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves, each in its leaf's dtype, None where not wanted."""
-        held = (self._hidden_gradient, self._whole_weight_gradient(), self._bias_gradient)
-        self._hidden_gradient = self._weight_gradient = self._bias_gradient = self._product = None
-        self._blocks = []
+        weight = None if self._weight_gradient is None else self._weight_gradient.take()
+        held = (self._hidden_gradient, weight, self._bias_gradient)
+        self._hidden_gradient = self._weight_gradient = self._bias_gradient = None
         return tuple(
             None if gradient is None or leaf is None else gradient.to(leaf.dtype)
             for gradient, leaf in zip(held, self.leaves, strict=True)
         )
-
-    def _whole_weight_gradient(self) -> Tensor | None:
-        if self._summed_chunks == 0:
-            for block in self._blocks:
-                block.zero_()
-        if self._weight_gradient is not None or not self._blocks:
-            return self._weight_gradient
-        whole, stop = torch.empty_like(self.head.weight, memory_format=torch.contiguous_format), self.vocab
-        while self._blocks:
-            block = self._blocks.pop()
-            whole[stop - block.shape[0] : stop] = block
-            stop -= block.shape[0]
-        return whole
 
 
 class DenseLogits:
@@ -203,7 +146,7 @@ class DenseLogits:
     def chain(self, gradient: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scratch: Scratch) -> None:
         """Nothing stands between these logits and their leaf."""
 
-    def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> None:
+    def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype, chunks: int) -> None:
         """Makes room for the gradient of the logits."""
         if wanted[0]:
             self._gradient = torch.empty_like(self._values, memory_format=torch.contiguous_format)

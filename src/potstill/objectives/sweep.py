@@ -165,8 +165,6 @@ class _Engine:
 
     def run(self) -> tuple[Tensor | None, ...]:
         """(loss, values, cut mass of student and of teacher, and the gradients of the leaves)."""
-        if self.wants_gradient:
-            self.student.want_gradients(self.wanted, self.statistics)
         # Its buffers are given back before the gradients are cast to their leaves' dtype, which needs room of its own.
         self._sweep_chunks()
         loss = sum((self.values[i] @ c for i, c in enumerate(self.coefficients)), self.values.new_zeros(()))
@@ -178,6 +176,8 @@ class _Engine:
         bytes_per_row = sum(side.vocab * side.dtype.itemsize for side in sides)
         most = MOST_CHUNK_ROWS.get(student.device.type, student.rows)
         chunk = rows_per_chunk(student.rows, bytes_per_row, BUFFER_BYTES, most)
+        if self.wants_gradient:
+            student.want_gradients(self.wanted, self.statistics, math.ceil(student.rows / chunk))
         buffers = {id(side): torch.empty(chunk, side.vocab, dtype=side.dtype, device=side.device) for side in sides}
 
         tile, workers, threads_each = _tiling(chunk, student.vocab * self.statistics.itemsize, student.device)

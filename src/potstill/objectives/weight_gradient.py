@@ -1,0 +1,94 @@
+"""The gradient of an output weight: Σ over chunks of gradientᵀ @ hidden, which is as large as the weight itself.
+
+No processor here multiplies bf16 into fp32, so where products are narrower than their sum, each is rounded once and the
+sum is not. Then the sum costs more than the products do: it is read and written for every chunk, and what is as large
+as a weight is new memory at every call. So it is only held in fp32 where there are three or more to add: the first is
+as narrow as it will ever be, and a sum of two is rounded once, at its end, as it is made.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_BLOCK_ROWS = 4096
+"""Vocabulary rows per product where it is added to a wider sum. It needs a buffer of its own, and this size keeps it in
+the cache."""
+
+_PIECE_BYTES = 64 * 2**20
+"""Least size of what is given back at once: smaller ones glibc keeps (its threshold grows to 32 MiB)."""
+
+
+class WeightGradient:
+    """The sum of `chunks` products, for a weight [V,H]; products in `product_dtype`, summed in `sum_dtype`."""
+
+    def __init__(self, weight: Tensor, product_dtype: torch.dtype, sum_dtype: torch.dtype, chunks: int) -> None:
+        self._weight, self._product_dtype, self._sum_dtype = weight, product_dtype, sum_dtype
+        self._chunks, self._added = chunks, 0
+        vocab, width = weight.shape
+        held_in = weight.dtype if product_dtype != sum_dtype and chunks < 3 else sum_dtype
+        height = vocab
+        if held_in.itemsize > weight.dtype.itemsize:
+            # In pieces, which are given back one by one as they are rounded at the end.
+            height = _BLOCK_ROWS * math.ceil(_PIECE_BYTES / (_BLOCK_ROWS * width * held_in.itemsize))
+        heights = [min(height, vocab - start) for start in range(0, vocab, height)] if chunks else []
+        self._pieces = [torch.empty(h, width, dtype=held_in, device=weight.device) for h in heights]
+        self._product: Tensor | None = None
+
+    def add(self, gradient_CV: Float[Tensor, "C V"], hidden_CH: Float[Tensor, "C H"]) -> None:
+        """One chunk's product."""
+        self._added += 1
+        start = 0
+        for piece in self._pieces:
+            part = gradient_CV[:, start : start + piece.shape[0]].t()
+            if self._product_dtype != self._sum_dtype:
+                self._add_rounded(piece, part, hidden_CH)
+            elif self._added == 1:
+                torch.mm(part, hidden_CH, out=piece)
+            else:
+                piece.addmm_(part, hidden_CH)
+            start += piece.shape[0]
+
+    def take(self) -> Float[Tensor, "V H"]:
+        """The sum in the weight's dtype. It is no longer held here.
+
+        Raises:
+            RuntimeError: chunks are missing.
+        """
+        if self._added != self._chunks:
+            raise RuntimeError(f"{self._added} of {self._chunks} chunks were added to a weight's gradient")
+        pieces, self._pieces, self._product = self._pieces, [], None
+        if len(pieces) == 1:
+            return pieces[0].to(self._weight.dtype)
+        whole, stop = torch.empty_like(self._weight, memory_format=torch.contiguous_format), self._weight.shape[0]
+        if not pieces:
+            whole.zero_()
+        while pieces:
+            piece = pieces.pop()
+            whole[stop - piece.shape[0] : stop] = piece
+            stop -= piece.shape[0]
+        return whole
+
+    def _add_rounded(self, piece: Tensor, gradient_PC: Tensor, hidden_CH: Tensor) -> None:
+        """The product is made block by block: the first where it stays, if it may be as narrow there."""
+        first = self._added == 1
+        for start in range(0, piece.shape[0], _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            block = piece[part]
+            if first and block.dtype == self._product_dtype:
+                torch.mm(gradient_PC[part], hidden_CH, out=block)
+                continue
+            product = torch.mm(gradient_PC[part], hidden_CH, out=self._room(block.shape[0]))
+            if first:
+                block.copy_(product)
+            else:
+                block.add_(product)
+
+    def _room(self, rows: int) -> Tensor:
+        if self._product is None:
+            shape = (min(_BLOCK_ROWS, self._weight.shape[0]), self._weight.shape[1])
+            self._product = torch.empty(shape, dtype=self._product_dtype, device=self._weight.device)
+        return self._product[:rows]
