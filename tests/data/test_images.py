@@ -217,6 +217,20 @@ def test_a_limit_keeps_a_fair_sample_whatever_the_order(tmp_path: Path) -> None:
     assert kept == {image.group for side in (again.train, again.held_out) for image in pixels(side)}
 
 
+def test_a_limit_on_what_is_learned_from_leaves_the_held_out_side_whole(tmp_path: Path) -> None:
+    images, labels = some_images(300), np.sort(np.arange(300) % 3)
+    settings = write_arrays(tmp_path / "a.npz", images=images, labels=labels)
+    whole = read_sides(settings)
+    cut = read_sides(settings.model_copy(update={"train_limit": 60}))
+    assert [image.record_id for image in pixels(cut.held_out)] == [image.record_id for image in pixels(whole.held_out)]
+    assert len(cut.train) == 60 and min(Counter(image.label for image in pixels(cut.train)).values()) > 10
+    # A larger sample holds the smaller one, so that what more images are worth can be compared.
+    more = {image.record_id for image in pixels(read_sides(settings.model_copy(update={"train_limit": 90})).train)}
+    assert {image.record_id for image in pixels(cut.train)} < more
+    beyond = read_sides(settings.model_copy(update={"train_limit": 10_000}))
+    assert len(beyond.train) == len(whole.train)
+
+
 # ---- arrays ----------------------------------------------------------------------------------------------------
 
 

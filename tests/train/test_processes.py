@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from train.small import Gradients, conversations, largest_difference, trainer
+from train.small import THREE, Gradients, conversations, largest_difference, trainer
 
 from tiny_models import tiny_model
 
@@ -31,18 +31,29 @@ def lora() -> nn.Module:
     return get_peft_model(tiny_model(layers=2, seed=1, tied=False), config)
 
 
-STUDENTS = {"tied": tied, "lora": lora}
+def spare() -> nn.Module:
+    """A student with a part that no objective reaches: processes must not wait for its gradient."""
+    model = tiny_model(layers=2, seed=1)
+    model.spare = nn.Linear(3, 3)
+    return model
+
+
+STATES = ({"kind": "hidden_mse", "layers": ((1, 1),), "over": "tokens"},)
+"""What does not reach the student's second layer, nor its head."""
+
+CASES = {"tied": (tied, THREE), "lora": (lora, THREE), "spare": (spare, THREE), "states": (tied, STATES)}
 
 
 def train(folder: Path, batch: int, accumulation: int) -> dict[str, Any]:
-    """Gradients of every step, the log, and held-out measures of each student."""
+    """Gradients of every step, the log, and held-out measures of each case."""
     torch.set_num_threads(1)
     found = {}
-    for name, student in STUDENTS.items():
+    for name, (student, objectives) in CASES.items():
         kept = Gradients()
         made = trainer(
-            folder, rows=conversations(ROWS), callbacks=[kept], per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulation, student=student(), max_steps=STEPS,
+            folder, objectives=objectives, rows=conversations(ROWS), callbacks=[kept],
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+            student=student(), max_steps=STEPS,
             learning_rate=0.0,  # so that all compare the gradient at the same weights
         )  # fmt: skip
         made.train()
@@ -66,7 +77,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     mp.start_processes(process, args=(port, str(tmp_path)), nprocs=2, start_method="spawn")
     alone = train(tmp_path, 4, 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
-    for name in STUDENTS:
+    for name in CASES:
         for ours, theirs in zip(first[name][0], second[name][0], strict=True):
             assert largest_difference(ours, theirs) == 0, "the processes drift apart"
         _check_equal(first[name], alone[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,19 @@ def test_a_text_is_masked_anew_in_every_epoch_and_alike_in_every_run(tmp_path: P
     first, second = seen("a")
     assert first.keys() == second.keys() and first != second
     assert [first, second] == seen("b")
+
+
+@pytest.mark.parametrize(("norm", "accumulation", "said"), [(True, 2, True), (True, 1, False), (False, 2, False)])
+def test_it_is_said_where_splitting_a_step_changes_what_is_learned(
+    norm: bool, accumulation: int, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = Net(4, 1)
+    if norm:
+        net.insert(1, nn.BatchNorm2d(4))
+    trainer = made(tmp_path, net, Net(9, 2), (KL,), images(8), gradient_accumulation_steps=accumulation)
+    with caplog.at_level(logging.WARNING, logger="potstill"):
+        trainer.train()
+    assert ("batch normalisation" in caplog.text) == said
 
 
 def test_a_plain_module_resumes_from_its_checkpoint_as_if_nothing_had_happened(tmp_path: Path) -> None:

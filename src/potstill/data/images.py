@@ -88,7 +88,8 @@ def split_images(settings: ImageSettings) -> SplitImages:
 
     An image of the training side is left out where the same image has the same class already (an exact duplicate), or
     is held out too; the held-out side stays whole, so that figures on a published test set compare. `limit` keeps those
-    images whose hash is lowest: a fair sample of classes and sides, whatever their order.
+    images whose hash is lowest: a fair sample of classes and sides, whatever their order. `train_limit` does so on the
+    training side alone.
 
     Raises:
         DataError: the source is missing, malformed or empty, has fewer than two classes, or no sides of its own where
@@ -105,7 +106,11 @@ def split_images(settings: ImageSettings) -> SplitImages:
         raise DataError("the data set is empty", where=where)
     _leave_out_twice(images, split)
     if settings.limit is not None:
-        _limit(split, settings.limit)
+        last = _last_of(split.train + split.held_out, settings.limit)
+        split.train, split.held_out = ([i for i in side if _rank(i) <= last] for side in (split.train, split.held_out))
+    if settings.train_limit is not None and split.train:
+        last = _last_of(split.train, settings.train_limit)
+        split.train = [image for image in split.train if _rank(image) <= last]
     if not split.train:
         raise DataError("no image is on the training side", where=where, mend="lower data.held_out, or raise limit")
     _name_classes(split, found.names)
@@ -185,11 +190,13 @@ def _leave_out_twice(images: list[_Found], split: SplitImages) -> None:
             split.train.append(image)
 
 
-def _limit(split: SplitImages, limit: int) -> None:
-    by_hash = sorted((i.record_id, i.row) for side in (split.train, split.held_out) for i in side)
-    last = by_hash[:limit][-1]
-    split.train = [image for image in split.train if (image.record_id, image.row) <= last]
-    split.held_out = [image for image in split.held_out if (image.record_id, image.row) <= last]
+def _rank(image: Pixels) -> tuple[str, int]:
+    return image.record_id, image.row
+
+
+def _last_of(images: list[Pixels], limit: int) -> tuple[str, int]:
+    """The rank of the last one that is kept."""
+    return sorted(map(_rank, images))[:limit][-1]
 
 
 def _name_classes(split: SplitImages, names: tuple[str, ...]) -> None:

@@ -86,8 +86,10 @@ class PackagedData(DataSettings):
 
 
 class ImageSettings(DataSettings):
-    """Base of the sources of images: arrays of 0 to 255 with a class each. A model sees (x / 255 − `mean`) / `std`."""
+    """Base of the sources of images: arrays of 0 to 255 with a class each. A model sees (x / 255 − `mean`) / `std`.
+    `train_limit` keeps a fair sample of those to learn from, and all that are held out."""
 
+    train_limit: PositiveInt | None = None
     mean: float = 0.5
     std: PositiveFloat = 0.5
 

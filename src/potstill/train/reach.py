@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -49,19 +50,19 @@ def frozen(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
     """The names of the parameters of a module that get no gradient from its objectives on a batch: layers above the
-    state that is matched, say, and the head.
-
-    Where the response is matched, nothing is looked for: it reaches all but the experts that no token chose. Weights
-    and modes are left as they were found.
+    state that is matched, say, and the head. Weights and modes are left as they were found.
     """
-    if module.asks["student"].response:
-        return []
     learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
     counts = module.counts(Batch.from_inputs(inputs))
     with evaluating(module), torch.enable_grad():
         loss = module(inputs, counts)["loss"]
         gradients = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
     return [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether a model has experts with weights of their own, which get no gradient where no token chooses them."""
+    return any(re.search(r"\.experts\.\d+\.", name) for name, _ in model.named_parameters())
 
 
 def initialise(model: nn.Module, names: Sequence[str], seed: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -42,7 +43,7 @@ from potstill.train.held_out import MeasuresHeldOut
 from potstill.train.loaders import loader
 from potstill.train.module import METRIC, DistillModule
 from potstill.train.order import StepOrder
-from potstill.train.reach import frozen, unreached
+from potstill.train.reach import frozen, has_experts, unreached
 from potstill.train.reading import Reading
 from potstill.train.refuse import check_capabilities, check_task, refuse_arguments, refuse_metrics
 from potstill.train.rows import Row, length_of
@@ -149,8 +150,9 @@ class DistillTrainer(MeasuresHeldOut):
             # So that projectors take nothing from the random numbers that dropout will draw.
             torch.manual_seed(args.seed)
             module = DistillModule(student, taught, built(settings))
-        if args.ddp_find_unused_parameters is None:
-            # The response reaches every weight; and what other objectives do not reach is frozen while they train.
+        self._looks_for_unreached = args.ddp_find_unused_parameters is None
+        if self._looks_for_unreached:
+            # What the objectives do not reach is frozen while they train; where it cannot be, `train` sees to it.
             args.ddp_find_unused_parameters = False
 
         use_cache = getattr(module.config, "use_cache", None)
@@ -326,9 +328,12 @@ class DistillTrainer(MeasuresHeldOut):
             self._check_student(first[:2])
             if self.module.projectors:
                 self._begin_projectors(first)
+            # With gradient: no more rows than a step of training has room for, and enough for relations among them.
+            related = first[: max(RELATED_ROWS, self._train_batch_size)]
             if not self.module.asks["student"].response:
-                # With gradient: no more rows than a step of training has room for, and enough for relations among them.
-                unreached = self._say_unreached(first[: max(RELATED_ROWS, self._train_batch_size)])
+                unreached = self._say_unreached(related)
+            elif self.args.world_size > 1 and self._looks_for_unreached:
+                self._wait_for_no_unreached(related)
         self.tokens_seen, self.seconds_before, self._began = 0, 0.0, time.monotonic()
         with frozen(self.module, unreached):
             return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
@@ -343,6 +348,14 @@ class DistillTrainer(MeasuresHeldOut):
         return prepared
 
     def _check_student(self, rows: Sequence[Row]) -> None:
+        if self.args.gradient_accumulation_steps * self.args.world_size > 1 and any(
+            isinstance(part, _BatchNorm) for part in self.student.modules()
+        ):
+            logger.warning(
+                "the student normalises by the statistics of a micro-batch (batch normalisation), so splitting a step "
+                "into %d changes what is learned",
+                self.args.gradient_accumulation_steps * self.args.world_size,
+            )
         batch = Batch.from_inputs(self._inputs_of(rows))
         if self.module.asks["student"].response:
             check_head(self.student, batch)
@@ -356,8 +369,15 @@ class DistillTrainer(MeasuresHeldOut):
         if self.first_projectors:
             self.module.projectors.load_state_dict(self.first_projectors, strict=False)
 
+    def _wait_for_no_unreached(self, rows: Sequence[Row]) -> None:
+        """A response may leave weights out: an auxiliary head in every step, an expert in those in which no token chose
+        it. They are not frozen, for the next step may reach them; so each step looks which they are."""
+        handler = self.accelerator.ddp_handler
+        if handler is not None and (has_experts(self.module.student) or unreached(self.module, self._inputs_of(rows))):
+            handler.find_unused_parameters = True
+
     def _say_unreached(self, rows: Sequence[Row]) -> list[str]:
-        """What the objectives do not reach is frozen: an optimiser would decay it, and processes would wait for it."""
+        """What the objectives do not reach is frozen: processes would wait for its gradient."""
         names = unreached(self.module, self._inputs_of(rows))
         if names:
             logger.warning(
