@@ -1,16 +1,7 @@
-"""Feature and relation objectives against other people's: equal, or different for a reason that is shown.
-
-torchdistill asks for torchvision, and TextBrewer for tensorboard, neither of which their losses use. So they are not
-in the extra [peers]; this is what compares with them:
-
-    pip install --no-deps torchdistill==1.1.5 textbrewer==0.2.1.post1
-"""
+"""Feature and relation objectives against other people's: equal, or different for a reason that is shown."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -30,26 +21,6 @@ pytestmark = pytest.mark.peers
 IDS = text_batch().text("student").example_ids
 MASK = (IDS >= 0).long()
 FULL = torch.arange(5)[:, None].expand(5, 6)
-
-
-@pytest.fixture(scope="module")
-def torchdistill() -> ModuleType:
-    return pytest.importorskip(
-        "torchdistill.losses.mid_level", reason="pip install --no-deps torchdistill==1.1.5 to compare with it"
-    )
-
-
-@pytest.fixture(scope="module")
-def textbrewer() -> ModuleType:
-    """Its losses alone: the package's own entry loads tensorboard."""
-    spec = importlib.util.find_spec("textbrewer")
-    if spec is None:
-        pytest.skip("pip install --no-deps textbrewer==0.2.1.post1 to compare with it")
-    if "textbrewer" not in sys.modules:
-        package = ModuleType("textbrewer")
-        package.__path__ = list(spec.submodule_search_locations or [])
-        sys.modules["textbrewer"] = package
-    return importlib.import_module("textbrewer.losses")
 
 
 def embeddings(seed: int = 0, number: int = 12, width: int = 6) -> Tensor:
