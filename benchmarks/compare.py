@@ -8,7 +8,8 @@
 Every arm with every seed is an ordinary run in a folder of its own, `runs/compare/<name>/<arm>-<seed>`, so that
 `potstill show` opens it and its report is there. What is fresh is skipped, and what was killed goes on from its
 checkpoint: the same command continues. Recipes under `before` (those that make teachers) run first, in their own
-folders. That no seed pays for the teacher's outputs again is up to the recipe: `teacher: {…, cache: true}`.
+folders. That no seed pays for the teacher's outputs in training again is up to the recipe: `teacher: {…, cache: true}`.
+The teacher is measured on the held-out side in every run, as every model is.
 
 The last line of the output is the result, one JSON object; it is also in the comparison's folder, as `result.json`,
 with the picture beside it, `plot.svg`. What the two intervals of a difference mean is said in `benchmarks/paired.py`.
