@@ -19,6 +19,7 @@ from potstill.objectives import fused_sweep
 from potstill.objectives import weight_gradient as sums
 from potstill.objectives.divergences import forward_kl, hard_ce, mass_on_cut_rows
 from potstill.objectives.response import ForwardKLRule, HardCERule
+from potstill.objectives.rows import rows_per_chunk
 from potstill.signals import Dense
 
 KL, KL_AT_2, CE = ForwardKLRule(), ForwardKLRule(2.0, scale_by_temperature_squared=True), HardCERule()
@@ -371,11 +372,14 @@ def test_a_teacher_that_no_rule_asks_is_not_projected(given: bool) -> None:
     torch.testing.assert_close(alone.values[0], hard_ce(world.student.logits(), world.target_ids).detach())
 
 
-def test_the_buffers_stay_within_their_budget_at_a_large_vocabulary() -> None:
-    # Shapes only: at V = 262,144 a chunk is cut so that both buffers fit.
-    from potstill.objectives.rows import rows_per_chunk
-
-    for vocab in (1_000, 49_152, 151_936, 262_144):
-        chunk = rows_per_chunk(2048, 2 * vocab * 4, engine.BUFFER_BYTES, engine.MOST_CHUNK_ROWS["cpu"])
-        assert chunk * 2 * vocab * 4 <= engine.BUFFER_BYTES <= 192 * 2**20
-        assert 64 <= chunk <= engine.MOST_CHUNK_ROWS["cpu"]
+@pytest.mark.parametrize(
+    ("vocab", "mib", "least"), [(1_000, 180, 344), (151_936, 180, 112), (262_144, 232, 112), (1_000_000, 232, 16)]
+)
+def test_the_buffers_stay_within_their_budget_which_grows_where_chunks_would_be_short(
+    vocab: int, mib: int, least: int
+) -> None:
+    # Shapes only, in fp32: tiles, and the block that a weight's gradient is summed in, come on top.
+    budget = engine.buffer_budget(2 * vocab * 4)
+    chunk = rows_per_chunk(10**6, 2 * vocab * 4, budget, engine.MOST_CHUNK_ROWS["cpu"])
+    assert chunk * 2 * vocab * 4 <= budget <= mib * 2**20
+    assert least <= chunk <= engine.MOST_CHUNK_ROWS["cpu"]

@@ -16,7 +16,7 @@ Operations: 2·N·V·(3·H_s + H_t), the least there is, whatever the number of 
 hidden state saves its product, and a call under `no_grad` saves both. Nothing is recomputed in the backward pass, which
 only multiplies the finished gradients by the incoming one.
 
-Memory beyond the gradients themselves: two buffers [C,V] (one without a teacher, or where it is `Dense`), at most
+Memory beyond the gradients themselves: two buffers [C,V] (one without a teacher, or where it is `Dense`), of some
 `BUFFER_BYTES` together, and a handful of tiles. For 2,048 rows and V = 49,152 in fp32: C = 342, 128 MiB. Statistics
 are in fp32 (fp64 for fp64 models) whatever the dtype of the products, and a weight gradient narrower than fp32 is
 summed in fp32.
@@ -49,7 +49,12 @@ from potstill.signals import Dense, Head, Sparse
 
 BUFFER_BYTES = 176 * 2**20
 """Most bytes of the two chunk buffers together: with the tiles, all that a sweep takes beyond the gradients stays below
-200 MiB."""
+200 MiB. More are spent where they would hold fewer rows than `FEW_CHUNK_ROWS`."""
+
+FEW_CHUNK_ROWS = 112
+MOST_BUFFER_BYTES = 232 * 2**20
+"""Products of few rows read and write the weight and its gradient more often than they need: per row, 88 rows took 1.4
+times as long as 256 (V = 262,144 in fp32). So there are this many in a chunk, or as many as these bytes hold."""
 
 MOST_CHUNK_ROWS = {"cpu": 344}
 """Most rows of a chunk by device type: on two cores, 344 took 2 % less time than 256, and 512 no less again. Elsewhere
@@ -175,7 +180,7 @@ class _Engine:
         sides = [side for side in (student, teacher) if side is not None and side.buffered]
         bytes_per_row = sum(side.vocab * side.dtype.itemsize for side in sides)
         most = MOST_CHUNK_ROWS.get(student.device.type, student.rows)
-        chunk = rows_per_chunk(student.rows, bytes_per_row, BUFFER_BYTES, most)
+        chunk = rows_per_chunk(student.rows, bytes_per_row, buffer_budget(bytes_per_row), most)
         if self.wants_gradient:
             student.want_gradients(self.wanted, self.statistics, math.ceil(student.rows / chunk))
         buffers = {id(side): torch.empty(chunk, side.vocab, dtype=side.dtype, device=side.device) for side in sides}
@@ -213,6 +218,11 @@ class _Engine:
             if chunk.room is not None:
                 student.chain(tiles.gradient, logits, scratch)
                 chunk.room[part] = tiles.gradient
+
+
+def buffer_budget(bytes_per_row: int) -> int:
+    """Bytes that the chunk buffers may take, of so many a row together."""
+    return min(MOST_BUFFER_BYTES, max(BUFFER_BYTES, FEW_CHUNK_ROWS * bytes_per_row))
 
 
 def _tiling(chunk: int, bytes_per_row: int, device: torch.device) -> tuple[int, int, int]:
