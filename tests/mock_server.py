@@ -70,6 +70,7 @@ class Server:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.bucket = Bucket(options.rate, options.burst or options.rate) if options.rate else None
+        self.luck = random.Random(options.fault_seed)
         self.statuses: Counter[str] = Counter()
         self.seen: Counter[bytes] = Counter()
         self.answered: Counter[bytes] = Counter()
@@ -125,7 +126,10 @@ class Server:
             return connection.send(400, {"error": {"message": said, "code": "context_length_exceeded"}})
         if options.fail_prompts and f'"{options.fail_prompts}"' in body.decode():
             return connection.send(500, {"error": {"message": "something broke"}})
-        if self.bucket is not None and (wait := self.bucket.take()) is not None:
+        wait = self.bucket.take() if self.bucket is not None else None
+        if wait is None and self.luck.random() < options.crowded:
+            wait = 1.0
+        if wait is not None:
             told = f"{wait:g}"
             if options.dates:  # whole seconds of the calendar
                 at = math.ceil(time.time() + wait)
@@ -332,6 +336,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=24, help="fewer than so many an answer")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: no limit")
     parser.add_argument("--burst", type=float, default=0.0, help="what the bucket holds; 0: one second's worth")
+    parser.add_argument("--crowded", type=float, default=0.0, help="share of requests with a 429, whoever sends them")
     parser.add_argument("--dates", action="store_true", help="Retry-After as a date")
     parser.add_argument("--grace-seconds", type=float, default=0.25)
     parser.add_argument("--fail", type=float, default=0.0, help="share of requests with status 500")

@@ -161,8 +161,23 @@ def test_a_full_disk_ends_the_work_promptly_whoever_meets_it(later: bool, tmp_pa
 
 
 @pytest.mark.long
+def test_every_record_arrives_where_a_third_of_requests_are_refused_whatever_the_pace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others use the limit up: who slows down is refused as often, and each time nobody sends for a second."""
+    with mock(crowded=1 / 3, latency_seconds=0.02, **FAULTS) as server:
+        came, _ = ask(server, tmp_path, 100, timeout_seconds=3.0)
+        stats = server.stats()
+    met = stats["statuses"]["429"] / stats["requests"]
+    assert all(answered.answer is not None for answered in came) and stats["violations"] == 0
+    assert 0.2 < met < 0.45 and stats["seconds"] < 150
+    with capsys.disabled():
+        print(f"\n100 records, {100 * met:.0f} % of requests refused: 0 missing, {100 / stats['seconds']:.1f} a second")
+
+
+@pytest.mark.long
 def test_a_campaign_of_all_faults_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A limit that a third of requests meet, failures of every kind, and a server that dies for twenty seconds."""
+    """A limit, failures of every kind, and a server that dies for twenty seconds."""
     started = time.monotonic()
     with mock(**FAULTS, latency_seconds=0.02, die_after=3000, dead_seconds=20.0) as server:
         came, facts = ask(server, tmp_path, 8000, timeout_seconds=3.0)

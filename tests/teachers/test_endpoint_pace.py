@@ -147,6 +147,23 @@ def test_the_rate_of_a_servers_own_limit_is_found_and_nearly_all_of_it_used() ->
     assert passed >= 0.97 * 60 * 100 and refused < 0.005 * passed
 
 
+@pytest.mark.parametrize(("told", "least"), [(2.0, 0.5), (0.25, 4.0), (None, 0.0)])
+def test_a_server_that_refuses_whatever_the_pace_is_asked_as_often_as_it_says(told: float | None, least: float) -> None:
+    """Every third request is refused, however slowly they come."""
+    pace, now, slowest = Pace(), 0.0, float("inf")
+    for number in range(300):
+        now += pace.wait_seconds(now) + 0.001
+        pace.take(now)
+        slowest = min(slowest, pace.per_second(now))
+        if number % 3 == 2:
+            pace.refused()
+            pace.limited(now, told)
+            now += told or 3.0
+    assert slowest >= least
+    if told is not None:
+        assert slowest < 5 * least, "it is found, and not only bounded"
+
+
 def test_the_breaker_opens_after_failures_in_a_row_and_one_answer_closes_it() -> None:
     breaker = Breaker(0.0)
     assert all(breaker.failed(1.0) is None for _ in range(Breaker.FAILURES - 1))

@@ -266,9 +266,9 @@ class EndpointClient:
             self.window.too_much(flight, 0.9 if status == 429 else 0.5)
         else:
             first = False
-        if status == 429 and first:
-            self.pace.limited(now)
         told = retry_after_seconds(headers, time.time())
+        if status == 429 and first:
+            self.pace.limited(now, told)
         if told is not None:
             self._pause(now, now + told)
         elif status == 429 and first:

@@ -143,6 +143,9 @@ class Pace:
     rate is that over the time. Sending is then spread at a little more than that, and more with every second without a
     429: a client that only waited and then sent all it could would meet the limit again at once, and lose what the
     bucket cannot hold while it waits.
+
+    A server that says "in two seconds" lets at least one through in two seconds. Where it refuses whatever the pace is,
+    since others use its limit up, that is all that can be known, and keeps the rate from shrinking to nothing.
     """
 
     MORE = 1.05
@@ -153,14 +156,16 @@ class Pace:
         self._first: float | None = None  # when the limit was met before
         self._met: float | None = None  # and again: the estimate is made when sending goes on
         self._passed = 0
+        self._least = 0.0
 
     def refused(self) -> None:
         """Note a 429: what was sent did not pass."""
         self._passed -= 1
 
-    def limited(self, now: float) -> None:
-        """Note that the limit was met: the first 429 of a windowful."""
+    def limited(self, now: float, told_seconds: float | None = None) -> None:
+        """Note that the limit was met: the first 429 of a windowful, which may have said how long to wait."""
         self._met = now
+        self._least = 1 / told_seconds if told_seconds else 0.0
 
     def per_second(self, now: float) -> float:
         """How many may go out a second; infinitely many as long as no limit was met twice."""
@@ -175,7 +180,8 @@ class Pace:
         if self._met is not None:
             # Refusals come at once, so whatever else was sent by now has passed, though answers may be long in coming.
             if self._first is not None and self._met > self._first and self._passed > 0:
-                self._rate, self._since = self.MORE * self._passed / (self._met - self._first), now
+                found = self.MORE * self._passed / (self._met - self._first)
+                self._rate, self._since = max(found, self._least), now
             self._first, self._met, self._passed = self._met, None, 0
         self._passed += 1
         # Up to 20 ms that were missed are made up for: timers are late.
