@@ -227,6 +227,11 @@ def test_a_limit_on_what_is_learned_from_leaves_the_held_out_side_whole(tmp_path
     # A larger sample holds the smaller one, so that what more images are worth can be compared.
     more = {image.record_id for image in pixels(read_sides(settings.model_copy(update={"train_limit": 90})).train)}
     assert {image.record_id for image in pixels(cut.train)} < more
+    assert cut.counts["beyond data.train_limit"] == len(whole.train) - 60
+    with pytest.raises(
+        DataError, match=r"of 2 images to learn from none is of class '.'.*(\n.*)*raise data.train_limit"
+    ):
+        read_sides(settings.model_copy(update={"train_limit": 2}))
     beyond = read_sides(settings.model_copy(update={"train_limit": 10_000}))
     assert len(beyond.train) == len(whole.train)
 

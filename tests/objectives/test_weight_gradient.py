@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.objectives import weight_gradient
 from potstill.objectives.weight_gradient import WeightGradient
@@ -49,13 +52,46 @@ def test_each_product_is_rounded_once_and_their_sum_once(number: int, leaf: torc
 
 
 @pytest.mark.usefixtures("cut")
-@pytest.mark.parametrize("number", [2, 31])
-def test_what_is_small_beside_the_sum_is_not_lost(number: int) -> None:
+def test_what_is_small_beside_the_sum_is_not_lost() -> None:
     # 1,000 and then ones: a sum in bf16 has steps of 4 there and would never move.
     one = torch.ones(1, VOCAB, dtype=torch.bfloat16), torch.ones(1, WIDTH, dtype=torch.bfloat16)
-    chunks = [(one[0] * 1000, one[1])] + [one] * (number - 1)
-    got = summed(torch.empty(VOCAB, WIDTH, dtype=torch.bfloat16), chunks, torch.bfloat16)
-    assert torch.equal(got, torch.full((VOCAB, WIDTH), 1000.0 + number - 1).bfloat16())
+    got = summed(
+        torch.empty(VOCAB, WIDTH, dtype=torch.bfloat16), [(one[0] * 1000, one[1])] + [one] * 30, torch.bfloat16
+    )
+    assert torch.equal(got, torch.full((VOCAB, WIDTH), 1030.0).bfloat16())
+
+
+@pytest.mark.parametrize(("number", "wide"), [(1, False), (2, False), (3, True)])
+def test_one_or_two_products_take_no_fp32_array(number: int, wide: bool) -> None:
+    made: set[torch.dtype] = set()
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            got = function(*args, **kwargs or {})
+            made.add(got.dtype)
+            return got
+
+    chunks, weight = chunks_of(number, torch.bfloat16), torch.empty(VOCAB, WIDTH, dtype=torch.bfloat16)
+    with Made():
+        summed(weight, chunks, torch.bfloat16)
+    assert (torch.float32 in made) == wide
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("number", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("leaf", "product"),
+    [(torch.bfloat16, torch.float32), (torch.float64, torch.bfloat16), (torch.float16, torch.bfloat16)],
+    ids=str,
+)
+def test_a_weight_of_another_dtype_gets_the_same_sum(number: int, leaf: torch.dtype, product: torch.dtype) -> None:
+    chunks = chunks_of(number, product)
+    expected = torch.zeros(VOCAB, WIDTH)
+    for gradient, hidden in chunks:
+        expected += gradient.t() @ hidden
+    got = summed(torch.empty(VOCAB, WIDTH, dtype=leaf), chunks, product)
+    assert got.dtype == leaf
+    torch.testing.assert_close(got, expected.to(leaf))
 
 
 @pytest.mark.parametrize("number", [1, 3])

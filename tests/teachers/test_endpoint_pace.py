@@ -147,21 +147,43 @@ def test_the_rate_of_a_servers_own_limit_is_found_and_nearly_all_of_it_used() ->
     assert passed >= 0.97 * 60 * 100 and refused < 0.005 * passed
 
 
-@pytest.mark.parametrize(("told", "least"), [(2.0, 0.5), (0.25, 4.0), (None, 0.0)])
-def test_a_server_that_refuses_whatever_the_pace_is_asked_as_often_as_it_says(told: float | None, least: float) -> None:
-    """Every third request is refused, however slowly they come."""
-    pace, now, slowest = Pace(), 0.0, float("inf")
-    for number in range(300):
-        now += pace.wait_seconds(now) + 0.001
+@pytest.mark.parametrize(("rate", "burst"), [(0.4, 1), (2, 1), (10, 10), (60, 60), (300, 300)])
+def test_a_bucket_that_tells_what_is_left_to_wait_is_met_seldom(rate: float, burst: float) -> None:
+    """Waits as short as a millisecond say nothing of the rate."""
+    pace, now, level, at, passed, refused = Pace(), 0.0, float(burst), 0.0, 0, 0
+    while now < 120:
+        now += pace.wait_seconds(now) + 1e-4
+        level, at = min(burst, level + (now - at) * rate), now
         pace.take(now)
-        slowest = min(slowest, pace.per_second(now))
-        if number % 3 == 2:
+        if level >= 1:
+            level, passed = level - 1, passed + 1
+        else:
+            refused += 1
             pace.refused()
-            pace.limited(now, told)
-            now += told or 3.0
-    assert slowest >= least
-    if told is not None:
-        assert slowest < 5 * least, "it is found, and not only bounded"
+            wait = (1 - level) / rate
+            pace.limited(now, wait)
+            now += wait
+    assert passed >= 0.7 * 120 * rate and refused <= 0.2 * passed + 5
+
+
+@pytest.mark.parametrize(("told", "least"), [(2.0, 0.25), (0.25, 0.5)])
+def test_a_server_that_refuses_whatever_the_pace_is_still_asked(told: float, least: float) -> None:
+    """Every third request is refused, however slowly they come."""
+
+    def slowest(told: float | None) -> float:
+        pace, now, rates = Pace(), 0.0, list[float]()
+        for number in range(300):
+            now += pace.wait_seconds(now) + 0.001
+            pace.take(now)
+            rates.append(pace.per_second(now))
+            if number % 3 == 2:
+                pace.refused()
+                pace.limited(now, told)
+                now += told or 4.0
+        return min(rates)
+
+    assert least <= slowest(told) < 5 * least
+    assert slowest(None) < least / 2, "what is found shrinks where nothing is said"
 
 
 def test_the_breaker_opens_after_failures_in_a_row_and_one_answer_closes_it() -> None:

@@ -13,7 +13,7 @@ from train.small import conversations, largest_difference, trainer, weights_of
 from transformers import TrainerCallback
 
 from potstill.errors import RecipeError
-from potstill.train.reach import frozen, initialise, matching
+from potstill.train.reach import frozen, has_experts, initialise, matching
 from tiny_models import tiny_model
 
 BELOW = ({"kind": "hidden_mse", "layers": ((1, 1),), "over": "tokens"},)
@@ -50,6 +50,21 @@ def test_where_the_response_is_matched_everything_learns(tmp_path: Path, caplog:
     after = weights_of(made.student)
     assert not any(torch.equal(before[name], after[name]) for name in before)
     assert "get no gradient" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [("experts", True), ("layers.experts", True), ("layers.experts_gate", False), ("expert", False)],
+)
+def test_experts_with_weights_of_their_own_are_known_by_their_names(name: str, there: bool) -> None:
+    model: nn.Module = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    for part in reversed(name.split(".")):
+        model = nn.ModuleDict({part: model})
+    assert has_experts(model) == there
+
+
+def test_experts_by_a_name_and_a_number_are_known_too() -> None:
+    assert has_experts(nn.ModuleDict({"experts": nn.ModuleDict({"expert_0": nn.Linear(2, 2)})}))
 
 
 def test_looking_for_what_is_reached_changes_nothing(tmp_path: Path) -> None:

@@ -108,9 +108,6 @@ def split_images(settings: ImageSettings) -> SplitImages:
     if settings.limit is not None:
         last = _last_of(split.train + split.held_out, settings.limit)
         split.train, split.held_out = ([i for i in side if _rank(i) <= last] for side in (split.train, split.held_out))
-    if settings.train_limit is not None and split.train:
-        last = _last_of(split.train, settings.train_limit)
-        split.train = [image for image in split.train if _rank(image) <= last]
     if not split.train:
         raise DataError("no image is on the training side", where=where, mend="lower data.held_out, or raise limit")
     _name_classes(split, found.names)
@@ -121,6 +118,8 @@ def split_images(settings: ImageSettings) -> SplitImages:
             where=where,
             mend="a classifier needs two classes",
         )
+    if settings.train_limit is not None:
+        _limit_training(split, settings.train_limit, where)
     return split
 
 
@@ -197,6 +196,20 @@ def _rank(image: Pixels) -> tuple[str, int]:
 def _last_of(images: list[Pixels], limit: int) -> tuple[str, int]:
     """The rank of the last one that is kept."""
     return sorted(map(_rank, images))[:limit][-1]
+
+
+def _limit_training(split: SplitImages, limit: int, where: str) -> None:
+    last = _last_of(split.train, limit)
+    kept = [image for image in split.train if _rank(image) <= last]
+    if lost := {image.label for image in split.train} - {image.label for image in kept}:
+        raise DataError(
+            f"of {limit} images to learn from none is of class {split.classes[min(cast('set[int]', lost))]!r}",
+            where=where,
+            mend="raise data.train_limit",
+        )
+    if len(kept) < len(split.train):
+        split.counts["beyond data.train_limit"] = len(split.train) - len(kept)
+    split.train = kept
 
 
 def _name_classes(split: SplitImages, names: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ only multiplies the finished gradients by the incoming one.
 Memory beyond the gradients themselves: two buffers [C,V] (one without a teacher, or where it is `Dense`), of some
 `BUFFER_BYTES` together, and a handful of tiles. For 2,048 rows and V = 49,152 in fp32: C = 342, 128 MiB. Statistics
 are in fp32 (fp64 for fp64 models) whatever the dtype of the products, and a weight gradient narrower than fp32 is
-summed in fp32.
+summed in fp32 where there are three chunks or more.
 
 Under autocast the products are in autocast's dtype, as they are in the models; the logits are rounded to it once and
 all that follows is in fp32.
@@ -48,13 +48,15 @@ from potstill.objectives.tiles import TileWorkers, divide_threads
 from potstill.signals import Dense, Head, Sparse
 
 BUFFER_BYTES = 176 * 2**20
-"""Most bytes of the two chunk buffers together: with the tiles, all that a sweep takes beyond the gradients stays below
-200 MiB. More are spent where they would hold fewer rows than `FEW_CHUNK_ROWS`."""
+"""Bytes of the two chunk buffers together, if they hold `FEW_CHUNK_ROWS`: with the tiles, all that a sweep takes beyond
+the gradients stays below 200 MiB then."""
 
 FEW_CHUNK_ROWS = 112
+"""Where `BUFFER_BYTES` hold fewer rows, more bytes are spent: products of few rows read and write the weight and its
+gradient more often than they need (per row, 88 rows took 1.4 times as long as 256, V = 262,144 in fp32)."""
+
 MOST_BUFFER_BYTES = 232 * 2**20
-"""Products of few rows read and write the weight and its gradient more often than they need: per row, 88 rows took 1.4
-times as long as 256 (V = 262,144 in fp32). So there are this many in a chunk, or as many as these bytes hold."""
+"""As many and no more: with the tiles, below 256 MiB."""
 
 MOST_CHUNK_ROWS = {"cpu": 344}
 """Most rows of a chunk by device type: on two cores, 344 took 2 % less time than 256, and 512 no less again. Elsewhere

@@ -1,9 +1,9 @@
 """The gradient of an output weight: Σ over chunks of gradientᵀ @ hidden, which is as large as the weight itself.
 
-No processor here multiplies bf16 into fp32, so where products are narrower than their sum, each is rounded once and the
-sum is not. Then the sum costs more than the products do: it is read and written for every chunk, and what is as large
-as a weight is new memory at every call. So it is only held in fp32 where there are three or more to add: the first is
-as narrow as it will ever be, and a sum of two is rounded once, at its end, as it is made.
+A product of bf16 comes in bf16, so where products are narrower than their sum, each is rounded once and the sum is not.
+Then the sum costs more than the products do: it is read and written for every chunk, and what is as large as a weight
+is new memory at every call. So for a weight of the products' dtype it is held in fp32 only where there are three or
+more to add: one product has been rounded already, and a sum of two is rounded once, at its end, as it is made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WeightGradient:
         self._weight, self._product_dtype, self._sum_dtype = weight, product_dtype, sum_dtype
         self._chunks, self._added = chunks, 0
         vocab, width = weight.shape
-        held_in = weight.dtype if product_dtype != sum_dtype and chunks < 3 else sum_dtype
+        held_in = product_dtype if weight.dtype == product_dtype and chunks < 3 else sum_dtype
         height = vocab
         if held_in.itemsize > weight.dtype.itemsize:
             # In pieces, which are given back one by one as they are rounded at the end.

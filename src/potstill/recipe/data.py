@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from potstill.recipe.base import KindSettings
+from potstill.recipe.base import KindSettings, PartIfSet
 
 Format = Literal["auto", "messages", "prompt", "prompt_completion", "text", "labelled", "sharegpt", "alpaca"]
 
@@ -89,7 +89,7 @@ class ImageSettings(DataSettings):
     """Base of the sources of images: arrays of 0 to 255 with a class each. A model sees (x / 255 − `mean`) / `std`.
     `train_limit` keeps a fair sample of those to learn from, and all that are held out."""
 
-    train_limit: PositiveInt | None = None
+    train_limit: Annotated[PositiveInt | None, PartIfSet()] = None
     mean: float = 0.5
     std: PositiveFloat = 0.5
 

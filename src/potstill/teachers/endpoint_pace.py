@@ -144,8 +144,10 @@ class Pace:
     429: a client that only waited and then sent all it could would meet the limit again at once, and lose what the
     bucket cannot hold while it waits.
 
-    A server that says "in two seconds" lets at least one through in two seconds. Where it refuses whatever the pace is,
-    since others use its limit up, that is all that can be known, and keeps the rate from shrinking to nothing.
+    Where a server refuses whatever the pace is, since others use its limit up, what is found shrinks each time.
+    It is kept from shrinking to nothing by what the server says itself: it is never less than one request in twice the
+    longest wait that was asked for. (A wait is what is left until the next request may come, so that a short one says
+    nothing: those under a second count as one.)
     """
 
     MORE = 1.05
@@ -156,7 +158,7 @@ class Pace:
         self._first: float | None = None  # when the limit was met before
         self._met: float | None = None  # and again: the estimate is made when sending goes on
         self._passed = 0
-        self._least = 0.0
+        self._longest = 0.0
 
     def refused(self) -> None:
         """Note a 429: what was sent did not pass."""
@@ -165,7 +167,8 @@ class Pace:
     def limited(self, now: float, told_seconds: float | None = None) -> None:
         """Note that the limit was met: the first 429 of a windowful, which may have said how long to wait."""
         self._met = now
-        self._least = 1 / told_seconds if told_seconds else 0.0
+        if told_seconds is not None:
+            self._longest = max(self._longest, told_seconds, 1.0)
 
     def per_second(self, now: float) -> float:
         """How many may go out a second; infinitely many as long as no limit was met twice."""
@@ -181,7 +184,7 @@ class Pace:
             # Refusals come at once, so whatever else was sent by now has passed, though answers may be long in coming.
             if self._first is not None and self._met > self._first and self._passed > 0:
                 found = self.MORE * self._passed / (self._met - self._first)
-                self._rate, self._since = max(found, self._least), now
+                self._rate, self._since = max(found, 0.5 / self._longest if self._longest else 0.0), now
             self._first, self._met, self._passed = self._met, None, 0
         self._passed += 1
         # Up to 20 ms that were missed are made up for: timers are late.

@@ -62,7 +62,7 @@ def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
 
 def has_experts(model: nn.Module) -> bool:
     """Whether a model has experts with weights of their own, which get no gradient where no token chooses them."""
-    return any(re.search(r"\.experts\.\d+\.", name) for name, _ in model.named_parameters())
+    return any(re.search(r"(^|\.)experts\.\w*\d+\.", name) for name, _ in model.named_parameters())
 
 
 def initialise(model: nn.Module, names: Sequence[str], seed: int) -> None:

@@ -328,12 +328,11 @@ class DistillTrainer(MeasuresHeldOut):
             self._check_student(first[:2])
             if self.module.projectors:
                 self._begin_projectors(first)
-            # With gradient: no more rows than a step of training has room for, and enough for relations among them.
-            related = first[: max(RELATED_ROWS, self._train_batch_size)]
             if not self.module.asks["student"].response:
-                unreached = self._say_unreached(related)
+                # With gradient: as many rows as a step of training has, and enough for relations among them.
+                unreached = self._say_unreached(first[: max(RELATED_ROWS, self._train_batch_size)])
             elif self.args.world_size > 1 and self._looks_for_unreached:
-                self._wait_for_no_unreached(related)
+                self._wait_for_no_unreached(first[:1])
         self.tokens_seen, self.seconds_before, self._began = 0, 0.0, time.monotonic()
         with frozen(self.module, unreached):
             return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
@@ -348,13 +347,14 @@ class DistillTrainer(MeasuresHeldOut):
         return prepared
 
     def _check_student(self, rows: Sequence[Row]) -> None:
-        if self.args.gradient_accumulation_steps * self.args.world_size > 1 and any(
-            isinstance(part, _BatchNorm) for part in self.student.modules()
-        ):
+        accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
+        norms = [part for part in self.student.modules() if isinstance(part, _BatchNorm)]
+        apart = accumulation > 1 or any(not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+        if norms and apart and accumulation * processes > 1 and self.is_world_process_zero():
             logger.warning(
                 "the student normalises by the statistics of a micro-batch (batch normalisation), so splitting a step "
                 "into %d changes what is learned",
-                self.args.gradient_accumulation_steps * self.args.world_size,
+                accumulation * processes,
             )
         batch = Batch.from_inputs(self._inputs_of(rows))
         if self.module.asks["student"].response:
@@ -373,8 +373,11 @@ class DistillTrainer(MeasuresHeldOut):
         """A response may leave weights out: an auxiliary head in every step, an expert in those in which no token chose
         it. They are not frozen, for the next step may reach them; so each step looks which they are."""
         handler = self.accelerator.ddp_handler
-        if handler is not None and (has_experts(self.module.student) or unreached(self.module, self._inputs_of(rows))):
-            handler.find_unused_parameters = True
+        if handler is None:
+            return
+        with self.accelerator.autocast():
+            left_out = has_experts(self.module.student) or bool(unreached(self.module, self._inputs_of(rows)))
+        handler.find_unused_parameters = left_out
 
     def _say_unreached(self, rows: Sequence[Row]) -> list[str]:
         """What the objectives do not reach is frozen: processes would wait for its gradient."""
