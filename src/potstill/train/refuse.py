@@ -1,10 +1,13 @@
-"""What would go wrong without a word is refused, with the mend."""
+"""What would go wrong without a word is refused, with the mend, or said."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import TrainingArguments
 
 from potstill.errors import CapabilityError, UserError
@@ -12,6 +15,8 @@ from potstill.recipe import ObjectiveSettings
 from potstill.recipe.tasks import why_not
 from potstill.teachers.base import Teacher
 from potstill.types import Task
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_arguments(args: TrainingArguments) -> None:
@@ -115,6 +120,19 @@ def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher
                 where="objectives",
                 mend=f"give a local teacher, or leave {objective.kind} out",
             )
+
+
+def say_batch_statistics(student: nn.Module, args: TrainingArguments) -> None:
+    """Warn where batch normalisation makes it matter how a step is split. Over processes it may be synchronised."""
+    accumulation, processes = args.gradient_accumulation_steps, args.world_size
+    norms = [part for part in student.modules() if isinstance(part, _BatchNorm)]
+    apart = [norm for norm in norms if accumulation > 1 or not isinstance(norm, nn.SyncBatchNorm)]
+    if apart and accumulation * processes > 1 and args.process_index == 0:
+        logger.warning(
+            "the student normalises by the statistics of a micro-batch (batch normalisation), so splitting a step into "
+            "%d changes what is learned",
+            accumulation * processes,
+        )
 
 
 def _refuse(what: str, argument: str, mend: str) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -45,7 +44,13 @@ from potstill.train.module import METRIC, DistillModule
 from potstill.train.order import StepOrder
 from potstill.train.reach import frozen, has_experts, unreached
 from potstill.train.reading import Reading
-from potstill.train.refuse import check_capabilities, check_task, refuse_arguments, refuse_metrics
+from potstill.train.refuse import (
+    check_capabilities,
+    check_task,
+    refuse_arguments,
+    refuse_metrics,
+    say_batch_statistics,
+)
 from potstill.train.rows import Row, length_of
 from potstill.train.tally import Tally
 
@@ -347,15 +352,7 @@ class DistillTrainer(MeasuresHeldOut):
         return prepared
 
     def _check_student(self, rows: Sequence[Row]) -> None:
-        accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
-        norms = [part for part in self.student.modules() if isinstance(part, _BatchNorm)]
-        apart = accumulation > 1 or any(not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
-        if norms and apart and accumulation * processes > 1 and self.is_world_process_zero():
-            logger.warning(
-                "the student normalises by the statistics of a micro-batch (batch normalisation), so splitting a step "
-                "into %d changes what is learned",
-                accumulation * processes,
-            )
+        say_batch_statistics(self.student, self.args)
         batch = Batch.from_inputs(self._inputs_of(rows))
         if self.module.asks["student"].response:
             check_head(self.student, batch)
@@ -372,12 +369,10 @@ class DistillTrainer(MeasuresHeldOut):
     def _wait_for_no_unreached(self, rows: Sequence[Row]) -> None:
         """A response may leave weights out: an auxiliary head in every step, an expert in those in which no token chose
         it. They are not frozen, for the next step may reach them; so each step looks which they are."""
-        handler = self.accelerator.ddp_handler
-        if handler is None:
-            return
-        with self.accelerator.autocast():
-            left_out = has_experts(self.module.student) or bool(unreached(self.module, self._inputs_of(rows)))
-        handler.find_unused_parameters = left_out
+        if (handler := self.accelerator.ddp_handler) is not None:
+            with self.accelerator.autocast():
+                left_out = unreached(self.module, self._inputs_of(rows))
+            handler.find_unused_parameters = bool(left_out) or has_experts(self.student)
 
     def _say_unreached(self, rows: Sequence[Row]) -> list[str]:
         """What the objectives do not reach is frozen: processes would wait for its gradient."""
