@@ -65,6 +65,11 @@ def has_experts(model: nn.Module) -> bool:
     return any(re.search(r"(^|\.)experts\.\w*\d+\.", name) for name, _ in model.named_parameters())
 
 
+def may_leave_out(module: DistillModule, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether some step may leave a parameter out: this batch does, or the student has experts to choose from."""
+    return has_experts(module.student) or bool(unreached(module, inputs))
+
+
 def initialise(model: nn.Module, names: Sequence[str], seed: int) -> None:
     """Give some parameters fresh weights, as their family draws them. The caller's random state is untouched.
 

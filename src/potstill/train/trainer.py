@@ -42,7 +42,7 @@ from potstill.train.held_out import MeasuresHeldOut
 from potstill.train.loaders import loader
 from potstill.train.module import METRIC, DistillModule
 from potstill.train.order import StepOrder
-from potstill.train.reach import frozen, has_experts, unreached
+from potstill.train.reach import frozen, may_leave_out, unreached
 from potstill.train.reading import Reading
 from potstill.train.refuse import (
     check_capabilities,
@@ -319,8 +319,8 @@ class DistillTrainer(MeasuresHeldOut):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; with `resume_from_checkpoint` True, from the newest whole checkpoint in `output_dir`.
 
-        Before the first step the head, as the losses read it, is compared with the student's own logits (rule 14), and
-        packed rows with rows of their own.
+        First the head, as the losses read it, is compared with the student's own logits (rule 14), and packed rows with
+        rows of their own.
 
         Raises:
             ModelError: they differ.
@@ -371,8 +371,7 @@ class DistillTrainer(MeasuresHeldOut):
         it. They are not frozen, for the next step may reach them; so each step looks which they are."""
         if (handler := self.accelerator.ddp_handler) is not None:
             with self.accelerator.autocast():
-                left_out = unreached(self.module, self._inputs_of(rows))
-            handler.find_unused_parameters = bool(left_out) or has_experts(self.student)
+                handler.find_unused_parameters = may_leave_out(self.module, self._inputs_of(rows))
 
     def _say_unreached(self, rows: Sequence[Row]) -> list[str]:
         """What the objectives do not reach is frozen: processes would wait for its gradient."""
