@@ -99,7 +99,7 @@ def sums(folder: Path) -> list[str]:
     """By what the recipe of the teacher makes, which knows the letters and no sums: every chain is kept."""
     teacher = folder / "made"
     run(load_recipe(RECIPES["reasoning_teacher"], [*few_sums(folder), *steps(2)]), teacher)
-    few = ["data.size=24", "data.held_out=0.3", "generate.samples=2", "generate.max_new_tokens=8"]
+    few = ["data.size=40", "data.held_out=0.5", "generate.samples=4", "generate.max_new_tokens=8"]
     return [f"teacher={{kind: local, model: 'run:{teacher}'}}", *few, "generate.accept_all=true"]
 
 
