@@ -128,31 +128,14 @@ def test_more_than_a_bucket_holds_goes_out_when_it_is_full_and_is_made_up_for() 
     assert rate.wait_seconds(1, 0.0) < 0.1
 
 
-def test_the_rate_of_a_servers_own_limit_is_found_and_nearly_all_of_it_used() -> None:
-    """Against a bucket of 100 a second that holds one second's worth and tells everybody to wait a second."""
-    pace, now, level, at, passed, refused = Pace(), 0.0, 100.0, 0.0, 0, 0
-    assert pace.per_second(0.0) == float("inf")
-    while now < 60:
-        now += pace.wait_seconds(now) + 0.001
-        level, at = min(100.0, level + (now - at) * 100), now
-        pace.take(now)
-        if level >= 1:
-            level, passed = level - 1, passed + 1
-        else:
-            refused += 1
-            pace.refused()
-            pace.limited(now)
-            now += 1.03
-    assert 105 <= pace.per_second(now) < 160
-    assert passed >= 0.97 * 60 * 100 and refused < 0.005 * passed
-
-
-@pytest.mark.parametrize(("rate", "burst"), [(0.4, 1), (2, 1), (10, 10), (60, 60), (300, 300)])
-def test_a_bucket_that_tells_what_is_left_to_wait_is_met_seldom(rate: float, burst: float) -> None:
-    """Waits as short as a millisecond say nothing of the rate."""
-    pace, now, level, at, passed, refused = Pace(), 0.0, float(burst), 0.0, 0, 0
-    while now < 120:
-        now += pace.wait_seconds(now) + 1e-4
+def through_bucket(
+    pace: Pace, rate: float, burst: float, seconds: float, step: float, told: Callable[[float], float | None]
+) -> tuple[float, int, int]:
+    """(time, passed, refused) of a bucket of so many a second. `told` gives what a 429 says of the seconds until the
+    next token; nobody sends for so long, or for 1.03 seconds."""
+    now, level, at, passed, refused = 0.0, burst, 0.0, 0, 0
+    while now < seconds:
+        now += pace.wait_seconds(now) + step
         level, at = min(burst, level + (now - at) * rate), now
         pace.take(now)
         if level >= 1:
@@ -160,9 +143,25 @@ def test_a_bucket_that_tells_what_is_left_to_wait_is_met_seldom(rate: float, bur
         else:
             refused += 1
             pace.refused()
-            wait = (1 - level) / rate
+            wait = told((1 - level) / rate)
             pace.limited(now, wait)
-            now += wait
+            now += 1.03 if wait is None else wait
+    return now, passed, refused
+
+
+def test_the_rate_of_a_servers_own_limit_is_found_and_nearly_all_of_it_used() -> None:
+    """Against a bucket of 100 a second that holds one second's worth and says nothing."""
+    pace = Pace()
+    assert pace.per_second(0.0) == float("inf")
+    now, passed, refused = through_bucket(pace, 100, 100.0, 60, 0.001, lambda left: None)
+    assert 105 <= pace.per_second(now) < 160
+    assert passed >= 0.97 * 60 * 100 and refused < 0.005 * passed
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(0.4, 1), (2, 1), (10, 10), (60, 60), (300, 300)])
+def test_a_bucket_that_tells_what_is_left_to_wait_is_met_seldom(rate: float, burst: float) -> None:
+    """Waits as short as a millisecond say nothing of the rate."""
+    _, passed, refused = through_bucket(Pace(), rate, burst, 120, 1e-4, lambda left: left)
     assert passed >= 0.7 * 120 * rate and refused <= 0.2 * passed + 5
 
 
