@@ -19,7 +19,7 @@ def tile(teacher: bool = True) -> Rows:
 def test_a_distribution_is_computed_once_and_kept_apart_by_temperature_and_width() -> None:
     rows = tile()
     assert rows.student_softmax() is rows.student_softmax(1.0, 7)
-    assert rows.student_log_partition() is rows.student_log_partition(1.0, 7)
+    assert rows.student_exponentials(3.0) is rows.student_exponentials(3.0, 7)
     shared, all_tokens, tempered = (
         rows.student_softmax(1.0, 5).clone(),
         rows.student_softmax(),
@@ -37,10 +37,24 @@ def test_the_log_partition_is_that_of_the_tempered_logits(temperature: float, sh
     rows = tile()
     rows.student += shift
     expected = torch.logsumexp(rows.student / temperature, -1, keepdim=True)
-    torch.testing.assert_close(rows.student_log_partition(temperature), expected)
+    torch.testing.assert_close(rows.student_exponentials(temperature).log_partition, expected)
     assert rows.teacher is not None
     expected = torch.logsumexp(rows.teacher[:, :4] / temperature, -1, keepdim=True)
-    torch.testing.assert_close(rows.teacher_log_partition(temperature, 4), expected)
+    torch.testing.assert_close(rows.teacher_exponentials(temperature, 4).log_partition, expected)
+
+
+@pytest.mark.parametrize("first", ["student_softmax", "student_exponentials"])
+def test_exponentials_over_their_total_are_the_softmax_whichever_is_asked_for_first(first: str) -> None:
+    rows = tile()
+    given = getattr(rows, first)(2.0)
+    kept = [each.clone() for each in (given if isinstance(given, tuple) else (given,))]
+    values, total, _ = rows.student_exponentials(2.0)
+    expected = torch.softmax(rows.student / 2, -1)
+    torch.testing.assert_close(rows.student_softmax(2.0), expected)
+    torch.testing.assert_close(values / total, expected)
+    # What a rule was given stays as it was.
+    for now, before in zip(given if isinstance(given, tuple) else (given,), kept, strict=True):
+        torch.testing.assert_close(now, before, rtol=0, atol=0)
 
 
 def test_gradients_of_rules_add_up_and_a_narrow_one_is_zero_beyond_its_width() -> None:

@@ -136,7 +136,7 @@ def test_one_sweep_of_two_objectives_is_the_sum_of_two_sweeps() -> None:
         assert relative_error(got, first + second) < 1e-6
 
 
-def test_two_objectives_share_the_products_and_the_students_softmax() -> None:
+def test_two_objectives_share_the_products_and_the_students_exponentials() -> None:
     world = make_world()
 
     def operations_of(rules: list[tuple[Any, float]]) -> Counter[str]:
@@ -146,7 +146,7 @@ def test_two_objectives_share_the_products_and_the_students_softmax() -> None:
 
     alone, both = operations_of([(KL, 1.0)]), operations_of([(KL, 1.0), (CE, 1.0)])
     assert products(alone) == products(both) == 4
-    assert alone["exp_"] == both["exp_"] == 2
+    assert alone["exp2_"] == both["exp2_"] == 2
     assert alone["softmax"] == both["softmax"] == alone["log_softmax"] == both["log_softmax"] == 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from potstill.objectives.base import VocabularyObjective
-from potstill.objectives.rows import Rows, softmax_into
+from potstill.objectives.rows import Rows, exponentials_into
 from potstill.objectives.soft import SoftRule, softening
 from potstill.recipe.response import DecoupledKD
 from potstill.registry import implements
@@ -68,8 +68,9 @@ class DecoupledKDRule(SoftRule):
         at_target = logits.gather(1, target)
         hat = rows.scratch.take((side, "others"), *logits.shape).copy_(logits)
         hat.scatter_(1, target, torch.where(inside, -math.inf, at_target))
-        level = softmax_into(hat, hat, self.temperature)
-        return hat, level, at_target / self.temperature - level
+        powers = exponentials_into(hat, hat, self.temperature)
+        level = powers.log_partition
+        return hat.div_(powers.total), level, at_target / self.temperature - level
 
 
 @implements(DecoupledKD)

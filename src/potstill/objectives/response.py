@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.objectives.base import VocabularyObjective
-from potstill.objectives.rows import Rows
+from potstill.objectives.rows import Exponentials, Rows
 from potstill.objectives.soft import SoftRule, TakesSparse, softening
 from potstill.objectives.sparse import linear_values
 from potstill.recipe.response import ForwardKL, HardCE, LogitMSE, ReverseKL, SoftCE, TotalVariation
@@ -30,16 +30,14 @@ class ForwardKLRule(SoftRule):
             return linear_values(rows, coefficient, self, less_entropy=True)
         at, shared = self.temperature, rows.shared
         student, teacher = rows.student[:, :shared], rows.teacher_logits[:, :shared]
-        p = rows.teacher_softmax(at, shared)
+        p, q = rows.teacher_exponentials(at, shared), rows.student_exponentials(at, shared)
         # Σ p (log p − log q), with log p − log q = (z_teacher − z_student) / T less the difference of log partitions.
-        difference = torch.sub(teacher, student, out=rows.scratch.take("difference", *p.shape))
-        values = difference.mul_(p).sum(-1).div_(at)
-        values -= (rows.teacher_log_partition(at, shared) - rows.student_log_partition(at, shared)).squeeze(-1)
+        difference = torch.sub(teacher, student, out=rows.scratch.take("difference", *p.values.shape))
+        values = difference.mul_(p.values).sum(-1, keepdim=True).div_(p.total * at)
+        values -= p.log_partition - q.log_partition
         if rows.wants_gradient:
-            # Of the difference, not term by term: it is exactly zero where student and teacher agree.
-            torch.sub(rows.student_softmax(at, shared), p, out=difference)
-            rows.add_gradient(coefficient * self.factor, difference)
-        return values * self.gain
+            _add_difference(rows, coefficient * self.factor, p, q, out=difference)
+        return values.squeeze(-1) * self.gain
 
 
 class SoftCERule(SoftRule):
@@ -51,13 +49,20 @@ class SoftCERule(SoftRule):
         if rows.sparse is not None:
             return linear_values(rows, coefficient, self, less_entropy=False)
         at, shared = self.temperature, rows.shared
-        p = rows.teacher_softmax(at, shared)
-        product = torch.mul(rows.student[:, :shared], p, out=rows.scratch.take("product", *p.shape))
-        values = rows.student_log_partition(at, shared).squeeze(-1) - product.sum(-1).div_(at)
+        p, q = rows.teacher_exponentials(at, shared), rows.student_exponentials(at, shared)
+        product = torch.mul(rows.student[:, :shared], p.values, out=rows.scratch.take("product", *p.values.shape))
+        values = q.log_partition - product.sum(-1, keepdim=True).div_(p.total * at)
         if rows.wants_gradient:
-            torch.sub(rows.student_softmax(at, shared), p, out=product)
-            rows.add_gradient(coefficient * self.factor, product)
-        return values * self.gain
+            _add_difference(rows, coefficient * self.factor, p, q, out=product)
+        return values.squeeze(-1) * self.gain
+
+
+def _add_difference(
+    rows: Rows, coefficient: Float[Tensor, "R 1"], p: Exponentials, q: Exponentials, out: Float[Tensor, "R V"]
+) -> None:
+    """Adds coefficient · (q − p), of the difference, not term by term: it is exactly zero where the two agree."""
+    torch.addcmul(p.values, q.values, p.total / q.total, value=-1, out=out)
+    rows.add_gradient(-coefficient / p.total, out)
 
 
 class ReverseKLRule(SoftRule):
@@ -66,16 +71,15 @@ class ReverseKLRule(SoftRule):
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared = self.temperature, rows.shared
         student, teacher = rows.student[:, :shared], rows.teacher_logits[:, :shared]
-        q = rows.student_softmax(at, shared)
+        p, q = rows.teacher_exponentials(at, shared), rows.student_exponentials(at, shared)
         # From the logits, which are finite where a probability has underflowed.
-        difference = torch.sub(student, teacher, out=rows.scratch.take("difference", *q.shape))
-        product = torch.mul(difference, q, out=rows.scratch.take("product", *q.shape))
-        mean = product.sum(-1, keepdim=True)
-        partitions = rows.student_log_partition(at, shared) - rows.teacher_log_partition(at, shared)
-        values = (mean / at - partitions).squeeze(-1)
+        difference = torch.sub(student, teacher, out=rows.scratch.take("difference", *student.shape))
+        product = torch.mul(difference, q.values, out=rows.scratch.take("product", *student.shape))
+        mean = product.sum(-1, keepdim=True) / q.total
+        values = (mean / at - (q.log_partition - p.log_partition)).squeeze(-1)
         if rows.wants_gradient:
             # log q − log p − value = (difference − its mean) / T: the partitions cancel.
-            rows.add_gradient(coefficient * (self.factor / at), difference.sub_(mean).mul_(q))
+            rows.add_gradient(coefficient * (self.factor / at) / q.total, difference.sub_(mean).mul_(q.values))
         return values * self.gain
 
 
@@ -116,10 +120,10 @@ class HardCERule:
     needs_teacher = False
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
-        at_target = rows.student.gather(1, rows.target_ids[:, None])
-        values = (rows.student_log_partition() - at_target).squeeze(1)
+        at_target, q = rows.student.gather(1, rows.target_ids[:, None]), rows.student_exponentials()
+        values = (q.log_partition - at_target).squeeze(1)
         if rows.wants_gradient:
-            rows.add_gradient(coefficient, rows.student_softmax())
+            rows.add_gradient(coefficient / q.total, q.values)
             rows.add_gradient_at(rows.target_ids, -coefficient)
         return values
 

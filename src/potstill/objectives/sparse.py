@@ -108,7 +108,7 @@ def linear_values(
     """
     sparse, at, shared = rows.sparse, rule.temperature, rows.shared
     assert sparse is not None
-    q, partition = rows.student_softmax(at, shared), rows.student_log_partition(at, shared)
+    q, partition = rows.student_softmax(at, shared), rows.student_exponentials(at, shared).log_partition
     log_q = rows.student[sparse.row_of, sparse.ids] / at - partition.squeeze(1)[sparse.row_of]
     values, mass, entropy = -sparse.summed(sparse.weights * log_q), sparse.mass, sparse.entropy
     if sparse.cut:

@@ -32,7 +32,7 @@ class _TeacherNLL:
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at_target = rows.teacher_logits.gather(1, rows.target_ids[:, None])
-        return (rows.teacher_log_partition() - at_target).squeeze(1)
+        return (rows.teacher_exponentials().log_partition - at_target).squeeze(1)
 
 
 class _TopOneAgreement:
