@@ -16,6 +16,7 @@ from torch import Tensor
 
 import potstill.objectives.sweep as engine
 from potstill.objectives import RowRule, Swept, fused_sweep
+from potstill.objectives.chunks import MOST_CHUNK_ROWS
 from potstill.objectives.divergences import dkd, forward_kl
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import (
@@ -78,7 +79,7 @@ def same_heads(world: World) -> World:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of at most 5 rows, tiles of one."""
-    monkeypatch.setitem(engine.MOST_CHUNK_ROWS, "cpu", 5)
+    monkeypatch.setitem(MOST_CHUNK_ROWS, "cpu", 5)
     monkeypatch.setattr(engine, "TILE_BYTES", 1)
 
 

@@ -1,13 +1,11 @@
-"""What rules share on a tile, and how rows are cut into chunks."""
+"""What rules share on a tile."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from potstill.objectives.rows import Rows, Scratch, rows_per_chunk
+from potstill.objectives.rows import Rows, Scratch
 
 
 def tile(teacher: bool = True) -> Rows:
@@ -77,13 +75,3 @@ def test_without_a_rule_that_has_a_gradient_it_is_zero() -> None:
 def test_asking_for_an_absent_teacher_says_so() -> None:
     with pytest.raises(ValueError, match="no teacher"):
         tile(teacher=False).teacher_softmax()
-
-
-@given(st.integers(0, 5000), st.integers(1, 2**22), st.integers(1, 2**28), st.integers(1, 512))
-def test_chunks_fit_their_budget_and_are_balanced(rows: int, bytes_per_row: int, budget: int, most: int) -> None:
-    chunk = rows_per_chunk(rows, bytes_per_row, budget, most)
-    assert 1 <= chunk <= most
-    assert chunk == 1 or chunk * bytes_per_row <= budget
-    if rows:
-        chunks = -(-rows // chunk)
-        assert chunks * chunk - rows < chunks

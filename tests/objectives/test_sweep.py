@@ -17,9 +17,9 @@ from torch import Tensor
 import potstill.objectives.sweep as engine
 from potstill.objectives import fused_sweep
 from potstill.objectives import weight_gradient as sums
+from potstill.objectives.chunks import MOST_CHUNK_ROWS
 from potstill.objectives.divergences import forward_kl, hard_ce, mass_on_cut_rows
 from potstill.objectives.response import ForwardKLRule, HardCERule
-from potstill.objectives.rows import rows_per_chunk
 from potstill.signals import Dense
 
 KL, KL_AT_2, CE = ForwardKLRule(), ForwardKLRule(2.0, scale_by_temperature_squared=True), HardCERule()
@@ -45,7 +45,7 @@ WORLDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Chunks of at most 5 rows, tiles of one, on one thread and on two."""
-    monkeypatch.setitem(engine.MOST_CHUNK_ROWS, "cpu", 5)
+    monkeypatch.setitem(MOST_CHUNK_ROWS, "cpu", 5)
     monkeypatch.setattr(engine, "TILE_BYTES", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -93,7 +93,7 @@ def test_no_size_of_chunk_changes_the_result(
 ) -> None:
     world = make_world(rows, vocab, teacher_vocab=teacher_vocab, dtype=torch.float64, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(engine.MOST_CHUNK_ROWS, "cpu", chunk)
+        patch.setitem(MOST_CHUNK_ROWS, "cpu", chunk)
         loss = fused_sweep(world.student, world.teacher, world.target_ids, [(ForwardKLRule(temperature), 1.0)]).loss
     expected = forward_kl(world.student.logits(), world.teacher.logits(), temperature).sum()
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
@@ -258,7 +258,7 @@ def test_no_array_of_rows_by_vocabulary_is_ever_made() -> None:
 @pytest.mark.parametrize("block", [4096, 5])
 def test_a_bf16_weight_gradient_is_summed_in_fp32(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # A chunk with a large gradient, then thirty with a small one: a bf16 sum would not move any more.
-    monkeypatch.setitem(engine.MOST_CHUNK_ROWS, "cpu", 1)
+    monkeypatch.setitem(MOST_CHUNK_ROWS, "cpu", 1)
     monkeypatch.setattr(sums, "_BLOCK_ROWS", block)
     one = make_world(1, 16, 4, dtype=torch.bfloat16)
     many = one.rows(torch.zeros(31, dtype=torch.long))
@@ -370,16 +370,3 @@ def test_a_teacher_that_no_rule_asks_is_not_projected(given: bool) -> None:
         alone = fused_sweep(world.student, world.teacher if given else None, world.target_ids, [(CE, 1.0)])
     assert products(operations) == 3
     torch.testing.assert_close(alone.values[0], hard_ce(world.student.logits(), world.target_ids).detach())
-
-
-@pytest.mark.parametrize(
-    ("vocab", "mib", "least"), [(1_000, 180, 344), (151_936, 180, 112), (262_144, 232, 112), (1_000_000, 232, 16)]
-)
-def test_the_buffers_stay_within_their_budget_which_grows_where_chunks_would_be_short(
-    vocab: int, mib: int, least: int
-) -> None:
-    # Shapes only, in fp32: tiles, and the block that a weight's gradient is summed in, come on top.
-    budget = engine.buffer_budget(2 * vocab * 4)
-    chunk = rows_per_chunk(10**6, 2 * vocab * 4, budget, engine.MOST_CHUNK_ROWS["cpu"])
-    assert chunk * 2 * vocab * 4 <= budget <= mib * 2**20
-    assert least <= chunk <= engine.MOST_CHUNK_ROWS["cpu"]

@@ -38,8 +38,8 @@ class Scratch:
 
 
 class Exponentials(NamedTuple):
-    """A tile's exp((z − the row's greatest) / T): `values` ÷ `total` is softmax(z / T). A rule that divides what it makes
-    of them, and not all of them, saves a pass. `log_partition` is log Σ exp(z / T)."""
+    """exp((z − greatest of the row) / T): `values` ÷ `total` is softmax(z / T), `log_partition` log Σ exp(z / T).
+    A rule that divides only what it sums up, or its coefficient, saves a pass."""
 
     values: Float[Tensor, "R width"]
     total: Float[Tensor, "R 1"]
@@ -169,8 +169,8 @@ def exponentials_into(
     """Those of some logits, written to `out`, which may be `logits` itself. A logit may be −∞.
 
     `torch.softmax` takes a quicker exponential on CPUs, up to 20 units in the last place off: eight times this error,
-    which the cancellations in the gradients of mixtures make a hundred times theirs. `exp2` is as exact as `exp`, and on
-    some processors takes a quarter of its time.
+    which the cancellations in the gradients of mixtures make a hundred times theirs. `exp2` is as exact as `exp`, and
+    takes a quarter of its time on some processors.
     """
     greatest = logits.amax(-1, keepdim=True)
     torch.sub(logits, greatest, out=out)
@@ -194,9 +194,3 @@ class RowRule(Protocol):
     needs_teacher: bool
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]: ...
-
-
-def rows_per_chunk(rows: int, bytes_per_row: int, budget_bytes: int, most: int) -> int:
-    """Rows of a chunk: as many as the budget holds, at most `most`, and balanced, so that no short chunk is left."""
-    fit = max(1, min(most, budget_bytes // max(1, bytes_per_row)))
-    return math.ceil(rows / math.ceil(rows / fit)) if rows else 1

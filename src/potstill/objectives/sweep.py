@@ -16,8 +16,8 @@ Operations: 2·N·V·(3·H_s + H_t), the least there is, whatever the number of 
 hidden state saves its product, and a call under `no_grad` saves both. Nothing is recomputed in the backward pass, which
 only multiplies the finished gradients by the incoming one.
 
-Memory beyond the gradients themselves: two buffers [C,V] (one without a teacher, or where it is `Dense`), of some
-`BUFFER_BYTES` together, and a handful of tiles. For 2,048 rows and V = 49,152 in fp32: C = 342, 128 MiB. Statistics
+Memory beyond the gradients themselves: two buffers [C,V] (one without a teacher, or where it is `Dense`), whose size
+is decided in `chunks.py`, and a handful of tiles. For 2,048 rows and V = 49,152 in fp32: C = 342, 128 MiB. Statistics
 are in fp32 (fp64 for fp64 models) whatever the dtype of the products, and a weight gradient narrower than fp32 is
 summed in fp32 where there are three chunks or more.
 
@@ -41,31 +41,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from potstill.objectives.chunks import chunk_rows
 from potstill.objectives.heads import Logits, logits_of
-from potstill.objectives.rows import RowRule, Rows, Scratch, rows_per_chunk
+from potstill.objectives.rows import RowRule, Rows, Scratch
 from potstill.objectives.sparse import SparseTeacher, check_takes
 from potstill.objectives.tiles import TileWorkers, divide_threads
 from potstill.signals import Dense, Head, Sparse
 
-BUFFER_BYTES = 176 * 2**20
-"""Bytes of the two chunk buffers together, if they hold `FEW_CHUNK_ROWS`: with the tiles, all that a sweep takes beyond
-the gradients stays below 200 MiB then."""
-
-FEW_CHUNK_ROWS = 112
-"""Where `BUFFER_BYTES` hold fewer rows, more bytes are spent: products of few rows read and write the weight and its
-gradient more often than they need (per row, 88 rows took 1.4 times as long as 256, V = 262,144 in fp32)."""
-
-MOST_BUFFER_BYTES = 232 * 2**20
-"""As many and no more: with the tiles, below 256 MiB."""
-
-MOST_CHUNK_ROWS = {"cpu": 344}
-"""Most rows of a chunk by device type: on two cores, 344 took 2 % less time than 256, and 512 no less again. Elsewhere
-the budget alone decides."""
-
-TILE_BYTES = 1024 * 2**10
+TILE_BYTES = 1536 * 2**10
 """Bytes of one tile buffer per CPU thread. Smaller tiles fit the second-level cache better and cost more calls: at
 200 KiB the tiles took 0.72 s of a sweep of 2,048 rows over 49,152 tokens, at 400 KiB 0.53, at 800 KiB 0.40, at
-1,600 KiB 0.37."""
+1,600 KiB 0.37; and at 3 MiB a fifth more again."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +167,13 @@ class _Engine:
         student, teacher = self.student, self.teacher
         sides = [side for side in (student, teacher) if side is not None and side.buffered]
         bytes_per_row = sum(side.vocab * side.dtype.itemsize for side in sides)
-        most = MOST_CHUNK_ROWS.get(student.device.type, student.rows)
-        chunk = rows_per_chunk(student.rows, bytes_per_row, buffer_budget(bytes_per_row), most)
+        chunk = chunk_rows(
+            student.rows,
+            bytes_per_row,
+            student.device.type,
+            narrow=student.dtype.itemsize < self.statistics.itemsize,
+            saved_bytes=student.saved_by_few_chunks(self.wanted, self.statistics),
+        )
         if self.wants_gradient:
             student.want_gradients(self.wanted, self.statistics, math.ceil(student.rows / chunk))
         buffers = {id(side): torch.empty(chunk, side.vocab, dtype=side.dtype, device=side.device) for side in sides}
@@ -220,11 +211,6 @@ class _Engine:
             if chunk.room is not None:
                 student.chain(tiles.gradient, logits, scratch)
                 chunk.room[part] = tiles.gradient
-
-
-def buffer_budget(bytes_per_row: int) -> int:
-    """Bytes that the chunk buffers may take, of so many a row together."""
-    return min(MOST_BUFFER_BYTES, max(BUFFER_BYTES, FEW_CHUNK_ROWS * bytes_per_row))
 
 
 def _tiling(chunk: int, bytes_per_row: int, device: torch.device) -> tuple[int, int, int]:

@@ -14,12 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from potstill.objectives.chunks import FEW_PRODUCTS
+
 _BLOCK_ROWS = 4096
 """Vocabulary rows per product where it is added to a wider sum. It needs a buffer of its own, and this size keeps it in
 the cache."""
 
 _PIECE_BYTES = 64 * 2**20
 """Least size of what is given back at once: smaller ones glibc keeps (its threshold grows to 32 MiB)."""
+
+
+def saved_by_few_chunks(weight: Tensor, product_dtype: torch.dtype, sum_dtype: torch.dtype) -> int:
+    """Bytes that the sum takes less where it is of `FEW_PRODUCTS` or fewer."""
+    narrower = max(0, sum_dtype.itemsize - product_dtype.itemsize)
+    return weight.numel() * narrower if weight.dtype == product_dtype else 0
 
 
 class WeightGradient:
@@ -29,7 +37,7 @@ class WeightGradient:
         self._weight, self._product_dtype, self._sum_dtype = weight, product_dtype, sum_dtype
         self._chunks, self._added = chunks, 0
         vocab, width = weight.shape
-        held_in = product_dtype if weight.dtype == product_dtype and chunks < 3 else sum_dtype
+        held_in = product_dtype if weight.dtype == product_dtype and chunks <= FEW_PRODUCTS else sum_dtype
         height = vocab
         if held_in.itemsize > weight.dtype.itemsize:
             # In pieces, which are given back one by one as they are rounded at the end.
