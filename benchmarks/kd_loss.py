@@ -18,7 +18,7 @@ call at full size in a process that has run a tiny one: all that the call takes 
 
 With `--objective` or `--grid` there is a cell for each vocabulary, teacher's width (a multiple of the student's),
 masked share and dtype, whose floor is the chunked products in its own shapes and dtype; the peers are measured on the
-objectives that they have, and every gradient of a few rows is held against fp64.
+objectives that they have, and every gradient of a few rows is held against fp64, on several draws.
 """
 
 from __future__ import annotations
