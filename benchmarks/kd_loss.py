@@ -17,8 +17,9 @@ Half of the tokens masked (`--masked`) and a vocabulary of 262,144 are measured 
 call at full size in a process that has run a tiny one: all that the call takes above its inputs, gradients included.
 
 With `--objective` or `--grid` there is a cell for each vocabulary, teacher's width (a multiple of the student's),
-masked share and dtype, whose floor is the chunked products in its own shapes and dtype; the peers are measured on the
-objectives that they have, and every gradient of a few rows is held against fp64, on several draws.
+masked share and dtype. Its floor is the products in its own shapes and dtype, in chunks of 256 rows or of as many as
+ours, whichever are faster. The peers are measured on the objectives that they have, and every gradient of a few rows is
+held against fp64, on several draws.
 """
 
 from __future__ import annotations
@@ -43,12 +44,11 @@ from benchmarks.harness import (
     run_interleaved,
     say,
 )
-from benchmarks.kd_variants import OBJECTIVES, measure
+from benchmarks.kd_variants import OBJECTIVES, PRODUCT_CHUNK_ROWS, measure
 
 MODULE = "benchmarks.kd_loss"
 LARGE_VOCAB = 262_144
 LIGER_CHUNKS = (128, 256, 512, 1024, 2048)
-PRODUCT_CHUNK_ROWS = 256
 
 
 def variants_of(options: argparse.Namespace) -> list[Variant]:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from benchmarks.harness import PeakMemory, Row, seconds_of
 from potstill.objectives import RowRule, divergences, fused_sweep
+from potstill.objectives.chunks import chunk_rows
+from potstill.objectives.weight_gradient import bytes_saved_by_few
 from potstill.recipe import response
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.registry import build
@@ -31,6 +33,9 @@ OBJECTIVES: dict[str, Callable[[float], ObjectiveSettings]] = {
     "dkd": lambda t: response.DecoupledKD(temperature=t, scale_by_temperature_squared=False),
 }
 """Settings by name, at a temperature; other constants as shipped (JSD's β = ½)."""
+
+PRODUCT_CHUNK_ROWS = 256
+"""Rows of a chunk of the products alone."""
 
 ERROR_DRAWS = 5
 """Worlds over which a gradient's error is measured."""
@@ -176,6 +181,20 @@ def products(world: World, settings: Mapping[str, Any]) -> None:
             torch.mm(student[here].t(), hidden, out=grad_weight)
         else:
             grad_weight.addmm_(student[here].t(), hidden)
+
+
+def our_chunk_rows(settings: Mapping[str, Any]) -> int:
+    """Rows of a chunk of the fused sweep."""
+    dtype: torch.dtype = getattr(torch, settings["dtype"])
+    vocab, rows = settings["vocab"], round(settings["rows"] * (1 - settings["masked"]))
+    weight = torch.empty(vocab, settings["width"], dtype=dtype, device="meta")
+    return chunk_rows(
+        rows,
+        2 * vocab * dtype.itemsize,
+        torch.device(settings["device"]).type,
+        narrow_products=dtype.itemsize < 4,
+        saved_bytes=bytes_saved_by_few(weight, dtype, torch.float32),
+    )
 
 
 LOSSES: dict[str, Callable[[World, Mapping[str, Any]], Tensor]] = {

@@ -34,7 +34,7 @@ def test_the_buffers_stay_within_their_budget_which_grows_where_chunks_would_be_
 
 
 def test_narrow_products_are_made_of_twice_as_many_rows() -> None:
-    assert chunk_rows(4096, 2 * 1_000 * 2, narrow=True) == 683
+    assert chunk_rows(4096, 2 * 1_000 * 2, narrow_products=True) == 683
     assert chunk_rows(4096, 2 * 1_000 * 2) == 342
 
 
@@ -44,20 +44,25 @@ def test_narrow_products_are_made_of_twice_as_many_rows() -> None:
         (768, 151_936, 166, 384),  # two chunks for three
         (512, 262_144, 288, 256),  # more bytes than the budget, fewer in all
         (2048, 151_936, 166, 293),  # two would be too large: three and more it is
-        (512, 262_144, 0, 171),  # nothing is saved: the budget stands
+        (800, 151_936, 37, 267),  # two would take more than is saved
+        (512, 262_144, 0, 171),  # nothing is saved
     ],
 )
 def test_a_sum_that_stays_narrow_gives_its_room_to_the_buffers(
     rows: int, vocab: int, saved_mib: int, expected: int
 ) -> None:
-    # In bf16, H = 576.
-    assert chunk_rows(rows, 2 * vocab * 2, narrow=True, saved_bytes=saved_mib * 2**20) == expected
+    # In bf16.
+    assert chunk_rows(rows, 2 * vocab * 2, narrow_products=True, saved_bytes=saved_mib * 2**20) == expected
+
+
+def test_where_a_tile_is_a_whole_chunk_nothing_is_given_for_it() -> None:
+    assert chunk_rows(4096, 2 * 128_256 * 2, "cuda", narrow_products=True, saved_bytes=2**30) == 342
 
 
 @given(st.integers(1, 5000), st.integers(1, 2**22), st.integers(0, 2**30))
-def test_no_more_bytes_are_held_for_what_is_saved_than_without_it(rows: int, bytes_per_row: int, saved: int) -> None:
-    without = chunk_rows(rows, bytes_per_row, narrow=True)
-    chunk = chunk_rows(rows, bytes_per_row, narrow=True, saved_bytes=saved)
+def test_the_buffers_take_no_more_than_is_saved_beyond_their_budget(rows: int, bytes_per_row: int, saved: int) -> None:
+    without = chunk_rows(rows, bytes_per_row, narrow_products=True)
+    chunk = chunk_rows(rows, bytes_per_row, narrow_products=True, saved_bytes=saved)
+    assert chunk * bytes_per_row <= buffer_budget(bytes_per_row) + saved
     if chunk != without:
         assert -(-rows // chunk) <= 2 < -(-rows // without)
-        assert chunk * bytes_per_row <= max(232 * 2**20, bytes_per_row) + saved

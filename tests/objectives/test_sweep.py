@@ -15,12 +15,13 @@ from objectives.worlds import World, make_world, products, recorded, relative_er
 from torch import Tensor
 
 import potstill.objectives.sweep as engine
-from potstill.objectives import fused_sweep
+from potstill.objectives import chunks, fused_sweep
 from potstill.objectives import weight_gradient as sums
 from potstill.objectives.chunks import MOST_CHUNK_ROWS
 from potstill.objectives.divergences import forward_kl, hard_ce, mass_on_cut_rows
 from potstill.objectives.response import ForwardKLRule, HardCERule
-from potstill.signals import Dense
+from potstill.objectives.rows import Rows
+from potstill.signals import Dense, Head
 
 KL, KL_AT_2, CE = ForwardKLRule(), ForwardKLRule(2.0, scale_by_temperature_squared=True), HardCERule()
 RULES = {
@@ -150,6 +151,20 @@ def test_two_objectives_share_the_products_and_the_students_exponentials() -> No
     assert alone["softmax"] == both["softmax"] == alone["log_softmax"] == both["log_softmax"] == 0
 
 
+def test_a_rule_that_took_the_softmax_first_changes_nothing_of_the_next_one() -> None:
+    class Confidence:
+        needs_teacher = False
+
+        def __call__(self, rows: Rows, coefficient: Tensor) -> Tensor:
+            return rows.student_softmax().square().sum(-1)
+
+    world = make_world()
+    teacher = Head(world.student.hidden.detach(), world.student.weight.detach())
+    swept = fused_sweep(world.student, teacher, world.target_ids, [(Confidence(), 0.0), (KL, 1.0)])
+    assert swept.values[1].abs().max() == 0
+    assert all(gradient.abs().max() == 0 for gradient in torch.autograd.grad(swept.loss, world.leaves()))
+
+
 def test_no_weight_of_a_row_means_no_gradient_from_it() -> None:
     world = make_world()
     weights = (torch.arange(23) % 3 > 0).float()
@@ -240,7 +255,11 @@ def test_without_grad_mode_there_is_no_gradient_work(context: Callable[[], Any])
         loss = fused_sweep(world.student, world.teacher, world.target_ids, RULES["both"]).loss
     assert not loss.requires_grad
     assert products(operations) == 2
-    assert operations["addcmul_"] == operations["scatter_add_"] == operations["empty_like"] == 0
+    gradient_work = ("addcmul", "addcmul_", "scatter_add_", "empty_like")
+    assert not any(operations[name] for name in gradient_work)
+    with recorded() as (operations, _):
+        fused_sweep(world.student, world.teacher, world.target_ids, RULES["both"])
+    assert all(operations[name] for name in gradient_work)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -257,12 +276,13 @@ def test_no_array_of_rows_by_vocabulary_is_ever_made() -> None:
 
 @pytest.mark.parametrize("block", [4096, 5])
 def test_a_bf16_weight_gradient_is_summed_in_fp32(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A chunk with a large gradient, then thirty with a small one: a bf16 sum would not move any more.
+    # A chunk with a large gradient, then thirty with a small one: a bf16 sum would not move any more. A chunk of narrow
+    # products has two rows.
     monkeypatch.setitem(MOST_CHUNK_ROWS, "cpu", 1)
     monkeypatch.setattr(sums, "_BLOCK_ROWS", block)
     one = make_world(1, 16, 4, dtype=torch.bfloat16)
-    many = one.rows(torch.zeros(31, dtype=torch.long))
-    coefficients = torch.tensor([1000.0] + [1.0] * 30)
+    many = one.rows(torch.zeros(62, dtype=torch.long))
+    coefficients = torch.tensor([1000.0, 0.0] + [1.0, 0.0] * 30)
 
     def weight_gradient(world: World, coefficient: Tensor | float) -> Tensor:
         loss = fused_sweep(world.student, world.teacher, world.target_ids, [(KL, coefficient)]).loss
@@ -271,6 +291,30 @@ def test_a_bf16_weight_gradient_is_summed_in_fp32(block: int, monkeypatch: pytes
     summed, single = weight_gradient(many, coefficients), weight_gradient(one, 1.0)
     assert summed.dtype == torch.bfloat16
     assert relative_error(summed, single.double() * 1030) < 2**-8
+
+
+@pytest.mark.parametrize(
+    ("dtype", "frozen", "expected"),
+    [
+        (torch.float32, False, 5),  # 10 rows in chunks of 5
+        (torch.bfloat16, False, 10),  # twice as many, narrow
+        (torch.bfloat16, True, 7),  # no sum of a weight's gradient gives its room: 20 rows in chunks of 7
+    ],
+)
+def test_chunks_are_as_large_as_dtype_and_gradients_allow(
+    dtype: torch.dtype, frozen: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, vocab, width = 20 if dtype == torch.bfloat16 else 10, 1000, 16
+    monkeypatch.setitem(MOST_CHUNK_ROWS, "cpu", 5)
+    monkeypatch.setattr(chunks, "BUFFER_BYTES", 7 * 2 * vocab * dtype.itemsize)
+    monkeypatch.setattr(chunks, "FEW_CHUNK_ROWS", 1)
+    world = make_world(rows, vocab, width, dtype=dtype)
+    student = replace(world.student, weight=world.student.weight.detach()) if frozen else world.student
+    with recorded() as (_, sizes):
+        fused_sweep(student, world.teacher, world.target_ids, [(KL, 1.0)])
+    assert (
+        expected * vocab in sizes and max(s for s in sizes if s % vocab == 0 and s != vocab * width) == expected * vocab
+    )
 
 
 def test_under_autocast_products_are_in_its_dtype_and_statistics_in_fp32() -> None:

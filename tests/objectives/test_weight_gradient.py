@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.objectives import weight_gradient
-from potstill.objectives.weight_gradient import WeightGradient
+from potstill.objectives.weight_gradient import WeightGradient, bytes_saved_by_few
 
 VOCAB, WIDTH, ROWS = 23, 6, 4
 
@@ -99,6 +99,19 @@ def test_products_as_wide_as_their_sum_add_themselves(number: int) -> None:
     chunks = chunks_of(number, torch.float32)
     got = summed(torch.empty(VOCAB, WIDTH), chunks, torch.float32)
     torch.testing.assert_close(got, sum(g.t() @ h for g, h in chunks))
+
+
+@pytest.mark.parametrize("product", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("leaf", [torch.bfloat16, torch.float32], ids=str)
+def test_what_few_products_save_is_what_their_sum_holds_less(leaf: torch.dtype, product: torch.dtype) -> None:
+    weight = torch.empty(VOCAB, WIDTH, dtype=leaf)
+
+    def held(number: int) -> int:
+        return sum(piece.nbytes for piece in WeightGradient(weight, product, torch.float32, number)._pieces)
+
+    saved = bytes_saved_by_few(weight, product, torch.float32)
+    assert saved == held(3) - held(2)
+    assert (saved > 0) == (leaf == product == torch.bfloat16)
 
 
 def test_of_no_rows_it_is_zero() -> None:

@@ -20,6 +20,9 @@ norms.py        directions whose gradient is finite wherever they are taken
 rows.py         a tile of rows, what rules share on it, and the rule's protocol
 heads.py        where logits come from and their gradients go
 sweep.py        the fused sweep
+chunks.py       how many rows it projects at once
+tiles.py        threads that take a tile of rows each
+weight_gradient.py  the sum of the products of its chunks
 loss.py         the loss of a micro-batch, each objective by its own global count
 statistics.py   per-token measures for evaluation
 """

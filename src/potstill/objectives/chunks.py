@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from potstill.objectives.weight_gradient import FEW_PRODUCTS
+
 BUFFER_BYTES = 176 * 2**20
-"""Bytes of the two chunk buffers together, if they hold `FEW_CHUNK_ROWS`: with the tiles, all that a sweep takes beyond
-the gradients stays below 200 MiB then."""
+"""Bytes of the two chunk buffers together, if they hold `FEW_CHUNK_ROWS`: on two threads, with the tiles of any one
+objective, all that a sweep takes beyond the gradients stays below 200 MiB then."""
 
 FEW_CHUNK_ROWS = 112
 """Where `BUFFER_BYTES` hold fewer rows, more bytes are spent: products of few rows read and write the weight and its
@@ -17,33 +19,32 @@ MOST_BUFFER_BYTES = 232 * 2**20
 
 MOST_CHUNK_ROWS = {"cpu": 344}
 """Most rows of a chunk by device type: on two cores, 344 took 2 % less time than 256, and 512 no less again. Elsewhere
-the memory alone decides. Twice as many where the products are narrower than the sum of the weight's gradient, which is
-read and written once per chunk: 4,096 rows in bf16, V = 49,152, took 10 % less time so."""
-
-FEW_PRODUCTS = 2
-"""So many products can be summed in their own dtype (`weight_gradient.py`)."""
+the memory alone decides. Twice as many of narrow products, which are sooner done, so that what comes with each chunk
+weighs more: 4,096 rows in bf16, V = 49,152, took 10 % less time so."""
 
 
 def chunk_rows(
-    rows: int, bytes_per_row: int, device_type: str = "cpu", *, narrow: bool = False, saved_bytes: int = 0
+    rows: int, bytes_per_row: int, device_type: str = "cpu", *, narrow_products: bool = False, saved_bytes: int = 0
 ) -> int:
     """Rows of a chunk, of `bytes_per_row` in all buffers together.
 
     Args:
-        narrow: products are narrower than the sum of the weight's gradient.
-        saved_bytes: what that sum takes less where it is of `FEW_PRODUCTS` or fewer. So much more the buffers may take,
-            if there are no more chunks then.
+        narrow_products: they are narrower than what is computed of them.
+        saved_bytes: what the sum of the weight's gradient takes less where chunks are `FEW_PRODUCTS` or fewer. On a CPU
+            the buffers may have them beyond their budget, if there are no more chunks then. Elsewhere a tile is a whole
+            chunk, and its fp32 buffers would cost more than is saved.
     """
-    most = MOST_CHUNK_ROWS.get(device_type, rows) * (2 if narrow else 1)
-    few = math.ceil(rows / FEW_PRODUCTS)
-    budget = buffer_budget(bytes_per_row)
-    if saved_bytes and few <= most and few * bytes_per_row <= MOST_BUFFER_BYTES + saved_bytes:
-        budget = max(budget, few * bytes_per_row)
+    most, budget = MOST_CHUNK_ROWS.get(device_type, rows), buffer_budget(bytes_per_row)
+    if narrow_products:
+        most *= 2
+    rows_of_few = math.ceil(rows / FEW_PRODUCTS)
+    if device_type == "cpu" and rows_of_few <= most and rows_of_few * bytes_per_row <= budget + saved_bytes:
+        budget = max(budget, rows_of_few * bytes_per_row)
     return rows_per_chunk(rows, bytes_per_row, budget, most)
 
 
 def buffer_budget(bytes_per_row: int) -> int:
-    """Bytes that the buffers may take, of so many a row together."""
+    """Bytes that the buffers may take of themselves, of so many a row together."""
     return min(MOST_BUFFER_BYTES, max(BUFFER_BYTES, FEW_CHUNK_ROWS * bytes_per_row))
 
 

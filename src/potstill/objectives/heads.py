@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.objectives.rows import Scratch
-from potstill.objectives.weight_gradient import WeightGradient, saved_by_few_chunks
+from potstill.objectives.weight_gradient import WeightGradient, bytes_saved_by_few
 from potstill.signals import Dense, Head
 
 
@@ -80,9 +80,9 @@ class HeadLogits:
         if self.head.scale != 1.0:
             gradient.mul_(self.head.scale)
 
-    def saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
-        """Bytes that the weight's gradient takes less where chunks are few."""
-        return saved_by_few_chunks(self.head.weight, self.dtype, accumulate_in) if wanted[1] else 0
+    def bytes_saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
+        """What the weight's gradient takes less of few chunks than of many."""
+        return bytes_saved_by_few(self.head.weight, self.dtype, accumulate_in) if wanted[1] else 0
 
     def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype, chunks: int) -> None:
         """Makes room for the gradients of (hidden, weight, bias); those of weight and bias are summed over so many
@@ -150,8 +150,8 @@ class DenseLogits:
     def chain(self, gradient: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scratch: Scratch) -> None:
         """Nothing stands between these logits and their leaf."""
 
-    def saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
-        """No weight, no bytes."""
+    def bytes_saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
+        """There is no weight."""
         return 0
 
     def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype, chunks: int) -> None:

@@ -33,18 +33,20 @@ class JSDRule(SoftRule):
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared, beta = self.temperature, rows.shared, self.beta
-        p, q = rows.teacher_softmax(at, shared), rows.student_softmax(at, shared)
-        of_p, of_q, mixture = (rows.scratch.take(name, *q.shape) for name in ("difference", "product", "mixture"))
-        torch.clamp_min(p, smallest(p), out=of_p)
-        torch.clamp_min(q, smallest(q), out=of_q)
+        p, q = rows.teacher_exponentials(at, shared), rows.student_exponentials(at, shared)
+        shape = q.values.shape
+        of_p, of_q, mixture = (rows.scratch.take(name, *shape) for name in ("difference", "product", "mixture"))
+        # p and q, both times q's total, without which their ratios to the mixture come out the same.
+        torch.mul(p.values, q.total / p.total, out=of_p).clamp_min_(smallest(of_p))
+        torch.clamp_min(q.values, smallest(of_q), out=of_q)
         torch.lerp(of_q, of_p, beta, out=mixture)
         # log(p/m) and log(q/m), then each times its probability.
-        kl_p = of_p.div_(mixture).log_().mul_(p).sum(-1, keepdim=True)
-        weighted = of_q.div_(mixture).log_().mul_(q)
-        kl_q = weighted.sum(-1, keepdim=True)
+        kl_p = of_p.div_(mixture).log_().mul_(p.values).sum(-1, keepdim=True) / p.total
+        weighted = of_q.div_(mixture).log_().mul_(q.values)
+        kl_q = weighted.sum(-1, keepdim=True) / q.total
         if rows.wants_gradient:
-            mean = kl_q / q.sum(-1, keepdim=True)
-            rows.add_gradient(coefficient * (self.factor * (1 - beta)), weighted.addcmul_(q, -mean))
+            factor = coefficient * (self.factor * (1 - beta))
+            rows.add_gradient(factor / q.total, weighted.addcmul_(q.values, -kl_q))
         return (beta * kl_p + (1 - beta) * kl_q).squeeze(-1) * self.gain
 
 

@@ -88,14 +88,15 @@ class TotalVariationRule(SoftRule):
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared = self.temperature, rows.shared
-        q = rows.student_softmax(at, shared)
-        difference = torch.sub(q, rows.teacher_softmax(at, shared), out=rows.scratch.take("difference", *q.shape))
-        sign = torch.sign(difference, out=rows.scratch.take("product", *q.shape))
-        values = difference.mul_(sign).sum(-1).mul_(0.5)
+        p, q = rows.teacher_exponentials(at, shared), rows.student_exponentials(at, shared)
+        difference, sign = (rows.scratch.take(name, *q.values.shape) for name in ("difference", "product"))
+        torch.addcmul(q.values, p.values, q.total / p.total, value=-1, out=difference)
+        torch.sign(difference, out=sign)
+        values = difference.mul_(sign).sum(-1, keepdim=True) / (2 * q.total)
         if rows.wants_gradient:
-            mean = torch.mul(sign, q, out=difference).sum(-1, keepdim=True)
-            rows.add_gradient(coefficient * (0.5 * self.factor), difference.addcmul_(q, -mean))
-        return values * self.gain
+            mean = torch.mul(sign, q.values, out=difference).sum(-1, keepdim=True) / q.total
+            rows.add_gradient(coefficient * (0.5 * self.factor) / q.total, difference.addcmul_(q.values, -mean))
+        return values.squeeze(-1) * self.gain
 
 
 class LogitMSERule:

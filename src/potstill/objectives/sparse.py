@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from potstill.objectives.soft import SoftRule, smallest
 from potstill.signals import Sparse
 
 if TYPE_CHECKING:
     from potstill.objectives.rows import Rows
-    from potstill.objectives.soft import SoftRule
 
 
 @dataclass(frozen=True)
@@ -108,24 +108,25 @@ def linear_values(
     """
     sparse, at, shared = rows.sparse, rule.temperature, rows.shared
     assert sparse is not None
-    q, partition = rows.student_softmax(at, shared), rows.student_exponentials(at, shared).log_partition
-    log_q = rows.student[sparse.row_of, sparse.ids] / at - partition.squeeze(1)[sparse.row_of]
+    q = rows.student_exponentials(at, shared)
+    log_q = rows.student[sparse.row_of, sparse.ids] / at - q.log_partition.squeeze(1)[sparse.row_of]
     values, mass, entropy = -sparse.summed(sparse.weights * log_q), sparse.mass, sparse.entropy
     if sparse.cut:
         # With every token stored there is no tail, whatever the rounding of Σ w.
         left = torch.where(sparse.kept >= shared, 0, (1 - mass).clamp_min(0))
-        tail = rows.scratch.take("difference", *q.shape).copy_(q)
+        tail = rows.scratch.take("difference", *q.values.shape).copy_(q.values)
         tail[sparse.row_of, sparse.ids] = 0
-        student_left = tail.sum(-1).clamp_min(torch.finfo(q.dtype).tiny)
+        student_left = (tail.sum(-1) / q.total.squeeze(1)).clamp_min(smallest(tail))
         values = values - left * student_left.log()
         stored = torch.special.xlogy(sparse.weights, sparse.weights)
         entropy = -sparse.summed(stored) - torch.special.xlogy(left, left)
     if rows.wants_gradient:
         scaled = coefficient * rule.factor
+        of_q = scaled / q.total
         total = mass[:, None]
         if sparse.cut:
             total = total + left[:, None]
-            rows.add_gradient(-scaled * (left / student_left)[:, None], tail)
-        rows.add_gradient(scaled * total, q)
+            rows.add_gradient(-of_q * (left / student_left)[:, None], tail)
+        rows.add_gradient(of_q * total, q.values)
         rows.add_gradient_entries(sparse.row_of, sparse.ids, -scaled.squeeze(1)[sparse.row_of] * sparse.weights)
     return (values - entropy if less_entropy else values) * rule.gain

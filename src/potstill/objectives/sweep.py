@@ -5,7 +5,7 @@ For N rows, V vocabulary, H_s and H_t hidden widths, and chunks of C rows:
     for each chunk of C rows                                   operations (multiply and add)
         student logits  [C,V] = hidden_s @ weight_sᵀ           2·C·V·H_s
         teacher logits  [C,V] = hidden_t @ weight_tᵀ           2·C·V·H_t
-        for each tile of R rows, on threads of their own       some 18 reads or writes of R·V that stay in the cache
+        for each tile of R rows, on threads of their own       some 15 passes over R·V that stay in the cache
             each rule: values [R], ∂/∂logits into one shared [R,V]
             scale and soft-cap: chain rule in place
             the tile of gradients goes where the tile of student logits was
@@ -171,8 +171,8 @@ class _Engine:
             student.rows,
             bytes_per_row,
             student.device.type,
-            narrow=student.dtype.itemsize < self.statistics.itemsize,
-            saved_bytes=student.saved_by_few_chunks(self.wanted, self.statistics),
+            narrow_products=student.dtype.itemsize < self.statistics.itemsize,
+            saved_bytes=student.bytes_saved_by_few_chunks(self.wanted, self.statistics),
         )
         if self.wants_gradient:
             student.want_gradients(self.wanted, self.statistics, math.ceil(student.rows / chunk))

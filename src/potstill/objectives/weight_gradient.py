@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.objectives.chunks import FEW_PRODUCTS
+FEW_PRODUCTS = 2
+"""So many products can be summed in their own dtype, and the sum is rounded no more often than in a wider one."""
 
 _BLOCK_ROWS = 4096
 """Vocabulary rows per product where it is added to a wider sum. It needs a buffer of its own, and this size keeps it in
@@ -24,8 +25,8 @@ _PIECE_BYTES = 64 * 2**20
 """Least size of what is given back at once: smaller ones glibc keeps (its threshold grows to 32 MiB)."""
 
 
-def saved_by_few_chunks(weight: Tensor, product_dtype: torch.dtype, sum_dtype: torch.dtype) -> int:
-    """Bytes that the sum takes less where it is of `FEW_PRODUCTS` or fewer."""
+def bytes_saved_by_few(weight: Tensor, product_dtype: torch.dtype, sum_dtype: torch.dtype) -> int:
+    """What the sum of `FEW_PRODUCTS` or fewer takes less than that of more."""
     narrower = max(0, sum_dtype.itemsize - product_dtype.itemsize)
     return weight.numel() * narrower if weight.dtype == product_dtype else 0
 
