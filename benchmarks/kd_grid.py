@@ -132,7 +132,7 @@ def run(
         found = kept.cells.get(str(cell))
         if found is None:
             liger = kept.liger.get(cell.dtype)
-            if liger is None and there["liger"] and options.only is None:
+            if liger is None and there["liger"] and (not options.only or any("liger" in word for word in options.only)):
                 liger = _best_of(best_liger, cell, options)
                 kept.keep_liger(cell.dtype, liger)
             found = run_interleaved(
