@@ -167,7 +167,7 @@ def exponentials_into(
     """The exponentials of logits / T into `out`, which may be `logits` itself. A logit may be −∞.
 
     `exp2` takes a quarter of the time of `exp` on some processors, and gradients are as near to fp64 with it; the
-    quicker exponential of `torch.softmax` on CPUs leaves those of KL two to four times as far.
+    quicker exponential of `torch.softmax` on CPUs leaves those of KL up to four times as far.
     """
     greatest = logits.amax(-1, keepdim=True)
     torch.sub(logits, greatest, out=out)
