@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row, Variant, has_peer, ratio, run_interleaved, say
-from benchmarks.kd_variants import ERROR_DRAWS, OBJECTIVES, PEER_BETA, PRODUCT_CHUNK_ROWS, our_chunk_rows
+from benchmarks.kd_variants import ERROR_DRAWS, OBJECTIVES, PEER_BETA, PRODUCT_CHUNK_ROWS, fastest_products
 
 VOCABULARIES = (49_152, 151_936, 262_144)
 ROWS = {49_152: 1024, 151_936: 768, 262_144: 512}
@@ -74,7 +74,7 @@ def variants_of(
         if name in PEER_BETA:
             timed += [("trl", name, {})] if trl else []
             timed += [("liger", name, dict(liger))] if liger is not None else []
-    chunks = {"products": PRODUCT_CHUNK_ROWS, "products in ours' chunks": our_chunk_rows(shared)}
+    chunks = {"products": PRODUCT_CHUNK_ROWS, "products in ours' chunks": "ours"}
     variants = [
         Variant(f"{cell} {name}", {"by": "products", **shared, "chunk_rows": rows}) for name, rows in chunks.items()
     ]
@@ -89,8 +89,7 @@ def variants_of(
 
 def ratios_of(cell: Cell, objectives: Sequence[str], rows: Sequence[Row]) -> dict[str, float | None]:
     """Ours over the floor, which is the faster of its two forms, and over the peers."""
-    products = [row for row in rows if row["by"] == "products"]
-    floor = min(products, key=lambda row: float(row["seconds"]))["variant"] if products else f"{cell} products"
+    floor = fastest_products(rows)
     found: dict[str, float | None] = {}
     for name in objectives:
         ours = f"{cell} ours {name}"

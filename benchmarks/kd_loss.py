@@ -44,7 +44,7 @@ from benchmarks.harness import (
     run_interleaved,
     say,
 )
-from benchmarks.kd_variants import OBJECTIVES, PRODUCT_CHUNK_ROWS, measure
+from benchmarks.kd_variants import OBJECTIVES, PRODUCT_CHUNK_ROWS, fastest_products, measure
 
 MODULE = "benchmarks.kd_loss"
 LARGE_VOCAB = 262_144
@@ -122,8 +122,7 @@ def best_liger(variant: Callable[..., Variant]) -> dict[str, Any]:
 
 def ratios_of(rows: Sequence[Row]) -> dict[str, float | None]:
     """The figures that are promised, and those to the other variants."""
-    products = [row for row in rows if row["by"] == "products"]
-    floor = min(products, key=lambda row: float(row["seconds"]))["variant"] if products else "products"
+    floor = fastest_products(rows)
     return {
         "KL / products": ratio(rows, "ours KL", floor),
         "KL / trl": ratio(rows, "ours KL", "trl KL"),

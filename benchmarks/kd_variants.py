@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.harness import PeakMemory, Row, seconds_of
 from potstill.objectives import RowRule, divergences, fused_sweep
-from potstill.objectives.chunks import chunk_rows
-from potstill.objectives.weight_gradient import bytes_saved_by_few
+from potstill.objectives.heads import logits_of
+from potstill.objectives.sweep import rows_of_chunk
 from potstill.recipe import response
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.registry import build
@@ -168,6 +168,9 @@ def products(world: World, settings: Mapping[str, Any]) -> None:
     rows, vocab = world.kept, world.weight.shape[0]
     all_hidden, all_taught = world.hidden[rows], world.teacher_hidden[rows]
     chunk = settings["chunk_rows"] or all_hidden.shape[0]
+    if chunk == "ours":
+        ours_of = logits_of(Head(all_hidden, world.weight)), logits_of(Head(all_taught, world.teacher_weight))
+        chunk = rows_of_chunk(*ours_of, (True, True, False), torch.float32)
     student, teacher = (torch.empty(chunk, vocab, device=all_hidden.device, dtype=all_hidden.dtype) for _ in range(2))
     grad_hidden, grad_weight = torch.empty_like(all_hidden), torch.empty_like(world.weight)
     for start in range(0, all_hidden.shape[0], chunk):
@@ -183,18 +186,10 @@ def products(world: World, settings: Mapping[str, Any]) -> None:
             grad_weight.addmm_(student[here].t(), hidden)
 
 
-def our_chunk_rows(settings: Mapping[str, Any]) -> int:
-    """Rows of a chunk of the fused sweep."""
-    dtype: torch.dtype = getattr(torch, settings["dtype"])
-    vocab, rows = settings["vocab"], round(settings["rows"] * (1 - settings["masked"]))
-    weight = torch.empty(vocab, settings["width"], dtype=dtype, device="meta")
-    return chunk_rows(
-        rows,
-        2 * vocab * dtype.itemsize,
-        torch.device(settings["device"]).type,
-        narrow_products=dtype.itemsize < 4,
-        saved_bytes=bytes_saved_by_few(weight, dtype, torch.float32),
-    )
+def fastest_products(rows: Sequence[Row]) -> str:
+    """The floor: the name of the fastest variant of the products alone; empty if none was measured."""
+    found = [row for row in rows if row["by"] == "products"]
+    return str(min(found, key=lambda row: float(row["seconds"]))["variant"]) if found else ""
 
 
 LOSSES: dict[str, Callable[[World, Mapping[str, Any]], Tensor]] = {

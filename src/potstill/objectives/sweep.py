@@ -165,18 +165,13 @@ class _Engine:
 
     def _sweep_chunks(self) -> None:
         student, teacher = self.student, self.teacher
-        sides = [side for side in (student, teacher) if side is not None and side.buffered]
-        bytes_per_row = sum(side.vocab * side.dtype.itemsize for side in sides)
-        chunk = chunk_rows(
-            student.rows,
-            bytes_per_row,
-            student.device.type,
-            narrow_products=student.dtype.itemsize < self.statistics.itemsize,
-            saved_bytes=student.bytes_saved_by_few_chunks(self.wanted, self.statistics),
-        )
+        chunk = rows_of_chunk(student, teacher, self.wanted, self.statistics)
         if self.wants_gradient:
             student.want_gradients(self.wanted, self.statistics, math.ceil(student.rows / chunk))
-        buffers = {id(side): torch.empty(chunk, side.vocab, dtype=side.dtype, device=side.device) for side in sides}
+        buffers = {
+            id(side): torch.empty(chunk, side.vocab, dtype=side.dtype, device=side.device)
+            for side in _buffered(student, teacher)
+        }
 
         tile, workers, threads_each = _tiling(chunk, student.vocab * self.statistics.itemsize, student.device)
         scratches = [Scratch(self.statistics, student.device) for _ in range(workers)]
@@ -211,6 +206,22 @@ class _Engine:
             if chunk.room is not None:
                 student.chain(tiles.gradient, logits, scratch)
                 chunk.room[part] = tiles.gradient
+
+
+def rows_of_chunk(student: Logits, teacher: Logits | None, wanted: tuple[bool, ...], statistics: torch.dtype) -> int:
+    """How many rows a sweep projects at once, where gradients of the leaves that are `wanted` are summed in the dtype
+    of the statistics."""
+    return chunk_rows(
+        student.rows,
+        sum(side.vocab * side.dtype.itemsize for side in _buffered(student, teacher)),
+        student.device.type,
+        narrow_products=student.dtype.itemsize < statistics.itemsize,
+        saved_bytes=student.bytes_saved_by_few_chunks(wanted, statistics),
+    )
+
+
+def _buffered(student: Logits, teacher: Logits | None) -> list[Logits]:
+    return [side for side in (student, teacher) if side is not None and side.buffered]
 
 
 def _tiling(chunk: int, bytes_per_row: int, device: torch.device) -> tuple[int, int, int]:
