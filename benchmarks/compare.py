@@ -109,7 +109,7 @@ def gather(comparison: Comparison, runs: Sequence[Run], *, resamples: int = RESA
                 raise RunError(
                     f"{measure} was not measured{f': {why}' if why else f' (task {measured.task})'}",
                     where=str(file),
-                    mend="set evaluate.solve in the recipe" if measure == "solved" else "choose another measure",
+                    fix="set evaluate.solve in the recipe" if measure == "solved" else "choose another measure",
                 )
             if found is None:
                 continue

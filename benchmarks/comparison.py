@@ -141,7 +141,7 @@ def load_comparison(path: Path | str, changes: Mapping[str, Any] | None = None) 
         raise RecipeError(f"no such comparison{near}", where=str(path))
     document = read_yaml(path)
     if not isinstance(document, dict):
-        raise RecipeError("a comparison is a mapping", where=str(path), mend="see those in benchmarks/comparisons")
+        raise RecipeError("a comparison is a mapping", where=str(path), fix="see those in benchmarks/comparisons")
     document = {"name": path.stem, **document, **(changes or {})}
     base = path.parent.resolve()
     if isinstance(document.get("recipe"), str):
@@ -182,10 +182,10 @@ def runs_of(comparison: Comparison, folder: Path) -> list[Run]:
             try:
                 recipe = load_recipe(comparison.recipe, _overrides({**overrides, "seed": seed}))
             except RecipeError as error:
-                raise RecipeError(error.what, where=f"arm {arm!r}: {error.where}", mend=error.mend) from None
+                raise RecipeError(error.what, where=f"arm {arm!r}: {error.where}", fix=error.fix) from None
             if recipe.evaluate is None or recipe.train is None:
                 raise RecipeError(
-                    "nothing is measured", where=f"arm {arm!r}", mend="the recipe needs train and evaluate"
+                    "nothing is measured", where=f"arm {arm!r}", fix="the recipe needs train and evaluate"
                 )
             made.append(Run(arm, seed, recipe, folder / f"{arm}-{seed}"))
     return made

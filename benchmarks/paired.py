@@ -106,7 +106,7 @@ def _over_records(pairs: Sequence[tuple[Table, Table]], confidence: float, resam
         if table.targets != first.targets:
             raise RunError(
                 "arms were measured on different held-out records, and cannot be held against each other",
-                mend="leave data, data.split_seed, train.max_length and evaluate.solve out of the arms",
+                fix="leave data, data.split_seed, train.max_length and evaluate.solve out of the arms",
             )
     ours, theirs = (np.mean([pair[side].values for pair in pairs], axis=0) for side in (0, 1))
     return PairedBootstrap(first.groups, resamples=resamples, confidence=confidence, seed=0).difference(ours, theirs)

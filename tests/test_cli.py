@@ -47,7 +47,7 @@ def test_mistakes_exit_with_2_and_no_traceback(arguments: tuple[str, ...], expec
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistake_in_the_recipe_names_file_key_and_mend(tmp_path: Path) -> None:
+def test_a_mistake_in_the_recipe_names_file_key_and_fix(tmp_path: Path) -> None:
     potstill("init", str(tmp_path))
     done = potstill("run", "recipe.yaml", "trian.packing=true", cwd=tmp_path)
     assert done.returncode == 2
@@ -59,7 +59,7 @@ def test_json_errors_are_one_object(tmp_path: Path) -> None:
     error = json.loads(done.stdout.splitlines()[-1])
     assert error["event"] == "error"
     assert error["exit_code"] == 2
-    assert error["mend"]
+    assert error["fix"]
 
 
 def test_a_defect_of_ours_exits_with_1_and_says_so(

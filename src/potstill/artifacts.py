@@ -59,7 +59,7 @@ class Artifact:
             file = self.path / name
             if not file.is_file() or file_digest(file) != expected:
                 what = "is missing" if not file.is_file() else "has changed since it was written"
-                raise RunError(f"{name} {what}", where=str(self.path), mend="run the stage again with --force")
+                raise RunError(f"{name} {what}", where=str(self.path), fix="run the stage again with --force")
 
 
 @dataclass
@@ -90,7 +90,7 @@ def read_artifact(path: Path) -> Artifact | None:
         return None
     except json.JSONDecodeError as error:
         raise RunError(
-            f"the manifest is damaged: {error}", where=str(path), mend="run the stage again with --force"
+            f"the manifest is damaged: {error}", where=str(path), fix="run the stage again with --force"
         ) from error
 
 
@@ -148,12 +148,12 @@ def disk_error(error: OSError, path: Path) -> RunError:
     where = str(error.filename or path)
     if error.errno == errno.ENOSPC:
         return RunError(
-            "the disk is full", where=where, mend="free some space and run the same command again: it continues"
+            "the disk is full", where=where, fix="free some space and run the same command again: it continues"
         )
     return RunError(
         f"cannot be written: {error.strerror}",
         where=where,
-        mend="choose another folder with --run, or mend its permissions",
+        fix="choose another folder with --run, or fix its permissions",
     )
 
 

@@ -160,14 +160,14 @@ def _data_lines(recipe: Recipe, sides: Sides) -> tuple[str, ...]:
         raise DataError(
             "fewer than two groups of records are held out, and an interval needs two",
             where="data.held_out",
-            mend="raise it, or give more records",
+            fix="raise it, or give more records",
         )
     records = [*sides.train, *sides.held_out]
     if recipe.train is not None and recipe.generate is None and all(getattr(r, "is_prompt", False) for r in records):
         raise DataError(
             "the data are prompts without answers, and nothing answers them",
             where="data",
-            mend="add a generate section, or give data with answers",
+            fix="add a generate section, or give data with answers",
         )
     lines = [f"{len(records):,} records: {len(sides.train):,} to train on, {len(sides.held_out):,} held out"]
     if sides.classes:

@@ -175,7 +175,7 @@ def _preview(recipe: Path, overrides: list[str] | None, run: Path | None, count:
 
     loaded = load_recipe(recipe, overrides or ())
     if loaded.generate is None:
-        raise RecipeError("the recipe has no generate section", where=str(recipe), mend="add `generate:` to it")
+        raise RecipeError("the recipe has no generate section", where=str(recipe), fix="add `generate:` to it")
     folder, console = run or default_run(loaded), _console(json, quiet)
     with open_run(loaded, folder):
         prepare_models(loaded, console)
@@ -210,7 +210,7 @@ def _run(
         try:
             statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force)
         except KeyboardInterrupt as error:
-            raise Interrupted("interrupted", mend="the same command continues where it stopped") from error
+            raise Interrupted("interrupted", fix="the same command continues where it stopped") from error
     if json:
         stages = [{"stage": s.stage, "state": s.state, "seconds": round(s.seconds, 1)} for s in statuses]
         typer.echo(json_module.dumps({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages}))
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments)
     except PotstillError as error:
         if wants_json:
-            facts: dict[str, Any] = {"event": "error", "what": error.what, "where": error.where, "mend": error.mend}
+            facts: dict[str, Any] = {"event": "error", "what": error.what, "where": error.where, "fix": error.fix}
             print(json_module.dumps({**facts, "exit_code": error.exit_code}), flush=True)
         else:
             print(f"error: {error}", file=sys.stderr)

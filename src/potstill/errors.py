@@ -1,4 +1,4 @@
-"""One exception family. Each error says what is wrong, where, and the mend.
+"""One exception family. Each error says what is wrong, where, and the fix.
 
 The command line prints these without a traceback and exits with `exit_code`; anything else that reaches
 it is a defect of ours and exits with 1.
@@ -16,21 +16,21 @@ class PotstillError(Exception):
     Args:
         what: what is wrong, one sentence, in the user's words.
         where: the file, key, line or row, if there is one.
-        mend: what to do about it, as an instruction.
+        fix: what to do about it, as an instruction.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
-        self.what, self.where, self.mend = what, where, mend
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
         lines = [f"{where}: {what}" if where else what]
-        if mend:
-            lines.append(f"  mend: {mend}")
+        if fix:
+            lines.append(f"  fix: {fix}")
         super().__init__("\n".join(lines))
 
 
 class UserError(PotstillError):
-    """A mistake that the person at the keyboard can mend."""
+    """A mistake that the person at the keyboard can fix."""
 
     exit_code = 2
 
@@ -65,7 +65,7 @@ class MissingExtra(UserError):
     def __init__(self, package: str, extra: str, needed_for: str) -> None:
         super().__init__(
             f"{needed_for} needs the package {package!r}, which is not installed",
-            mend=f'pip install "potstill[{extra}]"',
+            fix=f'pip install "potstill[{extra}]"',
         )
 
 

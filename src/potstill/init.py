@@ -67,7 +67,7 @@ def write_starter(folder: Path) -> list[Path]:
             raise RunError(
                 "is there already, and is left as it is",
                 where=str(path),
-                mend="name another folder: potstill init FOLDER",
+                fix="name another folder: potstill init FOLDER",
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.types import Task
+from potstill.tasks import Task
 
 Metric = Literal["accuracy", "solved", "nll", "kl", "top1_agreement"]
 HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"accuracy", "solved", "top1_agreement"})

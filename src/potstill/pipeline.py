@@ -71,7 +71,7 @@ def run_recipe(
         prepare_models(recipe, console)
         stages = stages_of(recipe)
         if verb is not None and not any(_verb(s) == verb for s in stages):
-            raise RunError(f"the recipe has no {verb} section", where=recipe.name, mend=f"add `{verb}:` to it")
+            raise RunError(f"the recipe has no {verb} section", where=recipe.name, fix=f"add `{verb}:` to it")
         statuses: list[Status] = []
         for stage in stages:
             if verb is None or _verb(stage) == verb:
@@ -113,7 +113,7 @@ def open_run(recipe: Recipe, run: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(
-                "another potstill is at work in this run", where=str(run), mend="wait for it, or use --run"
+                "another potstill is at work in this run", where=str(run), fix="wait for it, or use --run"
             ) from error
         if saved.is_file():
             owner = (yaml.safe_load(saved.read_text(encoding="utf-8")) or {}).get("name")
@@ -121,7 +121,7 @@ def open_run(recipe: Recipe, run: Path) -> Iterator[None]:
                 raise RunError(
                     f"this run folder belongs to the recipe {owner!r}, not {recipe.name!r}",
                     where=str(run),
-                    mend="choose another folder with --run, or remove this one",
+                    fix="choose another folder with --run, or remove this one",
                 )
         try:
             write_atomically(saved, dump_recipe(recipe))
@@ -180,7 +180,7 @@ def _require_fresh(stage: Stage, stages: Sequence[Stage], recipe: Recipe, run: P
             raise RunError(
                 f"{upstream.name} in this run was made by other settings or other inputs than the recipe's now",
                 where=str(run),
-                mend=f"`potstill run` makes it again; or `potstill {_verb(upstream)}` does that stage alone",
+                fix=f"`potstill run` makes it again; or `potstill {_verb(upstream)}` does that stage alone",
             )
 
 
@@ -193,7 +193,7 @@ def _inputs(stage: Stage, run: Path) -> Mapping[str, Artifact]:
             raise RunError(
                 f"{stage.name} reads what {verb} makes, and {name} is not there yet",
                 where=str(run),
-                mend=f"`potstill run` does every stage in order; or run `potstill {verb}` first",
+                fix=f"`potstill run` does every stage in order; or run `potstill {verb}` first",
             )
         found[name] = artifact
     return found

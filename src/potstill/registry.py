@@ -48,7 +48,7 @@ def register_settings(room: str, kind: str, cls: type) -> None:
         raise RecipeError(
             f"kind {kind!r} is registered twice in {room}: {other.__module__}.{other.__qualname__} "
             f"and {cls.__module__}.{cls.__qualname__}",
-            mend="rename one of them",
+            fix="rename one of them",
         )
     known[kind] = cls
 
@@ -100,7 +100,7 @@ def build(settings: Any) -> Any:
     if cls not in _implementations:
         raise RecipeError(
             f"nothing implements kind {settings.kind!r} of {cls.room}",
-            mend=f"bind a class with @implements({cls.__name__})",
+            fix=f"bind a class with @implements({cls.__name__})",
         )
     return _implementations[cls](settings)
 
@@ -120,7 +120,7 @@ def _load_file(room: str, reference: str, base: Path) -> type:
     filename, _, name = reference.rpartition(":")
     path = (base / filename).resolve()
     if not path.is_file():
-        raise RecipeError(f"no plug-in file {filename!r}", where=str(path), mend="paths are relative to the recipe")
+        raise RecipeError(f"no plug-in file {filename!r}", where=str(path), fix="paths are relative to the recipe")
     source_digest = hashlib.sha256(path.read_bytes()).hexdigest()
     module_name = f"potstill_plugin_{source_digest[:16]}"
     module = sys.modules.get(module_name)
@@ -154,14 +154,14 @@ def _load_entry_point(room: str, kind: str) -> type:
             named = point.load()
     except Exception as error:
         why = f"the plug-in cannot be loaded: {type(error).__name__}: {error}"
-        raise RecipeError(why, where=where, mend="mend the package, or uninstall it") from error
+        raise RecipeError(why, where=where, fix="fix the package, or uninstall it") from error
     if not isinstance(named, type):
         raise RecipeError(f"leads to {named!r}, which is no class", where=where)
     settings = _settings_of(named, room, where=where)
     if _settings.get(room, {}).get(kind) is not settings:
         called = getattr(settings, "model_fields", {})["kind"].default
         raise RecipeError(
-            f"is called {kind!r}, and its settings {called!r}", where=where, mend="give both the same name"
+            f"is called {kind!r}, and its settings {called!r}", where=where, fix="give both the same name"
         )
     _digest_of_module(sys.modules[settings.__module__])
     return settings
@@ -186,7 +186,7 @@ def _entry_points(room: str) -> dict[str, EntryPoint]:
             raise RecipeError(
                 f"kind {point.name!r} of {room} is given twice: by {owner} and by {_distribution(point)}",
                 where=f"{point.group}: {point.name} = {point.value}",
-                mend="rename one of them, or uninstall one of the packages",
+                fix="rename one of them, or uninstall one of the packages",
             )
         found[point.name] = point
     return found
@@ -216,7 +216,7 @@ def _settings_of(named: type, room: str, *, where: str) -> type:
         raise RecipeError(
             f"{named.__name__} is neither the settings of a kind of {room} nor what implements one",
             where=where,
-            mend="name the class whose base is that of the room's settings (ObjectiveSettings, say)",
+            fix="name the class whose base is that of the room's settings (ObjectiveSettings, say)",
         )
     return settings
 

@@ -20,7 +20,7 @@ def describe_run(run: Path) -> dict[str, Any]:
     """
     if not (run / "recipe.yaml").is_file():
         raise RunError(
-            "not a run's folder (it has no recipe.yaml)", where=str(run), mend="name a folder such as runs/<name>"
+            "not a run's folder (it has no recipe.yaml)", where=str(run), fix="name a folder such as runs/<name>"
         )
     found = [artifact for path in sorted(run.glob(f"*/{MANIFEST}")) if (artifact := read_artifact(path.parent))]
     found.sort(key=lambda artifact: str(artifact.manifest["ended"]))

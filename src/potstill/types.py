@@ -15,10 +15,6 @@ from typing import Any, Literal
 Capability = Literal["generate", "head", "dense", "top_logprobs", "taps"]
 """What a teacher can give: text, a live output layer, whole logits, its top log-probabilities, inner states."""
 
-Task = Literal["causal_lm", "masked_lm", "sequence_classification", "sentence_embedding", "image_classification"]
-"""What a model is for: it says which class of `transformers` opens it, what of a record is learned, and what is
-measured."""
-
 Message = Mapping[str, Any]
 """`{"role": …, "content": …}`, and whatever else the template reads (`tools`, `reasoning_content`)."""
 

@@ -72,7 +72,7 @@ def test_a_template_refuses_in_its_own_words() -> None:
 
 def test_conversations_without_a_chat_template_say_what_to_do() -> None:
     chat = ChatTokenizer.from_transformers(make_tiny_tokenizer(None))
-    with pytest.raises(DataError, match="no chat template\n  mend: use a model with one"):
+    with pytest.raises(DataError, match="no chat template\n  fix: use a model with one"):
         chat.render([{"role": "user", "content": "a"}])
     assert chat.template_hash == ""
 
@@ -137,7 +137,7 @@ def test_special_tokens_that_only_the_model_names_are_found_by_their_ids(folder:
 
 
 def test_a_folder_without_a_tokenizer_says_how_to_get_one(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no tokenizer\.json\n  mend: .*AutoTokenizer"):
+    with pytest.raises(ModelError, match=r"no tokenizer\.json\n  fix: .*AutoTokenizer"):
         ChatTokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read"):

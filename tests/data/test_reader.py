@@ -23,7 +23,8 @@ from potstill.data.tokenize import IGNORE
 from potstill.errors import DataError, ModelError
 from potstill.recipe import Masking
 from potstill.signals import Batch
-from potstill.types import Record, Reject, Task
+from potstill.tasks import Task
+from potstill.types import Record, Reject
 from tiny_models import make_tiny_tokenizer, make_tiny_wordpiece
 
 BERT = make_tiny_wordpiece()

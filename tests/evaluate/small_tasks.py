@@ -16,7 +16,7 @@ from potstill.models.saving import save_model
 from potstill.recipe import Recipe, parse_recipe
 from potstill.stage import Context
 from potstill.students import build_student
-from potstill.types import Task
+from potstill.tasks import Task
 from tiny_models import (
     make_tiny_classifier,
     make_tiny_convnet,

@@ -265,7 +265,7 @@ def test_texts_are_no_problems(tmp_path: Path) -> None:
         ({"solve": {"verify": {"kind": "any", "of": [{"kind": "numeric"}, {"kind": "judge"}]}}}, "a judge puts"),
     ],
 )
-def test_a_slip_is_answered_with_the_mend(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_a_slip_is_answered_with_the_fix(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(plain("causal_lm", changes), base=tmp_path)
     assert said in str(caught.value)

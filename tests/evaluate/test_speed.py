@@ -99,7 +99,7 @@ def test_peak_memory_sees_what_the_model_takes(tmp_path: Path) -> None:
     assert small.of == large.of and "process of its own" in small.of
 
 
-def test_a_process_that_dies_is_an_error_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_an_error_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(ModelError, match="peak memory of student could not be measured: it ended with 1") as caught:
         peak_of(measured(tmp_path), Writing((3, 4), 1), "float32")

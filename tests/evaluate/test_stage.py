@@ -172,7 +172,7 @@ def test_layers_chosen_by_influence_are_those_that_were_trained(tmp_path: Path) 
     assert all(torch.equal(w, teacher[name]) for name, w in untrained.model.layers[1].state_dict().items())
 
 
-def test_no_held_out_records_is_an_error_with_the_mend(tmp_path: Path) -> None:
+def test_no_held_out_records_is_an_error_with_the_fix(tmp_path: Path) -> None:
     run = SmallRun(tmp_path, generate=False, text_only=False, data={"held_out": 1e-9})
     with pytest.raises(DataError, match="no held-out records") as caught:
         evaluated(run)

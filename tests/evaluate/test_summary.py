@@ -10,7 +10,7 @@ from potstill.evaluate.measured import Size
 from potstill.evaluate.scores import Scores, chance_of
 from potstill.evaluate.summary import Draws, summarise
 from potstill.measures import Measures
-from potstill.types import Task
+from potstill.tasks import Task
 
 # Ten examples, six times over.
 LABELS = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 0] * 6)

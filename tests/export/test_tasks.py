@@ -24,7 +24,7 @@ from potstill.export.stage import stage
 from potstill.models.plain import build_module, load_module, save_module
 from potstill.recipe import Recipe, parse_recipe
 from potstill.stage import Context
-from potstill.types import Task
+from potstill.tasks import Task
 from tiny_models import ENCODER_VOCAB, make_tiny_wordpiece, tiny_convnet, tiny_encoder
 
 NET = """

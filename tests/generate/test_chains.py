@@ -342,7 +342,7 @@ def test_blocks_change_neither_order_nor_what_is_kept(tmp_path: Path, monkeypatc
         ({"hint": "{problem} ({reference})", "verify": {"kind": "math", "reference": "gold"}}, "compares with gold"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_with_the_mend(settings: dict[str, Any], says: str) -> None:
+def test_what_does_not_fit_together_is_refused_with_the_fix(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says.replace("{", r"\{")):
         ReasoningProgram(**({"verify": {"kind": "numeric"}} | settings))
 

@@ -248,7 +248,7 @@ def test_every_turn_comes_out_once_or_its_conversation_is_in_the_ledger(
         ("generate.html=perhaps", "auto"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_mend(tmp_path: Path, override: str, said: str) -> None:
+def test_what_cannot_be_is_refused_with_the_fix(tmp_path: Path, override: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         convert(tmp_path, [{"conversations": GOOD}], override)
 

@@ -180,11 +180,11 @@ def test_check_says_how_many_prompts_will_not_be_asked(recipe_file: Path) -> Non
     assert lines[-1] == "in an evaluation set, and not asked: 1 of 4 (mine 1, other 0)"
 
 
-def test_a_missing_set_is_named_with_the_mend(recipe_file: Path) -> None:
+def test_a_missing_set_is_named_with_the_fix(recipe_file: Path) -> None:
     (recipe_file.parent / "tests.jsonl").rename(recipe_file.parent / "test.jsonl")
     recipe = load_recipe(recipe_file)
     with pytest.raises(
-        DataError, match=r"against\.mine: .*tests\.jsonl: no such file; did you mean 'test\.jsonl'[\s\S]*mend: "
+        DataError, match=r"against\.mine: .*tests\.jsonl: no such file; did you mean 'test\.jsonl'[\s\S]*fix: "
     ):
         stage(recipe).key(recipe, {})
     with pytest.raises(DataError, match=r"generate\.decontaminate\.against\.mine: "):

@@ -199,7 +199,7 @@ def test_what_the_server_refuses_of_one_request_is_a_reject(tmp_path: Path) -> N
         ({}, ("generate.budget.money=1",), r"nobody knows what 'mock' at 127.0.0.1 costs[\s\S]*teacher.price"),
     ],
 )
-def test_what_no_request_can_pass_ends_the_work_with_the_mend(
+def test_what_no_request_can_pass_ends_the_work_with_the_fix(
     flags: dict[str, object], overrides: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import re

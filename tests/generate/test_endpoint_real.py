@@ -109,7 +109,7 @@ def test_that_it_gives_no_log_probabilities_is_found_out(
     assert "takes the request for log-probabilities, and gives none" in capsys.readouterr().err
 
 
-def test_a_field_that_it_does_not_know_is_refused_with_the_mend(
+def test_a_field_that_it_does_not_know_is_refused_with_the_fix(
     serving: Serving, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = run_of(tmp_path, serving, prompts=1)

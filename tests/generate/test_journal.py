@@ -119,7 +119,7 @@ def test_every_commit_is_flushed_to_the_disk(tmp_path: Path) -> None:
     assert found == ["wal", 2]  # 2 is FULL
 
 
-def test_a_journal_in_use_by_another_process_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_a_journal_in_use_by_another_process_is_refused_with_the_fix(tmp_path: Path) -> None:
     file = tmp_path / "journal.sqlite"
     script = (
         "import sys, time; from pathlib import Path; from potstill.generate.journal import Journal\n"
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> 
     text = tmp_path / "journal.sqlite"
     text.write_text("not a database at all, but long enough to have had a header" * 3)
     before = text.read_bytes()
-    with pytest.raises(RunError, match=r"damaged: file is not a database[\s\S]*mend: "):
+    with pytest.raises(RunError, match=r"damaged: file is not a database[\s\S]*fix: "):
         Journal(text)
     assert text.read_bytes() == before
 

@@ -228,7 +228,7 @@ def test_another_seed_shows_other_seeds(recipe_file: Path) -> None:
     assert [r.metadata["shown"] for r in one[:4]] != [r.metadata["shown"] for r in other[:4]]
 
 
-def test_too_few_seeds_are_refused_with_the_mend(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_seeds_are_refused_with_the_fix(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ("generate.demonstrations=13",)
     assert main(str(recipe_file), str(recipe_file.parent / "run"), *overrides) == 2
     said = capsys.readouterr().err

@@ -116,6 +116,6 @@ def test_examples_are_left_out_as_published() -> None:
         ({"style": "self_instruct", "cut_off": "last"}, "cut_off: last is for style: alpaca"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_mend(settings: dict[str, object], said: str) -> None:
+def test_what_cannot_be_is_refused_with_the_fix(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SelfInstructProgram.model_validate(settings)

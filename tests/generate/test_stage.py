@@ -120,13 +120,13 @@ def test_a_side_without_an_answer_is_a_warning(recipe_file: Path, tmp_path: Path
     assert "no training prompt was answered" in work.warnings
 
 
-def test_a_teacher_that_cannot_generate_is_refused_with_the_mend(
+def test_a_teacher_that_cannot_generate_is_refused_with_the_fix(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The recipe is refused as soon as it is read; a teacher that turns out to give less than its settings say, here.
     recipe = load_recipe(recipe_file)
     monkeypatch.setattr(FakeTeacherSettings, "capabilities", frozenset({"head"}))
-    with pytest.raises(CapabilityError, match=r"'main' cannot generate[\s\S]*mend: "):
+    with pytest.raises(CapabilityError, match=r"'main' cannot generate[\s\S]*fix: "):
         write_here(recipe, tmp_path)
 
 

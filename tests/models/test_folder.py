@@ -30,7 +30,7 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
 def refusal(folder: Path) -> str:
     with pytest.raises(ModelError) as caught:
         check_folder(folder)
-    assert caught.value.mend, "an error says what to do"
+    assert caught.value.fix, "an error says what to do"
     return str(caught.value)
 
 
@@ -108,7 +108,7 @@ def test_causal_models_pass(config: dict[str, Any]) -> None:
 def test_a_model_for_another_task_is_refused_by_name(architecture: str, task: Any, said: str) -> None:
     with pytest.raises(ModelError, match=said) as caught:
         check_task({"model_type": "some", "architectures": [architecture]}, task, where="here")
-    assert architecture in str(caught.value) and caught.value.mend
+    assert architecture in str(caught.value) and caught.value.fix
 
 
 @pytest.mark.parametrize("task", ["masked_lm", "sequence_classification", "sentence_embedding"])
@@ -117,7 +117,7 @@ def test_an_encoder_may_be_used_for_any_task_of_texts_but_writing(architecture: 
     check_task({"model_type": "bert", "architectures": [architecture]}, task, where="here")
 
 
-def test_pickled_weights_are_refused_with_the_mend(folder: Path) -> None:
+def test_pickled_weights_are_refused_with_the_fix(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     said = refusal(folder)
     assert "pickled (pytorch_model.bin)" in said and "save_pretrained" in said

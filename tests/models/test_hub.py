@@ -167,7 +167,7 @@ def test_a_hub_model_without_safetensors_is_refused(file: str, said: str, served
     assert served.hub.fetched == []
 
 
-def test_what_the_hub_refuses_is_said_with_the_mend(served: Served, model: dict[str, bytes]) -> None:
+def test_what_the_hub_refuses_is_said_with_the_fix(served: Served, model: dict[str, bytes]) -> None:
     served.hub.models |= {"some/model": model, "some/gated": model}
     served.hub.gated.add("some/gated")
     assert "hf auth login" in served.resolve("some/gated").stdout

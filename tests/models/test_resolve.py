@@ -39,7 +39,7 @@ def test_the_student_of_another_run_is_its_trained_model(tiny_llama: Path, tmp_p
 def refusal(model: str, revision: str | None = None) -> str:
     with pytest.raises(ModelError) as caught:
         resolve(model, revision=revision, console=QUIET)
-    assert caught.value.mend, "an error says what to do"
+    assert caught.value.fix, "an error says what to do"
     return str(caught.value)
 
 

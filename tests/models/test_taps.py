@@ -226,7 +226,7 @@ def test_paths_inside_a_peft_wrapper_are_the_models_own() -> None:
 def test_a_name_that_the_model_does_not_have_is_refused_with_what_it_has(names: list[str], said: str) -> None:
     with pytest.raises(ModelError, match=said) as caught:
         run(tiny_model("llama"), names)
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_a_module_of_ones_own_has_no_numbered_layers() -> None:

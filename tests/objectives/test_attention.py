@@ -150,7 +150,7 @@ def test_values_of_grouped_heads_serve_minilm_v1() -> None:
 
 
 @pytest.mark.parametrize("settings", ATTENTION[:3], ids=lambda s: s.kind)
-def test_unequal_heads_are_refused_with_the_mend(settings: ObjectiveSettings) -> None:
+def test_unequal_heads_are_refused_with_the_fix(settings: ObjectiveSettings) -> None:
     with pytest.raises(ModelError, match=r"the student has 2 attention heads, the teacher 4\n.*minilm_v2"):
         build(settings).ask(Dims(dims(2), dims(4)))
 

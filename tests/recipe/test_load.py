@@ -1,4 +1,4 @@
-"""A recipe is checked before anything loads, and slips are answered with the mend."""
+"""A recipe is checked before anything loads, and slips are answered with the fix."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_resolved_recipe_reads_back_equal(path: Path, tmp_path: Path) -> Non
         ("data.system={% if x", "the value is not valid YAML"),
     ],
 )
-def test_a_slip_is_answered_with_the_mend(path: Path, override: str, expected: str) -> None:
+def test_a_slip_is_answered_with_the_fix(path: Path, override: str, expected: str) -> None:
     with pytest.raises(RecipeError) as error:
         load_recipe(path, [override])
     assert expected in str(error.value)

@@ -50,12 +50,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("recipe", "mend"), REFUSED, ids=[mend for _, mend in REFUSED])
-def test_what_a_task_cannot_do_is_refused_with_what_can(recipe: dict[str, Any], mend: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "fix"), REFUSED, ids=[fix for _, fix in REFUSED])
+def test_what_a_task_cannot_do_is_refused_with_what_can(recipe: dict[str, Any], fix: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(recipe, base=tmp_path)
 
-    assert mend in str(caught.value)
+    assert fix in str(caught.value)
 
 
 def test_every_task_takes_what_it_can_do(tmp_path: Path) -> None:

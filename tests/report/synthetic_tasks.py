@@ -34,7 +34,8 @@ from potstill.report.findings import Findings, read_findings
 from potstill.report.origin import origin_of_teacher
 from potstill.report.stage import stage
 from potstill.stage import Context
-from potstill.types import Record, Task
+from potstill.tasks import Task
+from potstill.types import Record
 
 CLASSES = ("graphics", "hockey", "medicine", "space")
 TASKS: tuple[Task, ...] = (

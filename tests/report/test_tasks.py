@@ -17,7 +17,7 @@ from potstill.report.card import render_card
 from potstill.report.entries import entries_of
 from potstill.report.page import render_page
 from potstill.report.verdict import judge
-from potstill.types import Task
+from potstill.tasks import Task
 
 CLASSES: tuple[Task, ...] = ("sequence_classification", "image_classification")
 

@@ -99,7 +99,7 @@ def test_the_end_token_starts_with_an_embedding_though_it_pads_too(teacher_of: T
         ({"num_key_value_heads": 3}, ModelError, r"no model can be made in this shape"),
     ],
 )
-def test_impossible_shapes_are_refused_with_the_mend(
+def test_impossible_shapes_are_refused_with_the_fix(
     changes: dict[str, Any], error: type[Exception], words: str, teacher_of: TeacherMaker, build: Build
 ) -> None:
     with pytest.raises(error, match=rf"(?s){words}"):

@@ -68,6 +68,6 @@ def test_a_list_is_taken_as_given() -> None:
         (ByInfluence(by_influence=5), r"student\.layers\.by_influence: 5 layers"),
     ],
 )
-def test_impossible_choices_are_refused_with_the_mend(choice: object, words: str) -> None:
+def test_impossible_choices_are_refused_with_the_fix(choice: object, words: str) -> None:
     with pytest.raises(RecipeError, match=rf"(?s){words}"):
         choose_layers(choice, 4, [0.0] * 4)  # type: ignore[arg-type]

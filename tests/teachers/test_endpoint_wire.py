@@ -137,7 +137,7 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "reason", "mend"),
+    ("status", "error", "reason", "fix"),
     [
         (401, {"message": "Incorrect API key"}, "does not let us in", "api_key_env"),
         (403, {"message": "no"}, "does not let us in", "api_key_env"),
@@ -146,11 +146,11 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
         (429, {"message": "quota", "code": "insufficient_quota"}, "no more credit", "top it up"),
     ],
 )
-def test_what_every_request_would_meet_ends_the_work_with_the_mend(
-    status: int, error: dict[str, str], reason: str, mend: str
+def test_what_every_request_would_meet_ends_the_work_with_the_fix(
+    status: int, error: dict[str, str], reason: str, fix: str
 ) -> None:
     trouble = read_refusal(status, json.dumps({"error": error}).encode(), sent())
-    assert trouble.what == "run" and reason in trouble.reason and mend in trouble.mend
+    assert trouble.what == "run" and reason in trouble.reason and fix in trouble.fix
 
 
 REFUSED = [
@@ -180,10 +180,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("status", "body", "field"), REFUSED)
-def test_a_refused_field_is_named_with_the_mend(status: int, body: Any, field: str) -> None:
+def test_a_refused_field_is_named_with_the_fix(status: int, body: Any, field: str) -> None:
     trouble = read_refusal(status, json.dumps(body).encode(), sent() | {"min_p": 0.1})
     assert (trouble.what, trouble.field) == ("run", field)
-    assert trouble.mend and (field in trouble.mend or "max_completion_tokens" in trouble.mend)
+    assert trouble.fix and (field in trouble.fix or "max_completion_tokens" in trouble.fix)
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def test_images_and_ensembles_are_cached_too(tmp_path: Path, monkeypatch: pytest
         (make_tiny_classifier, Ask(taps=frozenset({"module:classifier"})), "module:classifier is not cached"),
     ],
 )
-def test_what_is_not_cached_is_refused_with_the_mend(maker: Any, asked: Ask, said: str, tmp_path: Path) -> None:
+def test_what_is_not_cached_is_refused_with_the_fix(maker: Any, asked: Ask, said: str, tmp_path: Path) -> None:
     batch = texts(9, 5)
     if maker is not make_tiny_classifier:
         batch = Batch(batch.student, batch.teacher, batch.target_ids, batch.target_positions, "tokens")

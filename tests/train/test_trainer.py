@@ -361,7 +361,7 @@ def test_a_bf16_student_is_trained_in_fp32(tmp_path: Path) -> None:
 def test_arguments_that_the_loss_cannot_honour_are_refused(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
     with pytest.raises(UserError, match=what) as refused:
         trainer(tmp_path, **changes)
-    assert "mend:" in str(refused.value)
+    assert "fix:" in str(refused.value)
 
 
 def test_data_parallel_is_refused_with_the_launcher_to_use(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class ArraySource:
             raise DataError(
                 f"not a whole .npz file of plain arrays: {error}",
                 where=str(self.path),
-                mend="write it with numpy.savez(path, images=…, labels=…)",
+                fix="write it with numpy.savez(path, images=…, labels=…)",
             ) from error
 
     def _array(self, arrays: dict[str, np.ndarray[Any, Any]], name: str) -> np.ndarray[Any, Any]:

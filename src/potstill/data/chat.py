@@ -74,7 +74,7 @@ class ChatTokenizer:
             raise ModelError(
                 "no tokenizer.json",
                 where=str(folder),
-                mend="open the folder once with transformers' AutoTokenizer and save_pretrained it: that writes one",
+                fix="open the folder once with transformers' AutoTokenizer and save_pretrained it: that writes one",
             )
         try:
             tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ class ChatTokenizer:
         if backend is None:
             raise ModelError(
                 f"{type(tokenizer).__name__} has no fast tokenizer behind it",
-                mend="load it with use_fast=True, or convert it to a tokenizer.json",
+                fix="load it with use_fast=True, or convert it to a tokenizer.json",
             )
         template = tokenizer.chat_template
         templates = {"default": template} if isinstance(template, str) else dict(template or {})
@@ -175,7 +175,7 @@ class ChatTokenizer:
         if template is None:
             raise DataError(
                 "the data are conversations, and the model has no chat template",
-                mend="use a model with one (an instruct model), or data of format prompt_completion or text",
+                fix="use a model with one (an instruct model), or data of format prompt_completion or text",
             )
         variables = {
             **self.special,

@@ -120,7 +120,7 @@ class ImageCollator:
         if len(shapes) > 1:
             raise DataError(
                 f"images of one batch are {' and '.join(str(list(shape)) for shape in shapes)}",
-                mend="bring all images to one size",
+                fix="bring all images to one size",
             )
         pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
         if pixels.dtype == torch.uint8:
@@ -177,13 +177,13 @@ def _of_mapping(row: Mapping[str, Any]) -> _Columns:
     if "labels" not in row or "input_ids" not in row:
         raise DataError(
             f"a row needs input_ids and labels, and has {', '.join(sorted(row)) or 'nothing'}",
-            mend=f"label what is learned with its id and the rest with {IGNORE}",
+            fix=f"label what is learned with its id and the rest with {IGNORE}",
         )
     mask = _ints(row["attention_mask"]) if "attention_mask" in row else [1] * len(row["input_ids"])
     length = sum(mask)
     if any(mask[length:]):
         raise DataError(
-            "a row is padded on the left, or its attention_mask has gaps", mend="pad on the right, or not at all"
+            "a row is padded on the left, or its attention_mask has gaps", fix="pad on the right, or not at all"
         )
     if "position_ids" in row:
         positions = _ints(row["position_ids"])[:length]

@@ -98,7 +98,7 @@ class EncoderTokenizer:
             raise DataError(
                 f"max_length {max_length} has no room for text: {self._around} tokens are special",
                 where="train.max_length",
-                mend=f"set it to {self._around + 1} or more",
+                fix=f"set it to {self._around + 1} or more",
             )
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         encoding.truncate(room)

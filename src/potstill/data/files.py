@@ -38,11 +38,11 @@ class FileSource:
         if glob.has_magic(str(path)):
             found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
             if not found:
-                raise DataError("no file matches the pattern", where=str(path), mend="paths are relative to the recipe")
+                raise DataError("no file matches the pattern", where=str(path), fix="paths are relative to the recipe")
             return found
         existing(path)
         raise DataError(
-            "is a folder", where=str(path), mend="name files by a pattern (data/*.jsonl), or use kind: text"
+            "is a folder", where=str(path), fix="name files by a pattern (data/*.jsonl), or use kind: text"
         )
 
     def rows(self) -> Iterator[Row]:
@@ -71,11 +71,11 @@ class TextFolderSource:
         folder = self.settings.path.expanduser()
         if not existing(folder, "folder").is_dir():
             raise DataError(
-                "is a file, not a folder of texts", where=str(folder), mend="name its kind: jsonl, json, csv, parquet"
+                "is a file, not a folder of texts", where=str(folder), fix="name its kind: jsonl, json, csv, parquet"
             )
         found = sorted(p for p in folder.glob(self.settings.pattern) if p.is_file())
         if not found:
-            raise DataError(f"no file matches {self.settings.pattern!r}", where=str(folder), mend="set data.pattern")
+            raise DataError(f"no file matches {self.settings.pattern!r}", where=str(folder), fix="set data.pattern")
         return found
 
     def rows(self) -> Iterator[Row]:
@@ -99,7 +99,7 @@ def _text_lines(path: Path) -> Iterator[str]:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"not UTF-8: {error.reason}", where=f"{path}:{number}", mend="save the file as UTF-8"
+                    f"not UTF-8: {error.reason}", where=f"{path}:{number}", fix="save the file as UTF-8"
                 ) from error
 
 
@@ -117,7 +117,7 @@ def _json(path: Path) -> Numbered:
         raise DataError(
             f"holds {_kind_of(document)}, not a list of rows",
             where=str(path),
-            mend='write a list, or {"data": [...]}; one object per line is kind: jsonl',
+            fix='write a list, or {"data": [...]}; one object per line is kind: jsonl',
         )
     for number, item in enumerate(document, 1):
         yield number, _object(item, f"{path}, row {number}")
@@ -145,7 +145,7 @@ def _csv(path: Path) -> Numbered:
                 raise DataError(
                     f"{len(cells)} cells, and the header has {len(header)}",
                     where=f"{path}:{line}",
-                    mend="put cells that hold commas, quotes or line ends into double quotes",
+                    fix="put cells that hold commas, quotes or line ends into double quotes",
                 )
             else:
                 yield line, dict(zip(header, cells, strict=True))

@@ -79,7 +79,7 @@ def find_format(columns: Iterable[str], where: str) -> Format:
     raise DataError(
         f"no format has the columns {', '.join(sorted(present)) or '(none)'}{near}",
         where=where,
-        mend=f"rename the columns, or name the format (data.format). Formats: {formats}",
+        fix=f"rename the columns, or name the format (data.format). Formats: {formats}",
     )
 
 

@@ -44,7 +44,7 @@ class DatasetsFolderSource:
                 raise DataError(
                     f"no split {self.settings.split!r}{did_you_mean(self.settings.split, map(str, loaded))}",
                     where=str(folder),
-                    mend="set data.split",
+                    fix="set data.split",
                 )
             loaded = loaded[self.settings.split]
         return _rows(loaded, folder.name, str(folder))
@@ -61,7 +61,7 @@ class DatasetsFolderSource:
             raise DataError(
                 "not a folder that datasets.save_to_disk wrote",
                 where=str(folder),
-                mend="use kind: text, parquet, jsonl …",
+                fix="use kind: text, parquet, jsonl …",
             )
         return folder
 
@@ -89,12 +89,12 @@ class HubSource:
                     self.settings.id, self.settings.name, split=self.settings.split, revision=commit
                 )
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"cannot be loaded: {error}", where=name, mend="check data.name and data.split") from error
+            raise DataError(f"cannot be loaded: {error}", where=name, fix="check data.name and data.split") from error
         files = [Path(str(file["filename"])) for file in loaded.cache_files]
         if not all(commit in file.parts for file in files):
             # Without a network `datasets` takes whatever version it has.
-            mend = "try again where the hub can be reached, or name that version in data.revision"
-            raise DataError("only another version of it is cached", where=name, mend=mend)
+            fix = "try again where the hub can be reached, or name that version in data.revision"
+            raise DataError("only another version of it is cached", where=name, fix=fix)
         return _rows(loaded, name, name)
 
     def digests(self) -> dict[str, str]:
@@ -126,11 +126,11 @@ class HubSource:
         except HFValidationError as error:
             raise DataError(f"not an id of the hub: {error}", where=where) from error
         except GatedRepoError as error:
-            mend = "accept its terms on its page, then `hf auth login`"
-            raise DataError("the data set is gated", where=where, mend=mend) from error
+            fix = "accept its terms on its page, then `hf auth login`"
+            raise DataError("the data set is gated", where=where, fix=fix) from error
         except RepositoryNotFoundError as error:
-            mend = "check data.id; a private one needs `hf auth login`"
-            raise DataError("the hub has no such data set", where=where, mend=mend) from error
+            fix = "check data.id; a private one needs `hf auth login`"
+            raise DataError("the hub has no such data set", where=where, fix=fix) from error
         except RevisionNotFoundError as error:
             raise DataError(f"the data set has no revision {self.settings.revision!r}", where=where) from error
         except HfHubHTTPError as error:
@@ -139,7 +139,7 @@ class HubSource:
             raise DataError(
                 f"the hub cannot be reached: {error}",
                 where=where,
-                mend="try again, or set data.revision to a commit (40 hex digits): then the cache will do",
+                fix="try again, or set data.revision to a commit (40 hex digits): then the cache will do",
             ) from error
         assert info.sha is not None
         return info.sha

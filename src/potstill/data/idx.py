@@ -79,7 +79,7 @@ class IDXSource:
             raise DataError(
                 "Fashion-MNIST is not installed",
                 where=str(self.folder),
-                mend="apt-get install dataset-fashion-mnist (Debian, Ubuntu), or set data.path to where its files are",
+                fix="apt-get install dataset-fashion-mnist (Debian, Ubuntu), or set data.path to where its files are",
             )
         existing(self.folder, "folder")
         return self._file(f"{prefix}-images-idx3-ubyte"), self._file(f"{prefix}-labels-idx1-ubyte")
@@ -101,7 +101,7 @@ def read_idx(path: Path) -> np.ndarray[Any, Any]:
         with cast(IO[bytes], gzip.open(path) if packed else path.open("rb")) as file:
             return _read(file)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"not a whole IDX file: {error}", where=str(path), mend="fetch the file again") from error
+        raise DataError(f"not a whole IDX file: {error}", where=str(path), fix="fetch the file again") from error
 
 
 def _read(file: IO[bytes]) -> np.ndarray[Any, Any]:

@@ -40,7 +40,7 @@ class Pixels:
 @dataclass(frozen=True)
 class ImagePart:
     """What a source gives, or one side of it: `images` [N,H,W] or [N,H,W,C] of uint8 and `labels` [N], whole numbers
-    from 0. `where` is for the person who has to mend it."""
+    from 0. `where` is for the person who has to fix it."""
 
     images: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any]
@@ -109,14 +109,14 @@ def split_images(settings: ImageSettings) -> SplitImages:
         last = _last_of(split.train + split.held_out, settings.limit)
         split.train, split.held_out = ([i for i in side if _rank(i) <= last] for side in (split.train, split.held_out))
     if not split.train:
-        raise DataError("no image is on the training side", where=where, mend="lower data.held_out, or raise limit")
+        raise DataError("no image is on the training side", where=where, fix="lower data.held_out, or raise limit")
     _name_classes(split, found.names)
     present = {cast(int, image.label) for image in split.train}
     if len(present) < 2:
         raise DataError(
             f"every image to train on is of class {split.classes[min(present)]!r}",
             where=where,
-            mend="a classifier needs two classes",
+            fix="a classifier needs two classes",
         )
     if settings.train_limit is not None:
         _limit_training(split, settings.train_limit, where)
@@ -134,7 +134,7 @@ def check_images(found: ImageSet) -> None:
             raise DataError(
                 f"images are {images.dtype} {list(images.shape)}, not uint8 [N,H,W] or [N,H,W,C]",
                 where=part.where,
-                mend="store pixels as whole numbers from 0 to 255",
+                fix="store pixels as whole numbers from 0 to 255",
             )
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise DataError(f"labels are {labels.dtype} {list(labels.shape)}, not whole numbers [N]", where=part.where)
@@ -144,7 +144,7 @@ def check_images(found: ImageSet) -> None:
             raise DataError(
                 f"images of {list(images.shape[1:])}, and others of {list(shape)}",
                 where=part.where,
-                mend="bring all images to one size",
+                fix="bring all images to one size",
             )
         if len(labels) and labels.min() < 0:
             raise DataError(f"label {labels.min()} is below 0", where=part.where)
@@ -205,7 +205,7 @@ def _limit_training(split: SplitImages, limit: int, where: str) -> None:
         raise DataError(
             f"of {limit} images to learn from none is of class {split.classes[min(cast('set[int]', lost))]!r}",
             where=where,
-            mend="raise data.train_limit",
+            fix="raise data.train_limit",
         )
     if len(kept) < len(split.train):
         split.counts["beyond data.train_limit"] = len(split.train) - len(kept)

@@ -11,7 +11,8 @@ from potstill.data.formats import Malformed, Unusable, label_name
 from potstill.data.images import Pixels
 from potstill.data.tokenize import IGNORE, Tokenized
 from potstill.errors import DataError, did_you_mean
-from potstill.types import Record, Reject, Task, group_of
+from potstill.tasks import Task
+from potstill.types import Record, Reject, group_of
 
 if TYPE_CHECKING:
     from potstill.data.reader import ExampleReader, ImageReader, MaskedReader, Row, TaskReader
@@ -51,7 +52,7 @@ def masked_rows(mapping: Mapping[str, Any], reader: MaskedReader, where: str) ->
         raise DataError(
             "the row is masked already (it has labels), and would be masked again",
             where=where,
-            mend="give input_ids as the tokenizer made them: tokens are masked here, anew in every epoch",
+            fix="give input_ids as the tokenizer made them: tokens are masked here, anew in every epoch",
         )
     ids = _ids(given, where)
     cut, ids = len(ids) > reader.max_length, ids[: reader.max_length]
@@ -101,7 +102,7 @@ def image_rows(mapping: Mapping[str, Any], reader: ImageReader, where: str) -> l
         raise DataError(
             f"pixel_values of 0 to 255 are {list(pixels.shape)}, not [H,W] or [H,W,C]",
             where=where,
-            mend="give floats for anything else: a model sees those as they are",
+            fix="give floats for anything else: a model sees those as they are",
         )
     try:
         return [Pixels(pixels, _label(given, reader.classes, where))]
@@ -116,7 +117,7 @@ def _are_pixels(values: Any) -> bool:
 def _given(mapping: Mapping[str, Any], where: str, task: Task) -> dict[str, Any]:
     if not isinstance(mapping, Mapping):
         raise DataError(
-            f"a row is a mapping, not a {type(mapping).__name__}", where=where, mend=f"give rows with {_FORMS[task]}"
+            f"a row is a mapping, not a {type(mapping).__name__}", where=where, fix=f"give rows with {_FORMS[task]}"
         )
     return {key: value for key, value in mapping.items() if value is not None}
 
@@ -131,7 +132,7 @@ def _record(given: Mapping[str, Any], where: str, task: Task) -> Record:
 
 def _unreadable(given: Mapping[str, Any], where: str, task: Task) -> DataError:
     has = ", ".join(sorted(given)) or "nothing"
-    return DataError(f"a row with {has} cannot be read for {task}", where=where, mend=f"give rows with {_FORMS[task]}")
+    return DataError(f"a row with {has} cannot be read for {task}", where=where, fix=f"give rows with {_FORMS[task]}")
 
 
 def _ids(given: Mapping[str, Any], where: str) -> list[int]:
@@ -161,7 +162,7 @@ def _label(given: Mapping[str, Any], classes: Sequence[str], where: str) -> int 
             raise DataError(
                 f"label {int(label)}, and there are {len(classes)} classes (0 to {len(classes) - 1})",
                 where=where,
-                mend="number the classes from 0, or open the student with the classes of your data",
+                fix="number the classes from 0, or open the student with the classes of your data",
             )
         return int(label)
     try:

@@ -112,7 +112,7 @@ def _known(name: str) -> PackagedSet:
         raise DataError(
             f"no packaged data set is called {name!r}{did_you_mean(name, SETS)}",
             where="data.name",
-            mend=f"these are known: {', '.join(sorted(SETS))}",
+            fix=f"these are known: {', '.join(sorted(SETS))}",
         )
     return SETS[name]
 

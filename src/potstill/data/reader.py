@@ -24,7 +24,8 @@ from potstill.data.tokenize import IGNORE, Tokenized, tokenize
 from potstill.errors import DataError, ModelError
 from potstill.recipe import DataSettings, Masking, Recipe
 from potstill.recipe.data import ImageSettings
-from potstill.types import Record, Reject, Task
+from potstill.tasks import Task
+from potstill.types import Record, Reject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,8 +94,8 @@ def reader_for(
     if task == "image_classification":
         return ImageReader(_at_least_two(task, classes), data if isinstance(data, ImageSettings) else None)
     if tokenizer is None:
-        mend = "give the folder of the student's tokenizer"
-        raise DataError("text needs a tokenizer", where=f"task {task}", mend=mend)
+        fix = "give the folder of the student's tokenizer"
+        raise DataError("text needs a tokenizer", where=f"task {task}", fix=fix)
     if task == "causal_lm":
         if isinstance(tokenizer, Path):
             return CausalReader(ChatTokenizer.from_folder(tokenizer), max_length)
@@ -133,10 +134,10 @@ def _at_least_two(task: Task, classes: Sequence[str]) -> tuple[str, ...]:
         raise DataError(
             f"everything is of class {classes[0]!r}: there is nothing to tell apart",
             where="data",
-            mend="give records of two classes or more",
+            fix="give records of two classes or more",
         )
     raise DataError(
-        f"{task} learns classes, and no record has one", where="data", mend="give a column label beside text"
+        f"{task} learns classes, and no record has one", where="data", fix="give a column label beside text"
     )
 
 
@@ -205,7 +206,7 @@ class MaskedReader(_EncoderReader):
             raise ModelError(
                 "the tokenizer has no mask token, so nothing can be masked",
                 where="task masked_lm",
-                mend="use a model that was made for it (BERT, RoBERTa …), or set mask_token in tokenizer_config.json",
+                fix="use a model that was made for it (BERT, RoBERTa …), or set mask_token in tokenizer_config.json",
             )
 
     def rows(self, example: Example) -> list[Row | Reject]:
@@ -311,7 +312,7 @@ class ImageReader:
 def _record(example: Example) -> Record:
     if isinstance(example, Record):
         return example
-    raise DataError("an image where a text is needed", where="data", mend="set task: image_classification")
+    raise DataError("an image where a text is needed", where="data", fix="set task: image_classification")
 
 
 def _first(pieces: Sequence[Tokenized], example: Record) -> Tokenized:

@@ -68,7 +68,7 @@ class ReasoningGymSource:
             raise DataError(
                 f"this generator is refused: {REFUSED[self.settings.name]}",
                 where=where,
-                mend="chain_sum, gsm_symbolic, leg_counting, gcd, time_intervals and syllogism are known to be good",
+                fix="chain_sum, gsm_symbolic, leg_counting, gcd, time_intervals and syllogism are known to be good",
             )
         asked = {"name": self.settings.name, "seed": self.settings.seed, "size": self.settings.size}
         done = subprocess.run(
@@ -88,7 +88,7 @@ class ReasoningGymSource:
             raise DataError(f"no such generator{did_you_mean(self.settings.name, made['known'])}", where=where)
         if "refused" in made:
             raise DataError(
-                f"the generator does not take its settings: {made['refused']}", where=where, mend="see data.config"
+                f"the generator does not take its settings: {made['refused']}", where=where, fix="see data.config"
             )
         problems: list[dict[str, Any]] = made["problems"]
         return problems

@@ -37,6 +37,6 @@ class RunSource:
             raise DataError(
                 "the run has no generated records",
                 where=str(folder),
-                mend="finish its generate stage first (`potstill generate`)",
+                fix="finish its generate stage first (`potstill generate`)",
             )
         return artifact

@@ -15,7 +15,7 @@ from potstill.types import Record
 class Row:
     """One row of a source: columns, or a record that is one already.
 
-    `source` is short and goes into provenance; `where` is for the person who has to mend the row. `number` counts
+    `source` is short and goes into provenance; `where` is for the person who has to fix the row. `number` counts
     from 1: the line in files of lines, else the row.
     """
 
@@ -51,8 +51,8 @@ def existing(path: Path, what: str = "file") -> Path:
         return path
     folder = path.parent
     if not folder.is_dir():
-        raise DataError(f"no such folder{_nearest(folder)}", where=str(folder), mend="paths are relative to the recipe")
-    raise DataError(f"no such {what}{_nearest(path)}", where=str(path), mend="paths are relative to the recipe")
+        raise DataError(f"no such folder{_nearest(folder)}", where=str(folder), fix="paths are relative to the recipe")
+    raise DataError(f"no such {what}{_nearest(path)}", where=str(path), fix="paths are relative to the recipe")
 
 
 def _nearest(path: Path) -> str:

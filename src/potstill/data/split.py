@@ -29,7 +29,7 @@ def own_side_or_hashed(own: Side | Literal[""], group: str, split: DataSettings)
             raise DataError(
                 "held_out: own, and this source has no sides of its own",
                 where="data.held_out",
-                mend="give the share to hold out: 0.1, say",
+                fix="give the share to hold out: 0.1, say",
             )
         return own
     return side_of_group(group, split.held_out, split.split_seed)

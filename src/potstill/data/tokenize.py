@@ -148,7 +148,7 @@ def _joined(prompt: str, completion: str, finished: bool, chat: ChatTokenizer) -
         if chat.eos_id is None:
             raise DataError(
                 "the tokenizer has no end token, so no student could learn to stop",
-                mend="set eos_token in its tokenizer_config.json",
+                fix="set eos_token in its tokenizer_config.json",
             )
         ids, labels = [*ids, chat.eos_id], [*labels, chat.eos_id]
     return [*chat.leading, *ids], [IGNORE] * len(chat.leading) + labels, ""

@@ -51,7 +51,7 @@ class PairedBootstrap:
             raise DataError(
                 f"an interval needs two held-out groups at least, and there are {self.groups}",
                 where="data.held_out",
-                mend="hold out a larger share, or give more prompts",
+                fix="hold out a larger share, or give more prompts",
             )
         self.resamples, self.seed = resamples, seed
         self.levels = expanded_levels(confidence, self.groups)

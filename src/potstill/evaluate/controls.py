@@ -13,7 +13,7 @@ from potstill.models.quiet import quiet_loading
 from potstill.models.saving import save_model
 from potstill.recipe import ByInfluence, FromTeacher, StudentSettings
 from potstill.students import build_student
-from potstill.types import Task
+from potstill.tasks import Task
 
 _MUST_AGREE = ("layers", "parameters")
 
@@ -69,7 +69,7 @@ def build_untrained(
             raise RunError(
                 f"the untrained student was built with {fact} {built.facts[fact]}, the trained one with {facts[fact]}",
                 where="train/student.json",
-                mend="train it again: potstill train --force",
+                fix="train it again: potstill train --force",
             )
     with quiet_loading():
         save_model(built.model, folder)

@@ -219,5 +219,5 @@ def check_numbers(values: NDArray[np.floating], name: str) -> None:
         raise ModelError(
             f"{wrong:,} of {len(values):,} losses of {name} are not numbers",
             where=name,
-            mend="if training diverged, lower train.args.learning_rate; else its weights are damaged",
+            fix="if training diverged, lower train.args.learning_rate; else its weights are damaged",
         )

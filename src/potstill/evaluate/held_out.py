@@ -15,7 +15,8 @@ from potstill.artifacts import Work
 from potstill.data import ChatTokenizer, Tokenized, load_records, prompt_ids, read_records, side_of, tokenize
 from potstill.errors import DataError
 from potstill.recipe import Recipe
-from potstill.types import Message, Record, Reject, Task
+from potstill.tasks import Task
+from potstill.types import Message, Record, Reject
 
 _CONTINUED_TOKENS = 64
 """How much of a plain text models are given to continue, at most (half of it, if it is short)."""
@@ -180,7 +181,7 @@ def _refuse_none(rows: Sequence[Any], records: Sequence[Any], work: Work) -> Non
     raise DataError(
         f"{what} ({reasons})" if records else what,
         where="data.held_out",
-        mend="hold out a larger share, give more prompts, or raise the token budget of generate"
+        fix="hold out a larger share, give more prompts, or raise the token budget of generate"
         if not records
         else "look at the reasons: a larger train.max_length, or data with answers",
     )

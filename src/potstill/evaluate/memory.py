@@ -62,7 +62,7 @@ def peak_of(model: Measured, work: Work, dtype: Dtype) -> Peak:
         raise ModelError(
             f"peak memory of {model.name} could not be measured: {why[0]}",
             where=", ".join(map(str, model.folders)),
-            mend="free some memory, or set evaluate.speed: false",
+            fix="free some memory, or set evaluate.speed: false",
         )
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 

@@ -67,8 +67,8 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
             asked = prompt.messages if prompt.messages is not None else prompt.prompt or ""
             ids = prompt_ids(asked, chat, prompt.tools)
         except DataError as refusal:
-            if refusal.mend is not None:
-                raise  # the mend is in the recipe, not in this record
+            if refusal.fix is not None:
+                raise  # the fix is in the recipe, not in this record
             left_out["the chat template refuses it"] += 1
             continue
         seen.add(hashed)
@@ -80,7 +80,7 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
         raise DataError(
             f"no held-out record is a problem ({reasons})" if reasons else "there are no held-out records",
             where="evaluate.solve",
-            mend="give data with prompts, or hold out a larger share (data.held_out)",
+            fix="give data with prompts, or hold out a larger share (data.held_out)",
         )
     refuse_unjudgeable(
         settings.verify,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.types import Task
+from potstill.tasks import Task
 
 CLASSIFIES: frozenset[Task] = frozenset({"sequence_classification", "image_classification"})
 

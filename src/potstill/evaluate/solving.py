@@ -75,7 +75,7 @@ class Solvers:
             raise DataError(
                 "an interval needs two held-out problems at least, of two groups",
                 where="evaluate.solve",
-                mend="hold out a larger share, give more problems, or raise evaluate.solve.limit",
+                fix="hold out a larger share, give more problems, or raise evaluate.solve.limit",
             )
         work.facts["verifier"] = self.identity
         self.by_model: dict[str, list[Solution]] = {}

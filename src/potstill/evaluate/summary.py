@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from potstill.evaluate.bootstrap import FEW_GROUPS, PairedBootstrap, Values, rank_correlation
 from potstill.evaluate.scores import Scores, chance_of
 from potstill.measures import MODELS, Comparison, Flips, Interval, Measures, Metric, ModelMeasures, Speed
-from potstill.types import Task
+from potstill.tasks import Task
 
 if TYPE_CHECKING:
     from potstill.evaluate.measured import Size

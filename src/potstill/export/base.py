@@ -9,7 +9,7 @@ from typing import Protocol
 
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.types import Task
+from potstill.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class HuggingFace:
             raise ModelError(
                 f"a module of your own is exported as it was trained, not in {self.settings.dtype}",
                 where="export.dtype",
-                mend="set dtype: keep, and convert it in your own program",
+                fix="set dtype: keep, and convert it in your own program",
             )
         source = json.loads((student.model / MODULE).read_text(encoding="utf-8")).get("source")
         _copy(student.model, work.path, (*_WEIGHTS, MODULE, *([str(source)] if source else [])))
@@ -116,7 +116,7 @@ def _rewrite(student: Student, out: Path, dtype: str, rows: int | None) -> None:
         raise ModelError(
             f"{len(lost)} weights are not finite in {model.dtype}: {lost[0]}",
             where="export.dtype",
-            mend="use bfloat16, whose range is that of float32"
+            fix="use bfloat16, whose range is that of float32"
             if dtype == "float16"
             else "the student's training diverged: lower the learning rate",
         )

@@ -60,7 +60,7 @@ def _write(index: int, context: Context) -> None:
     model = context.inputs["train"].path / "model"
     if not (model / "config.json").is_file() and not is_module(model):
         raise RunError(
-            "there is no trained student", where=str(model), mend="run the stage again: potstill train --force"
+            "there is no trained student", where=str(model), fix="run the stage again: potstill train --force"
         )
     card = context.inputs["report"].path / "README.md" if "report" in context.inputs else None
     if card is None and getattr(settings, "model_card", False):

@@ -304,7 +304,7 @@ class EndpointAnswering:
             raise PotstillError(
                 f"the {over} was exceeded: the server counts more tokens than were asked for or a prompt has bytes",
                 where=self.teacher.settings.url,
-                mend="name the model's tokenizer as the teacher's tokenizer, so that prompts are counted exactly",
+                fix="name the model's tokenizer as the teacher's tokenizer, so that prompts are counted exactly",
             )
 
     def again(self, call: Call, trouble: Trouble) -> None:

@@ -103,14 +103,14 @@ class Conversations:
             raise ModelError(
                 f"the tokenizer {self.settings.tokenizer!r} is not on disk",
                 where="generate.tokenizer",
-                mend="name a folder, or a model that was fetched before",
+                fix="name a folder, or a model that was fetched before",
             )
         chat = ChatTokenizer.from_folder(source.path)
         if not chat.templates:
             raise DataError(
                 "the tokenizer has no chat template, so no length of a conversation can be told",
                 where=f"generate.tokenizer: {self.settings.tokenizer}",
-                mend="name one that has (an instruct model's), or set max_length: null",
+                fix="name one that has (an instruct model's), or set max_length: null",
             )
         return chat
 
@@ -209,7 +209,7 @@ class Conversations:
         try:
             pieces = list(split_pairs(pairs, tokens_of, self.settings.max_length))
         except DataError as refusal:
-            if refusal.mend is not None:
+            if refusal.fix is not None:
                 raise
             yield reject(record, "the chat template refuses it", detail=refusal.what)
             return

@@ -169,4 +169,4 @@ def _caught(record: Record, match: Match) -> Reject:
 
 def _in(name: str, error: DataError) -> DataError:
     where = f"{_WHERE}.{name}"
-    return DataError(error.what, where=f"{where}: {error.where}" if error.where else where, mend=error.mend)
+    return DataError(error.what, where=f"{where}: {error.where}" if error.where else where, fix=error.fix)

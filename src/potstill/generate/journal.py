@@ -177,7 +177,7 @@ class Journal:
                 raise RunError(
                     f"the journal is {whose}, and this potstill reads version {_VERSION}",
                     where=str(self.path),
-                    mend="use the potstill that wrote it, or choose another folder with --run",
+                    fix="use the potstill that wrote it, or choose another folder with --run",
                 )
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
@@ -215,7 +215,7 @@ class Journal:
                 raise RunError(
                     "another process uses the journal",
                     where=str(self.path),
-                    mend="wait until it has ended (or end it), or choose another folder with --run",
+                    fix="wait until it has ended (or end it), or choose another folder with --run",
                 ) from error
             if primary == sqlite3.SQLITE_FULL:
                 raise disk_error(OSError(errno.ENOSPC, "no space left"), self.path) from error
@@ -224,14 +224,14 @@ class Journal:
             raise RunError(
                 f"the journal cannot be used: {error}",
                 where=str(self.path),
-                mend="see that it is a file in a folder that can be written to, with free space; or use --run",
+                fix="see that it is a file in a folder that can be written to, with free space; or use --run",
             ) from error
 
     def _damaged(self, what: str) -> RunError:
         return RunError(
             f"the journal is damaged: {what}",
             where=str(self.path),
-            mend="put a copy of it back; or save what is readable with `sqlite3 journal.sqlite .recover`; "
+            fix="put a copy of it back; or save what is readable with `sqlite3 journal.sqlite .recover`; "
             "or move it away, and its answers are asked for again",
         )
 

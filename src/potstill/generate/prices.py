@@ -72,7 +72,7 @@ def check_price(settings: EndpointTeacher, *, capped: bool) -> Prices | None:
         raise RecipeError(
             f"money is capped, and nobody knows what {settings.model!r} at {server} costs",
             where="generate.budget.money",
-            mend="state it, in dollars per million tokens: teacher.price: {input: …, output: …} (0 if it is your own "
+            fix="state it, in dollars per million tokens: teacher.price: {input: …, output: …} (0 if it is your own "
             "machine), or name a provider of genai-prices by teacher.price_provider",
         )
     return prices

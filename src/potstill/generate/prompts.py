@@ -26,7 +26,7 @@ def asked_of(
         request_for: the request for a prompt; a ValueError of it says why the prompt cannot be put.
 
     Raises:
-        DataError: no prompt can be rendered, and the mend is in the recipe.
+        DataError: no prompt can be rendered, and the fix is in the recipe.
     """
     prompt = as_prompt(record, answering.turns)
     if isinstance(prompt, str):
@@ -40,8 +40,8 @@ def asked_of(
     try:
         prompt_tokens = answering.prompt_tokens(request)
     except DataError as refusal:
-        if refusal.mend is not None:
-            raise  # the mend is in the recipe, not in this record
+        if refusal.fix is not None:
+            raise  # the fix is in the recipe, not in this record
         return reject(record, "the chat template refuses it", detail=refusal.what)
     if prompt_tokens is not None and answering.context_length is not None:
         room = answering.context_length - prompt_tokens

@@ -106,9 +106,9 @@ class SelfInstruct:
         work.count("instructions kept", len(self.kept))
         if len(self.kept) < of.target:
             why = "the budget was used up" if self.over else f"all {calls} calls had been made"
-            mend = "raise the budget" if self.over else "raise generate.calls"
+            fix = "raise the budget" if self.over else "raise generate.calls"
             work.warn(
-                f"{len(self.kept)} of {of.target} instructions when {why}: {mend}, or see in the reject ledger "
+                f"{len(self.kept)} of {of.target} instructions when {why}: {fix}, or see in the reject ledger "
                 "what was left out"
             )
 
@@ -137,7 +137,7 @@ class SelfInstruct:
             raise DataError(
                 f"{len(self.seeds)} seeds, and a prompt shows {needed}",
                 where="data",
-                mend="give more seeds with instruction and output (recipes/seeds.jsonl has some), or lower "
+                fix="give more seeds with instruction and output (recipes/seeds.jsonl has some), or lower "
                 "generate.demonstrations",
             )
         work.count("seeds", len(self.seeds))
@@ -164,7 +164,7 @@ class SelfInstruct:
             raise DataError(
                 f"a prompt of {tokens:,} tokens fills the teacher's context of {answering.context_length:,}",
                 where="generate.demonstrations",
-                mend="show fewer demonstrations, or shorter seeds",
+                fix="show fewer demonstrations, or shorter seeds",
             )
         return request
 

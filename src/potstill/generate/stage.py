@@ -150,7 +150,7 @@ def open_answering(
             raise CapabilityError(
                 f"the teacher {name!r} cannot generate",
                 where="generate.teacher" if name == settings.teacher else "generate.verify",
-                mend="name a teacher that can, or drop the generate section and train on data that has answers",
+                fix="name a teacher that can, or drop the generate section and train on data that has answers",
             )
         if isinstance(getattr(teacher, "settings", None), EndpointTeacher):
             from potstill.generate.concurrent import EndpointAnswering
@@ -200,7 +200,7 @@ def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:
         raise DataError(
             f"no answer was kept ({', '.join(sorted(statistics.rejected)) or 'there was no prompt'})",
             where="generate",
-            mend="look at rejects in the data; raise max_new_tokens, token_budget or budget; set keep_unfinished: true",
+            fix="look at rejects in the data; raise max_new_tokens, token_budget or budget; set keep_unfinished: true",
         )
     work.count("answers kept", statistics.kept)
     if statistics.unfinished:

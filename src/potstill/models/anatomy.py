@@ -62,7 +62,7 @@ def inner_decoder(model: nn.Module) -> nn.Module:
     if decoder is None:
         raise ModelError(
             f"{type(inner).__name__} is no causal language model with a decoder inside",
-            mend="use a model that AutoModelForCausalLM opens",
+            fix="use a model that AutoModelForCausalLM opens",
         )
     assert isinstance(decoder, nn.Module)
     return decoder
@@ -93,7 +93,7 @@ def model_layers(model: nn.Module) -> nn.ModuleList:
     lists = [m for m in inner.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
         what = f"no list of {count} layers was found in" if count else "there is no list of like layers in"
-        raise ModelError(f"{what} {type(inner).__name__}", mend="name its parts by their paths (module:<path>)")
+        raise ModelError(f"{what} {type(inner).__name__}", fix="name its parts by their paths (module:<path>)")
     # Experts, say, can be as many as layers; they lie inside the layers, so the layers are the largest.
     return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
 
@@ -107,7 +107,7 @@ def output_layer(model: nn.Module) -> nn.Module:
     inner = unwrap(model)
     head = inner.get_output_embeddings()
     if head is None:
-        raise ModelError(f"{type(inner).__name__} has no output layer", mend="use a causal language model")
+        raise ModelError(f"{type(inner).__name__} has no output layer", fix="use a causal language model")
     assert isinstance(head, nn.Module)
     return head
 

@@ -43,7 +43,7 @@ def cache_dir() -> Path:
     except OSError as error:
         raise cache_error(error, path) from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise ModelError("the cache folder cannot be written", where=str(path), mend=_ELSEWHERE)
+        raise ModelError("the cache folder cannot be written", where=str(path), fix=_ELSEWHERE)
     return path
 
 
@@ -52,7 +52,7 @@ _ELSEWHERE = "set POTSTILL_CACHE to a folder that can be written, with room for 
 
 def cache_error(error: OSError, path: Path) -> ModelError:
     """An OSError on the cache folder, in the user's words."""
-    return ModelError(f"the cache folder cannot be used: {error.strerror or error}", where=str(path), mend=_ELSEWHERE)
+    return ModelError(f"the cache folder cannot be used: {error.strerror or error}", where=str(path), fix=_ELSEWHERE)
 
 
 def cached_entry(name: str, room: str = "models") -> Path | None:

@@ -65,18 +65,18 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.is_file():
-        mend = "give the folder that holds config.json, *.safetensors and the tokenizer's files"
+        fix = "give the folder that holds config.json, *.safetensors and the tokenizer's files"
         if (path / "adapter_config.json").is_file():
-            mend = "this is an adapter: merge it first (peft's merge_and_unload, then save_pretrained)"
+            fix = "this is an adapter: merge it first (peft's merge_and_unload, then save_pretrained)"
         elif ggufs := sorted(path.glob("*.gguf")):
-            mend = f"name the GGUF file itself: {ggufs[0]}"
-        raise ModelError("there is no config.json", where=str(path), mend=mend)
+            fix = f"name the GGUF file itself: {ggufs[0]}"
+        raise ModelError("there is no config.json", where=str(path), fix=fix)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"config.json is no JSON: {error}", where=str(path), mend="fetch the model again") from error
+        raise ModelError(f"config.json is no JSON: {error}", where=str(path), fix="fetch the model again") from error
     if not isinstance(config, dict):
-        raise ModelError("config.json is no JSON object", where=str(path), mend="fetch the model again")
+        raise ModelError("config.json is no JSON object", where=str(path), fix="fetch the model again")
     return config
 
 
@@ -84,7 +84,7 @@ def check_folder(path: Path) -> None:
     """Refuse a folder that is not whole, that holds pickled weights only, or whose model is of no use here.
 
     Raises:
-        ModelError: says what is wrong with it, and the mend.
+        ModelError: says what is wrong with it, and the fix.
     """
     if is_module(path):
         _check_weights(path)
@@ -93,7 +93,7 @@ def check_folder(path: Path) -> None:
     check_task(config, None, where=str(path))
     _check_weights(path)
     if own_task(config) in OF_TEXT and not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelError("there is no tokenizer", where=str(path), mend="save it there with tokenizer.save_pretrained")
+        raise ModelError("there is no tokenizer", where=str(path), fix="save it there with tokenizer.save_pretrained")
 
 
 def _check_weights(path: Path) -> None:
@@ -101,11 +101,11 @@ def _check_weights(path: Path) -> None:
         try:
             shards = set(json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{_INDEX} is damaged: {error}", where=str(path), mend="fetch the model again") from error
+            raise ModelError(f"{_INDEX} is damaged: {error}", where=str(path), fix="fetch the model again") from error
         missing = sorted(shard for shard in shards if not (path / shard).is_file())
         if missing:
             what = f"{len(missing)} of {len(shards)} weight files are missing ({missing[0]}, …)"
-            raise ModelError(what, where=str(path), mend="fetch the model again")
+            raise ModelError(what, where=str(path), fix="fetch the model again")
         files = [path / str(shard) for shard in sorted(shards)]
     else:
         files = sorted(path.glob("*.safetensors"))
@@ -115,9 +115,9 @@ def _check_weights(path: Path) -> None:
             raise ModelError(
                 f"its weights are pickled ({pickles[0]}), which can run any code when they are opened",
                 where=str(path),
-                mend="where you trust them, convert them: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
+                fix="where you trust them, convert them: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
             )
-        raise ModelError("there are no weights (*.safetensors)", where=str(path), mend="fetch the model again")
+        raise ModelError("there are no weights (*.safetensors)", where=str(path), fix="fetch the model again")
     for file in files:
         _check_length(file)
 
@@ -132,10 +132,10 @@ def _check_length(file: Path) -> None:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + header_size + max(ends, default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError("is no safetensors file", where=str(file), mend="fetch the model again") from error
+        raise ModelError("is no safetensors file", where=str(file), fix="fetch the model again") from error
     if size != expected:
         what = f"is damaged: it has {size:,} bytes and should have {expected:,}"
-        raise ModelError(what, where=str(file), mend="fetch the model again")
+        raise ModelError(what, where=str(file), fix="fetch the model again")
 
 
 # ---- code of its own -------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def check_remote_code(config: Mapping[str, Any], *, trust_remote_code: bool, whe
     A model of a type that `transformers` has itself is opened with that, whatever code lies beside it.
 
     Raises:
-        ModelError: names the code, and the mend.
+        ModelError: names the code, and the fix.
     """
     code = config.get("auto_map")
     if not code or trust_remote_code:
@@ -161,7 +161,7 @@ def check_remote_code(config: Mapping[str, Any], *, trust_remote_code: bool, whe
     raise ModelError(
         f"{config.get('model_type', 'the model')} runs code of its own ({', '.join(files)})",
         where=where,
-        mend="read that code, and if you trust it say so in the recipe: trust_remote_code: true",
+        fix="read that code, and if you trust it say so in the recipe: trust_remote_code: true",
     )
 
 
@@ -201,6 +201,6 @@ def check_tokenizer_folder(path: Path, where: str) -> Path:
         raise ModelError(
             "there is no tokenizer.json in this folder" if path.is_dir() else "there is no such folder",
             where=f"{where}: {path}",
-            mend="paths are relative to the recipe",
+            fix="paths are relative to the recipe",
         )
     return path

@@ -95,6 +95,6 @@ def _unreadable(file: Path, error: Exception) -> ModelError:
     return ModelError(
         f"this GGUF file cannot be read: {said}",
         where=str(file),
-        mend="fetch it again; it must hold a whole causal language model, in one file, "
+        fix="fetch it again; it must hold a whole causal language model, in one file, "
         "of an architecture that transformers converts",
     )

@@ -79,14 +79,14 @@ def _check_files(model: str, sizes: dict[str, int]) -> None:
     if ggufs:
         raise ModelError(
             f"{model} holds GGUF files, not safetensors",
-            mend=f"hf download {model} {ggufs[0]} --local-dir ., and give the file: model: {Path(ggufs[0]).name}",
+            fix=f"hf download {model} {ggufs[0]} --local-dir ., and give the file: model: {Path(ggufs[0]).name}",
         )
     if pickles:
         raise ModelError(
             f"the weights of {model} are pickled ({pickles[0]}), which can run any code when they are opened",
-            mend="use a revision with *.safetensors (the hub's bot offers one as refs/pr/…), or convert it yourself",
+            fix="use a revision with *.safetensors (the hub's bot offers one as refs/pr/…), or convert it yourself",
         )
-    raise ModelError(f"{model} holds no weights (*.safetensors)", mend="name a whole model (no adapter, no data set)")
+    raise ModelError(f"{model} holds no weights (*.safetensors)", fix="name a whole model (no adapter, no data set)")
 
 
 def _explain(model: str, revision: str | None, error: Exception) -> ModelError:
@@ -94,20 +94,20 @@ def _explain(model: str, revision: str | None, error: Exception) -> ModelError:
     if isinstance(error, GatedRepoError):
         return ModelError(
             f"{model} asks for its terms to be accepted",
-            mend=f"accept them at https://huggingface.co/{model}, then: hf auth login",
+            fix=f"accept them at https://huggingface.co/{model}, then: hf auth login",
         )
     if isinstance(error, RevisionNotFoundError):
-        return ModelError(f"{model} has no revision {revision!r}", mend="give a branch, tag or commit of that model")
+        return ModelError(f"{model} has no revision {revision!r}", fix="give a branch, tag or commit of that model")
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return ModelError(
             f"there is no model {model!r}: no folder, no name that potstill knows{did_you_mean(model, PACKAGES)}, "
             "and none on the hub (or it is private)",
-            mend="check the spelling; for a private one: hf auth login",
+            fix="check the spelling; for a private one: hf auth login",
         )
-    mend = "set HF_ENDPOINT for a mirror, fetch it elsewhere with `hf download` and give the folder, or try again"
+    fix = "set HF_ENDPOINT for a mirror, fetch it elsewhere with `hf download` and give the folder, or try again"
     if packaged := [name for name, package in PACKAGES.items() if package.hub_id.lower() == model.lower()]:
-        mend = f"model: {packaged[0]} is the same model from a Python package; or give a folder"
-    return ModelError(f"{model} is not on this disk, and the hub did not give it: {_first_line(error)}", mend=mend)
+        fix = f"model: {packaged[0]} is the same model from a Python package; or give a folder"
+    return ModelError(f"{model} is not on this disk, and the hub did not give it: {_first_line(error)}", fix=fix)
 
 
 def _first_line(error: Exception) -> str:

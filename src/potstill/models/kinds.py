@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from potstill.errors import ModelError
-from potstill.types import Task
+from potstill.tasks import Task
 
 _SEES = (
     "vision_config",
@@ -83,17 +83,17 @@ def check_task(config: Mapping[str, Any], task: Task | None, where: str) -> None
     if found := [key for key in _SEES if config.get(key)]:
         text_only = " or this model's text-only sibling, if there is one" if "text_config" in config else ""
         what = f"{called} is a vision-language model (its configuration has {found[0]})"
-        raise ModelError(what, where=where, mend=use + text_only)
+        raise ModelError(what, where=where, fix=use + text_only)
     if found := [key for key in _HEARS if config.get(key)]:
         what = f"{called} is a speech or audio model (its configuration has {found[0]})"
-        raise ModelError(what, where=where, mend=use)
+        raise ModelError(what, where=where, fix=use)
     if config.get("is_encoder_decoder"):
-        raise ModelError(f"{called} is an encoder-decoder model", where=where, mend=use)
+        raise ModelError(f"{called} is an encoder-decoder model", where=where, fix=use)
     own = own_task(config)
     if own is None:
         kinds = ", ".join(_CALLED.values())
-        raise ModelError(f"{called} is nothing that potstill can use", where=where, mend=f"it takes: {kinds}")
+        raise ModelError(f"{called} is nothing that potstill can use", where=where, fix=f"it takes: {kinds}")
     if task is None or own == task or not architectures:
         return
     if task == "causal_lm" or (own in OF_TEXT) != (task in OF_TEXT):
-        raise ModelError(f"{called} is no {_CALLED[task]}", where=where, mend=use)
+        raise ModelError(f"{called} is no {_CALLED[task]}", where=where, fix=use)

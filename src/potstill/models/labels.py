@@ -51,7 +51,7 @@ def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
         if config.num_labels != len(labels):
             raise ModelError(
                 f"{type(unwrap(model)).__name__} gives {config.num_labels} classes, and the data have {len(labels)}",
-                mend="use a model of as many classes, or one without head",
+                fix="use a model of as many classes, or one without head",
             )
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: number for number, name in enumerate(labels)}
@@ -73,5 +73,5 @@ def check_same_labels(
         what = f"class {first} of {who} is {found[first]!r}, and of {than} {wanted[first]!r}"
     elif missing := sorted(set(wanted) - set(found)):
         what += f": {missing[0]!r} is not among its own"
-    mend = "use data with the model's classes, or a model without head"
-    raise ModelError(what, where=where, mend=mend if than == "the data" else "use models of the same classes")
+    fix = "use data with the model's classes, or a model without head"
+    raise ModelError(what, where=where, fix=fix if than == "the data" else "use models of the same classes")

@@ -61,11 +61,11 @@ def live_signals(model: nn.Module, batch: Batch, side: Side, ask: Ask) -> Signal
     if task == "masked_lm":
         return _of_masked(model, view, positions, ask)
     if is_plain(model) or task == "image_classification":
-        raise ModelError(f"{type(model).__name__} takes arrays, and these data are texts", mend="see data.kind")
+        raise ModelError(f"{type(model).__name__} takes arrays, and these data are texts", fix="see data.kind")
     if task == "sentence_embedding" and ask.response:
         raise ModelError(
             f"{type(unwrap(model)).__name__} has no head, and so no response: it gives states",
-            mend="use objectives over states, or give it a head (task: sequence_classification, masked_lm)",
+            fix="use objectives over states, or give it a head (task: sequence_classification, masked_lm)",
         )
     if not ask.response:
         return _inside_encoder(model, view, ask)
@@ -147,7 +147,7 @@ def _of_arrays(model: nn.Module, view: ImageView, positions: Int[Tensor, " N"], 
     if logits.dim() != 2 or logits.shape[0] != view.pixels.shape[0]:
         raise ModelError(
             f"{type(model).__name__} gives logits of shape {list(logits.shape)} for {view.pixels.shape[0]} examples",
-            mend="it should give one row of logits per example: [examples, classes]",
+            fix="it should give one row of logits per example: [examples, classes]",
         )
     return Signals(dense=Dense(logits.index_select(0, positions)), taps=taps, dims=dims(model))
 
@@ -156,7 +156,7 @@ def _run_encoder(model: nn.Module, view: View) -> Any:
     """Padding is masked, and a row is one text. Positions are the family's own (RoBERTa's begin at 2)."""
     if bool((view.segment_ids > 1).any()):
         raise ModelError(
-            "packed rows were given to an encoder, whose tokens would see each other", mend="set train.packing: false"
+            "packed rows were given to an encoder, whose tokens would see each other", fix="set train.packing: false"
         )
     return model(input_ids=view.input_ids, attention_mask=view.attention_mask)
 
@@ -170,7 +170,7 @@ def _logits(output: Any) -> Tensor:
     elif not isinstance(output, Tensor):
         output = getattr(output, "logits", None)
     if not isinstance(output, Tensor):
-        raise ModelError("the model gives no logits", mend="return a tensor, or an output with the field `logits`")
+        raise ModelError("the model gives no logits", fix="return a tensor, or an output with the field `logits`")
     return output
 
 
@@ -235,7 +235,7 @@ def check_head(model: nn.Module, batch: Batch, side: Side = "student") -> float:
         raise ModelError(
             f"{type(inner).__name__} does something to its logits that was not understood: they differ from those "
             f"of its output layer by up to {difference:.1%} of the largest, and are {factor:.4g} times as large",
-            mend="models of this family cannot be used with objectives over the vocabulary; please report it",
+            fix="models of this family cannot be used with objectives over the vocabulary; please report it",
         )
     return difference
 
@@ -270,7 +270,7 @@ def check_packing(model: nn.Module, view: View) -> float:
         raise ModelError(
             f"{type(unwrap(model)).__name__} lets packed records see each other: its states differ by {difference:.1%} "
             "from those of the records alone",
-            mend="set train.packing: false",
+            fix="set train.packing: false",
         )
     return difference
 

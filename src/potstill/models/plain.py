@@ -56,7 +56,7 @@ def build_module(source: str, arguments: Mapping[str, Any], base: Path | None = 
     filename, _, name = source.rpartition(":")
     file = (base or Path()) / filename
     if not file.is_file():
-        raise ModelError("there is no such file", where=str(file), mend="paths are relative to the recipe")
+        raise ModelError("there is no such file", where=str(file), fix="paths are relative to the recipe")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     made = getattr(_run(file, sha256), name, None)
     if not callable(made):
@@ -125,13 +125,13 @@ def load_module(folder: Path) -> nn.Module:
         source, labels = document["source"], document["labels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{MODULE} cannot be read: {error}", where=str(folder), mend="save the module again (save_module)"
+            f"{MODULE} cannot be read: {error}", where=str(folder), fix="save the module again (save_module)"
         ) from error
     if source is None:
         raise ModelError(
             f"the code of this module ({document.get('class')}) was not saved with it",
             where=str(folder),
-            mend="name the module by its file, as path/to/file.py:Name, when it is made; or build it in your own "
+            fix="name the module by its file, as path/to/file.py:Name, when it is made; or build it in your own "
             f"program, and open {WEIGHTS} with safetensors.torch.load_model",
         )
     file = folder / str(source)
@@ -151,14 +151,14 @@ def load_weights(module: nn.Module, file: Path) -> None:
         ModelError: the file is not there, or its names and shapes are not the module's.
     """
     if not file.is_file():
-        raise ModelError("there are no weights", where=str(file), mend="give a safetensors file")
+        raise ModelError("there are no weights", where=str(file), fix="give a safetensors file")
     try:
         load_model(module, str(file))
     except (RuntimeError, OSError) as error:
         raise ModelError(
             f"these weights are not those of {type(module).__name__}: {' '.join(str(error).split())[:300]}",
             where=str(file),
-            mend="give the arguments with which it was made, or leave the weights out",
+            fix="give the arguments with which it was made, or leave the weights out",
         ) from error
 
 
@@ -188,5 +188,5 @@ def _changed(file: Path) -> ModelError:
     return ModelError(
         f"the code of this module {there}",
         where=str(file),
-        mend="bring back the file as it was: weights are of no use without the code that they were trained in",
+        fix="bring back the file as it was: weights are of no use without the code that they were trained in",
     )

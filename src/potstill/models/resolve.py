@@ -154,23 +154,23 @@ def _as_path(model: str) -> Path | None:
         if not (run / "train" / "model").is_dir():
             there = "there is no trained student" if run.is_dir() else "there is no such run"
             raise ModelError(
-                there, where=str(run), mend="train it first: potstill train RECIPE, and give the run's folder"
+                there, where=str(run), fix="train it first: potstill train RECIPE, and give the run's folder"
             )
         return run / "train" / "model"
     path = Path(model).expanduser()
     if path.is_file() and path.suffix.lower() != ".gguf":
         raise ModelError(
-            "is a file, and no GGUF file", where=str(path), mend="give the model's folder, or a .gguf file"
+            "is a file, and no GGUF file", where=str(path), fix="give the model's folder, or a .gguf file"
         )
     if path.exists():
         return path
     meant = model.startswith((".", os.sep, "~")) or model.endswith(".gguf") or model.count("/") > 1
     if meant:
-        raise ModelError("there is no such model", where=str(path), mend="check the path; it is relative to the recipe")
+        raise ModelError("there is no such model", where=str(path), fix="check the path; it is relative to the recipe")
     return None
 
 
 def _check_hub_id(model: str) -> None:
     """Names without an owner were given out in the hub's first years (`gpt2`); a typo of ours looks the same."""
     if "/" not in model and (near := did_you_mean(model, PACKAGES)).startswith("; did you mean"):
-        raise ModelError(f"there is no model {model!r}{near}", mend="correct the name, or give a folder or a hub id")
+        raise ModelError(f"there is no model {model!r}{near}", fix="correct the name, or give a folder or a hub id")

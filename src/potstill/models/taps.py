@@ -59,7 +59,7 @@ def tapped(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tenso
     if missing := sorted(set(names) - taps.keys()):
         raise ModelError(
             f"no tensor came by for {', '.join(missing)}",
-            mend="these parts of the model did not run"
+            fix="these parts of the model did not run"
             + ("" if missing[0].startswith(_MODULE) else ", or its attention is not that of transformers' interface"),
         )
 
@@ -72,7 +72,7 @@ def _hook_modules(model: nn.Module, names: Collection[str], taps: dict[str, Tens
     for name in names:
         path = name.removeprefix(_MODULE)
         if path not in parts or not path:
-            raise ModelError(f"there is no module {path!r}{_nearest(path, parts)}", mend="print(model) shows all paths")
+            raise ModelError(f"there is no module {path!r}{_nearest(path, parts)}", fix="print(model) shows all paths")
         stack.callback(parts[path].register_forward_hook(_keep_output(name, taps)).remove)
 
 
@@ -100,7 +100,7 @@ def _first_tensor(output: Any, name: str) -> Tensor:
     elif isinstance(output, (tuple, list)):
         output = output[0] if output else None
     if not isinstance(output, Tensor):
-        raise ModelError(f"{name} gives no tensor but a {type(output).__name__}", mend="tap a module inside it")
+        raise ModelError(f"{name} gives no tensor but a {type(output).__name__}", fix="tap a module inside it")
     return output
 
 
@@ -119,11 +119,11 @@ def _numbered(model: nn.Module, names: Collection[str]) -> tuple[list[int], dict
     for name in names:
         kind, _, number = name.partition(".")
         if kind not in ("hidden", *_ATTENTION) or not number.isdecimal():
-            raise ModelError(f"there is no tap of the name {name!r}", mend=f"names are: {_KINDS}")
+            raise ModelError(f"there is no tap of the name {name!r}", fix=f"names are: {_KINDS}")
         if is_plain(model):
             raise ModelError(
                 f"{type(model).__name__} has no {name}: it is no model of transformers",
-                mend="name its parts by their paths (module:<path>)",
+                fix="name its parts by their paths (module:<path>)",
             )
         if kind == "hidden":
             states.append(int(number))
@@ -134,12 +134,12 @@ def _numbered(model: nn.Module, names: Collection[str]) -> tuple[list[int], dict
         if wrong := sorted(k for k in states if k > count):
             raise ModelError(
                 f"hidden state {wrong[0]} of a model with {count} layers",
-                mend=f"states are counted from 0 (the embeddings) to {count} (the last, after the final norm)",
+                fix=f"states are counted from 0 (the embeddings) to {count} (the last, after the final norm)",
             )
         if wrong := sorted(k for k in layers if k >= count):
             raise ModelError(
                 f"attention of layer {wrong[0]} of a model with {count} layers",
-                mend=f"layers are counted from 0 to {count - 1}",
+                fix=f"layers are counted from 0 to {count - 1}",
             )
     return states, layers
 
@@ -190,7 +190,7 @@ def _watch_attention(
     if not interfaces:
         raise ModelError(
             f"attention of {type(unwrap(model)).__name__} does not go through transformers' attention interface",
-            mend="tap its parts by their paths (module:<path>)",
+            fix="tap its parts by their paths (module:<path>)",
         )
     for interface in interfaces.values():
         before = interface.get(implementation)

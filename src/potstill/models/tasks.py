@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 
 from potstill.errors import ModelError
 from potstill.models.kinds import task_of_class
-from potstill.types import Task
+from potstill.tasks import Task
 
 _OPENERS: Mapping[Task, Any] = {
     "causal_lm": AutoModelForCausalLM,
@@ -49,7 +49,7 @@ def task_of(model: nn.Module) -> Task:
     if task is None:
         raise ModelError(
             f"{type(inner).__name__} is for something that potstill does not do",
-            mend="use a causal or masked language model, a classifier of texts or images, or an encoder of texts",
+            fix="use a causal or masked language model, a classifier of texts or images, or an encoder of texts",
         )
     return task
 
@@ -84,7 +84,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         if model.active_peft_config.is_prompt_learning:
             raise ModelError(
                 f"{model.active_peft_config.peft_type.value} adds virtual tokens outside the model's layers",
-                mend="use an adapter that lives in the layers, such as LoRA",
+                fix="use an adapter that lives in the layers, such as LoRA",
             )
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):

@@ -75,7 +75,7 @@ def check_same_tokenizer(
             raise TokenizerMismatch(
                 "teacher and student have the same vocabulary and cut text differently: "
                 f"{text!r} gives {len(a)} and {len(b)} tokens, different from token {first} on",
-                mend=_CHOICES,
+                fix=_CHOICES,
             )
     if templates:
         _check_templates(one, other)
@@ -104,7 +104,7 @@ def _check_vocabulary(teacher: Mapping[str, int], student: Mapping[str, int]) ->
     raise TokenizerMismatch(
         f"teacher and student speak different tokens: {len(differing):,} differ, of {len(teacher):,} and "
         f"{len(student):,}. The first is {first!r}: {', '.join(said)}",
-        mend=_CHOICES,
+        fix=_CHOICES,
     )
 
 
@@ -115,7 +115,7 @@ def _check_templates(teacher: _Tokens, student: _Tokens) -> None:
         with_one, without = ("teacher", "student") if teacher.template else ("student", "teacher")
         raise TokenizerMismatch(
             f"the {with_one} has a chat template and the {without} has none",
-            mend=f"copy chat_template.jinja from the {with_one}'s folder into the {without}'s",
+            fix=f"copy chat_template.jinja from the {with_one}'s folder into the {without}'s",
         )
     one, other = teacher.open(), student.open()
     for conversation in _CONVERSATIONS:
@@ -124,7 +124,7 @@ def _check_templates(teacher: _Tokens, student: _Tokens) -> None:
                 raise TokenizerMismatch(
                     "teacher and student have different chat templates: "
                     f"the teacher's gives {a!r}, the student's {b!r}",
-                    mend="give both the same chat_template.jinja",
+                    fix="give both the same chat_template.jinja",
                 )
 
 
@@ -177,7 +177,7 @@ def _open_fast(file: Path) -> Tokenizer:
         return tokenizer
     except Exception as error:
         what = f"the tokenizer cannot be opened: {error}"
-        raise ModelError(what, where=str(file), mend="fetch the model again") from error
+        raise ModelError(what, where=str(file), fix="fetch the model again") from error
 
 
 def read_template(folder: Path) -> Any:

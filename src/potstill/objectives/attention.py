@@ -99,7 +99,7 @@ def check_attention(dims: Dims, kind: str) -> None:
         one, other = ("student", "teacher") if dims.student.causal else ("teacher", "student")
         raise ModelError(
             f"{kind} compares attention; that of the {one} looks back only, that of the {other} both ways",
-            mend="use an objective on hidden states: hidden_mse, hidden_cosine",
+            fix="use an objective on hidden states: hidden_mse, hidden_cosine",
         )
 
 
@@ -113,7 +113,7 @@ def check_equal_heads(dims: Dims, kind: str) -> None:
     if ours != theirs:
         raise ModelError(
             f"{kind} holds head against head; the student has {ours} attention heads, the teacher {theirs}",
-            mend="use minilm_v2, which splits heads anew, or a student with as many heads",
+            fix="use minilm_v2, which splits heads anew, or a student with as many heads",
         )
 
 

@@ -57,7 +57,7 @@ def _depths(dims: Dims) -> tuple[int, int]:
             raise ModelError(
                 f"the {side} is a plain module: it has no layers that are counted",
                 where="layers",
-                mend="use an objective on the outputs of modules by path: hint, attention_transfer, or a relation "
+                fix="use an objective on the outputs of modules by path: hint, attention_transfer, or a relation "
                 "with at: {student: …, teacher: …}",
             )
     return dims.student.layers, dims.teacher.layers
@@ -70,7 +70,7 @@ def _check(pairs: Sequence[tuple[int, int]], student: int, teacher: int, what: s
                 raise ModelError(
                     f"{what} {number} of the {side}, which has 0 to {most}",
                     where="layers",
-                    mend="give pairs that both models have, or a map by name: last, uniform, every_other",
+                    fix="give pairs that both models have, or a map by name: last, uniform, every_other",
                 )
 
 
@@ -79,5 +79,5 @@ def _check_twice(student: int, teacher: int) -> None:
         raise ModelError(
             f"every_other is for a teacher with twice the student's layers; these have {teacher} and {student}",
             where="layers",
-            mend="use uniform, or pairs [[student, teacher], …]",
+            fix="use uniform, or pairs [[student, teacher], …]",
         )

@@ -44,7 +44,7 @@ def split_anew(states: Float[Tensor, "B A T d"], relation_heads: int) -> Float[T
         raise ModelError(
             f"{width} dimensions ({heads} heads of {size}) cannot be split into {relation_heads} relation heads",
             where="relation_heads",
-            mend=f"give a number that divides the width of queries, keys and values of both models; here {width}",
+            fix=f"give a number that divides the width of queries, keys and values of both models; here {width}",
         )
     whole = states.transpose(1, 2).reshape(batch, time, relation_heads, width // relation_heads)
     return whole.transpose(1, 2)
@@ -126,7 +126,7 @@ class MiniLMv2Loss(TappedObjective[MiniLMv2]):
             raise ModelError(
                 f"attention layer {layer} of the teacher, which has 0 to {theirs}",
                 where="teacher_layer",
-                mend=f"give one of those, or count from the end: -1 to -{layers}",
+                fix=f"give one of those, or count from the end: -1 to -{layers}",
             )
         return ours, layer % layers
 

@@ -70,7 +70,7 @@ class AttentionTransferLoss(TappedObjective[AttentionTransfer]):
                     raise ModelError(
                         f"the output of {path} has the shape {list(output.shape)} and is no map [B,C,h,w]",
                         where="modules",
-                        mend="attention_transfer is for convolutional nets; for texts take attention_kl, else hint",
+                        fix="attention_transfer is for convolutional nets; for texts take attention_kl, else hint",
                     )
             found.append(attention_transfer(ours, theirs, self.settings.power))
         return torch.stack(found).mean(0)
@@ -116,7 +116,7 @@ class HintLoss(TappedObjective[Hint]):
         if module is not None:
             ours = module(ours)
         if ours.shape != theirs.shape:
-            raise ModelError(_differ(pair, ours, theirs), where="modules", mend="train it with what its build returns")
+            raise ModelError(_differ(pair, ours, theirs), where="modules", fix="train it with what its build returns")
         if isinstance(view, View) and ours.ndim == 3 and ours.shape[:2] == view.input_ids.shape:
             ids = example_ids_of(batch)
             squares = (widened(ours) - widened(theirs.detach())).square().mean(-1)
@@ -125,7 +125,7 @@ class HintLoss(TappedObjective[Hint]):
             raise ModelError(
                 f"the output of {pair.student} has the shape {list(ours.shape)} for {view.examples} examples",
                 where="modules",
-                mend="set train.packing: false, or name a module that gives a state for each token",
+                fix="set train.packing: false, or name a module that gives a state for each token",
             )
         return hint(ours, theirs)
 
@@ -137,7 +137,7 @@ def _outputs(pair: Modules, student: Signals, teacher: Signals) -> tuple[Tensor,
         raise ModelError(
             _differ(pair, ours, theirs),
             where="modules",
-            mend="name modules whose outputs agree in all but their channels, as those after as many strides",
+            fix="name modules whose outputs agree in all but their channels, as those after as many strides",
         )
     return ours, theirs
 

@@ -48,6 +48,6 @@ def one_vector_each(output: Float[Tensor, "B ..."], view: View | ImageView, pool
         raise ModelError(
             f"an output of shape {list(output.shape)} for {view.examples} examples: which row is whose cannot be told",
             where="at",
-            mend="set train.packing: false, or name a module that gives a state for each token",
+            fix="set train.packing: false, or name a module that gives a state for each token",
         )
     return widened(output).flatten(1)

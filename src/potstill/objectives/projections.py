@@ -92,7 +92,7 @@ class Regressor(nn.Module):
         if output.shape[axis] != self.map.in_features:
             raise ModelError(
                 f"the regressor is for {self.map.in_features} channels of the student's, and gets {output.shape[axis]}",
-                mend="it comes from a checkpoint or a stage with other modules: train into another folder",
+                fix="it comes from a checkpoint or a stage with other modules: train into another folder",
             )
         mapped: Tensor = self.map(output.movedim(axis, -1))
         return mapped.movedim(-1, axis)

@@ -47,7 +47,7 @@ class GenerateSettings(KindSettings):
         """Refuse what these kinds of teachers cannot do; `teachers` has all that are `asked`.
 
         Raises:
-            ValueError: with the mend.
+            ValueError: with the fix.
         """
         for judge in judges_of(getattr(self, "verify", None)):
             asked = teachers[judge.teacher or self.teacher]

@@ -32,11 +32,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("[!.]*.y*ml"))) if path.parent.is_dir() else ""
-        raise RecipeError(f"no such recipe{near}", where=str(path), mend="`potstill init` writes one to start from")
+        raise RecipeError(f"no such recipe{near}", where=str(path), fix="`potstill init` writes one to start from")
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise RecipeError(
-            "a recipe is a mapping of sections", where=str(path), mend="`potstill init` writes one to start from"
+            "a recipe is a mapping of sections", where=str(path), fix="`potstill init` writes one to start from"
         )
     for override in overrides:
         _apply(document, override)
@@ -102,7 +102,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"the value is not valid YAML: {error}", where=where, mend="put it in quotes") from error
+        raise RecipeError(f"the value is not valid YAML: {error}", where=where, fix="put it in quotes") from error
     at: Any = document
     parts = key.strip().split(".")
     if parts[0] == "teacher" and "teachers" in document:

@@ -15,7 +15,8 @@ from potstill.recipe.students import StudentSettings
 from potstill.recipe.tasks import why_not
 from potstill.recipe.teachers import TeacherSettings, members_of
 from potstill.recipe.train import TrainSettings
-from potstill.types import Capability, Task
+from potstill.tasks import Task
+from potstill.types import Capability
 
 
 class Recipe(Settings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from potstill.recipe.objectives import ObjectiveSettings
-from potstill.types import Task
+from potstill.tasks import Task
 
 
 def why_not(task: Task, objective: ObjectiveSettings) -> str | None:

@@ -20,7 +20,7 @@ from potstill.report.findings import Findings
 from potstill.report.page import readable
 from potstill.report.verdict import judge
 from potstill.report.words import words_of
-from potstill.types import Task
+from potstill.tasks import Task
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~!$&])")
 _PIPELINES: dict[Task, str] = {

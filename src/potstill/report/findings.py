@@ -84,7 +84,7 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
         raise RunError(
             "there are no measures of the student",
             where=str(evaluate / "measures.json"),
-            mend="run the stage again: potstill evaluate --force",
+            fix="run the stage again: potstill evaluate --force",
         )
     of_tokens = measures.task in ("causal_lm", "masked_lm")
     table = evaluate / ("tokens.parquet" if of_tokens else "examples.parquet")
@@ -118,7 +118,7 @@ def _read(path: Path, how: Any) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         stage = path.parent.name
-        raise RunError(f"{path.name} {what}", where=str(path.parent), mend=f"run {stage} again with --force") from error
+        raise RunError(f"{path.name} {what}", where=str(path.parent), fix=f"run {stage} again with --force") from error
 
 
 def _json(path: Path) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from potstill.measures import Measures, Metric
 from potstill.report.looks import shown
-from potstill.types import Task
+from potstill.tasks import Task
 
 
 @dataclass(frozen=True)

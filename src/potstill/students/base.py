@@ -12,7 +12,7 @@ from torch import nn
 from potstill.console import Console
 from potstill.models.folder import ModelSource
 from potstill.signals import Batch
-from potstill.types import Task
+from potstill.tasks import Task
 
 
 @dataclass(frozen=True)

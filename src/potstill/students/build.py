@@ -22,7 +22,7 @@ from potstill.recipe.students import StudentSettings
 from potstill.signals import Batch
 from potstill.students.base import Materials, StudentBuilder
 from potstill.students.lora import add_lora
-from potstill.types import Task
+from potstill.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def build_student(
                 raise RecipeError(
                     "an adapter would leave the new head as it was drawn, at random",
                     where="student.lora",
-                    mend="train the head first, in a recipe of its own without lora (hard_ce)",
+                    fix="train the head first, in a recipe of its own without lora (hard_ce)",
                 )
             model = add_lora(plain.model, settings.lora, task)
     model.eval()

@@ -122,5 +122,5 @@ def _not_made_of(teacher: PreTrainedModel, why: str) -> ModelError:
     return ModelError(
         f"no student can be made of these layers of {type(teacher).__name__}: {why}",
         where="student.layers",
-        mend="choose layers of one kind, or make the student from a config",
+        fix="choose layers of one kind, or make the student from a config",
     )

@@ -19,7 +19,7 @@ from potstill.recipe.students import FromConfig
 from potstill.registry import implements
 from potstill.students.base import Materials, Plain
 from potstill.students.depth import config_from, config_of, per_layer_keys
-from potstill.types import Task
+from potstill.tasks import Task
 
 _WHERE = "student.config"
 _NOT_SHAPE = {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
@@ -55,7 +55,7 @@ class RandomWeights:
 def _read(path: Path, materials: Materials) -> PreTrainedConfig:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise RecipeError("there is no such configuration", where=str(file), mend="paths are relative to the recipe")
+        raise RecipeError("there is no such configuration", where=str(file), fix="paths are relative to the recipe")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=materials.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -87,7 +87,7 @@ def _teacher_config(materials: Materials) -> PreTrainedConfig:
         raise RecipeError(
             f"a mapping changes the teacher's configuration, and {there}",
             where=_WHERE,
-            mend="give a folder or file with a config.json, or a model_type",
+            fix="give a folder or file with a config.json, or a model_type",
         )
     config: PreTrainedConfig = AutoConfig.from_pretrained(
         materials.teacher.path, trust_remote_code=materials.trust_remote_code
@@ -135,7 +135,7 @@ def _check_vocabulary(config: PreTrainedConfig, materials: Materials) -> None:
         raise RecipeError(
             f"vocab_size {config.vocab_size:,} is smaller than the tokenizer's, which has ids up to {needed - 1:,}",
             where=f"{_WHERE}.vocab_size",
-            mend=f"set vocab_size to {needed} or more",
+            fix=f"set vocab_size to {needed} or more",
         )
 
 

@@ -50,14 +50,14 @@ class TeacherLayers:
             raise RecipeError(
                 f"the teacher is a module of your own ({type(teacher).__name__}), whose layers are not known",
                 where="student.kind",
-                mend="make the student of a module too (kind: module), or from a config",
+                fix="make the student of a module too (kind: module), or from a config",
             )
         assert isinstance(teacher, PreTrainedModel)
         if getattr(teacher.config, "quantization_config", None) is not None:
             raise ModelError(
                 "the teacher's weights are quantised, and a student cannot be made of packed weights",
                 where=str(materials.teacher.path),
-                mend="name the unquantised model as teacher, or make the student from a config",
+                fix="name the unquantised model as teacher, or make the student from a config",
             )
         influence = self._influence(teacher, materials)
         layers = choose_layers(self.settings.layers, len(model_layers(teacher)), influence)

@@ -56,7 +56,7 @@ def _check_enough(asked: int, count: int, key: str) -> None:
         raise RecipeError(
             f"{asked} layers are asked of a teacher with {count}",
             where=f"{_WHERE}.{key}",
-            mend=f"ask for {count} or fewer",
+            fix=f"ask for {count} or fewer",
         )
 
 
@@ -65,8 +65,8 @@ def _check_list(layers: list[int], count: int) -> list[int]:
         raise RecipeError(
             f"there is no layer {outside[0]} in a teacher with {count}",
             where=_WHERE,
-            mend=f"layers are counted from 0 to {count - 1}",
+            fix=f"layers are counted from 0 to {count - 1}",
         )
     if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
-        raise RecipeError(f"layer {twice[0]} is there twice", where=_WHERE, mend="name each layer once")
+        raise RecipeError(f"layer {twice[0]} is there twice", where=_WHERE, fix="name each layer once")
     return layers

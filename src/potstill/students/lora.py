@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from potstill.errors import RecipeError
 from potstill.recipe.students import Lora
-from potstill.types import Task
+from potstill.tasks import Task
 
 _WHERE = "student.lora.target_modules"
 
@@ -42,13 +42,13 @@ def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -
         adapted = get_peft_model(model, LoraConfig(**asked))
     except ValueError as error:
         what = str(error).strip().splitlines()[0]
-        raise RecipeError(what, where=_WHERE, mend="all-linear, or names such as [q_proj, v_proj]") from error
+        raise RecipeError(what, where=_WHERE, fix="all-linear, or names such as [q_proj, v_proj]") from error
     ends = () if task == "image_classification" else (model.get_input_embeddings(), model.get_output_embeddings())
     if getattr(model.config, "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise RecipeError(
             "the output layer is tied to the embeddings, and an adapter on one of them cannot be merged without "
             "changing the other",
             where=_WHERE,
-            mend="leave the output layer and the embeddings out (all-linear does)",
+            fix="leave the output layer and the embeddings out (all-linear does)",
         )
     return adapted

@@ -26,7 +26,7 @@ class OwnModule:
             raise RecipeError(
                 f"a module of your own takes arrays and gives classes, and the task is {materials.task}",
                 where="student.kind",
-                mend="use a model of transformers (from_teacher, from_config, existing), or task: image_classification",
+                fix="use a model of transformers (from_teacher, from_config, existing), or task: image_classification",
             )
         module = build_module(self.settings.source, self.settings.arguments).float()
         if self.settings.weights is not None:

@@ -93,13 +93,13 @@ class SignalCache:
         if ask.response and batch.targets_are == "tokens":
             raise CapabilityError(
                 "a teacher's distributions over a vocabulary are not cached: they would take gigabytes a minute",
-                mend="set cache: false on the teacher",
+                fix="set cache: false on the teacher",
             )
         named = sorted(name for name in ask.taps if name.startswith("module:"))
         if named and isinstance(batch.teacher, View):
             raise CapabilityError(
                 f"{named[0]} is not cached: where the tokens are in a module's output is not known",
-                mend="set cache: false on the teacher, or ask for hidden states",
+                fix="set cache: false on the teacher, or ask for hidden states",
             )
 
     def _compute(
@@ -115,7 +115,7 @@ class SignalCache:
             tensors = {name: _cut(name, tap[at], lengths[at]) for name, tap in given.taps.items()}
             if ask.response:
                 if given.dense is None:
-                    raise CapabilityError("only whole logits of examples are cached", mend="set cache: false")
+                    raise CapabilityError("only whole logits of examples are cached", fix="set cache: false")
                 tensors[_RESPONSE] = given.dense.logits[at]
             made[keys[row]] = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         self._write("INSERT OR REPLACE INTO signals VALUES (?, ?)", [(key, save(value)) for key, value in made.items()])

@@ -68,7 +68,7 @@ class EndpointModel:
         raise CapabilityError(
             "a teacher behind a server has no tokenizer here",
             where=self.settings.base_url,
-            mend="use a teacher that runs here (kind: local)",
+            fix="use a teacher that runs here (kind: local)",
         )
 
     @property
@@ -101,7 +101,7 @@ class EndpointModel:
                 raise DataError(
                     "the data are conversations, and api: completions takes prompts",
                     where="teacher",
-                    mend="use api: chat, or name a tokenizer with the model's chat template as the teacher's tokenizer",
+                    fix="use api: chat, or name a tokenizer with the model's chat template as the teacher's tokenizer",
                 )
             return request.prompt
         asked = request.messages if request.messages is not None else ({"role": "user", "content": request.prompt},)
@@ -143,7 +143,7 @@ class EndpointModel:
         key = os.environ.get(name, "").strip()
         if not key:
             raise RecipeError(
-                f"the environment variable {name} is not set", where="teacher.api_key_env", mend=f"export {name}=…"
+                f"the environment variable {name} is not set", where="teacher.api_key_env", fix=f"export {name}=…"
             )
         return key
 

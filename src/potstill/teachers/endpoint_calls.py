@@ -94,14 +94,14 @@ class Stream:
 def refusal(trouble: Trouble, url: str) -> UserError:
     """What a person is told where no request at all can be answered."""
     said = f"{trouble.reason} ({trouble.detail})" if trouble.detail else trouble.reason
-    mend = trouble.mend or "see what the server's own log says"
-    return RunError(said, where=url, mend=f"{mend}; what was answered is in the journal")
+    fix = trouble.fix or "see what the server's own log says"
+    return RunError(said, where=url, fix=f"{fix}; what was answered is in the journal")
 
 
 def without_key(trouble: Trouble, key: str | None) -> Trouble:
     """The same trouble in words that do not hold the key."""
     reason, detail = hidden(trouble.reason, key), hidden(trouble.detail, key)
-    return Trouble(trouble.what, reason, detail, trouble.billed, trouble.field, trouble.mend)
+    return Trouble(trouble.what, reason, detail, trouble.billed, trouble.field, trouble.fix)
 
 
 def hidden(text: str, key: str | None) -> str:

@@ -284,7 +284,7 @@ class EndpointClient:
             call.attempts += not was_open and trouble.reason != _NO_CONNECTION
         if now - self.breaker.last_answer > self.settings.patience_seconds:
             why = f"nothing was answered for {self.settings.patience_seconds:,.0f} seconds: {trouble.reason}"
-            self._end_for(call, trouble, Trouble("run", why, trouble.detail, mend="see whether the server runs"))
+            self._end_for(call, trouble, Trouble("run", why, trouble.detail, fix="see whether the server runs"))
         elif call.attempts > self.settings.retries:
             why = f"no answer in {call.attempts} tries: {trouble.reason}"
             self._lose(call, Trouble("request", why, trouble.detail, trouble.billed))

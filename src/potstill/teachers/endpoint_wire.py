@@ -46,7 +46,7 @@ class Trouble:
     detail: str = ""
     billed: bool = False
     field: str | None = None
-    mend: str = ""
+    fix: str = ""
 
 
 def body_of(request: Request, settings: EndpointTeacher, prompt: str | None, seed: int | None) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, An
     logprob = _mean_logprob(choice) if settings.logprobs else None
     # What was withheld, or holds nothing, has none anywhere.
     if settings.logprobs and logprob is None and text.strip() and finish in ("stop", "length"):
-        mend = "set the teacher's logprobs: false, or ask a server that gives them (vLLM does)"
+        fix = "set the teacher's logprobs: false, or ask a server that gives them (vLLM does)"
         reason = "the server takes the request for log-probabilities, and gives none"
-        return Trouble("run", reason, billed=True, mend=mend)
+        return Trouble("run", reason, billed=True, fix=fix)
     text, reasoning = _HALVES.sub("\ufffd", text), reasoning and _HALVES.sub("\ufffd", reasoning)
     usage = document.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
@@ -143,20 +143,20 @@ def read_refusal(status: int, content: bytes, sent: Mapping[str, Any]) -> Troubl
     message, code, named = _error_of(content)
     said = f"{status}: {message}" if message else str(status)
     if code in _NO_MORE_MONEY:
-        return Trouble("run", "the account has no more credit", said, mend="top it up, and say the same command again")
+        return Trouble("run", "the account has no more credit", said, fix="top it up, and say the same command again")
     if status in RETRYABLE:
         return Trouble("retry", f"status {status}", message)
     if status in (401, 403):
-        mend = "put the key into an environment variable, and its name into the teacher's api_key_env"
-        return Trouble("run", "the server does not let us in", said, mend=mend)
+        fix = "put the key into an environment variable, and its name into the teacher's api_key_env"
+        return Trouble("run", "the server does not let us in", said, fix=fix)
     if 300 <= status < 400:
-        return Trouble("run", "the server sends us elsewhere", said, mend="give that address as the teacher's base_url")
+        return Trouble("run", "the server sends us elsewhere", said, fix="give that address as the teacher's base_url")
     if status in (404, 405):
-        mend = "compare the teacher's base_url (it usually ends in /v1), api and model with what the server offers"
-        return Trouble("run", "the server knows no such address or model", said, mend=mend)
+        fix = "compare the teacher's base_url (it usually ends in /v1), api and model with what the server offers"
+        return Trouble("run", "the server knows no such address or model", said, fix=fix)
     field = _refused_field(status, message, code, named, sent)
     if field is not None:
-        return Trouble("run", f"the server does not take {field!r}", said, field=field, mend=_mend(field, sent))
+        return Trouble("run", f"the server does not take {field!r}", said, field=field, fix=_fix(field, sent))
     return Trouble("request", f"refused by the server ({status})", message)
 
 
@@ -252,7 +252,7 @@ def _refused_field(status: int, message: str, code: str, named: Sequence[str], s
     return next((name for name in ours if name in named), None) or (in_words[0] if in_words else None)
 
 
-def _mend(field: str, sent: Mapping[str, Any]) -> str:
+def _fix(field: str, sent: Mapping[str, Any]) -> str:
     other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
     if field in other:
         return f"set the teacher's max_tokens_field: {other[field]}"

@@ -87,7 +87,7 @@ class Ensemble:
         if ask.taps:
             raise CapabilityError(
                 f"an ensemble has no {min(ask.taps)}: its members have one each",
-                mend="use one of the members as the teacher, or objectives on the response (forward_kl)",
+                fix="use one of the members as the teacher, or objectives on the response (forward_kl)",
             )
         if not ask.response:
             return Signals(dims=self.dims)
@@ -101,7 +101,7 @@ class Ensemble:
         Raises:
             CapabilityError: always.
         """
-        raise CapabilityError("an ensemble writes no text", mend="use one of its members (kind: local)")
+        raise CapabilityError("an ensemble writes no text", fix="use one of its members (kind: local)")
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class Ensemble:
                 raise ModelError(
                     f"member {number} of the ensemble gives {other.vocab} logits, and the first {sizes[0].vocab}",
                     where=f"members.{number}",
-                    mend="use members of the same classes",
+                    fix="use members of the same classes",
                 )
         return ModelDims(sizes[0].vocab, hidden=0, layers=0, heads=0, kv_heads=0, causal=sizes[0].causal)
 
@@ -145,7 +145,7 @@ def _whole_logits(signals: Signals) -> Tensor:
         return signals.dense.logits
     if signals.head is not None:
         return signals.head.logits()
-    raise CapabilityError("a member of the ensemble gives no logits", mend="use members of kind: local")
+    raise CapabilityError("a member of the ensemble gives no logits", fix="use members of kind: local")
 
 
 def _signals_identity(member: Teacher) -> Mapping[str, Any]:

@@ -25,7 +25,8 @@ from potstill.registry import implements
 from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.teachers.cached import SignalCache
 from potstill.teachers.writing import stop_token_ids, write
-from potstill.types import Answer, Capability, Request, Task
+from potstill.tasks import Task
+from potstill.types import Answer, Capability, Request
 
 
 @implements(LocalTeacher)
@@ -131,7 +132,7 @@ class LocalModel:
         if self.task == "masked_lm":
             raise CapabilityError(
                 "what a masked language model gives is not cached: texts are masked anew every time",
-                mend="set cache: false on the teacher",
+                fix="set cache: false on the teacher",
             )
         return SignalCache(self.signals_identity)
 
@@ -176,7 +177,7 @@ class LocalModel:
         if self.task != "causal_lm":
             raise CapabilityError(
                 f"{self.source.name} writes no text: it is a model for {self.task}",
-                mend="use a causal language model as the teacher of generate",
+                fix="use a causal language model as the teacher of generate",
             )
         samplings = {request.sampling for request in requests}
         if len(samplings) != 1:
@@ -259,7 +260,7 @@ class LocalModel:
             raise DataError(
                 f"a prompt has {longest:,} tokens, and {self.source.name} reads and writes "
                 f"{self.context_length:,} in all",
-                mend="shorten it or take it out of the data",
+                fix="shorten it or take it out of the data",
             )
         return self.context_length - longest
 

@@ -84,7 +84,7 @@ class GivenTeacher:
             CapabilityError: always.
         """
         raise CapabilityError(
-            "this teacher gives distributions, not text", mend="use a LocalTeacher, or model.generate() itself"
+            "this teacher gives distributions, not text", fix="use a LocalTeacher, or model.generate() itself"
         )
 
 
@@ -164,7 +164,7 @@ def given_teacher(
         raise UserError(
             "the teacher shares modules with the student: it would learn along, and the student would lose its dropout",
             where="teacher",
-            mend="give a copy: teacher=copy.deepcopy(model)",
+            fix="give a copy: teacher=copy.deepcopy(model)",
         )
     if isinstance(teacher, PreTrainedModel) and not getattr(teacher, "hf_device_map", None):
         nn.Module.to(teacher, device)
@@ -180,7 +180,7 @@ def given_objectives(objectives: Sequence[ObjectiveSettings | Mapping[str, Any]]
     if objectives is None:
         return [ForwardKL(), HardCE()]
     if not objectives:
-        raise RecipeError("no objectives: there is nothing to learn", mend="leave them out for forward_kl and hard_ce")
+        raise RecipeError("no objectives: there is nothing to learn", fix="leave them out for forward_kl and hard_ce")
     return [o if isinstance(o, ObjectiveSettings) else _read(o, index) for index, o in enumerate(objectives)]
 
 

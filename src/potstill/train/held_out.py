@@ -32,7 +32,7 @@ class MeasuresHeldOut(WholeCheckpoints):
             eval_dataset = self.eval_rows[eval_dataset]
         rows = self.eval_rows if eval_dataset is None else self.reading.rows(eval_dataset, "eval_dataset")
         if not rows or isinstance(rows, dict):
-            raise UserError("there is nothing to measure on", where="eval_dataset", mend="give eval_dataset")
+            raise UserError("there is nothing to measure on", where="eval_dataset", fix="give eval_dataset")
         by_length = sorted(range(len(rows)), key=lambda i: -length_of(rows[i]))
         size = self.args.eval_batch_size
         batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
@@ -136,5 +136,5 @@ class MeasuresHeldOut(WholeCheckpoints):
             UserError: always.
         """
         raise UserError(
-            "predict() would keep the logits of every token", mend="use evaluate(), or trainer.student.generate(…)"
+            "predict() would keep the logits of every token", fix="use evaluate(), or trainer.student.generate(…)"
         )

@@ -70,7 +70,7 @@ def find_models(recipe: Recipe, console: Console) -> Models:
     if tokenizer is None and not images:
         raise DataError(
             "there is no tokenizer: neither student nor teacher is a model on this machine",
-            mend="name the folder of one: student.tokenizer of kind from_config",
+            fix="name the folder of one: student.tokenizer of kind from_config",
         )
     taught = any(o.needs().teacher for o in recipe.train.all_objectives)
     if own is not None and teacher is not None and taught and not images:
@@ -107,7 +107,7 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
         raise DataError(
             f"there is nothing to learn from ({reasons})" if reasons else "there is nothing to learn from",
             where="data",
-            mend="give records with answers, or add a generate section",
+            fix="give records with answers, or add a generate section",
         )
     return reader, Rows(train, held_out, tuple(sides.classes))
 

@@ -23,7 +23,7 @@ from potstill.models.tasks import task_of
 from potstill.objectives import Objective, token_statistics, total_loss
 from potstill.signals import Ask, Batch, Dense, Dims, Head, Side, Signals
 from potstill.teachers.base import Teacher
-from potstill.types import Task
+from potstill.tasks import Task
 
 SIDES: tuple[Side, Side] = ("student", "teacher")
 

@@ -128,7 +128,7 @@ def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows]:
                 length = getattr(recipe.generate, "max_new_tokens", 128)
                 rows += [_answered(example, reader.chat, length)] * (samples if example.is_prompt else 0)
     if not rows:
-        raise DataError("there is nothing to learn from", where="data", mend="give records with answers")
+        raise DataError("there is nothing to learn from", where="data", fix="give records with answers")
     return reader, Rows(rows, [], tuple(sides.classes))
 
 

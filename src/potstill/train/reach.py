@@ -106,5 +106,5 @@ def _reset(model: nn.Module, part: nn.Module, name: str) -> None:
         raise RecipeError(
             f"{name} ({type(part).__name__}) does not say how it is initialised",
             where="train.stages.initialise",
-            mend="give it a method reset_parameters(), or name the modules inside it",
+            fix="give it a method reset_parameters(), or name the modules inside it",
         )

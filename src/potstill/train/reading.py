@@ -11,7 +11,7 @@ from potstill.data.chat import ChatTokenizer
 from potstill.data.collate import Collator
 from potstill.data.reader import TaskReader
 from potstill.train.rows import Row, rows_of, task_rows_of
-from potstill.types import Task
+from potstill.tasks import Task
 
 
 class Reading:

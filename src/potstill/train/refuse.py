@@ -1,4 +1,4 @@
-"""What would go wrong without a word is refused, with the mend, or said."""
+"""What would go wrong without a word is refused, with the fix, or said."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from potstill.errors import CapabilityError, UserError
 from potstill.recipe import ObjectiveSettings
 from potstill.recipe.tasks import why_not
 from potstill.teachers.base import Teacher
-from potstill.types import Task
+from potstill.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher
             raise CapabilityError(
                 f"{objective.kind} needs a teacher that gives {wanted}; this one gives {given}",
                 where="objectives",
-                mend=f"give a local teacher, or leave {objective.kind} out",
+                fix=f"give a local teacher, or leave {objective.kind} out",
             )
 
 
@@ -135,6 +135,6 @@ def say_batch_statistics(student: nn.Module, args: TrainingArguments) -> None:
         )
 
 
-def _refuse(what: str, argument: str, mend: str) -> None:
+def _refuse(what: str, argument: str, fix: str) -> None:
     where = argument if argument == "compute_metrics" else f"TrainingArguments.{argument}"
-    raise UserError(what, where=where, mend=mend)
+    raise UserError(what, where=where, fix=fix)

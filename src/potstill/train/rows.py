@@ -86,7 +86,7 @@ def _gathered(
     if not rows:
         why = f": {_counted(dropped)}" if dropped else ""
         raise DataError(
-            f"there is nothing to learn from{why}", where=name, mend=f"give {forms}" if forms is not None else None
+            f"there is nothing to learn from{why}", where=name, fix=f"give {forms}" if forms is not None else None
         )
     cut = sum(bool(getattr(row, "cut", False)) for row in rows)
     if dropped or cut:
@@ -101,25 +101,25 @@ def _items(dataset: Any, name: str) -> list[Any]:
         raise DataError(
             f"a {type(dataset).__name__} has no length: the steps of a schedule could not be counted",
             where=name,
-            mend="give a datasets.Dataset or a list (of a stream, a part: list(stream.take(10_000)))",
+            fix="give a datasets.Dataset or a list (of a stream, a part: list(stream.take(10_000)))",
         )
     return list(dataset)
 
 
 def _row_of(item: Any, chat: ChatTokenizer | None, max_length: int, where: str) -> Tokenized | Reject:
     if not isinstance(item, Mapping):
-        raise DataError(f"a row is a mapping, not a {type(item).__name__}", where=where, mend=f"give {_FORMS}")
+        raise DataError(f"a row is a mapping, not a {type(item).__name__}", where=where, fix=f"give {_FORMS}")
     given = {key: value for key, value in item.items() if value is not None}
     if "input_ids" in given:
         return _tokenised(given, max_length, where)
     if chat is None:
-        raise DataError("text needs a tokenizer", where=where, mend="give processing_class=tokenizer")
+        raise DataError("text needs a tokenizer", where=where, fix="give processing_class=tokenizer")
     record = _record_of(given, where)
     if record.is_prompt:
         raise DataError(
             "a prompt without an answer cannot be learned from",
             where=where,
-            mend="have the teacher answer first (`potstill generate`), or add the answer",
+            fix="have the teacher answer first (`potstill generate`), or add the answer",
         )
     return tokenize(record, chat, max_length)
 
@@ -138,7 +138,7 @@ def _record_of(given: Mapping[str, Any], where: str) -> Record:
     if "text" in given:
         return Record(text=given["text"], group=group_of(given["text"]))
     has = ", ".join(sorted(given)) or "nothing"
-    raise DataError(f"a row with {has} cannot be read", where=where, mend=f"give {_FORMS}")
+    raise DataError(f"a row with {has} cannot be read", where=where, fix=f"give {_FORMS}")
 
 
 def _tokenised(given: Mapping[str, Any], max_length: int, where: str) -> Tokenized | Reject:
@@ -146,11 +146,11 @@ def _tokenised(given: Mapping[str, Any], max_length: int, where: str) -> Tokeniz
         raise DataError(
             "input_ids without labels",
             where=where,
-            mend="label what is learned with its token id and the rest with -100",
+            fix="label what is learned with its token id and the rest with -100",
         )
     ids, labels = _ints(given["input_ids"]), _ints(given["labels"])
     if len(ids) != len(labels):
-        raise DataError(f"{len(ids)} input_ids and {len(labels)} labels", where=where, mend="give one label per token")
+        raise DataError(f"{len(ids)} input_ids and {len(labels)} labels", where=where, fix="give one label per token")
     mask = _ints(given["attention_mask"]) if "attention_mask" in given else [1] * len(ids)
     # Padding of somebody else's is taken off, on either side; the collator makes its own.
     ids, labels = ([v for v, real in zip(values, mask, strict=True) if real] for values in (ids, labels))

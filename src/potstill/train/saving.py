@@ -137,14 +137,14 @@ class WholeCheckpoints(Trainer):
                 logger.warning("%s is not whole and is passed over", torn)
             if found is None:
                 raise RunError(
-                    "there is no whole checkpoint to resume from", where=str(folder), mend="train from the start"
+                    "there is no whole checkpoint to resume from", where=str(folder), fix="train from the start"
                 )
             return found
         if not checkpoints.is_whole(Path(asked)):
             raise RunError(
                 "this checkpoint is not whole",
                 where=str(asked),
-                mend="resume_from_checkpoint=True takes the newest that is",
+                fix="resume_from_checkpoint=True takes the newest that is",
             )
         return Path(asked)
 

@@ -197,13 +197,13 @@ class DistillTrainer(MeasuresHeldOut):
             raise DataError(
                 f"{len(order.lengths)} rows do not fill one step of {order.rows_per_step}",
                 where="train_dataset",
-                mend="give more rows, make the batch smaller, or set dataloader_drop_last=False",
+                fix="give more rows, make the batch smaller, or set dataloader_drop_last=False",
             )
         return loader(self.train_rows, order, self.reading.collate, self.args)
 
     def _step_order(self) -> StepOrder:
         if not self.train_rows:
-            raise UserError("there is nothing to train on", where="train_dataset", mend="give train_dataset")
+            raise UserError("there is nothing to train on", where="train_dataset", fix="give train_dataset")
         return StepOrder(
             [length_of(row) for row in self.train_rows],
             batch_size=self._train_batch_size,

@@ -53,7 +53,7 @@ class Training:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RunError(
                 "several processes would write one run folder",
-                mend="start potstill without torchrun; DistillTrainer in a script of your own runs under it",
+                fix="start potstill without torchrun; DistillTrainer in a script of your own runs under it",
             )
         reader, rows = self._read()
         with quiet_loading():
@@ -77,7 +77,7 @@ class Training:
                 raise RecipeError(
                     "the best weights are found on held-out records, and there are none",
                     where="train.keep",
-                    mend="hold some out (data.held_out: 0.1), or keep: last",
+                    fix="hold some out (data.held_out: 0.1), or keep: last",
                 )
         return reader, rows
 

@@ -41,7 +41,7 @@ def load_student(student: nn.Module, folder: Path) -> None:
         raise RunError(
             f"the checkpoint does not fit the student: {first}",
             where=str(folder),
-            mend="train into another folder, or remove the checkpoints",
+            fix="train into another folder, or remove the checkpoints",
         ) from error
 
 
@@ -67,5 +67,5 @@ def load_projectors(projectors: nn.Module, folder: Path) -> None:
         raise RunError(
             "the checkpoint's projectors do not fit the objectives",
             where=str(folder / PROJECTORS),
-            mend="train into another folder, or remove the checkpoints",
+            fix="train into another folder, or remove the checkpoints",
         ) from error

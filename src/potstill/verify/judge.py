@@ -71,7 +71,7 @@ class JudgeVerifier(BaseVerifier):
         """How it puts its questions."""
         if ask is None:
             raise RecipeError(
-                "a judge needs a teacher to ask", where="judge", mend="open_verifier(settings, ask=…) gives it one"
+                "a judge needs a teacher to ask", where="judge", fix="open_verifier(settings, ask=…) gives it one"
             )
         self._ask = ask
 

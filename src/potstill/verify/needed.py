@@ -41,13 +41,13 @@ def refuse_unjudgeable(verify: VerifierSettings, problems: Sequence[Record], *, 
         raise DataError(
             f"none of the {called} has a reference answer: no metadata[{key!r}] in the data, and no answer of its own",
             where=where,
-            mend=f"give data with answers, or name where they stand: {where}.reference, and the same name as "
+            fix=f"give data with answers, or name where they stand: {where}.reference, and the same name as "
             f"reference of the verifier ({leaf.kind})",
         )
     raise DataError(
         f"none of the {called} has what the verifier ({leaf.kind}) judges by: no metadata[{key!r}] in the data",
         where=where,
-        mend=f"give the data a column metadata, an object with {key!r} in it",
+        fix=f"give the data a column metadata, an object with {key!r} in it",
     )
 
 

@@ -94,7 +94,7 @@ def interpreter(chosen: Path | None) -> tuple[str, tuple[Path, ...]]:
         executable = getattr(sys, "_base_executable", None) or sys.executable
         return str(Path(executable).resolve()), _outside_system(prefix)
     if not chosen.exists():
-        raise RunError("no interpreter here", where=str(chosen), mend="set sandbox.python to one, or leave it out")
+        raise RunError("no interpreter here", where=str(chosen), fix="set sandbox.python to one, or leave it out")
     ask = "import sys; print(sys.prefix); print(sys.base_prefix)"
     done = subprocess.run([chosen, "-I", "-c", ask], capture_output=True, text=True, check=True)
     return str(chosen.absolute()), _outside_system(*(Path(p) for p in dict.fromkeys(done.stdout.split("\n")) if p))
@@ -120,7 +120,7 @@ def choose(settings: SandboxSettings) -> Method:
         return "none"
     raise RunError(
         "no sandbox for programs works here (" + "; ".join(f"{m}: {why}" for m, why in failures.items()) + ")",
-        mend="apt-get install bubblewrap; or say unsafe: true, where nothing on the machine can be harmed",
+        fix="apt-get install bubblewrap; or say unsafe: true, where nothing on the machine can be harmed",
     )
 
 

@@ -41,7 +41,7 @@ class HiddenCorrelationLoss(DirectObjective[HiddenCorrelation]):
             raise ModelError(
                 f"hidden_correlation compares states of one width, and these have {dims.student.hidden} and "
                 f"{dims.teacher.hidden}",
-                mend="use hidden_cosine, which learns a projection",
+                fix="use hidden_cosine, which learns a projection",
             )
         return {"student": Ask(taps=_last(dims.student)), "teacher": Ask(taps=_last(dims.teacher))}
 
