@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.harness import PeakMemory, Row, seconds_of
 from potstill.objectives import RowRule, divergences, fused_sweep
-from potstill.objectives.heads import logits_of
-from potstill.objectives.sweep import rows_of_chunk
+from potstill.objectives.sweep.engine import rows_of_chunk
+from potstill.objectives.sweep.heads import logits_of
 from potstill.recipe import response
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.registry import build

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from objectives.worlds import RESPONSE, World, make_world, products, recorded, reference, relative_error
 from torch import Tensor
 
-import potstill.objectives.sweep as engine
 from potstill.objectives import RowRule, Swept, fused_sweep
-from potstill.objectives.chunks import MOST_CHUNK_ROWS
 from potstill.objectives.divergences import dkd, forward_kl
+from potstill.objectives.sweep import engine
+from potstill.objectives.sweep.chunks import MOST_CHUNK_ROWS
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import (
     JSD,

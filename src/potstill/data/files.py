@@ -41,9 +41,7 @@ class FileSource:
                 raise DataError("no file matches the pattern", where=str(path), fix="paths are relative to the recipe")
             return found
         existing(path)
-        raise DataError(
-            "is a folder", where=str(path), fix="name files by a pattern (data/*.jsonl), or use kind: text"
-        )
+        raise DataError("is a folder", where=str(path), fix="name files by a pattern (data/*.jsonl), or use kind: text")
 
     def rows(self) -> Iterator[Row]:
         """Rows of all files. Malformed ones are named by file and line."""

@@ -64,9 +64,7 @@ def load_records(path: Path, side: Side | None = None) -> list[Record]:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not a whole Parquet file: {error}", where=str(path)) from error
     if not holds_records(table.schema):
-        raise DataError(
-            "the file holds no records of potstill", where=str(path), fix="read it as data of kind parquet"
-        )
+        raise DataError("the file holds no records of potstill", where=str(path), fix="read it as data of kind parquet")
     rows = table.to_pylist()
     if side is not None and any(row["side"] is None for row in rows):
         raise DataError("the records have no sides", where=str(path))

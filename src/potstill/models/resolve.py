@@ -159,9 +159,7 @@ def _as_path(model: str) -> Path | None:
         return run / "train" / "model"
     path = Path(model).expanduser()
     if path.is_file() and path.suffix.lower() != ".gguf":
-        raise ModelError(
-            "is a file, and no GGUF file", where=str(path), fix="give the model's folder, or a .gguf file"
-        )
+        raise ModelError("is a file, and no GGUF file", where=str(path), fix="give the model's folder, or a .gguf file")
     if path.exists():
         return path
     meant = model.startswith((".", os.sep, "~")) or model.endswith(".gguf") or model.count("/") > 1

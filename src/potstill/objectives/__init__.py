@@ -6,7 +6,6 @@ response.py     KL both ways, soft and hard cross-entropy, total variation, logi
 mixtures.py     JSD and the skewed KLs
 decoupled.py    decoupled KD
 soft.py         what rules at a temperature share
-sparse.py       stored and sampled distributions in place of a teacher's logits
 features.py     hidden_cosine, hidden_mse, hidden_smooth_l1
 attention.py    attention_scores, attention_kl
 minilm.py       minilm_v1, minilm_v2
@@ -17,12 +16,7 @@ layers.py       which of the student's layers is held against which of the teach
 projections.py  learned maps to the teacher's width, random or of its principal components
 pooling.py      from the states of an example's tokens to one vector
 norms.py        directions whose gradient is finite wherever they are taken
-rows.py         a tile of rows, what rules share on it, and the rule's protocol
-heads.py        where logits come from and their gradients go
-sweep.py        the fused sweep
-chunks.py       how many rows it projects at once
-tiles.py        threads that take a tile of rows each
-weight_gradient.py  the sum of the products of its chunks
+sweep/          the fused sweep: one pass over each head for all row rules, and what it is made of
 loss.py         the loss of a micro-batch, each objective by its own global count
 statistics.py   per-token measures for evaluation
 """
@@ -61,9 +55,9 @@ from potstill.objectives.response import (
     SoftCELoss,
     TotalVariationLoss,
 )
-from potstill.objectives.rows import RowRule, Rows
 from potstill.objectives.statistics import TokenStatistics, token_statistics
-from potstill.objectives.sweep import Swept, fused_sweep
+from potstill.objectives.sweep.engine import Swept, fused_sweep
+from potstill.objectives.sweep.rows import RowRule, Rows
 
 __all__ = [
     "AttentionKLLoss",

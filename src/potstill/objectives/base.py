@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from potstill.objectives.rows import RowRule
+from potstill.objectives.sweep.rows import RowRule
 from potstill.recipe.objectives import ObjectiveSettings, Scope
 from potstill.signals import Ask, Batch, Dims, Over, Side, Signals, Term
 

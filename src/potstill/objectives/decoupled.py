@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from potstill.objectives.base import VocabularyObjective
-from potstill.objectives.rows import Rows, exponentials_into
 from potstill.objectives.soft import SoftRule, softening
+from potstill.objectives.sweep.rows import Rows, exponentials_into
 from potstill.recipe.response import DecoupledKD
 from potstill.registry import implements
 

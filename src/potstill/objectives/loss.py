@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from potstill.objectives.base import DirectObjective, Objective, VocabularyObjective
-from potstill.objectives.sweep import fused_sweep
+from potstill.objectives.sweep.engine import fused_sweep
 from potstill.recipe.schedules import value_at
 from potstill.signals import Batch, Dense, Head, Signals, Sparse
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.objectives.base import VocabularyObjective
-from potstill.objectives.rows import Rows
 from potstill.objectives.soft import SoftRule, smallest, softening
+from potstill.objectives.sweep.rows import Rows
 from potstill.recipe.response import JSD, SkewedKL, SkewedReverseKL
 from potstill.registry import implements
 

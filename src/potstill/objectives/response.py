@@ -13,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.objectives.base import VocabularyObjective
-from potstill.objectives.rows import Exponentials, Rows
-from potstill.objectives.soft import SoftRule, TakesSparse, softening
-from potstill.objectives.sparse import linear_values
+from potstill.objectives.soft import SoftRule, TakesSparse, linear_values, softening
+from potstill.objectives.sweep.rows import Exponentials, Rows
 from potstill.recipe.response import ForwardKL, HardCE, LogitMSE, ReverseKL, SoftCE, TotalVariation
 from potstill.registry import implements
 

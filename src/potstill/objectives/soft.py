@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal, TypedDict
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from potstill.objectives.divergences import temperature_gain
+from potstill.objectives.sweep.rows import Rows
 from potstill.recipe.response import SoftSettings
 from potstill.recipe.schedules import value_at
 
@@ -52,3 +54,37 @@ def smallest(like: Tensor) -> float:
     """The smallest normal number of a dtype: what a probability that has underflowed is taken for under a logarithm or
     in a divisor. V of them do not move a sum."""
     return torch.finfo(like.dtype).tiny
+
+
+def linear_values(
+    rows: Rows, coefficient: Float[Tensor, "R 1"], rule: SoftRule, *, less_entropy: bool
+) -> Float[Tensor, " R"]:
+    """Σ w (−log q) of a tile, less the teacher's entropy if asked; adds coefficient × gain / T × ((Σ w) q − w).
+
+    Held equal to `divergences.sparse_soft_ce` and `sparse_forward_kl`.
+    """
+    sparse, at, shared = rows.sparse, rule.temperature, rows.shared
+    if sparse is None:
+        raise ValueError("a rule asks for the stored distribution, and this sweep has none")
+    q = rows.student_exponentials(at, shared)
+    log_q = rows.student[sparse.row_of, sparse.ids] / at - q.log_partition.squeeze(1)[sparse.row_of]
+    values, mass, entropy = -sparse.summed(sparse.weights * log_q), sparse.mass, sparse.entropy
+    if sparse.cut:
+        # With every token stored there is no tail, whatever the rounding of Σ w.
+        left = torch.where(sparse.kept >= shared, 0, (1 - mass).clamp_min(0))
+        tail = rows.scratch.take("difference", *q.values.shape).copy_(q.values)
+        tail[sparse.row_of, sparse.ids] = 0
+        student_left = (tail.sum(-1) / q.total.squeeze(1)).clamp_min(smallest(tail))
+        values = values - left * student_left.log()
+        stored = torch.special.xlogy(sparse.weights, sparse.weights)
+        entropy = -sparse.summed(stored) - torch.special.xlogy(left, left)
+    if rows.wants_gradient:
+        scaled = coefficient * rule.factor
+        of_q = scaled / q.total
+        total = mass[:, None]
+        if sparse.cut:
+            total = total + left[:, None]
+            rows.add_gradient(-of_q * (left / student_left)[:, None], tail)
+        rows.add_gradient(of_q * total, q.values)
+        rows.add_gradient_entries(sparse.row_of, sparse.ids, -scaled.squeeze(1)[sparse.row_of] * sparse.weights)
+    return (values - entropy if less_entropy else values) * rule.gain

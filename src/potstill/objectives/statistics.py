@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from potstill.objectives.response import ForwardKLRule, HardCERule
-from potstill.objectives.rows import RowRule, Rows
-from potstill.objectives.sweep import fused_sweep
+from potstill.objectives.sweep.engine import fused_sweep
+from potstill.objectives.sweep.rows import RowRule, Rows
 from potstill.signals import Dense, Head
 
 

@@ -23,9 +23,9 @@ from potstill.models.resolve import resolve
 from potstill.recipe import LocalTeacher
 from potstill.registry import implements
 from potstill.signals import Ask, Batch, ModelDims, Signals
+from potstill.tasks import Task
 from potstill.teachers.cached import SignalCache
 from potstill.teachers.writing import stop_token_ids, write
-from potstill.tasks import Task
 from potstill.types import Answer, Capability, Request
 
 

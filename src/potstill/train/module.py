@@ -22,8 +22,8 @@ from potstill.models.live import evaluating, live_signals
 from potstill.models.tasks import task_of
 from potstill.objectives import Objective, token_statistics, total_loss
 from potstill.signals import Ask, Batch, Dense, Dims, Head, Side, Signals
-from potstill.teachers.base import Teacher
 from potstill.tasks import Task
+from potstill.teachers.base import Teacher
 
 SIDES: tuple[Side, Side] = ("student", "teacher")
 

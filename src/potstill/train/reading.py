@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from potstill.data.chat import ChatTokenizer
 from potstill.data.collate import Collator
 from potstill.data.reader import TaskReader
-from potstill.train.rows import Row, rows_of, task_rows_of
 from potstill.tasks import Task
+from potstill.train.rows import Row, rows_of, task_rows_of
 
 
 class Reading:

@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 from potstill.errors import CapabilityError, UserError
 from potstill.recipe import ObjectiveSettings
 from potstill.recipe.tasks import why_not
-from potstill.teachers.base import Teacher
 from potstill.tasks import Task
+from potstill.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.objectives.rows import Scratch
-from potstill.objectives.weight_gradient import WeightGradient, bytes_saved_by_few
+from potstill.objectives.sweep.rows import Scratch
+from potstill.objectives.sweep.weight_gradient import WeightGradient, bytes_saved_by_few
 from potstill.signals import Dense, Head
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from potstill.objectives import weight_gradient
-from potstill.objectives.weight_gradient import WeightGradient, bytes_saved_by_few
+from potstill.objectives.sweep import weight_gradient
+from potstill.objectives.sweep.weight_gradient import WeightGradient, bytes_saved_by_few
 
 VOCAB, WIDTH, ROWS = 23, 6, 4
 

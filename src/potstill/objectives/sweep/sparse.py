@@ -13,40 +13,11 @@ off by at most √2 · r in L2 (on a token that is not stored it is q − r · q
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from potstill.objectives.soft import SoftRule, smallest
+from potstill.objectives.sweep.rows import SparseRows
 from potstill.signals import Sparse
-
-if TYPE_CHECKING:
-    from potstill.objectives.rows import Rows
-
-
-@dataclass(frozen=True)
-class SparseRows:
-    """The entries of one tile: for each its row in the tile, its token and its weight."""
-
-    row_of: Int[Tensor, " E"]
-    ids: Int[Tensor, " E"]
-    weights: Float[Tensor, " E"]
-    entropy: Float[Tensor, " R"]
-    kept: Int[Tensor, " R"]
-    cut: bool
-    vocab: int
-
-    @property
-    def mass(self) -> Float[Tensor, " R"]:
-        """Σ w of each row."""
-        return torch.zeros_like(self.entropy).index_add_(0, self.row_of, self.weights)
-
-    def summed(self, values: Float[Tensor, " E"]) -> Float[Tensor, " R"]:
-        """Σ of each row's entries."""
-        return torch.zeros_like(self.entropy).index_add_(0, self.row_of, values)
 
 
 class SparseTeacher:
@@ -97,36 +68,3 @@ def check_takes(rules: Sequence[object], sparse: Sparse) -> None:
                 f"the distribution was stored at temperature {sparse.temperature:g} and {name} is at {temperature:g}: "
                 f"give the objective the store's, or store it anew"
             )
-
-
-def linear_values(
-    rows: Rows, coefficient: Float[Tensor, "R 1"], rule: SoftRule, *, less_entropy: bool
-) -> Float[Tensor, " R"]:
-    """Σ w (−log q) of a tile, less the teacher's entropy if asked; adds coefficient × gain / T × ((Σ w) q − w).
-
-    Held equal to `divergences.sparse_soft_ce` and `sparse_forward_kl`.
-    """
-    sparse, at, shared = rows.sparse, rule.temperature, rows.shared
-    assert sparse is not None
-    q = rows.student_exponentials(at, shared)
-    log_q = rows.student[sparse.row_of, sparse.ids] / at - q.log_partition.squeeze(1)[sparse.row_of]
-    values, mass, entropy = -sparse.summed(sparse.weights * log_q), sparse.mass, sparse.entropy
-    if sparse.cut:
-        # With every token stored there is no tail, whatever the rounding of Σ w.
-        left = torch.where(sparse.kept >= shared, 0, (1 - mass).clamp_min(0))
-        tail = rows.scratch.take("difference", *q.values.shape).copy_(q.values)
-        tail[sparse.row_of, sparse.ids] = 0
-        student_left = (tail.sum(-1) / q.total.squeeze(1)).clamp_min(smallest(tail))
-        values = values - left * student_left.log()
-        stored = torch.special.xlogy(sparse.weights, sparse.weights)
-        entropy = -sparse.summed(stored) - torch.special.xlogy(left, left)
-    if rows.wants_gradient:
-        scaled = coefficient * rule.factor
-        of_q = scaled / q.total
-        total = mass[:, None]
-        if sparse.cut:
-            total = total + left[:, None]
-            rows.add_gradient(-of_q * (left / student_left)[:, None], tail)
-        rows.add_gradient(of_q * total, q.values)
-        rows.add_gradient_entries(sparse.row_of, sparse.ids, -scaled.squeeze(1)[sparse.row_of] * sparse.weights)
-    return (values - entropy if less_entropy else values) * rule.gain

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from objectives.worlds import World, make_world, products, recorded, relative_error
 from torch import Tensor
 
-import potstill.objectives.sweep as engine
-from potstill.objectives import chunks, fused_sweep
-from potstill.objectives import weight_gradient as sums
-from potstill.objectives.chunks import MOST_CHUNK_ROWS
+from potstill.objectives import fused_sweep
 from potstill.objectives.divergences import forward_kl, hard_ce, mass_on_cut_rows
 from potstill.objectives.response import ForwardKLRule, HardCERule
-from potstill.objectives.rows import Rows
+from potstill.objectives.sweep import chunks, engine
+from potstill.objectives.sweep import weight_gradient as sums
+from potstill.objectives.sweep.chunks import MOST_CHUNK_ROWS
+from potstill.objectives.sweep.rows import Rows
 from potstill.signals import Dense, Head
 
 KL, KL_AT_2, CE = ForwardKLRule(), ForwardKLRule(2.0, scale_by_temperature_squared=True), HardCERule()

@@ -16,9 +16,9 @@ from objectives.worlds import RESPONSE, World, make_batch, make_world, relative_
 from torch import Tensor
 
 from potstill.objectives import fused_sweep, total_loss
-from potstill.objectives.chunks import MOST_CHUNK_ROWS
 from potstill.objectives.divergences import forward_kl, soft_ce, sparse_forward_kl, sparse_soft_ce
 from potstill.objectives.response import ForwardKLRule, HardCERule, SoftCERule
+from potstill.objectives.sweep.chunks import MOST_CHUNK_ROWS
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import ForwardKL, HardCE, SoftCE, SoftSettings
 from potstill.registry import build

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from objectives.worlds import make_world
 
-import potstill.objectives.sweep as engine
 from potstill.objectives import fused_sweep
 from potstill.objectives.response import ForwardKLRule, HardCERule
-from potstill.objectives.tiles import MOST_WORKERS, TileWorkers, divide_threads
+from potstill.objectives.sweep import engine
+from potstill.objectives.sweep.tiles import MOST_WORKERS, TileWorkers, divide_threads
 
 
 @pytest.fixture

@@ -41,11 +41,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from potstill.objectives.chunks import chunk_rows
-from potstill.objectives.heads import Logits, logits_of
-from potstill.objectives.rows import RowRule, Rows, Scratch
-from potstill.objectives.sparse import SparseTeacher, check_takes
-from potstill.objectives.tiles import TileWorkers, divide_threads
+from potstill.objectives.sweep.chunks import chunk_rows
+from potstill.objectives.sweep.heads import Logits, logits_of
+from potstill.objectives.sweep.rows import RowRule, Rows, Scratch
+from potstill.objectives.sweep.sparse import SparseTeacher, check_takes
+from potstill.objectives.sweep.tiles import TileWorkers, divide_threads
 from potstill.signals import Dense, Head, Sparse
 
 TILE_BYTES = 1536 * 2**10

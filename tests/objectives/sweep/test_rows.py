@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from potstill.objectives.rows import Rows, Scratch
+from potstill.objectives.sweep.rows import Rows, Scratch
 
 
 def tile(teacher: bool = True) -> Rows:

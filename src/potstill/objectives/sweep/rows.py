@@ -1,12 +1,13 @@
 """A tile of rows, and the rule that an objective writes for it.
 
-The sweep (`sweep.py`) hands every rule the same tile: some rows of the student's logits, of the teacher's, and the
+The sweep (`engine.py`) hands every rule the same tile: some rows of the student's logits, of the teacher's, and the
 targets. What several rules need, such as the student's softmax at T = 1, is computed once per tile.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.objectives.divergences import shared_tokens
-from potstill.objectives.sparse import SparseRows
 
 
 class Scratch:
@@ -45,6 +45,36 @@ class Exponentials(NamedTuple):
     values: Float[Tensor, "R width"]
     total: Float[Tensor, "R 1"]
     log_partition: Float[Tensor, "R 1"]
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """The stored entries of one tile, E in all.
+
+    Attributes:
+        row_of, ids, weights: each entry's row in the tile, its token and its weight.
+        entropy: of the dense distribution of each row, in nats.
+        kept: entries of each row.
+        cut: whether the entries are the most probable ones (`top_k`), so that mass is missing.
+        vocab: the number of tokens that student and store share.
+    """
+
+    row_of: Int[Tensor, " E"]
+    ids: Int[Tensor, " E"]
+    weights: Float[Tensor, " E"]
+    entropy: Float[Tensor, " R"]
+    kept: Int[Tensor, " R"]
+    cut: bool
+    vocab: int
+
+    @property
+    def mass(self) -> Float[Tensor, " R"]:
+        """Σ w of each row."""
+        return torch.zeros_like(self.entropy).index_add_(0, self.row_of, self.weights)
+
+    def summed(self, values: Float[Tensor, " E"]) -> Float[Tensor, " R"]:
+        """Σ of each row's entries."""
+        return torch.zeros_like(self.entropy).index_add_(0, self.row_of, values)
 
 
 class Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from potstill.objectives.weight_gradient import FEW_PRODUCTS
+from potstill.objectives.sweep.weight_gradient import FEW_PRODUCTS
 
 BUFFER_BYTES = 176 * 2**20
 """Bytes of the two chunk buffers together, if they hold `FEW_CHUNK_ROWS`: on two threads, with the tiles of any one
