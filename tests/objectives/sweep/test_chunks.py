@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from potstill.objectives.sweep.chunks import MOST_CHUNK_ROWS, buffer_budget, chunk_rows, rows_per_chunk
 
-MOST = MOST_CHUNK_ROWS["cpu"]
+MOST = MOST_CHUNK_ROWS
 
 
 @given(st.integers(0, 5000), st.integers(1, 2**22), st.integers(1, 2**28), st.integers(1, 512))
@@ -55,8 +55,19 @@ def test_a_sum_that_stays_narrow_gives_its_room_to_the_buffers(
     assert chunk_rows(rows, 2 * vocab * 2, narrow_products=True, saved_bytes=saved_mib * 2**20) == expected
 
 
-def test_where_a_tile_is_a_whole_chunk_nothing_is_given_for_it() -> None:
-    assert chunk_rows(4096, 2 * 128_256 * 2, "cuda", narrow_products=True, saved_bytes=2**30) == 342
+@pytest.mark.parametrize(
+    ("gib", "expected"),
+    [
+        (80, 4096),  # two chunks of 2 GiB together
+        (24, 1171),
+        (4, 205),
+    ],
+)
+def test_on_a_gpu_chunks_are_as_long_as_a_share_of_its_memory_holds(gib: int, expected: int) -> None:
+    bytes_per_row = 2 * 128_256 * 2
+    chunk = chunk_rows(8192, bytes_per_row, accelerator_bytes=gib * 2**30, narrow_products=True)
+    assert chunk == expected
+    assert chunk * bytes_per_row <= gib * 2**30 / 40 + 2**28
 
 
 @given(st.integers(1, 5000), st.integers(1, 2**22), st.integers(0, 2**30))

@@ -38,7 +38,9 @@ def test_a_workers_tile_fits_its_cache(chunk: int, bytes_per_row: int) -> None:
     assert 1 <= tile <= chunk
     assert tile <= each or tile * bytes_per_row <= engine.TILE_BYTES * each
     assert workers * each <= torch.get_num_threads()
-    assert engine._tiling(chunk, bytes_per_row, torch.device("cuda")) == (chunk, 1, 1)
+    on_gpu, workers, each = engine._tiling(chunk, bytes_per_row, torch.device("cuda"))
+    assert (workers, each) == (1, 1)
+    assert on_gpu == chunk or on_gpu * bytes_per_row <= engine.ACCELERATOR_TILE_BYTES
 
 
 @pytest.mark.usefixtures("four_threads")

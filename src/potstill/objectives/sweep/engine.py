@@ -42,9 +42,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from potstill.objectives.sweep.chunks import chunk_rows
-from potstill.objectives.sweep.heads import Logits, logits_of
-from potstill.objectives.sweep.rows import RowRule, Rows, Scratch
+from potstill.objectives.sweep.heads import Cap, Logits, logits_of
+from potstill.objectives.sweep.rows import RowRule, Scratch
 from potstill.objectives.sweep.sparse import SparseTeacher, check_takes
+from potstill.objectives.sweep.tile import TileInputs, TileWork, tile_function
 from potstill.objectives.sweep.tiles import TileWorkers, divide_threads
 from potstill.signals import Dense, Head, Sparse
 
@@ -52,6 +53,9 @@ TILE_BYTES = 1536 * 2**10
 """Bytes of one tile buffer per CPU thread. Smaller tiles fit the second-level cache better and cost more calls: at
 200 KiB the tiles took 0.72 s of a sweep of 2,048 rows over 49,152 tokens, at 400 KiB 0.53, at 800 KiB 0.40, at
 1,600 KiB 0.37; and at 3 MiB a fifth more again."""
+
+ACCELERATOR_TILE_BYTES = 256 * 2**20
+"""Bytes of one tile buffer on a GPU: enough rows to fill it. Larger ones are no faster, and a rule holds several."""
 
 
 @dataclass(frozen=True)
@@ -149,18 +153,20 @@ class _Engine:
             self.sparse = teacher
         else:
             self.teacher = teacher
-        self.rules, self.coefficients = rules, coefficients
+        self.rules, self.coefficients = rules, torch.stack(list(coefficients), dim=1)
         self.statistics, self.wanted = statistics, wanted
         self.wants_gradient = any(wanted)
         self.values = torch.zeros(len(rules), student.rows, dtype=statistics, device=student.device)
         cut = self.teacher is not None and self.teacher.vocab != student.vocab
         self.masses = [torch.zeros_like(self.values[0]) for _ in range(2)] if cut else [None, None]
+        caps = student.cap, Cap() if self.teacher is None else self.teacher.cap
+        self.tile_of = tile_function(TileWork(tuple(rules), *caps, self.wants_gradient), student.device, student.vocab)
 
     def run(self) -> tuple[Tensor | None, ...]:
         """(loss, values, cut mass of student and of teacher, and the gradients of the leaves)."""
         # Its buffers are given back before the gradients are cast to their leaves' dtype, which needs room of its own.
         self._sweep_chunks()
-        loss = sum((self.values[i] @ c for i, c in enumerate(self.coefficients)), self.values.new_zeros(()))
+        loss = sum((self.values[i] @ c for i, c in enumerate(self.coefficients.unbind(1))), self.values.new_zeros(()))
         return loss, self.values, *self.masses, *self.student.gradients()
 
     def _sweep_chunks(self) -> None:
@@ -187,25 +193,24 @@ class _Engine:
 
     def _sweep_tiles(self, chunk: _Chunk, tile: int, scratches: Sequence[Scratch], worker: int) -> None:
         """One worker's tiles of a chunk: every so-many-th one, all rules on each."""
-        student, teacher, scratch = self.student, self.teacher, scratches[worker]
         count = chunk.rows.stop - chunk.rows.start
         for at in range(worker * tile, count, tile * len(scratches)):
             part = slice(at, min(at + tile, count))
             rows = slice(chunk.rows.start + part.start, chunk.rows.start + part.stop)
-            logits = student.finish(chunk.raw[part], scratch, "student")
-            teacher_logits = None
-            if teacher is not None and chunk.taught is not None:
-                teacher_logits = teacher.finish(chunk.taught[part], scratch, "teacher")
-            sparse = None if self.sparse is None else self.sparse.tile(rows)
-            tiles = Rows(logits, teacher_logits, self.target_ids[rows], scratch, self.wants_gradient, sparse)
-            for index, (rule, coefficient) in enumerate(zip(self.rules, self.coefficients, strict=True)):
-                self.values[index, rows] = rule(tiles, coefficient[rows, None])
-            for mass, side in zip(self.masses, (logits, teacher_logits), strict=True):
-                if mass is not None and side is not None and side.shape[1] > tiles.shared:
-                    mass[rows] = _cut_mass(side, tiles.shared)
-            if chunk.room is not None:
-                student.chain(tiles.gradient, logits, scratch)
-                chunk.room[part] = tiles.gradient
+            inputs = TileInputs(
+                chunk.raw[part],
+                None if chunk.taught is None else chunk.taught[part],
+                self.target_ids[rows],
+                self.coefficients[rows],
+                None if self.sparse is None else self.sparse.tile(rows),
+            )
+            outputs = self.tile_of(inputs, scratches[worker])
+            self.values[:, rows] = outputs.values
+            for mass, found in zip(self.masses, outputs.cut_masses, strict=True):
+                if mass is not None and found is not None:
+                    mass[rows] = found
+            if chunk.room is not None and outputs.gradient is not None:
+                chunk.room[part] = outputs.gradient
 
 
 def rows_of_chunk(student: Logits, teacher: Logits | None, wanted: tuple[bool, ...], statistics: torch.dtype) -> int:
@@ -214,10 +219,17 @@ def rows_of_chunk(student: Logits, teacher: Logits | None, wanted: tuple[bool, .
     return chunk_rows(
         student.rows,
         sum(side.vocab * side.dtype.itemsize for side in _buffered(student, teacher)),
-        student.device.type,
+        accelerator_bytes=_accelerator_bytes(student.device),
         narrow_products=student.dtype.itemsize < statistics.itemsize,
         saved_bytes=student.bytes_saved_by_few_chunks(wanted, statistics),
     )
+
+
+def _accelerator_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU, or a guess for another kind of accelerator; None for a CPU."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 8 * 2**30
 
 
 def _buffered(student: Logits, teacher: Logits | None) -> list[Logits]:
@@ -225,16 +237,12 @@ def _buffered(student: Logits, teacher: Logits | None) -> list[Logits]:
 
 
 def _tiling(chunk: int, bytes_per_row: int, device: torch.device) -> tuple[int, int, int]:
-    """(rows of a tile, workers, threads of each). Off the CPU a tile is the whole chunk."""
+    """(rows of a tile, workers, threads of each). Off the CPU one worker takes them in turn."""
     if device.type != "cpu":
-        return chunk, 1, 1
+        return min(chunk, max(1, ACCELERATOR_TILE_BYTES // bytes_per_row)), 1, 1
     fit = max(1, TILE_BYTES // bytes_per_row)
     workers, threads_each = divide_threads(torch.get_num_threads(), math.ceil(chunk / fit))
     return min(chunk, fit * threads_each), workers, threads_each
-
-
-def _cut_mass(logits: Float[Tensor, "R V"], shared: int) -> Float[Tensor, " R"]:
-    return torch.sigmoid(logits[:, shared:].logsumexp(-1) - logits[:, :shared].logsumexp(-1))
 
 
 class _Sweep(torch.autograd.Function):

@@ -3,6 +3,8 @@ logits that exist already."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +26,35 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return dtype
 
 
+@dataclass(frozen=True)
+class Cap:
+    """What a model does to its logits after the projection: times `scale`, then softcap · tanh(logits / softcap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply(self, raw: Float[Tensor, "R V"], scratch: Scratch, name: str) -> Float[Tensor, "R V"]:
+        """A tile's logits in the dtype of the statistics. Where there is nothing to do it is `raw` itself."""
+        if self.scale == 1.0 and self.softcap is None and raw.dtype == scratch.dtype:
+            return raw
+        logits = scratch.take((name, "logits"), *raw.shape).copy_(raw)
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def chain(self, gradient: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scratch: Scratch) -> None:
+        """Turns ∂/∂logits, in place, into ∂/∂(hidden @ weightᵀ + bias): times scale · (1 − (logits/softcap)²)."""
+        if self.softcap is not None:
+            slope = scratch.take("softcap slope", *logits.shape)
+            torch.mul(logits, logits, out=slope)
+            slope.mul_(-1.0 / self.softcap**2).add_(1.0)
+            gradient.mul_(slope)
+        if self.scale != 1.0:
+            gradient.mul_(self.scale)
+
+
 class HeadLogits:
     """Logits of a `Head`, projected in chunks.
 
@@ -36,6 +67,7 @@ class HeadLogits:
         self.head = head
         self.dtype = dtype or product_dtype(head.hidden, head.weight)
         self.device = head.hidden.device
+        self.cap = Cap(head.scale, head.softcap)
         self.rows, self.vocab = head.hidden.shape[0], head.weight.shape[0]
         self._hidden = head.hidden.detach().to(self.dtype)
         self._weight = head.weight.detach().to(self.dtype)
@@ -56,29 +88,6 @@ class HeadLogits:
         if self._bias is None:
             return torch.mm(hidden, self._weight.t(), out=out)
         return torch.addmm(self._bias, hidden, self._weight.t(), out=out)
-
-    def finish(self, raw: Float[Tensor, "R V"], scratch: Scratch, name: str) -> Float[Tensor, "R V"]:
-        """A tile's logits in the dtype of the statistics, after scale and soft-cap. Where there is nothing to do it
-        is `raw` itself."""
-        head = self.head
-        if head.scale == 1.0 and head.softcap is None and raw.dtype == scratch.dtype:
-            return raw
-        logits = scratch.take((name, "logits"), *raw.shape).copy_(raw)
-        if head.scale != 1.0:
-            logits.mul_(head.scale)
-        if head.softcap is not None:
-            logits.div_(head.softcap).tanh_().mul_(head.softcap)
-        return logits
-
-    def chain(self, gradient: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scratch: Scratch) -> None:
-        """Turns ∂/∂logits, in place, into ∂/∂(hidden @ weightᵀ + bias): times scale · (1 − (logits/softcap)²)."""
-        if self.head.softcap is not None:
-            slope = scratch.take("softcap slope", *logits.shape)
-            torch.mul(logits, logits, out=slope)
-            slope.mul_(-1.0 / self.head.softcap**2).add_(1.0)
-            gradient.mul_(slope)
-        if self.head.scale != 1.0:
-            gradient.mul_(self.head.scale)
 
     def bytes_saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
         """What the weight's gradient takes less of few chunks than of many."""
@@ -131,6 +140,7 @@ class DenseLogits:
         self.logits = dense.logits
         self.dtype, self.device = dense.logits.dtype, dense.logits.device
         self.rows, self.vocab = dense.logits.shape
+        self.cap = Cap()
         self._values = dense.logits.detach()
         self._gradient: Tensor | None = None
 
@@ -142,13 +152,6 @@ class DenseLogits:
     def project(self, rows: slice, buffer: Tensor | None) -> Float[Tensor, "C V"]:
         """Some rows, as they are."""
         return self._values[rows]
-
-    def finish(self, raw: Float[Tensor, "R V"], scratch: Scratch, name: str) -> Float[Tensor, "R V"]:
-        """A tile's logits in the dtype of the statistics."""
-        return raw if raw.dtype == scratch.dtype else scratch.take((name, "logits"), *raw.shape).copy_(raw)
-
-    def chain(self, gradient: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scratch: Scratch) -> None:
-        """Nothing stands between these logits and their leaf."""
 
     def bytes_saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
         """There is no weight."""

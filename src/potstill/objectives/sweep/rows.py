@@ -140,8 +140,10 @@ class Rows:
         if self._gradient is None:
             self._gradient = self.scratch.take("gradient", *self.student.shape)
             width = derivative.shape[1]
-            torch.mul(derivative, coefficient, out=self._gradient[:, :width])
-            if width < self.vocab:
+            if width == self.vocab:
+                torch.mul(derivative, coefficient, out=self._gradient)
+            else:  # in two passes: a compiler takes no `out` with gaps
+                self._gradient[:, :width].copy_(derivative).mul_(coefficient)
                 self._gradient[:, width:] = 0
         else:
             self._gradient[:, : derivative.shape[1]].addcmul_(derivative, coefficient)
