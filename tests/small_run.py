@@ -11,7 +11,7 @@ import torch
 
 from potstill.artifacts import Artifact, Work
 from potstill.console import Console
-from potstill.data import ChatTokenizer, read_records, save_records, side_of
+from potstill.data import ChatTokenizer, read_records, read_sides, save_records, split_of
 from potstill.evaluate.held_out import HeldOut, of_tokens
 from potstill.models import resolve
 from potstill.recipe import Recipe
@@ -77,7 +77,9 @@ class SmallRun:
         if generate:
             (folder / "generate").mkdir()
             save_records(
-                folder / "generate" / "records.parquet", read_records(self.recipe.data).records, self.recipe.data
+                folder / "generate" / "records.parquet",
+                read_records(self.recipe.data).records,
+                split_of(self.recipe.data),
             )
             self.inputs["generate"] = Artifact(folder / "generate", {})
 
@@ -107,5 +109,4 @@ class SmallRun:
 
     @property
     def held_out_records(self) -> list[Record]:
-        data = self.recipe.data
-        return [r for r in read_records(data).records if side_of(r, data) == "held_out"]
+        return [r for r in read_sides(self.recipe.data).held_out if isinstance(r, Record)]

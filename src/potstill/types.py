@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
 Capability = Literal["generate", "head", "dense", "top_logprobs", "taps"]
@@ -33,9 +34,40 @@ def digest(value: Any) -> str:
 
 
 def group_of(prompt: str | Sequence[Message]) -> str:
-    """The group of a prompt or source document: 16 hex digits of its hash. Everything made from it (samples,
-    hints, pieces) inherits the group, so that a split by group never lets an answer cross over."""
-    return digest(prompt if isinstance(prompt, str) else [dict(m) for m in prompt])[:16]
+    """The group of a prompt or source document: 16 hex digits.
+
+    Of a conversation only the user's turns before the assistant's first count, so that one question under two system
+    prompts is one group; white space at line ends and doubled spaces do not count either. Everything made from a prompt
+    (samples, hints, pieces) inherits its group, so that a split by group never lets an answer cross over.
+    """
+    if isinstance(prompt, str):
+        return digest(_without_stray_space(prompt))[:16]
+    opening = list(takewhile(lambda message: message.get("role") != "assistant", prompt))
+    asked = [_text_of(message) for message in opening if message.get("role") == "user"]
+    if asked:
+        return digest(_without_stray_space("\n\n".join(asked)))[:16]
+    return digest([dict(message) for message in opening or prompt])[:16]
+
+
+def exact_group_of(prompt: str | Sequence[Message]) -> str:
+    """As `group_of`, of all that stands before the assistant's first turn, as it stands: another system prompt, or
+    another space, is another group."""
+    if isinstance(prompt, str):
+        return digest(prompt)[:16]
+    opening = list(takewhile(lambda message: message.get("role") != "assistant", prompt))
+    if len(opening) == 1 and opening[0].get("role") == "user":
+        # The same question is one group in any format.
+        return digest(_text_of(opening[0]))[:16]
+    return digest([dict(message) for message in opening or prompt])[:16]
+
+
+def _text_of(message: Message) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else canonical_json(content)
+
+
+def _without_stray_space(text: str) -> str:
+    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
 
 @dataclass(frozen=True)

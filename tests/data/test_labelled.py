@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from potstill.data import ReadResult, load_records, read_records, read_sides, save_records
+from potstill.data import ReadResult, Split, load_records, read_records, read_sides, save_records
 from potstill.data.sides import class_names
 from potstill.errors import DataError
 from potstill.recipe.data import DatasetsFolder, FileData
@@ -78,7 +78,7 @@ def test_numbers_are_in_their_order_and_names_in_that_of_the_alphabet() -> None:
 
 def test_records_keep_label_and_side_when_they_are_stored(tmp_path: Path) -> None:
     record = Record(text="t", label="x", side="held_out", group="g")
-    own = FileData(kind="jsonl", path=Path("x"), held_out="own")
+    own = Split("own", 0)
     save_records(tmp_path / "r.parquet", [record], own)
     assert load_records(tmp_path / "r.parquet", "held_out") == [record]
 

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.data import load_records, load_rejects, save_records, save_rejects, side_of
+from potstill.data import Split, load_records, load_rejects, save_records, save_rejects
 from potstill.errors import DataError
-from potstill.recipe.data import FileData
 from potstill.types import Answer, Provenance, Record, Reject, Sampling, Verdict
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -103,10 +102,10 @@ def test_the_order_of_a_tool_calls_keys_is_kept(tmp_path: Path) -> None:
 
 def test_sides_are_written_by_the_split_and_one_can_be_asked_for(tmp_path: Path) -> None:
     path, saved = tmp_path / "r.parquet", [a_record(n) for n in range(40)]
-    split = FileData(kind="jsonl", path=Path("x"), held_out=0.5, split_seed=3)
+    split = Split(0.5, 3)
     save_records(path, saved, split)
     held_out, train = load_records(path, "held_out"), load_records(path, "train")
-    assert held_out == [record for record in saved if side_of(record, split) == "held_out"] != []
+    assert held_out == [record for record in saved if split.side_of(record) == "held_out"] != []
     assert sorted(held_out + train, key=lambda r: r.row) == saved
     save_records(path, saved)
     with pytest.raises(DataError, match="no sides"):

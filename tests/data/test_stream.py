@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.data import load_records, read_records, save_records
+from potstill.data import Split, load_records, read_records, save_records
 from potstill.data.stream import RecordWriter, Seen, stream_records
 from potstill.errors import DataError
 from potstill.recipe.data import FileData
@@ -76,11 +76,11 @@ def records(count: int) -> list[Record]:
 
 
 def test_a_writer_gives_what_saving_at_once_gives_over_many_pieces(tmp_path: Path) -> None:
-    made, of = records(5000), settings(tmp_path / "none.jsonl", held_out=0.3)
-    with RecordWriter(tmp_path / "records.parquet", of, jsonl=True) as writer:
+    made, split = records(5000), Split(0.3, 0)
+    with RecordWriter(tmp_path / "records.parquet", split, jsonl=True) as writer:
         for record in made:
             writer.add(record)
-    save_records(tmp_path / "at-once.parquet", made, of)
+    save_records(tmp_path / "at-once.parquet", made, split)
     assert load_records(tmp_path / "records.parquet") == load_records(tmp_path / "at-once.parquet") == made
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     assert len(lines) == 5000 and json.loads(lines[7])["id"] == made[7].id

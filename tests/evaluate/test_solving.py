@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from potstill.artifacts import Work
-from potstill.data import load_records, prompt_ids, save_records
+from potstill.data import load_records, prompt_ids, save_records, split_of
 from potstill.errors import DataError, RecipeError
 from potstill.evaluate.problems import read_problems
 from potstill.evaluate.solving import Solvers
@@ -172,7 +172,7 @@ def test_the_problems_are_the_same_whatever_was_generated_from_them(tmp_path: Pa
     everything = [record.id for record in run.held_out_records]
     file = run.folder / "generate" / "records.parquet"
     kept = load_records(file, side="held_out")[::3]
-    save_records(file, [*load_records(file, side="train"), *kept], run.recipe.data)
+    save_records(file, [*load_records(file, side="train"), *kept], split_of(run.recipe.data))
     found = Outcome(run)
     assert found.measures.records == len(kept) < len(everything)
     assert found.table["record_id"] == everything

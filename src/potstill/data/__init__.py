@@ -14,8 +14,9 @@ from potstill.data.read import ReadResult, read_records, source_digests
 from potstill.data.reader import TaskReader, reader_for, reader_of
 from potstill.data.sides import Example, Sides, read_sides
 from potstill.data.source import Row, Source
-from potstill.data.split import Side, side_of
+from potstill.data.split import Side, Split
 from potstill.data.store import load_records, load_rejects, save_records, save_rejects
+from potstill.data.stream import split_of
 from potstill.data.tokenize import Tokenized, prompt_ids, tokenize
 from potstill.data.views import tokenize_views
 
@@ -32,6 +33,7 @@ __all__ = [
     "Side",
     "Sides",
     "Source",
+    "Split",
     "TaskReader",
     "Tokenized",
     "load_records",
@@ -44,8 +46,8 @@ __all__ = [
     "reader_of",
     "save_records",
     "save_rejects",
-    "side_of",
     "source_digests",
+    "split_of",
     "tokenize",
     "tokenize_views",
 ]

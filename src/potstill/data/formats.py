@@ -245,7 +245,7 @@ _CONVERTERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
 
 
 def _conversation(messages: Sequence[Message], row: Mapping[str, Any]) -> Record:
-    """A record of messages. Its group is that of what stands before the assistant's first turn."""
+    """A record of messages."""
     system = row.get("system")
     if isinstance(system, str) and system.strip() and (not messages or messages[0]["role"] != "system"):
         messages = [{"role": "system", "content": system}, *messages]
@@ -259,15 +259,7 @@ def _conversation(messages: Sequence[Message], row: Mapping[str, Any]) -> Record
             raise Unusable("empty completion")
         if not said and message["role"] == "user":
             raise Unusable("empty prompt")
-    first = next((k for k, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
-    return Record(messages=tuple(messages), tools=_tools(row), group=_group(messages[:first] or messages))
-
-
-def _group(asked: Sequence[Message]) -> str:
-    """As that of a plain prompt, if one question is all there is: the same question is one group in any format."""
-    if len(asked) == 1 and asked[0]["role"] == "user":
-        return group_of(asked[0]["content"])
-    return group_of(asked)
+    return Record(messages=tuple(messages), tools=_tools(row), group=group_of(messages))
 
 
 def _message_list(value: Any, column: str) -> list[Message]:

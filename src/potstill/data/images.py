@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from potstill import registry
-from potstill.data.split import Side, own_side_or_hashed
+from potstill.data.split import Side, Split
 from potstill.errors import DataError
 from potstill.recipe.data import ImageSettings
 from potstill.types import Reject
@@ -99,7 +99,9 @@ def split_images(settings: ImageSettings) -> SplitImages:
     where = f"data ({settings.kind})"
     found = cast(ImageSource, registry.build(settings)).images()
     check_images(found)
-    images = [(part, image, side) for part in found.parts for image, side in _hashed(part, settings)]
+    hashed = [(part, image) for part in found.parts for image in _hashed(part)]
+    sides = Split.of(settings, (image.group for _, image in hashed))
+    images = [(part, image, sides.side(image.group, part.side)) for part, image in hashed]
     split = SplitImages()
     split.counts["read"] = len(images)
     if not images:
@@ -158,8 +160,8 @@ def check_images(found: ImageSet) -> None:
 _Found = tuple[ImagePart, Pixels, Side]
 
 
-def _hashed(part: ImagePart, settings: ImageSettings) -> Iterator[tuple[Pixels, Side]]:
-    """Every image of a part, with its hashes and side. Its label is still the source's own number."""
+def _hashed(part: ImagePart) -> Iterator[Pixels]:
+    """Every image of a part, with its hashes. Its label is still the source's own number."""
     import numpy as np
 
     form = hashlib.sha256(str(part.images.shape[1:]).encode())
@@ -168,10 +170,7 @@ def _hashed(part: ImagePart, settings: ImageSettings) -> Iterator[tuple[Pixels, 
         hashed.update(np.ascontiguousarray(image).tobytes())
         group = hashed.hexdigest()[:16]
         hashed.update(str(label).encode())
-        yield (
-            Pixels(image, label, group, hashed.hexdigest()[:16], row),
-            own_side_or_hashed(part.side, group, settings),
-        )
+        yield Pixels(image, label, group, hashed.hexdigest()[:16], row)
 
 
 def _leave_out_twice(images: list[_Found], split: SplitImages) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from potstill import registry
 from potstill.data.formats import Unusable, find_format, to_record, unused_columns
@@ -13,7 +13,7 @@ from potstill.data.source import Row, Source
 from potstill.data.views import with_system
 from potstill.errors import DataError
 from potstill.recipe.data import DataSettings, Format
-from potstill.types import Record, Reject
+from potstill.types import Record, Reject, digest, exact_group_of
 
 _EXCERPT_CHARACTERS = 200
 
@@ -109,11 +109,35 @@ class _Reader:
 
     def _record(self, row: Row) -> Record:
         if isinstance(row.content, Record):
+            if self.settings.group_by != "user_turns":
+                raise DataError(
+                    "this source gives records, which have groups of their own",
+                    where="data.group_by",
+                    fix="remove data.group_by",
+                )
             return row.content
         if self.format is None:
             self.format = find_format(map(str, row.content), row.where)
         self.unused.update(unused_columns(map(str, row.content), self.format))
-        return to_record(row.content, self.format, row.where)
+        record = to_record(row.content, self.format, row.where)
+        if self.settings.group_by == "user_turns":
+            return record
+        return replace(record, group=self._group(record, row.content, row.where))
+
+    def _group(self, record: Record, content: Mapping[str, Any], where: str) -> str:
+        """The group of a record by the recipe's own choice."""
+        column = self.settings.group_column
+        if column is None:
+            return exact_group_of(record.messages or record.prompt or record.text or "")
+        self.unused.discard(column)
+        value = content.get(column)
+        if value is None or value == "":
+            raise DataError(
+                f"nothing in column {column!r}, which makes the groups (it has {', '.join(sorted(map(str, content)))})",
+                where=where,
+                fix="fill the column in every row, or set data.group_by: user_turns",
+            )
+        return digest([column, value if isinstance(value, str | int) else str(value)])[:16]
 
     def _completed(self, record: Record, row: Row) -> Record:
         """With row and provenance, and the recipe's system prompt where it has none of its own. The group stays as it

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from potstill.data.images import UNKNOWN_CLASS, Pixels, split_images
 from potstill.data.read import ReadResult, read_records
-from potstill.data.split import side_of
+from potstill.data.split import Split
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.types import Record, Reject
 
@@ -37,15 +37,16 @@ def read_sides(settings: DataSettings) -> Sides:
     """Read a source and put every example on its side. A held-out example of a class that the training side lacks is
     left out, and counted: no student could learn its name.
 
-    Raises: as `read_records`, or for images `split_images`; and as `side_of`.
+    Raises: as `read_records`, or for images `split_images`; and as `Split.side`.
     """
     if isinstance(settings, ImageSettings):
         images = split_images(settings)
         return Sides(images.train, images.held_out, images.classes, dict(images.counts), images.rejects)
     read = read_records(settings)
     sides: dict[str, list[Record]] = {"train": [], "held_out": []}
+    split = Split.of(settings, (record.group for record in read.records))
     for record in read.records:
-        sides[side_of(record, settings)].append(record)
+        sides[split.side_of(record)].append(record)
     classes = class_names(record.label for record in sides["train"])
     held_out: list[Record] = []
     unknown: list[Record] = []

@@ -1,49 +1,91 @@
-"""Which side of the split a group is on: by hash, so that a record never changes side."""
+"""Which side of the split a group is on: found from its hash, so that every stage finds the same."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from potstill.errors import DataError
-from potstill.recipe import DataSettings
+from potstill.recipe.data import DataSettings
 from potstill.types import Record
 
 Side = Literal["train", "held_out"]
 """Records that are learned from, and records that never are."""
 
-
-def side_of(record: Record, split: DataSettings) -> Side:
-    """The side of a record: that of its source, with `held_out: own`, else that of its group, by hash.
-
-    Raises:
-        DataError: `held_out: own`, and the source has no sides.
-    """
-    return own_side_or_hashed(record.side, record.group, split)
+FEW_GROUPS = 100
+"""Data sets with fewer groups are split exactly. From here on a share by hash has a standard deviation of at most
+five groups, and the side of a group depends on nothing but the group and the seed."""
 
 
-def own_side_or_hashed(own: Side | Literal[""], group: str, split: DataSettings) -> Side:
-    """The same of anything with a group, and perhaps a side in its source. Raises as `side_of`."""
-    if split.held_out == "own":
-        if not own:
-            raise DataError(
-                "held_out: own, and this source has no sides of its own",
-                where="data.held_out",
-                fix="give the share to hold out: 0.1, say",
-            )
-        return own
-    return side_of_group(group, split.held_out, split.split_seed)
+@dataclass(frozen=True)
+class Split:
+    """The split of one data set.
 
+    A group is held out if its hash is below the share. Of fewer than `FEW_GROUPS` groups, those with the lowest hashes
+    are: exactly as many as the share says (rounded; at least two of four or more, which an interval needs; never all).
 
-def side_of_group(group: str, held_out: float, split_seed: int) -> Side:
-    """The side of a group: it depends on the group and the seed alone, not on what else is in the data.
-
-    A larger `held_out` keeps every group held out that a smaller one did.
+    What holds as data grow: from `FEW_GROUPS` groups on, no group ever changes side. Below, at most one does for each
+    group that is added, and the order of rows never matters. A larger share always keeps what a smaller one held out.
 
     Args:
-        group: `Record.group`.
-        held_out: the expected share of groups that are held out, in [0, 1).
-        split_seed: another seed is another split.
+        held_out: the share, in [0, 1), or `own` for the sides that the source has.
+        seed: another seed is another split.
+        few: the sides of the groups of a small data set. Groups that are not in it are split by hash.
     """
-    hashed = hashlib.sha256(f"{split_seed}:{group}".encode()).digest()
-    return "held_out" if int.from_bytes(hashed[:8], "big") < held_out * 2**64 else "train"
+
+    held_out: float | Literal["own"]
+    seed: int
+    few: Mapping[str, Side] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: DataSettings, groups: Iterable[str]) -> Split:
+        """The split of a data set with these groups. Stops iterating once they are not few."""
+        if settings.held_out == "own" or settings.held_out == 0:
+            return cls(settings.held_out, settings.split_seed)
+        few: set[str] = set()
+        for group in groups:
+            few.add(group)
+            if len(few) == FEW_GROUPS:
+                return cls(settings.held_out, settings.split_seed)
+        amount = exact_count(settings.held_out, len(few))
+        lowest = sorted(few, key=lambda group: (_hash(group, settings.split_seed), group))
+        sides: dict[str, Side] = {group: "held_out" if n < amount else "train" for n, group in enumerate(lowest)}
+        return cls(settings.held_out, settings.split_seed, sides)
+
+    def side_of(self, record: Record) -> Side:
+        """The side of a record. Raises as `side`."""
+        return self.side(record.group, record.side)
+
+    def side(self, group: str, own: Side | Literal[""] = "") -> Side:
+        """The side of a group that the source itself puts on the side `own`, if it has sides.
+
+        Raises:
+            DataError: `held_out: own`, and the source has no sides.
+        """
+        if self.held_out == "own":
+            if not own:
+                raise DataError(
+                    "held_out: own, and this source has no sides of its own",
+                    where="data.held_out",
+                    fix="give the share to hold out: 0.1, say",
+                )
+            return own
+        return self.few.get(group) or side_by_hash(group, self.held_out, self.seed)
+
+
+def exact_count(held_out: float, groups: int) -> int:
+    """How many of few groups are held out."""
+    if not held_out:
+        return 0
+    return min(max(int(held_out * groups + 0.5), min(2, groups // 2)), max(groups - 1, 0))
+
+
+def side_by_hash(group: str, held_out: float, seed: int) -> Side:
+    """The side of a group by hash alone: held out with a chance of `held_out`, in [0, 1)."""
+    return "held_out" if _hash(group, seed) < held_out * 2**64 else "train"
+
+
+def _hash(group: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big")

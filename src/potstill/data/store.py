@@ -9,20 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potstill.data.split import Side, side_of
+from potstill.data.split import Side, Split
 from potstill.errors import DataError
 from potstill.types import Message, Provenance, Record, Reject, Verdict, canonical_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from potstill.recipe.data import DataSettings
-
 _MARK, _VERSION = b"potstill.records", b"2"
 """In the file's metadata: says that it holds records, and how they are laid out."""
 
 
-def save_records(path: Path, records: Sequence[Record], split: DataSettings | None = None) -> None:
+def save_records(path: Path, records: Sequence[Record], split: Split | None = None) -> None:
     """Write records, aside first and then renamed.
 
     Columns: `messages` (list of role and content, and `extra`, JSON, of whatever else a message holds), `prompt`,
@@ -33,7 +31,7 @@ def save_records(path: Path, records: Sequence[Record], split: DataSettings | No
     Args:
         path: the file.
         records: what to write, in order.
-        split: the settings by which each record's `side` is found; without them it is null.
+        split: gives each record's `side`; without it that is null.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -102,7 +100,7 @@ def _schema() -> pa.Schema:
     return pa.schema([*content, *identity, *rest])
 
 
-def _row(record: Record, split: DataSettings | None) -> dict[str, Any]:
+def _row(record: Record, split: Split | None) -> dict[str, Any]:
     return {
         "messages": None if record.messages is None else [_message_row(m) for m in record.messages],
         "prompt": record.prompt,
@@ -116,7 +114,7 @@ def _row(record: Record, split: DataSettings | None) -> dict[str, Any]:
         "finished": record.finished,
         "row": record.row,
         "own_side": record.side or None,
-        "side": None if split is None else side_of(record, split),
+        "side": None if split is None else split.side_of(record),
         "provenance": canonical_json(record.provenance.to_dict()),
         "verdicts": canonical_json([asdict(v) for v in record.verdicts]),
         "metadata": canonical_json(dict(record.metadata)),

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from potstill.data.formats import Unusable
 from potstill.data.read import _Reader, _source
+from potstill.data.split import Split
 from potstill.data.store import _MARK, _VERSION, _row, _schema
 from potstill.errors import DataError
 from potstill.recipe.data import DataSettings
@@ -100,13 +101,21 @@ def stream_records(settings: DataSettings) -> Iterator[Record | Reject]:
         raise DataError(f"none of {reader.read} rows is usable", where=where)
 
 
+def split_of(settings: DataSettings) -> Split:
+    """The split of a source: reads as much of it as shows whether its groups are few.
+
+    Raises: as `read_records`.
+    """
+    return Split.of(settings, (item.group for item in stream_records(settings) if isinstance(item, Record)))
+
+
 class RecordWriter:
     """Writes what `save_records` writes, a piece at a time; with `jsonl`, the same rows as JSON lines beside it.
 
     Use it as a context manager: the files have their names when it ends well, and are not there when it does not.
     """
 
-    def __init__(self, path: Path, split: DataSettings | None = None, *, jsonl: bool = False) -> None:
+    def __init__(self, path: Path, split: Split | None = None, *, jsonl: bool = False) -> None:
         import pyarrow.parquet as pq
 
         self.path, self.split = path, split

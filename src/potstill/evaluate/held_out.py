@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.artifacts import Work
-from potstill.data import ChatTokenizer, Tokenized, load_records, prompt_ids, read_records, side_of, tokenize
+from potstill.data import ChatTokenizer, Tokenized, load_records, prompt_ids, read_sides, tokenize
 from potstill.errors import DataError
 from potstill.recipe import Recipe
 from potstill.tasks import Task
@@ -119,7 +119,6 @@ def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -
         return _causal(recipe, generated, ChatTokenizer.from_folder(tokenizer), work)
     from potstill.data.images import UNKNOWN_CLASS
     from potstill.data.reader import reader_of
-    from potstill.data.sides import read_sides
 
     assert recipe.train is not None
     sides = read_sides(recipe.data)
@@ -151,7 +150,7 @@ def _causal(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work: W
     if generated is not None:
         records = load_records(generated, side="held_out")
     else:
-        records = [r for r in read_records(recipe.data).records if side_of(r, recipe.data) == "held_out"]
+        records = [r for r in read_sides(recipe.data).held_out if isinstance(r, Record)]
     kept: list[Record] = []
     rows: list[Tokenized] = []
     for record in records:

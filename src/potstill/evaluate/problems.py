@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from potstill.artifacts import Work
-from potstill.data import ChatTokenizer, prompt_ids, read_records, side_of
+from potstill.data import ChatTokenizer, prompt_ids, read_sides
 from potstill.data.problems import as_prompt, prompt_hash, with_reference
 from potstill.errors import DataError
 from potstill.recipe import Recipe
@@ -52,8 +52,8 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
     problems = []
-    for record in read_records(recipe.data).records:
-        if side_of(record, recipe.data) != "held_out":
+    for record in read_sides(recipe.data).held_out:
+        if not isinstance(record, Record):
             continue
         prompt = as_prompt(record, chat.template is not None)
         if isinstance(prompt, str):

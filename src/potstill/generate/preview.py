@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from potstill.artifacts import Work
 from potstill.console import Console
+from potstill.data.stream import split_of
 from potstill.generate.answering import NO_JUDGES, Answered, Answering, PassingOn, SideOf
 from potstill.generate.journal import FILE_NAME, Journal
-from potstill.generate.stage import open_answering, open_program, read_counted, side_in
+from potstill.generate.stage import open_answering, open_program, read_counted
 from potstill.recipe import Recipe
 from potstill.types import Record, Request
 
@@ -49,6 +49,7 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
     """
     assert recipe.generate is not None
     program = open_program(recipe)
+    side_of = split_of(recipe.data).side_of
     work = Work(run, resumed=False)
     kept, rejected, judged = 0, dict[str, int](), list[str]()
     with (
@@ -57,7 +58,7 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
     ):
         watched = Watched(answering, count)
         rows = islice(read_counted(recipe, work), _ROWS_READ)
-        for item in program.write(rows, watched, side_of=partial(side_in, recipe), work=work):
+        for item in program.write(rows, watched, side_of=side_of, work=work):
             if isinstance(item, Record):
                 kept += 1
                 judged += [f"row {item.row}, sample {item.sample}: {v.outcome}, {v.reason}" for v in item.verdicts]

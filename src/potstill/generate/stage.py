@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from potstill import registry
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.data.split import Side
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.answering import Answering, LocalAnswering
 from potstill.generate.budget import Budget, Caps, Cost, TokenBudget
@@ -75,25 +74,26 @@ def _role(recipe: Recipe, name: str) -> str:
 
 def _write(context: Context) -> None:
     """Read, ask, save, each while the others go on."""
-    from potstill.data.stream import RecordWriter
+    from potstill.data.stream import RecordWriter, split_of
     from potstill.generate.card import Statistics, write_card
 
     recipe, work = context.recipe, context.work
     assert recipe.generate is not None
     program = open_program(recipe)
     statistics = Statistics()
+    split = split_of(recipe.data)
     rejects = context.out / "rejects.jsonl"
     with Journal(context.run / FILE_NAME) as journal:
         with open_answering(recipe, journal, scope=work.path.name, console=context.console) as answering:
             with (
-                RecordWriter(context.out / "records.parquet", recipe.data, jsonl=recipe.generate.jsonl) as records,
+                RecordWriter(context.out / "records.parquet", split, jsonl=recipe.generate.jsonl) as records,
                 rejects.open("w", encoding="utf-8") as ledger,
             ):
-                rows, side = read_counted(recipe, work), partial(side_in, recipe)
-                for item in program.write(rows, answering, side_of=side, work=work):
+                rows = read_counted(recipe, work)
+                for item in program.write(rows, answering, side_of=split.side_of, work=work):
                     if isinstance(item, Record):
                         records.add(item)
-                        statistics.add(item, side(item))
+                        statistics.add(item, split.side_of(item))
                     else:
                         ledger.write(json.dumps(asdict(item)) + "\n")
                         statistics.reject(item)
@@ -181,13 +181,6 @@ def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:
     for item in stream_records(recipe.data):
         work.count("rows read")
         yield item
-
-
-def side_in(recipe: Recipe, record: Record) -> Side:
-    """The side of the recipe's split that a record is on."""
-    from potstill.data import side_of
-
-    return side_of(record, recipe.data)
 
 
 def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:

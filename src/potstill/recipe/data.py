@@ -5,26 +5,47 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from potstill.recipe.base import KindSettings, PartIfSet
 
 Format = Literal["auto", "messages", "prompt", "prompt_completion", "text", "labelled", "sharegpt", "alpaca"]
 
 
+GROUP_COLUMN = "column:"
+"""`group_by: column:NAME` groups rows by what stands in that column."""
+
+
 class DataSettings(KindSettings):
-    """What every source has. `held_out` is the share of *groups* that never trains; the side of a group
-    depends on nothing but its content and `split_seed`. `held_out: own` takes the sides that the source has itself (a
-    data set's own test side). `system` is a system prompt for records without one. `labelled` rows have a `text` and a
-    `label`. `limit` keeps the first records, and of images (whose files are often sorted by class) a fair sample."""
+    """What every source has.
+
+    `held_out` is the share of *groups* that never trains, or `own` for the sides that the source has itself (a data
+    set's own test side). `group_by` says what a group is: `user_turns` (the user's turns before the first answer, stray
+    white space aside; of a text, the text), `prompt` (all that stands before the first answer, system prompt included,
+    exactly as it stands), or `column:NAME`. `system` is a system prompt for records without one. `labelled` rows have a
+    `text` and a `label`. `limit` keeps the first records, and of images (whose files are often sorted by class) a fair
+    sample."""
 
     room: ClassVar[str] = "data"
     format: Format = "auto"
     held_out: Annotated[float, Field(ge=0, lt=1)] | Literal["own"] = 0.1
     split_seed: int = 0
+    group_by: str = "user_turns"
     limit: PositiveInt | None = None
     system: str | None = None
     licence: str = ""
+
+    @field_validator("group_by")
+    @classmethod
+    def _known_grouping(cls, value: str) -> str:
+        if value in ("user_turns", "prompt") or (value.startswith(GROUP_COLUMN) and value != GROUP_COLUMN):
+            return value
+        raise ValueError(f"groups are made by user_turns, by prompt or by column:NAME, not by {value!r}")
+
+    @property
+    def group_column(self) -> str | None:
+        """The column that rows are grouped by, if it is one."""
+        return self.group_by.removeprefix(GROUP_COLUMN) if self.group_by.startswith(GROUP_COLUMN) else None
 
 
 class FileData(DataSettings):
@@ -92,6 +113,13 @@ class ImageSettings(DataSettings):
     train_limit: Annotated[PositiveInt | None, PartIfSet()] = None
     mean: float = 0.5
     std: PositiveFloat = 0.5
+
+    @field_validator("group_by")
+    @classmethod
+    def _by_image(cls, value: str) -> str:
+        if value != "user_turns":
+            raise ValueError("images are grouped by their pixels: remove group_by")
+        return value
 
 
 class ArrayData(ImageSettings):
