@@ -39,7 +39,7 @@ def test_a_token_budget_bounds_the_estimate(starter: Path) -> None:
 
 def test_too_few_held_out_groups_are_refused_before_training(starter: Path) -> None:
     with pytest.raises(DataError, match="fewer than two groups"):
-        check_recipe(recipe_with(starter, "data.held_out=0.001"))
+        check_recipe(recipe_with(starter, "data.limit=3"))
 
 
 def test_prompts_that_nothing_answers_are_refused(starter: Path) -> None:

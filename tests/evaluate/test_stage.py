@@ -173,7 +173,7 @@ def test_layers_chosen_by_influence_are_those_that_were_trained(tmp_path: Path) 
 
 
 def test_no_held_out_records_is_an_error_with_the_fix(tmp_path: Path) -> None:
-    run = SmallRun(tmp_path, generate=False, text_only=False, data={"held_out": 1e-9})
+    run = SmallRun(tmp_path, generate=False, text_only=False, data={"limit": 1})
     with pytest.raises(DataError, match="no held-out records") as caught:
         evaluated(run)
     assert "larger share" in str(caught.value)

@@ -13,8 +13,7 @@ from generate.run_generate import main
 
 from potstill.artifacts import Artifact, Work, read_artifact
 from potstill.console import Console
-from potstill.data import load_records, load_rejects
-from potstill.data.split import side_of_group
+from potstill.data import load_records, load_rejects, split_of
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.stage import stage
 from potstill.recipe import Recipe, load_recipe
@@ -53,9 +52,10 @@ def write_here(recipe: Recipe, folder: Path) -> Work:
 def test_both_sides_of_the_split_are_answered_and_told_apart(recipe_file: Path) -> None:
     records = generate(recipe_file).path / "records.parquet"
     train, held_out = load_records(records, side="train"), load_records(records, side="held_out")
-    assert len(train) + len(held_out) == 40 and len(held_out) >= 3
-    assert {side_of_group(r.group, 0.25, 0) for r in train} == {"train"}
-    assert {side_of_group(r.group, 0.25, 0) for r in held_out} == {"held_out"}
+    assert (len(train), len(held_out)) == (30, 10)
+    split = split_of(load_recipe(recipe_file).data)
+    assert {split.side_of(r) for r in train} == {"train"}
+    assert {split.side_of(r) for r in held_out} == {"held_out"}
 
 
 def test_the_manifest_says_what_was_written_and_what_was_left_out(recipe_file: Path) -> None:
