@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -16,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from potstill.data import ChatTokenizer, Pixels, Tokenized, reader_for, tokenize
+from potstill.data import ChatTokenizer, Pixels, Tokenized, read_records, reader_for, save_records, tokenize
 from potstill.data.encoder import EncoderTokenizer
-from potstill.data.mappings import row_of_mapping
 from potstill.data.tokenize import IGNORE
 from potstill.errors import DataError, ModelError
 from potstill.recipe import Masking
+from potstill.recipe.data import FileData
 from potstill.signals import Batch
 from potstill.tasks import Task
 from potstill.types import Record, Reject
@@ -187,7 +188,7 @@ def test_reading_loads_no_torch(tmp_path: Path) -> None:
 
 def read(task: Task, row: Any, **settings: Any) -> list[Any]:
     made = reader_for(task, classes=CLASSES) if task == "image_classification" else reader(task, **settings)
-    return row_of_mapping(task, row, made, "train_dataset[3]")
+    return made.rows_of_mapping(row, "train_dataset[3]")
 
 
 def test_texts_and_tokens_of_others_are_read_with_names_or_numbers_of_classes() -> None:
@@ -253,3 +254,56 @@ def test_images_of_others_are_floats_as_they_are_or_whole_numbers_of_0_to_255() 
             read("image_classification", {"pixel_values": wrong, "label": 1})
     with pytest.raises(DataError, match="a row with image, label cannot be read"):
         read("image_classification", {"image": 1, "label": 1})
+
+
+QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CHAT = make_tiny_tokenizer()
+
+
+def causal(row: Any) -> list[Any]:
+    return reader_for("causal_lm", tokenizer=CHAT, max_length=100).rows_of_mapping(row, "train_dataset[3]")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": (QUESTION, ANSWER), "tools": None, "id": 7},
+        {"prompt": "q", "completion": "a", "label": [0.5], "metadata": "anything"},
+        {"prompt": [QUESTION], "completion": [ANSWER]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"instruction": "q", "output": "a"},
+        {"text": "some text"},
+    ],
+)
+def test_a_row_of_others_is_read_as_a_recipe_reads_it(tmp_path: Path, row: dict[str, Any]) -> None:
+    plain = {key: value for key, value in row.items() if key not in ("label", "metadata", "id")}
+    (tmp_path / "a.jsonl").write_text(json.dumps(plain))
+    [record] = read_records(FileData(kind="jsonl", path=tmp_path / "a.jsonl")).records
+    assert one(causal(row)) == reader_for("causal_lm", tokenizer=CHAT, max_length=100).row(record)
+
+
+def test_an_empty_answer_is_left_out_on_every_path(tmp_path: Path) -> None:
+    rows = [{"messages": [QUESTION, {"role": "assistant", "content": said}]} for said in ("", " \n", None)]
+    assert [causal(row)[0].reason for row in rows] == ["empty completion"] * 3
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"messages": [QUESTION, ANSWER]}])))
+    read = read_records(FileData(kind="jsonl", path=tmp_path / "a.jsonl"))
+    assert read.counts == {"read": 4, "empty completion": 3}
+
+
+def test_an_answer_that_was_cut_short_gets_no_end_when_its_file_is_opened_with_datasets(tmp_path: Path) -> None:
+    cut = Record(messages=(QUESTION, ANSWER), finished=False, group="g")
+    save_records(tmp_path / "records.parquet", [cut])
+    [row] = datasets.Dataset.from_parquet(str(tmp_path / "records.parquet"))
+    reader = reader_for("causal_lm", tokenizer=CHAT, max_length=100)
+    assert one(reader.rows_of_mapping(row, "")) == reader.row(cut)
+
+
+def test_tokens_of_others_need_no_tokenizer_and_texts_do() -> None:
+    reader = reader_for("causal_lm", max_length=3)
+    found = one(reader.rows_of_mapping({"input_ids": [0, 5, 6, 7, 8], "labels": [-100, -100, 6, 7, 8]}, ""))
+    assert (found.input_ids, found.labels, found.cut) == ([0, 5, 6], [-100, -100, 6], True)
+    padded = {"input_ids": [0, 5, 6], "labels": [-100, 5, 6], "attention_mask": [0, 1, 1]}
+    assert one(reader.rows_of_mapping(padded, "")).input_ids == [5, 6]
+    assert reader.rows_of_mapping({"input_ids": [5], "labels": [5]}, "")[0].reason == "nothing to learn"
+    with pytest.raises(DataError, match="text needs a tokenizer"):
+        reader.rows_of_mapping({"text": "a"}, "")

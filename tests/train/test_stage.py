@@ -118,7 +118,8 @@ def test_an_adapter_is_merged_and_lies_beside(tmp_path: Path, tiny_llama: Path) 
 
 
 def test_the_best_weights_are_handed_on_if_they_are_asked_for(tmp_path: Path, tiny_llama: Path) -> None:
-    worse = ARGS | {"learning_rate": 0.3, "lr_scheduler_type": "constant"}
+    # The rate grows until the student is destroyed, so that the last weights are not the best.
+    worse = ARGS | {"learning_rate": 10.0, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 16}
     path = write_recipe(tmp_path, tiny_llama, train={"keep": "best", "evaluations": 8, "args": worse})
     made = run_stage(load_recipe(path), tmp_path / "run")
     curve = {entry["step"]: entry["eval_kl"] for entry in history(made) if "eval_kl" in entry}

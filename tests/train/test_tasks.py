@@ -15,6 +15,7 @@ from train.small import Gradients, arguments, largest_difference, weights_of
 
 from potstill.errors import ModelError, UserError
 from potstill.train import DistillTrainer
+from potstill.train.rows import rows_of
 from tiny_models import make_tiny_wordpiece, tiny_convnet, tiny_encoder
 
 NAMES = ("ale", "malt", "rye")
@@ -139,9 +140,9 @@ def test_a_classifier_is_measured_by_its_accuracy_too(tmp_path: Path) -> None:
     trainer = made(tmp_path, classifier(2, 1), classifier(2, 2), (KL,), texts(12))
     found = trainer.evaluate(texts(12))
 
-    reading = trainer.reading.rows(texts(12), "rows")
+    reading = rows_of(texts(12), trainer.reader)
     with torch.no_grad():
-        inputs = trainer.reading.collate(reading)
+        inputs = trainer.collate(reading)
         mask = (inputs["segment_ids"] > 0).long()
         logits = trainer.student.eval()(input_ids=inputs["input_ids"], attention_mask=mask).logits
     right = (logits.argmax(-1) == inputs["classes"]).double().mean()

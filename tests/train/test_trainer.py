@@ -12,6 +12,7 @@ from train.small import Gradients, arguments, conversations, largest_difference,
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.data.chat import ChatTokenizer
+from potstill.data.reader import reader_for
 from potstill.errors import CapabilityError, DataError, ModelError, RecipeError, UserError
 from potstill.recipe import ForwardKL, HardCE, HiddenCosine
 from potstill.signals import Batch, ModelDims, Signals
@@ -108,7 +109,7 @@ def test_packed_rows_give_the_same_gradient_as_rows_of_their_own(tmp_path: Path)
 def test_the_teacher_has_no_dropout_even_if_somebody_trains_it(tmp_path: Path) -> None:
     teacher = tiny_model("gpt2", layers=2, seed=2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     made = trainer(tmp_path, student=tiny_model("gpt2", layers=1, seed=1), teacher=teacher)
-    batch = Batch.from_inputs(made.reading.collate(made.train_rows[:4]))
+    batch = Batch.from_inputs(made.collate(made.train_rows[:4]))
     ask = made.module.asks["teacher"]
     assert ask.response and ask.taps
     quiet = made.module.teacher.signals(batch, ask)
@@ -145,7 +146,7 @@ def test_evaluation_is_that_of_naive_logits(tmp_path: Path) -> None:
     held_out = conversations(7)
     made = trainer(tmp_path, per_device_eval_batch_size=2)
     found = made.evaluate(held_out)
-    rows = rows_of(held_out, ChatTokenizer.from_transformers(make_tiny_tokenizer()), max_length=1024)
+    rows = rows_of(held_out, reader_for("causal_lm", tokenizer=make_tiny_tokenizer()))
     kl, nll, agree, targets = 0.0, 0.0, 0, 0
     for row in rows:
         ids = torch.tensor([row.input_ids])
@@ -424,14 +425,22 @@ def test_objectives_that_cannot_be_read_are_named(tmp_path: Path, objectives: li
         trainer(tmp_path, objectives=objectives)
 
 
+QUESTION = {"role": "user", "content": "a"}
+
+
 @pytest.mark.parametrize(
     ("rows", "what"),
     [
         ([], "nothing to learn"),
         ([{"question": "a", "answer": "b"}], "answer, question"),
-        ([{"prompt": "a"}], "cannot be read"),
+        ([{"prompt": "a"}], "without an answer"),
         ([{"messages": [{"role": "user", "content": "a"}]}], "without an answer"),
         ([{"input_ids": [1, 2]}], "without labels"),
+        ([{"input_ids": [1, 2], "labels": [1]}], "2 input_ids and 1 labels"),
+        ([{"input_ids": [1, 2], "labels": [-100, -1]}], "label -1 is neither a token id nor -100"),
+        ([{"messages": [QUESTION, {"role": "assistant", "content": " "}]}], "1 empty completion"),
+        ([{"prompt": "a", "completion": ""}], "1 empty completion"),
+        ([{"prompt": [QUESTION], "completion": [{"role": "assistant"}]}], "1 empty completion"),
         (iter(conversations(2)), "no length"),
     ],
 )

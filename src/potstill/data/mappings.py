@@ -1,5 +1,4 @@
-"""Rows of somebody's own data set, as users of `transformers` hand them over, for tasks other than causal language
-models: mappings with `text`, `input_ids` or `pixel_values`, and a `label`."""
+"""Rows of a `datasets.Dataset` (or of any list of mappings): the columns that tasks read, validated one by one."""
 
 from __future__ import annotations
 
@@ -7,87 +6,168 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from potstill.data.formats import Malformed, Unusable, label_name
-from potstill.data.images import Pixels
-from potstill.data.tokenize import IGNORE, Tokenized
+from potstill.data.formats import FACTS, Malformed, find_format, label_name, to_record
+from potstill.data.store import is_stored_row, record_of_row
+from potstill.data.tokenize import IGNORE
 from potstill.errors import DataError, did_you_mean
 from potstill.tasks import Task
-from potstill.types import Record, Reject, group_of
+from potstill.types import Record, group_of
 
 if TYPE_CHECKING:
-    from potstill.data.reader import ExampleReader, ImageReader, MaskedReader, Row, TaskReader
+    import numpy as np
 
-_FORMS: Mapping[Task, str] = {
+FORMS: Mapping[Task, str] = {
+    "causal_lm": "messages, prompt and completion, text, or input_ids and labels",
     "masked_lm": "text, or input_ids",
     "sequence_classification": "text or input_ids, and label",
     "sentence_embedding": "text or input_ids",
     "image_classification": "pixel_values and label",
 }
+"""What the rows of each task hold, for messages."""
 
 
-def row_of_mapping(task: Task, mapping: Mapping[str, Any], reader: TaskReader, where: str) -> list[Row | Reject]:
-    """The rows of one row of a data set: one, or of a long text for a masked model several; or why there are none.
+class Unlabelled(ValueError):
+    """A row has no class."""
 
-    Args:
-        task: must be the reader's.
-        mapping: its columns. A `label` is the number of a class or its name; `labels` is read as `label`.
-        reader: knows tokenizer and classes.
-        where: names the row in messages.
+
+def given_columns(mapping: Any, task: Task, where: str) -> dict[str, Any]:
+    """The columns of a row that hold anything. Raises DataError if it is no mapping."""
+    if not isinstance(mapping, Mapping):
+        raise DataError(
+            f"a row is a mapping, not a {type(mapping).__name__}", where=where, fix=f"give rows with {FORMS[task]}"
+        )
+    return {str(key): value for key, value in mapping.items() if value is not None}
+
+
+def conversation_of(given: Mapping[str, Any], where: str) -> Record:
+    """The record of a row of text, as a recipe's data source reads it: one validation for both.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it is malformed, or of no known format.
+        Unusable: it is well formed, and holds nothing to learn (an empty answer).
     """
-    if task != reader.task:
-        raise ValueError(f"a reader for {reader.task}, and rows for {task}")
-    return reader.rows_of_mapping(mapping, where)
+    if is_stored_row(given):
+        return record_of_row(given)
+    # Columns for verifiers and classes mean nothing to a causal model, and whatever stands there is left alone.
+    texts = {key: _as_lists(value) for key, value in given.items() if key not in (*FACTS, "label")}
+    try:
+        format_ = find_format(texts, where)
+    except DataError as error:
+        raise unreadable(given, "causal_lm", where) from error
+    record = to_record(texts, format_, where)
+    if record.is_prompt:
+        raise DataError(
+            "a prompt without an answer cannot be learned from",
+            where=where,
+            fix="have the teacher answer first (`potstill generate`), or add the answer",
+        )
+    return record
 
 
-def masked_rows(mapping: Mapping[str, Any], reader: MaskedReader, where: str) -> list[Row | Reject]:
-    """Every piece of a text that can be masked."""
-    given = _given(mapping, where, "masked_lm")
-    if "input_ids" not in given:
-        return reader.rows(_record(given, where, "masked_lm"))
-    labels = given.get("labels", ())
-    if any(int(label) != IGNORE for label in labels):
+def text_of(given: Mapping[str, Any], task: Task, where: str) -> Record:
+    """The record of a row's `text`. Raises DataError if it has none."""
+    if "text" not in given:
+        raise unreadable(given, task, where)
+    if not isinstance(given["text"], str):
+        raise DataError(f"text is {type(given['text']).__name__}, not a text", where=where)
+    return Record(text=given["text"], group=group_of(given["text"]))
+
+
+def unreadable(given: Mapping[str, Any], task: Task, where: str) -> DataError:
+    """The error for a row without the columns that a task reads."""
+    has = ", ".join(sorted(given)) or "nothing"
+    return DataError(f"a row with {has} cannot be read for {task}", where=where, fix=f"give rows with {FORMS[task]}")
+
+
+def tokens_of(given: Mapping[str, Any], where: str, *columns: str) -> list[list[int]]:
+    """`input_ids` and other columns of one number per token, without padding on either side.
+
+    Raises:
+        DataError: columns differ in length.
+    """
+    ids = _whole_numbers(given["input_ids"], "input_ids", where)
+    values = [ids, *(_whole_numbers(given[name], name, where) for name in columns)]
+    for name, column in zip(columns, values[1:], strict=True):
+        if len(column) != len(ids):
+            raise DataError(
+                f"{len(ids)} input_ids and {len(column)} {name}", where=where, fix="give one value per token"
+            )
+    if "attention_mask" not in given:
+        return values
+    mask = _whole_numbers(given["attention_mask"], "attention_mask", where)
+    if len(mask) != len(ids):
+        raise DataError(f"{len(ids)} input_ids, and an attention_mask of {len(mask)}", where=where)
+    return [[value for value, real in zip(column, mask, strict=True) if real] for column in values]
+
+
+def labelled_tokens(given: Mapping[str, Any], where: str) -> tuple[list[int], list[int]]:
+    """`input_ids` and `labels` of a causal model.
+
+    Raises:
+        DataError: there are no labels, not one per token, or one that is no token.
+    """
+    if "labels" not in given:
+        raise DataError(
+            "input_ids without labels",
+            where=where,
+            fix=f"label what is learned with its token id and the rest with {IGNORE}",
+        )
+    ids, labels = tokens_of(given, where, "labels")
+    if wrong := [label for label in labels if label < 0 and label != IGNORE]:
+        raise DataError(f"label {wrong[0]} is neither a token id nor {IGNORE}", where=where)
+    return ids, labels
+
+
+def refuse_masked(given: Mapping[str, Any], where: str) -> None:
+    """Raises DataError if some tokens of a row are masked already."""
+    if any(int(label) != IGNORE for label in given.get("labels", ())):
         raise DataError(
             "the row is masked already (it has labels), and would be masked again",
             where=where,
             fix="give input_ids as the tokenizer made them: tokens are masked here, anew in every epoch",
         )
-    ids = _ids(given, where)
-    cut, ids = len(ids) > reader.max_length, ids[: reader.max_length]
-    special = reader.tokenizer.special_ids
-    row = Tokenized(ids, [IGNORE if token in special else token for token in ids], cut=cut)
-    return [row if row.learned else Reject("nothing to learn", where, 0, detail="no token is text")]
 
 
-def example_rows(mapping: Mapping[str, Any], reader: ExampleReader, where: str) -> list[Row | Reject]:
-    """One text, with the number of its class."""
-    given = _given(mapping, where, reader.task)
+def class_of(given: Mapping[str, Any], classes: Sequence[str], where: str) -> int:
+    """The number of a row's class, from its number or its name (column `label`, or `labels`).
+
+    Raises:
+        DataError: it is not among the classes.
+        Unlabelled: there is none.
+    """
+    label = given.get("label", given.get("labels"))
+    label = label.item() if hasattr(label, "item") and getattr(label, "size", 0) != 0 else label
+    if label is None or (isinstance(label, str) and not label.strip()):
+        raise Unlabelled("no label")
+    if isinstance(label, numbers.Integral) and not isinstance(label, bool):
+        if int(label) == IGNORE:
+            raise Unlabelled("no label")
+        if not 0 <= int(label) < len(classes):
+            raise DataError(
+                f"label {int(label)}, and there are {len(classes)} classes (0 to {len(classes) - 1})",
+                where=where,
+                fix="number the classes from 0, or open the student with the classes of your data",
+            )
+        return int(label)
     try:
-        label = _label(given, reader.classes, where)
-    except Unusable as unusable:
-        if reader.task == "sequence_classification":
-            return [Reject(str(unusable), where, 0)]
-        label = None
-    if "input_ids" in given:
-        ids = _ids(given, where)
-        if not ids:
-            return [Reject("nothing to learn", where, 0, detail="no token")]
-        cut, ids = len(ids) > reader.max_length, ids[: reader.max_length]
-        return [Tokenized(ids, [IGNORE] * len(ids), cut=cut, label=label)]
-    record = _record(given, where, reader.task)
-    named = reader.classes[label] if label is not None else None
-    return reader.rows(Record(text=record.text, group=record.group, label=named))
+        name = label_name(label)
+    except Malformed as error:
+        raise DataError(str(error), where=where) from error
+    if name not in classes:
+        raise DataError(f"no class is called {name!r}{did_you_mean(name, classes)}", where=where)
+    return classes.index(name)
 
 
-def image_rows(mapping: Mapping[str, Any], reader: ImageReader, where: str) -> list[Row | Reject]:
-    """One image: whole numbers of 0 to 255 as `Pixels` has them, or floats, channels first, as a model sees them."""
+def pixels_of(given: Mapping[str, Any], where: str) -> np.ndarray[Any, Any]:
+    """`pixel_values` as `Pixels` has them: whole numbers of 0 to 255 as uint8 [H,W] or [H,W,C], or floats as they are.
+
+    Raises:
+        DataError: there are none, or they are neither.
+    """
     import numpy as np
 
-    given = _given(mapping, where, "image_classification")
     if "pixel_values" not in given:
-        raise _unreadable(given, where, "image_classification")
+        raise unreadable(given, "image_classification", where)
     try:
         pixels = np.asarray(given["pixel_values"])
     except (TypeError, ValueError) as error:
@@ -104,71 +184,20 @@ def image_rows(mapping: Mapping[str, Any], reader: ImageReader, where: str) -> l
             where=where,
             fix="give floats for anything else: a model sees those as they are",
         )
-    try:
-        return [Pixels(pixels, _label(given, reader.classes, where))]
-    except Unusable as unusable:
-        return [Reject(str(unusable), where, 0)]
+    return pixels
 
 
 def _are_pixels(values: Any) -> bool:
     return bool(values.size) and values.min() >= 0 and values.max() <= 255
 
 
-def _given(mapping: Mapping[str, Any], where: str, task: Task) -> dict[str, Any]:
-    if not isinstance(mapping, Mapping):
-        raise DataError(
-            f"a row is a mapping, not a {type(mapping).__name__}", where=where, fix=f"give rows with {_FORMS[task]}"
-        )
-    return {key: value for key, value in mapping.items() if value is not None}
+def _as_lists(value: Any) -> Any:
+    """Tuples and arrays of messages as lists."""
+    return value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, tuple) else value
 
 
-def _record(given: Mapping[str, Any], where: str, task: Task) -> Record:
-    if "text" not in given:
-        raise _unreadable(given, where, task)
-    if not isinstance(given["text"], str):
-        raise DataError(f"text is {type(given['text']).__name__}, not a text", where=where)
-    return Record(text=given["text"], group=group_of(given["text"]))
-
-
-def _unreadable(given: Mapping[str, Any], where: str, task: Task) -> DataError:
-    has = ", ".join(sorted(given)) or "nothing"
-    return DataError(f"a row with {has} cannot be read for {task}", where=where, fix=f"give rows with {_FORMS[task]}")
-
-
-def _ids(given: Mapping[str, Any], where: str) -> list[int]:
-    """The tokens of a row, without somebody else's padding on either side."""
-    ids = [int(token) for token in given["input_ids"]]
-    mask = [int(real) for real in given.get("attention_mask", [1] * len(ids))]
-    if len(mask) != len(ids):
-        raise DataError(f"{len(ids)} input_ids, and an attention_mask of {len(mask)}", where=where)
-    return [token for token, real in zip(ids, mask, strict=True) if real]
-
-
-def _label(given: Mapping[str, Any], classes: Sequence[str], where: str) -> int | None:
-    """The number of a class, by its number or name; None where there are no classes.
-
-    Raises:
-        DataError: it is not among the classes.
-        Unusable: there is none.
-    """
-    label = given.get("label", given.get("labels"))
-    label = label.item() if hasattr(label, "item") and getattr(label, "size", 0) != 0 else label
-    if not classes:
-        return None
-    if isinstance(label, numbers.Integral) and not isinstance(label, bool):
-        if int(label) == IGNORE:
-            raise Unusable("no label")
-        if not 0 <= int(label) < len(classes):
-            raise DataError(
-                f"label {int(label)}, and there are {len(classes)} classes (0 to {len(classes) - 1})",
-                where=where,
-                fix="number the classes from 0, or open the student with the classes of your data",
-            )
-        return int(label)
+def _whole_numbers(values: Any, column: str, where: str) -> list[int]:
     try:
-        name = label_name(label)
-    except Malformed as error:
-        raise DataError(str(error), where=where) from error
-    if name not in classes:
-        raise DataError(f"no class is called {name!r}{did_you_mean(name, classes)}", where=where)
-    return classes.index(name)
+        return [int(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{column} are no whole numbers: {error}", where=where) from error

@@ -18,13 +18,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from potstill.data.chat import ChatTokenizer
 from potstill.data.encoder import EncoderTokenizer
+from potstill.data.formats import Unusable
 from potstill.data.images import UNKNOWN_CLASS, Pixels
+from potstill.data.mappings import (
+    Unlabelled,
+    class_of,
+    conversation_of,
+    given_columns,
+    labelled_tokens,
+    pixels_of,
+    refuse_masked,
+    text_of,
+    tokens_of,
+)
 from potstill.data.sides import Example
 from potstill.data.tokenize import IGNORE, Tokenized, tokenize
 from potstill.errors import DataError, ModelError
 from potstill.recipe import DataSettings, Masking, Recipe
 from potstill.recipe.data import ImageSettings
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 from potstill.types import Record, Reject
 
 if TYPE_CHECKING:
@@ -54,7 +66,7 @@ class TaskReader(Protocol):
         ...
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """The rows of a row of somebody's own data set (`potstill.data.mappings`).
+        """The rows of one row of a `datasets.Dataset` or a list of mappings; or why there are none.
 
         Raises:
             DataError: it cannot be read; `where` names it.
@@ -80,7 +92,8 @@ def reader_for(
 
     Args:
         task: what the student is for.
-        tokenizer: the folder of the student's tokenizer, or a loaded one; None for images.
+        tokenizer: the folder of the student's tokenizer, or a loaded one; None for images, and for a causal model
+            whose rows are all tokenised.
         data: how images are to be seen (`mean`, `std`).
         max_length: longer texts are cut.
         classes: the names of the classes, in the order of their numbers.
@@ -91,20 +104,25 @@ def reader_for(
         DataError: no tokenizer, no classes, or no room for text within `max_length`.
         ModelError: the tokenizer cannot be read, or has no mask token for a masked model.
     """
-    if task == "image_classification":
-        return ImageReader(_at_least_two(task, classes), data if isinstance(data, ImageSettings) else None)
+    spec = SPECS[task]
+    named = _at_least_two(task, classes) if spec.has_classes else tuple(classes)
+    if spec.reads_images:
+        return ImageReader(named, data if isinstance(data, ImageSettings) else None)
+    if spec.writes:
+        return CausalReader(_chat(tokenizer) if tokenizer is not None else None, max_length)
     if tokenizer is None:
         fix = "give the folder of the student's tokenizer"
         raise DataError("text needs a tokenizer", where=f"task {task}", fix=fix)
-    if task == "causal_lm":
-        if isinstance(tokenizer, Path):
-            return CausalReader(ChatTokenizer.from_folder(tokenizer), max_length)
-        return CausalReader(ChatTokenizer.from_transformers(tokenizer), max_length)
     encoder = _encoder(tokenizer)
-    if task == "masked_lm":
+    if spec.masks:
         return MaskedReader(encoder, max_length, masking or Masking(), seed)
-    named = _at_least_two(task, classes) if task == "sequence_classification" else tuple(classes)
     return ExampleReader(task, encoder, max_length, named)
+
+
+def _chat(tokenizer: Path | PreTrainedTokenizerBase) -> ChatTokenizer:
+    if isinstance(tokenizer, Path):
+        return ChatTokenizer.from_folder(tokenizer)
+    return ChatTokenizer.from_transformers(tokenizer)
 
 
 def _encoder(tokenizer: Path | PreTrainedTokenizerBase) -> EncoderTokenizer:
@@ -142,24 +160,51 @@ def _at_least_two(task: Task, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 class CausalReader:
-    """Reads conversations and texts for a causal language model: see `tokenize`."""
+    """Reads conversations and texts for a causal language model: see `tokenize`.
+
+    Args:
+        chat: the student's tokenizer; None where every row is tokenised already.
+        max_length: longer rows are cut at the end.
+    """
 
     task: Task = "causal_lm"
 
-    def __init__(self, chat: ChatTokenizer, max_length: int) -> None:
-        self.chat, self.max_length, self.pad_id = chat, max_length, chat.pad_id
+    def __init__(self, chat: ChatTokenizer | None, max_length: int) -> None:
+        self._chat, self.max_length = chat, max_length
+        self.pad_id = chat.pad_id if chat is not None else 0
+
+    @property
+    def chat(self) -> ChatTokenizer:
+        """The student's tokenizer. Raises DataError if there is none."""
+        if self._chat is None:
+            raise DataError("text needs a tokenizer", where="data", fix="give processing_class=tokenizer")
+        return self._chat
 
     def rows(self, example: Example) -> list[Row | Reject]:
         """One row, or why not."""
         return [self.row(example)]
 
     def row(self, example: Example) -> Row | Reject:
-        """Its tokens and labels. Raises as `tokenize`."""
+        """Its tokens and labels. Raises as `tokenize`; and DataError where there is no tokenizer."""
         return tokenize(_record(example), self.chat, self.max_length)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """Raises NotImplementedError: the trainer reads these itself, since it may pack them."""
-        raise NotImplementedError("rows of a causal language model are read by potstill.train.rows")
+        """Of messages, prompt and completion, text, or `input_ids` and `labels`."""
+        given = given_columns(mapping, self.task, where)
+        if "input_ids" in given:
+            return [self._already_tokenized(given, where)]
+        try:
+            return [tokenize(conversation_of(given, where), self.chat, self.max_length)]
+        except Unusable as unusable:
+            return [Reject(str(unusable), where, 0)]
+
+    def _already_tokenized(self, given: Mapping[str, Any], where: str) -> Row | Reject:
+        ids, labels = labelled_tokens(given, where)
+        cut = any(label != IGNORE for label in labels[self.max_length :])
+        ids, labels = ids[: self.max_length], labels[: self.max_length]
+        if not any(label != IGNORE for label in labels[1:]):
+            return Reject("nothing to learn", where, 0)
+        return Tokenized(ids, labels, cut=cut)
 
     def collator(self) -> Collate:
         """Pads on the right; the shift by one is made by the batch."""
@@ -223,10 +268,16 @@ class MaskedReader(_EncoderReader):
         return pieces if isinstance(pieces, Reject) else _first(pieces, record)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """Of `text`, or of `input_ids` that nothing is masked in yet."""
-        from potstill.data.mappings import masked_rows
-
-        return masked_rows(mapping, self, where)
+        """Every piece of a `text` that can be masked; or `input_ids` that nothing is masked in yet."""
+        given = given_columns(mapping, self.task, where)
+        if "input_ids" not in given:
+            return self.rows(text_of(given, self.task, where))
+        refuse_masked(given, where)
+        [ids] = tokens_of(given, where)
+        cut, ids = len(ids) > self.max_length, ids[: self.max_length]
+        special = self.tokenizer.special_ids
+        row = Tokenized(ids, [IGNORE if token in special else token for token in ids], cut=cut)
+        return [row if row.learned else Reject("nothing to learn", where, 0, detail="no token is text")]
 
     def collator(self) -> Collate:
         """Masks anew in every epoch."""
@@ -256,17 +307,29 @@ class ExampleReader(_EncoderReader):
         if isinstance(pieces, Reject):
             return pieces
         label = self.classes.index(record.label) if record.label in self.classes else None
-        if label is None and self.task == "sequence_classification":
+        if label is None and SPECS[self.task].has_classes:
             return _rejected(record, "no label" if record.label is None else UNKNOWN_CLASS, record.label or "")
         first = _first(pieces, record)
         nothing = [IGNORE] * len(first)
         return replace(first, labels=nothing, label=label)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """Of `text` or `input_ids`, with a `label`."""
-        from potstill.data.mappings import example_rows
-
-        return example_rows(mapping, self, where)
+        """One `text`, or its `input_ids`, with the number of its class."""
+        given = given_columns(mapping, self.task, where)
+        try:
+            label = class_of(given, self.classes, where) if self.classes else None
+        except Unlabelled as unlabelled:
+            if SPECS[self.task].has_classes:
+                return [Reject(str(unlabelled), where, 0)]
+            label = None
+        if "input_ids" in given:
+            [ids] = tokens_of(given, where)
+            if not ids:
+                return [Reject("nothing to learn", where, 0, detail="no token")]
+            cut, ids = len(ids) > self.max_length, ids[: self.max_length]
+            return [Tokenized(ids, [IGNORE] * len(ids), cut=cut, label=label)]
+        named = self.classes[label] if label is not None else None
+        return self.rows(replace(text_of(given, self.task, where), label=named))
 
     def collator(self) -> Collate:
         """Pads on the right."""
@@ -298,9 +361,12 @@ class ImageReader:
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
         """Of `pixel_values` and a `label`."""
-        from potstill.data.mappings import image_rows
-
-        return image_rows(mapping, self, where)
+        given = given_columns(mapping, self.task, where)
+        pixels = pixels_of(given, where)
+        try:
+            return [Pixels(pixels, class_of(given, self.classes, where))]
+        except Unlabelled as unlabelled:
+            return [Reject(str(unlabelled), where, 0)]
 
     def collator(self) -> Collate:
         """Stacks them, channels first, and brings them to the numbers that a model sees."""

@@ -66,7 +66,7 @@ def load_records(path: Path, side: Side | None = None) -> list[Record]:
     rows = table.to_pylist()
     if side is not None and any(row["side"] is None for row in rows):
         raise DataError("the records have no sides", where=str(path))
-    return [_record(row) for row in rows if side in (None, row["side"])]
+    return [record_of_row(row) for row in rows if side in (None, row["side"])]
 
 
 def holds_records(schema: pa.Schema) -> bool:
@@ -84,6 +84,12 @@ def load_rejects(path: Path) -> list[Reject]:
     """Read what `save_rejects` wrote."""
     with path.open(encoding="utf-8") as lines:
         return [Reject(**json.loads(line)) for line in lines]
+
+
+_COLUMNS = (
+    *("messages", "prompt", "completion", "text", "label", "tools", "group", "id", "sample", "finished", "row"),
+    *("own_side", "side", "provenance", "verdicts", "metadata"),
+)
 
 
 def _schema() -> pa.Schema:
@@ -133,7 +139,15 @@ def _message(row: Mapping[str, Any]) -> Message:
     return plain | (json.loads(row["extra"]) if row["extra"] is not None else {})
 
 
-def _record(row: Mapping[str, Any]) -> Record:
+def is_stored_row(row: Mapping[str, Any]) -> bool:
+    """Whether a mapping is a row that `save_records` wrote, as `datasets` gives it."""
+    identity = {"group", "id", "sample", "finished", "row", "provenance", "verdicts", "metadata"}
+    return identity <= row.keys() and isinstance(row["provenance"], str)
+
+
+def record_of_row(row: Mapping[str, Any]) -> Record:
+    """The record of a row that `save_records` wrote; columns that are null may be absent."""
+    row = {name: row.get(name) for name in _COLUMNS}
     return Record(
         messages=None if row["messages"] is None else tuple(_message(m) for m in row["messages"]),
         prompt=row["prompt"],

@@ -27,6 +27,7 @@ from potstill.objectives import Objective
 from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Masking, ObjectiveSettings
 from potstill.registry import build, settings_class
 from potstill.signals import Ask, Batch, ModelDims, Signals
+from potstill.tasks import SPECS
 from potstill.teachers import Teacher
 from potstill.types import Answer, Capability, Request
 
@@ -122,16 +123,13 @@ def given_reader(
     masking: Masking | None,
     seed: int,
 ) -> TaskReader:
-    """What reads the rows of a student that is no causal language model: by its task, its tokenizer and its classes."""
-    # Of a module that does not name its classes, their numbers are the names.
-    classes = labels_of(student) or tuple(str(number) for number in range(dims(student).vocab))
+    """The reader of a student's rows: by its task, its tokenizer and its classes."""
+    spec, classes = SPECS[task_of(student)], tuple[str, ...]()
+    if not spec.has_vocabulary:
+        # Of a module that does not name its classes, their numbers are the names.
+        classes = labels_of(student) or tuple(str(number) for number in range(dims(student).vocab))
     return reader_for(
-        task_of(student),
-        tokenizer=tokenizer,
-        max_length=max_length,
-        classes=() if task_of(student) == "masked_lm" else classes,
-        masking=masking,
-        seed=seed,
+        spec.name, tokenizer=tokenizer, max_length=max_length, classes=classes, masking=masking, seed=seed
     )
 
 

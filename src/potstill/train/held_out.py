@@ -11,39 +11,44 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from potstill.data.reader import Collate, TaskReader
 from potstill.errors import DataError, UserError
 from potstill.recipe import value_at
 from potstill.signals import Batch
 from potstill.train.loaders import loader
-from potstill.train.reading import Reading
-from potstill.train.rows import Row, length_of
+from potstill.train.rows import Row, length_of, rows_of
 from potstill.train.saving import WholeCheckpoints
 
 
 class MeasuresHeldOut(WholeCheckpoints):
     """A `Trainer` of a `DistillModule`, as far as evaluation goes."""
 
-    reading: Reading
+    reader: TaskReader
+    collate: Collate
+    packing: bool
     eval_rows: list[Row] | dict[str, list[Row]]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The held-out rows of this process, each once, by length."""
         if isinstance(eval_dataset, str) and isinstance(self.eval_rows, dict):
             eval_dataset = self.eval_rows[eval_dataset]
-        rows = self.eval_rows if eval_dataset is None else self.reading.rows(eval_dataset, "eval_dataset")
+        rows = self.eval_rows if eval_dataset is None else self._rows_of(eval_dataset, "eval_dataset")
         if not rows or isinstance(rows, dict):
             raise UserError("there is nothing to measure on", where="eval_dataset", fix="give eval_dataset")
         by_length = sorted(range(len(rows)), key=lambda i: -length_of(rows[i]))
         size = self.args.eval_batch_size
         batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-        return loader(rows, batches[self.args.process_index :: self.args.world_size], self.reading.collate, self.args)
+        return loader(rows, batches[self.args.process_index :: self.args.world_size], self.collate, self.args)
 
     def _read_held_out(self, dataset: Any) -> list[Row] | dict[str, list[Row]]:
         if dataset is None:
             return []
         if isinstance(dataset, Mapping):
-            return {name: self.reading.rows(part, f"eval_dataset[{name!r}]") for name, part in dataset.items()}
-        return self.reading.rows(dataset, "eval_dataset")
+            return {name: self._rows_of(part, f"eval_dataset[{name!r}]") for name, part in dataset.items()}
+        return self._rows_of(dataset, "eval_dataset")
+
+    def _rows_of(self, dataset: Any, name: str) -> list[Row]:
+        return rows_of(dataset, self.reader, packing=self.packing, name=name)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

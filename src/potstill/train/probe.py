@@ -64,7 +64,7 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
             reader=reader if reader.task != "causal_lm" else None,
         )
         trainer.remove_callback(PrinterCallback)
-        batch = Batch.from_inputs(trainer.reading.collate(trainer.train_rows[:2]))
+        batch = Batch.from_inputs(trainer.collate(trainer.train_rows[:2]))
         difference = check_head(trainer.student.to("cpu"), batch)
         trainer.student.to(arguments.device)
         trainer.train()

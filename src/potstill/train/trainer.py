@@ -28,6 +28,7 @@ from potstill.models.tasks import task_of
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.recipe import Change, Masking, ObjectiveSettings, value_at
 from potstill.signals import Batch
+from potstill.tasks import SPECS
 from potstill.teachers.base import Teacher
 from potstill.train.checkpoints import AT_LEAST_KEPT
 from potstill.train.given import (
@@ -43,7 +44,6 @@ from potstill.train.loaders import loader
 from potstill.train.module import METRIC, DistillModule
 from potstill.train.order import StepOrder
 from potstill.train.reach import frozen, may_leave_out, unreached
-from potstill.train.reading import Reading
 from potstill.train.refuse import (
     check_capabilities,
     check_task,
@@ -94,8 +94,8 @@ class DistillTrainer(MeasuresHeldOut):
         max_length: longer rows are cut at the end, and counted.
         packing: several rows in one, which do not see each other.
         masking: of a masked language model: how texts are masked, anew in every epoch.
-        reader: what reads rows, where they are not those of a causal language model; by default made of the student's
-            task, its tokenizer and its classes.
+        reader: reads the rows of both data sets; by default made of the student's task, its tokenizer and its
+            classes.
         log_gradient_norms: at every logged step, the norm of each objective's own gradient (`<name>/grad_norm`,
             weight included, on the step's first micro-batch). It costs a forward and backward pass per objective and
             changes nothing else.
@@ -134,10 +134,11 @@ class DistillTrainer(MeasuresHeldOut):
         student = given_student(model, peft_config)
         taught = given_teacher(teacher, student, args.device)
         task = task_of(student)
-        if reader is None and task != "causal_lm":
-            reader = given_reader(student, processing_class, max_length=max_length, masking=masking, seed=args.seed)
-        self.reading = Reading(task, processing_class, max_length=max_length, packing=packing, reader=reader)
-        self.train_rows = self.reading.rows(train_dataset, "train_dataset") if train_dataset is not None else []
+        self.reader = reader or given_reader(
+            student, processing_class, max_length=max_length, masking=masking, seed=args.seed
+        )
+        self.collate, self.packing = self.reader.collator(), packing
+        self.train_rows = self._rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = self._read_held_out(eval_dataset)
 
         if processing_class is not None and taught is not None and task != "image_classification":
@@ -164,7 +165,7 @@ class DistillTrainer(MeasuresHeldOut):
         super().__init__(
             model=module,
             args=args,
-            data_collator=self.reading.collate,
+            data_collator=self.collate,
             train_dataset=self.train_rows or None,
             eval_dataset=self.eval_rows or None,
             processing_class=processing_class,
@@ -199,7 +200,7 @@ class DistillTrainer(MeasuresHeldOut):
                 where="train_dataset",
                 fix="give more rows, make the batch smaller, or set dataloader_drop_last=False",
             )
-        return loader(self.train_rows, order, self.reading.collate, self.args)
+        return loader(self.train_rows, order, self.collate, self.args)
 
     def _step_order(self) -> StepOrder:
         if not self.train_rows:
@@ -213,7 +214,7 @@ class DistillTrainer(MeasuresHeldOut):
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             shuffle=self.args.train_sampling_strategy != "sequential",
             drop_last=self.args.dataloader_drop_last,
-            visits=self.reading.visits,
+            visits=SPECS[self.reader.task].masks,
         )
 
     def tokens_in_all(self, max_steps: int) -> int:
@@ -348,7 +349,7 @@ class DistillTrainer(MeasuresHeldOut):
         return [self.train_rows[int(index)] for index in islice(in_order, FIRST_ROWS)]
 
     def _inputs_of(self, rows: Sequence[Row]) -> dict[str, Any]:
-        prepared: dict[str, Any] = self._prepare_inputs(self.reading.collate(rows))
+        prepared: dict[str, Any] = self._prepare_inputs(self.collate(rows))
         return prepared
 
     def _check_student(self, rows: Sequence[Row]) -> None:
@@ -356,7 +357,7 @@ class DistillTrainer(MeasuresHeldOut):
         batch = Batch.from_inputs(self._inputs_of(rows))
         if self.module.asks["student"].response:
             check_head(self.student, batch)
-        if self.reading.packing:
+        if self.packing:
             check_packing(self.student, batch.text("student"))
 
     def _begin_projectors(self, rows: Sequence[Row]) -> None:

@@ -104,7 +104,7 @@ class Training:
             callbacks=self._callbacks(stage, bool(rows.held_out)),
             max_length=settings.max_length,
             packing=settings.packing,
-            reader=reader if reader.task != "causal_lm" else None,
+            reader=reader,
             log_gradient_norms=settings.log_gradient_norms,
         )
         if stage.keep_projections and done:
