@@ -85,12 +85,20 @@ class Cast:
                 return found
             why = "the recipe has no teacher whose weights can be opened here"
         except TokenizerMismatch as mismatch:
+            if self._was_taught:
+                raise  # its distributions were learned from, so they can be compared with: something went wrong
             why = mismatch.what
         missing = "no agreement" if self._recipe.task == "sentence_embedding" else "no KL, no agreement"
         text = f"Nothing was compared with the teacher ({missing}): {why}."
         self._context.work.warn(text)
         self.notes.append(text)
         return None
+
+    @property
+    def _was_taught(self) -> bool:
+        """Whether the student learned from what the teacher gives (and not from its text alone)."""
+        train = self._recipe.train
+        return train is not None and any(o.needs().teacher for o in train.all_objectives)
 
     def _measured(self, name: str, settings: TeacherSettings) -> Measured | None:
         if isinstance(settings, EnsembleTeacher):

@@ -167,7 +167,7 @@ class Evaluation:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         model = measured.open("float32")
-        self.sizes[measured.name] = size_of(model, measured.folders)
+        self.sizes[measured.name] = size_of(model, measured)
         yield model
 
     @contextmanager

@@ -29,6 +29,12 @@ class Measured:
     average: Literal["logits", "probabilities"] = "logits"
 
     @property
+    def bytes(self) -> int:
+        """Of its weights as they lie on the user's disk: of a teacher that was converted, the file that was named."""
+        own = 0 if self.source is None else self.source.weight_bytes
+        return own + sum(member.bytes for member in self.members)
+
+    @property
     def folders(self) -> tuple[Path, ...]:
         """Where its weights lie."""
         own = () if self.source is None else (self.source.path,)
@@ -74,7 +80,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Size:
-    """What a model weighs. Tied weights count once; `bytes` are those of its weight files as they lie on disk. An
+    """What a model weighs. Tied weights count once; `bytes` are those of its weights as the user has them on disk. An
     ensemble weighs as much as its members together. `layers` is 0 where a plain module has none that can be told.
     `positions` is how many tokens a sequence may have (None: any number)."""
 
@@ -84,14 +90,14 @@ class Size:
     positions: int | None = None
 
 
-def size_of(model: nn.Module, folders: Sequence[Path]) -> Size:
+def size_of(model: nn.Module, measured: Measured) -> Size:
     """The size of an open model and of its files."""
     parts = list(model.models) if isinstance(model, Members) else [model]
     config: Any = getattr(model, "config", None)
     text = getattr(config, "text_config", None) or config
     return Size(
         parameters=sum(p.numel() for p in model.parameters()),
-        bytes=sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")),
+        bytes=measured.bytes,
         layers=sum(dims(part).layers for part in parts),
         positions=getattr(text, "max_position_embeddings", None),
     )

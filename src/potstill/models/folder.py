@@ -30,10 +30,15 @@ MODULE = "module.json"
 class ModelSource:
     """A model on disk, ready to load.
 
-    `path` is a folder with `config.json`, safetensors and tokenizer files, always: GGUF files are converted once. Of a
-    module of the user's own it holds `module.json`, the weights and the code.
-    `name` is what to call it (of a path the last part), `revision` a commit or package version if there is one,
-    `digest` that of its files, `licence` as it states it (empty if it does not), and `notes` what a report must say.
+    Attributes:
+        path: a folder with `config.json`, safetensors and tokenizer files, always: GGUF files are converted once. Of a
+            module of the user's own it holds `module.json`, the weights and the code.
+        name: what to call it (of a path the last part).
+        revision: a commit or package version; empty if there is none.
+        digest: that of its files.
+        licence: as the model states it; empty if it does not.
+        notes: what a report must say of it.
+        stored_bytes: size of the GGUF file that it was converted from; None where it was not converted.
     """
 
     path: Path
@@ -42,6 +47,14 @@ class ModelSource:
     digest: str
     licence: str
     notes: tuple[str, ...] = ()
+    stored_bytes: int | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as the user has them: of the GGUF file where there was one, else of the safetensors."""
+        if self.stored_bytes is not None:
+            return self.stored_bytes
+        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
 
 
 def weights_digest(path: Path) -> str:

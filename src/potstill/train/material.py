@@ -18,7 +18,7 @@ from potstill.errors import DataError
 from potstill.models.folder import ModelSource, check_tokenizer_folder
 from potstill.models.load import pick_device
 from potstill.models.resolve import resolve
-from potstill.models.tokenizers import check_same_tokenizer
+from potstill.models.tokenizers import check_same_tokenizer, check_saved_tokenizer
 from potstill.recipe import Existing, FromConfig, Recipe, StudentSettings, TeacherSettings, weights_of
 from potstill.registry import build
 from potstill.signals import Batch
@@ -59,7 +59,8 @@ def find_models(recipe: Recipe, console: Console) -> Models:
 
     Raises:
         ModelError: one, or a tokenizer, cannot be found or fetched.
-        TokenizerMismatch: an objective compares distributions or states, and the tokens are not the same (rule 6).
+        TokenizerMismatch: an objective compares distributions or states, and the tokens are not the same (rule 6), or
+            would not be once the student has been saved.
     """
     assert recipe.train is not None and recipe.student is not None
     settings = recipe.teachers.get(recipe.train.teacher)
@@ -75,6 +76,9 @@ def find_models(recipe: Recipe, console: Console) -> Models:
     taught = any(o.needs().teacher for o in recipe.train.all_objectives)
     if own is not None and teacher is not None and taught and not images:
         check_same_tokenizer(teacher.path, own)
+    if tokenizer is not None and taught and not images and recipe.evaluate is not None:
+        # The student is saved with it and compared with its teacher after training.
+        check_saved_tokenizer(tokenizer, bool(getattr(settings, "trust_remote_code", False)))
     use_cpu = bool(recipe.train.args.get("use_cpu"))
     device = pick_device("cpu" if use_cpu else getattr(settings, "device", "auto"))
     return Models(settings, teacher, tokenizer if not images else None, device)
