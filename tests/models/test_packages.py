@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path

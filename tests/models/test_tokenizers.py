@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import AddedToken, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from potstill.errors import TokenizerMismatch
 from potstill.models.load import load_tokenizer
-from potstill.models.tokenizers import check_same_tokenizer
+from potstill.models.tokenizers import check_same_tokenizer, check_saved_tokenizer
 from tiny_models import CHATML, make_tiny_tokenizer
 
 
@@ -126,3 +127,75 @@ def test_padding_and_cutting_that_a_file_asks_for_move_no_token(tmp_path: Path, 
         tokenizer.backend_tokenizer.enable_truncation(max_length=128)
 
     check_same_tokenizer(given(saved(tmp_path / "a", padded)), given(saved(tmp_path / "b")))
+
+
+@pytest.mark.parametrize(
+    ("what", "addition"),
+    [
+        ("tools", "{%- if tools %}{{ tools | length }} tools.{%- endif %}"),
+        ("reasoning", "{%- for m in messages %}{{ m.reasoning_content or '' }}{%- endfor %}"),
+        ("a long conversation", "{%- if messages | length > 20 %}{{ 'long' }}{%- endif %}"),
+        (
+            "reasoning in an earlier turn",
+            "{%- for m in messages %}{%- if not loop.last %}{{ m.reasoning_content or '' }}{%- endif %}{%- endfor %}",
+        ),
+        ("a tool's answer", "{%- for m in messages if m.role == 'tool' %}{{ m.content }}{%- endfor %}"),
+        ("a tool call", "{%- for m in messages %}{{ m.tool_calls | default([]) | length or '' }}{%- endfor %}"),
+        ("a system turn", "{%- if messages[0].role == 'system' %}{{ 'S' }}{%- endif %}"),
+        ("a question", "{%- if add_generation_prompt %}{{ '<think>' }}{%- endif %}"),
+    ],
+)
+def test_templates_that_part_in_one_branch_alone_are_a_difference(what: str, addition: str, tmp_path: Path) -> None:
+    teacher, student = saved(tmp_path / "a"), saved(tmp_path / "b", template=CHATML + addition)
+    assert f"different chat templates: of {what} " in refusal(teacher, student)
+
+
+def test_another_end_token_is_a_difference(tmp_path: Path, given: Callable[[Path], Any]) -> None:
+    def change(tokenizer: Any) -> None:
+        tokenizer.eos_token = "<|endoftext|>"
+
+    teacher, student = saved(tmp_path / "a"), saved(tmp_path / "b", change)
+    text = refusal(given(teacher), given(student))
+    assert "the teacher with '<|im_end|>', the student with '<|endoftext|>'" in text and "eos_token" in text
+    check_same_tokenizer(given(teacher), given(student), templates=False)
+
+
+def test_a_pad_token_of_its_own_is_no_difference(tmp_path: Path, given: Callable[[Path], Any]) -> None:
+    def change(tokenizer: Any) -> None:
+        tokenizer.pad_token = "<|endoftext|>"
+
+    check_same_tokenizer(given(saved(tmp_path / "a")), given(saved(tmp_path / "b", change)))
+
+
+def test_an_added_token_that_takes_the_space_beside_it_is_a_difference(
+    tmp_path: Path, given: Callable[[Path], Any]
+) -> None:
+    def adding(**how: Any) -> Callable[[Any], None]:
+        return lambda tokenizer: tokenizer.add_tokens([AddedToken("<x>", normalized=False, **how)])
+
+    text = refusal(given(saved(tmp_path / "a", adding())), given(saved(tmp_path / "b", adding(lstrip=True))))
+    assert "cut text differently (their added tokens differ)" in text
+
+
+def test_one_pipeline_written_in_two_ways_is_no_difference(tmp_path: Path, given: Callable[[Path], Any]) -> None:
+    def change(tokenizer: Any) -> None:
+        own = tokenizer.backend_tokenizer
+        own.pre_tokenizer = pre_tokenizers.Sequence([own.pre_tokenizer])
+
+    check_same_tokenizer(given(saved(tmp_path / "a")), given(saved(tmp_path / "b", change)))
+
+
+def test_a_tokenizer_that_saving_changes_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / "a")
+    check_saved_tokenizer(folder)
+    own = PreTrainedTokenizerFast.save_pretrained
+
+    def changing(self: Any, folder: Any, **settings: Any) -> Any:
+        own(self, folder, **settings)
+        swap_two_tokens(Path(folder))
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", changing)
+    with pytest.raises(TokenizerMismatch, match="another one once it is saved and opened again"):
+        check_saved_tokenizer(folder)

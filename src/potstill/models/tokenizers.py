@@ -78,9 +78,7 @@ _PROBES = (
     _Probe("a long conversation with a system turn", [{"role": "system", "content": "Be brief."}, *_turns(9)]),
     _Probe("reasoning", [_USER, _REASONED]),
     _Probe("reasoning in an earlier turn", [_USER, _REASONED, _USER]),
-    _Probe(
-        "reasoning written in the answer", [_USER, _THOUGHT]
-    ),
+    _Probe("reasoning written in the answer", [_USER, _THOUGHT]),
     _Probe("tools", [_USER], [_TOOL]),
     _Probe("tools and a system turn", [{"role": "system", "content": "Be brief."}, _USER], [_TOOL]),
     _Probe("a tool call", [_USER, {"role": "assistant", "content": "", "tool_calls": [_TOOL_CALL]}], [_TOOL]),
@@ -149,8 +147,8 @@ def check_saved_tokenizer(folder: Path, trust_remote_code: bool = False) -> None
             check_same_tokenizer(opened, load_tokenizer(again, trust_remote_code))
         except TokenizerMismatch as mismatch:
             raise TokenizerMismatch(
-                "this tokenizer is another one once it is saved and opened again, as the student's will be. As teacher and "
-                f"student: {mismatch.what}",
+                "this tokenizer is another one once it is saved and opened again, as the student's will be; "
+                f"as teacher and student: {mismatch.what}",
                 where=str(folder),
                 fix="save it once with transformers (AutoTokenizer.from_pretrained, save_pretrained) into a folder of "
                 "its own beside the model, compare it, and use that folder",
