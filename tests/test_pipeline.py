@@ -11,6 +11,7 @@ import pytest
 
 from potstill import pipeline
 from potstill.artifacts import read_artifact
+from potstill.check import Findings
 from potstill.console import Console
 from potstill.errors import RunError
 from potstill.recipe import Recipe, parse_recipe
@@ -51,6 +52,7 @@ class Toy:
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     made = Toy()
     monkeypatch.setattr(pipeline, "stages_of", made.stages)
+    monkeypatch.setattr(pipeline, "check_recipe", lambda recipe, verbs: Findings(()))
     return made
 
 

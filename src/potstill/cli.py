@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from potstill.errors import PotstillError, RecipeError
+from potstill.errors import PotstillError, RecipeError, UserError
 
 if TYPE_CHECKING:
     from potstill.console import Console
@@ -65,9 +65,11 @@ def check(
 
     loaded = load_recipe(recipe, overrides or ())
     findings = check_recipe(loaded)
-    if probe:
-        findings = findings.with_probe(probe_recipe(loaded, _console(json, quiet)))
+    if probe and not findings.errors:
+        findings += probe_recipe(loaded, _console(json, quiet))
     typer.echo(json_module.dumps(findings.to_dict()) if json else findings.text())
+    if findings.errors:
+        raise typer.Exit(UserError.exit_code)
 
 
 @app.command(name="run")

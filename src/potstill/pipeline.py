@@ -7,17 +7,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
 from potstill.artifacts import Artifact, disk_error, read_artifact, write_artifact, write_atomically
+from potstill.check import check_recipe
 from potstill.console import Console
-from potstill.errors import RunError
+from potstill.errors import PotstillError, RunError
 from potstill.recipe import Recipe, dump_recipe, weights_of
-from potstill.stage import Context, Stage
+from potstill.stage import Context, Stage, stages_of
 
 State = Literal["fresh", "stale", "missing", "interrupted"]
 
@@ -31,27 +31,6 @@ class Status:
     seconds: float = 0.0
 
 
-def stages_of(recipe: Recipe) -> list[Stage]:
-    """The recipe's stages, in order: those whose section is present."""
-    stages: list[Stage] = []
-    if recipe.generate is not None:
-        stages.append(_stage("generate", recipe))
-    if recipe.train is not None:
-        stages.append(_stage("train", recipe))
-        stages.extend(_stage("train", recipe, control) for control in recipe.train.controls)
-    if recipe.evaluate is not None:
-        stages.append(_stage("evaluate", recipe))
-        stages.append(_stage("report", recipe))
-    stages.extend(_stage("export", recipe, index) for index in range(len(recipe.export)))
-    return stages
-
-
-def _stage(room: str, recipe: Recipe, *which: str | int) -> Stage:
-    # Rooms load on demand: a recipe without `train` never imports it.
-    made: Stage = import_module(f"potstill.{room}.stage").stage(recipe, *which)
-    return made
-
-
 def default_run(recipe: Recipe) -> Path:
     """Where a recipe runs unless told otherwise: `runs/<name>` below the current folder."""
     return Path("runs") / recipe.name
@@ -62,13 +41,23 @@ def run_recipe(
 ) -> list[Status]:
     """Run the stages of a recipe (or only those of one verb) into a run folder.
 
+    It begins with `potstill check`: what is wrong with the recipe's files stops it before the folder is made, and
+    before anything is fetched. Models that had to be fetched or converted are then checked too, before a stage begins.
+
     Raises:
         RunError: the folder belongs to another recipe, is in use, or cannot be written; or a verb's inputs are
             not there yet.
-        PotstillError: whatever a stage says is wrong.
+        PotstillError: what the check found wrong, or whatever a stage says is wrong.
     """
+    verbs = _verbs_to_do(recipe, run, verb, force)
+    if verbs:
+        findings = check_recipe(recipe, verbs)
+        findings.refuse()
+        for finding in findings.warnings:
+            console.warn(finding.text)
     with open_run(recipe, run):
-        prepare_models(recipe, console)
+        if prepare_models(recipe, console) and verbs:
+            check_recipe(recipe, verbs).refuse()
         stages = stages_of(recipe)
         if verb is not None and not any(_verb(s) == verb for s in stages):
             raise RunError(f"the recipe has no {verb} section", where=recipe.name, fix=f"add `{verb}:` to it")
@@ -78,6 +67,17 @@ def run_recipe(
                 _require_fresh(stage, stages, recipe, run)
                 statuses.append(_run_stage(stage, recipe, run, console, force))
         return statuses
+
+
+def _verbs_to_do(recipe: Recipe, run: Path, verb: str | None, force: bool) -> set[str]:
+    """The verbs whose stages are not fresh: what is done already needs no check."""
+    wanted = {_verb(stage) for stage in stages_of(recipe)} if verb is None else {verb}
+    if force:
+        return wanted
+    try:
+        return wanted & {status.stage.partition(".")[0] for status in plan(recipe, run) if status.state != "fresh"}
+    except PotstillError:  # a file is missing: the check says which
+        return wanted
 
 
 def plan(recipe: Recipe, run: Path) -> list[Status]:
@@ -130,18 +130,26 @@ def open_run(recipe: Recipe, run: Path) -> Iterator[None]:
         yield
 
 
-def prepare_models(recipe: Recipe, console: Console) -> None:
-    """Fetch and unpack every model that the recipe names (once), so that keys can tell weights apart."""
-    from potstill.models.resolve import resolve
+def prepare_models(recipe: Recipe, console: Console) -> bool:
+    """Fetch and unpack every model that the recipe names (once), so that keys can tell weights apart.
 
+    Returns:
+        Whether any was not ready before.
+    """
+    from potstill.models.resolve import locate, resolve
+
+    prepared = False
     for settings in recipe.models:
-        model = weights_of(settings)
+        model, revision = weights_of(settings), getattr(settings, "revision", None)
         if model is not None:
+            prepared = prepared or locate(model, revision) is None
             remote = getattr(settings, "trust_remote_code", False)
-            resolve(model, revision=getattr(settings, "revision", None), trust_remote_code=remote, console=console)
+            resolve(model, revision=revision, trust_remote_code=remote, console=console)
     tokenizer = getattr(recipe.generate, "tokenizer", None)
     if tokenizer is not None:
+        prepared = prepared or locate(tokenizer) is None
         resolve(tokenizer, console=console)
+    return prepared
 
 
 def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force: bool) -> Status:

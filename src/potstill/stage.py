@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,32 @@ class Stage:
         digests = {name: artifact.output_digest for name, artifact in inputs.items()} | dict(self.sources())
         parts = [self.name, self.contract, dict(self.settings), digests, recipe.seed, digests_of(_kinds_in(recipe))]
         return digest(parts), digests
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The recipe's stages, in order: those whose section is present."""
+    stages: list[Stage] = []
+    if recipe.generate is not None:
+        stages.append(_stage("generate", recipe))
+    if recipe.train is not None:
+        stages.append(_stage("train", recipe))
+        stages.extend(_stage("train", recipe, control) for control in recipe.train.controls)
+    if recipe.evaluate is not None:
+        stages.append(_stage("evaluate", recipe))
+        stages.append(_stage("report", recipe))
+    stages.extend(_stage("export", recipe, index) for index in range(len(recipe.export)))
+    return stages
+
+
+def stage_names(recipe: Recipe) -> list[str]:
+    """The folders of the recipe's stages in a run, in order."""
+    return [stage.name for stage in stages_of(recipe)]
+
+
+def _stage(room: str, recipe: Recipe, *which: str | int) -> Stage:
+    # Rooms load on demand: a recipe without `train` never imports it.
+    made: Stage = import_module(f"potstill.{room}.stage").stage(recipe, *which)
+    return made
 
 
 def _kinds_in(value: object) -> Iterator[type]:

@@ -188,7 +188,7 @@ def test_a_missing_set_is_named_with_the_fix(recipe_file: Path) -> None:
     ):
         stage(recipe).key(recipe, {})
     with pytest.raises(DataError, match=r"generate\.decontaminate\.against\.mine: "):
-        check_recipe(recipe)
+        check_recipe(recipe).refuse()
 
 
 def test_rows_of_a_set_that_cannot_be_used_are_a_warning(recipe_file: Path) -> None:

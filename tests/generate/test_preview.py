@@ -79,7 +79,7 @@ def test_check_says_what_it_will_cost_at_most(
     main(["check", recipe, "teacher.api_key_env=POTSTILL_TEST_KEY", "generate.budget.requests=7"])
     said = capsys.readouterr().out
     assert "what they cost is not known" in said and "capped at: requests 7" in said
-    assert "POTSTILL_TEST_KEY (the key) is not set here" in said
+    assert "the environment variable POTSTILL_TEST_KEY is not set here" in said
 
 
 def test_the_bound_of_check_holds(tmp_path: Path) -> None:

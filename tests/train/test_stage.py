@@ -266,7 +266,7 @@ def test_a_model_from_nothing_is_trained_anew_when_its_tokens_change(tmp_path: P
     assert stage(recipe).key(recipe, {})[0] != before
 
     gone = images(tmp_path, task="causal_lm", student=student | {"tokenizer": "lettres"}, data="data.jsonl")
-    for refuses in (check_recipe, lambda recipe: run_stage(recipe, tmp_path / "run")):
+    for refuses in (lambda recipe: check_recipe(recipe).refuse(), lambda recipe: run_stage(recipe, tmp_path / "run")):
         with pytest.raises(ModelError, match=r"student\.tokenizer: .*lettres: there is no such folder"):
             refuses(gone)
 

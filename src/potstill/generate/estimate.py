@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,8 +97,6 @@ def _of_endpoint(recipe: Recipe, name: str, demands: Sequence[Demand], prefix: s
     else:
         most = dollars(prices.of(read, written, answers))
         lines.append(f"{prefix}at most {read:,} tokens read; at most ${most:,.4f} (prices from {prices.source})")
-    if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env, "").strip():
-        lines.append(f"{prefix}the environment variable {teacher.api_key_env} (the key) is not set here")
     return lines, most
 
 

@@ -1,14 +1,14 @@
-"""The names of a classifier's classes, and that two sides mean the same by class 3."""
+"""The names of a classifier's classes, and that two sides mean the same by class 3. Opens no torch by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from potstill.errors import ModelError
-from potstill.models.tasks import is_plain, unwrap
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _OF_MODULE = "_potstill_labels"
 
@@ -16,6 +16,8 @@ _OF_MODULE = "_potstill_labels"
 def labels_of(model: nn.Module) -> tuple[str, ...] | None:
     """The names of a model's classes in their order; None where it has none (it is no classifier, or nobody named
     them)."""
+    from potstill.models.tasks import is_plain, unwrap
+
     if is_plain(model):
         names: tuple[str, ...] | None = getattr(model, _OF_MODULE, None)
         return names
@@ -41,6 +43,8 @@ def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
     Raises:
         ModelError: it has another number of classes, or other names.
     """
+    from potstill.models.tasks import is_plain, unwrap
+
     found = labels_of(model)
     if found is not None:
         check_same_labels(found, labels, who="the model", where=type(model).__name__)

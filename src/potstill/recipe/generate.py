@@ -23,6 +23,8 @@ class GenerateSettings(KindSettings):
     room: ClassVar[str] = "generate"
     asks: ClassVar[bool] = True
     """Whether a teacher is asked at all."""
+    answers_records: ClassVar[bool] = False
+    """Whether every record of the data is a prompt that the teacher answers."""
     teacher: str = "main"
     budget: BudgetSettings = BudgetSettings()
     jsonl: bool = False
@@ -102,6 +104,7 @@ class SequenceProgram(VerifiedSettings):
     """
 
     kind: Literal["sequence"] = "sequence"
+    answers_records: ClassVar[bool] = True
     samples: PositiveInt = 1
     max_new_tokens: PositiveInt = 256
     temperature: float = Field(0.0, ge=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -61,6 +61,7 @@ class ReasoningProgram(GenerateSettings):
     """
 
     kind: Literal["reasoning"] = "reasoning"
+    answers_records: ClassVar[bool] = True
     verify: one_of(VerifierSettings)  # type: ignore[valid-type]
     samples: PositiveInt = 4
     samples_at_once: PositiveInt | None = None

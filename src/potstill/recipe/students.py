@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -9,6 +11,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from potstill.errors import did_you_mean
 from potstill.recipe.base import KindSettings, Settings
+from potstill.recipe.declared import callable_in, configuration, configuration_names, names_of_any_configuration
 
 
 class Uniform(Settings):
@@ -34,6 +37,39 @@ class ByInfluence(Settings):
 
     by_influence: PositiveInt
     records: PositiveInt = 32
+
+
+def check_configuration(config: Mapping[str, Any], family: str, also: Collection[str] = ()) -> None:
+    """Refuse keys and values that the configuration of a family does not take.
+
+    Args:
+        config: keys and values, `model_type` among them or not.
+        family: the `model_type`.
+        also: further keys that are known, such as those of the file that is changed.
+
+    Raises:
+        ValueError: says which, with the nearest valid name or the type.
+    """
+    names = configuration_names()
+    if names and family not in names:
+        raise ValueError(f"config: transformers knows no model_type {family!r}{did_you_mean(family, names)}")
+    declared = configuration(family)
+    if declared is None:
+        return
+    for key, value in config.items():
+        if key == "model_type":
+            continue
+        if key not in declared.names and key not in also:
+            raise ValueError(f"config: a {family} configuration has no key {key!r}{did_you_mean(key, declared.names)}")
+        if problem := declared.why_not(key, value) or _not_a_size(key, value):
+            raise ValueError(f"config.{key} {problem}")
+
+
+_SIZES = re.compile(r"^(num_|n_).*(layers?|heads?)$|^(hidden|intermediate|vocab)_size$|^max_position_embeddings$")
+
+
+def _not_a_size(key: str, value: Any) -> str | None:
+    return f"should be above 0, not {value}" if isinstance(value, int) and value <= 0 and _SIZES.match(key) else None
 
 
 LayerChoice = (
@@ -97,6 +133,22 @@ class FromConfig(StudentSettings):
     config: Path | dict[str, Any]
     tokenizer: Path | None = None
 
+    @model_validator(mode="after")
+    def _has_keys_of_a_configuration(self) -> FromConfig:
+        if isinstance(self.config, dict):
+            family = self.config.get("model_type")
+            if family is not None:
+                check_configuration(self.config, str(family))
+            elif unknown := [
+                key for key in self.config if key not in (known := names_of_any_configuration()) and known
+            ]:
+                near = did_you_mean(unknown[0], known)
+                raise ValueError(
+                    f"config: no configuration of transformers has a key {unknown[0]!r}"
+                    f"{near if 'did you mean' in near else ''}"
+                )
+        return self
+
 
 class Existing(StudentSettings):
     """A model that is already there: a directory, a hub id, a name that potstill knows (`all-minilm-l6-v2`), or
@@ -128,6 +180,21 @@ class ModuleStudent(StudentSettings):
     def file(self) -> Path:
         """The Python file."""
         return Path(self.source.rpartition(":")[0])
+
+    @model_validator(mode="after")
+    def _takes_its_arguments(self) -> ModuleStudent:
+        name = self.source.rpartition(":")[2]
+        declared = callable_in(self.file, name) if ".py:" in self.source and self.file.is_file() else None
+        if declared is None:
+            return self
+        for key, value in self.arguments.items():
+            if key not in declared.names:
+                raise ValueError(f"arguments: {name} takes no {key!r}{did_you_mean(key, declared.names)}")
+            if problem := declared.why_not(key, value):
+                raise ValueError(f"arguments.{key} {problem}")
+        if missing := sorted(declared.required - set(self.arguments)):
+            raise ValueError(f"arguments: {name} needs {missing[0]!r}")
+        return self
 
     @model_validator(mode="after")
     def _a_file_and_a_name(self) -> ModuleStudent:

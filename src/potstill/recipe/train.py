@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib.util
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,62 +14,11 @@ from pydantic import (
     model_validator,
 )
 
-from potstill.errors import did_you_mean
+from potstill.recipe.arguments import check_arguments
 from potstill.recipe.base import Cosmetic, Settings, one_of
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import ForwardKL, HardCE
 from potstill.recipe.schedules import may_be_positive
-
-OURS = {
-    "output_dir": "it is the run's folder",
-    "remove_unused_columns": "the collator needs every column",
-    "label_names": "labels are made by the collator",
-    "do_train": "the stage is the switch",
-    "do_eval": "held-out KL is measured whenever there are held-out records",
-    "do_predict": "use evaluate",
-    "resume_from_checkpoint": "the same command resumes by itself",
-    "label_smoothing_factor": "the objectives are the loss; leave it out",
-    "use_liger_kernel": "the vocabulary losses are already fused",
-    "load_best_model_at_end": "use keep: best or keep: last",
-    "fp16": "use bf16: true (fp16 is refused: its loss scaling breaks gradients made in the forward pass)",
-    "seed": "use the recipe's seed",
-    "data_seed": "use the recipe's seed",
-    "save_strategy": "use checkpoint_seconds",
-    "save_steps": "use checkpoint_seconds",
-    "eval_strategy": "use evaluations",
-    "eval_steps": "use evaluations",
-}
-"""Training arguments that a recipe may not set, and what to do instead."""
-
-
-@functools.cache
-def training_argument_names() -> frozenset[str]:
-    """The fields of the installed `transformers.TrainingArguments`, read from its source: importing it would
-    load torch (5 s), and a check must answer at once."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return frozenset()
-    source = Path(next(iter(spec.submodule_search_locations))) / "training_args.py"
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
-            fields = (n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name))
-            return frozenset(f for f in fields if not f.startswith("_"))
-    return frozenset()
-
-
-def check_arguments(args: dict[str, Any]) -> dict[str, Any]:
-    """The arguments themselves, if each is a field of `TrainingArguments` that a recipe may set.
-
-    Raises:
-        ValueError: one is not; the nearest is named.
-    """
-    known = training_argument_names()
-    for name in args:
-        if name in OURS:
-            raise ValueError(f"{name!r} cannot be set here: {OURS[name]}")
-        if known and name not in known:
-            raise ValueError(f"{name!r} is not a field of TrainingArguments{did_you_mean(name, known)}")
-    return args
 
 
 class Masking(Settings):

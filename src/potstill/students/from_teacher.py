@@ -16,12 +16,12 @@ from potstill.errors import ModelError, RecipeError
 from potstill.models.anatomy import model_layers
 from potstill.models.load import new_head, open_model
 from potstill.models.tasks import is_plain, opener_of
+from potstill.recipe.layers import choose_layers
 from potstill.recipe.students import ByInfluence, FromTeacher
 from potstill.registry import implements
 from potstill.students.base import Materials, Plain
 from potstill.students.depth import copy_layers, lost_kinds, shallower_config
 from potstill.students.influence import layer_influence
-from potstill.students.layers import choose_layers
 
 
 @implements(FromTeacher)

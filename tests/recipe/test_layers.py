@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.errors import RecipeError
+from potstill.recipe.layers import choose_layers
 from potstill.recipe.students import ByInfluence, First, Last, Uniform
-from potstill.students.layers import choose_layers
 
 
 def test_every_other_starts_at_the_first() -> None:

@@ -1,0 +1,113 @@
+"""`potstill check`: whether a recipe can work, and what it will cost. Loads no model and no torch, and fetches nothing.
+
+A check is a list of preconditions, each a function that reads files and gives findings. A run begins with the same
+list, so that what can be known from files is known before anything is fetched, generated or trained.
+
+    findings.py    errors, warnings and facts, and the figures behind them
+    inputs.py      what files tell about a recipe, each read once
+    data.py        both sides of the data
+    models.py      teachers, student, and whether they fit each other
+    generation.py  prompts, verifiers, servers
+    training.py    steps, evaluation, export
+    cost.py        time, memory and disk
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from potstill.check import cost, data, generation, models, training
+from potstill.check.findings import Finding, Findings
+from potstill.check.inputs import Inputs
+from potstill.console import Console
+from potstill.errors import PotstillError
+from potstill.recipe import Recipe
+from potstill.stage import stage_names
+
+__all__ = ["PRECONDITIONS", "Finding", "Findings", "check_recipe", "probe_recipe"]
+
+Precondition = Callable[[Inputs], Iterable[Finding] | None]
+
+_ALL = ("generate", "train", "evaluate", "export")
+
+PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
+    (data.data_are_read, ("generate", "train", "evaluate")),
+    (data.training_side_is_not_empty, ("generate", "train")),
+    (data.intervals_have_two_groups, ("generate", "train", "evaluate")),
+    (models.teachers_are_usable, ("generate", "train", "evaluate")),
+    (models.unused_teachers, ("generate", "train")),
+    (models.student_model_is_usable, ("generate", "train")),
+    (models.ensembles_agree, ("generate", "train")),
+    (models.student_can_be_built, ("generate", "train")),
+    (models.adapter_fits, ("generate", "train")),
+    (models.a_tokenizer_is_there, ("generate", "train")),
+    (models.tokenizers_agree, ("generate", "train")),
+    (models.classes_are_named, ("generate", "train")),
+    (models.objectives_fit_the_models, ("generate", "train")),
+    (generation.conversations_can_be_counted, ("generate",)),
+    (generation.endpoints_can_be_asked, ("generate",)),
+    (generation.verifiers_can_be_opened, ("generate", "evaluate")),
+    (generation.verifiers_can_judge, ("generate",)),
+    (generation.seeds_suffice, ("generate",)),
+    (data.prompts_can_be_asked, ("generate",)),
+    (generation.generation_is_estimated, ("generate",)),
+    (generation.prompts_fit, ("generate",)),
+    (data.evaluation_sets_are_there, ("generate",)),
+    (training.one_process, ("train",)),
+    (training.objectives_are_listed, ("generate", "train")),
+    (training.steps_are_counted, ("generate", "train")),
+    (data.rows_can_be_learned, ("train",)),
+    (training.best_weights_can_be_chosen, ("generate", "train")),
+    (training.problems_can_be_solved, ("generate", "train", "evaluate")),
+    (training.exports_are_possible, _ALL),
+    (cost.conversions_are_announced, ("generate", "train")),
+    (cost.memory_is_estimated, ("train",)),
+    (cost.disk_suffices, ("train",)),
+    (cost.time_is_estimated, ("generate", "train")),
+)
+"""Every precondition, in order, and the verbs that it stands before. A stage that comes later in a run is held up by
+what would stop it, before an earlier one has cost anything."""
+
+
+def check_recipe(recipe: Recipe, verbs: Iterable[str] = _ALL) -> Findings:
+    """Go through the preconditions of some verbs, all of them by default.
+
+    Nothing is raised for a recipe that cannot work: its `Findings` have errors, each once. Data and models that would
+    have to be fetched are not looked at, and are named.
+    """
+    inputs, wanted = Inputs(recipe), set(verbs)
+    found: list[Finding] = []
+    seen: set[str] = set()
+    for precondition, stands_before in PRECONDITIONS:
+        if wanted.isdisjoint(stands_before):
+            continue
+        try:
+            found += precondition(inputs) or ()
+        except PotstillError as error:
+            # Several preconditions may read the same file, and fail alike.
+            if str(error) not in seen:
+                seen.add(str(error))
+                found.append(Finding.of(_topic(precondition), error))
+    found.append(Finding("stages", " → ".join(stage_names(recipe))))
+    return Findings(tuple(found), inputs.figures)
+
+
+def _topic(precondition: Precondition) -> str:
+    """The paragraph for an error of a precondition: that of its module."""
+    topics = {data: "data", models: "teachers", generation: "generate", training: "train", cost: "cost"}
+    return next(topic for module, topic in topics.items() if module.__name__ == precondition.__module__)
+
+
+def probe_recipe(recipe: Recipe, console: Console) -> Findings:
+    """Load teacher and student, compare heads with logits, try one batch, and time it. Loads torch.
+
+    Raises:
+        PotstillError: a model cannot be loaded, the tokenizers differ, or a head cannot be read.
+    """
+    from potstill.train.probe import probe_training
+
+    started = time.monotonic()
+    lines, figures = probe_training(recipe, console)
+    figures = {**figures, "probe_seconds": round(time.monotonic() - started, 1)}
+    return Findings(tuple(Finding("probe", line) for line in lines), figures)

@@ -1,0 +1,179 @@
+"""What a run costs on this machine: time, memory and disk, before anything is loaded.
+
+The time is a rough one, from the rate of a matrix product that is measured here; `potstill check --probe` times a step
+of the training itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from potstill.check.findings import Finding, warning
+from potstill.check.inputs import Inputs, all_teachers, gguf_file
+from potstill.recipe import members_of, weights_of
+
+_CONVERSION_BYTES, _CONVERSION_SECONDS = 20, 1.5e-7
+"""Of converting a GGUF file: bytes of memory at the peak, and seconds, per parameter (see docs/log.md)."""
+
+_BYTES = {"float32": 4, "bfloat16": 2, "auto": 4}
+_OPTIMISER_BYTES = 8
+"""AdamW's two moments, in fp32."""
+
+_TRAINS_AT, _WRITES_AT, _READS_AT = 0.35, 0.1, 0.5
+"""Shares of the rate of a matrix product at which models train, write (one token at a time) and read."""
+
+_UNSURE = 2.0
+"""Estimated times are given from 1/2 to 2 times the estimate."""
+
+GIGABYTE = 1e9
+
+
+def product_rate(size: int = 768, seconds: float = 0.05) -> float:
+    """Operations per second of fp32 matrix products on this machine's processor, now."""
+    import numpy as np
+
+    one = np.ones((size, size), dtype=np.float32)
+    one @ one  # threads start
+    began, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < seconds or not done:
+        one @ one
+        done += 1
+    return 2 * size**3 * done / spent
+
+
+def conversions_are_announced(inputs: Inputs) -> Iterator[Finding]:
+    """A GGUF file is converted once, which takes memory and time."""
+    for name, teacher in all_teachers(inputs.recipe.teachers):
+        known = inputs.facts(teacher)
+        if inputs.source(teacher) is not None or gguf_file(weights_of(teacher)) is None or known is None:
+            continue
+        memory, seconds = _CONVERSION_BYTES * known.parameters, _CONVERSION_SECONDS * known.parameters
+        inputs.figures |= {"conversion_bytes": memory, "conversion_seconds": round(seconds)}
+        text = (
+            f"{name} is converted once: about {_gigabytes(memory)} of memory, {_duration(seconds)}, and "
+            f"{_gigabytes(4 * known.parameters)} of disk for its weights in fp32"
+        )
+        yield _within_memory(memory, Finding("cost", text))
+
+
+def memory_is_estimated(inputs: Inputs) -> Iterator[Finding]:
+    """The memory of teacher, student and optimiser in training, apart and together."""
+    recipe = inputs.recipe
+    student = inputs.figures.get("student_parameters")
+    if recipe.train is None or student is None:
+        return
+    trained = 0 if recipe.student is not None and recipe.student.lora is not None else student
+    parts = {"student": 4 * student, "gradients and optimiser": (4 + _OPTIMISER_BYTES) * trained}
+    if inputs.is_taught:
+        teacher = 0
+        for member in members_of(inputs.teacher):
+            known = inputs.facts(member)
+            if known is None:
+                return
+            teacher += _BYTES.get(str(getattr(member, "dtype", "auto")), 4) * known.parameters
+        parts = {"teacher": teacher, **parts}
+    total = sum(parts.values())
+    inputs.figures["memory_bytes"] = {**{name.replace(" ", "_"): size for name, size in parts.items()}, "all": total}
+    named = " + ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size)
+    yield _within_memory(total, Finding("cost", f"memory in training: {named} = {_gigabytes(total)}, and activations"))
+
+
+def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
+    """Roughly how long generation by a teacher here, and training with its controls, take on this processor."""
+    recipe, figures = inputs.recipe, inputs.figures
+    student, train = figures.get("student_parameters"), recipe.train
+    local = [m for m in members_of(inputs.teacher) if weights_of(m) is not None]
+    teacher = sum(known.parameters for member in local if (known := inputs.facts(member)) is not None)
+    asked = recipe.teachers[recipe.generate.teacher] if recipe.generate is not None and recipe.generate.asks else None
+    written = int(figures.get("tokens_at_most", 0)) if asked is not None and not asked.remote else 0
+    tokens = _trained_tokens(inputs)
+    if not ((written and teacher) or (tokens and student)):
+        return
+    rate = product_rate()
+    if written and teacher:
+        seconds = 2 * teacher * written / (rate * _WRITES_AT)
+        figures["generation_seconds"] = round(seconds)
+        yield Finding("cost", f"generation: at most {_between(seconds)} on this machine's processor, roughly")
+    if tokens and student and train is not None:
+        once = 6 * student * tokens / (rate * _TRAINS_AT)
+        read = 2 * teacher * tokens / (rate * _READS_AT) if inputs.is_taught else 0.0
+        seconds = once * (1 + len(train.controls)) + read
+        figures["training_seconds_estimated"] = round(seconds)
+        controls = f" with {len(train.controls)} control{'s' * (len(train.controls) > 1)}" if train.controls else ""
+        yield Finding(
+            "cost",
+            f"training{controls}: {_between(seconds)} on this machine's processor, roughly (--probe measures a step)",
+        )
+
+
+def _trained_tokens(inputs: Inputs) -> int:
+    """The most tokens that one training reads."""
+    train, figures = inputs.recipe.train, inputs.figures
+    if train is None or not inputs.task.reads_text or not figures.get("records"):
+        return 0
+    if inputs.recipe.generate is not None:
+        a_pass: float = int(figures.get("tokens_at_most", 0)) * figures["train"] / figures["records"]
+        rows = figures["train"] * getattr(inputs.recipe.generate, "samples", 1)
+    else:
+        a_pass = int(figures.get("tokens_a_pass", 0)) * figures["train"] / figures["records"]
+        rows = figures["train"]
+    args: dict[str, Any] = train.args
+    rows_a_step = int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
+    passes: float = figures.get("steps", 0) * rows_a_step / max(rows, 1)
+    return round(a_pass * passes)
+
+
+def disk_suffices(inputs: Inputs) -> Iterator[Finding]:
+    """The student, and the checkpoints of a training, fit on the disk of the current folder."""
+    student, train = inputs.figures.get("student_parameters"), inputs.recipe.train
+    if student is None or train is None:
+        return
+    kept = int(train.args.get("save_total_limit") or 2) + 1  # one is written before another goes
+    needed = student * (4 * (1 + len(train.controls) + len(inputs.recipe.export)) + kept * (4 + _OPTIMISER_BYTES))
+    inputs.figures["disk_bytes"] = needed
+    free = shutil.disk_usage(Path()).free
+    if needed > free:
+        yield warning("cost", f"disk: about {_gigabytes(needed)} are needed, and {_gigabytes(free)} are free here")
+
+
+def _within_memory(needed: float, finding: Finding) -> Finding:
+    available = available_memory()
+    if available is None or needed <= available:
+        return finding
+    return warning(finding.topic, f"{finding.text}; only {_gigabytes(available)} of memory are available now")
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that this process may still take: of the machine, or of its control group; None if unknown."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError):
+        return None
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit != "max":
+            found.append(int(limit) - int(used))
+    except (OSError, ValueError):
+        pass  # no control group, or no limit
+    return min(found, default=None)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / GIGABYTE:,.1f} GB" if size >= 0.1 * GIGABYTE else f"{size / 1e6:,.0f} MB"
+
+
+def _between(seconds: float) -> str:
+    return f"{_duration(seconds / _UNSURE)} to {_duration(seconds * _UNSURE)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(seconds, 1):,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,168 @@
+"""Preconditions on data: that they can be read, and that both sides hold something that the stages can use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from potstill.check.findings import Finding, facts, warning
+from potstill.check.inputs import RECORDS_READ, Inputs, is_here, usable_rows
+from potstill.data.problems import as_prompt
+from potstill.errors import DataError
+from potstill.types import Record, Reject
+
+_NAMES_SHOWN = 20
+_MUCH = 0.1
+"""The share of records from which it is a warning that they are cut, or left out."""
+
+
+def data_are_read(inputs: Inputs) -> Iterator[Finding]:
+    """The source exists, is well formed and is not empty; how many records there are on each side."""
+    sides, recipe = inputs.sides, inputs.recipe
+    if sides is None:
+        yield Finding("data", f"{recipe.data.kind}: will be fetched, and is not looked at before")
+        return
+    train, held_out = len(sides.train), len(sides.held_out)
+    inputs.figures |= {"records": train + held_out, "train": train, "held_out": held_out}
+    yield Finding("data", f"{train + held_out:,} records: {train:,} to train on, {held_out:,} held out")
+    if sides.classes:
+        yield Finding("data", f"{len(sides.classes)} classes: {_shortened(sides.classes)}")
+    yield from facts(
+        "data", [f"{count:,} dropped: {reason}" for reason, count in sorted(sides.counts.items()) if reason != "read"]
+    )
+    if sides.read is not None and sides.read.unused_columns:
+        yield Finding("data", f"columns that are not used: {', '.join(sides.read.unused_columns)}")
+
+
+def training_side_is_not_empty(inputs: Inputs) -> None:
+    """The split leaves records to train on."""
+    if inputs.sides is not None and not inputs.sides.train:
+        raise DataError(
+            f"no record is left to train on: all {len(inputs.sides.held_out):,} are held out",
+            where="data.held_out",
+            fix="lower data.held_out, or give more records",
+        )
+
+
+def intervals_have_two_groups(inputs: Inputs) -> None:
+    """An evaluation has at least two held-out groups: a bootstrap interval needs them."""
+    sides = inputs.sides
+    if inputs.recipe.evaluate is None or sides is None:
+        return
+    if len({example.group for example in sides.held_out}) < 2:
+        raise DataError(
+            "fewer than two groups of records are held out, and an interval needs two",
+            where="data.held_out",
+            fix="raise it, or give more records",
+        )
+
+
+def rows_can_be_learned(inputs: Inputs) -> Iterator[Finding]:
+    """Without `generate`, the records themselves are learned: some on each side must have an answer to learn, and a
+    length that fits."""
+    recipe, sides = inputs.recipe, inputs.sides
+    if recipe.train is None or recipe.generate is not None or sides is None:
+        return
+    records = [*sides.train, *sides.held_out]
+    if all(isinstance(record, Record) and record.is_prompt for record in records):
+        raise DataError(
+            "the data are prompts without answers, and nothing answers them",
+            where="data",
+            fix="add a generate section, or give data with answers",
+        )
+    reader = inputs.reader
+    if reader is None:
+        return
+    needed = {"train": "data", "held_out": "data.held_out"}
+    if recipe.evaluate is None:
+        del needed["held_out"]
+    for side, where in needed.items():
+        examples = getattr(sides, side)
+        if examples and next(usable_rows(reader, examples), None) is None:
+            reasons = Counter(row.reason for e in examples for row in reader.rows(e) if isinstance(row, Reject))
+            listed = "; ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+            raise DataError(
+                f"none of the {len(examples):,} records {'to train on' if side == 'train' else 'held out'} can be "
+                f"learned ({listed})",
+                where=where,
+                fix="give records with answers, or raise train.max_length",
+            )
+    if not inputs.task.reads_text:
+        inputs.figures["training_rows"] = len(sides.train)
+        return
+    step = -(-len(records) // RECORDS_READ)
+    looked_at = records[::step]
+    rows = [row for record in looked_at for row in reader.rows(record)]
+    kept = [row for row in rows if not isinstance(row, Reject)]
+    cut = sum(bool(getattr(row, "cut", False)) for row in kept)
+    tokens = sum(len(getattr(row, "input_ids", ())) for row in kept) * len(records) // max(len(looked_at), 1)
+    of = f" (of {len(looked_at):,} records that were looked at)" if step > 1 else ""
+    inputs.figures |= {"tokens_a_pass": tokens, "training_rows": len(kept) * len(sides.train) // len(looked_at)}
+    text = (
+        f"{'about ' if of else ''}{tokens:,} tokens a pass; {cut:,} records cut at {recipe.train.max_length}; "
+        f"{len(rows) - len(kept):,} not usable{of}"
+    )
+    yield Finding("train", text)
+    if kept and cut > _MUCH * len(kept):
+        yield warning(
+            "train",
+            f"{cut / len(kept):.0%} of the records lose their end at train.max_length {recipe.train.max_length} (raise "
+            "it, or shorten them)",
+        )
+
+
+def prompts_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
+    """A program that answers records finds prompts on the training side, and on the held-out side if there is an
+    evaluation."""
+    recipe, sides = inputs.recipe, inputs.sides
+    generate = recipe.generate
+    if generate is None or not generate.asks or sides is None or not generate.answers_records:
+        return
+    needed = ("train", "held_out") if recipe.evaluate is not None else ("train",)
+    for side in needed:
+        records = inputs.records(side)
+        reasons = Counter(found for record in records if isinstance(found := as_prompt(record, turns=True), str))
+        if records and sum(reasons.values()) == len(records):
+            listed = "; ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+            raise DataError(
+                f"none of the {len(records):,} records {'to train on' if side == 'train' else 'held out'} can be "
+                f"answered ({listed})",
+                where="data.format",
+                fix="if their column `text` holds prompts, rename it to `prompt`; else give data with prompts, or drop "
+                "generate to learn the texts themselves",
+            )
+        if reasons:
+            listed = "; ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+            yield warning("generate", f"not asked, {side.replace('_', '-')} side: {listed}")
+
+
+def evaluation_sets_are_there(inputs: Inputs) -> Iterator[Finding]:
+    """The sets that records are held against exist, and leave something to train on."""
+    generate = inputs.recipe.generate
+    if generate is None or generate.decontaminate is None:
+        return
+    settings = generate.decontaminate
+    if away := [name for name, source in settings.against.items() if not is_here(source)]:
+        yield Finding("generate", f"evaluation sets that will be fetched are not looked at before: {', '.join(away)}")
+        return
+    from potstill.generate.decontaminating import set_digests
+
+    set_digests(settings)
+    if not generate.asks or inputs.sides is None:
+        return
+    train = inputs.records("train")
+    kept, caught = inputs.asked()
+    named = ", ".join(f"{name} {caught.get(name, 0):,}" for name in settings.against)
+    yield Finding(
+        "generate", f"in an evaluation set, and not asked: {len(train) - len(kept):,} of {len(train):,} ({named})"
+    )
+    if train and not kept:
+        raise DataError(
+            "every record to train on stands in an evaluation set",
+            where="generate.decontaminate",
+            fix="give other data, or leave out the set that catches them",
+        )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _NAMES_SHOWN else f"{', '.join(names[:_NAMES_SHOWN])} …"

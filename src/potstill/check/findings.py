@@ -1,0 +1,117 @@
+"""What a check found: errors, warnings and facts, by topic, and the figures behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from potstill.errors import PotstillError, UserError
+
+Level = Literal["error", "warning", "fact"]
+"""An `error` stops a run before it begins; a `warning` is shown; a `fact` is what will be done, or what it costs."""
+
+TOPICS = ("data", "teachers", "student", "generate", "train", "evaluate", "export", "cost", "probe", "stages")
+"""The paragraphs of a check, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found.
+
+    Attributes:
+        topic: the paragraph that it belongs to, one of `TOPICS`.
+        text: what is wrong, or what will be done.
+        level: whether a run may begin.
+        error: of an error, what the run itself would have raised.
+    """
+
+    topic: str
+    text: str
+    level: Level = "fact"
+    error: PotstillError | None = None
+
+    @classmethod
+    def of(cls, topic: str, error: PotstillError) -> Finding:
+        """An error as a finding."""
+        return cls(topic, error.what, "error", error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it; `where` and `fix` are null unless it is an error that has them."""
+        where, fix = (getattr(self.error, name, None) for name in ("where", "fix"))
+        return {"topic": self.topic, "level": self.level, "text": self.text, "where": where, "fix": fix}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a check found."""
+
+    found: tuple[Finding, ...]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What stops a run."""
+        return tuple(finding for finding in self.found if finding.level == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What a person should know before a run."""
+        return tuple(finding for finding in self.found if finding.level == "warning")
+
+    @property
+    def lines(self) -> dict[str, tuple[str, ...]]:
+        """The texts of all findings, by topic."""
+        topics = [topic for topic in TOPICS if any(finding.topic == topic for finding in self.found)]
+        return {topic: tuple(f.text for f in self.found if f.topic == topic) for topic in topics}
+
+    def refuse(self) -> None:
+        """Raise what stops a run, if anything does.
+
+        Raises:
+            PotstillError: the one error; a UserError that lists them where there are several.
+        """
+        errors = [finding.error for finding in self.errors if finding.error is not None]
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            listed = "\n".join(f"- {error}".replace("\n", "\n  ") for error in errors)
+            raise UserError(f"{len(errors)} things must be fixed before this recipe can run:\n{listed}")
+
+    def text(self) -> str:
+        """One paragraph per topic; errors and warnings say so."""
+        rows = [(finding.topic, line) for finding in self._in_order() for line in _shown(finding)]
+        width = max((len(topic) for topic, _ in rows), default=0)
+        before = [None, *(topic for topic, _ in rows)]
+        return "\n".join(
+            f"{topic if topic != last else '':<{width}}  {line}"
+            for (topic, line), last in zip(rows, before, strict=False)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result event of `potstill check --json`."""
+        found = [finding.to_dict() for finding in self._in_order()]
+        return {"event": "result", "ok": not self.errors, "findings": found, **self.figures}
+
+    def __add__(self, other: Findings) -> Findings:
+        return Findings((*self.found, *other.found), {**self.figures, **other.figures})
+
+    def _in_order(self) -> list[Finding]:
+        return sorted(self.found, key=lambda finding: TOPICS.index(finding.topic))
+
+
+def facts(topic: str, lines: Iterable[str]) -> list[Finding]:
+    """Lines as facts of one topic."""
+    return [Finding(topic, line) for line in lines]
+
+
+def warning(topic: str, text: str) -> Finding:
+    """A warning."""
+    return Finding(topic, text, "warning")
+
+
+def _shown(finding: Finding) -> Sequence[str]:
+    if finding.level == "fact":
+        return (finding.text,)
+    text = str(finding.error) if finding.error is not None else finding.text
+    return f"{finding.level}: {text}".splitlines()

@@ -1,0 +1,209 @@
+"""Preconditions on generation: what is asked, of whom, by which verifiers, and what it costs at most."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from potstill import registry
+from potstill.check.findings import Finding, facts, warning
+from potstill.check.inputs import RECORDS_READ, Inputs
+from potstill.data import prompt_ids
+from potstill.data.problems import as_prompt, with_reference
+from potstill.errors import DataError, MissingExtra, RecipeError
+from potstill.models.resolve import locate
+from potstill.recipe import (
+    ConversationsProgram,
+    EndpointTeacher,
+    Recipe,
+    SelfInstructProgram,
+    VerifierSettings,
+    members_of,
+)
+from potstill.recipe.verify import Judge, Language, leaves_of, references_of
+from potstill.types import Record, Sampling
+
+_MUCH = 0.1
+"""The share of prompts from which it is a warning that they do not fit."""
+
+
+def verifiers_of(recipe: Recipe) -> Iterator[VerifierSettings]:
+    """Every verifier of a recipe, those in composites too."""
+    solve = recipe.evaluate.solve if recipe.evaluate is not None else None
+    for section, key in ((recipe.generate, "verify"), (recipe.generate, "language"), (solve, "verify")):
+        yield from leaves_of(getattr(section, key, None))
+
+
+def verifiers_can_be_opened(inputs: Inputs) -> None:
+    """The packages that verifiers need are installed, languages are known, and programs have a sandbox."""
+    for leaf in verifiers_of(inputs.recipe):
+        if isinstance(leaf, Judge):
+            continue  # it is asked through a teacher
+        opened = registry.build(leaf)
+        if isinstance(leaf, Language):
+            opened.verify(Record(text=""), "")  # which looks its languages up
+        opened.close()
+    needs_overlap = isinstance(inputs.recipe.generate, SelfInstructProgram)
+    if needs_overlap and importlib.util.find_spec("rapidfuzz") is None:
+        raise MissingExtra("rapidfuzz", "generate", "ROUGE-L")
+
+
+def verifiers_can_judge(inputs: Inputs) -> None:
+    """The data have what verifiers compare with: reference answers, tests, schemas."""
+    generate = inputs.recipe.generate
+    verify: VerifierSettings | None = getattr(generate, "verify", None)
+    if generate is None or verify is None or inputs.sides is None or isinstance(generate, SelfInstructProgram):
+        return
+    if getattr(generate, "unjudged", "reject") == "reject":
+        from potstill.verify.needed import refuse_unjudgeable
+
+        own = getattr(generate, "reference", None)
+        keys = (own,) if own is not None else references_of(verify)
+        prompts = [
+            with_reference(prompt, record, *keys)
+            for record in (*inputs.records("train"), *inputs.records("held_out"))
+            if isinstance(prompt := as_prompt(record, turns=True), Record)
+        ]
+        if prompts:
+            refuse_unjudgeable(verify, prompts, called=f"{len(prompts):,} prompts", where="generate.verify")
+
+
+def endpoints_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
+    """The keys of servers are set, tokenizers that render for them are here, and conversations can be rendered."""
+    generate = inputs.recipe.generate
+    for name in generate.asked if generate is not None else ():
+        for teacher in members_of(inputs.recipe.teachers[name]):
+            if not isinstance(teacher, EndpointTeacher):
+                continue
+            opened = registry.build(teacher)
+            try:
+                opened.secret()
+            except RecipeError as error:
+                # A check may be made on another machine than the run.
+                yield warning("generate", f"{name}: {error.what} here ({error.fix})")
+            if teacher.tokenizer is not None and locate(teacher.tokenizer) is None:
+                yield Finding("teachers", f"{name}: its tokenizer, {teacher.tokenizer}, will be fetched")
+            elif teacher.api == "completions" and inputs.sides is not None:
+                first = next(iter(inputs.records("train")), None)
+                if first is not None and isinstance(prompt := as_prompt(first, opened.turns), Record):
+                    opened.rendered(_request(prompt))
+
+
+def prompts_fit(inputs: Inputs) -> Iterator[Finding]:
+    """Prompts as the teacher's template renders them leave room for an answer in its context."""
+    recipe = inputs.recipe
+    generate = recipe.generate
+    if generate is None or not generate.asks or inputs.sides is None or not generate.answers_records:
+        return
+    teacher = recipe.teachers[generate.teacher]
+    chat = inputs.chat(teacher)
+    if chat is None:
+        return
+    if chat.template is None and not getattr(teacher, "remote", False):
+        yield warning(
+            "generate",
+            f"{generate.teacher} has no chat template: prompts are continued as they stand, not answered as questions",
+        )
+    known = inputs.facts(teacher)
+    stated = getattr(teacher, "context_length", None)
+    context = stated or (known.context_length if known is not None else None)
+    longest = int(getattr(generate, "max_new_tokens", 0))
+    filled, short, refused, looked_at = 0, 0, Counter[str](), 0
+    for record in islice((*inputs.records("train"), *inputs.records("held_out")), RECORDS_READ):
+        prompt = as_prompt(record, chat.template is not None)
+        if not isinstance(prompt, Record):
+            continue
+        looked_at += 1
+        try:
+            asked = prompt.messages if prompt.messages is not None else prompt.prompt or ""
+            room = (context or 1 << 62) - len(prompt_ids(asked, chat, prompt.tools))
+        except DataError as error:
+            if error.fix is not None:
+                raise  # the fix is in the recipe, not in this record
+            refused[error.what] += 1
+            continue
+        filled += room <= 0
+        short += 0 < room < longest
+    if looked_at and filled + sum(refused.values()) == looked_at:
+        why = f"the chat template refuses them ({refused.most_common(1)[0][0]})" if refused else "they fill its context"
+        raise DataError(
+            f"none of {looked_at:,} prompts can be put to {generate.teacher}: {why}",
+            where="data",
+            fix=f"shorten them to leave room in {context:,} tokens" if context and filled else "see its chat template",
+        )
+    for count, what in ((filled, f"fill the teacher's context of {context} tokens"), (short, "leave less room")):
+        if count:
+            text = f"{count:,} of {looked_at:,} prompts {what}" + (" than max_new_tokens" if count is short else "")
+            yield warning("generate", text) if count > _MUCH * looked_at else Finding("generate", text)
+    if refused:
+        yield warning("generate", f"the chat template refuses {sum(refused.values()):,} of {looked_at:,} prompts")
+
+
+def _request(prompt: Record) -> Any:
+    from potstill.types import Request
+
+    return Request(Sampling(1), prompt.messages, prompt.prompt or "", prompt.tools)
+
+
+def seeds_suffice(inputs: Inputs) -> Iterator[Finding]:
+    """Self-instruct has as many seeds (instructions with outputs) as a prompt shows."""
+    generate = inputs.recipe.generate
+    if not isinstance(generate, SelfInstructProgram) or inputs.sides is None:
+        return
+    from potstill.generate.self_instruct import seed_of
+
+    records = (*inputs.records("train"), *inputs.records("held_out"))
+    seeds = sum(seed_of(record) is not None for record in records)
+    needed = generate.shown  # the first calls have no generated ones to show
+    if seeds < needed:
+        raise DataError(
+            f"{seeds} seeds, and a prompt shows {needed}",
+            where="data",
+            fix="give more seeds with instruction and output (recipes/seeds.jsonl has some), or lower "
+            "generate.demonstrations",
+        )
+    yield Finding("generate", f"{seeds:,} seeds, {needed} of them in a prompt")
+
+
+def conversations_can_be_counted(inputs: Inputs) -> Iterator[Finding]:
+    """Conversations that are split by tokens have a tokenizer with a chat template; HTML has its converter."""
+    generate = inputs.recipe.generate
+    if not isinstance(generate, ConversationsProgram):
+        return
+    if generate.html == "always" and importlib.util.find_spec("markdownify") is None:
+        raise MissingExtra("markdownify", "generate", "turning HTML into Markdown")
+    if generate.tokenizer is None or generate.max_length is None:
+        return
+    source = locate(generate.tokenizer)
+    if source is None:
+        yield Finding("generate", f"the tokenizer, {generate.tokenizer}, will be fetched")
+        return
+    from potstill.data import ChatTokenizer
+
+    if not ChatTokenizer.from_folder(source.path).templates:
+        raise DataError(
+            "the tokenizer has no chat template, so the length of a conversation is not known",
+            where=f"generate.tokenizer: {generate.tokenizer}",
+            fix="name one that has (an instruct model's), or set max_length: null",
+        )
+
+
+def generation_is_estimated(inputs: Inputs) -> Iterator[Finding]:
+    """How many answers, and how many tokens and dollars at most."""
+    recipe = inputs.recipe
+    if recipe.generate is None or inputs.sides is None:
+        return
+    from potstill.generate.estimate import estimate
+
+    lines, costs = estimate(recipe, [*inputs.asked()[0], *inputs.records("held_out")])
+    inputs.figures |= costs
+    yield from facts("generate", lines)
+    if recipe.generate.asks and costs.get("answers") == 0:
+        raise DataError(
+            "no answer is asked for: no record on either side can be put to the teacher",
+            where="generate",
+            fix="give data with prompts",
+        )

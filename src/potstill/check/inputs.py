@@ -1,0 +1,220 @@
+"""What files tell about a recipe: its data, the sizes of its models, its tokenizers. Each is read once, on demand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from potstill.errors import ModelError, PotstillError
+from potstill.models.facts import ModelFacts, facts_of_folder, facts_of_gguf
+from potstill.models.folder import ModelSource, check_tokenizer_folder, is_module
+from potstill.models.resolve import locate
+from potstill.recipe import Existing, FromConfig, Recipe, TeacherSettings, weights_of
+from potstill.recipe.data import DataSettings, PackagedData
+from potstill.tasks import SPECS, TaskSpec
+from potstill.types import Record, Reject
+
+if TYPE_CHECKING:
+    from potstill.data import ChatTokenizer, Sides, TaskReader
+
+T = TypeVar("T")
+
+RECORDS_READ = 2000
+"""The most records that are tokenised: a check answers at once."""
+
+
+def is_here(source: DataSettings) -> bool:
+    """Whether a source of data can be read without fetching it."""
+    from potstill.data.packages import fetched
+
+    return source.kind != "hub" and not (isinstance(source, PackagedData) and not fetched(source.name))
+
+
+def gguf_file(model: str | None) -> Path | None:
+    """The GGUF file that a recipe's model names, if it is one that is here."""
+    if model is None or model.startswith("run:"):
+        return None
+    path = Path(model)
+    return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
+class Inputs:
+    """What a check reads. Everything here raises the PotstillError that a run would raise.
+
+    `figures` takes the numbers behind the findings.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.figures: dict[str, Any] = {}
+        self._read: dict[str, Any] = {}
+
+    @property
+    def task(self) -> TaskSpec:
+        """What student and teacher are for."""
+        return SPECS[self.recipe.task]
+
+    # ---- data ------------------------------------------------------------------------------------------------
+
+    @property
+    def sides(self) -> Sides | None:
+        """Both sides of the data; None where they would have to be fetched."""
+        from potstill.data import read_sides
+
+        data = self.recipe.data
+        return self._once("sides", lambda: read_sides(data) if is_here(data) else None)
+
+    def records(self, side: str) -> list[Record]:
+        """The records of text on one side (`train`, `held_out`)."""
+        examples = getattr(self.sides, side) if self.sides is not None else ()
+        return [example for example in examples if isinstance(example, Record)]
+
+    def asked(self) -> tuple[list[Record], Mapping[str, int]]:
+        """The training records that are in no evaluation set, and how many are in each."""
+        generate = self.recipe.generate
+        settings = generate.decontaminate if generate is not None else None
+        if settings is None or not all(map(is_here, settings.against.values())):
+            return self.records("train"), {}
+        from potstill.generate.decontaminating import without_caught
+
+        return self._once("asked", lambda: without_caught(settings, self.records("train")))
+
+    # ---- models ----------------------------------------------------------------------------------------------
+
+    def source(self, settings: object) -> ModelSource | None:
+        """The model on disk of a teacher's or student's settings; None where it has none, or it is not ready here."""
+        model, revision = weights_of(settings), getattr(settings, "revision", None)
+        if model is None:
+            return None
+        return self._once(f"source {model} {revision}", lambda: locate(model, revision))
+
+    def facts(self, settings: object) -> ModelFacts | None:
+        """The sizes of the model of some settings: of its folder, or of a GGUF file that is not converted yet."""
+        source, model = self.source(settings), weights_of(settings)
+        if source is not None:
+            return self._once(f"facts {source.path}", lambda: facts_of_folder(source.path))
+        file = gguf_file(model)
+        return self._once(f"facts {file}", lambda: facts_of_gguf(file)) if file is not None else None
+
+    @property
+    def teacher(self) -> TeacherSettings | None:
+        """The settings of the teacher that training names."""
+        train = self.recipe.train
+        return self.recipe.teachers.get(train.teacher) if train is not None else None
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether an objective of the training reads signals of the teacher's."""
+        train = self.recipe.train
+        return train is not None and any(objective.needs().teacher for objective in train.all_objectives)
+
+    @property
+    def student_source(self) -> ModelSource | None:
+        """The model on disk that the student begins as, if it begins as one that exists."""
+        student = self.recipe.student
+        return self.source(student) if isinstance(student, Existing) else None
+
+    @property
+    def own_tokenizer(self) -> Path | None:
+        """The folder of the tokenizer that the student brings; None where it takes the teacher's, or is not here."""
+        student = self.recipe.student
+        if isinstance(student, FromConfig) and student.tokenizer is not None:
+            return check_tokenizer_folder(student.tokenizer, "student.tokenizer")
+        source = self.student_source
+        return source.path if source is not None and not is_module(source.path) else None
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of the student's tokenizer; None where it is not here yet, or the task reads no text."""
+        if not self.task.reads_text:
+            return None
+        student = self.recipe.student
+        if (own := self.own_tokenizer) is not None or isinstance(student, Existing):
+            return own
+        source = self.source(self.teacher)
+        return source.path if source is not None and not is_module(source.path) else None
+
+    @property
+    def reader(self) -> TaskReader | None:
+        """What makes the rows of the training; None where tokenizer or classes are not known yet."""
+        from potstill.data import reader_of
+
+        sides, tokenizer = self.sides, self.tokenizer
+        if sides is None or (tokenizer is None and self.task.reads_text) or self.recipe.train is None:
+            return None
+        return self._once("reader", lambda: reader_of(self.recipe, tokenizer, sides.classes))
+
+    def chat(self, settings: TeacherSettings) -> ChatTokenizer | None:
+        """The tokenizer that a teacher's prompts are rendered by; None where it is not here."""
+        from potstill.data import ChatTokenizer
+
+        source = self.source(settings)
+        named = getattr(settings, "tokenizer", None)
+        if getattr(settings, "remote", False) and named is not None:
+            source = self._once(f"source {named}", lambda: locate(named))
+        if source is None or is_module(source.path):
+            return None
+        return self._once(f"chat {source.path}", lambda: ChatTokenizer.from_folder(source.path))
+
+    def student_config(self) -> Mapping[str, Any] | None:
+        """The `config.json` of a student `from_config`, as far as it is known without `transformers`: that of the file,
+        or the teacher's with its changes.
+
+        Raises:
+            ModelError: a file that it names is missing or is no JSON.
+        """
+        student = self.recipe.student
+        if not isinstance(student, FromConfig):
+            return None
+        if isinstance(student.config, Path):
+            return self._once("config", lambda: _read_config_file(Path(str(student.config))))
+        if "model_type" in student.config:
+            return student.config
+        facts = self.facts(self.teacher)
+        return {**facts.config, **student.config} if facts is not None and not facts.module else None
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+
+    def _once(self, name: str, read: Callable[[], T]) -> T:
+        """Read something once; an error is raised again, the same one, to whoever asks later."""
+        if name not in self._read:
+            try:
+                self._read[name] = read()
+            except PotstillError as error:
+                self._read[name] = error
+        found = self._read[name]
+        if isinstance(found, PotstillError):
+            raise found
+        kept: T = found
+        return kept
+
+
+def all_teachers(teachers: Mapping[str, TeacherSettings]) -> Iterator[tuple[str, TeacherSettings]]:
+    """Every teacher by name; the members of an ensemble follow it, numbered from 0."""
+    for name, teacher in teachers.items():
+        yield name, teacher
+        members = getattr(teacher, "members", ())
+        yield from all_teachers({f"{name}.{number}": member for number, member in enumerate(members)})
+
+
+def usable_rows(reader: TaskReader, examples: Any) -> Iterator[Any]:
+    """The rows to train on among some examples, one by one."""
+    for example in examples:
+        for row in reader.rows(example):
+            if not isinstance(row, Reject):
+                yield row
+
+
+def _read_config_file(path: Path) -> Mapping[str, Any]:
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ModelError("there is no such configuration", where=str(file), fix="paths are relative to the recipe")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"the configuration is no JSON: {error}", where=str(file)) from error
+    if not isinstance(config, dict):
+        raise ModelError("the configuration is no JSON object", where=str(file))
+    return config

@@ -1,0 +1,160 @@
+"""Preconditions on training, evaluation and export, and what a training will do."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from potstill.check.findings import Finding, facts
+from potstill.check.inputs import Inputs
+from potstill.data.problems import as_prompt, with_reference
+from potstill.errors import DataError, ModelError, RecipeError, RunError
+from potstill.recipe import Change, ModuleStudent, ObjectiveSettings, TrainSettings, TrainStage
+from potstill.recipe.schedules import said
+from potstill.types import Record
+
+DEFAULT_BATCH = 8
+
+
+def objectives_are_listed(inputs: Inputs) -> Iterator[Finding]:
+    """The loss of every stage, what changes while it is trained, and what depends on the size of micro-batches."""
+    train = inputs.recipe.train
+    for stage in train.in_stages if train is not None else ():
+        assert train is not None
+        terms = " + ".join(f"{said(o.weight)}·{o.kind}" for o in stage.objectives)
+        yield Finding("train", f"stage {stage.name}: loss = {terms}" if train.stages else f"loss = {terms}")
+        yield from facts("train", [f"{'  ' if train.stages else ''}{line}" for line in _of_stage(train, stage)])
+
+
+def _of_stage(train: TrainSettings, stage: TrainStage) -> Iterator[str]:
+    if stage.freeze:
+        yield f"does not learn: {', '.join(stage.freeze)}"
+    if stage.initialise:
+        yield f"begins anew: {', '.join(stage.initialise)}"
+    for objective in stage.objectives:
+        yield from (f"{objective.kind}: {change}" for change in _changes(objective))
+    rows = _rows_of_micro_batch(train, stage)
+    for objective in stage.objectives:
+        if objective.scope == "batch":
+            yield (
+                f"{objective.kind} is defined on the micro-batch: it compares the {rows} records of each with one "
+                "another (per_device_train_batch_size), and more of them is another objective; accumulating is not the "
+                "same"
+            )
+
+
+def _changes(objective: ObjectiveSettings) -> Iterator[str]:
+    for name in type(objective).model_fields:
+        value = getattr(objective, name)
+        if isinstance(value, Change):
+            when = f"at {value.until:.0%}" if value.shape == "step" else f"from {value.begin:.0%} to {value.until:.0%}"
+            yield f"{name} {said(value)}, {value.shape}, {when} of the training"
+
+
+def _rows_of_micro_batch(train: TrainSettings, stage: TrainStage) -> int:
+    return int({**train.args, **stage.args}.get("per_device_train_batch_size", DEFAULT_BATCH))
+
+
+def steps_are_counted(inputs: Inputs) -> Iterator[Finding]:
+    """How many optimiser steps every stage takes; there is at least one."""
+    recipe, sides = inputs.recipe, inputs.sides
+    train = recipe.train
+    if train is None or sides is None:
+        return
+    answers = len(sides.train) * getattr(recipe.generate, "samples", 1)
+    about = "about " if train.packing or recipe.generate is not None or inputs.task.masks else ""
+    controls = f", and as many for each of: {', '.join(train.controls)}" if train.controls else ""
+    total = 0
+    for stage in train.in_stages:
+        args = {**train.args, **stage.args}
+        rows = _rows_of_micro_batch(train, stage) * int(args.get("gradient_accumulation_steps", 1))
+        steps = int(args.get("max_steps", -1))
+        if steps <= 0:
+            # As transformers counts: whole steps in an epoch, of which the last may be smaller.
+            an_epoch = answers // rows if args.get("dataloader_drop_last") else math.ceil(answers / rows)
+            steps = math.ceil(an_epoch * float(args.get("num_train_epochs", 1)))
+        which = f"stage {stage.name}: " if train.stages else ""
+        if answers and (steps == 0 or (args.get("dataloader_drop_last") and answers < rows)):
+            raise DataError(
+                f"{answers:,} rows do not fill one step of {rows:,}",
+                where="train.args",
+                fix="give more rows, make the batch smaller, or set dataloader_drop_last: false",
+            )
+        total += steps
+        yield Finding("train", f"{which}{about}{steps:,} steps of {rows} records{controls}")
+    inputs.figures["steps"] = total
+
+
+def best_weights_can_be_chosen(inputs: Inputs) -> None:
+    """`keep: best` has held-out records to choose by."""
+    recipe, sides = inputs.recipe, inputs.sides
+    if recipe.train is None or sides is None or sides.held_out:
+        return
+    if any(stage.keep == "best" for stage in recipe.train.in_stages):
+        raise RecipeError(
+            "the best weights are found on held-out records, and there are none",
+            where="train.keep",
+            fix="hold some out (data.held_out: 0.1), or keep: last",
+        )
+
+
+def one_process(inputs: Inputs) -> None:
+    """A run is written by one process."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1 and inputs.recipe.train is not None:
+        raise RunError(
+            "several processes would write one run folder",
+            fix="start potstill without torchrun; DistillTrainer in a script of your own runs under it",
+        )
+
+
+# ---- evaluation and export -------------------------------------------------------------------------------------
+
+
+def problems_can_be_solved(inputs: Inputs) -> Iterator[Finding]:
+    """Held-out problems exist, of at least two groups, with what their verifier compares with."""
+    evaluate = inputs.recipe.evaluate
+    solve = evaluate.solve if evaluate is not None else None
+    if solve is None or inputs.sides is None:
+        return
+    from potstill.verify.needed import refuse_unjudgeable
+
+    held_out = inputs.records("held_out")
+    if not held_out:
+        return
+    problems = [
+        with_reference(prompt, record, solve.reference)
+        for record in held_out
+        if isinstance(prompt := as_prompt(record, turns=True), Record)
+    ]
+    if not problems:
+        raise DataError(
+            f"none of the {len(held_out):,} held-out records is a problem with a prompt",
+            where="evaluate.solve",
+            fix="give data with prompts, or drop evaluate.solve",
+        )
+    groups = len({problem.group for problem in problems})
+    if groups < 2 or (solve.limit is not None and solve.limit < 2):
+        raise DataError(
+            "an interval needs two held-out problems at least, of two groups",
+            where="evaluate.solve",
+            fix="hold out a larger share, give more problems, or raise evaluate.solve.limit",
+        )
+    called = f"{len(problems):,} held-out problems"
+    refuse_unjudgeable(solve.verify, problems, called=called, where="evaluate.solve")
+    put = min(solve.limit or len(problems), len(problems))
+    yield Finding("evaluate", f"each model answers {put:,} of {len(problems):,} held-out problems")
+
+
+def exports_are_possible(inputs: Inputs) -> None:
+    """A module of the user's own is exported in its own precision."""
+    recipe = inputs.recipe
+    for settings in recipe.export:
+        dtype: Any = getattr(settings, "dtype", None)
+        if isinstance(recipe.student, ModuleStudent) and dtype is not None and dtype != "keep":
+            raise ModelError(
+                f"a module of your own is exported as it was trained, not in {dtype}",
+                where="export.dtype",
+                fix="set dtype: keep, and convert it in your own program",
+            )

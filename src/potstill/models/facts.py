@@ -1,0 +1,186 @@
+"""The sizes of a model, from its configuration and the headers of its weights. No torch, and no weights are read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import ModelError
+from potstill.models.folder import is_module, read_config
+
+_COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
+    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
+    "hidden_size": ("n_embd", "d_model", "dim"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim", "hidden_dim"),
+    "max_position_embeddings": ("n_positions",),
+}
+"""What some families call the sizes that others call by the first name."""
+
+_WITHOUT_GATE = frozenset({"bert", "roberta", "distilbert", "electra", "albert", "gpt2", "gpt_neo", "gpt_neox", "opt"})
+"""Families whose feed-forward layer has two matrices; the others' has three."""
+
+
+def size_in(config: Mapping[str, Any], name: str) -> int | None:
+    """A size of a `config.json` by its common name (`num_hidden_layers`), whatever the family calls it."""
+    for key in (name, *_COMMON_NAMES.get(name, ())):
+        if isinstance(value := config.get(key), int) and not isinstance(value, bool):
+            return value
+    return None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The sizes of a model on disk.
+
+    Attributes:
+        config: its `config.json`; of a GGUF file the sizes in its header, by their common names.
+        shapes: the shape of every weight, by its name in the file.
+        stored_bytes: the size of its weight files.
+        stored_as: how a GGUF file stores most of its weights (`Q4_1`); empty for a folder.
+        module: whether it is a module of the user's own, whose layers are not counted.
+    """
+
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    stored_bytes: int
+    stored_as: str = ""
+    module: bool = False
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers its weights are."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers it has; None where they are not counted (modules, convolutional nets)."""
+        return None if self.module else size_in(self.config, "num_hidden_layers")
+
+    @property
+    def hidden(self) -> int | None:
+        """The width of its hidden states."""
+        return None if self.module else size_in(self.config, "hidden_size")
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads (of queries)."""
+        return None if self.module else size_in(self.config, "num_attention_heads")
+
+    @property
+    def context_length(self) -> int | None:
+        """The most positions that it takes, if it states a number."""
+        return None if self.module else size_in(self.config, "max_position_embeddings")
+
+    def parameters_of_layers(self, layers: Sequence[int]) -> int | None:
+        """How many parameters are left where only some layers (0-based) are kept; None where layers are not found."""
+        prefix = self._layers_prefix
+        if prefix is None:
+            return None
+        kept, total = set(layers), 0
+        for name, shape in self.shapes.items():
+            layer = int(name.removeprefix(prefix).partition(".")[0]) if name.startswith(prefix) else None
+            total += math.prod(shape) if layer is None or layer in kept else 0
+        return total
+
+    @cached_property
+    def _layers_prefix(self) -> str | None:
+        """What the names of all layers' weights begin with (`model.layers.`)."""
+        numbers: dict[str, set[int]] = {}
+        for name in self.shapes:
+            if found := re.match(r"((?:[^.]+\.)*?)(\d+)\.", name):
+                numbers.setdefault(found[1], set()).add(int(found[2]))
+        wanted = set(range(self.layers or 0))
+        return next((prefix for prefix in sorted(numbers, key=len) if wanted and numbers[prefix] == wanted), None)
+
+
+def facts_of_folder(path: Path) -> ModelFacts:
+    """The sizes of a model's folder, or of a module's.
+
+    Raises:
+        ModelError: there is no `config.json`, or a header of weights cannot be read.
+    """
+    module = is_module(path)
+    files = sorted(path.glob("*.safetensors"))
+    shapes = {name: shape for file in files for name, shape in _shapes_in(file)}
+    stored = sum(file.stat().st_size for file in files)
+    return ModelFacts({} if module else read_config(path), shapes, stored, module=module)
+
+
+def facts_of_gguf(file: Path) -> ModelFacts:
+    """The sizes of a GGUF file, from its header.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+        said = {name: field for name, field in reader.fields.items() if name.partition(".")[0] not in ("GGUF",)}
+        family = str(said["general.architecture"].contents())
+        keys = {
+            "num_hidden_layers": "block_count",
+            "hidden_size": "embedding_length",
+            "num_attention_heads": "attention.head_count",
+            "intermediate_size": "feed_forward_length",
+            "max_position_embeddings": "context_length",
+        }
+        config: dict[str, Any] = {"model_type": family, "architectures": ["ForCausalLM"]}
+        for name, key in keys.items():
+            if (field := said.get(f"{family}.{key}")) is not None and isinstance(value := field.contents(), int):
+                config[name] = value
+        shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+        stored: dict[str, int] = {}
+        for tensor in reader.tensors:
+            kind = tensor.tensor_type.name
+            stored[kind] = stored.get(kind, 0) + int(tensor.n_elements)
+    except Exception as error:
+        raise ModelError(f"this GGUF file cannot be read: {error}", where=str(file), fix="fetch it again") from error
+    return ModelFacts(config, shapes, file.stat().st_size, max(stored, key=lambda kind: stored[kind], default=""))
+
+
+def parameters_of_shape(config: Mapping[str, Any], *, tokens: int | None = None) -> int | None:
+    """About how many parameters a transformer of a configuration has: its matrices, without norms and biases.
+
+    Args:
+        config: a `config.json`, or the part of one that is known.
+        tokens: the size of the vocabulary, where the configuration does not say.
+
+    Returns:
+        None where it says no width or no number of layers.
+    """
+    layers, hidden, heads = (size_in(config, n) for n in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    vocabulary = size_in(config, "vocab_size") or tokens or 0
+    if not layers or not hidden:
+        return None
+    inner = size_in(config, "intermediate_size") or 4 * hidden
+    heads = heads or 1
+    head_size = size_in(config, "head_dim") or hidden // heads
+    keys = size_in(config, "num_key_value_heads") or heads
+    attention = 2 * hidden * head_size * heads + 2 * hidden * head_size * keys
+    feed_forward = (2 if config.get("model_type") in _WITHOUT_GATE else 3) * hidden * inner
+    tied = config.get("tie_word_embeddings", True) or not _is_causal(config)
+    return layers * (attention + feed_forward) + (1 if tied else 2) * vocabulary * hidden
+
+
+def _is_causal(config: Mapping[str, Any]) -> bool:
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures") or [])
+
+
+def _shapes_in(file: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """The weights that the header of a safetensors file names."""
+    try:
+        with file.open("rb") as content:
+            (size,) = struct.unpack("<Q", content.read(8))
+            header = json.loads(content.read(size)) if size <= file.stat().st_size else {}
+        return [(name, tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise ModelError("is no safetensors file", where=str(file), fix="fetch the model again") from error

@@ -1,0 +1,340 @@
+"""What a run would refuse late is refused by the check: before anything is fetched, generated or trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from potstill.check import Findings, check_recipe, cost
+from potstill.console import Console
+from potstill.errors import DataError, PotstillError, UserError
+from potstill.pipeline import run_recipe
+from potstill.recipe import load_recipe
+from tiny_models import make_tiny_causal_lm, make_tiny_classifier, make_tiny_encoder, make_tiny_masked_lm
+
+Check = Callable[..., Findings]
+
+PROMPTS = [{"prompt": f"What is {n} + {n}?"} for n in range(40)]
+ANSWERED = [{"prompt": f"What is {n} + {n}?", "completion": str(2 * n)} for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of 4 layers, a student with its tokenizer, and one with another."""
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_causal_lm(folder / "teacher", num_hidden_layers=4)
+    make_tiny_causal_lm(folder / "student", num_hidden_layers=2, seed=1)
+    other = make_tiny_causal_lm(folder / "other", num_hidden_layers=2, seed=2)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[40:42]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    make_tiny_causal_lm(folder / "plain", template=None)
+    return folder
+
+
+@pytest.fixture
+def check(tmp_path: Path, models: Path) -> Check:
+    def checked(rows: list[dict[str, Any]], **sections: Any) -> Findings:
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        document: dict[str, Any] = {
+            "name": "checked",
+            "teacher": {"kind": "local", "model": str(models / "teacher")},
+            "student": {"kind": "from_teacher"},
+            "data": {"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.2},
+            "train": {},
+            **sections,
+        }
+        recipe = {key: value for key, value in document.items() if value is not None}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        return check_recipe(load_recipe(tmp_path / "recipe.yaml"))
+
+    return checked
+
+
+def only_error(findings: Findings) -> str:
+    (error,) = findings.errors
+    return error.text
+
+
+GENERATE = {"kind": "sequence", "max_new_tokens": 8}
+
+
+# ---- before money is spent -----------------------------------------------------------------------------------
+
+
+def test_other_tokens_than_the_teachers_are_refused_before_the_teacher_writes(check: Check, models: Path) -> None:
+    student = {"kind": "existing", "model": str(models / "other")}
+    findings = check(PROMPTS, student=student, generate=GENERATE)
+    assert "differ" in only_error(findings)
+    text_alone = check(PROMPTS, student=student, generate=GENERATE, train={"objectives": [{"kind": "hard_ce"}]})
+    assert not text_alone.errors
+
+
+def test_a_run_begins_with_the_check_and_leaves_nothing_when_refused(
+    check: Check, models: Path, tmp_path: Path
+) -> None:
+    check(PROMPTS, student={"kind": "existing", "model": str(models / "other")}, generate=GENERATE)
+    with pytest.raises(PotstillError, match="differ"):
+        run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", console=Console("quiet"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_record_to_train_on_is_refused(check: Check) -> None:
+    one_side = check(ANSWERED[:3], data={"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.999})
+    assert "no record is left to train on" in only_error(one_side)
+
+
+def test_records_of_which_none_can_be_learned_are_refused(check: Check) -> None:
+    findings = check([{"prompt": f"Say {n}", "completion": ""} for n in range(20)])
+    assert findings.errors
+
+
+def test_prompts_that_are_read_as_texts_are_refused(check: Check) -> None:
+    findings = check([{"text": row["prompt"]} for row in PROMPTS], generate=GENERATE)
+    (error,) = (e for e in findings.errors if "can be answered" in e.text)
+    assert "a text has no prompt to answer" in error.text
+    assert error.error is not None and "rename it to `prompt`" in str(error.error.fix)
+
+
+def test_a_verifier_whose_column_is_missing_is_refused(check: Check) -> None:
+    generate = {**GENERATE, "verify": {"kind": "exact", "reference": "solution"}}
+    assert "none of the 40 prompts has a reference answer" in only_error(check(PROMPTS, generate=generate))
+    assert not check(ANSWERED, generate=generate).errors
+
+
+def test_more_layers_than_the_teacher_has_are_refused(check: Check) -> None:
+    error = only_error(check(ANSWERED, student={"kind": "from_teacher", "layers": {"uniform": 40}}))
+    assert error == "40 layers are asked of a teacher with 4"
+
+
+def test_layers_and_size_of_the_student_are_named(check: Check) -> None:
+    findings = check(ANSWERED, student={"kind": "from_teacher", "layers": {"last": 2}})
+    assert findings.lines["student"][0].startswith("2 of the teacher's 4 layers: 2, 3; ")
+    assert findings.figures["layers"] == [2, 3]
+
+
+def test_the_size_is_that_of_the_student_that_is_built(check: Check, models: Path, tmp_path: Path) -> None:
+    from potstill.models.resolve import resolve
+    from potstill.students import build_student
+
+    counted = check(ANSWERED, student={"kind": "from_teacher", "layers": [0, 3]}).figures["student_parameters"]
+    console = Console("quiet")
+    teacher = resolve(str(models / "teacher"), console=console)
+    student = load_recipe(tmp_path / "recipe.yaml").student
+    assert student is not None
+    built = build_student(student, teacher=teacher, tokenizer_source=teacher.path, seed=0, console=console)
+    assert counted == built.facts["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ({"kind": "hidden_mse", "layers": [[1, 9]]}, "state 9 of the teacher, which has 0 to 4"),
+        ({"kind": "attention_kl", "layers": [[5, 1]]}, "attention layer 5 of the student, which has 0 to 1"),
+        ({"kind": "minilm_v2", "teacher_layer": 7}, "attention layer 7 of the teacher, which has 0 to 3"),
+        ({"kind": "minilm_v2", "relation_heads": 7}, "cannot be split into 7 relation heads"),
+    ],
+)
+def test_layers_that_a_model_lacks_are_refused(check: Check, objective: dict[str, Any], expected: str) -> None:
+    assert expected in only_error(check(ANSWERED, train={"objectives": [objective]}))
+
+
+def test_a_map_for_twice_the_layers_wants_twice_the_layers(check: Check) -> None:
+    train = {"objectives": [{"kind": "hidden_mse", "layers": "every_other"}]}
+    student = {"kind": "from_teacher", "layers": {"first": 1}}
+    assert "twice the student's layers" in only_error(check(ANSWERED, student=student, train=train))
+
+
+def test_steps_that_no_rows_fill_are_refused(check: Check) -> None:
+    args = {"per_device_train_batch_size": 64, "dataloader_drop_last": True}
+    assert "do not fill one step of 64" in only_error(check(ANSWERED, train={"args": args}))
+
+
+def test_best_weights_without_held_out_records_are_refused(check: Check) -> None:
+    data = {"kind": "jsonl", "path": "rows.jsonl", "held_out": 0}
+    assert "there are none" in only_error(check(ANSWERED, data=data, train={"keep": "best"}))
+
+
+def test_every_error_is_found_at_once_and_each_once(check: Check) -> None:
+    findings = check(
+        ANSWERED,
+        student={"kind": "from_teacher", "layers": {"first": 9}},
+        train={"args": {"per_device_train_batch_size": 64, "dataloader_drop_last": True}},
+        evaluate={"solve": {"verify": {"kind": "exact", "reference": "nowhere"}, "reference": "elsewhere"}},
+    )
+    assert len(findings.errors) == 3
+    with pytest.raises(UserError, match="3 things must be fixed"):
+        findings.refuse()
+
+
+# ---- models --------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_of_another_task_is_refused(check: Check, tmp_path: Path) -> None:
+    encoder = make_tiny_masked_lm(tmp_path / "encoder")
+    findings = check(ANSWERED, teacher={"kind": "local", "model": str(encoder)})
+    assert "is no causal language model" in findings.errors[0].text
+
+
+def test_a_student_of_a_teacher_behind_a_server_is_refused(check: Check) -> None:
+    teacher = {"kind": "endpoint", "base_url": "http://127.0.0.1:1/v1", "model": "x"}
+    findings = check(ANSWERED, teacher=teacher, train={"objectives": [{"kind": "hard_ce"}]})
+    assert findings.errors[0].text == "a student from_teacher needs a teacher whose weights are here"
+
+
+def test_a_key_of_a_server_that_is_not_set_is_a_warning(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    teacher = {"kind": "endpoint", "base_url": "http://127.0.0.1:1/v1", "model": "x", "api_key_env": "NO_SUCH_KEY"}
+    findings = check(PROMPTS, teacher=teacher, generate=GENERATE, train=None, student=None)
+    assert "NO_SUCH_KEY is not set" in findings.warnings[0].text
+
+
+def test_a_configuration_is_held_against_its_family(check: Check) -> None:
+    misspelt = check(ANSWERED, student={"kind": "from_config", "config": {"hidden_sizes": [16]}})
+    assert "a llama configuration has no key 'hidden_sizes'; did you mean 'hidden_size'?" in only_error(misspelt)
+    small = check(ANSWERED, student={"kind": "from_config", "config": {"vocab_size": 10}})
+    assert "vocab_size 10 is smaller than the tokenizer's" in only_error(small)
+
+
+def test_unnamed_classes_are_refused(check: Check, tmp_path: Path) -> None:
+    rows = [{"text": f"the still says {n}", "label": ("copper", "cask")[n % 2]} for n in range(40)]
+    sections: dict[str, Any] = {"task": "sequence_classification", "train": {"objectives": [{"kind": "forward_kl"}]}}
+    sections["student"] = {"kind": "existing", "model": str(make_tiny_encoder(tmp_path / "encoder"))}
+    named = make_tiny_classifier(tmp_path / "teacher")
+    config = json.loads((named / "config.json").read_text())
+    for names in ({"0": "LABEL_0", "1": "LABEL_1"}, {"0": "copper", "1": "cask"}):
+        (named / "config.json").write_text(json.dumps({**config, "id2label": names}))
+        error = only_error(check(rows, teacher={"kind": "local", "model": str(named)}, **sections))
+        assert "class" in error
+
+
+def test_a_name_that_no_model_can_have_is_refused(check: Check) -> None:
+    findings = check(ANSWERED, teacher={"kind": "local", "model": "a b/c"})
+    assert "neither a folder or GGUF file" in findings.errors[0].text
+
+
+def test_a_model_of_the_hub_is_refused_where_the_hub_is_forbidden(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert not check(ANSWERED, teacher={"kind": "local", "model": "some/where"}).errors
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in only_error(check(ANSWERED, teacher={"kind": "local", "model": "some/where"}))
+
+
+def test_a_teacher_that_nothing_asks_is_named(check: Check, models: Path) -> None:
+    teachers = {name: {"kind": "local", "model": str(models / "teacher")} for name in ("main", "spare")}
+    findings = check(ANSWERED, teacher=None, teachers=teachers)
+    assert [w.text for w in findings.warnings] == ["spare: nothing in the recipe asks this teacher"]
+
+
+def test_a_teacher_without_a_template_is_named(check: Check, models: Path) -> None:
+    teacher = {"kind": "local", "model": str(models / "plain")}
+    findings = check(PROMPTS, teacher=teacher, generate=GENERATE)
+    assert any("has no chat template" in warning.text for warning in findings.warnings)
+
+
+def test_prompts_that_fill_the_teachers_context_are_refused(check: Check, models: Path) -> None:
+    context = json.loads((models / "teacher" / "config.json").read_text())["max_position_embeddings"]
+    findings = check([{"prompt": f"{n} " * context} for n in range(10)], generate=GENERATE)
+    assert "they fill its context" in only_error(findings)
+
+
+# ---- verifiers, evaluation, export ---------------------------------------------------------------------------
+
+
+def test_a_language_that_nobody_knows_is_refused(check: Check) -> None:
+    pytest.importorskip("py3langid")
+    generate = {**GENERATE, "verify": {"kind": "language", "languages": ["xx"]}}
+    assert "knows no language 'xx'" in only_error(check(PROMPTS, generate=generate))
+
+
+def test_held_out_problems_need_what_they_are_judged_by(check: Check) -> None:
+    evaluate = {"solve": {"verify": {"kind": "python_tests", "sandbox": {"unsafe": True}}}}
+    assert "no metadata['tests']" in only_error(check(ANSWERED, evaluate=evaluate))
+
+
+def test_a_module_is_exported_as_it_was_trained(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("class Net:\n    def __init__(self, width: int = 2): ...\n")
+    np.savez(
+        tmp_path / "images.npz",
+        images=np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8),
+        labels=np.arange(30) % 3,
+    )
+    findings = check(
+        [],
+        task="image_classification",
+        data="images.npz",
+        teacher=None,
+        student={"kind": "module", "source": "net.py:Net"},
+        train={"objectives": [{"kind": "hard_ce"}]},
+        export=[{"kind": "huggingface", "dtype": "float16"}],
+    )
+    assert "exported as it was trained" in only_error(findings)
+
+
+# ---- cost ----------------------------------------------------------------------------------------------------
+
+
+def test_memory_stands_apart_and_together(check: Check) -> None:
+    findings = check(ANSWERED)
+    memory = findings.figures["memory_bytes"]
+    student = findings.figures["student_parameters"]
+    assert memory["student"] == 4 * student
+    assert memory["gradients_and_optimiser"] == 12 * student
+    assert memory["all"] == sum(size for part, size in memory.items() if part != "all")
+
+
+def test_more_memory_than_there_is_is_a_warning(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "available_memory", lambda: 1000)
+    assert any("of memory are available now" in warning.text for warning in check(ANSWERED).warnings)
+
+
+def test_time_follows_the_rate_of_the_processor(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = []
+    for rate in (1e6, 1e7):
+        monkeypatch.setattr(cost, "product_rate", lambda rate=rate: rate)
+        seconds.append(check(ANSWERED).figures["training_seconds_estimated"])
+    assert seconds[0] == pytest.approx(10 * seconds[1], rel=0.05)
+
+
+def test_json_has_every_finding_and_figure(check: Check, tmp_path: Path) -> None:
+    check(ANSWERED, student={"kind": "from_teacher", "layers": {"first": 9}})
+    done = subprocess.run(
+        [sys.executable, "-m", "potstill.cli", "check", str(tmp_path / "recipe.yaml"), "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == UserError.exit_code
+    told = json.loads(done.stdout)
+    assert told["ok"] is False
+    assert {"topic", "level", "text", "where", "fix"} <= set(told["findings"][0])
+    (error,) = (finding for finding in told["findings"] if finding["level"] == "error")
+    assert error["where"] == "student.layers.first" and error["fix"] == "ask for 4 or fewer"
+    assert told["train"] + told["held_out"] == 40
+
+
+def test_a_check_loads_no_torch(check: Check, tmp_path: Path) -> None:
+    check(PROMPTS, generate=GENERATE, evaluate={}, export=[{"kind": "huggingface"}])
+    program = (
+        "import sys; from potstill.check import check_recipe; from potstill.recipe import load_recipe; "
+        f"assert not check_recipe(load_recipe({str(tmp_path / 'recipe.yaml')!r})).errors; "
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_refusal_is_what_the_run_would_have_raised(check: Check) -> None:
+    with pytest.raises(DataError, match=r"data\.held_out: fewer than two groups[\s\S]*fix: raise it"):
+        check(ANSWERED[:8], data={"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.01}, evaluate={}).refuse()
