@@ -90,7 +90,8 @@ def test_a_run_begins_with_the_check_and_leaves_nothing_when_refused(
 
 
 def test_no_record_to_train_on_is_refused(check: Check) -> None:
-    one_side = check(ANSWERED[:3], data={"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.999})
+    many = [{"prompt": f"Say {n}", "completion": "copper"} for n in range(120)]
+    one_side = check(many, data={"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.99999})
     assert "no record is left to train on" in only_error(one_side)
 
 
@@ -337,4 +338,4 @@ def test_a_check_loads_no_torch(check: Check, tmp_path: Path) -> None:
 
 def test_a_refusal_is_what_the_run_would_have_raised(check: Check) -> None:
     with pytest.raises(DataError, match=r"data\.held_out: fewer than two groups[\s\S]*fix: raise it"):
-        check(ANSWERED[:8], data={"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.01}, evaluate={}).refuse()
+        check(ANSWERED[:3], data={"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.01}, evaluate={}).refuse()
