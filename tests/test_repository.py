@@ -21,7 +21,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 PLANNED = ("potstill speculate recipe.yaml",)
 TOP = ("recipes", "benchmarks", "docs", "tests")
 
-MOST_LINES = 400
+MOST_LINES = 700
 HELP_SECONDS = 0.4
 HEAVY = ("torch", "transformers", "datasets", "pandas")
 
