@@ -2,7 +2,7 @@
 
 | format              | columns                                                                                   |
 |---------------------|-------------------------------------------------------------------------------------------|
-| `messages`          | `messages`: list of `role` and `content` (and what the template reads); `tools`            |
+| `messages`          | `messages`: list of `role` and `content` (and what the template reads); `system`, `tools`  |
 | `sharegpt`          | `conversations`: list of `from` and `value`; `id`, `system`, `tools`                       |
 | `alpaca`            | `instruction`, `input`, `output`, `system`                                                 |
 | `prompt_completion` | `prompt` and `completion`: two texts, or two lists of messages                             |
@@ -29,7 +29,7 @@ FACTS = ("metadata", "reference", "choices", "tests", "entry_point", "pattern", 
 """Columns that formats with a prompt take for verifiers: an object that is the metadata, and its keys by themselves."""
 
 COLUMNS: Mapping[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "messages": (("messages",), ("tools", *FACTS)),
+    "messages": (("messages",), ("system", "tools", *FACTS)),
     "sharegpt": (("conversations",), ("id", "system", "tools", *FACTS)),
     "alpaca": (("instruction",), ("input", "output", "system", *FACTS)),
     "prompt_completion": (("prompt", "completion"), ("tools", *FACTS)),
@@ -55,12 +55,20 @@ _SHAREGPT_ROLES = {
 }
 
 
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""The roles that chat templates know."""
+
+
 class Unusable(ValueError):
     """A row that is well formed and of no use; the reason goes to the reject ledger."""
 
 
 class Malformed(ValueError):
-    """A row that is not what its format says."""
+    """A row that is not what its format says; and what to do about it, where that is known."""
+
+    def __init__(self, what: str, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.fix = fix
 
 
 def find_format(columns: Iterable[str], where: str) -> Format:
@@ -105,12 +113,44 @@ def to_record(row: Mapping[str, Any], format_: Format, where: str) -> Record:
         if "metadata" in COLUMNS[format_][1] and (facts := _facts(row)):
             record = replace(record, metadata={**record.metadata, **facts})
     except Malformed as error:
-        raise DataError(f"{error}; read as format {format_!r}", where=where) from error
+        raise DataError(f"{error}; read as format {format_!r}", where=where, fix=error.fix) from error
     except UnicodeEncodeError as error:
         raise Unusable("not valid Unicode (half of a surrogate pair)") from error
-    except TypeError as error:
-        raise DataError(f"holds what is not JSON: {error}", where=where) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, Unusable):
+            raise
+        raise _not_plain(row, format_, where, error) from error
     return record
+
+
+def _not_plain(row: Mapping[str, Any], format_: Format, where: str, error: Exception) -> DataError:
+    """The error for a row that holds what JSON cannot, with its column."""
+    needed, taken = COLUMNS[format_]
+    for column in (*needed, *taken):
+        try:
+            digest(row.get(column))
+        except (TypeError, ValueError, RecursionError):
+            value = row[column]
+            return DataError(f"column {column!r} holds {_type_of(value)}", where=where, fix=_as_text(value, column))
+    return DataError(f"holds what is not JSON: {error}", where=where)
+
+
+def _type_of(value: Any) -> str:
+    kind = type(value).__name__
+    if kind == "_Unconvertible":
+        return "a value that Python has no type for (a date out of range, or nanoseconds)"
+    return f"{kind} values, which are not JSON" if not isinstance(value, list | dict) else "what is not JSON"
+
+
+def _as_text(value: Any, column: str) -> str:
+    """How to make a text of what stands in a column."""
+    if value is None or isinstance(value, int | str | list | dict):
+        return "write it as a text"
+    if isinstance(value, float):
+        return "write a text, or null where there is no value"
+    if isinstance(value, bytes):
+        return "decode it to text before the file is written"
+    return f'write it as text: with pyarrow, table.set_column(i, {column!r}, table[{column!r}].cast("string"))'
 
 
 def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,22 +162,17 @@ def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(whole, str):
         try:
             whole = json.loads(whole)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Malformed(f"metadata is a text, and no JSON object ({error}): rename the column") from error
     if not isinstance(whole, Mapping):
         raise Malformed(f"metadata is {type(whole).__name__}, not an object: rename the column")
-    facts = {**{name: value for name, value in whole.items() if value is not None}, **stated}
-    try:
-        digest(facts)
-    except UnicodeEncodeError:
-        raise
-    except ValueError as error:
-        raise Malformed(f"metadata holds what is not JSON: {error}") from error
+    facts = {**{str(name): value for name, value in whole.items() if value is not None}, **stated}
+    digest(facts)
     return facts
 
 
 def _messages(row: Mapping[str, Any]) -> Record:
-    return _conversation(_message_list(row["messages"], "messages"), row)
+    return _conversation(_message_list(row["messages"], "messages"), row, _text(row, "system"))
 
 
 def _sharegpt(row: Mapping[str, Any]) -> Record:
@@ -154,7 +189,7 @@ def _sharegpt(row: Mapping[str, Any]) -> Record:
             )
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
         messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value"), **rest})
-    record = _conversation(_message_list(messages, "conversations"), row)
+    record = _conversation(_message_list(messages, "conversations"), row, _text(row, "system"))
     return record if row.get("id") is None else replace(record, metadata={"id": str(row["id"])})
 
 
@@ -166,7 +201,7 @@ def _alpaca(row: Mapping[str, Any]) -> Record:
     messages: list[Message] = [{"role": "user", "content": question}]
     if "output" in row:
         messages.append({"role": "assistant", "content": _text(row, "output")})
-    record = _conversation(messages, row)
+    record = _conversation(messages, row, _text(row, "system"))
     return replace(record, metadata={"input": context}) if context.strip() else record
 
 
@@ -220,17 +255,18 @@ def label_name(label: Any) -> str:
     if label is None or (isinstance(label, str) and not label.strip()):
         raise Unusable("no label")
     if not isinstance(label, str):
-        raise Malformed(f"label is {type(label).__name__}, not a name or a whole number")
+        fix = "write it as a whole number or a name" if isinstance(label, float) else _as_text(label, "label")
+        raise Malformed(f"label is {type(label).__name__}, not a name or a whole number", fix)
     return label.strip()
 
 
-def with_class_name(row: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
-    """A row whose `label` is the name of its class, where the source numbers its classes and names them (a
+def with_class_name(row: Mapping[str, Any], column: str, names: Sequence[str] | None) -> dict[str, Any]:
+    """A row whose column of labels holds the name of its class, where the source numbers its classes and names them (a
     `ClassLabel` of `datasets`, which says −1 where there is none)."""
-    label = row.get("label")
+    label = row.get(column)
     if not names or not isinstance(label, int):
         return dict(row)
-    return {**row, "label": names[label] if 0 <= label < len(names) else None}
+    return {**row, column: names[label] if 0 <= label < len(names) else None}
 
 
 _CONVERTERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
@@ -244,10 +280,9 @@ _CONVERTERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
 }
 
 
-def _conversation(messages: Sequence[Message], row: Mapping[str, Any]) -> Record:
+def _conversation(messages: Sequence[Message], row: Mapping[str, Any], system: str = "") -> Record:
     """A record of messages."""
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and (not messages or messages[0]["role"] != "system"):
+    if system.strip() and (not messages or messages[0]["role"] != "system"):
         messages = [{"role": "system", "content": system}, *messages]
     if not messages:
         raise Unusable("empty prompt")
@@ -268,12 +303,39 @@ def _message_list(value: Any, column: str) -> list[Message]:
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise Malformed(f"a message without a role in {column}")
+        if role not in ROLES:
+            raise Malformed(
+                f"unknown role {role!r} in {column}{did_you_mean(role, ROLES)}",
+                "name the roles as chat templates do: system, user, assistant, tool",
+            )
         # Tables fill in a null for what a message does not have.
         kept = {key: inner for key, inner in message.items() if inner is not None}
         if "content" in kept:
             kept["content"] = _content(kept["content"])
+        if "tool_calls" in kept:
+            _check_tool_calls(kept["tool_calls"], role, column)
         messages.append(kept)
     return messages
+
+
+def _check_tool_calls(calls: Any, role: str, column: str) -> None:
+    """Raises Malformed where calls of tools are not as chat templates read them."""
+    fix = 'write [{"function": {"name": …, "arguments": {…}}}], or leave tool_calls out'
+    if not isinstance(calls, list):
+        raise Malformed(f"tool_calls of a message in {column} is {type(calls).__name__}, not a list", fix)
+    if calls and role != "assistant":
+        raise Malformed(f"tool_calls of role {role!r} in {column}: only the assistant calls tools", fix)
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise Malformed(f"a call in tool_calls of {column} names no function", fix)
+        arguments = function.get("arguments", {})
+        if not isinstance(arguments, Mapping | str):
+            raise Malformed(
+                f"the arguments of {function['name']!r} in tool_calls of {column} are {type(arguments).__name__}, not "
+                "an object or its JSON",
+                fix,
+            )
 
 
 def _content(content: Any) -> str:
@@ -306,10 +368,10 @@ def _parsed(value: Any, column: str, *, only_lists: bool = False) -> Any:
         return value
     try:
         inner = json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if only_lists:
             return value
-        raise Malformed(f"{column} is neither a list nor JSON: {error.msg}") from error
+        raise Malformed(f"{column} is neither a list nor JSON: {getattr(error, 'msg', error)}") from error
     is_messages = isinstance(inner, list) and all(isinstance(m, dict) and "role" in m for m in inner)
     return inner if is_messages or not only_lists else value
 
@@ -320,7 +382,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Malformed(f"{column} is {type(value).__name__}, not a text")
+        raise Malformed(f"{column} is {type(value).__name__}, not a text", _as_text(value, column))
     return value
 
 

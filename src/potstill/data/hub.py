@@ -47,7 +47,7 @@ class DatasetsFolderSource:
                     fix="set data.split",
                 )
             loaded = loaded[self.settings.split]
-        return _rows(loaded, folder.name, str(folder))
+        return _rows(loaded, self.settings.source_column("label"), folder.name, str(folder))
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file, by name. Cache files that `datasets` leaves beside them do not count."""
@@ -95,7 +95,7 @@ class HubSource:
             # Without a network `datasets` takes whatever version it has.
             fix = "try again where the hub can be reached, or name that version in data.revision"
             raise DataError("only another version of it is cached", where=name, fix=fix)
-        return _rows(loaded, name, name)
+        return _rows(loaded, self.settings.source_column("label"), name, name)
 
     def digests(self) -> dict[str, str]:
         """The commit."""
@@ -145,11 +145,11 @@ class HubSource:
         return info.sha
 
 
-def _rows(loaded: datasets.Dataset, source: str, where: str) -> Iterator[Row]:
-    names = getattr(loaded.features.get("label"), "names", None)
+def _rows(loaded: datasets.Dataset, label: str, source: str, where: str) -> Iterator[Row]:
+    names = getattr(loaded.features.get(label), "names", None)
     for number, row in enumerate(loaded, 1):
         assert isinstance(row, Mapping)
-        yield Row(with_class_name(row, names), source, number, f"{where}, row {number}")
+        yield Row(with_class_name(row, label, names), source, number, f"{where}, row {number}")
 
 
 @contextmanager

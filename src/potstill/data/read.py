@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from potstill import registry
-from potstill.data.formats import Unusable, find_format, to_record, unused_columns
+from potstill.data.formats import COLUMNS, Malformed, Unusable, find_format, label_name, to_record, unused_columns
 from potstill.data.source import Row, Source
+from potstill.data.store import is_stored_row, record_of_row
 from potstill.data.views import with_system
-from potstill.errors import DataError
-from potstill.recipe.data import DataSettings, Format
+from potstill.errors import DataError, did_you_mean
+from potstill.recipe.data import DataSettings, Format, RowSettings
 from potstill.types import Record, Reject, digest, exact_group_of
 
 _EXCERPT_CHARACTERS = 200
@@ -24,7 +26,7 @@ class ReadResult:
 
     `counts` holds `read` (rows looked at) and, by reason, how many were left out, each of which is in `rejects`.
     `format` is the one named or found (None where the source gives records), and `unused_columns` are those that it
-    does not take.
+    does not take. `lost_classes` are those that only rows beyond `limit` have.
     """
 
     records: list[Record]
@@ -32,6 +34,7 @@ class ReadResult:
     counts: dict[str, int]
     format: Format | None = None
     unused_columns: tuple[str, ...] = ()
+    lost_classes: tuple[str, ...] = ()
 
 
 def read_records(settings: DataSettings) -> ReadResult:
@@ -45,10 +48,14 @@ def read_records(settings: DataSettings) -> ReadResult:
         MissingExtra: the source needs a package that is not installed.
     """
     reader = _Reader(settings)
-    for row in _source(settings).rows():
+    rows = _source(settings).rows()
+    for row in rows:
         reader.take(row)
         if len(reader.records) == settings.limit:
+            reader.look_beyond(rows)
             break
+    else:
+        reader.refuse_columns_not_found()
     return reader.result()
 
 
@@ -74,6 +81,11 @@ class _Reader:
         self.seen: dict[str, Record] = {}
         self.labelled: dict[str, Record] = {}
         self.unused: set[str] = set()
+        named = settings.columns if isinstance(settings, RowSettings) else None
+        self.columns: dict[str, str] = {str(name): column for name, column in (named or {}).items()}
+        self.not_found = set(self.columns.values())
+        self.seen_columns: set[str] = set()
+        self.lost_classes: tuple[str, ...] = ()
         self.read = 0
         self.format: Format | None = None if settings.format == "auto" else settings.format
 
@@ -105,21 +117,76 @@ class _Reader:
         if not self.records:
             reasons = ", ".join(f"{count} × {reason}" for reason, count in counts.items() if reason != "read")
             raise DataError(f"none of {self.read} rows is usable: {reasons}", where=where)
-        return ReadResult(self.records, self.rejects, counts, self.format, tuple(sorted(self.unused)))
+        unused = tuple(sorted(self.unused))
+        return ReadResult(self.records, self.rejects, counts, self.format, unused, self.lost_classes)
+
+    def look_beyond(self, rows: Iterator[Row]) -> None:
+        """Find the classes that only the rows beyond `limit` have. Malformed rows are passed over here."""
+        if self.format != "labelled":
+            return
+        column, classes = self.columns.get("label", "label"), set[str]()
+        try:
+            for row in rows:
+                with suppress(Malformed, Unusable):
+                    classes.add(label_name(row.content.get(column) if isinstance(row.content, Mapping) else None))
+        except DataError:
+            pass  # what stands beyond the limit is not read, and may be anything
+        self.lost_classes = tuple(sorted(classes - {record.label for record in self.records}))
+
+    def refuse_columns_not_found(self) -> None:
+        """Raises DataError if a column that `data.columns` names is in no row."""
+        for name, column in self.columns.items():
+            if column in self.not_found and self.read:
+                raise DataError(
+                    f"no row has the column {column!r}{did_you_mean(column, self.seen_columns)}",
+                    where=f"data.columns.{name}",
+                )
+
+    def _refuse_missing(self, content: Mapping[str, Any], where: str) -> None:
+        """Raises DataError if a row lacks a column that its format needs and `data.columns` names."""
+        assert self.format is not None
+        for name in COLUMNS[self.format][0]:
+            if name in self.columns and name not in content:
+                raise DataError(
+                    f"no column {self.columns[name]!r}, which data.columns names as {name!r}"
+                    f"{did_you_mean(self.columns[name], content)}",
+                    where=where,
+                )
+
+    def _renamed(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with its columns under the names that formats read."""
+        row = {str(column): value for column, value in content.items()}
+        if not self.columns:
+            return row
+        self.seen_columns |= row.keys()
+        self.not_found -= row.keys()
+        taken = {name: row[column] for name, column in self.columns.items() if column in row}
+        if needed := [n for n, column in self.columns.items() if column not in row and n in row]:
+            # The recipe says that this name stands for another column.
+            row = {name: value for name, value in row.items() if name not in needed}
+        return {**{n: v for n, v in row.items() if n not in self.columns.values()}, **taken}
 
     def _record(self, row: Row) -> Record:
-        if isinstance(row.content, Record):
+        if isinstance(row.content, Record) or is_stored_row(row.content):
+            if self.columns:
+                raise DataError("this source gives records, which have no columns to name", where="data.columns")
             if self.settings.group_by != "user_turns":
                 raise DataError(
                     "this source gives records, which have groups of their own",
                     where="data.group_by",
                     fix="remove data.group_by",
                 )
-            return row.content
+            return row.content if isinstance(row.content, Record) else _stored(row)
+        content = self._renamed(row.content)
         if self.format is None:
-            self.format = find_format(map(str, row.content), row.where)
-        self.unused.update(unused_columns(map(str, row.content), self.format))
-        record = to_record(row.content, self.format, row.where)
+            try:
+                self.format = find_format(content, row.where)
+            except DataError:
+                self.refuse_columns_not_found()
+                raise
+        self._refuse_missing(content, row.where)
+        self.unused.update(unused_columns(content, self.format))
+        record = to_record(content, self.format, row.where)
         if self.settings.group_by == "user_turns":
             return record
         return replace(record, group=self._group(record, row.content, row.where))
@@ -151,6 +218,15 @@ class _Reader:
         said = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
         excerpt = said[:_EXCERPT_CHARACTERS].encode(errors="replace").decode()
         self.rejects.append(Reject(reason, row.source, row.number, excerpt, detail))
+
+
+def _stored(row: Row) -> Record:
+    """The record of a row that `save_records` (or its JSON lines) holds, with what is known of it."""
+    assert isinstance(row.content, Mapping)
+    try:
+        return record_of_row(row.content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"a record of potstill that is damaged: {error}", where=row.where) from error
 
 
 def _why_twice(record: Record, earlier: Record, settings: DataSettings) -> str:

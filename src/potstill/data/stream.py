@@ -95,6 +95,8 @@ def stream_records(settings: DataSettings) -> Iterator[Record | Reject]:
         yield record
         if kept == settings.limit:
             break
+    else:
+        reader.refuse_columns_not_found()
     if not reader.read:
         raise DataError("the data set is empty", where=where)
     if not kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from potstill.recipe.base import KindSettings, PartIfSet
 
@@ -48,11 +48,58 @@ class DataSettings(KindSettings):
         return self.group_by.removeprefix(GROUP_COLUMN) if self.group_by.startswith(GROUP_COLUMN) else None
 
 
-class FileData(DataSettings):
-    """One file, or several by a pattern (`shards/*.jsonl`)."""
+Column = Literal[
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "text",
+    "label",
+    "id",
+    "system",
+    "tools",
+    "metadata",
+    "reference",
+    "choices",
+    "tests",
+    "entry_point",
+    "pattern",
+    "schema",
+    "reasoning_gym",
+]
+"""The columns that formats read."""
+
+
+class RowSettings(DataSettings):
+    """Base of the sources of rows. `columns` says under which names the columns of a format stand in the source:
+    `{prompt: question, reference: answer}`."""
+
+    columns: Annotated[dict[Column, str] | None, PartIfSet()] = None
+
+    def source_column(self, column: Column) -> str:
+        """The name of a column in the source."""
+        return (self.columns or {}).get(column, column)
+
+
+class FileData(RowSettings):
+    """One file, or several by a pattern (`shards/*.jsonl`). All but Parquet may be compressed (gzip, bzip2, xz, zstd).
+    `delimiter` is what stands between the cells of `csv`: a comma, or in files named `.tsv` or `.tab` a tab."""
 
     kind: Literal["jsonl", "json", "csv", "parquet"]
     path: Path
+    delimiter: Annotated[str | None, PartIfSet()] = None
+
+    @model_validator(mode="after")
+    def _delimits_cells(self) -> FileData:
+        if self.delimiter is not None:
+            if self.kind != "csv":
+                raise ValueError(f"delimiter is for csv: {self.kind} has no cells")
+            if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+                raise ValueError(f"delimiter is one character, and no quote or line end; not {self.delimiter!r}")
+        return self
 
 
 class TextFolder(DataSettings):
@@ -63,7 +110,7 @@ class TextFolder(DataSettings):
     pattern: str = "**/*.txt"
 
 
-class DatasetsFolder(DataSettings):
+class DatasetsFolder(RowSettings):
     """A directory written by `datasets.save_to_disk`."""
 
     kind: Literal["datasets"]
@@ -71,7 +118,7 @@ class DatasetsFolder(DataSettings):
     split: str = "train"
 
 
-class HubData(DataSettings):
+class HubData(RowSettings):
     """A data set of the hub, by id."""
 
     kind: Literal["hub"]
@@ -148,9 +195,20 @@ _SUFFIXES = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
     ".parquet": "parquet",
     ".npz": "arrays",
 }
+
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""Suffixes of compressed files, which are read as they are."""
+
+
+def uncompressed_name(path: Path) -> Path:
+    """A path without the suffix of its compression."""
+    return path.with_suffix("") if path.suffix in COMPRESSED else path
 
 
 def expand_data(value: Any) -> Any:
@@ -167,5 +225,5 @@ def expand_data(value: Any) -> Any:
         return {"kind": "run", "path": rest}
     if scheme == "hub":
         return {"kind": "hub", "id": rest}
-    kind = _SUFFIXES.get(Path(value).suffix)
+    kind = _SUFFIXES.get(uncompressed_name(Path(value)).suffix)
     return {"kind": kind, "path": value} if kind else {"kind": "text", "path": value}
