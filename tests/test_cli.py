@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from potstill import cli
+from potstill.artifacts import write_artifact
+from potstill.console import Console, emit
+from potstill.errors import UserError, printable
 
 
 def potstill(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -100,3 +104,96 @@ def test_an_interruption_says_how_to_continue(
         cli.main(["run", str(recipe)])
     assert stopped.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+# ---- standard output that is gone or full ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Path:
+    """A run whose warnings would colour a terminal, and fill a pipe."""
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    hostile = "\x1b[2J\x1b]0;owned\x07 \u202eright to left \ud800"
+    with write_artifact(tmp_path, "train", "a" * 64, settings={}, inputs={}, seed=0) as work:
+        for number in range(3000):
+            work.warn(f"{number} {hostile} {'x' * 60}")
+    return tmp_path
+
+
+def piped(command: str, run: Path) -> subprocess.CompletedProcess[str]:
+    script = f"set -o pipefail; {command}"
+    environment = {**os.environ, "POTSTILL": f"{sys.executable} -m potstill.cli", "RUN": str(run)}
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize("arguments", ["show $RUN", "show $RUN --json"])
+def test_a_reader_that_leaves_ends_the_command_without_a_word(arguments: str, shown: Path) -> None:
+    done = piped(f"$POTSTILL {arguments} | head -c 10 >/dev/null", shown)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("arguments", ["show $RUN", "show $RUN --json", "--version", "--help", "check --help"])
+def test_a_full_disk_under_standard_output_is_a_message(arguments: str, shown: Path) -> None:
+    done = piped(f"$POTSTILL {arguments} >/dev/full", shown)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output cannot be written: No space left on device\n  fix: ")
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["show $RUN", "show $RUN --json", "--version", "--help"])
+def test_closed_streams_are_no_defect(arguments: str, shown: Path) -> None:
+    done = piped(f"$POTSTILL {arguments} >&-", shown)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert piped("$POTSTILL show nowhere 2>&-", shown).returncode == 2
+
+
+def test_progress_that_nobody_can_read_does_not_end_the_work(shown: Path) -> None:
+    code = "from potstill.console import Console; c = Console(); c.say('a'); c.say('b'); print(c.mode)"
+    done = piped(f'{sys.executable} -c "{code}" 2>/dev/full', shown)
+    assert (done.returncode, done.stdout) == (0, "quiet\n")
+
+
+def test_the_version_is_printed() -> None:
+    done = potstill("--version")
+    assert (done.returncode, done.stdout) == (0, f"potstill {metadata.version('potstill')}\n")
+
+
+# ---- text of models and servers on a terminal ------------------------------------------------------------------
+
+HOSTILE = "a\x1b[31m\x07\x9b2J\x00\r\x7f\u202e\u2066\u2028\ud800\U000e0041b\tc\nd"
+CLEANED = r"a\x1b[31m\x07\x9b2J\x00\r\x7f\u202e\u2066\u2028\ud800\U000e0041b".replace(r"\r", r"\x0d") + "\tc\nd"
+
+
+def test_nothing_that_is_printed_controls_the_terminal(capsys: pytest.CaptureFixture[str], shown: Path) -> None:
+    assert printable(HOSTILE) == CLEANED
+    assert printable("naïve 日本語 👍🏽 e\u0301 a\u200db\r\n") == "naïve 日本語 👍🏽 e\u0301 a\u200db\n"
+    assert str(UserError(HOSTILE, where=HOSTILE, fix=HOSTILE)).count(CLEANED) == 3
+    console = Console("lines")
+    console.say(HOSTILE)
+    console.warn(HOSTILE)
+    with console.task(HOSTILE, total=1, unit=HOSTILE) as task:
+        task.advance(1, note=HOSTILE)
+    emit(HOSTILE)
+    done = potstill("show", str(shown))
+    printed = "".join(capsys.readouterr()) + done.stdout + done.stderr
+    assert CLEANED in printed and "owned" in printed
+    assert printed == printable(printed)
+
+
+def test_a_preview_shows_what_a_model_wrote_and_runs_none_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    potstill("init", str(tmp_path))
+    monkeypatch.setattr("potstill.generate.preview.preview", lambda *_: {})
+    monkeypatch.setattr("potstill.generate.preview.preview_text", lambda _: HOSTILE)
+    monkeypatch.setattr("potstill.pipeline.prepare_models", lambda *_: None)
+    with pytest.raises(SystemExit):
+        cli.main(["generate", str(tmp_path / "recipe.yaml"), "--preview", "1", "--run", str(tmp_path / "run")])
+    assert capsys.readouterr().out == CLEANED + "\n"
+
+
+def test_bars_show_labels_and_notes_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console("bars").task("[red]a\x1b[31m", total=2, unit="tokens") as task:
+        task.advance(1, note="[/nothing]\x07")
+    printed = capsys.readouterr().err
+    assert r"\x1b[31m" in printed and r"[/nothing]\x07" in printed.replace("\n", "")

@@ -1,26 +1,28 @@
 """The command line: one thin verb per stage. Imports nothing heavy, so that `--help` answers at once.
 
-Exit codes: 0 done; 2 the user's mistake; 3 refused by a gate; 1 a defect of ours; 130 interrupted.
+Exit codes: 0 done; 2 a mistake of the user; 3 refused by a gate (reserved); 1 a defect of potstill; 130 interrupted;
+141 nobody reads standard output any more.
 """
 
 from __future__ import annotations
 
-import json as json_module
+import os
 import sys
 import traceback
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, cast
 
 import typer
 
-from potstill.errors import PotstillError, RecipeError, UserError
+from potstill.console import GuardedOutput, emit, emit_json
+from potstill.errors import OutputClosed, OutputError, PotstillError, RecipeError, UserError, printable
 
 if TYPE_CHECKING:
     from potstill.console import Console
 
 app = typer.Typer(
     name="potstill",
-    help="Distil a model into a smaller one, and say what was lost on the way.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -38,6 +40,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        emit(f"potstill {version('potstill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Distil a model into a smaller one, and say what was lost on the way."""
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to put recipe.yaml and prompts.jsonl.")] = Path(),
@@ -46,8 +65,8 @@ def init(
     from potstill.init import write_starter
 
     for path in write_starter(folder):
-        typer.echo(f"wrote {path}")
-    typer.echo(f"next: potstill check {folder / 'recipe.yaml'}")
+        emit(f"wrote {path}")
+    emit(f"next: potstill check {folder / 'recipe.yaml'}")
 
 
 @app.command()
@@ -67,7 +86,10 @@ def check(
     findings = check_recipe(loaded)
     if probe and not findings.errors:
         findings += probe_recipe(loaded, _console(json, quiet))
-    typer.echo(json_module.dumps(findings.to_dict()) if json else findings.text())
+    if json:
+        emit_json(findings.to_dict())
+    else:
+        emit(findings.text())
     if findings.errors:
         raise typer.Exit(UserError.exit_code)
 
@@ -165,7 +187,7 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder
 
     facts = describe_run(run)
     if json:
-        typer.echo(json_module.dumps(facts, default=str))
+        emit_json(facts)
     else:
         print_run(facts)
 
@@ -182,7 +204,10 @@ def _preview(recipe: Path, overrides: list[str] | None, run: Path | None, count:
     with open_run(loaded, folder):
         prepare_models(loaded, console)
         found = preview(loaded, folder, count, console)
-    typer.echo(json_module.dumps({"event": "result", **found}) if json else preview_text(found))
+    if json:
+        emit_json({"event": "result", **found})
+    else:
+        emit(preview_text(found))
 
 
 class Interrupted(PotstillError):
@@ -215,19 +240,17 @@ def _run(
             raise Interrupted("interrupted", fix="the same command continues where it stopped") from error
     if json:
         stages = [{"stage": s.stage, "state": s.state, "seconds": round(s.seconds, 1)} for s in statuses]
-        typer.echo(json_module.dumps({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages}))
+        emit_json({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages})
         return
     if dry_run:
         for status in statuses:
-            typer.echo(
-                f"{status.stage:<24} {'skip: fresh' if status.state == 'fresh' else 'would run: ' + status.state}"
-            )
+            emit(f"{status.stage:<24} {'skip: fresh' if status.state == 'fresh' else 'would run: ' + status.state}")
         return
     page = folder / "report" / "report.html"
     if verb in (None, "report") and page.is_file():
-        typer.echo(f"report: {page}")
+        emit(f"report: {page}")
     for exported in sorted(folder.glob("export.*")) if verb in (None, "export") else ():
-        typer.echo(f"export: {exported}")
+        emit(f"export: {exported}")
 
 
 def _console(json: bool, quiet: bool) -> Console:
@@ -237,21 +260,43 @@ def _console(json: bool, quiet: bool) -> Console:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Mistakes of the user never print a traceback."""
-    wants_json = "--json" in (arguments if arguments is not None else sys.argv)
+    """The entry point. A mistake of the user never prints a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or locale that cannot show a character gets its escape, not an exception.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(arguments)
+        with redirect_stdout(cast(TextIO, GuardedOutput(sys.stdout))) if sys.stdout is not None else nullcontext():
+            app(arguments)
     except PotstillError as error:
-        if wants_json:
-            facts: dict[str, Any] = {"event": "error", "what": error.what, "where": error.where, "fix": error.fix}
-            print(json_module.dumps({**facts, "exit_code": error.exit_code}), flush=True)
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - the last line of defence: say whose fault it is
-        traceback.print_exc()
+        _fail(error, wants_json="--json" in (arguments if arguments is not None else sys.argv))
+    except Exception:  # noqa: BLE001 - everything else is a defect of potstill, and says so
+        print(printable(traceback.format_exc()), file=sys.stderr, end="")
         print("this is a defect of potstill: please report it with the lines above", file=sys.stderr)
         sys.exit(1)
+    finally:
+        _close_broken_stdout()
+
+
+def _fail(error: PotstillError, *, wants_json: bool) -> NoReturn:
+    if isinstance(error, OutputClosed):
+        sys.exit(error.exit_code)
+    if wants_json and not isinstance(error, OutputError):
+        with suppress(OutputClosed, OutputError):
+            facts = {"event": "error", "what": error.what, "where": error.where, "fix": error.fix}
+            emit_json({**facts, "exit_code": error.exit_code})
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _close_broken_stdout() -> None:
+    """Python flushes standard output once more as it exits, and would print a second message about the same fault."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

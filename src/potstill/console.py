@@ -1,5 +1,8 @@
-"""What the person sees while a stage works: progress bars on a terminal, plain lines elsewhere, one JSON object
-per line with `--json`. Always on standard error, but for JSON, so that standard output holds results alone.
+"""Everything that potstill prints.
+
+While a stage works: progress bars on a terminal, plain lines elsewhere (both on standard error), or one JSON object
+per line with `--json` (on standard output). Results go to standard output through `emit`. All text is cleaned here
+(`errors.printable`), since it may quote a model, a server or a file.
 """
 
 from __future__ import annotations
@@ -7,11 +10,75 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
+
+from potstill.errors import OutputClosed, OutputError, printable
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
+
+
+def emit(text: str) -> None:
+    """Print a result on standard output, cleaned, and flush it.
+
+    Raises:
+        OutputClosed: nobody reads standard output any more.
+        OutputError: it cannot be written otherwise, e.g. the disk is full.
+    """
+    _print(printable(text))
+
+
+def emit_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on one line. JSON escapes control characters by itself. Raises: as `emit`."""
+    _print(json.dumps(value, default=str))
+
+
+def emit_styled(text: str) -> None:
+    """Print text whose colours are ours: the caller cleans what it quotes. Raises: as `emit`."""
+    _print(text)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise _output_error(error) from error
+
+
+class GuardedOutput:
+    """A text stream whose failures are errors of their own, so that nobody takes them for those of a run's folder.
+
+    The command line puts it in place of standard output, for what click prints.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text. Raises: as `emit`."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            raise _output_error(error) from error
+
+    def flush(self) -> None:
+        """Flush. Raises: as `emit`."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise _output_error(error) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _output_error(error: OSError) -> OutputError | OutputClosed:
+    if isinstance(error, BrokenPipeError):
+        return OutputClosed("standard output was closed")
+    return OutputError(
+        f"standard output cannot be written: {error.strerror}", fix="send it to a place with room, e.g. another disk"
+    )
 
 
 class Task(Protocol):
@@ -32,11 +99,14 @@ class Console:
     def say(self, text: str, **facts: Any) -> None:
         """One line for the person (or one event for a machine, with the facts)."""
         if self.mode == "json":
-            print(json.dumps({"event": "say", "text": text, **facts}, default=str), flush=True)
+            emit_json({"event": "say", "text": text, **facts})
         elif self.mode == "bars":
-            self._terminal().print(text, markup=False, highlight=False)
+            self._terminal().print(printable(text), markup=False, highlight=False)
         elif self.mode == "lines":
-            print(text, file=sys.stderr, flush=True)
+            try:
+                print(printable(text), file=sys.stderr, flush=True)
+            except OSError:
+                self.mode = "quiet"  # progress that nobody can read must not end the work
 
     def warn(self, text: str) -> None:
         """A warning: something the person should know, though the work goes on."""
@@ -66,6 +136,7 @@ class Console:
 
     @contextmanager
     def _bar(self, label: str, total: float | None, unit: str) -> Iterator[Task]:
+        from rich.markup import escape
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = [
@@ -80,7 +151,7 @@ class Console:
         ]
         with Progress(*columns, console=self._terminal(), transient=False, expand=True) as progress:
             goal = f"{total:,.0f}" if total is not None else "?"
-            task_id = progress.add_task(label, total=total, note="", goal=goal, rate="")
+            task_id = progress.add_task(escape(printable(label)), total=total, note="", goal=goal, rate="")
             started, done = time.monotonic(), 0.0
 
             class Bar:
@@ -90,7 +161,7 @@ class Console:
                     rate = done / max(time.monotonic() - started, 1e-9)
                     if total is not None:
                         progress.update(task_id, total=total, goal=f"{total:,.0f}")
-                    progress.update(task_id, advance=amount, note=note, rate=f"{rate:,.1f}/s")
+                    progress.update(task_id, advance=amount, note=escape(printable(note)), rate=f"{rate:,.1f}/s")
 
             yield Bar()
 

@@ -7,7 +7,29 @@ it is a defect of ours and exits with 1.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline; with ESC begin all terminal escapes
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # reorder text, or break lines
+    "\ud800-\udfff"  # halves of surrogate pairs: cannot be encoded
+    "\U000e0000-\U000e007f]"  # tags: never shown
+)
+
+
+def printable(text: str) -> str:
+    """The text as it may go to a terminal: every character that could move the cursor, start an escape sequence,
+    reorder what is shown or fail to encode is written as `\\x1b` or `\\u202e`. Tabs and newlines stay.
+
+    Everything that potstill prints goes through here (see `console.py`): it may quote a model, a server or a file.
+    """
+    return _UNPRINTABLE.sub(_escaped, text.replace("\r\n", "\n"))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class PotstillError(Exception):
@@ -26,7 +48,7 @@ class PotstillError(Exception):
         lines = [f"{where}: {what}" if where else what]
         if fix:
             lines.append(f"  fix: {fix}")
-        super().__init__("\n".join(lines))
+        super().__init__(printable("\n".join(lines)))
 
 
 class UserError(PotstillError):
@@ -59,6 +81,16 @@ class RunError(UserError):
     """A run folder cannot be used: of another recipe, incomplete, unwritable, or its disk is full."""
 
 
+class OutputError(UserError):
+    """Standard output takes no more: its disk is full, or its device failed."""
+
+
+class OutputClosed(PotstillError):
+    """Whoever read standard output is gone (`potstill show runs/x | head -1`). Not worth a message."""
+
+    exit_code = 141  # 128 + SIGPIPE, as other programs in a pipe
+
+
 class MissingExtra(UserError):
     """An optional dependency is not installed."""
 
@@ -70,7 +102,7 @@ class MissingExtra(UserError):
 
 
 class RefusedError(PotstillError):
-    """A gate said no (licence, terms, budget, probe)."""
+    """A gate refuses to go on (licence, terms). Reserved: no gate is built yet; exit code 3 is promised for it."""
 
     exit_code = 3
 

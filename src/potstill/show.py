@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
 from potstill.artifacts import MANIFEST, read_artifact
-from potstill.errors import RunError
+from potstill.console import emit_styled
+from potstill.errors import RunError, printable
 from potstill.measures import MODELS, Interval, Measures
 
 _NONE = "–"
@@ -46,28 +49,40 @@ def describe_run(run: Path) -> dict[str, Any]:
 
 
 def print_run(facts: dict[str, Any]) -> None:
-    """Print the facts of a run as tables that fit a narrow terminal."""
+    """Print the facts of a run as tables that fit a narrow terminal. Raises: as `console.emit`."""
     from rich.console import Console
-    from rich.markup import escape
+
+    drawn = io.StringIO()
+    _draw(facts, Console(file=drawn, force_terminal=sys.stdout is not None and sys.stdout.isatty()))
+    emit_styled(drawn.getvalue().rstrip("\n"))
+
+
+def _draw(facts: dict[str, Any], out: Any) -> None:
     from rich.table import Table
 
-    out = Console()
-    table = Table("stage", "seconds", "MB", "counts", title=escape(facts["run"]), title_justify="left", box=None)
+    table = Table("stage", "seconds", "MB", "counts", title=_plain(facts["run"]), title_justify="left", box=None)
     for column in (1, 2):
         table.columns[column].justify = "right"
     for stage in facts["stages"]:
         counts = ", ".join(f"{name} {amount}" for name, amount in stage["counts"].items())
-        table.add_row(stage["stage"], f"{stage['seconds']:,.0f}", f"{stage['bytes'] / 1e6:,.1f}", escape(counts))
+        table.add_row(stage["stage"], f"{stage['seconds']:,.0f}", f"{stage['bytes'] / 1e6:,.1f}", _plain(counts))
     out.print(table)
     for name in facts["interrupted"]:
-        out.print(f"{name}: interrupted; the same command continues it", markup=False)
+        out.print(_plain(f"{name}: interrupted; the same command continues it"), highlight=False)
     for stage in facts["stages"]:
         for warning in stage["warnings"]:
-            out.print(f"warning: {stage['stage']}: {warning}", markup=False, highlight=False)
+            out.print(_plain(f"warning: {stage['stage']}: {warning}"), highlight=False)
     if facts["measures"] is not None:
         out.print(_measures_table(facts["measures"], Table))
     if facts["report"]:
-        out.print(f"report: {facts['report']}", markup=False, highlight=False, soft_wrap=True)
+        out.print(_plain(f"report: {facts['report']}"), highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Text without terminal escapes and without rich's markup."""
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def _measures_table(measures: Measures, table_type: Any) -> Any:
@@ -86,7 +101,7 @@ def _measures_table(measures: Measures, table_type: Any) -> Any:
     told = {head: cells for head, cells in columns.items() if set(cells) != {_NONE}}
     table = table_type("", "M params", *told, title=held_out, title_justify="left", box=None)
     for index, model in enumerate(shown):
-        table.add_row(model.name, f"{model.parameters / 1e6:,.1f}", *(cells[index] for cells in told.values()))
+        table.add_row(_plain(model.name), f"{model.parameters / 1e6:,.1f}", *(cells[index] for cells in told.values()))
     return table
 
 
