@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from models.gguf_families import Quantised, write_family
 
 from potstill.check import Findings, check_recipe, cost
 from potstill.console import Console
@@ -339,3 +340,14 @@ def test_a_check_loads_no_torch(check: Check, tmp_path: Path) -> None:
 def test_a_refusal_is_what_the_run_would_have_raised(check: Check) -> None:
     with pytest.raises(DataError, match=r"data\.held_out: fewer than two groups[\s\S]*fix: raise it"):
         check(ANSWERED[:3], data={"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.01}, evaluate={}).refuse()
+
+
+def test_a_gguf_file_that_is_here_says_what_its_conversion_takes_and_whether_it_has_a_template(
+    check: Check, tmp_path: Path
+) -> None:
+    write_family(tmp_path / "teacher.gguf", "qwen2", layers=4, template=None, quantised=Quantised.Q8_0)
+    findings = check(ANSWERED, teacher={"kind": "local", "model": str(tmp_path / "teacher.gguf")})
+    text = findings.text()
+    assert "(here, converted at the first run)" in text and "will be fetched" not in text
+    assert "its conversion takes about" in text and "GB of memory" in text and "stored as 99 % Q8_0" in text
+    assert any("it has no chat template" in warning.text for warning in findings.warnings)

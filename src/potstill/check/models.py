@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from potstill.check.findings import Finding, facts, warning
@@ -16,6 +17,7 @@ from potstill.check.inputs import Inputs, all_teachers, gguf_file
 from potstill.errors import CapabilityError, DataError, ModelError, RecipeError, TokenizerMismatch
 from potstill.models.facts import ModelFacts, parameters_of_shape, size_in
 from potstill.models.folder import check_remote_code, is_module, read_config
+from potstill.models.gguf_header import read_header
 from potstill.models.kinds import check_task, own_task
 from potstill.models.labels import check_same_labels, labels_in
 from potstill.models.packages import PACKAGES
@@ -89,6 +91,11 @@ def _model_is_usable(inputs: Inputs, name: str, settings: Any, topic: str) -> It
         yield from facts(topic, [f"  {note}" for note in source.notes])
     elif gguf_file(model) is not None:
         yield Finding(topic, f"{name}: {model} (here, converted at the first run){_sizes(known)}")
+        if known is not None and known.conversion is not None:
+            seconds, memory = known.conversion.seconds, known.conversion.bytes / 1e9
+            yield Finding(topic, f"  its conversion takes about {seconds:,.0f} s and {memory:,.1f} GB of memory, once")
+        if known is not None and not known.has_template:
+            yield warning(topic, f"{name}: it has no chat template, so it reads plain text, and no conversations")
     else:
         yield Finding(topic, f"{name}: {model} ({_how_it_is_fetched(model)})")
 
@@ -352,19 +359,13 @@ _FEW = 0.01
 """The share of tokens of a GGUF file that its conversion may write differently (unused and special ones)."""
 
 
-def tokens_of_gguf(file: Any) -> list[str | None]:
+def tokens_of_gguf(file: Path) -> list[str | None]:
     """The tokens of a GGUF file by number; None for those that are not used."""
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(file)
-        tokens, kinds = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
-        names = list(tokens.contents()) if tokens is not None else []
-        used = list(kinds.contents()) if kinds is not None else []
-    except Exception as error:
-        raise ModelError(f"this GGUF file cannot be read: {error}", where=str(file), fix="fetch it again") from error
+    keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+    stated = read_header(file, keep=keys).metadata
+    names, kinds = (stated.get(key) or [] for key in keys)
     normal, unused = 1, 5
-    return [None if kind == unused else name for name, kind in zip(names, used or [normal] * len(names), strict=False)]
+    return [None if kind == unused else name for name, kind in zip(names, kinds or [normal] * len(names), strict=False)]
 
 
 def a_tokenizer_is_there(inputs: Inputs) -> None:

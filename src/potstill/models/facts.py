@@ -14,6 +14,8 @@ from typing import Any
 
 from potstill.errors import ModelError
 from potstill.models.folder import is_module, read_config
+from potstill.models.gguf_header import read_header
+from potstill.models.tokenizers import read_template
 
 _COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
     "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
@@ -36,6 +38,18 @@ def size_in(config: Mapping[str, Any], name: str) -> int | None:
     return None
 
 
+_RESIDENT_BYTES = 600_000_000
+"""What Python, torch and transformers take by themselves."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """About how much memory a conversion takes at its peak, in bytes, and how long, in seconds."""
+
+    bytes: int
+    seconds: float
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """The sizes of a model on disk.
@@ -44,8 +58,10 @@ class ModelFacts:
         config: its `config.json`; of a GGUF file the sizes in its header, by their common names.
         shapes: the shape of every weight, by its name in the file.
         stored_bytes: the size of its weight files.
-        stored_as: how a GGUF file stores most of its weights (`Q4_1`); empty for a folder.
+        stored_as: how a GGUF file stores its weights (`Q4_K_M: 60 % Q4_K, …; 4.9 bits a weight`); empty for a folder.
         module: whether it is a module of the user's own, whose layers are not counted.
+        has_template: whether it has a chat template.
+        conversion: what the conversion of a GGUF file will take; None for a folder.
     """
 
     config: Mapping[str, Any]
@@ -53,6 +69,12 @@ class ModelFacts:
     stored_bytes: int
     stored_as: str = ""
     module: bool = False
+    has_template: bool = False
+    conversion: Conversion | None = None
+
+    def opening_bytes(self, bytes_per_weight: float = 4.0) -> int:
+        """About how much memory a process takes that opens it: 4 bytes a weight in fp32, 2 in bf16."""
+        return int(_RESIDENT_BYTES + bytes_per_weight * self.parameters)
 
     @cached_property
     def parameters(self) -> int:
@@ -111,7 +133,9 @@ def facts_of_folder(path: Path) -> ModelFacts:
     files = sorted(path.glob("*.safetensors"))
     shapes = {name: shape for file in files for name, shape in _shapes_in(file)}
     stored = sum(file.stat().st_size for file in files)
-    return ModelFacts({} if module else read_config(path), shapes, stored, module=module)
+    return ModelFacts(
+        {} if module else read_config(path), shapes, stored, module=module, has_template=bool(read_template(path))
+    )
 
 
 def facts_of_gguf(file: Path) -> ModelFacts:
@@ -120,31 +144,28 @@ def facts_of_gguf(file: Path) -> ModelFacts:
     Raises:
         ModelError: it cannot be read.
     """
-    from gguf import GGUFReader
+    header = read_header(file)
+    config: dict[str, Any] = {"model_type": header.architecture, "architectures": ["ForCausalLM"]}
+    for name, key in _GGUF_KEYS.items():
+        if isinstance(value := header.of_architecture(key), int):
+            config[name] = value
+    return ModelFacts(
+        config,
+        {tensor.name: tensor.shape for tensor in header.tensors},
+        file.stat().st_size,
+        stored_as=header.storage,
+        has_template=header.has_template,
+        conversion=Conversion(header.conversion_bytes, header.conversion_seconds),
+    )
 
-    try:
-        reader = GGUFReader(file)
-        said = {name: field for name, field in reader.fields.items() if name.partition(".")[0] not in ("GGUF",)}
-        family = str(said["general.architecture"].contents())
-        keys = {
-            "num_hidden_layers": "block_count",
-            "hidden_size": "embedding_length",
-            "num_attention_heads": "attention.head_count",
-            "intermediate_size": "feed_forward_length",
-            "max_position_embeddings": "context_length",
-        }
-        config: dict[str, Any] = {"model_type": family, "architectures": ["ForCausalLM"]}
-        for name, key in keys.items():
-            if (field := said.get(f"{family}.{key}")) is not None and isinstance(value := field.contents(), int):
-                config[name] = value
-        shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
-        stored: dict[str, int] = {}
-        for tensor in reader.tensors:
-            kind = tensor.tensor_type.name
-            stored[kind] = stored.get(kind, 0) + int(tensor.n_elements)
-    except Exception as error:
-        raise ModelError(f"this GGUF file cannot be read: {error}", where=str(file), fix="fetch it again") from error
-    return ModelFacts(config, shapes, file.stat().st_size, max(stored, key=lambda kind: stored[kind], default=""))
+
+_GGUF_KEYS = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+}
 
 
 def parameters_of_shape(config: Mapping[str, Any], *, tokens: int | None = None) -> int | None:

@@ -36,7 +36,7 @@ def dequantise(file: Path, folder: Path, console: Console) -> GgufHeader:
     padded = header.padded_tokens()
     console.say(
         f"{file.name} is converted, once: {_numbers(header.parameters)} weights, stored as {header.storage}. "
-        f"It takes minutes for a large vocabulary, and about {header.conversion_bytes / 1e9:,.1f} GB of memory"
+        f"It takes about {header.conversion_seconds:,.0f} s, and {header.conversion_bytes / 1e9:,.1f} GB of memory"
     )
     total = sum(tensor.bytes for tensor in header.tensors) / 1e6
     with console.task(f"converting {file.name}", total=total, unit="MB") as task:

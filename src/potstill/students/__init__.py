@@ -1,10 +1,23 @@
-"""Build a student: from the teacher's layers, from a configuration, from an existing model, from a module of the user's
-own, with or without LoRA."""
+"""Students: what is trained. A module here implements one kind of the recipe's `student`.
 
-from potstill.students.build import BuiltStudent, build_student
-from potstill.students.existing import ExistingModel
-from potstill.students.from_config import RandomWeights
-from potstill.students.from_teacher import TeacherLayers
-from potstill.students.module import OwnModule
+They are loaded when they are asked for.
+"""
 
-__all__ = ["BuiltStudent", "ExistingModel", "OwnModule", "RandomWeights", "TeacherLayers", "build_student"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from potstill.students.build import BuiltStudent, build_student
+
+KINDS = {"existing": "existing", "from_config": "from_config", "from_teacher": "from_teacher", "module": "module"}
+"""The module of each kind; `registry.build` loads it."""
+
+__all__ = ["BuiltStudent", "build_student"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.build"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
