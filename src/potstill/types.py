@@ -40,13 +40,17 @@ def group_of(prompt: str | Sequence[Message]) -> str:
     prompts is one group; white space at line ends and doubled spaces do not count either. Everything made from a prompt
     (samples, hints, pieces) inherits its group, so that a split by group never lets an answer cross over.
     """
+    asked = opening_turns(prompt)
+    if asked or isinstance(prompt, str):
+        return digest("\n".join(" ".join(line.split()) for line in asked.strip().splitlines()))[:16]
+    return digest([dict(message) for message in _before_answers(prompt) or prompt])[:16]
+
+
+def opening_turns(prompt: str | Sequence[Message]) -> str:
+    """What the user asks before the assistant's first turn, as one text."""
     if isinstance(prompt, str):
-        return digest(_without_stray_space(prompt))[:16]
-    opening = list(takewhile(lambda message: message.get("role") != "assistant", prompt))
-    asked = [_text_of(message) for message in opening if message.get("role") == "user"]
-    if asked:
-        return digest(_without_stray_space("\n\n".join(asked)))[:16]
-    return digest([dict(message) for message in opening or prompt])[:16]
+        return prompt
+    return "\n\n".join(_text_of(message) for message in _before_answers(prompt) if message.get("role") == "user")
 
 
 def exact_group_of(prompt: str | Sequence[Message]) -> str:
@@ -54,20 +58,20 @@ def exact_group_of(prompt: str | Sequence[Message]) -> str:
     another space, is another group."""
     if isinstance(prompt, str):
         return digest(prompt)[:16]
-    opening = list(takewhile(lambda message: message.get("role") != "assistant", prompt))
+    opening = _before_answers(prompt)
     if len(opening) == 1 and opening[0].get("role") == "user":
         # The same question is one group in any format.
         return digest(_text_of(opening[0]))[:16]
     return digest([dict(message) for message in opening or prompt])[:16]
 
 
+def _before_answers(messages: Sequence[Message]) -> list[Message]:
+    return list(takewhile(lambda message: message.get("role") != "assistant", messages))
+
+
 def _text_of(message: Message) -> str:
     content = message.get("content")
     return content if isinstance(content, str) else canonical_json(content)
-
-
-def _without_stray_space(text: str) -> str:
-    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ _ALL = ("generate", "train", "evaluate", "export")
 PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (data.data_are_read, ("generate", "train", "evaluate")),
     (data.training_side_is_not_empty, ("generate", "train")),
+    (data.sides_have_no_twins, ("train", "evaluate")),
     (data.intervals_have_two_groups, ("generate", "train", "evaluate")),
     (models.teachers_are_usable, ("generate", "train", "evaluate")),
     (models.unused_teachers, ("generate", "train")),

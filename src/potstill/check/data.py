@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from potstill.check.findings import Finding, facts, warning
 from potstill.check.inputs import RECORDS_READ, Inputs, is_here, usable_rows
 from potstill.data.problems import as_prompt
+from potstill.data.twins import near_twins
 from potstill.errors import DataError
 from potstill.types import Record, Reject
 
@@ -27,6 +28,8 @@ def data_are_read(inputs: Inputs) -> Iterator[Finding]:
     yield Finding("data", f"{train + held_out:,} records: {train:,} to train on, {held_out:,} held out")
     if sides.classes:
         yield Finding("data", f"{len(sides.classes)} classes: {_shortened(sides.classes)}")
+    for text in sides.warnings:
+        yield warning("data", text)
     yield from facts(
         "data", [f"{count:,} dropped: {reason}" for reason, count in sorted(sides.counts.items()) if reason != "read"]
     )
@@ -42,6 +45,13 @@ def training_side_is_not_empty(inputs: Inputs) -> None:
             where="data.held_out",
             fix="lower data.held_out, or give more records",
         )
+
+
+def sides_have_no_twins(inputs: Inputs) -> Iterator[Finding]:
+    """Held-out records are not asked, in nearly the same words, on the training side."""
+    if inputs.sides is not None and (twins := near_twins(inputs.sides.train, inputs.sides.held_out)).found:
+        inputs.figures["held_out_with_near_twins"] = twins.found
+        yield warning("data", str(twins))
 
 
 def intervals_have_two_groups(inputs: Inputs) -> None:

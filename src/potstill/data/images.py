@@ -81,6 +81,7 @@ class SplitImages:
     classes: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     rejects: list[Reject] = field(default_factory=list)
+    lost_classes: tuple[str, ...] = ()
 
 
 def split_images(settings: ImageSettings) -> SplitImages:
@@ -109,7 +110,10 @@ def split_images(settings: ImageSettings) -> SplitImages:
     _leave_out_twice(images, split)
     if settings.limit is not None:
         last = _last_of(split.train + split.held_out, settings.limit)
+        before = {image.label for image in split.train + split.held_out}
         split.train, split.held_out = ([i for i in side if _rank(i) <= last] for side in (split.train, split.held_out))
+        lost = before - {image.label for image in split.train + split.held_out}
+        split.lost_classes = _names_of(lost, found.names)
     if not split.train:
         raise DataError("no image is on the training side", where=where, fix="lower data.held_out, or raise limit")
     _name_classes(split, found.names)
@@ -201,14 +205,21 @@ def _limit_training(split: SplitImages, limit: int, where: str) -> None:
     last = _last_of(split.train, limit)
     kept = [image for image in split.train if _rank(image) <= last]
     if lost := {image.label for image in split.train} - {image.label for image in kept}:
+        names = _names_of(lost, split.classes)
         raise DataError(
-            f"of {limit} images to learn from none is of class {split.classes[min(cast('set[int]', lost))]!r}",
+            f"of {limit} images to learn from none is of class {' or '.join(map(repr, names))}",
             where=where,
             fix="raise data.train_limit",
         )
     if len(kept) < len(split.train):
         split.counts["beyond data.train_limit"] = len(split.train) - len(kept)
     split.train = kept
+
+
+def _names_of(labels: set[int | None], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of classes by number, in order; numbers name themselves where nothing else does."""
+    numbers = sorted(label for label in labels if label is not None)
+    return tuple(names[number] if names else str(number) for number in numbers)
 
 
 def _name_classes(split: SplitImages, names: tuple[str, ...]) -> None:

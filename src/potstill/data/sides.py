@@ -11,6 +11,8 @@ from potstill.data.split import Split
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.types import Record, Reject
 
+_NAMES_SHOWN = 10
+
 Example = Record | Pixels
 """What a data set is made of: a record (of text), or an image."""
 
@@ -22,7 +24,7 @@ class Sides:
     `classes` are the names of the classes on the training side (numbers in their order, else by name), empty where
     nothing has a label; where the source of images names its classes, all of these by number. `counts` holds `read`
     and, by reason, how many were left out, each of which is in `rejects`. `read` is what else is known of the source
-    (not of images).
+    (not of images). `warnings` name the classes that `limit` loses, and those that cannot be measured.
     """
 
     train: Sequence[Example]
@@ -31,6 +33,7 @@ class Sides:
     counts: Mapping[str, int] = field(default_factory=dict)
     rejects: Sequence[Reject] = ()
     read: ReadResult | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read_sides(settings: DataSettings) -> Sides:
@@ -41,7 +44,11 @@ def read_sides(settings: DataSettings) -> Sides:
     """
     if isinstance(settings, ImageSettings):
         images = split_images(settings)
-        return Sides(images.train, images.held_out, images.classes, dict(images.counts), images.rejects)
+        measured = {images.classes[image.label] for image in images.held_out if image.label is not None}
+        trained = {images.classes[image.label] for image in images.train if image.label is not None}
+        warnings = _about_classes(sorted(trained - measured) if images.held_out else (), images.lost_classes)
+        counts = dict(images.counts)
+        return Sides(images.train, images.held_out, images.classes, counts, images.rejects, warnings=warnings)
     read = read_records(settings)
     sides: dict[str, list[Record]] = {"train": [], "held_out": []}
     split = Split.of(settings, (record.group for record in read.records))
@@ -54,7 +61,26 @@ def read_sides(settings: DataSettings) -> Sides:
         (held_out if record.label is None or record.label in classes else unknown).append(record)
     rejects = [*read.rejects, *(_unknown(record) for record in unknown)]
     counts = read.counts | ({UNKNOWN_CLASS: len(unknown)} if unknown else {})
-    return Sides(sides["train"], held_out, classes, counts, rejects, read)
+    with_record = {record.label for record in held_out}
+    unmeasured = [name for name in classes if name not in with_record] if held_out else []
+    warnings = _about_classes(unmeasured, read.lost_classes)
+    return Sides(sides["train"], held_out, classes, counts, rejects, read, warnings)
+
+
+def _about_classes(unmeasured: Sequence[str], lost: Sequence[str]) -> tuple[str, ...]:
+    """What to say of classes that no held-out record has, and of those that `data.limit` leaves out."""
+    said = []
+    if lost:
+        said.append(f"{counted_classes(lost)} lost to data.limit")
+    if unmeasured:
+        said.append(f"{counted_classes(unmeasured)} not measured: without a held-out record")
+    return tuple(said)
+
+
+def counted_classes(names: Sequence[str]) -> str:
+    """Names of classes with their number, for a sentence: "2 classes (a, b) are"."""
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
+    return f"{len(names):,} classes ({shown}) are" if len(names) != 1 else f"the class {shown} is"
 
 
 def class_names(labels: Iterable[str | None]) -> tuple[str, ...]:

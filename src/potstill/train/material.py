@@ -14,6 +14,7 @@ from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.data import Sides, load_records, read_sides, reader_of
 from potstill.data.reader import Row, TaskReader
+from potstill.data.twins import near_twins
 from potstill.errors import DataError
 from potstill.models.folder import ModelSource, check_tokenizer_folder
 from potstill.models.load import pick_device
@@ -27,6 +28,8 @@ from potstill.teachers import Teacher
 from potstill.types import Reject
 
 _ROWS_PER_BATCH = 8
+_MANY = 0.1
+"""The share of records that are cut from which it is a warning."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,12 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
         for reason, amount in sides.counts.items():
             if reason != "read":
                 work.count(f"dropped: {reason}", amount)
+        for text in sides.warnings:
+            work.warn(text)
+    twins = near_twins(sides.train, sides.held_out)
+    if twins.found:
+        work.count("held-out records with a near twin", twins.found)
+        work.warn(str(twins))
     reader = reader_of(recipe, tokenizer, sides.classes)
     train = _read(sides.train, reader, recipe, work, "")
     held_out = _read(sides.held_out, reader, recipe, work, "held-out ")
@@ -173,6 +182,11 @@ def _read(items: Sequence[Any], reader: TaskReader, recipe: Recipe, work: Work, 
     work.count(f"{which}{'images' if recipe.task == 'image_classification' else 'records'}", len(rows))
     if cut := sum(bool(getattr(row, "cut", False)) for row in rows):
         work.count(f"{which}cut at {recipe.train.max_length} tokens", cut)
+        if cut > _MANY * len(rows):
+            work.warn(
+                f"{cut:,} of {len(rows):,} {which}records are cut at {recipe.train.max_length} tokens: what they end "
+                "with is not learned (raise train.max_length)"
+            )
     return rows
 
 
