@@ -117,6 +117,8 @@ class Server:
         if options.require_key and headers.get("authorization") != f"Bearer {options.require_key}":
             said = f"Incorrect API key provided: {headers.get('authorization', '').removeprefix('Bearer ')}"
             return connection.send(401, {"error": {"message": said, "code": "invalid_api_key"}})
+        if 0 < options.forbid_after <= self.answers:
+            return connection.send(403, {"error": {"message": "no longer"}})
         for field in options.refuse or ():
             if field in asked:
                 said = f"Unrecognized request argument supplied: {field}"
@@ -197,8 +199,7 @@ class Server:
             choice["text"] = text
         else:
             choice["message"] = self.message(text)
-        late = 0 < self.options.choices_after <= self.answers
-        choices = [choice] * (2 if late else self.options.choices)
+        choices = [choice] * self.options.choices
         return {"id": "mock", "object": "chat.completion", "model": asked["model"], "choices": choices, "usage": usage}
 
     def message(self, text: str) -> dict[str, Any]:
@@ -352,7 +353,7 @@ def main() -> None:
     parser.add_argument("--refuse-prompts", default="", help="requests that hold this text are refused")
     parser.add_argument("--fail-prompts", default="", help="requests of this very text have status 500")
     parser.add_argument("--choices", type=int, default=1)
-    parser.add_argument("--choices-after", type=int, default=0, help="two of them, after so many answers")
+    parser.add_argument("--forbid-after", type=int, default=0, help="status 403 after so many answers")
     parser.add_argument("--logprobs", action="store_true", help="give them where they are asked for")
     parser.add_argument("--marks", action="store_true", help="who asks for a mark is given one, from 1 to 5")
     parser.add_argument("--halves", action="store_true", help="answers end in half a surrogate pair")

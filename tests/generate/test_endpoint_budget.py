@@ -26,7 +26,7 @@ from potstill.generate.journal import Journal
 from potstill.generate.prices import check_price, prices_of
 from potstill.recipe import EndpointTeacher, load_recipe
 from potstill.teachers import EndpointModel
-from potstill.teachers.endpoint_calls import Call
+from potstill.teachers.endpoint_client import Call
 from potstill.teachers.endpoint_wire import Trouble
 from potstill.types import Answer
 

@@ -176,7 +176,7 @@ def test_writer_and_judge_share_a_cap_that_is_not_exceeded(cap: str, tmp_path: P
 
 def test_a_judge_does_not_wait_for_what_is_set_aside_for_requests_that_nobody_sends(tmp_path: Path) -> None:
     """The writer's server fails for good, and what was set aside for it leaves the judge no room within the cap."""
-    with mock(latency_seconds=0.002, choices_after=1060) as writer, mock(marks=True) as judge:
+    with mock(latency_seconds=0.002, forbid_after=1060) as writer, mock(marks=True) as judge:
         made = made_with(tmp_path, writer.url, judge.url, "budget: {tokens: 60000}")
         lines = [json.dumps({"prompt": f"Question {n}: what is a still?"}) for n in range(2000)]
         (made.folder / "prompts.jsonl").write_text("\n".join(lines))
@@ -186,7 +186,7 @@ def test_a_judge_does_not_wait_for_what_is_set_aside_for_requests_that_nobody_se
         finally:
             process.kill()
         assert writer.stats()["answers"] >= 1024
-    assert process.returncode == 2 and "gave 2 choices where one was asked for" in errors
+    assert process.returncode == 2 and "the server refuses access (403: no longer)" in errors
 
 
 def test_what_a_cap_leaves_out_does_not_depend_on_interruptions(tmp_path: Path) -> None:

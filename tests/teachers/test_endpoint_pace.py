@@ -20,14 +20,14 @@ def test_the_window_opens_by_one_an_answer_then_by_one_a_windowful_and_is_halved
         window.answered(flight, 0.1)
     assert window.size == 8
     late = window.send(0.2)
-    window.too_much(window.send(0.2))
+    window.cut(window.send(0.2))
     assert window.size == 4
-    window.too_much(late)  # sent before that cut, so of the same congestion
+    window.cut(late)  # sent before that cut, so of the same congestion
     assert window.size == 4
     for _ in range(4):
         window.answered(window.send(0.3), 0.4)
     assert 4.9 < window.size <= 5
-    window.too_much(window.send(0.5))
+    window.cut(window.send(0.5))
     assert 2.4 < window.size <= 2.5
 
 
@@ -38,7 +38,7 @@ def test_the_window_stays_between_one_and_its_most() -> None:
         window.answered(window.send(0.0), 0.1)
     assert window.size == 6
     for _ in range(50):
-        window.too_much(window.send(0.0))
+        window.cut(window.send(0.0))
     assert window.size == 1
 
 

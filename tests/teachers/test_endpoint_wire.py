@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from potstill.recipe import EndpointTeacher
-from potstill.teachers.endpoint_wire import RETRYABLE, Trouble, body_of, bound_tokens, read_answer, read_refusal
+from potstill.teachers.endpoint_wire import (
+    RETRYABLE,
+    Redactor,
+    Trouble,
+    body_of,
+    bound_tokens,
+    most_bytes,
+    read_answer,
+    read_refusal,
+)
 from potstill.types import Answer, Request, Sampling
 
 CHAT = EndpointTeacher(base_url="http://127.0.0.1:1/v1", model="m")
@@ -40,14 +53,14 @@ def test_every_sampler_field_is_sent_and_n_is_not() -> None:
 
 
 def test_fields_are_renamed_left_out_and_added_as_the_settings_say() -> None:
-    settings = EndpointTeacher(
+    teacher = EndpointTeacher(
         base_url="http://h/v1",
         model="m",
         max_tokens_field="max_completion_tokens",
         omit=("top_p", "seed"),
         extra={"min_p": 0.1, "stop": ["END"]},
     )
-    body = body_of(Request(SAMPLED, prompt="Hello"), settings, None, seed=5)
+    body = body_of(Request(SAMPLED, prompt="Hello"), teacher, None, seed=5)
     assert body["max_completion_tokens"] == 64 and body["min_p"] == 0.1 and body["stop"] == ["END"]
     assert not {"max_tokens", "top_p", "seed"} & set(body)
 
@@ -87,7 +100,7 @@ def test_half_a_surrogate_pair_is_replaced_and_whole_ones_stay() -> None:
     answer = read_answer(completion, PLAIN, body_of(Request(Sampling(8), prompt="Tell"), PLAIN, "Tell", None))
     assert isinstance(answer, Answer) and answer.text == "\ufffd"
     refused = json.dumps({"error": {"message": "never \ud83d"}}).encode()
-    assert read_refusal(400, refused, sent()).detail == "never ?"
+    assert read_refusal(400, refused, sent()).detail == "never \ufffd"
 
 
 @pytest.mark.parametrize(
@@ -112,37 +125,145 @@ def test_tokens_that_are_not_counted_stand_at_their_bound() -> None:
     assert (answer.prompt_tokens, answer.completion_tokens) == (bound_tokens(sent()), len("Grüß".encode()) + 1)
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_another_number_of_choices_than_one_ends_the_work(count: int) -> None:
-    choices = [{"message": {"content": "Hi."}, "finish_reason": "stop"}] * count
-    trouble = read_answer(json.dumps({"choices": choices}).encode(), CHAT, sent())
-    assert isinstance(trouble, Trouble) and trouble.what == "run" and f"{count} choices" in trouble.reason
-
-
-@pytest.mark.parametrize("content", [b'{"choices": [{"mess', b"", b"<html>", b"[1]", b'"text"'])
-def test_what_is_no_whole_json_is_asked_for_again_and_may_have_been_billed(content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"choices": [{"mess', "not valid JSON"),
+        (b"", "an empty answer"),
+        (b"  <!DOCTYPE html><title>502</title>", "HTML"),
+        (b'data: {"choices": []}\n\ndata: [DONE]\n\n', "a stream of events"),
+        (b"[1]", "no JSON object"),
+        (b'"text"', "no JSON object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"choices": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        ("data: Größe".encode()[:-2], "a stream of events"),
+        ('{"choices": "ß'.encode()[:-1], "not valid JSON"),
+        (json.dumps({"choices": []}).encode(), "0 choices"),
+        (json.dumps({"choices": [{"message": {"content": "Hi."}}] * 2}).encode(), "2 choices"),
+        (json.dumps({"choices": {}}).encode(), "no choices"),
+        (json.dumps({"choices": ["Hi."]}).encode(), "a choice that is no JSON object"),
+        (chat({"content": None}), "an answer without a text"),
+        (chat({"content": 5}), "an answer without a text"),
+        (chat({"content": {"text": "Hi."}}), "an answer without a text"),
+        (chat({"content": [5, {"type": "image"}]}), "an answer without a text"),
+        (chat({"content": []}), "an answer without a text"),
+        (chat(None), "an answer without a text"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_one_answers_trouble_and_is_asked_for_again(
+    content: bytes, reason: str
+) -> None:
     trouble = read_answer(content, CHAT, sent())
-    assert isinstance(trouble, Trouble) and trouble.what == "retry" and trouble.billed
+    assert isinstance(trouble, Trouble) and trouble.action == "retry" and reason in trouble.reason
+    assert trouble.billed and trouble.unreadable
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter", "tool_calls", "max_tokens"])
+def test_no_content_is_an_empty_answer_where_the_server_says_why_there_is_none(finish: str) -> None:
+    answer = read_answer(chat({"content": None}, finish=finish), CHAT, sent())
+    assert isinstance(answer, Answer) and answer.text == "" and answer.finish != "stop"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def of_answers(anything: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """JSON that is nearly an answer: each part of it may be anything."""
+
+    def record(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        return st.fixed_dictionaries({}, optional=fields) | anything
+
+    part = record(type=st.just("text") | anything, text=st.text(max_size=5) | anything)
+    message = record(
+        content=st.none() | st.text(max_size=9) | st.lists(part, max_size=3) | anything,
+        reasoning=anything,
+        reasoning_content=st.text(max_size=5) | anything,
+        refusal=anything,
+        tool_calls=anything,
+    )
+    logprobs = record(content=st.lists(record(logprob=anything), max_size=2) | anything, token_logprobs=anything)
+    finish = st.sampled_from(["stop", "length", "content_filter"]) | anything
+    choice = record(message=message, text=anything, finish_reason=finish, logprobs=logprobs)
+    usage = record(prompt_tokens=anything, completion_tokens=anything)
+    item = record(loc=anything, msg=anything)
+    error = record(message=anything, code=anything, type=anything, param=anything, detail=st.lists(item) | anything)
+    return record(choices=st.lists(choice, max_size=2) | anything, usage=usage, error=error)
+
+
+BODIES = st.binary(max_size=80) | of_answers(JSON).map(lambda found: json.dumps(found).encode())
+
+
+@given(BODIES, st.sampled_from([CHAT, PLAIN, CHAT.model_copy(update={"logprobs": True})]))
+@settings(max_examples=500, deadline=None)
+def test_nothing_in_an_answer_raises_or_ends_the_run_by_itself(content: bytes, teacher: EndpointTeacher) -> None:
+    found = read_answer(content, teacher, sent())
+    if isinstance(found, Answer):
+        assert isinstance(found.text, str) and found.finish in ("stop", "length", "content_filter", "tool_calls")
+        assert found.prompt_tokens >= 0 and found.completion_tokens >= 0
+        found.text.encode()  # there are no halves of surrogate pairs in it
+        json.dumps(found.to_dict(), allow_nan=False)
+    else:
+        assert found.reason and (found.unreadable or '"error"' in content.decode())
+
+
+@given(st.integers(100, 999).filter(lambda status: status != 200), BODIES)
+@settings(max_examples=500, deadline=None)
+def test_every_status_with_every_body_has_a_meaning(status: int, content: bytes) -> None:
+    found = read_refusal(status, content, sent())
+    assert found.action in ("retry", "reject", "stop") and len(found.detail) < 500
+    assert ("\n" not in found.detail and found.detail.isprintable()) or found.detail
+
+
+@given(st.text('0123456789abcdefXYZ/+-_%\\é"', min_size=8, max_size=180), st.integers(0, 1000), st.integers(0, 60))
+@settings(max_examples=300, deadline=None)
+def test_no_form_of_the_key_is_left_in_what_a_server_says(key: str, before: int, cut: int) -> None:
+    """Not in errors, wherever they are cut, nor in answers."""
+    redact, words = Redactor(key), "word " * (before // 5)
+    coded = base64.b64encode(f"Bearer {key}".encode()).decode()
+    forms = [key, quote(key, safe=""), json.dumps(key)[1:-1], key[::-1], key.encode().hex(), coded]
+    for form in forms:
+        said = f"{words}Incorrect key: {form[: len(form) - cut] or form} given"
+        left = read_refusal(400, json.dumps({"error": {"message": said}}).encode(), sent(), redact).detail
+        answer = read_answer(chat({"content": said, "reasoning": form}), CHAT, sent(), redact)
+        assert isinstance(answer, Answer)
+        for text in (left, answer.text, str(answer.reasoning)):
+            assert form not in text
+            assert not any(key[at : at + 15] in text for at in range(len(key) - 14))
+
+
+def test_a_placeholder_for_a_key_is_left_in_answers() -> None:
+    assert Redactor("EMPTY")("EMPTY is a word") == "EMPTY is a word" and Redactor(None)("none") == "none"
+
+
+def test_the_longest_body_follows_from_the_tokens_asked_for() -> None:
+    body = {**sent(), "max_tokens": 1000}
+    assert most_bytes(body, CHAT, 300) < 700_000 < most_bytes({**body, "max_tokens": 4000}, CHAT, 300)
+    longest = chat({"content": "\u4e16" * 1000, "reasoning": "\x00" * 1000})
+    assert len(longest) < most_bytes(body, CHAT, 300)
 
 
 def test_an_error_in_an_answer_of_status_200_is_an_error() -> None:
     relayed = json.dumps({"error": {"message": "upstream is busy", "code": 502}}).encode()
     trouble = read_answer(relayed, CHAT, sent())
-    assert isinstance(trouble, Trouble) and (trouble.what, trouble.detail) == ("retry", "upstream is busy")
+    assert isinstance(trouble, Trouble) and (trouble.action, trouble.detail) == ("retry", "upstream is busy")
 
 
 @pytest.mark.parametrize("status", sorted(RETRYABLE))
 def test_what_may_pass_is_tried_again(status: int) -> None:
-    assert read_refusal(status, b"busy", sent()).what == "retry"
+    assert read_refusal(status, b"busy", sent()).action == "retry"
 
 
 @pytest.mark.parametrize(
     ("status", "error", "reason", "fix"),
     [
-        (401, {"message": "Incorrect API key"}, "does not let us in", "api_key_env"),
-        (403, {"message": "no"}, "does not let us in", "api_key_env"),
-        (404, {"message": "model not found"}, "knows no such address or model", "base_url"),
-        (307, {}, "sends us elsewhere", "base_url"),
+        (401, {"message": "Incorrect API key"}, "refuses access", "api_key_env"),
+        (403, {"message": "no"}, "refuses access", "api_key_env"),
+        (404, {"message": "model not found"}, "has no such address or model", "base_url"),
+        (307, {}, "redirects to another address", "base_url"),
         (429, {"message": "quota", "code": "insufficient_quota"}, "no more credit", "top it up"),
     ],
 )
@@ -150,7 +271,7 @@ def test_what_every_request_would_meet_ends_the_work_with_the_fix(
     status: int, error: dict[str, str], reason: str, fix: str
 ) -> None:
     trouble = read_refusal(status, json.dumps({"error": error}).encode(), sent())
-    assert trouble.what == "run" and reason in trouble.reason and fix in trouble.fix
+    assert trouble.action == "stop" and reason in trouble.reason and fix in trouble.fix
 
 
 REFUSED = [
@@ -182,7 +303,7 @@ REFUSED = [
 @pytest.mark.parametrize(("status", "body", "field"), REFUSED)
 def test_a_refused_field_is_named_with_the_fix(status: int, body: Any, field: str) -> None:
     trouble = read_refusal(status, json.dumps(body).encode(), sent() | {"min_p": 0.1})
-    assert (trouble.what, trouble.field) == ("run", field)
+    assert (trouble.action, trouble.field) == ("stop", field)
     assert trouble.fix and (field in trouble.fix or "max_completion_tokens" in trouble.fix)
 
 
@@ -197,7 +318,7 @@ def test_a_refused_field_is_named_with_the_fix(status: int, body: Any, field: st
 )  # fmt: skip
 def test_what_is_wrong_with_one_request_leaves_the_others_alone(status: int, body: Any) -> None:
     trouble = read_refusal(status, json.dumps(body).encode(), sent())
-    assert (trouble.what, trouble.field) == ("request", None) and str(status) in trouble.reason
+    assert (trouble.action, trouble.field) == ("reject", None) and str(status) in trouble.reason
 
 
 @pytest.mark.parametrize("text", ["Hello", "Grüß Gott, 世界 👋", "a b  c\n" * 40])

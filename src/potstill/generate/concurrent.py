@@ -26,8 +26,7 @@ from potstill.types import Answer, Request
 
 if TYPE_CHECKING:
     from potstill.teachers.endpoint import EndpointModel
-    from potstill.teachers.endpoint_calls import Call, Stream
-    from potstill.teachers.endpoint_client import EndpointClient
+    from potstill.teachers.endpoint_client import Call, EndpointClient, Stream
 
 _CHUNK = 64
 """Requests looked up, and answers yielded, before anything else is looked after."""
@@ -85,6 +84,7 @@ class EndpointAnswering:
         self.answered = self.finished = self.written = self.read = self.from_journal = 0
         self.cost = 0
         self._first: tuple[Request, str] | None = None
+        self.has_answers = False
         self.compared = self.equal = 0
 
     reads_ahead = True
@@ -188,6 +188,7 @@ class EndpointAnswering:
         for key, slot in first.items():
             if (raw := found.get(key)) is not None:
                 slot.answered = self._parsed(slot, raw, from_journal=True)
+                self.has_answers = True
         return list(first.values())
 
     def _afford(self, slots: deque[_Slot], waiting: dict[str, _Slot]) -> list[Call]:

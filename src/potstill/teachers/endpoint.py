@@ -20,7 +20,7 @@ from potstill.types import Answer, Capability, Request
 
 if TYPE_CHECKING:
     from potstill.signals import Ask, Batch, ModelDims, Signals
-    from potstill.teachers.endpoint_calls import Call, Keeper
+    from potstill.teachers.endpoint_client import Call, Keeper
 
 
 @implements(EndpointTeacher)
@@ -119,7 +119,7 @@ class EndpointModel:
 
     def call(self, request: Request, seed: int | None) -> Call:
         """The request as it is sent, with a bound of its tokens. Raises as `rendered`."""
-        from potstill.teachers.endpoint_calls import Call
+        from potstill.teachers.endpoint_client import Call
 
         sent = body_of(request, self.settings, self.rendered(request), seed)
         return Call(sent, self.prompt_tokens(request, sent) + request.sampling.max_new_tokens)
@@ -163,7 +163,7 @@ class EndpointModel:
         Raises:
             RunError: a request was refused or not answered.
         """
-        with self.open(_Nobody()) as client:
+        with self.open(_NoJournal()) as client:
             stream = client.stream()
             calls = [self.call(request, self.key_of(request, seed)[1]) for request in requests]
             stream.submit(calls)
@@ -180,8 +180,10 @@ class EndpointModel:
         return answers
 
 
-class _Nobody:
-    """Keeps nothing."""
+class _NoJournal:
+    """A `Keeper` that keeps nothing."""
+
+    has_answers = False
 
     def begin(self, call: Any) -> None: ...
 

@@ -1,29 +1,41 @@
 """Sends requests to a server, many at a time, from a thread of its own; the caller's side is plain and synchronous.
 
-A request holds its place among those under way until its answer has been committed (`Keeper.keep`), so that what a
-`kill -9` can lose is what was under way. Memory follows from what the caller submits, not from how much there is.
+A request keeps its place among those under way until its answer has been committed (`Keeper.keep`), so that a
+`kill -9` loses at most what was under way. Memory follows from what the caller submits, not from how much there is: a
+response is read up to a bound that follows from the request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Coroutine, Sequence
+import zlib
+from collections import Counter, deque
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
+from potstill.errors import RunError, UserError
 from potstill.recipe import EndpointTeacher
-from potstill.teachers.endpoint_calls import Call, Keeper, Stream, Traffic, hidden, refusal, without_key
 from potstill.teachers.endpoint_pace import Breaker, Flight, Pace, Rate, Window, retry_after_seconds
-from potstill.teachers.endpoint_wire import Trouble, encoded, read_answer, read_refusal
+from potstill.teachers.endpoint_wire import (
+    ERROR_BYTES,
+    Redactor,
+    Trouble,
+    encoded,
+    most_bytes,
+    read_answer,
+    read_refusal,
+)
 from potstill.types import Answer
 
 GROUP_SECONDS = 0.004
@@ -33,7 +45,122 @@ DRAIN_SECONDS = 10.0
 _CONNECT_SECONDS = 20.0
 _PARKED_SECONDS = 0.02
 _NO_CONNECTION = "no connection"
-_OVERLOADED = frozenset({429, 503, 529})
+_NO_ANSWER_IN_TIME = "no answer in time"
+_OVERLOADED = frozenset({503, 529})
+_GATEWAY = frozenset({502, 503, 504, 520, 521, 522, 523, 524, 529})
+"""Statuses of something in front of the server that does not reach it, or of a server that takes nothing."""
+_IN_A_ROW = 12
+"""Failures in a row, with no answer between them, that end the run where one alone does not."""
+_UNREADABLE_IN_A_ROW = 100
+"""Requests in a row that are given up since none of their answers could be read: then the run ends."""
+_THROTTLED_IN_A_ROW = 24
+"""Times that one request meets a 429, while as many others are answered, until it is rejected."""
+
+
+# ---- what client and caller exchange -------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Call:
+    """One request: what is sent, and where its outcome goes.
+
+    Attributes:
+        sent: the body.
+        tokens: the most that it may read and write, for limits per minute.
+        tag: the caller's own.
+        outcome: afterwards: the raw answer, or why there is none (never with the action `retry`).
+    """
+
+    sent: dict[str, Any]
+    tokens: int
+    tag: Any = None
+    outcome: Answer | Trouble | None = None
+    attempts: int = 0
+    throttled: int = 0
+    """429s in a row, and how much had been answered when the first of them came."""
+    answered_before: int = 0
+    stream: Stream | None = None
+
+
+class Keeper(Protocol):
+    """Keeps answers and accounts for attempts. `keep` is called from a writer's thread, the rest from the client's."""
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether this server has answered before, in an earlier process."""
+        ...
+
+    def begin(self, call: Call) -> None:
+        """A request is about to be sent (again)."""
+        ...
+
+    def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
+        """Commit answers; they are on the disk when this returns."""
+        ...
+
+    def again(self, call: Call, trouble: Trouble) -> None:
+        """An attempt failed, and another is due."""
+        ...
+
+    def ready(self, call: Call) -> bool | str:
+        """Whether the next attempt may go out; if it never may, why."""
+        ...
+
+    def lost(self, call: Call, trouble: Trouble) -> None:
+        """There will be no answer; why the last attempt failed."""
+        ...
+
+
+@dataclass
+class Traffic:
+    """What was sent and what came of it, by this process."""
+
+    sent: int = 0
+    answered: int = 0
+    troubles: Counter[str] = field(default_factory=Counter)
+    waited_seconds: float = 0.0
+
+
+class Stream:
+    """One caller's requests to a client, and their outcomes as they come."""
+
+    def __init__(self, client: EndpointClient) -> None:
+        self._client = client
+        self._done: queue.SimpleQueue[list[Call]] = queue.SimpleQueue()
+
+    def submit(self, calls: Sequence[Call]) -> None:
+        """Send these, in this order as far as the server permits."""
+        for call in calls:
+            call.stream = self
+        self._client._submit(calls)
+
+    def take(self, seconds: float) -> list[Call]:
+        """Calls that have an outcome; empty if none has within so many seconds.
+
+        Raises:
+            PotstillError: no request at all can be answered (the server, the key, a field).
+        """
+        with contextlib.suppress(queue.Empty):
+            return self._done.get(timeout=seconds)
+        self._client.check()
+        return []
+
+    def put(self, calls: list[Call]) -> None:
+        """Hand calls with their outcomes to the caller."""
+        self._done.put(calls)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one attempt brought: a response (headers by lower-case name), or the trouble that there was instead."""
+
+    status: int = 0
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    trouble: Trouble | None = None
+
+
+# ---- the client ------------------------------------------------------------------------------------------------------
 
 
 class EndpointClient:
@@ -41,16 +168,26 @@ class EndpointClient:
 
     Args:
         settings: the server, and how it is asked.
-        key: sent as a bearer token, if there is one. It is in no message, and not in the `repr`.
-        keeper: is told of answers and failures.
+        key: sent as a bearer token, if there is one. It is in no message, no answer, and not in the `repr`.
+        keeper: keeps the answers.
+        loop: what it runs on, in a thread of its own; a new one by itself.
     """
 
-    def __init__(self, settings: EndpointTeacher, key: str | None, keeper: Keeper) -> None:
+    def __init__(
+        self,
+        settings: EndpointTeacher,
+        key: str | None,
+        keeper: Keeper,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.settings, self._key, self._keeper = settings, key, keeper
+        self._redact = Redactor(key)
         self.traffic = Traffic()
         self.messages: queue.SimpleQueue[str] = queue.SimpleQueue()
-        """What a person should be told; whoever has the terminal says it."""
-        now = time.monotonic()
+        """Messages for the person, without the key; the owner of the terminal prints them."""
+        self._loop = loop or asyncio.new_event_loop()
+        now = self._loop.time()
         self.window = Window(settings.max_in_flight, slow_seconds=settings.timeout_seconds / 2)
         self.breaker, self.pace = Breaker(now), Pace()
         self._rates = [
@@ -58,19 +195,18 @@ class EndpointClient:
             for limit, by_tokens in ((settings.requests_per_minute, False), (settings.tokens_per_minute, True))
             if limit is not None
         ]
-        self._streams: dict[int, Stream] = {}
         self._waiting: deque[Call] = deque()
-        self._unkept: list[tuple[Call, Answer]] = []
+        self._uncommitted: list[tuple[Call, Answer]] = []
         self._in_flight = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._pause_until = self._next_try = 0.0
-        self._patience_said = now
+        self._patience_message_at = now
         self._probing = False
         self._closing = self._committing = False
+        self._stops = self._unreadable = self._given_up = 0  # in a row, with no answer between them
         self._alarm: asyncio.TimerHandle | None = None
         self._fatal: BaseException | None = None
         self._random = random.Random()
-        self._loop = asyncio.new_event_loop()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
 
@@ -107,7 +243,7 @@ class EndpointClient:
             self._loop.close()
             self._writer.shutdown()
 
-    # ---- from the caller's thread ----------------------------------------------------------------------------
+    # ---- from the caller's thread ------------------------------------------------------------------------------
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -116,19 +252,10 @@ class EndpointClient:
         self._waiting.extend(calls)
         self._loop.call_soon_threadsafe(self._pump)
 
-    # ---- on the loop ----------------------------------------------------------------------------------------
+    # ---- opening and closing -----------------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
-        timeout = aiohttp.ClientTimeout(
-            total=self.settings.timeout_seconds, sock_connect=min(_CONNECT_SECONDS, self.settings.timeout_seconds)
-        )
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self._session = aiohttp.ClientSession(
-            connector=connector, headers=headers, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
-        )
+        await self._connect()
         self._arrived = asyncio.Event()
         self._keeping = self._loop.create_task(self._keep_answers())
 
@@ -140,25 +267,91 @@ class EndpointClient:
             await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
         for task in self._tasks:
             task.cancel()
-        while (self._unkept or self._committing or self._tasks) and not self._keeping.done():
+        while (self._uncommitted or self._committing or self._tasks) and not self._keeping.done():
             self._arrived.set()
             await asyncio.sleep(GROUP_SECONDS)
         self._keeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._keeping
+        await self._disconnect()
+
+    # ---- HTTP --------------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip, deflate",
+        }
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        # The whole of an exchange has a time limit in `_post`: a body that comes byte by byte is no answer in time.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(_CONNECT_SECONDS, self.settings.timeout_seconds))
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            headers=headers,
+            timeout=timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,  # `Body` does it, within a bound
+        )
+
+    async def _disconnect(self) -> None:
         await self._session.close()
 
+    async def _post(self, body: bytes, most: int) -> Reply:
+        """One exchange. Redirects are not followed: the key is for this address alone.
+
+        Args:
+            body: the request's.
+            most: bytes of the longest body that an answer can have.
+        """
+        try:
+            async with (
+                asyncio.timeout(self.settings.timeout_seconds),
+                self._session.post(self.settings.url, data=body, allow_redirects=False) as response,
+            ):
+                good = response.status == 200
+                read = Body(most if good else ERROR_BYTES, response.headers.get("Content-Encoding", ""))
+                async for piece in response.content.iter_any():
+                    if not read.add(piece):
+                        response.close()  # there is no reuse for a connection with the rest of a body in it
+                        break
+                headers = {} if good else _by_lower_name(response.headers.items())
+                if good and read.over:
+                    detail = f"over {most:,} bytes"
+                    trouble = Trouble("retry", "an answer longer than max_new_tokens allows", detail, True, True)
+                    return Reply(200, trouble=trouble)
+                return Reply(response.status, bytes(read.data), headers)
+        except zlib.error as error:
+            return _broken("an answer that cannot be decompressed", str(error), unreadable=True)
+        except aiohttp.ClientConnectorCertificateError as error:
+            return Reply(trouble=Trouble("stop", "the server's certificate is not accepted", self._redact(str(error))))
+        except aiohttp.ClientConnectorError as error:
+            return Reply(trouble=Trouble("retry", _NO_CONNECTION, self._redact(str(error.os_error))))
+        except aiohttp.ConnectionTimeoutError:
+            return Reply(trouble=Trouble("retry", _NO_CONNECTION, "in time"))
+        except TimeoutError:
+            return _broken(_NO_ANSWER_IN_TIME, f"after {self.settings.timeout_seconds:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            detail = self._redact(str(error) or type(error).__name__)
+            return _broken("a broken connection", detail[:400])
+
+    async def _commit(self, group: Sequence[tuple[Call, Answer]]) -> None:
+        await self._loop.run_in_executor(self._writer, self._keeper.keep, group)
+
+    # ---- sending -----------------------------------------------------------------------------------------------
+
     def _pump(self) -> None:
-        """Send what may be sent now. What goes wrong in it ends the work: nobody hears a callback of the loop."""
+        """Send what may be sent now. An error in it ends the work: nobody sees an exception in a callback."""
         try:
             self._send_waiting()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is to see it
+        except Exception as error:  # noqa: BLE001 - the caller raises it
             self._end(error)
 
     def _send_waiting(self) -> None:
         """Send what may be sent now; otherwise see to it that `_pump` is called again when more may."""
         while self._waiting and not self._closing and self._fatal is None and self._in_flight < int(self.window.size):
-            now = time.monotonic()
+            now = self._loop.time()
             if self.breaker.is_open:
                 if self._probing:
                     return None
@@ -193,107 +386,136 @@ class EndpointClient:
         if self._alarm is not None:
             self._alarm.cancel()
         # The loop's clock may run a tick early, and a pause is a promise.
-        self._alarm = self._loop.call_later(max(0.0, at - time.monotonic()) + 0.001, self._pump)
+        self._alarm = self._loop.call_later(max(0.0, at - self._loop.time()) + 0.001, self._pump)
 
     async def _send(self, call: Call, probe: bool) -> None:
-        if time.monotonic() < self._pause_until:  # another was told to wait since this one was begun
+        if self._loop.time() < self._pause_until:  # another was told to wait since this one was begun
             for rate, by_tokens in self._rates:
                 rate.give_back(call.tokens if by_tokens else 1)
             self._again(call, 0.0, probe)
             return
-        flight = self.window.send(time.monotonic())
+        flight = self.window.send(self._loop.time(), self._in_flight)
         self.traffic.sent += 1
-        status, headers, body = 0, {}, encoded(call.sent)
+        body = encoded(call.sent)
         try:
-            async with self._session.post(self.settings.url, data=body, allow_redirects=False) as response:
-                status = response.status
-                content = await response.read()
-                if status != 200:
-                    headers = {name.lower(): value for name, value in response.headers.items()}
+            reply = await self._post(body, most_bytes(call.sent, self.settings, len(body)))
         except asyncio.CancelledError:
-            self._lose(call, Trouble("request", "broken off", billed=True))
+            self._lose(call, Trouble("reject", "broken off", billed=True))
             raise
-        except aiohttp.ClientConnectorCertificateError as error:
-            found = Trouble("run", "the server's certificate is not accepted", str(error))
-        except aiohttp.ClientConnectorError as error:
-            found = Trouble("retry", _NO_CONNECTION, hidden(str(error.os_error), self._key))
-        except aiohttp.ConnectionTimeoutError:
-            found = Trouble("retry", _NO_CONNECTION, "in time")
-        except TimeoutError:
-            found = Trouble("retry", "no answer in time", f"after {self.settings.timeout_seconds:g} s", billed=True)
-        except (aiohttp.ClientError, OSError) as error:
-            found = Trouble("retry", "a broken connection", hidden(str(error) or type(error).__name__, self._key), True)
+        except Exception as error:  # noqa: BLE001 - whatever a server made the HTTP library raise is this attempt's
+            reply = _broken("a response that cannot be read", type(error).__name__, unreadable=True)
+        found = reply.trouble or self._read(call, reply)
+        if isinstance(found, Answer):
+            self._answered(call, found, flight, probe)
         else:
-            if status == 200:
-                answer = read_answer(content, self.settings, call.sent)
-                if isinstance(answer, Answer):
-                    self._answered(call, answer, flight, probe)
-                    return
-                found = answer
-            else:
-                found = read_refusal(status, content, call.sent)
-        self._failed(call, without_key(found, self._key), flight, probe, status, headers)
+            self._failed(call, found, flight, probe, reply)
+
+    def _read(self, call: Call, reply: Reply) -> Answer | Trouble:
+        if reply.status == 200:
+            return read_answer(reply.body, self.settings, call.sent, self._redact)
+        return read_refusal(reply.status, reply.body, call.sent, self._redact)
+
+    # ---- what comes of it --------------------------------------------------------------------------------------
 
     def _answered(self, call: Call, answer: Answer, flight: Flight, probe: bool) -> None:
-        now = time.monotonic()
+        now = self._loop.time()
         self.window.answered(flight, now, answer.completion_tokens)
         self._up(now, probe)
         self.traffic.answered += 1
+        self._stops = self._unreadable = self._given_up = 0
         for rate, by_tokens in self._rates:
             if by_tokens:
                 rate.give_back(max(0, call.tokens - answer.prompt_tokens - answer.completion_tokens))
-        self._unkept.append((call, answer))
+        self._uncommitted.append((call, answer))
         self._arrived.set()
 
-    def _failed(
-        self, call: Call, trouble: Trouble, flight: Flight, probe: bool, status: int, headers: dict[str, str]
-    ) -> None:
-        now = time.monotonic()
+    def _failed(self, call: Call, trouble: Trouble, flight: Flight, probe: bool, reply: Reply) -> None:
+        now, throttled = self._loop.time(), reply.status == 429
         self.traffic.troubles[trouble.reason] += 1
-        if status == 429:
-            self.pace.refused()
-        if trouble.what == "run":
-            self._up(now, probe)
-            self._end_for(call, trouble, trouble)
-            return
-        if trouble.what == "request":
+        if trouble.action == "reject":
             self._up(now, probe)
             self._lose(call, trouble)
             self._release()
             return
-        if status in _OVERLOADED or (status == 0 and trouble.billed and trouble.reason == "no answer in time"):
-            first = flight.cuts == self.window.cuts
-            self.window.too_much(flight, 0.9 if status == 429 else 0.5)
+        if self._ends_the_run(trouble):
+            self._up(now, probe)
+            self._end_for(call, trouble, trouble)
+            return
+        if throttled:
+            self._throttled(call, flight, now, retry_after_seconds(reply.headers, time.time()))
+            self._up(now, probe, answered=False)  # it is there: no failure of the server or of the request
         else:
-            first = False
-        told = retry_after_seconds(headers, time.time())
-        if status == 429 and first:
-            self.pace.limited(now, told)
-        if told is not None:
-            self._pause(now, now + told)
-        elif status == 429 and first:
-            self._pause(now, now + self._random.uniform(0.5, 1.0))
-        if status == 429:
-            # It is there, and told us to wait: no failure of the server or of the request.
-            self._up(now, probe, answered=False)
-        else:
-            was_open = self.breaker.is_open
-            if not was_open or probe:
-                self._down(now, trouble)
-            # That nobody is there is no fault of the request.
-            call.attempts += not was_open and trouble.reason != _NO_CONNECTION
-        if now - self.breaker.last_answer > self.settings.patience_seconds:
-            why = f"nothing was answered for {self.settings.patience_seconds:,.0f} seconds: {trouble.reason}"
-            self._end_for(call, trouble, Trouble("run", why, trouble.detail, fix="see whether the server runs"))
-        elif call.attempts > self.settings.retries:
-            why = f"no answer in {call.attempts} tries: {trouble.reason}"
-            self._lose(call, Trouble("request", why, trouble.detail, trouble.billed))
-            self._release()
+            overloaded = reply.status in _OVERLOADED or trouble.reason == _NO_ANSWER_IN_TIME
+            self.window.failed(flight, overloaded=overloaded)
+            if (asked := retry_after_seconds(reply.headers, time.time())) is not None:
+                self._pause(now, asked)
+            self._count_attempt(call, trouble, reply.status, probe, now)
+        silent = now - self.breaker.last_answer
+        if silent > self.settings.patience_seconds:
+            why = f"no answer to any request for {self.settings.patience_seconds:,.0f} seconds: {trouble.reason}"
+            fix = "see whether the server runs, and what its log says"
+            self._end_for(call, trouble, Trouble("stop", why, trouble.detail, fix=fix))
+        elif call.attempts > self.settings.retries or self._is_refused_alone(call):
+            self._give_up(call, trouble)
         else:
             self._keeper.again(call, trouble)
-            most = 0.0 if status == 429 else min(30.0, 0.25 * 2.0**call.attempts)
-            wait = self._random.uniform(most / 4, most)
-            self._again(call, wait, probe)
+            most = 0.0 if throttled else min(30.0, 0.25 * 2.0**call.attempts)
+            self._again(call, self._random.uniform(most / 4, most), probe)
+
+    def _ends_the_run(self, trouble: Trouble) -> bool:
+        """Whether a failure is one of all requests: it is the server's first word, or has come so often in a row."""
+        known = self.traffic.answered > 0 or self._keeper.has_answers
+        self._stops = self._stops + 1 if trouble.action == "stop" else 0
+        self._unreadable = self._unreadable + 1 if trouble.unreadable else 0
+        if trouble.action == "stop":
+            return not known or self._stops >= _IN_A_ROW
+        return not known and self._unreadable >= _IN_A_ROW
+
+    def _count_attempt(self, call: Call, trouble: Trouble, status: int, probe: bool, now: float) -> None:
+        """Note a failed attempt with the request, with the server, or with both."""
+        was_open, call.throttled = self.breaker.is_open, 0
+        own = trouble.unreadable or trouble.action == "stop"  # the server did respond to this request
+        connected = trouble.reason != _NO_CONNECTION
+        responding = status > 0 and status not in _GATEWAY
+        # That a request fails again says more of the request than of the server. While the server is down, failures are
+        # no request's fault, unless it is up and says so; and that nobody is there never is.
+        repeated = connected and call.attempts > 0
+        if own:
+            self._up(now, probe, answered=False)
+        elif (not was_open and not repeated) or probe:
+            self._down(now, trouble, responding=responding)
+        call.attempts += own or responding or (not was_open and connected)
+
+    def _throttled(self, call: Call, flight: Flight, now: float, asked: float | None) -> None:
+        """Slow down after a 429."""
+        if call.throttled == 0:
+            call.answered_before = self.traffic.answered
+        call.throttled += 1
+        self.pace.refused()
+        first = self.window.refused(flight, paced=self.pace.per_second(now) < math.inf)
+        if first:
+            self.pace.limited(now, asked)
+        if asked is not None:
+            self._pause(now, asked)
+        elif first:
+            self._pause(now, self._random.uniform(0.5, 1.0))
+
+    def _is_refused_alone(self, call: Call) -> bool:
+        """Whether a request is told to come later each time, while others are answered."""
+        others = self.traffic.answered - call.answered_before
+        return min(call.throttled, others) >= _THROTTLED_IN_A_ROW
+
+    def _give_up(self, call: Call, trouble: Trouble) -> None:
+        """Reject a request after its last attempt."""
+        tries = max(call.attempts, 1) + call.throttled
+        why = f"no answer in {tries} tries: {trouble.reason}"
+        self._given_up = self._given_up + 1 if trouble.unreadable else 0
+        if self._given_up >= _UNREADABLE_IN_A_ROW:
+            why = f"{self._given_up} requests in a row have no readable answer: {trouble.reason}"
+            self._end_for(call, trouble, Trouble("stop", why, trouble.detail, fix=trouble.fix))
+            return
+        self._lose(call, Trouble("reject", why, trouble.detail, trouble.billed))
+        self._release()
 
     def _up(self, now: float, probe: bool, *, answered: bool = True) -> None:
         """The server is there."""
@@ -306,26 +528,29 @@ class EndpointClient:
         if not answered:
             self.breaker.last_answer = last
 
-    def _down(self, now: float, trouble: Trouble) -> None:
+    def _down(self, now: float, trouble: Trouble, *, responding: bool) -> None:
         self._probing = False
-        wait = self.breaker.failed(now, connected=trouble.reason != _NO_CONNECTION)
+        connected = trouble.reason != _NO_CONNECTION
+        wait = self.breaker.failed(now, connected=connected, responding=responding)
         if wait is None:
             return
         self._next_try = now + wait
-        since = self.breaker.open_since
-        assert since is not None
-        if now == since or now - self._patience_said >= 10.0:
-            self._patience_said = now
+        since = now if self.breaker.open_since is None else self.breaker.open_since
+        if now == since or now - self._patience_message_at >= 10.0:
+            self._patience_message_at = now
             so_far = f", {now - since:,.0f} s so far" if now > since else ""
             why = f"{trouble.reason}: {trouble.detail}" if trouble.detail else trouble.reason
             self.messages.put(f"{self.settings.base_url} is down ({why}); waiting for it{so_far}")
 
-    def _pause(self, now: float, until: float) -> None:
-        """Nobody sends until then."""
-        if until <= self._pause_until:
+    def _pause(self, now: float, seconds: float) -> None:
+        """Send nothing for so long, but no longer than patience lasts: then a last try decides."""
+        until = min(now + seconds, self.breaker.last_answer + self.settings.patience_seconds + 0.001)
+        if until <= max(now, self._pause_until):
             return
         if until - now > 10.0:
-            self.messages.put(f"{self.settings.base_url} asks to wait {until - now:,.0f} s")
+            short = until < now + seconds - 0.01
+            limit = f"; tried again after {until - now:,.0f} s (patience_seconds)" if short else ""
+            self.messages.put(f"{self.settings.base_url} asks to wait {seconds:,.0f} s{limit}")
         self.traffic.waited_seconds += until - max(now, self._pause_until)
         self._pause_until = until
 
@@ -335,6 +560,7 @@ class EndpointClient:
             self._probing = False
         if wait > 0:
             self._loop.call_later(wait, self._requeue, call)
+            self._pump()  # another takes its place meanwhile
         else:
             self._requeue(call)
 
@@ -342,20 +568,24 @@ class EndpointClient:
         ready = self._keeper.ready(call)
         if ready is False:
             self._loop.call_later(_PARKED_SECONDS, self._requeue, call)
+        elif ready is True and (self.breaker.is_open or call.throttled > 2):
+            # To the back: if its failure is its own, others must show that the server is up, or are held up by it.
+            self._waiting.append(call)
         elif ready is True:
             # To the front: what was asked first is waited for first.
             self._waiting.appendleft(call)
         else:
-            self._hand_back(call, Trouble("request", ready, "no room for a second try"))
+            self._hand_back(call, Trouble("reject", ready, "no room for a second try"))
         self._pump()
 
     def _lose(self, call: Call, trouble: Trouble) -> None:
         self._keeper.lost(call, trouble)
         self._hand_back(call, trouble)
 
-    def _hand_back(self, call: Call, trouble: Trouble) -> None:
-        call.outcome = trouble
-        self._streams.pop(id(call))._done.put([call])
+    def _hand_back(self, call: Call, outcome: Trouble) -> None:
+        call.outcome = outcome
+        if call.stream is not None:
+            call.stream.put([call])
 
     def _release(self, count: int = 1) -> None:
         self._in_flight -= count
@@ -364,7 +594,6 @@ class EndpointClient:
     def _end_for(self, call: Call, attempt: Trouble, why: Trouble) -> None:
         """The work ends, and the call has no outcome: `check` says why."""
         self._keeper.lost(call, attempt)
-        self._streams.pop(id(call))
         self._end(refusal(why, self.settings.url))
         self._release()
 
@@ -378,13 +607,13 @@ class EndpointClient:
             await self._arrived.wait()
             await asyncio.sleep(GROUP_SECONDS)
             self._arrived.clear()
-            group, self._unkept = self._unkept, []
+            group, self._uncommitted = self._uncommitted, []
             if not group:
                 continue
             self._committing = True
             try:
-                await self._loop.run_in_executor(self._writer, self._keeper.keep, group)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the caller is to see it
+                await self._commit(group)
+            except Exception as error:  # noqa: BLE001 - the caller raises it
                 self._end(error)
                 self._release(len(group))
                 continue
@@ -393,7 +622,63 @@ class EndpointClient:
             done: dict[Stream, list[Call]] = {}
             for call, answer in group:
                 call.outcome = answer
-                done.setdefault(self._streams.pop(id(call)), []).append(call)
+                if call.stream is not None:
+                    done.setdefault(call.stream, []).append(call)
             for stream, calls in done.items():
-                stream._done.put(calls)
+                stream.put(calls)
             self._release(len(group))
+
+
+class Body:
+    """The body of a response as it comes in pieces, decompressed, up to a bound.
+
+    Args:
+        most: bytes, decompressed.
+        encoding: the header `Content-Encoding`: empty, `identity`, `gzip` or `deflate`.
+
+    Raises:
+        zlib.error: another encoding, or (`add`) the bytes are not in it.
+    """
+
+    def __init__(self, most: int, encoding: str) -> None:
+        self.most, self.data = most, bytearray()
+        self.over = False
+        encoding = encoding.strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+            raise zlib.error(f"the encoding {encoding[:40]!r} was not asked for")
+        self._packed = encoding not in ("", "identity")
+        self._unpack: Any = None
+
+    def add(self, piece: bytes) -> bool:
+        """Take a piece; False once there is more than the bound, and nothing further is taken."""
+        room = self.most + 1 - len(self.data)
+        if self._packed:
+            if self._unpack is None:
+                # Some servers send deflate without the header of zlib.
+                headed = piece[:1] in (b"\x1f", b"\x78", b"\x58", b"\x48", b"\x38", b"\x28", b"\x18", b"\x08")
+                self._unpack = zlib.decompressobj(47 if headed else -15)
+            piece = self._unpack.decompress(piece, room)
+        self.data += piece[:room]
+        self.over = len(self.data) > self.most
+        if self.over:
+            del self.data[self.most :]
+        return not self.over
+
+
+def refusal(trouble: Trouble, url: str) -> UserError:
+    """The error for a person where no request at all can be answered."""
+    what = f"{trouble.reason} ({trouble.detail})" if trouble.detail else trouble.reason
+    fix = trouble.fix or "see what the server's own log says"
+    return RunError(what, where=url, fix=f"{fix}; what was answered is in the journal")
+
+
+def _broken(reason: str, detail: str, *, unreadable: bool = False) -> Reply:
+    return Reply(trouble=Trouble("retry", reason, detail, billed=True, unreadable=unreadable))
+
+
+def _by_lower_name(headers: Any) -> dict[str, str]:
+    """Headers by lower-case name; of several of a name the longest wait is not ours to choose: the first counts."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), value)
+    return found

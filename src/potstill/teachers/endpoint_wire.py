@@ -1,24 +1,30 @@
-"""What is sent to an OpenAI-compatible server, and what its answers and refusals mean. Nothing here sends.
+"""What is sent to an OpenAI-compatible server, and what its responses mean. Nothing here sends, and nothing that a
+server says makes it raise.
 
 The answer that goes into the journal is the raw one, as the server gave it: reasoning is split off later.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
+from urllib.parse import quote
 
 from potstill.recipe import EndpointTeacher
 from potstill.types import Answer, Finish, Request
 
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 """Statuses after which the same request may be answered. 409 is a lock that some servers time out on."""
+ERROR_BYTES = 65_536
+"""At most this much of an error's body is read."""
 
 _TOO_LONG = re.compile(r"context|too long|too many tokens|maximum.{0,20}(length|tokens)|exceed", re.IGNORECASE)
+_TOO_LARGE = re.compile(r"request (?:is )?too large", re.IGNORECASE)
 _UNKNOWN = re.compile(
     r"unknown|unrecogni[sz]ed|unexpected|unsupported|not supported|not permitted|forbidden|extra|does not support",
     re.IGNORECASE,
@@ -26,37 +32,117 @@ _UNKNOWN = re.compile(
 _NO_MORE_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _HALVES = re.compile(r"[\ud800-\udfff]")
 _LONGEST_QUOTE = 400
+_MOST_TOKENS = 2**53
+"""A count beyond this is not believed."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 _FINISHES = get_args(Finish)
-_ELSEWHERE = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length", "function_call": "tool_calls"}
+_FINISH_NAMES = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length", "function_call": "tool_calls"}
 """Names that some servers have for how an answer ended."""
+
+Redact = Callable[[str], str]
+"""Takes the key out of a server's text."""
 
 
 @dataclass(frozen=True)
 class Trouble:
     """Why an attempt brought no answer.
 
-    `what` is what to do: `retry` it, leave this `request`, or end the `run` (every other request would fail alike).
-    `billed` says that the server may have worked for it, and may charge for that. `field` is the field of the request
-    that it does not take.
+    Attributes:
+        action: `retry` the request, `reject` it, or `stop` the run, since every other request would fail alike.
+        reason: a short text out of a small set.
+        detail: what the server said, without the key, at most some hundred characters.
+        billed: the server may have worked for it, and may charge for that.
+        unreadable: the server did answer, but not with an answer: it is up, and this response is of no use.
+        field: the field of the request that the server does not take.
+        fix: what to do about it, where it ends the run.
     """
 
-    what: Literal["retry", "request", "run"]
+    action: Literal["retry", "reject", "stop"]
     reason: str
     detail: str = ""
     billed: bool = False
+    unreadable: bool = False
     field: str | None = None
     fix: str = ""
 
 
+class Redactor:
+    """Takes a key out of what a server says, in every form that is cheap to look for: as it is, percent-encoded,
+    escaped as in JSON, in hexadecimal, in base64 (alone, or anywhere inside a longer text), and each of these reversed.
+    Of the key itself a part is enough: servers cut long keys before they repeat them.
+
+    Args:
+        key: the key; None if there is none. Of a key of fewer than 8 characters (`none`, `EMPTY`) nothing is taken out:
+            it is a placeholder, and answers may well hold the word.
+    """
+
+    SHORTEST = 8
+    PART = 12
+    """Any run of this many characters of the key, and some of fewer than `PART + STEP`, is taken out."""
+    STEP = 4
+    MARK = "…"
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key if key is not None and len(key) >= self.SHORTEST else ""
+        forms = dict.fromkeys(_encodings(self._key)) if self._key else {}
+        self._forms = sorted((*forms, *(form[::-1] for form in forms)), key=len, reverse=True)
+        last = len(self._key) - self.PART
+        self._parts = [(start, self._key[start : start + self.PART]) for start in range(0, last + 1, self.STEP)]
+
+    def __call__(self, text: str) -> str:
+        """The text without the key."""
+        if not self._key:
+            return text
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, self.MARK)
+        for start, part in self._parts:
+            while (at := text.find(part)) >= 0:
+                text = self._without_run(text, at, start)
+        return text
+
+    def _without_run(self, text: str, at: int, start: int) -> str:
+        """Without the longest run of the key around `text[at]`, which is `key[start]`."""
+        key, stop, place = self._key, at, start
+        while stop < len(text) and place < len(key) and text[stop] == key[place]:
+            stop, place = stop + 1, place + 1
+        while at > 0 and start > 0 and text[at - 1] == key[start - 1]:
+            at, start = at - 1, start - 1
+        return text[:at] + self.MARK + text[stop:]
+
+
+def _encodings(key: str) -> Iterator[str]:
+    """The forms of a key, the key itself first."""
+    raw = key.encode()
+    yield key
+    yield quote(key, safe="")
+    yield quote(key)
+    yield json.dumps(key)[1:-1]
+    yield "".join(f"\\u{ord(character):04x}" for character in key)
+    yield raw.hex()
+    yield raw.hex().upper()
+    for before in range(3):
+        # Base64 of the key depends on where in a triple of bytes it begins; the first and last characters depend on
+        # its neighbours too, and are left out.
+        coded = base64.b64encode(b"\0" * before + raw).decode().rstrip("=")
+        inner = coded[(0, 2, 3)[before] : len(coded) - (1 if (before + len(raw)) % 3 else 0)]
+        yield inner
+        yield inner.replace("+", "-").replace("/", "_")
+
+
+def no_redaction(text: str) -> str:
+    """For those who have no key."""
+    return text
+
+
 def body_of(request: Request, settings: EndpointTeacher, prompt: str | None, seed: int | None) -> dict[str, Any]:
-    """The JSON of a request. One answer is asked for: how many servers take `n` seriously is not known.
+    """The JSON of a request. It asks for one answer, since not every server honours `n`.
 
     Args:
         request: what to ask.
         settings: of the teacher.
         prompt: the rendered prompt, for `api: completions`.
-        seed: of the draws, where they are drawn and the server is to be told.
+        seed: of the sampling; None where nothing is sampled.
     """
     sampling = request.sampling
     body: dict[str, Any] = {"model": settings.model}
@@ -90,43 +176,62 @@ def encoded(body: Mapping[str, Any]) -> bytes:
     return _ENCODER.encode(body).encode()
 
 
-def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any]) -> Answer | Trouble:
+def most_bytes(sent: Mapping[str, Any], settings: EndpointTeacher, request_bytes: int) -> int:
+    """The longest body (bytes, decompressed) that an answer to a request can have.
+
+    512 bytes a token hold the longest tokens of known vocabularies (some 100 bytes, nearly always far fewer) escaped as
+    JSON, and reasoning beside them; log-probabilities repeat every token as text and as a list of bytes. Some servers
+    repeat the request.
+    """
+    per_token = 2048 if settings.logprobs else 512
+    return ERROR_BYTES + per_token * int(sent[settings.max_tokens_field]) + 2 * request_bytes
+
+
+def read_answer(
+    content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any], redact: Redact = no_redaction
+) -> Answer | Trouble:
     """The answer in a response of status 200.
 
-    Tokens that the server does not count stand at their bound: the bytes of what was read and written. In the place of
-    half a surrogate pair, which JSON can say and no file can hold, stands U+FFFD.
+    Tokens that the server does not count stand at their bound: the bytes of what was read and written. Half a surrogate
+    pair, which JSON can say and no file can hold, becomes U+FFFD.
     """
     try:
-        document = json.loads(content)
-    except ValueError as error:
-        return Trouble("retry", "an answer that is no whole JSON", str(error), billed=True)
+        return _answer(content, settings, sent, redact)
+    except (ValueError, RecursionError) as error:
+        # json.loads: not JSON, not UTF-8, a number of 5,000 digits; or nested a thousand levels deep.
+        return _unreadable(_not_json(content, error), _quote(content, redact))
+
+
+def _answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any], redact: Redact) -> Answer | Trouble:
+    document = json.loads(content)
     if not isinstance(document, dict):
-        return Trouble("retry", "an answer that is no JSON object", billed=True)
-    if "error" in document and "choices" not in document:
+        return _unreadable("an answer that is no JSON object", _quote(content, redact))
+    if document.get("error") and not document.get("choices"):
         # Relays answer 200 when the server behind them failed.
-        inner = document["error"] if isinstance(document["error"], dict) else {"message": str(document["error"])}
-        code = inner.get("code")
-        status = code if isinstance(code, int) and 400 <= code < 600 else 500
-        return read_refusal(status, json.dumps({"error": inner}).encode(), sent)
+        error = document["error"] if isinstance(document["error"], dict) else {"message": str(document["error"])}
+        return read_refusal(_status_of(error), json.dumps({"error": error}).encode(), sent, redact)
     choices = document.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        count = len(choices) if isinstance(choices, list) else 0
-        return Trouble("run", f"the server gave {count} choices where one was asked for", billed=True)
+    if not isinstance(choices, list) or len(choices) != 1:
+        count = len(choices) if isinstance(choices, list) else "no"
+        fix = "drop what asks for several (n), or compare the teacher's base_url and api with what the server offers"
+        return _unreadable(f"{count} choices where one was asked for", _quote(content, redact), fix)
     choice = choices[0]
-    text, reasoning = _said(choice, settings.api)
-    if text is None:
-        return Trouble("run", "the server's answer has no text where one is expected", _quote(content), billed=True)
+    if not isinstance(choice, dict):
+        return _unreadable("a choice that is no JSON object", _quote(content, redact))
     finish = _finish(choice.get("finish_reason"))
+    text, reasoning = _texts_of(choice, settings.api, finish)
+    if text is None:
+        return _unreadable("an answer without a text", _quote(content, redact))
     logprob = _mean_logprob(choice) if settings.logprobs else None
     # What was withheld, or holds nothing, has none anywhere.
     if settings.logprobs and logprob is None and text.strip() and finish in ("stop", "length"):
-        fix = "set the teacher's logprobs: false, or ask a server that gives them (vLLM does)"
-        reason = "the server takes the request for log-probabilities, and gives none"
-        return Trouble("run", reason, billed=True, fix=fix)
-    text, reasoning = _HALVES.sub("\ufffd", text), reasoning and _HALVES.sub("\ufffd", reasoning)
+        fix = "set the teacher's logprobs: false, or use a server that gives them (vLLM does)"
+        return _unreadable("no log-probabilities, though they were asked for", fix=fix)
+    text = redact(_HALVES.sub("\ufffd", text))
+    reasoning = redact(_HALVES.sub("\ufffd", reasoning)) if reasoning else None
     usage = document.get("usage")
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    read, written = (count if isinstance(count, int) and not isinstance(count, bool) else None for count in counts)
+    counts = usage if isinstance(usage, dict) else {}
+    read, written = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
     if read is None:
         read = bound_tokens(sent)
     if written is None:
@@ -134,30 +239,37 @@ def read_answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, An
     return Answer(text, finish, read, written, reasoning, logprob)
 
 
-def read_refusal(status: int, content: bytes, sent: Mapping[str, Any]) -> Trouble:
+def read_refusal(status: int, content: bytes, sent: Mapping[str, Any], redact: Redact = no_redaction) -> Trouble:
     """What a response that is no answer means.
 
-    A request is left alone if it is refused for what it holds; the run ends if it is refused for who asks, or for a
-    field that all requests have.
+    A request is rejected if it is refused for what it holds; the run stops if the request is refused for who asks, or
+    for a field that all requests have.
     """
-    message, code, named = _error_of(content)
-    said = f"{status}: {message}" if message else str(status)
+    try:
+        message, code, named = _error_of(content, redact)
+    except (ValueError, RecursionError):
+        message, code, named = _quote(content, redact), "", ()
+    detail = f"{status}: {message}" if message else str(status)
     if code in _NO_MORE_MONEY:
-        return Trouble("run", "the account has no more credit", said, fix="top it up, and say the same command again")
+        return Trouble("stop", "the account has no more credit", detail, fix="top it up and run the command again")
+    if status == 429 and _TOO_LARGE.search(message):
+        return Trouble("reject", "refused by the server (429)", message)  # larger than what a minute allows
     if status in RETRYABLE:
         return Trouble("retry", f"status {status}", message)
     if status in (401, 403):
         fix = "put the key into an environment variable, and its name into the teacher's api_key_env"
-        return Trouble("run", "the server does not let us in", said, fix=fix)
+        return Trouble("stop", "the server refuses access", detail, fix=fix)
     if 300 <= status < 400:
-        return Trouble("run", "the server sends us elsewhere", said, fix="give that address as the teacher's base_url")
+        return Trouble("stop", "the server redirects to another address", detail, fix="name it as teacher.base_url")
     if status in (404, 405):
         fix = "compare the teacher's base_url (it usually ends in /v1), api and model with what the server offers"
-        return Trouble("run", "the server knows no such address or model", said, fix=fix)
+        return Trouble("stop", "the server has no such address or model", detail, fix=fix)
+    if not 400 <= status < 600:
+        return _unreadable(f"status {status}", message)
     field = _refused_field(status, message, code, named, sent)
     if field is not None:
-        return Trouble("run", f"the server does not take {field!r}", said, field=field, fix=_fix(field, sent))
-    return Trouble("request", f"refused by the server ({status})", message)
+        return Trouble("stop", f"the server does not take {field!r}", detail, field=field, fix=_fix(field, sent))
+    return Trouble("reject", f"refused by the server ({status})", message)
 
 
 def bound_tokens(body: Mapping[str, Any]) -> int:
@@ -172,15 +284,50 @@ def bound_tokens(body: Mapping[str, Any]) -> int:
     tokens = 64
     for message in messages:
         content = message.get("content")
-        plain = isinstance(content, str) and len(message) == 2
-        tokens += len((content if plain else json.dumps(message, ensure_ascii=False)).encode()) + 16  # type: ignore[union-attr]
+        text = content if isinstance(content, str) and len(message) == 2 else json.dumps(message, ensure_ascii=False)
+        tokens += len(text.encode()) + 16
     if "tools" in body:
         tokens += 2 * len(json.dumps(body["tools"], ensure_ascii=False).encode()) + 512
     return tokens
 
 
-def _said(choice: Mapping[str, Any], api: str) -> tuple[str | None, str | None]:
-    """Text and reasoning of a choice; no text at all is None."""
+def _unreadable(reason: str, detail: str = "", fix: str = "") -> Trouble:
+    fix = fix or "compare the teacher's base_url and api with what the server offers"
+    return Trouble("retry", reason, detail, billed=True, unreadable=True, fix=fix)
+
+
+def _not_json(content: bytes, error: Exception) -> str:
+    """What a body is that is not JSON."""
+    start = content[:64].lstrip().lower()
+    if not start:
+        return "an empty answer"
+    if start.startswith((b"data:", b"event:", b": ")):
+        return "a stream of events where one answer was asked for"
+    if start.startswith(b"<"):
+        return "a page of HTML or XML where JSON was asked for"
+    return "JSON nested too deeply" if isinstance(error, RecursionError) else "an answer that is not valid JSON"
+
+
+def _status_of(error: Mapping[str, Any]) -> int:
+    """The status of an error that came with status 200."""
+    for name in ("code", "status", "status_code"):
+        code = error.get(name)
+        if isinstance(code, str) and re.fullmatch(r"[45]\d\d", code):
+            return int(code)
+        if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600:
+            return code
+    return 500
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None if it is not one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS else None
+
+
+def _texts_of(choice: Mapping[str, Any], api: str, finish: Finish) -> tuple[str | None, str | None]:
+    """Text and reasoning of a choice; text None where there is nothing that could be taken for an answer."""
     if api == "completions":
         text = choice.get("text")
         return (text if isinstance(text, str) else None), None
@@ -191,54 +338,58 @@ def _said(choice: Mapping[str, Any], api: str) -> tuple[str | None, str | None]:
     reasoning = next((r for r in found if isinstance(r, str) and r), None)
     content = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text", "") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "".join(parts)
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "".join(part for part in parts if isinstance(part, str)) if parts else None
     if content is None:
-        # Nothing but reasoning, tool calls, or a refusal in a field of its own.
-        content = message.get("refusal") or ""
+        refusal = message.get("refusal")
+        # Nothing but reasoning, calls of tools, what a filter withheld, or what max_tokens cut before the first word.
+        empty = "" if reasoning or message.get("tool_calls") or finish != "stop" else None
+        content = refusal if isinstance(refusal, str) and refusal else empty
     return (content if isinstance(content, str) else None), reasoning
 
 
 def _mean_logprob(choice: Mapping[str, Any]) -> float | None:
     """The mean over the tokens of a choice; None if the server did not give them. JSON has no −∞: some servers write
     −9999 for it."""
-    told = choice.get("logprobs")
-    if not isinstance(told, dict):
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, dict):
         return None
-    several = told.get("token_logprobs")  # completions; in chats a list of objects
+    several = logprobs.get("token_logprobs")  # completions; in chats a list of objects
     if not isinstance(several, list):
-        content = told.get("content")
-        several = [token.get("logprob") for token in content if isinstance(token, dict)] if content else []
-    numbers = [float(one) for one in several if isinstance(one, (int, float)) and not isinstance(one, bool)]
-    found = [one for one in numbers if math.isfinite(one)]
+        content = logprobs.get("content")
+        tokens = content if isinstance(content, list) else ()
+        several = [token.get("logprob") for token in tokens if isinstance(token, dict)]
+    numbers = [one for one in several if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    found = [float(one) for one in numbers if abs(one) < 1e9 and math.isfinite(one)]
     return sum(found) / len(found) if found else None
 
 
-def _finish(said: Any) -> Finish:
-    name = _ELSEWHERE.get(said, said)
+def _finish(name: Any) -> Finish:
+    name = _FINISH_NAMES.get(name, name) if isinstance(name, str) else None
     # A server that says nothing did not say that it was cut short.
     return cast(Finish, name) if name in _FINISHES else "stop"
 
 
-def _error_of(content: bytes) -> tuple[str, str, tuple[str, ...]]:
-    """The message of an error, its code, and the fields that it names."""
+def _error_of(content: bytes, redact: Redact) -> tuple[str, str, tuple[str, ...]]:
+    """The message of an error (without the key, and short), its code, and the fields that it names."""
     try:
         document = json.loads(content)
     except ValueError:
-        return _quote(content), "", ()
+        return _quote(content, redact), "", ()
     error = document.get("error", document) if isinstance(document, dict) else document
     if not isinstance(error, dict):
-        return _quote(str(error).encode(errors="replace")), "", ()
+        return _short(str(error), redact), "", ()
     named: list[str] = [str(error["param"])] if error.get("param") else []
     detail = error.get("detail")
     if isinstance(detail, list):  # FastAPI's 422
-        for item in detail:
-            if isinstance(item, dict):
-                named += [str(part) for part in item.get("loc", ())]
-        detail = "; ".join(str(item.get("msg", "")) for item in detail if isinstance(item, dict)) + f" {named}"
+        items = [item for item in detail if isinstance(item, dict)]
+        for item in items:
+            place = item.get("loc")
+            named += [str(part) for part in place] if isinstance(place, list) else []
+        detail = "; ".join(str(item.get("msg", "")) for item in items) + f" {named}"
     message = error.get("message") or detail or json.dumps(error, ensure_ascii=False)
     code = str(error.get("code") or error.get("type") or "")
-    return _quote(str(message).encode(errors="replace")), code, tuple(named)
+    return _short(str(message), redact), code, tuple(named)
 
 
 def _refused_field(status: int, message: str, code: str, named: Sequence[str], sent: Mapping[str, Any]) -> str | None:
@@ -257,13 +408,19 @@ def _fix(field: str, sent: Mapping[str, Any]) -> str:
     if field in other:
         return f"set the teacher's max_tokens_field: {other[field]}"
     if field in ("temperature", "top_p", "seed"):
-        said = f" (it is {sent[field]}), or change it" if field != "seed" else ""
-        return f"add {field} to the teacher's omit{said}"
+        change = f" (it is {sent[field]}), or change it" if field != "seed" else ""
+        return f"add {field} to the teacher's omit{change}"
     if field == "logprobs":
         return "set the teacher's logprobs: false"
     return "set generate.top_k: 0" if field == "top_k" else f"drop {field} from the teacher's extra"
 
 
-def _quote(content: bytes) -> str:
-    said = " ".join(content[: 4 * _LONGEST_QUOTE].decode(errors="replace").split())
-    return said if len(said) <= _LONGEST_QUOTE else f"{said[:_LONGEST_QUOTE]}…"
+def _quote(content: bytes, redact: Redact) -> str:
+    """The beginning of a body as one short line."""
+    return _short(content.decode(errors="replace"), redact)
+
+
+def _short(text: str, redact: Redact) -> str:
+    """One line without the key; the key goes first, so that no part of it is left where the text is cut."""
+    line = " ".join(redact(_HALVES.sub("\ufffd", text))[: 4 * _LONGEST_QUOTE].split())
+    return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}…"
