@@ -189,9 +189,9 @@ class Pace:
     lost meanwhile. So the limit is to be met seldom, and sending is spread at a rate just below it:
 
     - Until the limit is met at a known rate, the rate doubles every second (search).
-    - After that the rate grows as in CUBIC (RFC 9438): from what is known to pass, at first quickly and ever more slowly
-      towards the rate at which the limit was met, stays near it for most of a minute, and then ever faster beyond it,
-      in case the limit has been raised.
+    - After that the rate grows as in CUBIC (RFC 9438): from what is known to pass, at first quickly and ever more
+      slowly towards the rate at which the limit was met, stays near it for most of a minute, and then ever faster
+      beyond it, in case the limit has been raised.
 
     What is known to pass: between one 429 and the next, a bucket has gone from empty to empty, so what passed is at
     most what it was filled with, and that over the time is at most the rate. It is much less where the time was mostly
