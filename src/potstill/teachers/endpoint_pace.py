@@ -237,9 +237,10 @@ class Pace:
             return math.inf
         passed = max(0.0, now - self._since)
         if self._met_rate is None:
-            return self._base * 2.0 ** min(passed, 60.0)
+            return self._base * math.pow(2.0, min(passed, 60.0))
         below = max(0.0, 1 - self._base / self._met_rate)
-        return self._met_rate * (1 + self.CURVE * (passed - (below / self.CURVE) ** (1 / 3)) ** 3)
+        plateau = math.cbrt(below / self.CURVE)  # seconds until the rate is what it was when the limit was met
+        return self._met_rate * (1 + self.CURVE * math.pow(passed - plateau, 3))
 
     def wait_seconds(self, now: float) -> float:
         """How long until the next may go out."""
