@@ -99,7 +99,7 @@ class HiddenObjective(TappedObjective[H]):
             projections *= len(ours)
         found = []
         for our, their, project in zip(ours, theirs, projections, strict=True):
-            states = project(self._rows(student, our, batch, "student"))
+            states = project(widened(self._rows(student, our, batch, "student")))
             found.append(self.distance(states, self._rows(teacher, their, batch, "teacher")))
         return torch.stack(found).mean(0)
 

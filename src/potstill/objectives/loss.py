@@ -73,7 +73,9 @@ def total_loss(
                 metrics[name] = mass.sum()
     for i, objective in enumerate(objectives):
         if isinstance(objective, DirectObjective):
-            term = objective(student, teacher, batch, modules[i])
+            # Values and learned projections are in fp32 whatever the models run in (see `base.widened`).
+            with torch.autocast(batch.target_ids.device.type, enabled=False):
+                term = objective(student, teacher, batch, modules[i])
             summed = term.values.sum()
             terms.append(summed * coefficients[i])
             sums[i] = summed.detach()

@@ -114,7 +114,7 @@ class HintLoss(TappedObjective[Hint]):
         pair, view = self.settings.modules, batch.student
         ours, theirs = _outputs(pair, student, teacher)
         if module is not None:
-            ours = module(ours)
+            ours = module(widened(ours))
         if ours.shape != theirs.shape:
             raise ModelError(_differ(pair, ours, theirs), where="modules", fix="train it with what its build returns")
         if isinstance(view, View) and ours.ndim == 3 and ours.shape[:2] == view.input_ids.shape:

@@ -147,7 +147,8 @@ def given_teacher(
     """The teacher, ready to give signals on a device.
 
     Raises:
-        UserError: it shares modules with the student, which would be put into evaluation mode with it.
+        UserError: it shares modules with the student, which would be put into evaluation mode with it, or weights that
+            the student trains.
         ModelError: it cannot be found or used.
     """
     if teacher is None:
@@ -157,16 +158,46 @@ def given_teacher(
         return made
     if not isinstance(teacher, nn.Module):
         return teacher
-    shared = {id(m) for m in teacher.modules()} & {id(m) for m in student.modules()}
-    if shared:
-        raise UserError(
-            "the teacher shares modules with the student: it would learn along, and the student would lose its dropout",
-            where="teacher",
-            fix="give a copy: teacher=copy.deepcopy(model)",
-        )
+    _refuse_shared(teacher, student)
     if isinstance(teacher, PreTrainedModel) and not getattr(teacher, "hf_device_map", None):
         nn.Module.to(teacher, device)
     return GivenTeacher(teacher)
+
+
+def _refuse_shared(teacher: nn.Module, student: nn.Module) -> None:
+    """A teacher that changes while its student learns teaches nothing: the KL between them stays 0.
+
+    Weights are compared by their memory, since two parameters, or views of one tensor, may lie on the same. A frozen
+    weight may be shared.
+    """
+    copy = "give a copy: teacher=copy.deepcopy(model)"
+    if {id(m) for m in teacher.modules()} & {id(m) for m in student.modules()}:
+        raise UserError(
+            "the teacher shares modules with the student: it would learn along, and the student would lose its dropout",
+            where="teacher",
+            fix=copy,
+        )
+    memory = {_memory(t) for t in (*teacher.parameters(), *teacher.buffers())} - {None}
+    # Buffers that are saved, such as running means, change in the student's forward pass.
+    saved = student.state_dict(keep_vars=True).keys()
+    changing = {
+        **{name: p for name, p in student.named_parameters() if p.requires_grad},
+        **{name: b for name, b in student.named_buffers() if name in saved},
+    }
+    shared = sorted(name for name, tensor in changing.items() if _memory(tensor) in memory)
+    if shared:
+        raise UserError(
+            f"the teacher shares {len(shared)} tensors with the student ({shared[0]}, …): it would learn along",
+            where="teacher",
+            fix=f"{copy}, or freeze what they share (requires_grad_(False))",
+        )
+
+
+def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
+    """Where a tensor's storage begins; None of one that has none."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return None
+    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def given_objectives(objectives: Sequence[ObjectiveSettings | Mapping[str, Any]] | None) -> list[ObjectiveSettings]:

@@ -158,11 +158,12 @@ class DistillModule(nn.Module):
 
 
 def objective_names(objectives: Sequence[Objective[Any]]) -> tuple[str, ...]:
-    """A name for each objective in logs and files: its kind, numbered from the second of a kind on."""
+    """A name for each objective in logs and files: its kind, numbered from the second of a kind on. A plug-in that was
+    named by its file has the short name that its settings give it."""
     seen: dict[str, int] = {}
     names = []
     for objective in objectives:
-        kind = objective.settings.kind
+        kind = str(type(objective.settings).model_fields["kind"].default)
         seen[kind] = seen.get(kind, 0) + 1
         names.append(kind if seen[kind] == 1 else f"{kind}_{seen[kind]}")
     return tuple(names)

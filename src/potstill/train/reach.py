@@ -48,6 +48,18 @@ def frozen(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             parameters[name].requires_grad_(learns)
 
 
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Put every buffer back to what it held: the running statistics that a forward pass in training mode moves."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, held in before:
+                buffer.copy_(held)
+
+
 def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
     """The names of the parameters of a module that get no gradient from its objectives on a batch: layers above the
     state that is matched, say, and the head. Weights and modes are left as they were found.

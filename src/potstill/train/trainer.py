@@ -43,7 +43,7 @@ from potstill.train.held_out import MeasuresHeldOut
 from potstill.train.loaders import loader
 from potstill.train.module import METRIC, DistillModule
 from potstill.train.order import StepOrder
-from potstill.train.reach import frozen, may_leave_out, unreached
+from potstill.train.reach import frozen, may_leave_out, unchanged_buffers, unreached
 from potstill.train.refuse import (
     check_capabilities,
     check_task,
@@ -293,13 +293,39 @@ class DistillTrainer(MeasuresHeldOut):
             # An objective whose count is 0 contributes nothing.
             alone = torch.zeros_like(counts)
             alone[index] = counts[index]
-            # Dropout draws here what it would have drawn anyway.
-            with torch.random.fork_rng(devices), self.accelerator.autocast():
-                loss = module(inputs, alone)["loss"]
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            # Dropout draws here what it would have drawn anyway, and running statistics move once a step.
+            with torch.random.fork_rng(devices), unchanged_buffers(module):
+                with self.accelerator.autocast():
+                    loss = module(inputs, alone)["loss"]
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             squares = [g.double().square().sum() for g in gradients if g is not None]
             norms.append(torch.stack(squares).sum().sqrt() if squares else loss.new_zeros((), dtype=torch.float64))
         return torch.stack(norms)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimiser, with every projector among its parameters.
+
+        Raises:
+            UserError: it was given, and does not train a projector.
+        """
+        optimizer = super().create_optimizer(model)
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        missing = [n for n, p in self.module.projectors.named_parameters() if p.requires_grad and id(p) not in trained]
+        if missing:
+            raise UserError(
+                f"the optimizer trains no projector ({missing[0]}, …): the student would be matched through a map that "
+                "stays as it was drawn",
+                where="optimizers",
+                fix="leave optimizers out and choose one by args.optim, or leave out objectives that project",
+            )
+        left = [n for n, p in self.student.named_parameters() if p.requires_grad and id(p) not in trained]
+        if left:
+            logger.warning(
+                "the optimizer leaves %d of the student's tensors as they are: %s, …; freeze them if that is meant",
+                len(left),
+                left[0],
+            )
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the objectives did since the last log, then log as usual."""
