@@ -272,7 +272,8 @@ class Signals:
 
         hidden.k        [B,T,H]  state k: 0 the embeddings, L the last, after the final norm
         queries.k       [B,A,T,d] of attention layer k (from 0), after rotary embedding and whatever else the model does
-                        to them, and scaled so that queries · keysᵀ / √d are the scores before mask and softmax
+                        to them, and scaled so that queries · keysᵀ / √d are the scores before soft-cap, mask and
+                        softmax
         keys.k, values.k [B,A_kv,T,d] of the same layer; A_kv < A where heads are grouped
         module:<path>   the output of a module by its path (`module:layer1.0.conv2`), the first if it gives several
 
@@ -289,7 +290,8 @@ class Signals:
 @dataclass(frozen=True)
 class ModelDims:
     """The sizes of one model that an objective may ask about; 0 where a plain module has no such thing. `vocab` are the
-    rows of its output layer: tokens, or classes. `causal` models attend to what came before only."""
+    rows of its output layer: tokens, or classes. `causal` models attend to what came before only. Some bound attention
+    scores to ±`attention_softcap` (c·tanh(score / c), Gemma 2)."""
 
     vocab: int
     hidden: int
@@ -297,6 +299,7 @@ class ModelDims:
     heads: int
     kv_heads: int
     causal: bool = True
+    attention_softcap: float | None = None
 
 
 @dataclass(frozen=True)

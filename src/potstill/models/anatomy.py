@@ -24,6 +24,7 @@ from potstill.signals import ModelDims
 _MULTIPLIES = ("logit_scale", "lm_head_multiplier")
 _DIVIDES = ("logits_scaling",)
 _SOFTCAP = "final_logit_softcapping"
+_ATTENTION_SOFTCAP = "attn_logit_softcapping"
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def dims(model: nn.Module) -> ModelDims:
         heads=heads,
         kv_heads=_size(config, "num_key_value_heads") or heads,
         causal=is_causal(model),
+        attention_softcap=getattr(config, _ATTENTION_SOFTCAP, None) or None,
     )
 
 

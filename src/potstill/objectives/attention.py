@@ -132,8 +132,10 @@ def example_ids_of(batch: Batch) -> Int[Tensor, "B T"]:
 
 
 def attention_scores(signals: Signals, layer: int, side: Side) -> Float[Tensor, "B A T T"]:
-    """The scores of one attention layer, from its queries and keys."""
-    return scores_of(tap(signals, f"queries.{layer}", side), tap(signals, f"keys.{layer}", side))
+    """The scores of one attention layer, from its queries and keys, with the model's soft-cap where it has one."""
+    scores = scores_of(tap(signals, f"queries.{layer}", side), tap(signals, f"keys.{layer}", side))
+    cap = None if signals.dims is None else signals.dims.attention_softcap
+    return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
 A = TypeVar("A", AttentionScores, AttentionKL)

@@ -29,7 +29,7 @@ from potstill.models.cache import cache_dir, cache_error
 from potstill.signals import Ask, Batch, Dense, ImageView, ModelDims, Signals, View
 from potstill.types import canonical_json, digest
 
-CONTRACT = 1
+CONTRACT = 2
 """Raised when the meaning of what is stored changes."""
 
 _RESPONSE = "response"
