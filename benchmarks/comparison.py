@@ -29,7 +29,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from potstill.errors import RecipeError, did_you_mean
 from potstill.measures import Metric
 from potstill.recipe import Recipe, Settings, load_recipe
-from potstill.recipe.load import read_yaml
+from potstill.recipe.reading import read_yaml
 
 RUNS = Path("runs")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

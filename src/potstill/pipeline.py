@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from potstill.artifacts import Artifact, disk_error, read_artifact, write_artifact, write_atomically
 from potstill.check import check_recipe
 from potstill.console import Console
 from potstill.errors import PotstillError, RunError
 from potstill.recipe import Recipe, dump_recipe, weights_of
+from potstill.recipe.reading import read_yaml
 from potstill.stage import Context, Stage, stages_of
 
 State = Literal["fresh", "stale", "missing", "interrupted"]
@@ -116,7 +115,8 @@ def open_run(recipe: Recipe, run: Path) -> Iterator[None]:
                 "another potstill is at work in this run", where=str(run), fix="wait for it, or use --run"
             ) from error
         if saved.is_file():
-            owner = (yaml.safe_load(saved.read_text(encoding="utf-8")) or {}).get("name")
+            kept = read_yaml(saved)
+            owner = kept.get("name") if isinstance(kept, dict) else None
             if owner != recipe.name:
                 raise RunError(
                     f"this run folder belongs to the recipe {owner!r}, not {recipe.name!r}",

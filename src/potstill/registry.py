@@ -118,8 +118,12 @@ def digests_of(classes: Iterable[type]) -> list[str]:
 
 def _load_file(room: str, reference: str, base: Path) -> type:
     filename, _, name = reference.rpartition(":")
-    path = (base / filename).resolve()
-    if not path.is_file():
+    try:
+        path = (base / filename).resolve()
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        path, there = base / filename, False
+    if not there:
         raise RecipeError(f"no plug-in file {filename!r}", where=str(path), fix="paths are relative to the recipe")
     source_digest = hashlib.sha256(path.read_bytes()).hexdigest()
     module_name = f"potstill_plugin_{source_digest[:16]}"
@@ -132,9 +136,10 @@ def _load_file(room: str, reference: str, base: Path) -> type:
         try:
             with _wholly():
                 spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
-            raise RecipeError(f"the plug-in cannot be loaded: {error}", where=str(path)) from error
+            why = f"{type(error).__name__}: {error}"
+            raise RecipeError(f"the plug-in cannot be loaded: {why}", where=str(path)) from error
     plugin_digests[str(path)] = source_digest
     named = getattr(module, name, None)
     if not isinstance(named, type):

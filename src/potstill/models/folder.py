@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from potstill.errors import ModelError
 from potstill.models.cache import remembered_digest
 from potstill.models.kinds import OF_TEXT, check_task, own_task
+from potstill.recipe.reading import parse_yaml
 from potstill.types import digest
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -195,8 +194,8 @@ def stated_licence(path: Path) -> str:
     if not text.startswith("---"):
         return ""
     try:
-        metadata = yaml.safe_load(text.split("---", 2)[1])
-    except (yaml.YAMLError, IndexError):
+        metadata = parse_yaml(text.split("---", 2)[1])
+    except (ValueError, IndexError):
         return ""
     if not isinstance(metadata, dict):
         return ""

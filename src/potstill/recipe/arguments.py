@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from potstill.errors import did_you_mean
-from potstill.recipe.declared import training_arguments
+from potstill.recipe.declared import MOST, training_arguments
 
 OURS = {
     "output_dir": "it is the run's folder",
@@ -46,6 +46,7 @@ _ABOVE_ZERO = frozenset(
     }
 )
 _BELOW_ONE = frozenset({"adam_beta1", "adam_beta2"})
+_AT_MOST = {"num_train_epochs": 1_000_000}
 _MAY_BE_NEGATIVE = frozenset({"local_rank"})
 
 
@@ -76,6 +77,8 @@ def _out_of_range(name: str, value: Any) -> str | None:
         return f"should be above 0, not {value}"
     if name in _BELOW_ONE and not 0 <= value < 1:
         return f"should be at least 0 and below 1, not {value}"
+    if value > (most := _AT_MOST.get(name, MOST)):
+        return f"should be at most {most:,}, not {value:g}"
     if value < 0 and name not in _MAY_BE_NEGATIVE:
         return f"should not be negative: {value}"
     return None

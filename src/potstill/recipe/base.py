@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SerializeAsAny, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
 from potstill import registry
@@ -27,10 +37,73 @@ class PartIfSet:
     """
 
 
+COUNT_AT_MOST = 2**31 - 1
+"""The largest count that a recipe may hold."""
+
+Count = Annotated[int, Field(gt=0, le=COUNT_AT_MOST)]
+"""A whole number above 0, of anything."""
+
+Tokens = Annotated[int, Field(gt=0, le=16_777_216)]
+"""A length in tokens, above 0: of an answer, a text, a context."""
+
+LONGEST_NAME = 100
+"""Characters of the name of a recipe, a teacher or a stage: folders are called so."""
+
+_LONGEST_FILE_NAME, _LONGEST_PATH = 255, 4095
+
+
+P = TypeVar("P", str, Path)
+
+
+def path_that_fits(path: P) -> P:
+    """A path that a file system can have.
+
+    Raises:
+        ValueError: a part of it is longer than any file's name, or it has a NUL.
+    """
+    text = str(path)
+    if "\0" in text:
+        raise ValueError("a path has no NUL character")
+    if len(text.encode(errors="surrogateescape")) > _LONGEST_PATH or any(
+        len(part.encode(errors="surrogateescape")) > _LONGEST_FILE_NAME for part in text.split("/")
+    ):
+        raise ValueError(f"is too long for a path: {text[:60]}… ({len(text):,} characters)")
+    return path
+
+
+PathText = Annotated[str, AfterValidator(path_that_fits)]
+"""A path, or a name that stands where one may stand."""
+
+
+def _kinds_in(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _kinds_in(inner)
+
+
 class Settings(BaseModel):
     """Base of every section: unknown keys are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`samples: yes` is a slip: pydantic would read it as 1."""
+        if isinstance(value, bool) and info.field_name is not None and info.field_name in cls.model_fields:
+            kinds = set(_kinds_in(cls.model_fields[info.field_name].annotation))
+            others = (
+                bool in kinds or Any in kinds or any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
+            )
+            if kinds & {int, float} and not others:
+                raise ValueError(f"should be a number, not {str(value).lower()}")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _paths_fit(cls, value: Any) -> Any:
+        return path_that_fits(value) if isinstance(value, Path) else value
 
     def key_fields(self) -> dict[str, Any]:
         """The settings that affect results, as plain data: what enters a stage's key."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from potstill.recipe.base import Settings
+from potstill.recipe.base import Count, Settings
 
 
 class BudgetSettings(Settings):
@@ -14,8 +14,8 @@ class BudgetSettings(Settings):
     in US dollars and needs a known price. The worst case of each request is set aside before it is sent.
     """
 
-    tokens: PositiveInt | None = None
-    requests: PositiveInt | None = None
+    tokens: Count | None = None
+    requests: Count | None = None
     money: float | None = Field(None, gt=0, allow_inf_nan=False)
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from potstill.recipe.base import KindSettings, PartIfSet
+from potstill.recipe.base import Count, KindSettings, PartIfSet
 
 Format = Literal["auto", "messages", "prompt", "prompt_completion", "text", "labelled", "sharegpt", "alpaca"]
 
@@ -31,7 +31,7 @@ class DataSettings(KindSettings):
     held_out: Annotated[float, Field(ge=0, lt=1)] | Literal["own"] = 0.1
     split_seed: int = 0
     group_by: str = "user_turns"
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     system: str | None = None
     licence: str = ""
 
@@ -140,7 +140,7 @@ class ReasoningGymData(DataSettings):
 
     kind: Literal["reasoning_gym"]
     name: str
-    size: PositiveInt = 500
+    size: Count = 500
     seed: int = 0
     config: dict[str, Any] = {}
 
@@ -157,7 +157,7 @@ class ImageSettings(DataSettings):
     """Base of the sources of images: arrays of 0 to 255 with a class each. A model sees (x / 255 − `mean`) / `std`.
     `train_limit` keeps a fair sample of those to learn from, and all that are held out."""
 
-    train_limit: Annotated[PositiveInt | None, PartIfSet()] = None
+    train_limit: Annotated[Count | None, PartIfSet()] = None
     mean: float = 0.5
     std: PositiveFloat = 0.5
 

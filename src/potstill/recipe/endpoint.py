@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from potstill.recipe.base import Cosmetic, Settings
+from potstill.recipe.base import COUNT_AT_MOST, Cosmetic, Count, PathText, Settings, Tokens
 from potstill.recipe.teachers import TeacherSettings
 from potstill.types import Capability
 
@@ -74,21 +74,21 @@ class EndpointTeacher(TeacherSettings):
     remote: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"generate"})
     base_url: str
-    model: str = Field(min_length=1)
+    model: PathText = Field(min_length=1)
     api: Literal["chat", "completions"] = "chat"
     api_key_env: Annotated[str | None, Cosmetic(), Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
-    tokenizer: str | None = None
-    context_length: PositiveInt | None = None
+    tokenizer: PathText | None = None
+    context_length: Tokens | None = None
     extra: SamplerExtras = SamplerExtras()
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     omit: tuple[Literal["temperature", "top_p", "seed"], ...] = ()
     reasoning: Literal["auto", "required"] = "auto"
     logprobs: bool = False
-    max_in_flight: Annotated[PositiveInt, Cosmetic()] = 256
+    max_in_flight: Annotated[Count, Cosmetic()] = 256
     requests_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None
     tokens_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None
     timeout_seconds: Annotated[PositiveFloat, Cosmetic()] = 600.0
-    retries: Annotated[int, Cosmetic(), Field(ge=0)] = 8
+    retries: Annotated[int, Cosmetic(), Field(ge=0, le=COUNT_AT_MOST)] = 8
     patience_seconds: Annotated[PositiveFloat, Cosmetic()] = 3600.0
     price: Annotated[Price | None, Cosmetic()] = None
     price_provider: Annotated[str | None, Cosmetic()] = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from potstill.recipe.base import PartIfSet, Settings, one_of
+from potstill.recipe.base import COUNT_AT_MOST, Count, PartIfSet, Settings, Tokens, one_of
 from potstill.recipe.verify import VerifierSettings, judges_of
 
 
@@ -17,10 +17,10 @@ class SolveSettings(Settings):
     """
 
     verify: one_of(VerifierSettings)  # type: ignore[valid-type]
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: Tokens = 256
     reference: str = "reference"
-    limit: PositiveInt | None = None
-    batch_size: PositiveInt = 32
+    limit: Count | None = None
+    batch_size: Count = 32
 
     @model_validator(mode="after")
     def _decides_alone(self) -> SolveSettings:
@@ -40,12 +40,12 @@ class EvaluateSettings(Settings):
     models solve.
     """
 
-    resamples: PositiveInt = 2000
+    resamples: Count = 2000
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    tokens_per_batch: PositiveInt = 4096
+    tokens_per_batch: Tokens = 4096
     speed: bool = True
-    samples_shown: int = Field(8, ge=0)
-    sample_tokens: PositiveInt = 64
+    samples_shown: int = Field(8, ge=0, le=COUNT_AT_MOST)
+    sample_tokens: Tokens = 64
     controls: tuple[Literal["untrained"], ...] = ("untrained",)
     solve: Annotated[SolveSettings | None, PartIfSet()] = None
 
@@ -54,4 +54,4 @@ class ReportSettings(Settings):
     """The page that a person looks at."""
 
     title: str | None = None
-    worst_documents: int = Field(6, ge=0)
+    worst_documents: int = Field(6, ge=0, le=COUNT_AT_MOST)

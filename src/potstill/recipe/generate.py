@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from potstill.recipe.base import KindSettings, PartIfSet, one_of
+from potstill.recipe.base import COUNT_AT_MOST, Count, KindSettings, PartIfSet, Tokens, one_of
 from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.teachers import TeacherSettings
 from potstill.recipe.verify import Decontamination, Length, VerifierSettings, judges_of, leaves_of
@@ -105,17 +105,17 @@ class SequenceProgram(VerifiedSettings):
 
     kind: Literal["sequence"] = "sequence"
     answers_records: ClassVar[bool] = True
-    samples: PositiveInt = 1
-    max_new_tokens: PositiveInt = 256
+    samples: Count = 1
+    max_new_tokens: Tokens = 256
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    beams: PositiveInt = 1
-    batch_size: PositiveInt = 32
-    token_budget: PositiveInt | None = None
+    top_k: int = Field(0, ge=0, le=COUNT_AT_MOST)
+    beams: Count = 1
+    batch_size: Count = 32
+    token_budget: Count | None = None
     keep_unfinished: bool = True
     keep: Literal["all", "best"] = "all"
-    kept: PositiveInt = 1
+    kept: Count = 1
 
     @model_validator(mode="after")
     def _possible(self) -> SequenceProgram:

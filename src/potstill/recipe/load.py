@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from potstill import registry
 from potstill.errors import RecipeError, did_you_mean
 from potstill.recipe.base import KindSettings
+from potstill.recipe.reading import dump_yaml, parse_yaml, read_yaml
 from potstill.recipe.recipe import Recipe
 
 
@@ -30,7 +30,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             combination that is impossible.
     """
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("[!.]*.y*ml"))) if path.parent.is_dir() else ""
         raise RecipeError(f"no such recipe{near}", where=str(path), fix="`potstill init` writes one to start from")
     document = read_yaml(path)
@@ -45,7 +45,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(document: Mapping[str, Any], *, base: Path, where: str = "recipe") -> Recipe:
     """Check a recipe that is already a mapping; paths in it are relative to `base`. Raises as `load_recipe`."""
-    document = _absolute(dict(document), base)
+    document = _absolute(copy.deepcopy(dict(document)), base)
     try:
         return Recipe.model_validate(document, context={"base": base})
     except ValidationError as error:
@@ -58,40 +58,7 @@ def dump_recipe(recipe: Recipe) -> str:
     document = {
         key: value for key, value in recipe.model_dump(mode="json", warnings=False).items() if value is not None
     }
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
-    return text
-
-
-def read_yaml(path: Path) -> Any:
-    """What stands in a YAML file, read as recipes are: `5e-4` is a number, and a key given twice is refused.
-
-    Raises:
-        RecipeError: it is not YAML.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `5e-4` as a number (YAML 1.1 would make it text) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+    return dump_yaml(document)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -100,8 +67,8 @@ def _apply(document: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError("not of the form key.sub=value", where=where)
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise RecipeError(f"the value is not valid YAML: {error}", where=where, fix="put it in quotes") from error
     at: Any = document
     parts = key.strip().split(".")
@@ -111,7 +78,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         last = depth == len(parts) - 1
         here = ".".join(parts[: depth + 1])
         if isinstance(at, list):
-            if not part.isdigit() or int(part) >= len(at):
+            if not (part.isascii() and part.isdigit() and len(part) < 10) or int(part) >= len(at):
                 raise RecipeError(f"{here}: the list has {len(at)} entries, counted from 0", where=where)
             if last:
                 at[int(part)] = value
@@ -189,24 +156,43 @@ def _values(value: Any) -> list[Any]:
 def _model_path(model: str, base: Path) -> str:
     if model.startswith("run:"):
         return f"run:{(base / model[4:]).resolve()}"
-    looks_like_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or (base / model).exists()
-    return str((base / Path(model).expanduser()).resolve()) if looks_like_path else model
+    try:
+        looks_like_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or (base / model).exists()
+        return str((base / Path(model).expanduser()).resolve()) if looks_like_path else model
+    except RuntimeError:  # `~nobody/x`, of a user that this machine does not know
+        return str(base / model)
+    except (OSError, ValueError):  # a name that is too long, or has a NUL: the field says so
+        return model
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
     """One problem, in words: the key, what is wrong, the nearest valid name."""
-    where = [str(part) for part in error["loc"]]
+    where = [_short(str(part)) for part in error["loc"]]
     name = ".".join(where) or "recipe"
     if error["type"] == "extra_forbidden":
         owner, key = error["loc"][:-1], str(error["loc"][-1])
-        fields = _fields_at(owner, document, base)
-        return f"unknown key {name!r}{did_you_mean(key, fields)}"
+        return f"unknown key {name!r}{did_you_mean(key, _fields_at(owner, document, base))}"
     if error["type"] == "missing":
         return f"{name} is missing"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = (error["msg"] or "cannot be used").removeprefix("Value error, ").removeprefix("Input ")
     if error["type"].startswith("value_error") or error["type"].startswith("kind_"):
+        message = _short(message, _LONGEST_MESSAGE)
         return f"{name}: {message}" if where else message
-    return f"{name}: {message[0].lower() + message[1:]}, not {error['input']!r}"
+    return f"{name}: {message[0].lower() + message[1:]}, not {_short(repr(error['input']))}"
+
+
+_LONGEST_SHOWN, _LONGEST_MESSAGE = 120, 1000
+
+
+def _short(text: str, most: int = _LONGEST_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path) -> list[str]:
@@ -219,11 +205,17 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path)
     for part in location:
         if isinstance(value, str):
             break
-        value = value[part] if isinstance(value, list) and isinstance(part, int) else (value or {}).get(part, {})
+        if isinstance(value, list):
+            value = value[part] if isinstance(part, int) and part < len(value) else {}
+        else:
+            value = value.get(part, {}) if isinstance(value, dict) else {}
         room = rooms.get(str(part), room)
         annotation = model.model_fields[str(part)].annotation if model and str(part) in model.model_fields else None
         if isinstance(value, dict) and isinstance(value.get("kind"), str) and room:
-            found = registry.settings_class(room, value["kind"], base)
+            try:
+                found = registry.settings_class(room, value["kind"], base)
+            except RecipeError:  # a mapping that has a `kind` of its own
+                return []
             model = found if issubclass(found, KindSettings) else None
         elif (inner := _settings_of(annotation)) is not None:
             model = inner

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from potstill.recipe.base import COUNT_AT_MOST, Count, PathText, Tokens
 from potstill.recipe.generate import GenerateSettings, VerifiedSettings
 from potstill.recipe.verify import Judge, Language, Math, PythonTests, ReasoningGym, ReferenceSettings, leaves_of
 
@@ -45,22 +46,22 @@ class SelfInstructProgram(VerifiedSettings):
 
     kind: Literal["self_instruct"] = "self_instruct"
     style: Literal["alpaca", "self_instruct"] = "alpaca"
-    target: PositiveInt = 1000
-    calls: PositiveInt = 500
-    calls_per_round: PositiveInt = 8
-    demonstrations: PositiveInt | None = None
-    generated: Annotated[int, Field(ge=0)] | None = None
-    tasks_per_call: PositiveInt | None = None
-    seed: int = Field(0, ge=0)
+    target: Count = 1000
+    calls: Count = 500
+    calls_per_round: Count = 8
+    demonstrations: Count | None = None
+    generated: Annotated[int, Field(ge=0, le=COUNT_AT_MOST)] | None = None
+    tasks_per_call: Count | None = None
+    seed: int = Field(0, ge=0, le=COUNT_AT_MOST)
     classification: bool = True
-    max_new_tokens: PositiveInt = 3072
+    max_new_tokens: Tokens = 3072
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    batch_size: PositiveInt = 8
-    token_budget: PositiveInt | None = None
-    least_words: PositiveInt = 4
-    most_words: PositiveInt = 150
+    top_k: int = Field(0, ge=0, le=COUNT_AT_MOST)
+    batch_size: Count = 8
+    token_budget: Count | None = None
+    least_words: Count = 4
+    most_words: Count = 150
     without_words: tuple[str, ...] | None = None
     without_openings: tuple[str, ...] = ("Write a program",)
     ascii_start: bool = True
@@ -141,8 +142,8 @@ class ConversationsProgram(GenerateSettings):
     asks: ClassVar[bool] = False
     html: Literal["auto", "always", "never"] = "auto"
     language: Language | None = None
-    max_length: PositiveInt | None = 2048
-    tokenizer: str | None = None
+    max_length: Tokens | None = 2048
+    tokenizer: PathText | None = None
     without_words: tuple[str, ...] = ()
 
     @model_validator(mode="after")

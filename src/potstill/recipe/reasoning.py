@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from potstill.recipe.base import Settings, one_of
+from potstill.recipe.base import COUNT_AT_MOST, Count, Settings, Tokens, one_of
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.verify import VerifierSettings, leaves_of
 
@@ -23,14 +23,14 @@ class ChainFilters(Settings):
     `paragraph_words` is the longest paragraph. `code: false` refuses fenced blocks of code.
     """
 
-    least_words: int = Field(0, ge=0)
-    most_words: PositiveInt | None = None
-    most_tokens: PositiveInt | None = None
+    least_words: int = Field(0, ge=0, le=COUNT_AT_MOST)
+    most_words: Count | None = None
+    most_tokens: Tokens | None = None
     repetition: Rate | None = 0.3
-    repeated_words: PositiveInt = 8
+    repeated_words: Count = 8
     languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     other_share: float = Field(0.1, ge=0, lt=1)
-    paragraph_words: PositiveInt | None = None
+    paragraph_words: Count | None = None
     code: bool = True
 
     @model_validator(mode="after")
@@ -63,27 +63,27 @@ class ReasoningProgram(GenerateSettings):
     kind: Literal["reasoning"] = "reasoning"
     answers_records: ClassVar[bool] = True
     verify: one_of(VerifierSettings)  # type: ignore[valid-type]
-    samples: PositiveInt = 4
-    samples_at_once: PositiveInt | None = None
-    stop_at: PositiveInt | None = None
+    samples: Count = 4
+    samples_at_once: Count | None = None
+    stop_at: Count | None = None
     accept_all: bool = False
     unjudged: Literal["reject", "accept"] = "reject"
     keep: Literal["all", "shortest", "diverse", "best"] = "all"
-    kept: PositiveInt | None = None
+    kept: Count | None = None
     pass_rate: tuple[Rate, Rate] = (0.0, 1.0)
     filters: ChainFilters = ChainFilters()
     instruction: str | None = None
     hint: str | None = None
-    hint_samples: PositiveInt = 1
+    hint_samples: Count = 1
     reference: str = "reference"
     target: Literal["chain", "answer"] = "chain"
     reasoning: Literal["auto", "reasoning_content", "think"] = "auto"
-    max_new_tokens: PositiveInt = 1024
+    max_new_tokens: Tokens = 1024
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    batch_size: PositiveInt = 32
-    token_budget: PositiveInt | None = None
+    top_k: int = Field(0, ge=0, le=COUNT_AT_MOST)
+    batch_size: Count = 32
+    token_budget: Count | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> ReasoningProgram:

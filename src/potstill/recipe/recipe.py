@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import KindSettings, Settings, one_of
+from potstill.recipe.base import LONGEST_NAME, KindSettings, Settings, one_of
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
@@ -23,7 +23,7 @@ class Recipe(Settings):
     """A run, described. `task` is what student and teacher are for. `teacher: {…}` is short for `teachers: {main:
     {…}}`. A report is made whenever there is an evaluation; its section only says how."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     seed: int = Field(0, ge=0, lt=2**32)
     task: Task = "causal_lm"
     teachers: dict[str, one_of(TeacherSettings)] = {}  # type: ignore[valid-type]
@@ -61,6 +61,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
+        if long := next((name for name in self.teachers if len(name) > LONGEST_NAME), None):
+            raise ValueError(f"the name of a teacher has at most {LONGEST_NAME} characters, and one has {len(long)}")
+        if "" in self.teachers:
+            raise ValueError("a teacher has no name: give it one (main, say)")
         for name in (*_asked(self.generate), *_asked(self.train)):
             if name not in self.teachers:
                 known = ", ".join(sorted(self.teachers)) or "none"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
+from potstill.recipe.base import Count
 from potstill.recipe.features import Modules
 from potstill.recipe.objectives import TAPPED, Needs, ObjectiveSettings, Scope
 
@@ -67,7 +68,7 @@ class MiniLMv2(ObjectiveSettings):
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["minilm_v2"] = "minilm_v2"
-    relation_heads: PositiveInt = 48
+    relation_heads: Count = 48
     teacher_layer: int = -1
     relations: Annotated[tuple[Literal["queries", "keys", "values"], ...], Field(min_length=1)] = (
         "queries",

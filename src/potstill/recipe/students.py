@@ -7,36 +7,36 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.errors import did_you_mean
-from potstill.recipe.base import KindSettings, Settings
+from potstill.recipe.base import Count, KindSettings, PathText, Settings
 from potstill.recipe.declared import callable_in, configuration, configuration_names, names_of_any_configuration
 
 
 class Uniform(Settings):
     """`n` layers, evenly spread: round(linspace(0, L − 1, n))."""
 
-    uniform: PositiveInt
+    uniform: Count
 
 
 class First(Settings):
     """The first `n` layers."""
 
-    first: PositiveInt
+    first: Count
 
 
 class Last(Settings):
     """The last `n` layers."""
 
-    last: PositiveInt
+    last: Count
 
 
 class ByInfluence(Settings):
     """The `n` layers that change the hidden state most, 1 − cos(in, out) over a few batches of the data."""
 
-    by_influence: PositiveInt
-    records: PositiveInt = 32
+    by_influence: Count
+    records: Count = 32
 
 
 def check_configuration(config: Mapping[str, Any], family: str, also: Collection[str] = ()) -> None:
@@ -81,7 +81,7 @@ LayerChoice = (
 class Lora(Settings):
     """A low-rank adapter on the student (peft). Merged at export."""
 
-    r: PositiveInt = 16
+    r: Count = 16
     alpha: float = 32.0
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | tuple[str, ...] = "all-linear"
@@ -155,7 +155,7 @@ class Existing(StudentSettings):
     `run:<folder>`. An encoder without a head for the task gets a new one."""
 
     kind: Literal["existing"] = "existing"
-    model: str
+    model: PathText
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -171,7 +171,7 @@ class ModuleStudent(StudentSettings):
     a safetensors file. It is the user's own code and runs as such. Its layers are reached by module paths."""
 
     kind: Literal["module"] = "module"
-    source: str
+    source: PathText
     """`path/to/file.py:Name`, relative to the recipe."""
     arguments: dict[str, Any] = {}
     weights: Path | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from potstill.recipe.base import Cosmetic, KindSettings, one_of
+from potstill.recipe.base import Cosmetic, KindSettings, PathText, one_of
 from potstill.types import Capability
 
 
@@ -30,7 +30,7 @@ class LocalTeacher(TeacherSettings):
 
     kind: Literal["local"] = "local"
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"generate", "head", "dense", "taps"})
-    model: str
+    model: PathText
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     generate_dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Field,
     PositiveFloat,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -15,7 +14,7 @@ from pydantic import (
 )
 
 from potstill.recipe.arguments import check_arguments
-from potstill.recipe.base import Cosmetic, Settings, one_of
+from potstill.recipe.base import LONGEST_NAME, Cosmetic, Count, Settings, Tokens, one_of
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import ForwardKL, HardCE
 from potstill.recipe.schedules import may_be_positive
@@ -46,7 +45,7 @@ class TrainStage(Settings):
     `args` are over those of `train.args`.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=LONGEST_NAME)
     objectives: tuple[one_of(ObjectiveSettings), ...] = Field(min_length=1)  # type: ignore[valid-type]
     freeze: tuple[str, ...] = ()
     initialise: tuple[str, ...] = ()
@@ -75,10 +74,10 @@ class TrainSettings(Settings):
     masking: Masking = Masking()
     teacher: str = "main"
     controls: tuple[Literal["text_only"], ...] = ()
-    max_length: PositiveInt = 1024
+    max_length: Tokens = 1024
     packing: bool = False
     keep: Literal["last", "best"] = "last"
-    evaluations: PositiveInt = 4
+    evaluations: Count = 4
     checkpoint_seconds: Annotated[PositiveFloat, Cosmetic()] = 300.0
     log_gradient_norms: Annotated[bool, Cosmetic()] = False
     args: dict[str, Any] = {}

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, field_validator, model_validator
 
-from potstill.recipe.base import Cosmetic, KindSettings, Settings, one_of
+from potstill.recipe.base import COUNT_AT_MOST, Cosmetic, Count, KindSettings, Settings, Tokens, one_of
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 
 
@@ -86,7 +86,7 @@ class WorkerSettings(VerifierSettings):
     killed with its process, and `cannot_judge`."""
 
     deadline_seconds: PositiveFloat = 5.0
-    workers: Annotated[PositiveInt, Cosmetic()] = 1
+    workers: Annotated[Count, Cosmetic()] = 1
 
 
 class JSONSchema(WorkerSettings):
@@ -122,10 +122,10 @@ class SandboxSettings(Settings):
     method: Literal["auto", "bubblewrap", "unshare"] = "auto"
     unsafe: bool = False
     wall_seconds: PositiveFloat = 10.0
-    memory_megabytes: PositiveInt = 512
-    disk_megabytes: PositiveInt = 64
-    processes: PositiveInt = 16
-    output_bytes: PositiveInt = 1_000_000
+    memory_megabytes: Count = 512
+    disk_megabytes: Count = 64
+    processes: Count = 16
+    output_bytes: Count = 1_000_000
     python: Path | None = None
 
 
@@ -150,10 +150,10 @@ class Judge(VerifierSettings):
     form: Literal["rubric", "pairwise"] = "rubric"
     rubric: str = "The answer is correct, complete, and does what was asked."
     marks: int = Field(5, ge=2, le=100)
-    accept_from: PositiveInt = 4
+    accept_from: Count = 4
     ties: Literal["accept", "reject"] = "accept"
     reference: str = "reference"
-    max_new_tokens: PositiveInt = 512
+    max_new_tokens: Tokens = 512
     temperature: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
@@ -172,8 +172,8 @@ class Length(VerifierSettings):
 
     kind: Literal["length"] = "length"
     unit: Literal["characters", "words", "tokens"] = "words"
-    least: int = Field(1, ge=0)
-    most: PositiveInt | None = None
+    least: int = Field(1, ge=0, le=COUNT_AT_MOST)
+    most: Count | None = None
     of: Part = "answer"
 
     @model_validator(mode="after")
@@ -192,7 +192,7 @@ class Language(VerifierSettings):
 
     kind: Literal["language"] = "language"
     languages: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
-    least_letters: PositiveInt = 20
+    least_letters: Count = 20
     other_share: float = Field(0.1, ge=0, lt=1)
     of: Part = "answer"
 
@@ -204,7 +204,7 @@ class Refusal(VerifierSettings):
     kind: Literal["refusal"] = "refusal"
     accept: Literal["answers", "refusals"] = "answers"
     phrases: tuple[str, ...] = ()
-    within_characters: PositiveInt = 300
+    within_characters: Count = 300
 
 
 class Composite(VerifierSettings):
@@ -264,12 +264,12 @@ class Decontamination(Settings):
     compared: short answers are shared by chance."""
 
     against: dict[str, Annotated[one_of(DataSettings), BeforeValidator(expand_data)]]  # type: ignore[valid-type]
-    ngram: PositiveInt = 13
-    overlap_ngram: PositiveInt = 8
+    ngram: Count = 13
+    overlap_ngram: Count = 8
     overlap: float = Field(0.5, gt=0, le=1)
     similarity: float = Field(0.9, gt=0, le=1)
-    fuzzy_characters: PositiveInt = 2000
-    answer_words: PositiveInt = 8
+    fuzzy_characters: Count = 2000
+    answer_words: Count = 8
 
     @field_validator("against")
     @classmethod
