@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from train.small import conversations, trainer, weights_of
-from train.test_tasks import Net, images, made
+from train.small import arguments, conversations, trainer, weights_of
+from train.test_tasks import Net, classifier, images, made, texts
+from transformers import AutoModelForCausalLM
 
-from potstill.errors import UserError
+from potstill.errors import ModelError, TokenizerMismatch, UserError
 from potstill.models.live import live_signals
 from potstill.objectives import total_loss
 from potstill.recipe import HiddenMSE
 from potstill.registry import build
 from potstill.signals import Batch
-from tiny_models import tiny_model
+from potstill.train import DistillTrainer
+from tiny_models import make_tiny_tokenizer, tiny_model
 
 KL = {"kind": "forward_kl"}
 
@@ -176,3 +179,61 @@ def test_learned_projections_are_in_fp32_under_autocast(tmp_path: Path) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             under = total_loss([objective], signals, taught, batch, objective.count(batch)[None], [projector])
     assert torch.equal(plain.total, under.total)
+
+
+# ---- outputs that stand for other things --------------------------------------------------------------------
+
+
+def test_rows_that_are_token_ids_are_no_excuse_for_another_tokenizer(tmp_path: Path) -> None:
+    rows = [{"input_ids": [5, 6, 7, 8, 2], "labels": [-100, -100, 7, 8, 2]} for _ in range(6)]
+    folders = []
+    for name, words in (("student", None), ("teacher", "permuted")):
+        folder = tmp_path / name
+        tiny_model(layers=2, seed=1).save_pretrained(folder)
+        tokenizer = make_tiny_tokenizer()
+        tokenizer.save_pretrained(folder)
+        if words is not None:
+            permute(folder / "tokenizer.json")
+        folders.append(folder)
+    student, teacher = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders)
+    with pytest.raises(TokenizerMismatch):
+        DistillTrainer(
+            model=student, teacher=teacher, args=arguments(tmp_path / "out"), objectives=[KL], train_dataset=rows
+        )
+
+
+def permute(file: Path) -> None:
+    """Exchange the ids of two ordinary tokens of the same vocabulary."""
+    read = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = read["model"]["vocab"]
+    special = {token["content"] for token in read["added_tokens"]}
+    one, other = [token for token in vocabulary if token not in special][-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(read), encoding="utf-8")
+
+
+def test_tokenizers_that_nobody_knows_are_said_not_to_have_been_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"input_ids": [5, 6, 7, 8, 2], "labels": [-100, -100, 7, 8, 2]} for _ in range(6)]
+    student, teacher = tiny_model(layers=2, seed=1), tiny_model(layers=3, seed=2)
+    with caplog.at_level(logging.WARNING, logger="potstill"):
+        DistillTrainer(model=student, teacher=teacher, args=arguments(tmp_path), objectives=[KL], train_dataset=rows)
+    assert "the two models' tokenizers were not compared" in caplog.text
+
+
+def test_classes_without_names_are_said_not_to_have_been_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = classifier(4, 2)
+    teacher.config.id2label = {number: f"LABEL_{number}" for number in range(teacher.config.num_labels)}
+    with caplog.at_level(logging.WARNING, logger="potstill"):
+        made(tmp_path, classifier(2, 1), teacher, (KL,), texts(6))
+    assert "the classes of the teacher have no names" in caplog.text
+
+
+def test_another_number_of_unnamed_classes_is_refused(tmp_path: Path) -> None:
+    teacher = nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+    teacher(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ModelError, match="gives 5 classes and the student 3"):
+        made(tmp_path, Net(4, 1), teacher, (KL,), images(6))

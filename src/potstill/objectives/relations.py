@@ -30,6 +30,8 @@ def relative_distances(vectors_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]
     """Euclidean distances of all pairs, divided by the mean of those that are not 0. Park et al. 2019, §3.2.1.
 
     The gradient flows through that mean too, and is 0 between points that coincide. Where all do, distances are 0.
+    The authors' code raises squared distances to at least 1e-12, so that points that coincide are 1e-6 apart and count
+    in the mean, which is smaller then; here they do not count.
     """
     vectors = widened(vectors_ND)
     # By differences: |a|² + |b|² − 2a·b, as the authors' code has it, loses near points to cancellation.

@@ -68,7 +68,11 @@ class HiddenCosine(HiddenSettings):
 
 
 class HiddenMSE(HiddenSettings):
-    """Mean over the width of (student − teacher)² of hidden states. Jiao et al. 2020 (TinyBERT), eq. 8."""
+    """Mean over the width of (student − teacher)² of hidden states. Jiao et al. 2020 (TinyBERT), eq. 8.
+
+    TinyBERT's code takes the mean over all positions, padding included, so that its value depends on how a batch is
+    padded; here padding is in neither the sum nor the divisor.
+    """
 
     kind: Literal["hidden_mse"] = "hidden_mse"
 

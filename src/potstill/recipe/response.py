@@ -40,7 +40,11 @@ class ForwardKL(SoftSettings):
 
 
 class SoftCE(SoftSettings):
-    """Cross-entropy −Σ p log q against soft targets: forward KL plus the teacher's entropy, so the same gradient."""
+    """Cross-entropy −Σ p log q against soft targets: forward KL plus the teacher's entropy, so the same gradient.
+
+    TinyBERT's code also divides it by the number of classes (a mean over all entries instead of a sum over classes and
+    a mean over rows): for that balance divide the weight by the number of classes.
+    """
 
     kind: Literal["soft_ce"] = "soft_ce"
 

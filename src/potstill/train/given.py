@@ -18,11 +18,12 @@ from potstill.data.reader import TaskReader, reader_for
 from potstill.errors import CapabilityError, ModelError, RecipeError, UserError, did_you_mean
 from potstill.models.anatomy import dims
 from potstill.models.folder import TOKENIZER_FILES
-from potstill.models.labels import labels_of
+from potstill.models.labels import check_same_labels, labels_of
 from potstill.models.live import live_signals
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import locate, resolve
 from potstill.models.tasks import task_of, unwrap
+from potstill.models.tokenizers import check_same_tokenizer
 from potstill.objectives import Objective
 from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Masking, ObjectiveSettings
 from potstill.registry import build, settings_class
@@ -64,13 +65,7 @@ class GivenTeacher:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer that lies where the model came from, if it is still there."""
-        name = getattr(getattr(self.model, "config", None), "name_or_path", "")
-        try:
-            source = locate(name) if name else None
-            return load_tokenizer(source) if source is not None else None
-        except ModelError:
-            # Its weights may be in a form that potstill does not open; here they have been opened already.
-            return None
+        return tokenizer_beside(self.model)
 
     def signals(self, batch: Batch, ask: Ask) -> Signals:
         """What is asked of it for a batch, in its own precision and without gradient."""
@@ -139,6 +134,56 @@ def given_tokenizer(model: str | nn.Module) -> PreTrainedTokenizerBase | None:
         return None
     source = resolve(model, console=Console("quiet"))
     return load_tokenizer(source) if any((source.path / name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def tokenizer_beside(model: nn.Module) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in the folder that a model was opened from, if that is known and still there."""
+    name = getattr(getattr(model, "config", None), "name_or_path", "")
+    try:
+        source = locate(name) if name else None
+        return load_tokenizer(source) if source is not None else None
+    except ModelError:
+        # Its weights may be in a form that potstill does not open; here they have been opened already.
+        return None
+
+
+def check_same_outputs(teacher: Teacher, student: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Hold what the outputs of both models stand for against each other: tokens, or classes (rule 6).
+
+    `tokenizer` is the student's, if it was given; rows that are token ids already need none, and then the one beside
+    the student is taken. What cannot be compared is logged.
+
+    Raises:
+        TokenizerMismatch: other tokens.
+        ModelError: other classes, or another number of them.
+    """
+    spec = SPECS[task_of(student)]
+    if spec.reads_text:
+        ours, theirs = tokenizer or tokenizer_beside(student), teacher.tokenizer
+        if ours is not None and theirs is not None:
+            check_same_tokenizer(theirs, ours)
+        else:
+            unknown = "student's" if ours is None else "teacher's"
+            logger.warning("the %s tokenizer is not known, so the two models' tokenizers were not compared", unknown)
+    if not spec.has_classes:
+        return
+    named, wanted = getattr(teacher, "labels", None), labels_of(student)
+    if named is not None and wanted is not None:
+        check_same_labels(named, wanted, who="the teacher", where="teacher", than="the student")
+        return
+    numbers = teacher.dims.vocab, dims(student).vocab
+    if numbers[0] != numbers[1]:
+        raise ModelError(
+            f"the teacher gives {numbers[0]} classes and the student {numbers[1]}",
+            where="teacher",
+            fix="use models of the same classes",
+        )
+    unnamed = "student" if wanted is None else "teacher"
+    logger.warning(
+        "the classes of the %s have no names, so their order was not compared: class 0 of both must mean the same; "
+        "give config.id2label to both models",
+        unnamed,
+    )
 
 
 def given_teacher(

@@ -22,10 +22,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from potstill.data.reader import TaskReader
 from potstill.errors import DataError, UserError
-from potstill.models.labels import check_same_labels, labels_of
 from potstill.models.live import check_head, check_packing
 from potstill.models.tasks import task_of
-from potstill.models.tokenizers import check_same_tokenizer
 from potstill.recipe import Change, Masking, ObjectiveSettings, value_at
 from potstill.signals import Batch
 from potstill.tasks import SPECS
@@ -33,6 +31,7 @@ from potstill.teachers.base import Teacher
 from potstill.train.checkpoints import AT_LEAST_KEPT
 from potstill.train.given import (
     built,
+    check_same_outputs,
     given_objectives,
     given_reader,
     given_student,
@@ -141,14 +140,8 @@ class DistillTrainer(MeasuresHeldOut):
         self.train_rows = self._rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = self._read_held_out(eval_dataset)
 
-        if processing_class is not None and taught is not None and task != "image_classification":
-            if taught.tokenizer is not None:
-                check_same_tokenizer(taught.tokenizer, processing_class)
-            else:
-                logger.warning("the teacher's tokenizer is not known, so it was not compared with the student's")
-        theirs, ours = getattr(taught, "labels", None), labels_of(student)
-        if theirs is not None and ours is not None:
-            check_same_labels(theirs, ours, who="the teacher", where="teacher", than="the student")
+        if taught is not None:
+            check_same_outputs(taught, student, processing_class)
         settings = given_objectives(objectives)
         check_task(task, settings)
         check_capabilities(settings, taught)
