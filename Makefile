@@ -8,7 +8,7 @@ READY := .venv/ready-$(KEY)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint docs bench clean
+.PHONY: help demo test test-without test-long lint docs bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -19,6 +19,14 @@ demo: $(READY)-run ## a real teacher into a measured student, and a page about i
 
 test: $(READY)-dev ## the tests, all but the long campaigns
 	$(BIN)/python -m pytest -n 2 -m "not long and not peers"
+
+# All that tests/optional.py looks for, and the tests that could need it.
+OPTIONAL := bwrap unshare chromium chromium-browser google-chrome g++ clang++
+MAY_NEED := tests/verify tests/report tests/test_artifacts.py tests/test_repository.py tests/generate/test_chains_arms.py \
+  tests/generate/test_chains_files.py tests/generate/test_resume.py tests/objectives/sweep/test_tile.py
+
+test-without: $(READY)-dev ## the tests that need optional programs, as on a machine that has none of them: they skip
+	.ci/without $(OPTIONAL) -- $(BIN)/python -m pytest -n 2 -m "not long and not peers" $(MAY_NEED)
 
 test-long: $(READY)-dev $(READY)-peers ## all tests: also many kill points, large grids and other people's kernels
 	$(BIN)/python -m pytest

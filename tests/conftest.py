@@ -13,6 +13,7 @@ from typing import TypeVar
 import hypothesis
 import jaxtyping
 import pytest
+from optional import browser, require
 
 # Before anything imports huggingface_hub, which reads both once. Tests of the hub lift the first, against a hub of
 # their own. Potstill's own cache stays where it is: the real SmolLM2 is unpacked once, for tests and demo alike.
@@ -31,7 +32,16 @@ hypothesis.settings.load_profile("potstill")
 jaxtyping.install_import_hook(["potstill.signals", "potstill.objectives"], "beartype.beartype")
 
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(name): skipped where it is missing; the names are in tests/optional.py")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        require(marker.args[0])
+
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -63,12 +73,10 @@ def _red_if_it_did_not_run(report: Report) -> Report:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of a Chromium or Chrome: `$CHROMIUM`, else the first on the path."""
-    named = os.environ.get("CHROMIUM")
-    found = shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        what = f"CHROMIUM={named} is no program" if named else "no browser was found"
-        pytest.skip(f"the page was not looked at: {what}. `apt-get install chromium`, or set CHROMIUM to its path")
+    """Path of a Chromium or Chrome."""
+    require("chromium")
+    found = browser()
+    assert found is not None
     return found
 
 

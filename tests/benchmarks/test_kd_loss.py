@@ -78,9 +78,8 @@ def test_variants_that_compute_something_else_are_refused() -> None:
         kd_loss.refuse_unequal([*rows, {**row, "variant": "liger KL", "loss": 1.01}])
 
 
+@pytest.mark.needs("resettable peaks")
 def test_peak_memory_sees_what_was_taken_and_given_back() -> None:
-    if not harness.can_measure_resident_peak():
-        pytest.skip("peak memory was not checked: it needs Linux with glibc and a writable /proc/self/clear_refs")
     peak = PeakMemory(torch.device("cpu"))
     peak.start()
     torch.ones(8 * 2**20)

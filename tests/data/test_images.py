@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from potstill.data import Pixels, read_sides, reader_for, source_digests
 from potstill.data.collate import ImageCollator
-from potstill.data.idx import FASHION_MNIST, read_idx
+from potstill.data.idx import read_idx
 from potstill.errors import DataError, MissingExtra
 from potstill.recipe.data import ArrayData, DigitsData, IDXData
 from potstill.signals import Batch, ImageView
@@ -315,9 +315,8 @@ def test_without_scikit_learn_the_install_line_is_said(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.needs("fashion-mnist")
 def test_fashion_mnist_has_its_sides_and_the_names_of_its_classes() -> None:
-    if not FASHION_MNIST.is_dir():
-        pytest.skip("apt-get install dataset-fashion-mnist")
     sides = read_sides(IDXData(kind="idx", held_out="own"))
     assert (len(sides.train), len(sides.held_out)) == (60_000, 10_000) and dict(sides.counts) == {"read": 70_000}
     assert Counter(image.label for image in pixels(sides.held_out)) == dict.fromkeys(range(10), 1000)

@@ -16,7 +16,7 @@ from generate.run_generate import main
 from potstill.artifacts import read_artifact
 from potstill.data import load_records
 from potstill.teachers import LocalModel
-from potstill.types import Record
+from potstill.types import Answer, Record, Request
 
 SCRIPT = Path(__file__).parent / "run_generate.py"
 
@@ -84,12 +84,24 @@ def test_a_run_broken_off_in_the_middle_ends_as_one_that_was_not(
     assert artifact is not None and artifact.manifest["facts"]["answers_from_journal"] == sum(written)
 
 
-def test_beams_are_ranked_and_differ(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_samples_of_a_record_are_its_beams_best_first(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the beams of a model are is tested with the teacher; here they are texts of ours."""
+
+    def beams(self: LocalModel, requests: list[Request], *, seed: int) -> list[Answer]:
+        assert {r.sampling.beams for r in requests} == {3}
+        return [Answer(f"beam {r.sample} of {(r.messages or ())[-1]['content']}", "stop", 1, 1) for r in requests]
+
+    monkeypatch.setattr(LocalModel, "generate", beams)
     recipe = recipe_file(tmp_path, str(tiny_llama), 6, "max_new_tokens: 8, batch_size: 6, samples: 3, beams: 3")
     assert main(str(recipe), str(tmp_path / "run")) == 0
     records = records_of(tmp_path / "run")
-    assert [r.sample for r in records[:3]] == [0, 1, 2]
-    assert len({r.messages[-1]["content"] for r in records[:3] if r.messages}) == 3
+    assert len(records) == 18
+    for record in records:
+        question, answer = (message["content"] for message in (record.messages or ())[-2:])
+        assert answer == f"beam {record.sample} of {question}"
+    assert [r.sample for r in records] == [0, 1, 2] * 6
 
 
 @pytest.mark.long

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +38,7 @@ def test_batches_of_all_sizes_share_a_graph_and_changing_temperatures_make_only_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.needs("a C++ compiler")
 def test_what_the_compiler_makes_gives_the_same_numbers() -> None:
     assert run("inductor") < 2e-6
 
