@@ -84,7 +84,9 @@ def summarise(
             "its accuracy is given."
         )
     if bootstrap.groups < FEW_GROUPS:
-        found.append(f"Only {bootstrap.groups} held-out groups: the intervals are rough, and rather too narrow.")
+        found.append(
+            f"Only {bootstrap.groups} held-out groups: intervals of skewed losses cover less often than they say."
+        )
     return Measures(
         models=models,
         comparisons=_comparisons(scores, bootstrap),
