@@ -164,7 +164,7 @@ def test_steps_that_no_rows_fill_are_refused(check: Check) -> None:
 
 def test_best_weights_without_held_out_records_are_refused(check: Check) -> None:
     data = {"kind": "jsonl", "path": "rows.jsonl", "held_out": 0}
-    assert "there are none" in only_error(check(ANSWERED, data=data, train={"keep": "best"}))
+    assert "of 0 groups" in only_error(check(ANSWERED, data=data, train={"keep": "best"}))
 
 
 def test_every_error_is_found_at_once_and_each_once(check: Check) -> None:

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from train.recipes import ARGS, run_stage, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from potstill.artifacts import Artifact
+from potstill.artifacts import Artifact, Work
 from potstill.check import check_recipe
 from potstill.console import Console
+from potstill.data import read_sides, selects
 from potstill.errors import DataError, ModelError, RecipeError, TokenizerMismatch
+from potstill.evaluate.held_out import read_held_out
 from potstill.recipe import Recipe, load_recipe, parse_recipe
 from potstill.train.stage import stage
 from tiny_models import make_tiny_causal_lm, make_tiny_convnet, make_tiny_tokenizer
@@ -122,8 +124,32 @@ def test_the_best_weights_are_handed_on_if_they_are_asked_for(tmp_path: Path, ti
     worse = ARGS | {"learning_rate": 10.0, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 16}
     path = write_recipe(tmp_path, tiny_llama, train={"keep": "best", "evaluations": 8, "args": worse})
     made = run_stage(load_recipe(path), tmp_path / "run")
-    curve = {entry["step"]: entry["eval_kl"] for entry in history(made) if "eval_kl" in entry}
+    curve = {entry["step"]: entry["eval_nll"] for entry in history(made) if "eval_nll" in entry}
     assert facts(made)["kept_step"] == min(curve, key=curve.__getitem__) < facts(made)["steps"]
+
+
+def test_the_best_student_and_the_best_control_are_chosen_by_one_criterion_on_groups_that_are_not_reported(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    objectives = [{"kind": "forward_kl"}]
+    train = {"keep": "best", "evaluations": 8, "controls": ["text_only"], "objectives": objectives}
+    recipe = load_recipe(write_recipe(tmp_path, tiny_llama, data={"held_out": 0.5}, train=train))
+    for control in (None, "text_only"):
+        made = run_stage(recipe, tmp_path / "run", control)
+        curve = {entry["step"]: entry["eval_nll"] for entry in history(made) if "eval_nll" in entry}
+        assert facts(made)["kept_step"] == min(curve, key=curve.__getitem__)
+    held_out = read_sides(recipe.data).held_out
+    choosing = {record.id for record in held_out if selects(record.group)}  # type: ignore[union-attr]
+    assert made.manifest["counts"]["held-out records"] == len(choosing)
+    reported = read_held_out(recipe, None, made.path / "model", Work(tmp_path / "work", resumed=False))
+    assert {row.record_id for row in reported.rows} == {r.id for r in held_out} - choosing  # type: ignore[union-attr]
+
+
+def test_too_few_held_out_groups_to_choose_by_and_to_report_on_are_refused(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama, data={"held_out": 0.05}, train={"keep": "best"})
+    with pytest.raises(DataError, match=r"of 2 groups that leaves \d to choose by") as caught:
+        run_stage(load_recipe(path), tmp_path / "run")
+    assert "keep: last" in str(caught.value)
 
 
 def test_the_projector_is_kept_beside_the_model_and_never_in_it(tmp_path: Path, tiny_llama: Path) -> None:
@@ -169,7 +195,7 @@ def test_prompts_without_answers_are_nothing_to_learn_from(tmp_path: Path, tiny_
 
 def test_the_best_weights_need_held_out_records(tmp_path: Path, tiny_llama: Path) -> None:
     path = write_recipe(tmp_path, tiny_llama, data={"held_out": 0}, train={"keep": "best"})
-    with pytest.raises(RecipeError, match="held-out"):
+    with pytest.raises(DataError, match="held-out"):
         run_stage(load_recipe(path), tmp_path / "run")
 
 

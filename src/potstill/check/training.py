@@ -9,8 +9,9 @@ from typing import Any
 
 from potstill.check.findings import Finding, facts
 from potstill.check.inputs import Inputs
+from potstill.data import check_selection
 from potstill.data.problems import as_prompt, with_reference
-from potstill.errors import DataError, ModelError, RecipeError, RunError
+from potstill.errors import DataError, ModelError, RunError
 from potstill.recipe import Change, ModuleStudent, ObjectiveSettings, TrainSettings, TrainStage
 from potstill.recipe.schedules import said
 from potstill.types import Record
@@ -88,16 +89,10 @@ def steps_are_counted(inputs: Inputs) -> Iterator[Finding]:
 
 
 def best_weights_can_be_chosen(inputs: Inputs) -> None:
-    """`keep: best` has held-out records to choose by."""
+    """`keep: best` has held-out groups to choose by, and leaves some to report on."""
     recipe, sides = inputs.recipe, inputs.sides
-    if recipe.train is None or sides is None or sides.held_out:
-        return
-    if any(stage.keep == "best" for stage in recipe.train.in_stages):
-        raise RecipeError(
-            "the best weights are found on held-out records, and there are none",
-            where="train.keep",
-            fix="hold some out (data.held_out: 0.1), or keep: last",
-        )
+    if recipe.train is not None and recipe.train.keeps_best and sides is not None:
+        check_selection(example.group for example in sides.held_out)
 
 
 def one_process(inputs: Inputs) -> None:

@@ -14,7 +14,7 @@ from potstill.data.read import ReadResult, read_records, source_digests
 from potstill.data.reader import TaskReader, reader_for, reader_of
 from potstill.data.sides import Example, Sides, read_sides
 from potstill.data.source import Row, Source
-from potstill.data.split import Side, Split
+from potstill.data.split import Side, Split, check_selection, selects
 from potstill.data.store import load_records, load_rejects, save_records, save_rejects
 from potstill.data.stream import split_of
 from potstill.data.tokenize import Tokenized, prompt_ids, tokenize
@@ -36,6 +36,7 @@ __all__ = [
     "Split",
     "TaskReader",
     "Tokenized",
+    "check_selection",
     "load_records",
     "load_rejects",
     "pack",
@@ -46,6 +47,7 @@ __all__ = [
     "reader_of",
     "save_records",
     "save_rejects",
+    "selects",
     "source_digests",
     "split_of",
     "tokenize",

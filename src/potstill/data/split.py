@@ -87,5 +87,31 @@ def side_by_hash(group: str, held_out: float, seed: int) -> Side:
     return "held_out" if _hash(group, seed) < held_out * 2**64 else "train"
 
 
+def selects(group: str) -> bool:
+    """Whether a held-out group is among the third by which `keep: best` chooses weights. The others are reported on.
+
+    The hash of the group alone decides, so that training and evaluation agree whatever else is held out.
+    """
+    return int.from_bytes(hashlib.sha256(f"selects:{group}".encode()).digest()[:8], "big") < 2**64 // 3
+
+
+def check_selection(groups: Iterable[str]) -> tuple[int, int]:
+    """How many held-out groups `keep: best` chooses weights by, and how many are left to report on.
+
+    Raises:
+        DataError: there is none to choose by, or fewer than two are left, which an interval needs.
+    """
+    held_out = set(groups)
+    choosing = sum(map(selects, held_out))
+    if choosing < 1 or len(held_out) - choosing < 2:
+        raise DataError(
+            f"keep: best chooses weights on a third of the held-out groups and reports on the others; of "
+            f"{len(held_out)} groups that leaves {choosing} to choose by and {len(held_out) - choosing} to report on",
+            where="train.keep",
+            fix="hold out a larger share (data.held_out), or use keep: last",
+        )
+    return choosing, len(held_out) - choosing
+
+
 def _hash(group: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big")

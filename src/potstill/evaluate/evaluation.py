@@ -60,7 +60,7 @@ class Evaluation:
         facts = json.loads((trained / "student.json").read_text(encoding="utf-8"))
         self.held_out = self._held_out()
         self.cast = Cast(context, trained / "model", facts, self.held_out.classes, context.out / _WORK)
-        self.notes = [self._how(), *self._cut, *self.cast.notes]
+        self.notes = [self._how(), *self._best, *self._cut, *self.cast.notes]
         self.batches = Batches(self.held_out, self.settings.tokens_per_batch)
         writes = self.task in ("causal_lm", "masked_lm")
         self.chat = ChatTokenizer.from_folder(trained / "model") if writes else None
@@ -84,6 +84,18 @@ class Evaluation:
     def _cut(self) -> list[str]:
         cut, records = self.held_out.cut, self.held_out.measured_records
         return [f"{cut} of {records} held-out records were cut at train.max_length."] if cut else []
+
+    @property
+    def _best(self) -> list[str]:
+        """How the weights were chosen, where they are not the last ones."""
+        train = self.context.recipe.train
+        if train is None or not train.keeps_best:
+            return []
+        by = "NLL" if self.task != "sentence_embedding" else "objectives"
+        return [
+            f"Students and controls are their best checkpoints, all chosen by the lowest {by} on a third of the "
+            "held-out groups. Figures are of the other held-out groups."
+        ]
 
     def _how(self) -> str:
         """What a reader must know of how it is measured."""

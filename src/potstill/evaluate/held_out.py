@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill.artifacts import Work
-from potstill.data import ChatTokenizer, Tokenized, load_records, prompt_ids, read_sides, tokenize
+from potstill.data import ChatTokenizer, Example, Tokenized, load_records, prompt_ids, read_sides, selects, tokenize
 from potstill.errors import DataError
 from potstill.recipe import Recipe
 from potstill.tasks import Task
@@ -23,6 +23,7 @@ _CONTINUED_TOKENS = 64
 
 _IMAGES_PER_BATCH = 256
 
+Grouped = TypeVar("Grouped", bound=Example)
 Collate = Callable[[Sequence[Any]], Any]
 Target = tuple[int, int]
 """Where in its row a target is (0 of a whole example), and its token or class (−1 of an example without label)."""
@@ -127,7 +128,8 @@ def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -
         work.count(f"not measured: {UNKNOWN_CLASS}", unknown)
     collate = reader.collator()
     records, rows, targets = [], [], []
-    for record in sides.held_out:
+    measured = reported_on(sides.held_out, recipe, work)
+    for record in measured:
         for row in reader.rows(record):
             if isinstance(row, Reject):
                 work.count(f"not measured: {row.reason}")
@@ -136,8 +138,17 @@ def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -
             records.append(record)
             rows.append(row)
             targets.append(_masked(collate([row])) if recipe.task == "masked_lm" else whole)
-    _refuse_none(rows, list(sides.held_out), work)
+    _refuse_none(rows, measured, work)
     return HeldOut(recipe.task, records, rows, targets, collate, reader.max_length, tuple(sides.classes))
+
+
+def reported_on(held_out: Sequence[Grouped], recipe: Recipe, work: Work) -> list[Grouped]:
+    """The held-out examples that figures are of: with `keep: best`, those of the groups that did not choose."""
+    if recipe.train is None or not recipe.train.keeps_best:
+        return list(held_out)
+    left_out = {example.group for example in held_out if selects(example.group)}
+    work.counts["held-out groups left out, for they chose the best weights"] = len(left_out)
+    return [example for example in held_out if example.group not in left_out]
 
 
 def _masked(batch: Any) -> list[Target]:
@@ -151,6 +162,7 @@ def _causal(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work: W
         records = load_records(generated, side="held_out")
     else:
         records = [r for r in read_sides(recipe.data).held_out if isinstance(r, Record)]
+    records = reported_on(records, recipe, work)
     kept: list[Record] = []
     rows: list[Tokenized] = []
     for record in records:

@@ -13,6 +13,7 @@ from potstill.artifacts import Work
 from potstill.data import ChatTokenizer, prompt_ids, read_sides
 from potstill.data.problems import as_prompt, prompt_hash, with_reference
 from potstill.errors import DataError
+from potstill.evaluate.held_out import reported_on
 from potstill.recipe import Recipe
 from potstill.recipe.evaluate import SolveSettings
 from potstill.types import Record, digest
@@ -52,7 +53,7 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
     problems = []
-    for record in read_sides(recipe.data).held_out:
+    for record in reported_on(read_sides(recipe.data).held_out, recipe, work):
         if not isinstance(record, Record):
             continue
         prompt = as_prompt(record, chat.template is not None)

@@ -30,6 +30,8 @@ def stage(recipe: Recipe) -> Stage:
         "data": recipe.data.key_fields(),
         "max_length": recipe.train.max_length,
     }
+    if recipe.train.keeps_best:
+        settings["best"] = "chosen on a third of the held-out groups"
     if recipe.task == "masked_lm":
         settings["masking"] = recipe.train.masking.key_fields()
     if recipe.task == "sentence_embedding":

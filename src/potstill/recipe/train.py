@@ -64,9 +64,12 @@ class TrainSettings(Settings):
 
     Texts longer than `max_length` tokens are cut at the end, and counted. `packing` puts several records into
     one row (they do not see each other). `keep` chooses the weights that the stage hands on: those of the `last`
-    step or of the `best` held-out KL among the `evaluations` evenly spaced ones. A checkpoint is written every
-    `checkpoint_seconds`. `controls` are variants of this stage with artifacts of their own: `text_only` is the
-    same initialisation, batches, order, steps and schedule, with `hard_ce` alone.
+    step, or of the `best` of the `evaluations` evenly spaced ones. Best is the lowest NLL of the held-out targets (for
+    sentence embeddings, which have none: the lowest objectives), for students and controls alike, on a third of the
+    held-out groups; the evaluation reports on the others. A checkpoint is written every `checkpoint_seconds`.
+
+    `controls` are variants of this stage with artifacts of their own: `text_only` is the same initialisation, batches,
+    order, steps and schedule, with `hard_ce` alone.
     """
 
     objectives: tuple[one_of(ObjectiveSettings), ...] = Field((ForwardKL(), HardCE()), min_length=1)  # type: ignore[valid-type]
@@ -91,6 +94,11 @@ class TrainSettings(Settings):
     def in_stages(self) -> tuple[TrainStage, ...]:
         """The stages of the training; one without a list is one stage."""
         return self.stages or (TrainStage(name="train", objectives=self.objectives, keep=self.keep),)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a stage hands on its best weights, so that some held-out groups choose and are not reported on."""
+        return any(stage.keep == "best" for stage in self.in_stages)
 
     @property
     def all_objectives(self) -> tuple[ObjectiveSettings, ...]:

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from potstill.errors import RecipeError
 from potstill.models.load import has_fast_bf16
 from potstill.recipe import Existing, Recipe, TrainStage
+from potstill.tasks import SPECS
 
 MOST_LOGS = 500
 """Steps are logged one by one, up to so many; longer trainings log every so many steps."""
@@ -66,13 +67,22 @@ def training_arguments(
             save_strategy="best" if best else "no",
             eval_strategy="no",
             load_best_model_at_end=best,
-            metric_for_best_model="eval_loss" if best else None,
+            metric_for_best_model=_criterion(recipe) if best else None,
             greater_is_better=False if best else None,
             save_total_limit=given.pop("save_total_limit", 2),
             **given,
         )
     except (ValueError, TypeError, KeyError) as error:
         raise RecipeError(str(error), where="train.args") from error
+
+
+def _criterion(recipe: Recipe) -> str:
+    """What the best weights are chosen by: one criterion for students and controls, so that none is favoured.
+
+    A student's KL could choose, but a control that learns without the teacher has no KL while it trains: each would be
+    chosen by its own criterion, and the comparison in KL would count the choice as the teacher's worth.
+    """
+    return "eval_nll" if SPECS[recipe.task].has_response else "eval_loss"
 
 
 def steps_of(arguments: dict[str, Any], rows: int) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.data import Sides, load_records, read_sides, reader_of
+from potstill.data import Example, Sides, check_selection, load_records, read_sides, reader_of, selects
 from potstill.data.reader import Row, TaskReader
 from potstill.data.twins import near_twins
 from potstill.errors import DataError
@@ -30,6 +30,8 @@ from potstill.types import Reject
 _ROWS_PER_BATCH = 8
 _MANY = 0.1
 """The share of records that are cut from which it is a warning."""
+FEW_CHOOSING = 10
+"""With fewer held-out groups to choose the best weights by, a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
         work.warn(str(twins))
     reader = reader_of(recipe, tokenizer, sides.classes)
     train = _read(sides.train, reader, recipe, work, "")
-    held_out = _read(sides.held_out, reader, recipe, work, "held-out ")
+    held_out = _read(_measured(sides, recipe, work), reader, recipe, work, "held-out ")
     if not train:
         reasons = "; ".join(f"{name} {amount}" for name, amount in work.counts.items())
         raise DataError(
@@ -123,6 +125,25 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
             fix="give records with answers, or add a generate section",
         )
     return reader, Rows(train, held_out, tuple(sides.classes))
+
+
+def _measured(sides: Sides, recipe: Recipe, work: Work) -> Sequence[Example]:
+    """The held-out examples that are measured while training: with `keep: best` those of the groups that choose.
+
+    Raises:
+        DataError: too few groups to choose by and to report on.
+    """
+    assert recipe.train is not None
+    if not recipe.train.keeps_best:
+        return sides.held_out
+    choosing, reported = check_selection(example.group for example in sides.held_out)
+    work.count("held-out groups that choose the best weights", choosing)
+    if choosing < FEW_CHOOSING:
+        work.warn(
+            f"the best weights were chosen on {choosing} held-out groups ({reported} are left to report on): with so "
+            "few, the choice is mostly noise"
+        )
+    return [example for example in sides.held_out if selects(example.group)]
 
 
 def make_student(recipe: Recipe, models: Models, reader: TaskReader, rows: Rows, console: Console) -> BuiltStudent:

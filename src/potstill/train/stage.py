@@ -42,6 +42,8 @@ def stage(recipe: Recipe, control: str | None = None) -> Stage:
         "data": None if recipe.generate is not None else recipe.data.key_fields(),
         "task": recipe.task,
     }
+    if recipe.train.keeps_best:
+        settings["best"] = "NLL on a third of the held-out groups"
     reads = ("generate",) if recipe.generate is not None else ()
     return Stage(name, CONTRACT, reads, settings, partial(_sources, recipe), partial(_write, recipe, name))
 

@@ -72,13 +72,12 @@ class Training:
         generated = self.context.inputs.get("generate")
         records = generated.path / "records.parquet" if generated is not None else None
         reader, rows = read_rows(self.recipe, records, self.models.tokenizer, self.context.work)
-        for stage in self.settings.in_stages:
-            if stage.keep == "best" and not rows.held_out:
-                raise RecipeError(
-                    "the best weights are found on held-out records, and there are none",
-                    where="train.keep",
-                    fix="hold some out (data.held_out: 0.1), or keep: last",
-                )
+        if self.settings.keeps_best and not rows.held_out:
+            raise RecipeError(
+                "the best weights are chosen on held-out records, and none of them can be measured",
+                where="train.keep",
+                fix="hold more out (data.held_out), or keep: last",
+            )
         return reader, rows
 
     def _folder(self, stage: TrainStage) -> Path:
