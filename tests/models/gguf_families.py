@@ -16,8 +16,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 Family = Literal["qwen2", "gemma3", "llama"]
 
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' + message['content'] + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 _HIDDEN, _HEADS, _KV_HEADS, _FFN, _PADDED = 32, 4, 2, 64, 5
