@@ -60,10 +60,11 @@ clean: ## remove .venv and what the tools left; runs/ stays
 	@echo "setting up .venv; the first time takes some minutes, for torch"
 	@$(PYTHON) -m venv .venv
 
-# hatchling comes first, and the build is not isolated, so that the build too has the pinned version.
+# What builds comes first, and builds are not isolated, so that they too have the pinned versions: hatchling for potstill,
+# setuptools and wheel for dependencies of reasoning-gym that come as source (cellpylib, zss).
 $(READY)-run: | .venv/bin/python
 	@rm -f .venv/ready-*
-	@$(PIP) hatchling
+	@$(PIP) hatchling setuptools wheel
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 

@@ -78,6 +78,16 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     assert [name(p) for p in texts if named.search(p.read_text(encoding="utf-8"))] == []
 
 
+def test_builds_that_are_not_isolated_find_what_builds_them() -> None:
+    makefile, pins = ((ROOT / f).read_text(encoding="utf-8") for f in ("Makefile", "constraints.txt"))
+    first = re.search(r"^\t@\$\(PIP\) (hatchling .*)$", makefile, flags=re.M)
+    assert first is not None and "--no-build-isolation" in makefile
+    builders = first[1].split()
+    # Some dependencies of reasoning-gym are source distributions of setuptools, which before 70.1 needs wheel.
+    assert {"hatchling", "setuptools", "wheel"} <= set(builders)
+    assert all(re.search(rf"^{name}==", pins, flags=re.M) for name in builders)
+
+
 # ---- what the pages say --------------------------------------------------------------------------------------
 
 
