@@ -13,7 +13,7 @@ from potstill.generate import chains as program_module
 from potstill.recipe import parse_recipe
 from potstill.recipe.verify import VerifierSettings
 from potstill.types import Answer, Record, Request
-from potstill.verify.needed import refuse_unjudgeable
+from potstill.verify.preconditions import refuse_unjudgeable
 
 HINT = "{problem} (it is {reference})"
 

@@ -18,8 +18,8 @@ import pytest
 from potstill.errors import RunError
 from potstill.recipe.verify import SandboxSettings
 from potstill.verify import sandbox as sandbox_module
+from potstill.verify.isolation import bubblewrap, unshare
 from potstill.verify.sandbox import Method, Run, Sandbox, _limits, _watched, interpreter
-from potstill.verify.walls import bubblewrap, unshare
 
 METHODS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("bubblewrap", "unshare")]
 MOST_FORKS = 200

@@ -17,7 +17,7 @@ from potstill.evaluate.held_out import reported_on
 from potstill.recipe import Recipe
 from potstill.recipe.evaluate import SolveSettings
 from potstill.types import Record, digest
-from potstill.verify.needed import refuse_unjudgeable
+from potstill.verify.preconditions import refuse_unjudgeable
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from potstill.generate.verification import Verification
 from potstill.recipe.reasoning import ReasoningProgram
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Request, Sampling, Verdict, digest
-from potstill.verify.needed import refuse_unjudgeable
+from potstill.verify.preconditions import refuse_unjudgeable
 
 _AT_ONCE = 1024
 """Problems worked on together: what is held in memory is theirs."""

@@ -12,8 +12,8 @@ from potstill.generate.answering import Answered, Answering
 from potstill.generate.chains_keep import Chain
 from potstill.generate.records import provenance_of, with_answer
 from potstill.types import Answer, Record, Reject, Request, Sampling, Verdict
+from potstill.verify.answer_extraction import final_value, marked
 from potstill.verify.base import references
-from potstill.verify.final import final_value, marked
 
 Form = Literal["reasoning_content", "think"]
 

@@ -21,7 +21,7 @@ from potstill.generate.verification import Verification
 from potstill.recipe.generate import VerifiedSettings
 from potstill.recipe.verify import VerifierSettings, references_of
 from potstill.types import Answer, Finish, Record, Reject, Request, Verdict
-from potstill.verify.needed import refuse_unjudgeable
+from potstill.verify.preconditions import refuse_unjudgeable
 
 _AT_ONCE = 1024
 """Records of a block, and those beyond it that have the same prompt as its last."""

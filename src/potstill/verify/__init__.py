@@ -1,14 +1,14 @@
-"""Verifiers: of an answer they say accept, reject, or cannot judge, and why. A module implements one kind, or a family.
+"""Verifiers accept, reject, or cannot judge an answer, with a reason. A module implements one kind, or a family.
 
-A record's reference answer stands in its metadata; `open_verifier` gives the verifier of some settings. What needs an
-optional package says so when it is opened, and importing this needs none.
+A record's reference answer is in its metadata; `open_verifier` opens the verifier of some settings. Importing this
+needs no optional package; a verifier that does raises MissingExtra when it is opened.
 """
 
-from potstill.verify import composite, form, gym, judge, math, pattern, programs, refusal, text
+from potstill.verify import composite, gym, judge, length_language, math, pattern, programs, refusal, text
 from potstill.verify.base import Ask, Verifier, open_verifier, verdicts
 from potstill.verify.decontaminate import Decontaminated, Decontaminator, Match, decontaminate
 
-VERIFIERS = (composite, form, gym, judge, math, pattern, programs, refusal, text)
+VERIFIERS = (composite, gym, judge, length_language, math, pattern, programs, refusal, text)
 
 __all__ = [
     "Ask",

@@ -1,4 +1,4 @@
-"""What a verifier is: it says of one answer accept, reject, or cannot judge, and why."""
+"""Base of the verifiers, which accept, reject, or cannot judge an answer, with a reason."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from potstill import registry
+from potstill.errors import PotstillError
 from potstill.recipe.verify import VerifierSettings
 from potstill.types import Answer, Record, Request, Verdict
 
 Ask = Callable[[str | None, Sequence[Request]], list[Answer]]
-"""Puts questions, in order, to the teacher of a name (None: the one that writes). It is the caller's, so that what a
-judge asks goes through the same journal and budget."""
+"""Sends requests, in order, to the teacher of a name (None: the one that writes). The caller provides it, so that a
+judge's requests go through the same journal and budget."""
 
 MOST_SHOWN = 60
 """Characters of an answer that a reason quotes at most."""
+
+MOST_CHARACTERS = 1_000_000
+"""A longer answer cannot be judged."""
+
+
+class WorkerUnavailable(RuntimeError):
+    """Worker processes do not start, or were closed: no answer can be judged."""
 
 
 class Verifier(Protocol):
@@ -37,7 +45,7 @@ class Verifier(Protocol):
         ...
 
     def verify_answer(self, record: Record, answer: Answer) -> Verdict:
-        """Judge a whole answer, for what looks at the reasoning, or at the number of tokens."""
+        """Judge a whole answer: for verifiers that read the reasoning or the number of tokens."""
         ...
 
     def __enter__(self) -> Verifier: ...
@@ -50,12 +58,20 @@ class Verifier(Protocol):
 S = TypeVar("S", bound=VerifierSettings)
 
 
-class BaseVerifier:
-    """What every verifier of this room has in common. `contract` is raised when its meaning changes."""
+class BaseVerifier(Generic[S]):
+    """Base of the verifiers of this room. A subclass implements `judge`, and `judge_answer` if it reads more than the
+    text.
+
+    Whatever a model wrote, `verify` returns a verdict: an answer of more than `MOST_CHARACTERS` cannot be judged, and
+    neither can one on which `judge` raises. Raise `contract` when the meaning of a verdict changes.
+    """
 
     contract: ClassVar[int] = 1
+    guarded: ClassVar[bool] = True
+    """Whether an exception of `judge` means that this answer cannot be judged. False if `judge` asks a model or runs a
+    program, whose failures concern the whole run."""
 
-    def __init__(self, settings: VerifierSettings) -> None:
+    def __init__(self, settings: S) -> None:
         self._settings = settings
 
     @property
@@ -72,15 +88,23 @@ class BaseVerifier:
         return {"name": self.name, "version": self.version, "settings": self._settings.key_fields()}
 
     def verify(self, record: Record, completion: str) -> Verdict:
-        raise NotImplementedError
+        return self._guarded(len(completion), lambda: self.judge(record, completion))
 
     def verify_answer(self, record: Record, answer: Answer) -> Verdict:
-        return self.verify(record, answer.text)
+        return self._guarded(len(answer.text) + len(answer.reasoning or ""), lambda: self.judge_answer(record, answer))
+
+    def judge(self, record: Record, completion: str) -> Verdict:
+        """Judge the text of a final answer."""
+        raise NotImplementedError
+
+    def judge_answer(self, record: Record, answer: Answer) -> Verdict:
+        """Judge a whole answer."""
+        return self.judge(record, answer.text)
 
     def close(self) -> None:
-        """Let go of what it holds. Calling it twice does nothing."""
+        """Release what the verifier holds. A second call does nothing."""
 
-    def __enter__(self) -> BaseVerifier:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -101,16 +125,28 @@ class BaseVerifier:
     def _signature(self) -> str:
         return f"{self.name}@{self.version}"
 
+    def _guarded(self, characters: int, judge: Callable[[], Verdict]) -> Verdict:
+        if not self.guarded:
+            return judge()
+        if characters > MOST_CHARACTERS:
+            return self.cannot_judge(f"{characters} characters are more than {MOST_CHARACTERS}")
+        try:
+            return judge()
+        except (PotstillError, WorkerUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001  # one answer must not end the run
+            return self.cannot_judge(f"judging it failed: {type(error).__name__}: {str(error)[:MOST_SHOWN]}")
+
 
 def open_verifier(settings: VerifierSettings, ask: Ask | None = None) -> Verifier:
     """The verifier of some settings, to be used as a context manager.
 
     Args:
-        ask: how a judge puts its questions; only needed where there is one.
+        ask: sends a judge's requests; only needed if there is a judge.
 
     Raises:
-        RecipeError: nothing implements it, or it needs `ask` and there is none.
-        MissingExtra: a package that it needs is not installed.
+        RecipeError: nothing implements the settings, or there is a judge and no `ask`.
+        MissingExtra: a required package is not installed.
     """
     verifier = registry.build(settings)
     if hasattr(verifier, "asks_through"):
@@ -119,7 +155,7 @@ def open_verifier(settings: VerifierSettings, ask: Ask | None = None) -> Verifie
 
 
 def verdicts(verifier: Verifier, items: Iterable[tuple[Record, Answer]], at_once: int = 1) -> Iterator[Verdict]:
-    """The verdict on each answer, in order, `at_once` of them judged side by side. Reads no farther ahead than that."""
+    """The verdict on each answer, in order, with `at_once` of them judged concurrently. Reads no farther ahead."""
     if at_once == 1:
         for record, answer in items:
             yield verifier.verify_answer(record, answer)
@@ -136,15 +172,27 @@ def verdicts(verifier: Verifier, items: Iterable[tuple[Record, Answer]], at_once
 
 def shown(text: Any) -> str:
     """A short quotation for a reason."""
-    line = " ".join((text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)).split())
+    if isinstance(text, str):
+        line = " ".join(text[: 4 * MOST_SHOWN].split())
+    else:
+        line = " ".join(json.dumps(text, ensure_ascii=False, default=str)[: 4 * MOST_SHOWN].split())
     return f"‘{line}’" if len(line) <= MOST_SHOWN else f"‘{line[: MOST_SHOWN - 1]}…’"
 
 
 def references(record: Record, key: str) -> list[str]:
-    """The reference answers of a record as texts; empty where there is none. Numbers are written out."""
+    """The reference answers of a record as texts; empty if there is none. Numbers are written out."""
     found = record.metadata.get(key)
     several = found if isinstance(found, (list, tuple)) else [found]
     return [value if isinstance(value, str) else _written(value) for value in several if value is not None]
+
+
+def question_text(record: Record) -> str:
+    """The prompt as one text: the plain one, or the turns before the answer."""
+    if record.messages is None:
+        return record.prompt or ""
+    turns = record.messages if record.is_prompt else record.messages[:-1]
+    only = len(turns) == 1
+    return "\n\n".join(str(t["content"]) if only else f"[{t['role']}]\n{t['content']}" for t in turns)
 
 
 def _written(value: Any) -> str:

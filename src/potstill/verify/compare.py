@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from potstill.verify.units import is_known
-from potstill.verify.values import Value
+from potstill.verify.values import Value, plus_minus_in, relations_in
+
+MOST_UNORDERED = 60
+"""Sets with more values are not compared: each value is held against each."""
 
 
 class Judgement(NamedTuple):
@@ -32,9 +36,19 @@ def compare(reference: Value, answer: Value, symbolic: Symbolic) -> Judgement:
         return Judgement("reject", "no answer")
     if reference.kind == "nothing":
         return Judgement("cannot_judge", "the reference is empty")
+    if answer.text and _plain(reference.text) == _plain(answer.text) and reference.of == answer.of:
+        return SAME
+    if answer.kind == "unclear":
+        return Judgement("cannot_judge", "the words or signs around the value are not known to be harmless")
+    if reference.kind == "unclear":
+        return Judgement("cannot_judge", "the reference is not understood")
     if reference.of and answer.of and reference.of != answer.of:
         return Judgement("cannot_judge", f"the reference gives {reference.of}, and the answer {answer.of}")
     kinds = {reference.kind, answer.kind}
+    if "based" in kinds:
+        if len(kinds) == 1 and reference.text.partition("_")[2] == answer.text.partition("_")[2]:
+            return Judgement("reject", "another number in this base")
+        return Judgement("cannot_judge", "bases are not converted")
     if "expression" in kinds:
         return _expressions(reference, answer, symbolic)
     if kinds <= {"number", "percent"}:
@@ -59,15 +73,21 @@ def _a(value: Value) -> str:
     return names.get(value.kind, f"a {value.kind}")
 
 
+def _plain(text: str) -> str:
+    """Without spaces, but for those between two digits or letters."""
+    return re.sub(r"(?<![A-Za-z\d])\s+|\s+(?![A-Za-z\d])", "", text)
+
+
 def _expressions(reference: Value, answer: Value, symbolic: Symbolic) -> Judgement:
-    if "".join(reference.text.split()) == "".join(answer.text.split()):
-        return SAME
     if {reference.kind, answer.kind} & {"word", "date", "time", "percent", "quantity", "ratio"}:
         plain, other = (reference, answer) if reference.kind != "expression" else (answer, reference)
         if plain.kind == "word" and not (len(plain.text) == 1 and other.kind == "expression"):
             return Judgement("reject", f"the reference is {_a(reference)}, and the answer {_a(answer)}")
         if plain.kind != "word":
             return Judgement("cannot_judge", f"{_a(plain)} beside an expression")
+    for states, what in ((relations_in, "an inequality"), (plus_minus_in, "±")):
+        if states(reference.text) != states(answer.text):
+            return Judgement("cannot_judge", f"only one of both states {what}")
     return symbolic(reference.text, answer.text)
 
 
@@ -98,6 +118,8 @@ def _quantities(reference: Value, answer: Value) -> Judgement:
 def _sets(reference: Value, answer: Value, symbolic: Symbolic) -> Judgement:
     if len(reference.parts) != len(answer.parts):
         return Judgement("reject", f"{len(answer.parts)} values, and the reference has {len(reference.parts)}")
+    if len(reference.parts) > MOST_UNORDERED:
+        return Judgement("cannot_judge", f"more than {MOST_UNORDERED} values without an order")
     left, doubt = list(answer.parts), None
     for part in reference.parts:
         judged = [compare(part, other, symbolic) for other in left]
@@ -115,6 +137,8 @@ def _ordered(reference: Value, answer: Value, symbolic: Symbolic) -> Judgement:
     brackets = {reference.brackets, answer.brackets} - {""}
     if len(brackets) > 1 and not brackets <= {"()", "⟨⟩"}:
         return Judgement("reject", f"other brackets: {answer.brackets} for {reference.brackets}")
+    if reference.brackets not in ("", "()", "⟨⟩") and not answer.brackets:
+        return Judgement("cannot_judge", f"the reference has brackets, {reference.brackets}, and the answer none")
     if len(reference.parts) != len(answer.parts):
         return Judgement("reject", f"{len(answer.parts)} values, and the reference has {len(reference.parts)}")
     judged = [compare(r, a, symbolic) for r, a in zip(reference.parts, answer.parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Verifiers made of others."""
+"""Verifiers that combine others."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from potstill.verify.base import Ask, BaseVerifier, Verifier
 Judging = Callable[[Verifier], Verdict]
 
 
-class CompositeVerifier(BaseVerifier):
-    """Asks its members in order, and no further than needed: put the cheap ones first. The verdict carries the reason
-    and the score of the member that decided."""
+class CompositeVerifier(BaseVerifier[Composite]):
+    """Asks its members in order, no further than needed: put the cheap ones first. The verdict carries the reason and
+    the score of the member that decided."""
+
+    guarded = False  # members guard themselves, and a judge's failure to answer concerns the run
 
     def __init__(self, settings: Composite) -> None:
         super().__init__(settings)
@@ -32,15 +34,15 @@ class CompositeVerifier(BaseVerifier):
         return f"{self.contract}({', '.join(f'{m.name}@{m.version}' for m in self.members)})"
 
     def asks_through(self, ask: Ask | None) -> None:
-        """Hand the caller's way of asking on to the judges."""
+        """Pass the caller's `ask` on to the judges."""
         for member in self.members:
             if hasattr(member, "asks_through"):
                 member.asks_through(ask)
 
-    def verify(self, record: Record, completion: str) -> Verdict:
+    def judge(self, record: Record, completion: str) -> Verdict:
         return self.decide(lambda member: member.verify(record, completion))
 
-    def verify_answer(self, record: Record, answer: Answer) -> Verdict:
+    def judge_answer(self, record: Record, answer: Answer) -> Verdict:
         return self.decide(lambda member: member.verify_answer(record, answer))
 
     def decide(self, judge: Judging) -> Verdict:
@@ -58,43 +60,39 @@ class CompositeVerifier(BaseVerifier):
 
 @implements(AllOf)
 class AllVerifier(CompositeVerifier):
-    """Every one must accept."""
+    """Accepts if every member does."""
 
     def decide(self, judge: Judging) -> Verdict:
-        doubts, last = [], None
+        found = list[Verdict]()
         for member in self.members:
-            last = judge(member)
-            if last.outcome == "reject":
-                return self._as_ours(last)
-            if last.outcome == "cannot_judge":
-                doubts.append(last)
-        assert last is not None
-        return self._as_ours(doubts[0] if doubts else last)
+            found.append(judge(member))
+            if found[-1].outcome == "reject":
+                return self._as_ours(found[-1])
+        return self._as_ours(next((v for v in found if v.outcome == "cannot_judge"), found[-1]))
 
 
 @implements(AnyOf)
 class AnyVerifier(CompositeVerifier):
-    """One that accepts is enough."""
+    """Accepts if one member does."""
 
     def decide(self, judge: Judging) -> Verdict:
-        others = []
+        found = list[Verdict]()
         for member in self.members:
-            verdict = judge(member)
-            if verdict.outcome == "accept":
-                return self._as_ours(verdict)
-            others.append(verdict)
-        return self._as_ours(next((v for v in others if v.outcome == "cannot_judge"), others[-1]))
+            found.append(judge(member))
+            if found[-1].outcome == "accept":
+                return self._as_ours(found[-1])
+        return self._as_ours(next((v for v in found if v.outcome == "cannot_judge"), found[-1]))
 
 
 @implements(FirstOf)
 class FirstVerifier(CompositeVerifier):
-    """The first that can judge decides."""
+    """Takes the verdict of the first member that can judge."""
 
     def decide(self, judge: Judging) -> Verdict:
-        verdict = None
-        for member in self.members:
-            verdict = judge(member)
+        first, *others = self.members
+        verdict = judge(first)
+        for member in others:
             if verdict.outcome != "cannot_judge":
                 break
-        assert verdict is not None
+            verdict = judge(member)
         return self._as_ours(verdict)

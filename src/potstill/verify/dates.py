@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from fractions import Fraction
 
 _MONTHS = "january february march april may june july august september october november december".split()
 _MONTH = r"(?P<month>" + "|".join(rf"{m[:3]}(?:{m[3:]}|t)?" if len(m) > 3 else m for m in _MONTHS) + r")\.?"
@@ -16,7 +17,7 @@ _NAMED = (
 )
 _ISO = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})")
 _SLASHED = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4})")
-_TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?")
+_TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2})(?:\.(\d{1,6}))?)?\s*(?:([ap])\.?\s?m\.?)?")
 _HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?\s?m\.?")
 
 
@@ -48,19 +49,20 @@ def _possible(*candidates: tuple[int, int, int]) -> frozenset[date]:
     return frozenset(found)
 
 
-def times(text: str) -> frozenset[int]:
-    """The times of day that a text may mean, in seconds since midnight: none if it is no time, two where morning or
-    evening is not said (`2:30`)."""
+def times(text: str) -> frozenset[Fraction]:
+    """The times of day that a text may mean, in seconds since midnight: none if it is no time, two if it does not say
+    whether morning or evening (`2:30`)."""
     said = " ".join(text.lower().split())
     found = _TIME.fullmatch(said)
     if found:
-        hour, minute, second, half = int(found[1]), int(found[2]), int(found[3] or 0), found[4]
+        hour, minute, half = int(found[1]), int(found[2]), found[5]
+        second = Fraction(f"{found[3] or 0}.{found[4] or 0}")
     else:
         short = _HOUR.fullmatch(said)
         if not short:
             return frozenset()
-        hour, minute, second, half = int(short[1]), 0, 0, short[2]
-    if minute > 59 or second > 59 or hour > 24 or (half and not 1 <= hour <= 12):
+        hour, minute, second, half = int(short[1]), 0, Fraction(0), short[2]
+    if minute > 59 or second >= 60 or hour > 24 or (half and not 1 <= hour <= 12):
         return frozenset()
     if half:
         hours = [hour % 12 + (12 if half == "p" else 0)]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from potstill.recipe.verify import Decontamination
 from potstill.types import Record, Reject
-from potstill.verify.working import require
+from potstill.verify.workers import require
 
 Side = Literal["prompt", "answer"]
 How = Literal["the same", "a run of words", "overlap", "similar"]

@@ -1,4 +1,4 @@
-"""The verifier of reasoning-gym's problems: the scorer of the generator that made the problem."""
+"""Verifier of reasoning-gym problems, by the scorer of the generator that made the problem."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 from potstill.recipe.verify import ReasoningGym
 from potstill.registry import implements
 from potstill.types import Record, Verdict
+from potstill.verify.answer_extraction import final_answer, without_reasoning
 from potstill.verify.base import shown
-from potstill.verify.final import final_answer, without_reasoning
-from potstill.verify.working import WorkingVerifier
+from potstill.verify.workers import WorkerVerifier
 
 OF_TUPLES = frozenset({"arc_agi", "rearc"})
-"""Their scorers compare with a grid of tuples, which came back from JSON as lists."""
+"""Generators whose scorers compare with a grid of tuples, which JSON turns into lists."""
 
 
 @implements(ReasoningGym)
-class ReasoningGymVerifier(WorkingVerifier):
+class ReasoningGymVerifier(WorkerVerifier[ReasoningGym]):
     """Accepts full marks only: scorers give part marks for white space, for some right digits, or for any text at all.
-    The entry is in `metadata["reasoning_gym"]`, as the data source writes it. In a worker, because scorers evaluate
-    what was written."""
+    The entry is in `metadata["reasoning_gym"]`, as the data source writes it. Scorers evaluate the model's text, so
+    they run in a worker."""
 
+    contract = 2
     function = "potstill.verify.gym:score"
     package = ("reasoning_gym", "reasoning-gym", "reasoning")
 
-    def verify(self, record: Record, completion: str) -> Verdict:
+    def judge(self, record: Record, completion: str) -> Verdict:
         from potstill.data.reasoning import REFUSED
 
-        assert isinstance(self._settings, ReasoningGym)
         facts = record.metadata.get(self._settings.key)
         if not isinstance(facts, dict) or not {"name", "entry"} <= facts.keys():
             return self.cannot_judge(f"the record has no problem in metadata[{self._settings.key!r}]")
@@ -36,7 +36,7 @@ class ReasoningGymVerifier(WorkingVerifier):
         said = final_answer(completion) if self._settings.answer == "final" else without_reasoning(completion)
         said = said.strip()
         if not said:
-            return self.reject("no answer", 0.0)
+            return self.reject("no answer, or one that is taken back", 0.0)
         found = self.ask({"name": facts["name"], "entry": facts["entry"], "answer": said})
         if isinstance(found, Verdict):
             return found
@@ -46,7 +46,7 @@ class ReasoningGymVerifier(WorkingVerifier):
 
 
 def score(item: dict[str, Any]) -> float:
-    """What the worker does: the marks (0 to 1) of `{name, entry, answer}`."""
+    """Runs in the worker: the marks (0 to 1) of `{name, entry, answer}`."""
     import reasoning_gym
 
     entry = dict(item["entry"])

@@ -1,42 +1,45 @@
-r"""The verifier of mathematical answers: a cascade from what is certain to what needs computer algebra."""
+r"""Verifier of mathematical answers: exact comparison of plain values, computer algebra for expressions."""
 
 from __future__ import annotations
 
 from potstill.recipe.verify import Math
 from potstill.registry import implements
 from potstill.types import Record, Verdict
-from potstill.verify.answers import answer_value, reference_value
-from potstill.verify.base import references, shown
+from potstill.verify.base import question_text, references, shown
 from potstill.verify.compare import Judgement, compare
-from potstill.verify.working import WorkingVerifier
+from potstill.verify.surroundings import known_words
+from potstill.verify.values import answer_value, reference_value
+from potstill.verify.workers import WorkerVerifier
 
 
 @implements(Math)
-class MathVerifier(WorkingVerifier):
+class MathVerifier(WorkerVerifier[Math]):
     r"""Compares the final answer with the reference as mathematical values.
 
-    1. The final answer is the content of the last `\boxed{…}`, else of `<answer>…</answer>`, else what follows "the
-       answer is", else the whole text where that is one value, else the one value that the last line ends with.
-    2. Both are read as typed values: number, percentage, quantity, date, time, ratio, tuple or interval, set, list,
-       word, expression. Numbers are fractions of integers: nothing is rounded, there is no tolerance.
-    3. Plain kinds are compared exactly, and another kind is a rejection.
-    4. Expressions go to `math-verify` in a worker, and what it accepts is checked again at 50 digits.
+    1. The final answer is the content of the last `\boxed{…}`, else of `<answer>…</answer>`, else the text after "the
+       answer is", else the whole text if it is one value, else the one value that the last sentence names.
+    2. Answer and reference are read as typed values: number, percentage, quantity, date, time, ratio, tuple or
+       interval, set, list, word, expression. Numbers are fractions of integers: nothing is rounded, there is no
+    tolerance. 3. Plain kinds are compared exactly; different kinds are a rejection.
+    4. Expressions go to `math-verify` in a worker, and an acceptance is checked again at 50 digits.
 
-    It cannot judge where there is no reference, where neither way decides, or past the deadline.
+    It cannot judge without a reference, if words or signs around the value are not known to be harmless, if neither
+    comparison decides, or past the deadline.
     """
 
+    contract = 2
     function = "potstill.verify.algebra:judge"
     package = ("math_verify", "math-verify", "math")
 
-    def verify(self, record: Record, completion: str) -> Verdict:
-        assert isinstance(self._settings, Math)
+    def judge(self, record: Record, completion: str) -> Verdict:
         known = references(record, self._settings.reference)
         if not known:
             return self.cannot_judge(f"the record has no metadata[{self._settings.reference!r}]")
+        question = known_words(question_text(record))
         judged = []
         for text in known:
             reference = reference_value(text)
-            answer = answer_value(completion, equation="=" in reference.text)
+            answer = answer_value(completion, question, equation="=" in reference.text)
             if answer is None:
                 return self.reject("no final answer was found")
             found = compare(reference, answer, self._symbolic)

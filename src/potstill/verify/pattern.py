@@ -1,4 +1,4 @@
-"""Verifiers of form: a pattern, or a JSON Schema."""
+"""Verifiers of form, by a pattern or a JSON Schema."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ import regex
 from potstill.recipe.verify import JSONSchema, Regex
 from potstill.registry import implements
 from potstill.types import Record, Verdict
+from potstill.verify.answer_extraction import fenced_blocks, without_reasoning
 from potstill.verify.base import BaseVerifier, shown
-from potstill.verify.final import without_reasoning
-from potstill.verify.working import WorkingVerifier
-
-_FENCED = re.compile(r"^```[ \t]*(?:json[a-z0-9]*)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+from potstill.verify.workers import WorkerVerifier
 
 
 @implements(Regex)
-class RegexVerifier(BaseVerifier):
-    """A pattern is found, makes up the whole, or is nowhere. The search itself has a deadline: one that backtracks
-    without end cannot judge."""
+class RegexVerifier(BaseVerifier[Regex]):
+    """A pattern is found, matches the whole text, or is found nowhere. The search has a deadline, past which it cannot
+    judge: some patterns backtrack without end."""
 
     @property
     def version(self) -> str:
         return f"{self.contract}+regex-{regex.__version__}"
 
-    def verify(self, record: Record, completion: str) -> Verdict:
-        assert isinstance(self._settings, Regex)
+    def judge(self, record: Record, completion: str) -> Verdict:
         asked = self._settings
         pattern = asked.pattern if asked.pattern is not None else record.metadata.get(asked.key)
         if not isinstance(pattern, str):
@@ -50,41 +47,42 @@ class RegexVerifier(BaseVerifier):
 
 
 @implements(JSONSchema)
-class JSONSchemaVerifier(WorkingVerifier):
-    """One JSON value, by the standard (no NaN, no name twice in an object), that the schema accepts. In a worker: a
-    schema holds patterns, and a pattern can take for ever. Schemas elsewhere are not fetched."""
+class JSONSchemaVerifier(WorkerVerifier[JSONSchema]):
+    """One JSON value, by the standard (no NaN, no duplicate names in an object), that the schema accepts. Runs in a
+    worker, because a schema's patterns may backtrack without end. References to other documents are not fetched."""
 
     function = "potstill.verify.pattern:judge_json"
     package = ("jsonschema", "jsonschema", "verify")
 
-    def verify(self, record: Record, completion: str) -> Verdict:
-        assert isinstance(self._settings, JSONSchema)
+    def judge(self, record: Record, completion: str) -> Verdict:
         schema = self._settings.json_schema
         if schema is None:
             schema = record.metadata.get(self._settings.key)
         if not isinstance(schema, (dict, bool)):
             return self.cannot_judge(f"the record has no schema in metadata[{self._settings.key!r}]")
         text = without_reasoning(completion)
-        fenced = _FENCED.findall(text)
+        fenced = [body for language, body in fenced_blocks(text) if language in ("", "json", "json5", "jsonc")]
         found = self.ask({"schema": schema, "text": fenced[-1] if fenced else text})
         return found if isinstance(found, Verdict) else Verdict(found[0], found[1], None, self._signature)
 
 
 def judge_json(item: dict[str, Any]) -> tuple[str, str]:
-    """What the worker does: outcome and reason for `{schema, text}`."""
+    """Runs in the worker: outcome and reason for `{schema, text}`."""
     import jsonschema
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
     try:
         value = json.loads(item["text"], parse_constant=_no_constant, object_pairs_hook=_no_name_twice)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        return "cannot_judge", "nested too deep to be read"
+    except ValueError as error:
         return "reject", f"not JSON: {error}"
     schema = item["schema"]
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(schema)
-        # An empty registry: `$ref` to elsewhere is not fetched.
+        # With an empty registry, a `$ref` to another document is not fetched.
         wrong = jsonschema.exceptions.best_match(kind(schema, registry=Registry()).iter_errors(value))
     except jsonschema.SchemaError as error:
         return "cannot_judge", f"the schema is none: {error.message}"

@@ -12,8 +12,8 @@ from typing import Any
 from potstill.recipe.verify import PythonTests
 from potstill.registry import implements
 from potstill.types import Record, Verdict
+from potstill.verify.answer_extraction import without_reasoning
 from potstill.verify.base import BaseVerifier, shown
-from potstill.verify.final import without_reasoning
 from potstill.verify.sandbox import Run, Sandbox
 
 _FENCED = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -49,7 +49,7 @@ _main()
 
 
 @implements(PythonTests)
-class PythonTestsVerifier(BaseVerifier):
+class PythonTestsVerifier(BaseVerifier[PythonTests]):
     """Accepts a program that passes all of its tests. What it prints or returns on the way does not pass for having
     passed: the runner says so itself, with a token that it is given, after the last test. The walls protect the
     machine;
@@ -69,8 +69,9 @@ class PythonTestsVerifier(BaseVerifier):
     def version(self) -> str:
         return f"{self.contract}+{self.sandbox.method}"
 
-    def verify(self, record: Record, completion: str) -> Verdict:
-        assert isinstance(self._settings, PythonTests)
+    guarded = False  # a sandbox that does not start concerns the run
+
+    def judge(self, record: Record, completion: str) -> Verdict:
         tests = record.metadata.get(self._settings.tests)
         several: list[Any] = (
             [tests] if isinstance(tests, (str, Mapping)) else list(tests) if isinstance(tests, Sequence) else []

@@ -19,7 +19,7 @@ from typing import Literal
 
 from potstill.errors import RunError
 from potstill.recipe.verify import SandboxSettings
-from potstill.verify.walls import Limits, bare, bubblewrap, unshare
+from potstill.verify.isolation import Limits, bare, bubblewrap, unshare
 
 Method = Literal["bubblewrap", "unshare", "none"]
 LOOK_SECONDS = 0.05

@@ -6,36 +6,47 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import NamedTuple, TypeVar
 
 from potstill.recipe.verify import Choice, Exact, Numeric, ReferenceSettings
 from potstill.registry import implements
 from potstill.types import Record, Verdict
-from potstill.verify.answers import answer_value, reference_value
-from potstill.verify.base import BaseVerifier, references, shown
-from potstill.verify.final import final_answer, marked, without_reasoning
-from potstill.verify.values import Value, clean, read_value
+from potstill.verify.answer_extraction import (
+    final_answer,
+    last_sentence,
+    leads_to_value,
+    locate,
+    without_reasoning,
+)
+from potstill.verify.base import BaseVerifier, question_text, references, shown
+from potstill.verify.surroundings import is_taken_back, known_words
+from potstill.verify.values import Value, answer_value, clean, read_value, reference_value
+
+R = TypeVar("R", bound=ReferenceSettings)
 
 
-class _Compares(BaseVerifier):
-    """What the three have in common: no reference, no judgement."""
+class _Compares(BaseVerifier[R]):
+    """Base of the three: without a reference there is no judgement."""
 
-    def verify(self, record: Record, completion: str) -> Verdict:
-        assert isinstance(self._settings, ReferenceSettings)
+    contract = 2
+
+    def judge(self, record: Record, completion: str) -> Verdict:
         known = references(record, self._settings.reference)
         if not known:
             return self.cannot_judge(f"the record has no metadata[{self._settings.reference!r}]")
-        said = without_reasoning(completion)
-        return self.against(known, final_answer(said) if self._settings.answer == "final" else said, record)
+        return self.against(known, without_reasoning(completion), record)
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
+        """Judge a text without reasoning against at least one reference."""
         raise NotImplementedError
 
 
 @implements(Exact)
-class ExactVerifier(_Compares):
+class ExactVerifier(_Compares[Exact]):
     """The same text, after Unicode composition (NFC) and with runs of white space as one space."""
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
+        said = final_answer(said) if self._settings.answer == "final" else said
         answer = self._plain(said)
         if not answer:
             return self.reject("no answer")
@@ -45,97 +56,169 @@ class ExactVerifier(_Compares):
         return self.reject(f"{shown(said)} is not {shown(known[0])}")
 
     def _plain(self, text: str) -> str:
-        assert isinstance(self._settings, Exact)
         text = unicodedata.normalize("NFC", text)
         if self._settings.ignore_case:
             text = text.casefold()
         if self._settings.ignore_punctuation:
-            # A minus sign or a point inside a number is no punctuation.
-            text = re.sub(r"(?<!\d)[^\w\s−+-]|[^\w\s](?!\d)", " ", text)
+            text = "".join(
+                " " if _is_punctuation(text[at - 1 : at], sign, text[at + 1 : at + 2]) else sign
+                for at, sign in enumerate(text)
+            )
         return " ".join(text.split())
 
 
+def _is_punctuation(before: str, sign: str, after: str) -> bool:
+    """Whether a sign only punctuates. Beside a digit most belong to the number: `.5`, `5%`, `5!`, `-5`."""
+    if not unicodedata.category(sign).startswith("P") or sign in "%‰-−_" or after.isdigit():
+        return False
+    return not before.isdigit() or sign in ".,;:)]}\"'’”"
+
+
 @implements(Numeric)
-class NumericVerifier(_Compares):
-    """The same number, computed with fractions; `|answer − reference| ≤ absolute + relative·|reference|` where there is
-    a tolerance. A percentage is a hundredth; a unit is compared where both have one."""
+class NumericVerifier(_Compares[Numeric]):
+    """The same number, computed with fractions; `|answer − reference| ≤ absolute + relative·|reference|` with a
+    tolerance. A percentage is a hundredth; a unit is compared if both have one."""
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
-        assert isinstance(self._settings, Numeric)
-        answer = answer_value(said) if self._settings.answer == "final" else read_value(said)
-        if answer is None or answer.number is None:
-            return self.reject(f"{shown(said)} gives no number")
         readable = [(text, reference_value(text)) for text in known]
         if not any(r.number is not None for _, r in readable):
             return self.cannot_judge(f"the reference {shown(known[0])} is no number")
+        question = known_words(question_text(record))
+        answer = answer_value(said, question) if self._settings.answer == "final" else read_value(said, question)
+        if answer is not None and answer.kind == "unclear":
+            return self.cannot_judge(f"what surrounds the number is not known to be harmless: {shown(said[-60:])}")
+        if answer is None or answer.number is None:
+            return self.reject(f"{shown(said[-60:])} gives no number")
         for text, reference in readable:
             if self._near(reference, answer):
                 return self.accept(f"{shown(answer.text)} is {shown(text)}")
         return self.reject(f"{shown(answer.text)} is not {shown(known[0])}")
 
     def _near(self, reference: Value, answer: Value) -> bool:
-        assert isinstance(self._settings, Numeric)
         if reference.number is None or answer.number is None:
             return False
         if reference.unit and answer.unit and reference.unit != answer.unit:
+            return False
+        if reference.of and answer.of and reference.of != answer.of:
             return False
         relative = Fraction(str(self._settings.relative_tolerance)) * abs(reference.number)
         within = Fraction(str(self._settings.absolute_tolerance)) + relative
         return abs(reference.number - answer.number) <= within
 
 
-_STATED = re.compile(r"\b(?:answer|option|choice)\s*(?:is|:)?\s*[*(\[]*([A-Z])(?![\w'’])", re.IGNORECASE)
-_WHOLE = re.compile(r"[*(\[{\s]*([A-Za-z])[*)\]}.:\s]*")
-_LED = re.compile(r"[*(\[]*([A-Z])(?:[)\].:]|\s*[-–—]\s)[*)\]]*\s*(\S.*)?", re.DOTALL)
-_ENCLOSED = re.compile(r"[(\[]([A-Z])[)\]]")
-
-
 @implements(Choice)
-class ChoiceVerifier(_Compares):
-    """The same letter. Found where it is marked as the answer, stands alone, leads the text ("B) …"), is the only
-    one in brackets, or by the text of its choice. An answer that states two letters names none."""
+class ChoiceVerifier(_Compares[Choice]):
+    """The same letter: marked as the answer, alone, at the start ("B) …"), as the only one in its sentence, or given by
+    the text of its choice. An answer that names two letters, denies one, or says something else about one, names
+    none."""
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
-        assert isinstance(self._settings, Choice)
         texts = record.metadata.get(self._settings.choices)
         choices = [str(t) for t in texts] if isinstance(texts, Sequence) and not isinstance(texts, str) else []
         letters = self._settings.letters[: len(choices)] if choices else self._settings.letters
         right = {self._reference(text, letters, choices) for text in known} - {None}
         if not right:
             return self.cannot_judge(f"the reference {shown(known[0])} is none of {letters[0]} to {letters[-1]}")
-        letter = chosen(said, letters, choices)
-        if letter is None:
-            return self.reject(f"{shown(said)} chooses none of {letters[0]} to {letters[-1]}, or more than one")
+        found = chosen(said, letters, choices, known_words(question_text(record)))
+        if found.letter is None:
+            reason = f"{shown(said[-60:])} chooses none of {letters[0]} to {letters[-1]}, or more than one"
+            return self.cannot_judge(reason) if found.doubtful else self.reject(reason)
         wanted = " or ".join(sorted(str(r) for r in right))
-        return self.accept(f"chose {letter}") if letter in right else self.reject(f"chose {letter}, not {wanted}")
+        if found.letter in right:
+            return self.accept(f"chose {found.letter}")
+        return self.reject(f"chose {found.letter}, not {wanted}")
 
     def _reference(self, text: str, letters: str, choices: list[str]) -> str | None:
         text = text.strip()
         if text.isdigit() and text not in choices:
             return letters[int(text)] if int(text) < len(letters) else None
-        return chosen(text, letters, choices)
+        return chosen(text, letters, choices).letter
 
 
-def chosen(text: str, letters: str, choices: Sequence[str] = ()) -> str | None:
-    """The letter that a text chooses; None where it chooses none, or leaves it open."""
-    said = clean(marked(text) or text)
+class Chosen(NamedTuple):
+    """The letter that a text chooses; without one, whether it names letters all the same."""
+
+    letter: str | None
+    doubtful: bool = False
+
+
+_WHOLE = re.compile(r"[*(\[{\s]*([A-Za-z])[*)\]}.:\s]*")
+_LED = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?[*(\[]*([A-Z])(?:[)\].:]|\s[-–—]\s)[*)\]]*\s*(\S.*)?", re.DOTALL | re.I
+)
+_LETTER = re.compile(r"(?<![\w'’!-])[*(\[]*([A-Z])[*)\]]*(?![\w'’]|-(?!\s))")
+_PRAISE = re.compile(
+    r"\s*is\s+(?:the\s+|my\s+)?(?:most\s+)?(?:(?:correct|right|best|final|true|only)\s*)+(?:answer|choice|option|one)?"
+    r"|\s*is\s+(?:the\s+|my\s+)(?:answer|choice|one)"
+)
+_REASON = re.compile(r"[,;]?\s+(?:because|since|as\s+(?:it|this|the)|which)\b.*", re.DOTALL)
+_PLAIN = re.compile(r"[\s*)\]}.:,;!$\"'”’]+|\\\)|\\\]")
+
+
+def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozenset[str] = frozenset()) -> Chosen:
+    """The letter that a text chooses.
+
+    Args:
+        letters: of the choices, in order.
+        choices: the texts of the choices, if they are known.
+        known: base forms of the question's words.
+    """
+    found = locate(text, known)
+    if found is not None and not found.text:
+        return Chosen(None, doubtful=True)
+    said = clean(found.text if found is not None else text)
     whole = _WHOLE.fullmatch(said)
     if whole:
-        return whole[1].upper() if whole[1].upper() in letters else None
-    plain = [" ".join(c.split()).casefold().rstrip(".") for c in choices]
+        return Chosen(whole[1].upper()) if whole[1].upper() in letters else Chosen(None)
+    plain = [_plain(c) for c in choices]
+    if plain.count(_plain(said)) == 1:
+        return Chosen(letters[plain.index(_plain(said))])
     led = _LED.fullmatch(said)
-    rest = " ".join((led[2] or "").split()).casefold().rstrip(".") if led else ""
+    if led and led[1] in letters:
+        return _led(led[1], led[2] or "", letters, plain)
+    sentence = clean(last_sentence(text) or "") if found is None else said
+    named = [m for m in _LETTER.finditer(sentence) if m[1] in letters and not _is_article(sentence, m)]
+    if named:
+        names = {m[1] for m in named}
+        mark = named[0]
+        if len(names) > 1 or len(named) > 1:
+            return Chosen(None, doubtful=True)
+        before, after = sentence[: mark.start()], sentence[mark.end() :]
+        told = _REASON.sub("", _PRAISE.sub("", after))
+        own = not _PLAIN.sub("", told) or _plain(told) == (plain[letters.index(mark[1])] if plain else None)
+        if own and not is_taken_back(after) and leads_to_value(before, known, strict=True):
+            return Chosen(mark[1])
+        return Chosen(None, doubtful=True)
+    claimed = re.fullmatch(r"(?P<before>.*\b(?:is|are|was|were|:))\s*(?P<choice>[^:]+)", sentence, re.DOTALL)
     if (
-        led
-        and led[1] in letters
-        and not _ENCLOSED.search(led[2] or "")
-        and not (rest in plain and rest != plain[letters.index(led[1])])
+        claimed
+        and plain.count(_plain(claimed["choice"])) == 1
+        and leads_to_value(claimed["before"], known, strict=False)
     ):
-        return led[1]
-    same = [i for i, choice in enumerate(plain) if choice == said.casefold().rstrip(".")]
-    if len(same) == 1:
-        return letters[same[0]]
-    stated = {m[1].upper() for m in _STATED.finditer(said) if m[1].isupper()} or set(_ENCLOSED.findall(said))
-    # "It is not (B)" chooses nothing.
-    denied = re.search(r"\b(?:not|neither|nor|or|wrong|incorrect|isn['’]t)\b", said)
-    return stated.pop() if len(stated) == 1 and stated <= set(letters) and not denied else None
+        return Chosen(letters[plain.index(_plain(claimed["choice"]))])
+    return Chosen(None, doubtful=bool(claimed))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold().strip(" .*:)")
+
+
+def _led(letter: str, rest: str, letters: str, plain: Sequence[str]) -> Chosen:
+    """ "B) cod": the letter, unless what follows is another choice, another letter, or a retraction."""
+    told = _plain(rest.split("\n", 1)[0])
+    if plain and told == plain[letters.index(letter)]:
+        return Chosen(letter) if not is_taken_back(rest[len(told) :]) else Chosen(None, doubtful=True)
+    others = {m[1] for m in _LETTER.finditer(rest) if m[1] in letters and not _is_article(rest, m)} - {letter}
+    denied = re.match(r"\s*(?:is|isn['’]t|are|or|and|not|nor|but)\b", rest, re.IGNORECASE)
+    if others or denied or is_taken_back(rest) or (told in plain):
+        return Chosen(None, doubtful=True)
+    return Chosen(letter)
+
+
+def _is_article(text: str, found: re.Match[str]) -> bool:
+    """Whether a letter is the article "A" or the pronoun "I": not in brackets, and a word in lower case follows."""
+    if found[1] not in "AI" or found.group() != found[1]:
+        return False
+    return (
+        bool(re.match(r"\s+(?!is\b|because\b|since\b|or\b|and\b|nor\b)[a-z]", text[found.end() :])) or found[1] == "I"
+    )

@@ -1,27 +1,62 @@
-r"""What kind of value a final answer is, read from text. Kinds are told apart before anything is compared, because
-`12:30` is no ratio, `2024-01-05` no subtraction, `AB` no product, and (1, 2) no set."""
+r"""Typed values of final answers, read from text. Kinds are told apart before anything is compared: `12:30` is no
+ratio, `2024-01-05` no subtraction, `AB` no product, and (1, 2) no set.
+
+Reading is strict. Every character of a text belongs to its value, to a unit, or to words that are known to be harmless;
+any other text is of kind `unclear`, which no verifier accepts.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from fractions import Fraction
 from typing import Literal
 
+from potstill.verify.answer_extraction import (
+    boxed,
+    final_value,
+    follows_value,
+    leads_to_value,
+    locate,
+    region_of,
+    with_unit,
+    without_reasoning,
+)
 from potstill.verify.dates import dates, times
-from potstill.verify.final import boxed
 from potstill.verify.numbers import exact_number, plain_signs
-from potstill.verify.units import SCALES, UNIT, unit_of
+from potstill.verify.units import UNIT, unit_of
 
 Kind = Literal[
-    "nothing", "number", "percent", "quantity", "date", "time", "ratio", "ordered", "set", "list", "word", "expression"
+    "nothing",
+    "unclear",
+    "number",
+    "based",
+    "percent",
+    "quantity",
+    "date",
+    "time",
+    "ratio",
+    "ordered",
+    "set",
+    "list",
+    "word",
+    "expression",
 ]
+
+MOST_CHARACTERS = 2_000
+"""A longer text is `unclear`."""
+
+MOST_DEPTH = 12
+"""Deeper nested tuples, sets and lists are `unclear`."""
+
+MOST_PARTS = 500
+"""A tuple, set or list with more values is `unclear`."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value and its kind. `text` is what was read, cleaned; the other fields hold what the kind has."""
+    """A value and its kind. `text` is what was read, without its dress; the other fields hold what the kind has."""
 
     kind: Kind
     text: str
@@ -29,94 +64,94 @@ class Value:
     unit: str = ""
     parts: tuple[Value, ...] = ()
     brackets: str = ""
-    when: frozenset[date] | frozenset[int] = frozenset()
+    when: frozenset[date] | frozenset[Fraction] = frozenset()
     of: str = ""
     """The left side of an equation that gives the value: `x` in `x = 5`."""
 
 
-_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname|emph)\s*\{([^{}]*)\}")
-_SPACES = re.compile(r"(?<!\\)\\[,!;: ]|\\quad|\\qquad|~|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle")
-_GIVEN = re.compile(r"(?P<of>[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|[a-z]+)\s*=\s*(?P<value>[^=]+)")
-_CLAUSE = re.compile(r",?\s+(?:because|since|as|which|where|given|so)\s.*", re.DOTALL)
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|emph)\s*\{([^{}]*)\}")
+_SPACES = re.compile(
+    r"(?<!\\)\\[,!;: ]|\\quad|\\qquad|~(?=\\?[a-zA-Z])|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle"
+)
+_GIVEN = re.compile(r"(?P<of>[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|[a-z]+)\s*(?:=|\\in(?![a-z]))\s*(?P<value>[^=]+)")
 _WORD = re.compile(r"[^\W\d_]+(?:[ '’.\-][^\W\d_]+)*\.?")
 _PAIRS = {"(": ")", "[": "]", "{": "}", "⟨": "⟩"}
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-_UNITS += "seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER_WORDS = {word: number for number, word in enumerate(_UNITS)}
-_NUMBER_WORDS |= {word: 20 + 10 * number for number, word in enumerate(_TENS)}
-_NUMBER_WORDS |= {f"{ten}-{_UNITS[n]}": 20 + 10 * i + n for i, ten in enumerate(_TENS) for n in range(1, 10)}
 _NAMES = {"pi": r"\pi", "π": r"\pi", "infinity": r"\infty", "∞": r"\infty", "∅": r"\emptyset"}
+_DRESS = (("$$", "$$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'), ("“", "”"))
+_CLOCK = re.compile(r"[ap]\.m\.$", re.IGNORECASE)
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 
 
 def clean(text: str) -> str:
-    """Without what only dresses a value: `$…$`, `\\text{…}`, thin spaces, bold, a full stop at the end."""
-    text = plain_signs(text).strip()
-    for opening, closing in (
-        ("$$", "$$"),
-        (r"\(", r"\)"),
-        (r"\[", r"\]"),
-        ("**", "**"),
-        ("`", "`"),
-        ('"', '"'),
-        ("“", "”"),
-    ):
+    r"""Remove what only dresses a value: `$…$`, `\text{…}`, thin spaces, bold, a full stop at the end."""
+    text = plain_signs(text[: MOST_CHARACTERS + 1]).strip()
+    for opening, closing in _DRESS:
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
-    text = text.rstrip(".").strip() if not re.search(r"[ap]\.m\.$", text) else text
+    text = _without_stop(text)
     if len(text) > 2 and text[0] == text[-1] == "$" and text.count("$") == 2:
-        text = text[1:-1].strip()
-    box = boxed(text)
-    text = box if box is not None else text
-    while _TEXT.search(text):
-        text = _TEXT.sub(r" \1 ", text)
+        text = _without_stop(text[1:-1])
+    if text.startswith(("\\boxed", "\\fbox")) and text.endswith("}"):
+        text = boxed(text) or text
+    for _ in range(MOST_DEPTH):
+        text, found = _TEXT.subn(r" \1 ", text)
+        if not found:
+            break
     text = text.replace(r"\%", "%").replace(r"\$", "$").replace(r"^{\circ}", "°").replace(r"^\circ", "°")
     text = (
         text.replace(r"\langle", "⟨").replace(r"\rangle", "⟩").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
     )
-    text = _SPACES.sub(" ", text.replace("{,}", ",").replace(r"\!", ""))
+    text = _SPACES.sub(" ", re.sub(r"(?<=\d)\{,\}(?=\d{3})", ",", text).replace(r"\!", ""))
     text = re.sub(r"√\s*(?:\(([^()]+)\)|(\w+))", lambda m: r"\sqrt{" + (m[1] or m[2]) + "}", text)
-    return " ".join(text.split()).strip(" .") if not re.search(r"[ap]\.m\.$", text) else " ".join(text.split())
+    return _without_stop(" ".join(text.split()))
 
 
-def read_value(text: str) -> Value:
-    """The value of a text, of the first kind that it fits."""
+def _without_stop(text: str) -> str:
+    text = text.strip()
+    return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") and not _CLOCK.search(text) else text
+
+
+def read_value(text: str, known: frozenset[str] = frozenset()) -> Value:
+    """The value of a text, of the first kind that it fits; `unclear` where something of it fits none.
+
+    Args:
+        known: base forms of the question's words, which may name what is counted.
+    """
+    if len(text) > MOST_CHARACTERS:
+        return Value("unclear", text[:MOST_CHARACTERS])
     said = clean(text)
-    return _read(said) if said else Value("nothing", "")
+    return _read(said, known, 0) if said else Value("nothing", "")
 
 
-def trimmed(text: str) -> str:
-    """Without a clause that gives a reason (`12, because …`)."""
-    return _CLAUSE.sub("", text)
-
-
-def _read(said: str) -> Value:
+def _read(said: str, known: frozenset[str], depth: int) -> Value:
+    if depth > MOST_DEPTH:
+        return Value("unclear", said)
     given = _GIVEN.fullmatch(said)
-    if given and "," not in said:
-        inner = _read(given["value"].strip())
-        return Value(
-            inner.kind, inner.text, inner.number, inner.unit, inner.parts, inner.brackets, inner.when, given["of"]
-        )
-    for reader in (_name, _word, _when, _number, _measured, _ratio, _bracketed, _list):
-        value = reader(said)
-        if value is not None:
-            return value
-    return Value("expression", said)
+    if given and len(split_at_top(said)) == 1:
+        inner = _read(given["value"].strip(), known, depth + 1)
+        return inner if inner.kind == "unclear" else replace(inner, of=given["of"])
+    value = _name(said) or _number(said) or _percent(said) or _word(said) or _when(said) or _measured(said, known)
+    value = value or _ratio(said) or _bracketed(said, known, depth) or _list(said, known, depth)
+    if value is not None:
+        return value
+    return Value("expression" if is_expression(said) else "unclear", said)
 
 
 def _name(said: str) -> Value | None:
-    name = _NAMES.get(said.lower())
-    return Value("expression", name) if name else None
+    name = _NAMES.get(said.lower().removeprefix("-"))
+    return Value("expression", ("-" if said[0] == "-" else "") + name) if name else None
 
 
 def _word(said: str) -> Value | None:
     single = re.fullmatch(r"\(([A-Za-z])\)", said)
     said = single[1] if single else said
+    ordinal = re.fullmatch(r"(?:the )?(\d{1,9})(?:st|nd|rd|th)", said.lower())
+    if ordinal:
+        return Value("word", f"{int(ordinal[1])}.")
+    if said.lower().removeprefix("the ") in _ORDINALS:
+        return Value("word", f"{_ORDINALS.index(said.lower().removeprefix('the ')) + 1}.")
     if not _WORD.fullmatch(said):
         return None
-    number = _NUMBER_WORDS.get(said.lower())
-    if number is not None:
-        return Value("number", said, Fraction(number))
     words = said.rstrip(".").replace("’", "'").split()
     if len(words) > 1 and words[0].lower() in ("the", "a", "an"):
         words = words[1:]
@@ -133,35 +168,59 @@ def _when(said: str) -> Value | None:
 
 
 def _number(said: str) -> Value | None:
-    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", said):  # a date that there is not, and no subtraction
-        return Value("word", said)
+    if re.fullmatch(r"\d{4}-\d{1,2}-\d{1,2}", said):  # a date, or one that does not exist: no subtraction
+        return None if dates(said) else Value("word", said)
+    if re.fullmatch(r"[(\[{]\s*[-+]?\d{1,3}(?:,\d{3})+\s*[)\]}]", said):
+        return None  # (1,234) may be a pair
     number = exact_number(said)
-    return Value("number", said, number) if number is not None else None
+    if number is not None:
+        return Value("number", said, number)
+    based = re.fullmatch(r"([-+]?[0-9A-Za-z]+)_\{?(\d{1,2})\}?", said)
+    if based and re.search(r"\d", based[1]) and 2 <= int(based[2]) <= 36:
+        return Value("based", f"{based[1].lower()}_{int(based[2])}")
+    return None
 
 
-def _measured(said: str) -> Value | None:
-    """Percentages, money, numbers with a scale ("2 million") or a unit."""
+def _percent(said: str) -> Value | None:
     percent = re.fullmatch(r"(.+?)\s*(?:%|per\s?cent)", said, re.IGNORECASE)
-    if percent:
-        number = exact_number(percent[1])
-        return Value("percent", said, number / 100) if number is not None else None
-    money = re.fullmatch(r"([-+]?)\s*(?:US)?([$€£])\s*(\S.*)", said)
+    number = exact_number(percent[1]) if percent else None
+    return Value("percent", said, number / 100) if number is not None else None
+
+
+def _measured(said: str, known: frozenset[str]) -> Value | None:
+    """Money, and numbers with a unit or a counted noun."""
+    money = re.fullmatch(r"([-+]?)\s*(?:US|USD\s?)?([$€£])\s*(\S.*)", said) or re.fullmatch(
+        r"([-+]?)(USD|EUR|GBP)\s+(\d.*)", said
+    )
     if money:
-        inner = _read(money[1] + money[3])
-        if inner.kind == "number" or (inner.kind == "quantity" and inner.unit == money[2]):
-            return Value("quantity", said, inner.number, money[2])
+        inner = _read(money[1] + money[3], known, MOST_DEPTH)
+        currency = unit_of(money[2]) or money[2]
+        if inner.kind == "number" or (inner.kind == "quantity" and inner.unit.split(" ")[0] == currency):
+            return Value("quantity", said, inner.number, inner.unit or currency)
+        if inner.kind == "quantity" and inner.unit.startswith("per "):
+            return Value("quantity", said, inner.number, f"{currency} {inner.unit}")
         return None
     found = UNIT.fullmatch(said)
     if not found:
         return None
-    name = found["unit"]
-    first, _, rest = name.partition(" ")
-    scale = SCALES.get(first.lower())
-    number, unit = exact_number(found["number"]), unit_of(rest if scale else name) if rest or not scale else ""
-    if number is None or unit is None or (not found["gap"] and not _adjoins(unit)):
+    number, unit = exact_number(found["number"]), unit_of(found["unit"], known)
+    if number is None:
+        # "7 million dollars", "seven apples": the number has words of its own.
+        words = said.split(" ")
+        for cut in range(len(words) - 1, max(0, len(words) - 6), -1):
+            number, unit = exact_number(" ".join(words[:cut])), unit_of(" ".join(words[cut:]), known)
+            if number is not None and unit:
+                return Value("quantity", said, number, unit)
         return None
-    number *= scale or 1
-    return Value("quantity", said, number, unit) if unit else Value("number", said, number)
+    if unit is None or (not found["gap"] and not _adjoins(unit)):
+        for cut in range(1, min(5, len(found["unit"].split(" ")))):
+            words = found["unit"].split(" ")
+            scaled = exact_number(f"{found['number']} {' '.join(words[:cut])}")
+            unit = unit_of(" ".join(words[cut:]), known)
+            if scaled is not None and unit:
+                return Value("quantity", said, scaled, unit)
+        return None
+    return Value("quantity", said, number, unit)
 
 
 def _adjoins(unit: str) -> bool:
@@ -170,13 +229,13 @@ def _adjoins(unit: str) -> bool:
 
 
 def _ratio(said: str) -> Value | None:
-    parts = [exact_number(p) for p in said.split(":")]
+    parts = [exact_number(p) for p in re.split(r"\s*:\s*|\s+to\s+", said)] if len(said) < 200 else []
     if len(parts) < 2 or any(p is None for p in parts):
         return None
     return Value("ratio", said, parts=tuple(Value("number", str(p), p) for p in parts))
 
 
-def _bracketed(said: str) -> Value | None:
+def _bracketed(said: str, known: frozenset[str], depth: int) -> Value | None:
     opening = r"\{" if said.startswith(r"\{") else said[0]
     if opening == r"\{":
         closing, bracket = r"\}", "{"
@@ -186,32 +245,37 @@ def _bracketed(said: str) -> Value | None:
         inner = said[1:-1].strip()
     if bracket not in _PAIRS or not said.endswith(closing) or len(said) < len(opening) + len(closing):
         return None
-    if closing[-1] not in ")]}⟩" or not _closes_last(said, opening):
+    if closing[-1] not in ")]}⟩" or not _closes_last(said):
         return None
     pieces = split_at_top(inner)
+    if len(pieces) > MOST_PARTS:
+        return Value("unclear", said)
+    parts = tuple(_read(p, known, depth + 1) for p in pieces) if bracket == "{" or len(pieces) > 1 else ()
+    if any(p.kind in ("unclear", "nothing") for p in parts):
+        return Value("unclear", said)
     if bracket == "{":
-        return Value("set", said, parts=tuple(_read(p) for p in pieces))
-    if len(pieces) < 2:
-        return _read(inner) if bracket == "(" and closing == ")" and inner else None
-    return Value("ordered", said, parts=tuple(_read(p) for p in pieces), brackets=bracket + closing)
+        return Value("set", said, parts=parts)
+    if not parts:
+        return _read(inner, known, depth + 1) if bracket == "(" and closing == ")" and inner else None
+    return Value("ordered", said, parts=parts, brackets=bracket + closing)
 
 
-def _closes_last(said: str, opening: str) -> bool:
-    depth, at = 0, 0
-    while at < len(said):
-        if said[at] in "([{⟨":
+def _closes_last(said: str) -> bool:
+    """Whether the bracket that opens first closes last."""
+    depth = 0
+    for at, sign in enumerate(said):
+        if sign in "([{⟨":
             depth += 1
-        elif said[at] in ")]}⟩":
+        elif sign in ")]}⟩":
             depth -= 1
             if depth == 0 and at < len(said) - 1:
                 return False
-        at += 1
     return depth == 0
 
 
-def _list(said: str) -> Value | None:
+def _list(said: str, known: frozenset[str], depth: int) -> Value | None:
     pieces = split_at_top(said)
-    if not pieces:
+    if not pieces or len(pieces) > MOST_PARTS:
         return None
     if len(pieces) == 1:
         pieces = re.split(r"\s+(?:and|or)\s+", said)
@@ -219,12 +283,13 @@ def _list(said: str) -> Value | None:
         pieces[-1] = re.sub(r"^(?:and|or)\s+", "", pieces[-1])
     if len(pieces) < 2 or not all(pieces):
         return None
-    parts = tuple(_read(p) for p in pieces)
-    return Value("list", said, parts=parts) if all(p.kind != "list" for p in parts) else None
+    parts = tuple(_read(p, known, depth + 1) for p in pieces)
+    return Value("list", said, parts=parts) if not {"list", "unclear"} & {p.kind for p in parts} else None
 
 
 def split_at_top(text: str) -> list[str]:
-    """Split at the commas (or, where there are any, semicolons) that no bracket encloses."""
+    """Split at the commas (or, where there are any, semicolons) that no bracket encloses. A comma between digits in
+    groups of three belongs to a number."""
     separator = ";" if ";" in text else ","
     pieces, depth, start = [], 0, 0
     for at, sign in enumerate(text):
@@ -234,3 +299,179 @@ def split_at_top(text: str) -> list[str]:
             start = at + 1
     pieces.append(text[start:].strip())
     return [p for p in pieces if p] if text.strip() else []
+
+
+# ---- expressions ---------------------------------------------------------------------------------------------
+
+_FUNCTIONS = frozenset(
+    """sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan asin acos atan log ln lg exp sqrt abs gcd lcm min max
+    det floor ceil pi""".split()
+)
+_LATEX = _FUNCTIONS | frozenset(
+    """frac sqrt binom cdot times div pm mp left right infty emptyset cup cap setminus mathbb mathcal leq le geq ge neq
+    ne lt gt in notin lfloor rfloor lceil rceil vert lvert rvert mid to begin end pmatrix bmatrix matrix vmatrix cases
+    overline bar hat vec angle circ triangle parallel perp alpha beta gamma delta epsilon varepsilon zeta eta theta
+    vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi
+    Sigma Upsilon Phi Psi Omega int sum prod lim partial nabla forall exists quad Re Im operatorname cdots ldots
+    dots""".split()
+)
+_UNREADABLE = frozenset("cdots ldots dots approx sim overline bar hat neq ne".split())
+"""Commands after which computer algebra would guess."""
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+)|\\(?P<command>[A-Za-z]+|[{}|\\])|(?P<letters>[^\W\d_]+)"
+    r"|(?P<operator>\*\*|[-+*/^=<>≤≥±≠|!_,;&'])|(?P<open>[(\[{])|(?P<close>[)\]}]))"
+)
+_RELATIONS = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt|in|notin)(?![a-z])")
+_PLUS_MINUS = re.compile(r"±|\\pm(?![a-z])|\\mp(?![a-z])")
+
+
+def is_expression(text: str) -> bool:
+    """Whether a text is mathematics throughout: known functions and symbols, brackets that match, operators with an
+    operand on both sides, and no two numerals side by side. Only such texts are given to computer algebra, which would
+    skip what it does not know."""
+    at, stack, before = 0, list[str](), "start"
+    while at < len(text.rstrip()):
+        found = _TOKEN.match(text, at)
+        if found is None or len(stack) > 50:
+            return False
+        kind, token = found.lastgroup or "", found[found.lastgroup or 0]
+        if kind == "number" and before == "number":
+            return False
+        if kind == "letters":
+            if len(token) > 1 and token not in _FUNCTIONS and not _product(token):
+                return False
+        elif kind == "command":
+            if token in _UNREADABLE or (len(token) > 1 and token not in _LATEX):
+                return False
+            kind = "operator" if token in ("cdot", "times", "div", "pm", "mp", "cup", "cap") else kind
+        elif kind == "open":
+            stack.append(token)
+        elif kind == "close":
+            if not stack:
+                return False
+            opened = stack.pop()  # half-open intervals mix ( and ]
+            if (opened == "{") != (token == "}"):
+                return False
+        elif (token == "_" and before == "number") or (token == "'" and before != "letters"):
+            return False
+        unary = token in ("-", "+", "±", "pm", "|", "\\", "!", "&", "'", "<", ">", "≤", "≥")
+        if (
+            kind == "operator"
+            and not unary
+            and before in ("start", "operator", "open")
+            and token not in ("|", "&", ",")
+        ):
+            return False
+        if kind == "close" and before == "operator":
+            return False
+        before = kind if not (kind == "operator" and token in ("!", "|", "'")) else "closed"
+        at = found.end()
+    return before not in ("operator", "start") and not stack
+
+
+def _product(letters: str) -> bool:
+    """Whether a run of letters may be a product of variables: `xy`, and neither `of` nor `dozen`."""
+    return len(letters) <= 3 and letters.isascii() and letters.islower() and letters not in _SHORT_WORDS
+
+
+_SHORT_WORDS = frozenset(
+    """a an the not no nor or of to is in on at by as if it so up do go we he me my us be and but for per are was has
+    had its his her our out off all any two one six ten old new odd few far ago yes may can did how who why mm cm km kg
+    mg ml lb oz ft hr min sec mph kph deg rad mod mid pm am bc ad st nd rd th vs ie eg etc ish usd eur gbp""".split()
+)
+
+
+def relations_in(text: str) -> bool:
+    """Whether a text states an inequality or a membership."""
+    return bool(_RELATIONS.search(text))
+
+
+def plus_minus_in(text: str) -> bool:
+    """Whether a text stands for two values by ±."""
+    return bool(_PLUS_MINUS.search(text))
+
+
+# ---- answers -------------------------------------------------------------------------------------------------
+
+
+def reference_value(text: str) -> Value:
+    """The value of a reference: a bare one, or the final answer of a worked solution."""
+    value = read_value(text)
+    if value.kind in ("expression", "nothing", "unclear"):
+        found = locate(text)
+        return read_value(found.text) if found is not None and found.text else value
+    return value
+
+
+def answer_value(completion: str, known: frozenset[str] = frozenset(), *, equation: bool = False) -> Value | None:
+    """The value of a model's text; None where it gives no final answer, and of kind `unclear` where words around the
+    value may change it.
+
+    Args:
+        known: base forms of the question's words.
+        equation: the reference is an equation; otherwise the value of "3 + 4 = 7" is 7.
+    """
+    said = without_reasoning(completion)
+    found = locate(said, known)
+    if found is not None:
+        if not found.text:
+            return Value("unclear", "")
+        return _solved(_read_phrase(found.text, known), known, equation)
+    if len(said) <= 300 and "\n" not in said.strip():
+        whole = read_value(said, known)
+        if whole.kind not in ("nothing", "unclear") and not is_prose(whole):
+            return _solved(whole, known, equation)
+    last = final_value(said, known)
+    if last is None:
+        return Value("unclear", said[-60:]) if re.search(r"\d", said[-MOST_CHARACTERS:]) else None
+    value = _solved(read_value(last, known), known, equation)
+    return None if value.kind == "expression" and is_prose(value) else value
+
+
+def _read_phrase(phrase: str, known: frozenset[str]) -> Value:
+    """The value of the text after "the answer is": all of it, or the one value in it among harmless words."""
+    value = read_value(phrase, known)
+    if value.kind != "unclear":
+        return value
+    shorter = re.split(r",?\s+(?:because|since)\s", phrase, maxsplit=1)[0]
+    if shorter != phrase:
+        value = read_value(shorter, known)
+        if value.kind != "unclear":
+            return value
+    region = region_of(phrase)
+    if region is None or region.several:
+        return value
+    text, after = with_unit(region)
+    if not leads_to_value(region.before, known, strict=True) or not follows_value(after, known):
+        return value
+    return read_value(text, known)
+
+
+def _solved(value: Value, known: frozenset[str], equation: bool) -> Value:
+    if equation or value.kind not in ("expression", "unclear") or "=" not in value.text:
+        return value
+    right = right_side(value.text)
+    return read_value(right, known) if right and right != value.text else value
+
+
+def right_side(text: str) -> str:
+    """The right side of a chain of equations, where that is the value: "3 + 4 = 7", "Area = 7". All of an equation in
+    unknowns, "2x + 1 = 7"."""
+    left, equals, right = text.rpartition("=")
+    if not equals or left.endswith(("\\", "<", ">", "!")):
+        return text
+    names = re.sub(r"\\[a-zA-Z]+|_\{?\w+\}?", " ", left)
+    unknown = re.search(r"[a-zA-Z]", names) and re.search(r"\d", names)
+    return text if unknown else right.strip()
+
+
+def is_prose(value: Value) -> bool:
+    """Whether a value that fits a whole text is a sentence in truth: "it is Bob"."""
+    if value.kind == "list":
+        if any(is_prose(p) for p in value.parts) or len({p.kind == "word" for p in value.parts}) > 1:
+            return True
+        words = [w for p in value.parts if p.kind == "word" for w in p.text.split()]
+        return len(words) > 2 * len(value.parts)
+    said = value.text.split()
+    return value.kind == "word" and (len(said) > 3 or bool(set(said) & {"is", "are", "was", "were", "it"}))

@@ -1,13 +1,14 @@
-"""Processes that judge one item at a time, each item under a hard deadline.
+"""Worker processes that judge one item at a time, each item under a hard deadline, and the verifiers that use them.
 
-What is judged may loop for ever in C code, take all memory, or end the interpreter; no timer inside the process stops
-all of that. So the deadline is kept from outside: a process that is late is killed and replaced, and the pool keeps its
-size. Items and results are lines of JSON over pipes.
+Judging may loop forever in C code, exhaust memory, or end the interpreter, and no timer inside the process stops all of
+that. So the parent enforces the deadline: it kills and replaces a process that is late, and the pool keeps its size.
+Items and results are lines of JSON over pipes.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -18,13 +19,19 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from importlib import metadata
+from typing import Any, ClassVar, TypeVar
+
+from potstill.errors import MissingExtra
+from potstill.recipe.verify import WorkerSettings
+from potstill.types import Verdict
+from potstill.verify.base import BaseVerifier, WorkerUnavailable
 
 START_SECONDS = 120.0
-"""How long a process may take to start and import: on a busy machine `sympy` alone takes seconds."""
+"""Time for a process to start and import: `sympy` alone takes seconds on a busy machine."""
 
 PIPE_BYTES = 1 << 15
-"""What is written to a waiting process at once; a pipe holds twice as much."""
+"""Largest item that is written without a thread; a pipe buffers twice as much."""
 
 MEMORY_BYTES = 4 << 30
 """Address space of a worker."""
@@ -47,28 +54,29 @@ class WorkerPool:
 
     Args:
         function: takes one JSON value, returns one. Importing its module is not part of the deadline.
+        preload: a module that each process imports before its first item; not part of the deadline either.
         deadline_seconds: for one item, counted from when it is sent to a process that is ready.
 
     Raises:
-        RuntimeError: (on use) the processes do not start, with what they wrote; or the pool is closed.
+        WorkerUnavailable: (on use) the processes do not start, with their error; or the pool is closed.
     """
 
-    def __init__(self, function: str, *, size: int = 1, deadline_seconds: float = 5.0) -> None:
-        self.function, self.size, self.deadline_seconds = function, size, deadline_seconds
+    def __init__(self, function: str, *, size: int = 1, deadline_seconds: float = 5.0, preload: str = "") -> None:
+        self.function, self.size, self.deadline_seconds, self.preload = function, size, deadline_seconds, preload
         self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         self._all: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
-        # Started when first needed: a verifier that never comes to it costs nothing.
+        # Workers start on first use: a verifier that never needs one costs nothing.
         for _ in range(size):
             self._free.put(None)
 
     def call(self, item: Any) -> Any:
-        """What the function returns for an item. From several threads, `size` items run side by side.
+        """The function's result for an item. Called from several threads, `size` items run concurrently.
 
         Raises:
             Late: past the deadline.
-            Died: the process ended, by itself or for want of memory.
+            Died: the process ended or ran out of memory.
             Failed: the function raised.
         """
         worker = self._free.get()
@@ -78,7 +86,7 @@ class WorkerPool:
             worker.wait_until_ready()
             return worker.call(item, self.deadline_seconds)
         except (Late, Died):
-            # The next one starts at once, so that it is ready when it is asked.
+            # Start the replacement now, so that it is ready for the next item.
             worker = None if self._closed else self._replaced(worker)
             raise
         finally:
@@ -94,7 +102,7 @@ class WorkerPool:
 
     @property
     def alive(self) -> int:
-        """How many processes there are now."""
+        """Number of live processes."""
         with self._lock:
             return sum(worker.is_alive() for worker in self._all)
 
@@ -103,10 +111,10 @@ class WorkerPool:
             old.kill()
         with self._lock:
             if self._closed:
-                raise RuntimeError("the verifier is closed")
+                raise WorkerUnavailable("the verifier is closed")
             if old is not None:
                 self._all.discard(old)
-            new = _Worker(self.function, self.deadline_seconds)
+            new = _Worker(self.function, self.deadline_seconds, self.preload)
             self._all.add(new)
         return new
 
@@ -114,18 +122,22 @@ class WorkerPool:
 class _Worker:
     """One process: a line in, a line out."""
 
-    def __init__(self, function: str, deadline_seconds: float) -> None:
+    def __init__(self, function: str, deadline_seconds: float, preload: str) -> None:
         self.function = function
-        code = f"from potstill.verify.workers import serve; serve({function!r}, {os.getpid()}, {deadline_seconds!r})"
+        arguments = f"{function!r}, {os.getpid()}, {deadline_seconds!r}, {preload!r}"
+        code = f"from potstill.verify.workers import serve; serve({arguments})"
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-W", "ignore", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Some generators of reasoning-gym depend on it; the threads of numpy would only take the processor away.
+            # Some generators of reasoning-gym depend on the hash seed; numpy's threads would only compete.
             env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
+        if self.process.stdin is None or self.process.stdout is None:
+            raise WorkerUnavailable("the worker's pipes were not made")
+        self.input, self.output = self.process.stdin, self.process.stdout
         self.ready = False
         self.left = b""
 
@@ -135,12 +147,11 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:
-                    continue  # a line that was never read: the process is gone
+        for pipe in (self.input, self.output):
+            try:
+                pipe.close()
+            except OSError:
+                continue  # unread data for a process that is gone
 
     def wait_until_ready(self) -> None:
         if self.ready:
@@ -148,18 +159,17 @@ class _Worker:
         try:
             hello = json.loads(self._line(START_SECONDS))
         except Died:
-            raise RuntimeError(f"the worker of {self.function} does not start") from None
+            raise WorkerUnavailable(f"the worker of {self.function} does not start") from None
         if "failed" in hello:
-            raise RuntimeError(f"the worker of {self.function} does not start: {hello['failed']}")
+            raise WorkerUnavailable(f"the worker of {self.function} does not start: {hello['failed']}")
         self.ready = True
 
     def call(self, item: Any, deadline_seconds: float) -> Any:
-        assert self.process.stdin is not None
         line = json.dumps(item, ensure_ascii=True, default=str).encode() + b"\n"
         until = time.monotonic() + deadline_seconds
         if len(line) <= PIPE_BYTES:
             self._send(line)
-        else:  # the pipe does not hold it, and a process that is stuck would never empty it
+        else:  # it does not fit into the pipe, and a stuck process would never drain it
             threading.Thread(target=self._send, args=(line,), daemon=True).start()
         result = json.loads(self._line(until - time.monotonic()))
         if "raised" in result:
@@ -167,23 +177,21 @@ class _Worker:
         return result["returned"]
 
     def _send(self, line: bytes) -> None:
-        assert self.process.stdin is not None
         try:
-            self.process.stdin.write(line)
-            self.process.stdin.flush()
+            self.input.write(line)
+            self.input.flush()
         except (OSError, ValueError):
-            return  # it died, or was killed: who waits for the answer hears of it
+            return  # the process died; the reader of its answer reports that
 
     def _line(self, seconds: float) -> bytes:
-        assert self.process.stdout is not None
         until = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
+            selector.register(self.output, selectors.EVENT_READ)
             while b"\n" not in self.left:
                 left = until - time.monotonic()
                 if left <= 0 or not selector.select(left):
                     raise Late(f"not judged within {seconds:.1f} s")
-                piece = os.read(self.process.stdout.fileno(), 1 << 16)
+                piece = os.read(self.output.fileno(), 1 << 16)
                 if not piece:
                     raise Died(f"its process ended (status {self.process.wait()})")
                 self.left += piece
@@ -191,8 +199,8 @@ class _Worker:
         return line
 
 
-def serve(function: str, parent: int, deadline_seconds: float) -> None:
-    """What a worker does until its input ends. Only its own lines reach standard output."""
+def serve(function: str, parent: int, deadline_seconds: float, preload: str = "") -> None:
+    """Main loop of a worker, until its input ends. Only result lines reach standard output."""
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(most, MEMORY_BYTES)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -207,6 +215,8 @@ def serve(function: str, parent: int, deadline_seconds: float) -> None:
 
     module, _, name = function.partition(":")
     try:
+        if preload:
+            importlib.import_module(preload)
         judge = getattr(importlib.import_module(module), name)
     except Exception as error:
         answer({"failed": f"{type(error).__name__}: {error}"})
@@ -216,7 +226,7 @@ def serve(function: str, parent: int, deadline_seconds: float) -> None:
         _limit_cpu(deadline_seconds)
         try:
             result = {"returned": judge(json.loads(line))}
-        except Exception as error:  # noqa: BLE001  # whatever it is, the item is not judged
+        except Exception as error:  # noqa: BLE001  # any failure concerns this item only
             result = {
                 "raised": f"{type(error).__name__}: {error}"[:200],
                 "out_of_memory": isinstance(error, MemoryError),
@@ -225,7 +235,8 @@ def serve(function: str, parent: int, deadline_seconds: float) -> None:
 
 
 def _limit_cpu(deadline_seconds: float) -> None:
-    """Should the parent be killed while this process is stuck where no other thread of it runs, the kernel ends it."""
+    """Limit the processor time of the next item: the kernel then ends this worker if its parent dies while it is stuck
+    in C code."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     until = math.ceil(used.ru_utime + used.ru_stime + deadline_seconds) + 5
@@ -233,7 +244,54 @@ def _limit_cpu(deadline_seconds: float) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A worker does not outlive who started it."""
+    """Exit when the parent has ended."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
+
+
+# ---- verifiers that use workers ------------------------------------------------------------------------------
+
+W = TypeVar("W", bound=WorkerSettings)
+
+
+class WorkerVerifier(BaseVerifier[W]):
+    """Base of the verifiers that judge in a worker. A worker that is late, dies, or raises gives `cannot_judge`.
+
+    Raises:
+        MissingExtra: the package that decides is not installed.
+    """
+
+    function: ClassVar[str]
+    """What workers call, as `package.module:function`."""
+    package: ClassVar[tuple[str, str, str]]
+    """The package that decides: its import name, its name in the registry, and our extra that installs it."""
+
+    def __init__(self, settings: W) -> None:
+        super().__init__(settings)
+        require(*self.package, f"the verifier {settings.kind!r}")
+        self.pool = WorkerPool(
+            self.function, size=settings.workers, deadline_seconds=settings.deadline_seconds, preload=self.package[0]
+        )
+
+    @property
+    def version(self) -> str:
+        return f"{self.contract}+{self.package[1]}-{metadata.version(self.package[1])}"
+
+    def ask(self, item: Any) -> Any | Verdict:
+        """The worker's result, or a `cannot_judge` verdict."""
+        try:
+            return self.pool.call(item)
+        except Late as late:
+            return self.cannot_judge(str(late))
+        except (Died, Failed) as failed:
+            return self.cannot_judge(f"judging it failed: {failed}")
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+def require(module: str, package: str, extra: str, needed_for: str) -> None:
+    """Raise MissingExtra if a package is not installed. Does not import it."""
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtra(package, extra, needed_for)

@@ -1,6 +1,6 @@
-"""Builds a new root and goes there: a script, run in a mount namespace of its own (`walls.unshare`).
+"""Builds a new root and goes there: a script, run in a mount namespace of its own (`isolation.unshare`).
 
-    python -I -S -c "$(cat building.py)" '{"new": "/mnt", "steps": [["tmpfs", "/mnt", "size=1m"], …], "program": […]}'
+    python -I -S -c "$(cat new_root.py)" '{"new": "/mnt", "steps": [["tmpfs", "/mnt", "size=1m"], …], "program": […]}'
 
 System calls, since a process per mount takes ten times as long; nothing but the standard library, and little of it,
 since its start counts too. It ends at what fails; what it replaces itself by is the program.

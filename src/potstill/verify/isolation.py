@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_BUILDING = Path(__file__).with_name("building.py").read_text()
+_BUILDING = Path(__file__).with_name("new_root.py").read_text()
 SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 OPTIONAL = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
@@ -65,7 +65,7 @@ def bubblewrap(
 
 
 def unshare(program: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits, *, root: bool) -> list[str]:
-    """The same walls by `unshare` and a script of ours that mounts (`building.py`), as text: whoever runs it
+    """The same walls by `unshare` and a script of ours that mounts (`new_root.py`), as text: whoever runs it
     may read neither our files nor the working folder."""
     command = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"]
     if not root:

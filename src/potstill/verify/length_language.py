@@ -14,40 +14,36 @@ from potstill.recipe.verify import Language, Length, Part
 from potstill.registry import implements
 from potstill.types import Answer, Record, Verdict
 from potstill.verify.base import BaseVerifier
-from potstill.verify.working import require
+from potstill.verify.workers import require
 
 
 def part_of(answer: Answer, part: Part) -> str:
-    """The text of an answer that is looked at."""
+    """The text of the named part of an answer."""
     reasoning = answer.reasoning or ""
     return {"answer": answer.text, "reasoning": reasoning, "both": f"{reasoning}\n\n{answer.text}"}[part]
 
 
 @implements(Length)
-class LengthVerifier(BaseVerifier):
+class LengthVerifier(BaseVerifier[Length]):
     """Counts characters, words (runs without white space) or the teacher's tokens."""
 
-    def verify(self, record: Record, completion: str) -> Verdict:
-        assert isinstance(self._settings, Length)
+    def judge(self, record: Record, completion: str) -> Verdict:
         if self._settings.unit == "tokens":
             return self.cannot_judge("a text alone does not say its number of tokens")
         if self._settings.of != "answer":
             return self.cannot_judge("a text alone does not say the reasoning before it")
         return self._within(completion)
 
-    def verify_answer(self, record: Record, answer: Answer) -> Verdict:
-        assert isinstance(self._settings, Length)
+    def judge_answer(self, record: Record, answer: Answer) -> Verdict:
         if self._settings.unit == "tokens":
             return self._judge(answer.completion_tokens)
         return self._within(part_of(answer, self._settings.of))
 
     def _within(self, text: str) -> Verdict:
-        assert isinstance(self._settings, Length)
         text = text.strip()
         return self._judge(len(text) if self._settings.unit == "characters" else len(text.split()))
 
     def _judge(self, length: int) -> Verdict:
-        assert isinstance(self._settings, Length)
         asked = self._settings
         if length < asked.least:
             return self.reject(f"{length} {asked.unit}, fewer than {asked.least}")
@@ -57,7 +53,8 @@ class LengthVerifier(BaseVerifier):
 
 
 _NO_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[a-zA-Z]+|https?://\S+|\S+@\S+|<[^<>\n]+>",
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$[^$]*\$\$|\$[^$\n]*\$|\\\(.{0,2000}?\\\)|\\\[.{0,2000}?\\\]|\\[a-zA-Z]+|https?://\S+"
+    r"|\b[\w.+-]{1,64}@\S+|<[^<>\n]+>",
     re.DOTALL,
 )
 _SCRIPTS = {"zh": "CJK", "ja": "CJK HIRAGANA KATAKANA", "ko": "HANGUL CJK", "ru": "CYRILLIC", "uk": "CYRILLIC"}
@@ -68,13 +65,13 @@ _SCRIPTS |= {"bn": "BENGALI", "as": "BENGALI", "pa": "GURMUKHI", "gu": "GUJARATI
 _SCRIPTS |= {"te": "TELUGU", "kn": "KANNADA", "ml": "MALAYALAM", "si": "SINHALA", "lo": "LAO", "km": "KHMER"}
 _SCRIPTS |= {"hy": "ARMENIAN", "ka": "GEORGIAN", "am": "ETHIOPIC", "dz": "TIBETAN"}
 PARAGRAPH_LETTERS = 40
-"""A paragraph with fewer letters is not identified on its own."""
+"""The language of a paragraph with fewer letters is not identified."""
 
 
 @implements(Language)
-class LanguageVerifier(BaseVerifier):
-    """By `py3langid`, paragraph by paragraph, and by the scripts of the letters: a model that slips into another
-    language for a word or a paragraph is seen, which one label for the whole text would hide.
+class LanguageVerifier(BaseVerifier[Language]):
+    """Identifies the language of each paragraph by `py3langid`, and the scripts of all letters: one label for the whole
+    text would hide a word or a paragraph in another language.
 
     Raises:
         MissingExtra: py3langid is not installed.
@@ -89,18 +86,15 @@ class LanguageVerifier(BaseVerifier):
     def version(self) -> str:
         return f"{self.contract}+py3langid-{metadata.version('py3langid')}"
 
-    def verify(self, record: Record, completion: str) -> Verdict:
-        assert isinstance(self._settings, Language)
+    def judge(self, record: Record, completion: str) -> Verdict:
         if self._settings.of != "answer":
             return self.cannot_judge("a text alone does not say the reasoning before it")
         return self._judge(completion)
 
-    def verify_answer(self, record: Record, answer: Answer) -> Verdict:
-        assert isinstance(self._settings, Language)
+    def judge_answer(self, record: Record, answer: Answer) -> Verdict:
         return self._judge(part_of(answer, self._settings.of))
 
     def _judge(self, text: str) -> Verdict:
-        assert isinstance(self._settings, Language)
         wanted = self._settings.languages
         _check_known(wanted)
         prose = _NO_PROSE.sub(" ", text)

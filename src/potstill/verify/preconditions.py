@@ -1,4 +1,4 @@
-"""Whether a verifier can judge anything at all: what it needs may be in no record."""
+"""Rejects problems that lack what a verifier needs, before anything is generated."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from potstill.verify.base import references
 
 
 def refuse_unjudgeable(verify: VerifierSettings, problems: Sequence[Record], *, called: str, where: str) -> None:
-    """Refuse problems of which a verifier can accept no answer: better said before anything is asked.
+    """Refuse problems if a verifier could accept no answer to any of them.
 
     Args:
         verify: settings of the verifier. `all` needs what each member needs, `any` and `first` what one of them does.
         problems: with their reference answers in their metadata.
-        called: how many there are of what, as the error says it.
-        where: the section that names the verifier; its key `reference` says where a record's own answer goes.
+        called: number and name of the problems, as the error states them.
+        where: the section that names the verifier; its key `reference` names the column of a record's own answer.
 
     Raises:
-        DataError: what it needs is in the metadata of none.
+        DataError: no problem's metadata has what the verifier needs.
     """
     lacking = _lacking(verify, problems)
     if lacking is None:
@@ -52,7 +52,7 @@ def refuse_unjudgeable(verify: VerifierSettings, problems: Sequence[Record], *, 
 
 
 def _lacking(verify: VerifierSettings, problems: Sequence[Record]) -> tuple[VerifierSettings, str] | None:
-    """The verifier, and the key that no metadata has; None where some answer can be accepted."""
+    """The verifier, and the key that no metadata has; None if some answer can be accepted."""
     if isinstance(verify, Composite):
         found = [_lacking(member, problems) for member in verify.of]
         of_some = next((lacking for lacking in found if lacking is not None), None)
@@ -62,7 +62,7 @@ def _lacking(verify: VerifierSettings, problems: Sequence[Record]) -> tuple[Veri
 
 
 def _key(leaf: VerifierSettings) -> str | None:
-    """The key of the metadata without which a verifier judges nothing."""
+    """The metadata key without which a verifier judges nothing."""
     if isinstance(leaf, (ReferenceSettings, Math)) or (isinstance(leaf, Judge) and leaf.form == "pairwise"):
         return leaf.reference
     if isinstance(leaf, PythonTests):

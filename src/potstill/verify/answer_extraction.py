@@ -1,0 +1,439 @@
+r"""Locates the final answer in a model's text.
+
+Nothing here raises on any text, and every function is linear in its length. A marked answer (`\boxed{…}`,
+`<answer>…</answer>`, "the answer is …", `#### …`) comes with the words of its sentence on both sides, because "half of
+\boxed{16}" does not answer 16. Whether the words are harmless is decided in `surroundings.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from potstill.verify.numbers import NUMBER_WORDS
+from potstill.verify.surroundings import (
+    CLAIMS,
+    MEASURED,
+    all_harmless,
+    is_doubt,
+    is_harmless,
+    is_name,
+    is_operation,
+    is_taken_back,
+    words_in,
+)
+
+MOST_SENTENCE = 2_000
+"""Characters of a sentence that is read; in a longer one no answer is found."""
+
+_MARKED = re.compile(
+    r"\b(?:(?:answer|result)\s{0,3}(?:(?:is|was|would\s+be|should\s+be)\b\s{0,3}:?|[:=])|solution\s+is\b:?)"
+    r"|(?:^|\n)[ \t]{0,8}(?:\#{4}(?!\#)|A\s?:)",
+    re.IGNORECASE,
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+_OPENERS = re.compile(r"(?:[\s$*_&>]|\\\[|\\\(|\\[,;:! ]|\\q?quad|\\displaystyle)+$")
+_LEADS = re.compile(
+    r"(?:[:,.;!]|(?<![!<>≠\\])=|\\(?:implies|Rightarrow|Longrightarrow|rightarrow|to|therefore)|⇒|→|∴)$"
+)
+_CLOSERS = re.compile(r"(?:[\s$*_]|\\\]|\\\)|\\[,;:! ]|\\q?quad)+")
+_SUFFIX = re.compile(r"\s*(?:\\?%|\^\{?\\circ\}?|°)")
+_REASON = re.compile(r"[,;]?\s\(?(?:because|since|as\s+(?:we|it|there|this))\b.*", re.DOTALL | re.IGNORECASE)
+_PUNCTUATION = re.compile(r"[\s.,;:!'’\"“”*_()\[\]$-]|\\[()\[\],;: ]|\\q?quad")
+_CONDITIONS = frozenset("if unless whether when suppose supposing assume assuming".split())
+_CONNECTIVES = frozenset("so thus hence therefore then and but".split())
+_PARTING = re.compile(r"(?:i\s+)?(?:hope|let\s+me\s+know|please|feel\s+free|good\s+luck|thank)\b[^\d]*$", re.IGNORECASE)
+_YES = re.compile(r"(yes|no|true|false)\b\s*(?:[,.;:!–—-]\s*|$)", re.IGNORECASE)
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)(.*)")
+
+
+class Located(NamedTuple):
+    """A final answer: its text, or an empty one where the text around it denies, doubts or changes it."""
+
+    text: str
+    delimited: bool
+    """Whether marks on both sides say where it begins and ends."""
+
+
+def without_reasoning(text: str) -> str:
+    """The text after the last `</think>` and before a `<think>` that never closes: a stray mark does not bring the
+    reasoning back."""
+    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{…}` (or `\fbox`, or `\boxed 5`) whose braces close; None without one."""
+    span = _last_box(text)[0]
+    return text[span[1] : span[2]].strip() if span is not None else None
+
+
+def _last_box(text: str) -> tuple[tuple[int, int, int, int] | None, bool]:
+    """Start of the last closed box, start and end of its content, end of the box; and whether one opens after it that
+    never closes. One pass over the braces, whatever their number."""
+    openings = list(_BOX.finditer(text))
+    if not openings:
+        return None, False
+    closes: dict[int, int] = {}
+    stack: list[int] = []
+    for brace in _BRACES.finditer(text, openings[0].end()):
+        if brace.group() == "{":
+            stack.append(brace.start())
+        elif brace.group() == "}" and stack:
+            closes[stack.pop()] = brace.start()
+    cut_short = False
+    for opening in reversed(openings):
+        start = opening.end()
+        if text[start : start + 1] == "{":
+            if start in closes:
+                return (opening.start(), start + 1, closes[start], closes[start] + 1), cut_short
+            cut_short = True
+        elif text[start : start + 1].strip():
+            return (opening.start(), start, start + 1, start + 1), cut_short
+        else:
+            cut_short = True
+    return None, cut_short
+
+
+def locate(text: str, known: frozenset[str] = frozenset()) -> Located | None:
+    r"""The answer that is marked as final: the last `\boxed{…}`, else the last `<answer>…</answer>`, else the sentence
+    after the last "the answer is" or `####`. None without a mark.
+
+    Args:
+        known: base forms of the question's words (`surroundings.known_words`), which are harmless around a value.
+    """
+    span, cut_short = _last_box(text)
+    if cut_short:
+        return Located("", True)
+    if span is not None:
+        return Located(_in_sentence(text, *span, known), True)
+    closing = text.lower().rfind("</answer>")
+    opening = text.lower().rfind("<answer>", 0, max(closing, 0))
+    if opening >= 0:
+        return Located(text[opening + len("<answer>") : closing].strip(), True)
+    marks = list(_MARKED.finditer(text))
+    if not marks:
+        return None
+    mark = marks[-1]
+    if not re.fullmatch(r"\s*(?:\#{4}|A\s?:)", mark.group()):
+        before = text[max(0, mark.start() - MOST_SENTENCE) : mark.start()]
+        if not _introduces(_last_sentence(before), known):
+            return Located("", False)
+    following = text[mark.end() : mark.end() + 2 * MOST_SENTENCE].lstrip(" \t\n*:")
+    phrase = sentence(following.split("\n", 1)[0].replace("**", "").replace("__", "").strip())
+    if len(phrase) > MOST_SENTENCE:
+        return Located("", False)
+    if is_taken_back(text[mark.end() :].lstrip(" \t\n*:")[len(phrase) :]):
+        return Located("", False)
+    return Located(phrase, False) if phrase else None
+
+
+def marked(text: str) -> str | None:
+    """The text of the answer that is marked as final; None without a mark, empty where it is denied or taken back."""
+    found = locate(text)
+    return found.text if found is not None else None
+
+
+def _in_sentence(text: str, start: int, opens: int, closes: int, end: int, known: frozenset[str]) -> str:
+    """The content of a box, with a sign of percent or degrees after it; empty if its sentence changes it."""
+    content = text[opens:closes].strip()
+    before = _last_sentence(text[max(0, start - MOST_SENTENCE) : start])
+    after = text[end : end + MOST_SENTENCE]
+    suffix = _SUFFIX.match(after)
+    if suffix:
+        content, after = content + suffix.group().strip(), after[suffix.end() :]
+    closers = _CLOSERS.match(after)
+    after = after[closers.end() :] if closers else after
+    line = after.split("\n", 1)[0]
+    rest = text[end:]
+    if closers is not None and "\n" in closers.group():
+        line = ""
+    line = sentence(line)
+    lead = _OPENERS.sub("", before)
+    if lead and not lead[-1].isalpha() and not _LEADS.search(lead) and lead[-1] not in ")'\"”’":
+        return ""
+    command = re.search(r"\\([A-Za-z]+)$", lead)
+    if command and not _LEADS.search(lead):
+        return ""
+    if line and not (line[0].isalpha() or line[0] in ".,;:()\"'”’"):
+        return ""
+    if not leads_to_value(lead, known, strict=False) or not follows_value(line, known) or is_taken_back(rest):
+        return ""
+    unit = " ".join(words_in(_REASON.sub("", line)))
+    return f"{content} {unit}" if unit and re.search(r"\d$", content) and _is_unit(unit) else content
+
+
+def _is_unit(text: str) -> bool:
+    from potstill.verify.units import is_known, unit_of
+
+    unit = unit_of(text)
+    return unit is not None and is_known(unit)
+
+
+def _introduces(before: str, known: frozenset[str]) -> bool:
+    """Whether the beginning of a sentence may stand before "answer is"."""
+    words = words_in(before)
+    if any(word.lower() in _CONDITIONS for word in words):
+        return False
+    clause = words_in(re.split(r"[,;:–—]", before)[-1])
+    if not clause or clause[0].lower() in _CONNECTIVES or clause[0].lower() in ("the", "our", "my", "final"):
+        words = [w for w in clause if w.lower() not in _CONNECTIVES]
+    return all_harmless([w for w in words if w.lower() not in ("wait", "ok", "okay", "great", "right")], known)
+
+
+def leads_to_value(before: str, known: frozenset[str], *, strict: bool) -> bool:
+    """Whether the words of a sentence before its value leave the value as it is.
+
+    What stands before "is" or "=" may compute ("half of 16 is"); what stands between that and the value may not.
+
+    Args:
+        strict: refuse unknown words before "is" too. A box is explicit enough without.
+    """
+    text = re.sub(r"\$[^$]*\$?|\\\(.*?\\\)|\\[a-zA-Z]+\{[^{}]*\}|\\[a-zA-Z]+", lambda m: _math_words(m.group()), before)
+    if re.search(r"[?~±≈≠≤≥<>]|(?:^|\s)[.,]\s*$", text):
+        return False
+    words = re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|=", text)
+    if any(is_doubt(word) for word in words if word.lower() != "but"):
+        return False
+    claims = [at for at, word in enumerate(words) if word.lower() in CLAIMS]
+    tail = words[claims[-1] + 1 :] if claims else words
+    head = words[: claims[-1]] if claims else []
+    if tail and tail[-1].lower() == "of" and not (len(tail) > 1 and _is_measured(tail[-2])):
+        return False
+    if any(is_operation(word) for word in tail):
+        return False
+    apart = text.rstrip().endswith((",", ":", ";"))
+    if tail and not apart and not (is_harmless(tail[-1], known) or is_name(tail[-1])):
+        return False
+    if not strict:
+        return True
+    return all_harmless(tail, known) and all(
+        is_harmless(w, known) or is_name(w) or is_operation(w) or w == "=" or len(w) == 1 or w.lower() in NUMBER_WORDS
+        for w in head
+    )
+
+
+def _math_words(math: str) -> str:
+    """What a formula adds to a sentence's words: its last sign of equality, and any doubt."""
+    signs = "".join(s for s in ("~", "±", "≈") if s in math)
+    doubt = re.search(r"\\(?:approx|sim|neq?|leq?|geq?|pm|not)\b", math)
+    return f" {'≈' if doubt else signs} {'=' if math.rstrip('$ ').endswith('=') else ''} "
+
+
+def _is_measured(word: str) -> bool:
+    return word.lower() in MEASURED or word.lower().removesuffix("s") in MEASURED
+
+
+def follows_value(after: str, known: frozenset[str]) -> bool:
+    """Whether the rest of a sentence leaves the value before it as it is. A reason ("because …") may hold anything but
+    a retraction."""
+    main = _REASON.sub("", f" {after}")
+    if is_taken_back(after) or not all_harmless(words_in(main), known):
+        return False
+    return not _PUNCTUATION.sub("", re.sub(r"[^\W\d_]", "", main))
+
+
+def _last_sentence(text: str) -> str:
+    """The part of a text after its last full stop or line break."""
+    line = text.rpartition("\n")[2]
+    stops = list(re.finditer(r"[.!?:]\s+(?=[A-Z\\$(*])", line))
+    while stops and line[stops[-1].start()] == ":":
+        stops.pop()
+    return line[stops[-1].end() :] if stops else line
+
+
+def sentence(line: str) -> str:
+    """Up to the first full stop that ends a sentence (one in `1.5`, `a.m.` or `Dr. X` ends none), without it."""
+    for stop in re.finditer(r"[.!](?=\s+[A-Z\\$(]|\s*$)", line):
+        before = line[max(0, stop.start() - 8) : stop.start()]
+        at_end = stop.end() == len(line.rstrip())
+        if re.search(r"\.$|\b[A-Za-z]\.[A-Za-z]$", before):
+            continue
+        if at_end or not re.search(r"\b(?:Mr|Mrs|Ms|Dr|St|No|vs|[A-Z])$", before):
+            return line[: stop.start()].strip()
+    return line.strip()
+
+
+def final_answer(text: str) -> str:
+    """The final answer: the marked one, else the whole text (without reasoning)."""
+    said = without_reasoning(text)
+    found = marked(said)
+    return found if found is not None else said
+
+
+def last_sentence(text: str) -> str | None:
+    """The last sentence of a text, greetings at its end left out; None where there is none or it is too long."""
+    lines = [line.strip() for line in without_reasoning(text).splitlines() if line.strip()]
+    if not lines:
+        return None
+    while len(lines) > 1 and _PARTING.match(lines[-1][:MOST_SENTENCE]):
+        lines.pop()
+    last = lines[-1]
+    if len(last) > MOST_SENTENCE:
+        return None
+    last = last.replace("**", "").replace("__", "")
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+(?=[A-Z\\$(*])", last) if s.strip()]
+    while len(sentences) > 1 and _PARTING.match(sentences[-1]):
+        sentences.pop()
+    return sentences[-1].strip() if sentences else last
+
+
+@dataclass(frozen=True)
+class Region:
+    """A run of a sentence that may be a value, and the words on both sides of it."""
+
+    text: str
+    before: str
+    after: str
+    several: bool
+    """Whether the sentence holds another value before "is"."""
+
+
+_MATH = r"\$\$[^$]{1,400}\$\$|\$[^$\n]{1,400}\$|\\\([^\n]{1,400}?\\\)|\\\[[^\n]{1,400}?\\\]"
+_MONTHS = "(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]{0,6}\\.?"
+_PIECE = re.compile(
+    rf"(?P<when>{_MONTHS}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}}|\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTHS},?\s+\d{{4}}"
+    rf"|\d{{1,2}}(?::\d{{2}})?(?::\d{{2}})?\s?[aApP]\.?[mM]\b\.?)"
+    rf"|(?P<math>{_MATH})|(?P<bracket>[(\[{{]\s*[-+−]?\d[^()\[\]{{}}\s]*,[^()\[\]{{}}]*[)\]}}])|(?P<token>\S+)"
+)
+_JOINS = frozenset({"and", "or", "to"})
+_SIGNS = frozenset({"minus", "negative", "plus"})
+_OPERATORS = frozenset({"=", "+", "-", "−", "–", "×", "*", "/", "÷", "·", "^"})
+_SUFFIXES = frozenset({"percent", "%", r"\%", "hundred", "thousand", "million", "billion", "trillion", "dozen"})
+
+
+def region_of(sentence_: str) -> Region | None:
+    """The one value that a sentence names, or the one after its last "is"; None where that leaves a doubt."""
+    pieces = [(m.lastgroup or "token", m.group(), m.start(), m.end()) for m in _PIECE.finditer(sentence_)]
+    kinds = [_is_value(kind, text) for kind, text, *_ in pieces]
+    for at, (_, text, *_) in enumerate(pieces):
+        bare = text.strip(".,;:!()").lower()
+        following = kinds[at + 1] if at + 1 < len(pieces) else False
+        preceding = kinds[at - 1] if at else False
+        if (
+            (bare in _SIGNS and following)
+            or (bare in _JOINS and preceding and (following or _article(pieces, kinds, at)))
+            or (bare in ("a", "an") and following and (preceding or _is_scale(pieces, at + 1)))
+            or (bare in _SUFFIXES and preceding)
+        ):
+            kinds[at] = True
+    runs: list[tuple[int, int]] = []
+    for at, value in enumerate(kinds):
+        ended = at > 0 and pieces[at - 1][0] == "token" and re.search(r"(?<!\.)[.;:!]$", pieces[at - 1][1])
+        if value and runs and runs[-1][1] == at - 1 and not ended:
+            runs[-1] = (runs[-1][0], at)
+        elif value:
+            runs.append((at, at))
+    if not runs:
+        return None
+    first, last = runs[-1]
+    start, end = pieces[first][2], pieces[last][3]
+    before = sentence_[:start]
+    if len(runs) > 1:
+        between = words_in(sentence_[pieces[runs[-2][1]][3] : start])
+        if not any(word.lower() in ("is", "are", "was", "were", "equals") for word in between):
+            return None
+    text = sentence_[start:end]
+    trimmed = re.sub(r"(?<!\.)\.$", "", text.rstrip(",;:!")).rstrip(",;:!")
+    return Region(trimmed, before, text[len(trimmed) :] + sentence_[end:], len(runs) > 1)
+
+
+def _article(pieces: list[tuple[str, str, int, int]], kinds: list[bool], at: int) -> bool:
+    """Whether "and" is followed by "a half" or the like."""
+    return at + 2 < len(pieces) and pieces[at + 1][1].lower() in ("a", "an") and kinds[at + 2]
+
+
+def _is_scale(pieces: list[tuple[str, str, int, int]], at: int) -> bool:
+    return pieces[at][1].strip(".,;:!").lower() in NUMBER_WORDS
+
+
+def _is_value(kind: str, text: str) -> bool:
+    if kind == "math":
+        return bool(re.search(r"\d|\\(?:pi|infty|sqrt|emptyset)|=|[+*/^-]", text))
+    if kind != "token":
+        return True
+    bare = text.strip(".,;:!\"'“”*_()").lower()
+    if (
+        bare in _OPERATORS
+        or text in _OPERATORS
+        or re.fullmatch(r"\.{2,}|…", text)
+        or any(c.isdigit() for c in text)
+        or "\\" in text
+    ):
+        return True
+    if len(bare) == 1 and bare.isalpha() and bare not in "ai":
+        return True
+    if re.search(r"[^\w\s'’.,;:!()\"“”*-]", text):
+        return True
+    parts = bare.split("-")
+    return all(part in NUMBER_WORDS for part in parts) and bool(bare)
+
+
+def final_value(text: str, known: frozenset[str] = frozenset()) -> str | None:
+    """What a text without a marked answer ends with: "yes" or "no" at the start of its only line, the one value that
+    its last sentence names, or what something "is". None where that leaves a doubt: two values, or words around the
+    value that are not known to be harmless."""
+    last = last_sentence(text)
+    if last is None:
+        return None
+    only = without_reasoning(text).strip()
+    yes = _YES.match(last)
+    if yes and "\n" not in only and len(only) <= MOST_SENTENCE:
+        following = only[yes.end() :]
+        if not re.search(r"\b(?:yes|no|true|false)\b|\?", only[yes.end() :], re.I) and not any(
+            is_doubt(w) for w in words_in(following)
+        ):
+            return yes[1]
+    region = region_of(last)
+    if region is None:
+        return _complement(last, known)
+    value, after = with_unit(region)
+    if not leads_to_value(region.before, known, strict=True) or not follows_value(after, known):
+        return None
+    return value
+
+
+def with_unit(region: Region) -> tuple[str, str]:
+    """A value with the unit of measure that follows it, if one does, and the rest of the sentence."""
+    priced = region.text.startswith(("$", "\\$", "€", "£"))
+    words = None if priced else re.match(r"(?:\s+[A-Za-z]+\.?(?:\^\{?[23]\}?|[²³])?){1,5}", region.after)
+    parts = words.group().split(" ") if words else []
+    for count in range(len(parts) - 1, 0, -1):
+        unit = " ".join(parts[1 : count + 1])
+        if _is_unit(unit) and (count == 1 or _is_unit(parts[1]) or parts[1] in ("square", "cubic")):
+            return f"{region.text} {unit}", region.after[len(" ".join(parts[: count + 1])) :]
+    return region.text, region.after
+
+
+_SUBJECT = re.compile(
+    r"(?:(?:so|thus|hence|therefore|then),?\s+)?(?P<subject>(?:the|it|this|that|its|his|her|their|our|there)\b[^,;:]*?)"
+    r"\b(?:is|are|was|were)\s+(?P<said>[^,;:]{1,60})",
+    re.IGNORECASE,
+)
+
+
+def _complement(text: str, known: frozenset[str]) -> str | None:
+    """`Bob` of "The winner is Bob."."""
+    found = _SUBJECT.fullmatch(sentence(text)[:400])
+    if found is None or any(is_doubt(w) for w in words_in(found["subject"])) or "?" in text:
+        return None
+    if not all_harmless(words_in(found["subject"]), known):
+        return None
+    return found["said"].strip()
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """Language (in lower case) and body of each fenced block that is closed. One pass over the lines."""
+    blocks, fence, language, body = list[tuple[str, str]](), "", "", list[str]()
+    for line in text.splitlines(keepends=True):
+        found = _FENCE.match(line)
+        if not fence:
+            if found:
+                fence, language, body = found[1], found[2].lower(), []
+        elif found and found[1] == fence and not found[2] and not found[3].strip():
+            blocks.append((language, "".join(body)))
+            fence = ""
+        else:
+            body.append(line)
+    return blocks
