@@ -19,11 +19,12 @@ from potstill.verify import open_verifier
 from potstill.verify.workers import Died, Failed, Late, WorkerPool
 
 DEADLINE_SECONDS = 0.5
+WITH_OURS = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", WITH_OURS)
     made = WorkerPool("slow_worker:obey", size=2, deadline_seconds=DEADLINE_SECONDS)
     yield made
     made.close()
@@ -89,7 +90,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed() -> None:
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": WITH_OURS},
     )
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())

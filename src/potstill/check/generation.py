@@ -58,7 +58,7 @@ def verifiers_can_judge(inputs: Inputs) -> None:
     if generate is None or verify is None or inputs.sides is None or isinstance(generate, SelfInstructProgram):
         return
     if getattr(generate, "unjudged", "reject") == "reject":
-        from potstill.verify.needed import refuse_unjudgeable
+        from potstill.verify.preconditions import refuse_unjudgeable
 
         own = getattr(generate, "reference", None)
         keys = (own,) if own is not None else references_of(verify)

@@ -113,7 +113,7 @@ def problems_can_be_solved(inputs: Inputs) -> Iterator[Finding]:
     solve = evaluate.solve if evaluate is not None else None
     if solve is None or inputs.sides is None:
         return
-    from potstill.verify.needed import refuse_unjudgeable
+    from potstill.verify.preconditions import refuse_unjudgeable
 
     held_out = inputs.records("held_out")
     if not held_out:
