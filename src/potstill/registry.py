@@ -130,7 +130,8 @@ def _load_file(room: str, reference: str, base: Path) -> type:
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise RecipeError("the plug-in is no Python file", where=str(path))
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:

@@ -38,14 +38,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         document("image_classification", {"kind": "hard_ce"}, data={"kind": "jsonl", "path": "x.jsonl"}),
         "kind: arrays, idx or digits",
     ),
-    (document("masked_lm", {"kind": "hard_ce"}, generate={"kind": "sequence"}), "generate has a causal language model"),
+    (
+        document("masked_lm", {"kind": "hard_ce"}, generate={"kind": "sequence"}),
+        "generate needs a model that writes text",
+    ),
     (
         document("sequence_classification", {"kind": "hard_ce"}, train={"packing": True}),
         "packing is for causal language models",
     ),
     (
         document("sentence_embedding", {}, train={"objectives": [{"kind": "rkd_angle"}], "controls": ["text_only"]}),
-        "an embedding has none",
+        "drop train.controls",
     ),
 ]
 

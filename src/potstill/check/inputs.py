@@ -13,7 +13,7 @@ from potstill.models.folder import ModelSource, check_tokenizer_folder, is_modul
 from potstill.models.resolve import locate
 from potstill.recipe import Existing, FromConfig, Recipe, TeacherSettings, weights_of
 from potstill.recipe.data import DataSettings, PackagedData
-from potstill.tasks import SPECS, TaskSpec
+from potstill.tasks import TaskSpec
 from potstill.types import Record, Reject
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Inputs:
     @property
     def task(self) -> TaskSpec:
         """What student and teacher are for."""
-        return SPECS[self.recipe.task]
+        return self.recipe.spec
 
     # ---- data ------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,9 @@ DEFAULT_BATCH = 8
 def objectives_are_listed(inputs: Inputs) -> Iterator[Finding]:
     """The loss of every stage, what changes while it is trained, and what depends on the size of micro-batches."""
     train = inputs.recipe.train
-    for stage in train.in_stages if train is not None else ():
-        assert train is not None
+    if train is None:
+        return
+    for stage in train.in_stages:
         terms = " + ".join(f"{said(o.weight)}·{o.kind}" for o in stage.objectives)
         yield Finding("train", f"stage {stage.name}: loss = {terms}" if train.stages else f"loss = {terms}")
         yield from facts("train", [f"{'  ' if train.stages else ''}{line}" for line in _of_stage(train, stage)])

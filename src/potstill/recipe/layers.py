@@ -13,7 +13,7 @@ from potstill.recipe.students import ByInfluence, First, Last, LayerChoice, Unif
 _WHERE = "student.layers"
 
 
-def choose_layers(choice: LayerChoice, count: int, influence: Sequence[float] | None = None) -> list[int]:
+def choose_layers(choice: LayerChoice, count: int, influence: Sequence[float] = ()) -> list[int]:
     """The kept layers of a teacher with `count` layers, 0-based, first to last.
 
     - `every_other`: 0, 2, 4, …
@@ -27,7 +27,7 @@ def choose_layers(choice: LayerChoice, count: int, influence: Sequence[float] | 
     Args:
         choice: the recipe's `student.layers`.
         count: how many layers the teacher has.
-        influence: of each layer, for `by_influence`.
+        influence: of each layer, for `by_influence`; not looked at otherwise.
 
     Raises:
         RecipeError: more layers asked than there are, an index out of range, or one that is there twice.
@@ -47,7 +47,8 @@ def choose_layers(choice: LayerChoice, count: int, influence: Sequence[float] | 
             return list(range(count - n, count))
         case ByInfluence(by_influence=n):
             _check_enough(n, count, "by_influence")
-            assert influence is not None and len(influence) == count
+            if len(influence) != count:
+                raise ValueError(f"{len(influence)} influences of {count} layers")
             return sorted(sorted(range(count), key=lambda layer: (-influence[layer], layer))[:n])
         case _:
             return _check_list(list(choice), count)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from potstill.recipe.base import KindSettings
 from potstill.recipe.schedules import Schedule
+from potstill.tasks import SPECS, Task
 from potstill.types import Capability
 
 Scope = Literal["token", "example", "batch"]
@@ -38,3 +39,22 @@ class ObjectiveSettings(KindSettings):
     def needs(self) -> Needs:
         """What it takes from student and teacher, given its settings."""
         return Needs()
+
+
+def why_not(task: Task, objective: ObjectiveSettings) -> str | None:
+    """Why an objective is impossible for a task, and what to use instead; None where it is possible. For recipes and
+    for `DistillTrainer` alike."""
+    spec, asked = SPECS[task], objective.needs().student
+    if "response" in asked and not spec.has_response:
+        return (
+            f"{objective.kind} needs logits, and the {spec.title} of task {task} has none: use rkd_distance, "
+            "minilm_v2, hidden_mse or another objective on states"
+        )
+    if asked & {"states", "attention"} and not spec.reads_text:
+        return (
+            f"{objective.kind} compares layers of tokens, and the {spec.title} of task {task} has none: use one on the "
+            "output of a module (hint, attention_transfer, or at: {student: path, teacher: path})"
+        )
+    if getattr(objective, "over", None) == "targets" and not spec.has_vocabulary and spec.reads_text:
+        return f"{objective.kind}: the targets of {task} are no tokens: set over: tokens"
+    return None

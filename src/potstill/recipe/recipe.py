@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pydantic import Field, model_validator
 
+from potstill.errors import RecipeError
 from potstill.recipe.base import LONGEST_NAME, KindSettings, Settings, one_of
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
 from potstill.recipe.generate import GenerateSettings
+from potstill.recipe.objectives import why_not
 from potstill.recipe.students import StudentSettings
-from potstill.recipe.tasks import why_not
 from potstill.recipe.teachers import TeacherSettings, members_of
 from potstill.recipe.train import TrainSettings
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task, TaskSpec
 from potstill.types import Capability
+
+S = TypeVar("S")
 
 
 class Recipe(Settings):
@@ -34,6 +37,31 @@ class Recipe(Settings):
     evaluate: EvaluateSettings | None = None
     report: ReportSettings = ReportSettings()
     export: tuple[one_of(ExportSettings), ...] = ()  # type: ignore[valid-type]
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The properties of its task."""
+        return SPECS[self.task]
+
+    @property
+    def required_train(self) -> TrainSettings:
+        """The section `train`, for stages that only a recipe with one has. Raises RecipeError where there is none."""
+        return _present("train", self.train)
+
+    @property
+    def required_student(self) -> StudentSettings:
+        """The section `student`, likewise."""
+        return _present("student", cast("StudentSettings | None", self.student))
+
+    @property
+    def required_generate(self) -> GenerateSettings:
+        """The section `generate`, likewise."""
+        return _present("generate", cast("GenerateSettings | None", self.generate))
+
+    @property
+    def required_evaluate(self) -> EvaluateSettings:
+        """The section `evaluate`, likewise."""
+        return _present("evaluate", self.evaluate)
 
     @property
     def models(self) -> tuple[KindSettings, ...]:
@@ -83,28 +111,36 @@ class Recipe(Settings):
         return self
 
     def _task_allows(self) -> None:
-        """What a task cannot do is refused, with what can."""
-        images = isinstance(self.data, ImageSettings)
-        if images != (self.task == "image_classification"):
-            needed = "image_classification" if images else "data of images (kind: arrays, idx or digits)"
+        """Refuse sections and objectives that the task has no use for, with what can be used.
+
+        Raises:
+            ValueError: there is one.
+        """
+        spec, train = SPECS[self.task], self.train
+        if isinstance(self.data, ImageSettings) != spec.reads_images:
+            needed = "data of images (kind: arrays, idx or digits)" if spec.reads_images else "image_classification"
             raise ValueError(f"data of kind {self.data.kind!r} do not go with task {self.task!r}: use {needed}")
-        if self.task != "causal_lm" and self.generate is not None:
-            raise ValueError(f"generate has a causal language model write, and the task is {self.task!r}: drop it")
-        if self.task != "causal_lm" and self.evaluate is not None and self.evaluate.solve is not None:
+        if self.generate is not None and not spec.writes:
+            raise ValueError(
+                f"generate needs a model that writes text, and the task is {self.task!r}: drop generate, or set "
+                "task: causal_lm"
+            )
+        if self.evaluate is not None and self.evaluate.solve is not None and not spec.writes:
             raise ValueError(
                 f"evaluate.solve has models write answers, and the task is {self.task!r}: drop it, or set task: "
                 "causal_lm"
             )
-        if self.train is None:
+        if train is None:
             return
-        if self.task != "causal_lm" and self.train.packing:
+        if train.packing and not spec.writes:
             raise ValueError("packing is for causal language models: set train.packing: false")
-        for objective in self.train.all_objectives:
+        for objective in train.all_objectives:
             if reason := why_not(self.task, objective):
                 raise ValueError(reason)
-        if self.task == "sentence_embedding" and self.train.controls:
+        if train.controls and not spec.has_response:
             raise ValueError(
-                "text_only learns from the text's next words or classes, and an embedding has none: drop it"
+                "the control text_only learns the next words or the classes of the data, and a sentence embedding has "
+                "neither: drop train.controls"
             )
 
     def _teachers_give_what_is_asked(self) -> None:
@@ -125,6 +161,12 @@ class Recipe(Settings):
                     f"gives {gives}: use a teacher that runs here (kind: local), or an objective that learns from text "
                     "(hard_ce)"
                 )
+
+
+def _present(name: str, section: S | None) -> S:
+    if section is None:
+        raise RecipeError(f"the recipe has no {name} section", fix=f"add `{name}:` to it")
+    return section
 
 
 def _asked(section: GenerateSettings | TrainSettings | None) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ class TeacherLayers:
                 fix="name the unquantised model as teacher, or make the student from a config",
             )
         influence = self._influence(teacher, materials)
-        layers = choose_layers(self.settings.layers, len(model_layers(teacher)), influence)
+        layers = choose_layers(self.settings.layers, len(model_layers(teacher)), influence or ())
         for kind in lost_kinds(teacher.config, layers):
             materials.console.warn(f"the student keeps none of the teacher's {kind} layers (student.layers: {layers})")
         student = self._construct(teacher, layers, materials)

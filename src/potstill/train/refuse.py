@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from potstill.errors import CapabilityError, UserError
 from potstill.recipe import ObjectiveSettings
-from potstill.recipe.tasks import why_not
+from potstill.recipe.objectives import why_not
 from potstill.tasks import Task
 from potstill.teachers.base import Teacher
 
