@@ -133,14 +133,13 @@ def _encoder(tokenizer: Path | PreTrainedTokenizerBase) -> EncoderTokenizer:
 
 def reader_of(recipe: Recipe, tokenizer: Path | None, classes: Sequence[str]) -> TaskReader:
     """The reader of a recipe that trains, for the classes that its data have. Raises as `reader_for`."""
-    assert recipe.train is not None
     return reader_for(
         recipe.task,
         tokenizer=tokenizer,
         data=recipe.data,
-        max_length=recipe.train.max_length,
+        max_length=recipe.required_train.max_length,
         classes=classes,
-        masking=recipe.train.masking,
+        masking=recipe.required_train.masking,
         seed=recipe.seed,
     )
 

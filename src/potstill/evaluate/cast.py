@@ -133,13 +133,12 @@ class Cast:
 
     def _untrained(self) -> Path:
         recipe, leader = self._recipe, self._leader
-        assert recipe.student is not None
         try:
             source = None if leader is None else self._resolve(leader)
         except ModelError:
             source = None
         return build_untrained(
-            recipe.student,
+            recipe.required_student,
             teacher=source,
             tokenizer_source=None if recipe.task == "image_classification" else self._student,
             seed=recipe.seed,

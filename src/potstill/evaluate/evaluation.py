@@ -52,8 +52,7 @@ class Evaluation:
 
     def __init__(self, context: Context) -> None:
         recipe = context.recipe
-        assert recipe.train is not None and recipe.evaluate is not None
-        self.context, self.settings, self.task = context, recipe.evaluate, recipe.task
+        self.context, self.settings, self.task = context, recipe.required_evaluate, recipe.task
         self.scores: dict[str, Scores] = {}
         self.sizes: dict[str, Size] = {}
         trained = context.inputs["train"].path

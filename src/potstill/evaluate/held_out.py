@@ -121,7 +121,6 @@ def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -
     from potstill.data.images import UNKNOWN_CLASS
     from potstill.data.reader import reader_of
 
-    assert recipe.train is not None
     sides = read_sides(recipe.data)
     reader = reader_of(recipe, tokenizer, sides.classes)
     if unknown := sides.counts.get(UNKNOWN_CLASS):
@@ -157,7 +156,6 @@ def _masked(batch: Any) -> list[Target]:
 
 
 def _causal(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work: Work) -> HeldOut:
-    assert recipe.train is not None
     if generated is not None:
         records = load_records(generated, side="held_out")
     else:
@@ -166,14 +164,14 @@ def _causal(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work: W
     kept: list[Record] = []
     rows: list[Tokenized] = []
     for record in records:
-        row = tokenize(record, chat, recipe.train.max_length)
+        row = tokenize(record, chat, recipe.required_train.max_length)
         if isinstance(row, Reject):
             work.count(f"not measured: {row.reason}")
         else:
             kept.append(record)
             rows.append(row)
     _refuse_none(rows, records, work)
-    return of_tokens(kept, rows, chat.pad_id, recipe.train.max_length)
+    return of_tokens(kept, rows, chat.pad_id, recipe.required_train.max_length)
 
 
 def of_tokens(records: Sequence[Record], rows: Sequence[Tokenized], pad_id: int, max_length: int = 0) -> HeldOut:

@@ -65,8 +65,8 @@ class Solvers:
     """
 
     def __init__(self, recipe: Recipe, chat: ChatTokenizer, work: Work) -> None:
-        assert recipe.evaluate is not None and recipe.evaluate.solve is not None
-        self.settings, self.chat, self.work = recipe.evaluate.solve, chat, work
+        assert recipe.evaluate is not None and recipe.required_evaluate.solve is not None
+        self.settings, self.chat, self.work = recipe.required_evaluate.solve, chat, work
         with open_verifier(self.settings.verify) as verifier:
             self.identity = dict(verifier.identity)
         self.problems = read_problems(recipe, self.settings, chat, work)

@@ -20,23 +20,22 @@ def stage(recipe: Recipe) -> Stage:
     language models, `examples.parquet` of classes and embeddings. Where problems were put to models there are also
     `solved.parquet` (one row per problem) and `solutions.jsonl` (what was answered, and what the verifier said of it).
     """
-    assert recipe.evaluate is not None and recipe.train is not None and recipe.student is not None
     name = teacher_name(recipe)
     settings = {
         "task": recipe.task,
-        "evaluate": recipe.evaluate.key_fields(),
+        "evaluate": recipe.required_evaluate.key_fields(),
         "teacher": None if name is None else recipe.teachers[name].key_fields(),
-        "student": recipe.student.key_fields(),
+        "student": recipe.required_student.key_fields(),
         "data": recipe.data.key_fields(),
-        "max_length": recipe.train.max_length,
+        "max_length": recipe.required_train.max_length,
     }
-    if recipe.train.keeps_best:
+    if recipe.required_train.keeps_best:
         settings["best"] = "chosen on a third of the held-out groups"
     if recipe.task == "masked_lm":
-        settings["masking"] = recipe.train.masking.key_fields()
+        settings["masking"] = recipe.required_train.masking.key_fields()
     if recipe.task == "sentence_embedding":
         settings["pooling"] = pooling_of(recipe)
-    trained = ("train", *(f"train.{control}" for control in recipe.train.controls))
+    trained = ("train", *(f"train.{control}" for control in recipe.required_train.controls))
     reads = (*trained, "generate") if recipe.generate is not None else trained
     return Stage("evaluate", CONTRACT, reads, settings, partial(_sources, recipe), _write)
 
@@ -46,8 +45,7 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     from potstill.data import source_digests
     from potstill.models import model_digests
 
-    assert recipe.evaluate is not None
-    reads = recipe.generate is None or recipe.evaluate.solve is not None
+    reads = recipe.generate is None or recipe.required_evaluate.solve is not None
     digests = dict(source_digests(recipe.data)) if reads else {}
     name = teacher_name(recipe)
     return digests | model_digests("teacher", members_of(None if name is None else recipe.teachers[name]))

@@ -52,14 +52,14 @@ def write_card(path: Path, recipe: Recipe, work: Work, statistics: Statistics) -
 
 def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistics) -> str:
     """The card, as Markdown with a YAML head. `facts` are those of the stage's manifest."""
-    assert recipe.generate is not None
     teacher = facts["teacher"]
     head = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "records.parquet"}]}],
         "tags": ["synthetic", "distillation", "potstill"],
     }
     asked = statistics.kept + sum(statistics.rejected.values())
-    settings = recipe.generate.model_dump(mode="json", exclude_defaults=True) | {"kind": recipe.generate.kind}
+    generate = recipe.required_generate
+    settings = generate.model_dump(mode="json", exclude_defaults=True) | {"kind": generate.kind}
     settings.pop("decontaminate", None)  # its paths are those of a machine; the names have a line of their own
     kept_out = [f"{_text(name)} ({_n(of['items'])})" for name, of in facts.get("decontamination", {}).items()]
     licences = sorted(statistics.licences.items())
@@ -67,18 +67,18 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistic
         (f"Judge `{name}`", f"{_code(of['teacher'].get('model', ''))}, {_route(of['teacher'])}")
         for name, of in facts.get("judges", {}).items()
     ]
-    what = "that a teacher wrote" if recipe.generate.asks else "out of conversations that were given"
+    what = "that a teacher wrote" if recipe.required_generate.asks else "out of conversations that were given"
     lines = [
         f"# {recipe.name}",
         "",
-        f"{_n(statistics.kept)} records {what} (program `{recipe.generate.kind}`). Made by potstill.",
+        f"{_n(statistics.kept)} records {what} (program `{recipe.required_generate.kind}`). Made by potstill.",
         "",
         _table(
             ("", ""),
             [
                 *(
                     [("Teacher", _code(teacher.get("model", ""))), ("Route", _route(teacher))]
-                    if recipe.generate.asks
+                    if recipe.required_generate.asks
                     else []
                 ),
                 *judges,

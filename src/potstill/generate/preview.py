@@ -47,7 +47,6 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
         failure as read), `kept` and `rejected` (of the program, by reason), `judged` (of each answer that a verifier
         saw or a filter left out, what it said) and `facts`.
     """
-    assert recipe.generate is not None
     program = open_program(recipe)
     side_of = split_of(recipe.data).side_of
     work = Work(run, resumed=False)

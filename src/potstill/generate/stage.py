@@ -37,9 +37,8 @@ def stage(recipe: Recipe) -> Stage:
     Its artifact holds `records.parquet` (both sides of the split, column `side`), `rejects.jsonl`, and a dataset card,
     `README.md`; `records.jsonl` too where the section says so.
     """
-    assert recipe.generate is not None
-    settings = {"data": recipe.data.key_fields(), "generate": recipe.generate.key_fields()}
-    for name in recipe.generate.asked:
+    settings = {"data": recipe.data.key_fields(), "generate": recipe.required_generate.key_fields()}
+    for name in recipe.required_generate.asked:
         settings[_role(recipe, name)] = recipe.teachers[name].key_fields()
     return Stage("generate", CONTRACT, (), settings, partial(_sources, recipe), _write)
 
@@ -50,15 +49,14 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     from potstill.models import locate, model_digests
 
     digests = dict(source_digests(recipe.data))
-    assert recipe.generate is not None
-    if recipe.generate.decontaminate is not None:
+    if recipe.required_generate.decontaminate is not None:
         from potstill.generate.decontaminating import set_digests
 
-        digests |= set_digests(recipe.generate.decontaminate)
-    tokenizer = getattr(recipe.generate, "tokenizer", None)
+        digests |= set_digests(recipe.required_generate.decontaminate)
+    tokenizer = getattr(recipe.required_generate, "tokenizer", None)
     if tokenizer is not None and (source := locate(tokenizer)) is not None:
         digests["tokenizer"] = source.digest
-    for name in recipe.generate.asked:
+    for name in recipe.required_generate.asked:
         teacher, role = recipe.teachers[name], _role(recipe, name)
         digests |= model_digests(role, members_of(teacher))
         if isinstance(teacher, EndpointTeacher) and teacher.tokenizer is not None:
@@ -68,8 +66,7 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
 
 def _role(recipe: Recipe, name: str) -> str:
     """What a teacher is called in the stage's key."""
-    assert recipe.generate is not None
-    return "teacher" if name == recipe.generate.teacher else f"judge {name}"
+    return "teacher" if name == recipe.required_generate.teacher else f"judge {name}"
 
 
 def _write(context: Context) -> None:
@@ -78,7 +75,6 @@ def _write(context: Context) -> None:
     from potstill.generate.card import Statistics, write_card
 
     recipe, work = context.recipe, context.work
-    assert recipe.generate is not None
     program = open_program(recipe)
     statistics = Statistics()
     split = split_of(recipe.data)
@@ -86,7 +82,7 @@ def _write(context: Context) -> None:
     with Journal(context.run / FILE_NAME) as journal:
         with open_answering(recipe, journal, scope=work.path.name, console=context.console) as answering:
             with (
-                RecordWriter(context.out / "records.parquet", split, jsonl=recipe.generate.jsonl) as records,
+                RecordWriter(context.out / "records.parquet", split, jsonl=recipe.required_generate.jsonl) as records,
                 rejects.open("w", encoding="utf-8") as ledger,
             ):
                 rows = read_counted(recipe, work)

@@ -17,8 +17,7 @@ def stage(recipe: Recipe) -> Stage:
     Its artifact holds `report.html` and `README.md`, the model card that exporters take along. The page shows the
     whole recipe, so the whole recipe is in its key.
     """
-    assert recipe.train is not None
-    reads = ["evaluate", "train", *(f"train.{control}" for control in recipe.train.controls)]
+    reads = ["evaluate", "train", *(f"train.{control}" for control in recipe.required_train.controls)]
     if recipe.generate is not None:
         reads.append("generate")
     settings = recipe.model_dump(mode="json", warnings=False)

@@ -25,11 +25,10 @@ def defaults(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     multiplies in it (weights stay fp32). The learning rate is 5e-4 for a student that has much to learn (of the
     teacher's layers, or of random weights), 5e-5 for a whole model that exists, and 2e-4 for an adapter.
     """
-    assert recipe.student is not None
     rate = 5e-4
-    if recipe.student.lora is not None:
+    if recipe.required_student.lora is not None:
         rate = 2e-4
-    elif isinstance(recipe.student, Existing):
+    elif isinstance(recipe.required_student, Existing):
         rate = 5e-5
     return {
         "learning_rate": rate,
@@ -52,10 +51,9 @@ def training_arguments(
     Raises:
         RecipeError: `train.args` hold a value that `TrainingArguments` refuses.
     """
-    assert recipe.train is not None
-    stage = stage or recipe.train.in_stages[0]
+    stage = stage or recipe.required_train.in_stages[0]
     best = stage.keep == "best"
-    given = {**defaults(recipe, device), **recipe.train.args, **stage.args}
+    given = {**defaults(recipe, device), **recipe.required_train.args, **stage.args}
     given.setdefault("logging_steps", max(1, steps_of(given, rows) // MOST_LOGS))
     try:
         return TrainingArguments(

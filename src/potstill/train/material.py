@@ -67,10 +67,9 @@ def find_models(recipe: Recipe, console: Console) -> Models:
         TokenizerMismatch: an objective compares distributions or states, and the tokens are not the same (rule 6), or
             would not be once the student has been saved.
     """
-    assert recipe.train is not None and recipe.student is not None
-    settings = recipe.teachers.get(recipe.train.teacher)
+    settings = recipe.teachers.get(recipe.required_train.teacher)
     teacher = _source(settings, console) if settings is not None else None
-    own = _own_tokenizer(recipe.student, console)
+    own = _own_tokenizer(recipe.required_student, console)
     tokenizer = own or (teacher.path if teacher is not None else None)
     images = recipe.task == "image_classification"
     if tokenizer is None and not images:
@@ -78,13 +77,13 @@ def find_models(recipe: Recipe, console: Console) -> Models:
             "there is no tokenizer: neither student nor teacher is a model on this machine",
             fix="name the folder of one: student.tokenizer of kind from_config",
         )
-    taught = any(o.needs().teacher for o in recipe.train.all_objectives)
+    taught = any(o.needs().teacher for o in recipe.required_train.all_objectives)
     if own is not None and teacher is not None and taught and not images:
         check_same_tokenizer(teacher.path, own)
     if tokenizer is not None and taught and not images and recipe.evaluate is not None:
         # The student is saved with it and compared with its teacher after training.
         check_saved_tokenizer(tokenizer, bool(getattr(settings, "trust_remote_code", False)))
-    use_cpu = bool(recipe.train.args.get("use_cpu"))
+    use_cpu = bool(recipe.required_train.args.get("use_cpu"))
     device = pick_device("cpu" if use_cpu else getattr(settings, "device", "auto"))
     return Models(settings, teacher, tokenizer if not images else None, device)
 
@@ -100,7 +99,6 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
     Raises:
         DataError: there is nothing to learn from.
     """
-    assert recipe.train is not None
     if generated is not None:
         sides = Sides(load_records(generated, side="train"), load_records(generated, side="held_out"))
     else:
@@ -133,8 +131,7 @@ def _measured(sides: Sides, recipe: Recipe, work: Work) -> Sequence[Example]:
     Raises:
         DataError: too few groups to choose by and to report on.
     """
-    assert recipe.train is not None
-    if not recipe.train.keeps_best:
+    if not recipe.required_train.keeps_best:
         return sides.held_out
     choosing, reported = check_selection(example.group for example in sides.held_out)
     work.count("held-out groups that choose the best weights", choosing)
@@ -148,9 +145,8 @@ def _measured(sides: Sides, recipe: Recipe, work: Work) -> Sequence[Example]:
 
 def make_student(recipe: Recipe, models: Models, reader: TaskReader, rows: Rows, console: Console) -> BuiltStudent:
     """The student before its first step. Raises as `build_student`."""
-    assert recipe.student is not None
     return build_student(
-        recipe.student,
+        recipe.required_student,
         teacher=models.teacher,
         tokenizer_source=models.tokenizer,
         seed=recipe.seed,
@@ -190,7 +186,6 @@ def _source(settings: object, console: Console) -> ModelSource | None:
 
 
 def _read(items: Sequence[Any], reader: TaskReader, recipe: Recipe, work: Work, which: str) -> list[Row]:
-    assert recipe.train is not None
     rows: list[Row] = []
     for item in items:
         for row in reader.rows(item):
@@ -202,11 +197,11 @@ def _read(items: Sequence[Any], reader: TaskReader, recipe: Recipe, work: Work, 
                 work.warn(note)
     work.count(f"{which}{'images' if recipe.task == 'image_classification' else 'records'}", len(rows))
     if cut := sum(bool(getattr(row, "cut", False)) for row in rows):
-        work.count(f"{which}cut at {recipe.train.max_length} tokens", cut)
+        work.count(f"{which}cut at {recipe.required_train.max_length} tokens", cut)
         if cut > _MANY * len(rows):
             work.warn(
-                f"{cut:,} of {len(rows):,} {which}records are cut at {recipe.train.max_length} tokens: what they end "
-                "with is not learned (raise train.max_length)"
+                f"{cut:,} of {len(rows):,} {which}records are cut at {recipe.required_train.max_length} tokens: what "
+                "they end with is not learned (raise train.max_length)"
             )
     return rows
 

@@ -107,15 +107,16 @@ class _Clock(TrainerCallback):
 
 def _steps(recipe: Recipe, device: torch.device, rows: int) -> int:
     """Optimiser steps of all stages."""
-    assert recipe.train is not None
     ours = defaults(recipe, device)
-    return sum(steps_of({**ours, **recipe.train.args, **stage.args}, rows) for stage in recipe.train.in_stages)
+    return sum(
+        steps_of({**ours, **recipe.required_train.args, **stage.args}, rows)
+        for stage in recipe.required_train.in_stages
+    )
 
 
 def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows]:
     """The rows to train on. A prompt that is yet to be answered gets as long an answer as `generate` allows, of its own
     tokens over and over: only its length matters here."""
-    assert recipe.train is not None
     sides = read_sides(recipe.data)
     reader = reader_of(recipe, tokenizer, sides.classes)
     samples = getattr(recipe.generate, "samples", 1)

@@ -26,23 +26,21 @@ def stage(recipe: Recipe, control: str | None = None) -> Stage:
     The control `text_only` is the same student on the same rows in the same order, for the same steps (and stages) by
     the same schedule, with `hard_ce` of weight 1 alone.
     """
-    assert recipe.train is not None and recipe.student is not None
     name = "train" if control is None else f"train.{control}"
     recipe = controlled(recipe, control)
-    assert recipe.train is not None and recipe.student is not None
-    train = recipe.train.key_fields()
+    train = recipe.required_train.key_fields()
     del train["controls"]
     for arguments in (train, *train["stages"]):
         arguments["args"] = {key: value for key, value in arguments["args"].items() if key not in _UNSEEN_ARGUMENTS}
-    teacher = recipe.teachers.get(recipe.train.teacher)
+    teacher = recipe.teachers.get(recipe.required_train.teacher)
     settings: dict[str, Any] = {
         "train": train,
-        "student": recipe.student.key_fields(),
+        "student": recipe.required_student.key_fields(),
         "teacher": None if teacher is None else teacher.key_fields(),
         "data": None if recipe.generate is not None else recipe.data.key_fields(),
         "task": recipe.task,
     }
-    if recipe.train.keeps_best:
+    if recipe.required_train.keeps_best:
         settings["best"] = "NLL on a third of the held-out groups"
     reads = ("generate",) if recipe.generate is not None else ()
     return Stage(name, CONTRACT, reads, settings, partial(_sources, recipe), partial(_write, recipe, name))
@@ -52,10 +50,12 @@ def controlled(recipe: Recipe, control: str | None) -> Recipe:
     """The recipe that a control trains by."""
     if control is None:
         return recipe
-    assert recipe.train is not None and control == "text_only"
+    assert control == "text_only"
     text = {"objectives": (HardCE(),)}
-    changes = {"stages": tuple(stage.model_copy(update=text) for stage in recipe.train.stages)}
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes if recipe.train.stages else text)})
+    changes = {"stages": tuple(stage.model_copy(update=text) for stage in recipe.required_train.stages)}
+    return recipe.model_copy(
+        update={"train": recipe.required_train.model_copy(update=changes if recipe.required_train.stages else text)}
+    )
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
@@ -64,9 +64,8 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     from potstill.data import source_digests
     from potstill.models import model_digests
 
-    assert recipe.train is not None
     digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
-    digests |= model_digests("teacher", members_of(recipe.teachers.get(recipe.train.teacher)))
+    digests |= model_digests("teacher", members_of(recipe.teachers.get(recipe.required_train.teacher)))
     student = recipe.student
     if isinstance(student, Existing):
         digests |= model_digests("student", [student])

@@ -39,8 +39,7 @@ class Training:
     """Trains by a recipe, which may be a control's and so differ from the context's."""
 
     def __init__(self, recipe: Recipe, context: Context, name: str) -> None:
-        assert recipe.train is not None
-        self.recipe, self.settings, self.context, self.name = recipe, recipe.train, context, name
+        self.recipe, self.settings, self.context, self.name = recipe, recipe.required_train, context, name
         self.checkpoints = context.out / "checkpoints"
         self.models = find_models(recipe, context.console)
 
@@ -215,6 +214,6 @@ def _of_the_same_objectives(before: DistillTrainer, now: DistillTrainer) -> dict
 
 def _told_arguments(recipe: Recipe) -> set[str]:
     """The arguments that a reader of the manifest may want: those of the recipe, and those that it left to us."""
-    assert recipe.train is not None
     ours = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "lr_scheduler_type")
-    return {*recipe.train.args, *ours, "warmup_steps", "max_grad_norm", "bf16", "optim", "weight_decay", "use_cpu"}
+    given = recipe.required_train.args
+    return {*given, *ours, "warmup_steps", "max_grad_norm", "bf16", "optim", "weight_decay", "use_cpu"}
