@@ -12,8 +12,8 @@ Positions in a batch are *flat*: row `b`, time `t` is `b·T + t`. Of a causal mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -80,7 +80,8 @@ class Batch:
     Targets are what the response is about: positions whose next token (or, for a masked model, whose own token) is
     learned, or whole examples that have a class. `target_positions[side]` [N] are flat positions b·T + t in that side's
     view, or numbers of examples; they align across sides, and `target_ids` [N] are the tokens or classes, the same in
-    both (rule 7). `targets_are` says which.
+    both (rule 7). `targets_are` says which. `record_ids` are those of the examples, in the order of `View.example_ids`:
+    one per row, or where rows are packed per segment; empty where a row has none.
     """
 
     student: View | ImageView
@@ -88,6 +89,7 @@ class Batch:
     target_ids: Int[Tensor, " N"]
     target_positions: Mapping[Side, Int[Tensor, " N"]]
     targets_are: Literal["tokens", "examples"] = "tokens"
+    record_ids: tuple[str, ...] = ()
 
     def view(self, side: Side) -> View | ImageView:
         return self.student if side == "student" else self.teacher
@@ -136,7 +138,7 @@ class Batch:
         return torch.tensor(self.student.examples, device=self.target_ids.device)
 
     @classmethod
-    def from_inputs(cls, inputs: Mapping[str, Tensor]) -> Batch:
+    def from_inputs(cls, inputs: Mapping[str, Any]) -> Batch:
         """The batch of a collated dictionary.
 
         Keys of texts: `input_ids`, `position_ids`, `segment_ids` [B,T], and, where the teacher's prompt is rendered
@@ -148,9 +150,15 @@ class Batch:
             classes       [B]    the class of each example, IGNORE where it has none
             (none)               nothing: there are no targets
 
+        `record_ids` are a sequence of texts, one per example.
+
         Raises:
             ValueError: the completions of the two views differ (rule 7).
         """
+        return replace(cls._without_ids(inputs), record_ids=tuple(inputs.get("record_ids", ())))
+
+    @classmethod
+    def _without_ids(cls, inputs: Mapping[str, Any]) -> Batch:
         if "pixel_values" in inputs:
             image = ImageView(inputs["pixel_values"])
             ids, positions = _classes(inputs, image)

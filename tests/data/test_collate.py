@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potstill.data import ChatTokenizer, Tokenized, pack, tokenize, tokenize_views
-from potstill.data.collate import Collator
+from potstill.data import ChatTokenizer, Pixels, Tokenized, pack, tokenize, tokenize_views
+from potstill.data.collate import Collator, ExampleCollator, ImageCollator, MaskingCollator
+from potstill.data.masking import Masker, Visit
 from potstill.errors import DataError
+from potstill.recipe import Masking
 from potstill.signals import IGNORE, Batch, View
 from potstill.types import Record
 from tiny_models import FAMILIES, Family, make_tiny_tokenizer, tiny_model
@@ -49,6 +52,29 @@ def test_a_batch_holds_every_learned_token_once_and_in_order(rows: list[Tokenize
     flat = batch.student.input_ids.flatten()
     assert torch.equal(flat[batch.target_positions["student"] + 1], batch.target_ids)
     assert int(batch.count("tokens")) == sum(map(len, rows)) and int(batch.count("examples")) == len(rows)
+
+
+@given(rows=some_rows, packed=st.booleans())
+def test_a_batch_knows_the_record_of_every_example(rows: list[Tokenized], packed: bool) -> None:
+    items = pack(rows, 100) if packed else rows
+    batch = Batch.from_inputs(Collator(chat.pad_id)(items))
+    view = batch.text("student")
+    assert len(batch.record_ids) == view.examples == len(rows)
+    by_id = {row.record_id: row.input_ids for row in rows}
+    for number, record_id in enumerate(batch.record_ids):
+        assert view.input_ids[view.example_ids == number].tolist() == by_id[record_id]
+
+
+def test_records_of_others_and_of_every_task_have_ids_or_none() -> None:
+    packed = {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "position_ids": [0, 1, 0]}
+    assert Collator(0)([packed, ROWS[0]])["record_ids"] == ["", "", ROWS[0].record_id]
+    assert Batch.from_inputs(Collator(0)([])).record_ids == ()
+    examples = ExampleCollator(0)([Tokenized([1], [IGNORE], "r", label=0)])
+    assert Batch.from_inputs(examples).record_ids == ("r",)
+    images = ImageCollator(0.5, 0.5)([Pixels(np.zeros((2, 2), np.uint8), 0, record_id="i")])
+    assert Batch.from_inputs(images).record_ids == ("i",)
+    masked = MaskingCollator(0, Masker(Masking(), 1, [5, 6]))([Visit(Tokenized([5, 6], [5, 6], "m"), 0)])
+    assert Batch.from_inputs(masked).record_ids == ("m",)
 
 
 def test_the_end_of_a_turn_is_learned_though_it_is_also_the_pad_token() -> None:

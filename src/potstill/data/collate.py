@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from potstill.data.images import Pixels
@@ -39,9 +38,10 @@ class Collator:
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Int[Tensor, "B T"]]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """`input_ids`, `labels`, `position_ids` and `segment_ids` [B,T]; the same with the prefix `teacher_` where the
-        rows have a view of their own for the teacher. No rows at all give one row of one padding token.
+        rows have a view of their own for the teacher; and `record_ids`, one text per record. No rows at all give one
+        row of one padding token.
 
         Raises:
             DataError: a mapping without labels, or padded on the left.
@@ -52,7 +52,7 @@ class Collator:
             raise DataError("some rows of a batch have a view of their own for the teacher, and others do not")
         if teachers:
             batch |= {f"teacher_{name}": column for name, column in _padded(teachers, self.pad_id).items()}
-        return batch
+        return {**batch, "record_ids": [name for row in rows for name in _record_ids(row)]}
 
 
 class ExampleCollator:
@@ -65,13 +65,14 @@ class ExampleCollator:
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
-    def __call__(self, rows: Sequence[Tokenized]) -> dict[str, Int[Tensor, ...]]:
-        """`input_ids`, `position_ids` and `segment_ids` [B,T], and `classes` [B], IGNORE where a row has no label. No
-        rows at all give one row of one padding token."""
+    def __call__(self, rows: Sequence[Tokenized]) -> dict[str, Any]:
+        """`input_ids`, `position_ids` and `segment_ids` [B,T], `classes` [B], IGNORE where a row has no label, and
+        `record_ids`. No rows at all give one row of one padding token."""
         batch = _padded([_columns(row) for row in rows], self.pad_id)
         del batch["labels"]
         labels = [IGNORE if row.label is None else row.label for row in rows] or [IGNORE]
-        return batch | {"classes": torch.tensor(labels, dtype=torch.long)}
+        classes = torch.tensor(labels, dtype=torch.long)
+        return {**batch, "classes": classes, "record_ids": [row.record_id for row in rows]}
 
 
 class MaskingCollator:
@@ -85,13 +86,15 @@ class MaskingCollator:
     def __init__(self, pad_id: int, mask: Masker) -> None:
         self.pad_id, self.mask = pad_id, mask
 
-    def __call__(self, rows: Sequence[Tokenized | Visit]) -> dict[str, Int[Tensor, "B T"]]:
+    def __call__(self, rows: Sequence[Tokenized | Visit]) -> dict[str, Any]:
         """`input_ids` with hidden tokens, `masked_labels` (what they were, else IGNORE), `position_ids` and
-        `segment_ids` [B,T]. A row that is no `Visit` (a held-out one) always has the same tokens hidden."""
+        `segment_ids` [B,T], and `record_ids`. A row that is no `Visit` (a held-out one) always has the same tokens
+        hidden."""
         hidden = [self.mask(row) for row in rows]
         columns = [_Columns(ids, labels, list(range(len(ids))), [1] * len(ids)) for ids, labels in hidden]
         batch = _padded(columns, self.pad_id)
-        return batch | {"masked_labels": batch.pop("labels")}
+        names = [(row.row if isinstance(row, Visit) else row).record_id for row in rows]
+        return {**batch, "masked_labels": batch.pop("labels"), "record_ids": names}
 
 
 class ImageCollator:
@@ -106,16 +109,16 @@ class ImageCollator:
         self.mean, self.std = mean, std
         self._shape: tuple[int, ...] = ()
 
-    def __call__(self, rows: Sequence[Pixels]) -> dict[str, Tensor]:
-        """`pixel_values` [B,C,H,W] (float32) and `classes` [B], IGNORE where an image has none. Floats stay as they
-        are. No rows at all give no images, of the shape that was seen last.
+    def __call__(self, rows: Sequence[Pixels]) -> dict[str, Any]:
+        """`pixel_values` [B,C,H,W] (float32), `classes` [B], IGNORE where an image has none, and `record_ids`. Floats
+        stay as they are. No rows at all give no images, of the shape that was seen last.
 
         Raises:
             DataError: the images of a batch are not of one size.
         """
         if not rows:
             none = torch.zeros(0, *(self._shape or (1, 1, 1)))
-            return {"pixel_values": none, "classes": torch.zeros(0, dtype=torch.long)}
+            return {"pixel_values": none, "classes": torch.zeros(0, dtype=torch.long), "record_ids": []}
         shapes = sorted({row.pixels.shape for row in rows})
         if len(shapes) > 1:
             raise DataError(
@@ -129,7 +132,8 @@ class ImageCollator:
             pixels = ((pixels.float() / 255 - self.mean) / self.std).contiguous()
         self._shape = tuple(pixels.shape[1:])
         labels = [IGNORE if row.label is None else row.label for row in rows]
-        return {"pixel_values": pixels.float(), "classes": torch.tensor(labels, dtype=torch.long)}
+        classes = torch.tensor(labels, dtype=torch.long)
+        return {"pixel_values": pixels.float(), "classes": classes, "record_ids": [row.record_id for row in rows]}
 
 
 def _padded(rows: Sequence[_Columns], pad_id: int) -> dict[str, Tensor]:
@@ -169,6 +173,15 @@ def _columns(row: Row) -> _Columns:
     if isinstance(row, Tokenized):
         return _Columns(row.input_ids, row.labels, list(range(len(row))), [1] * len(row))
     return _of_mapping(row)
+
+
+def _record_ids(row: Row) -> list[str]:
+    """The ids of a row's records, in order; empty texts where they are not known."""
+    if isinstance(row, Packed):
+        return [inner.record_id for inner in row.rows]
+    if isinstance(row, Tokenized):
+        return [row.record_id]
+    return [""] * len(set(_of_mapping(row).segment_ids))
 
 
 def _of_mapping(row: Mapping[str, Any]) -> _Columns:

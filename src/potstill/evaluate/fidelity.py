@@ -54,7 +54,8 @@ class Batches:
     def batch(self, index: int, device: torch.device) -> Batch:
         """One batch, on a device."""
         inputs = self.held_out.collate([self.held_out.rows[i] for i in self.rows[index]])
-        return Batch.from_inputs({name: column.to(device) for name, column in inputs.items()})
+        moved = {name: c.to(device) if isinstance(c, torch.Tensor) else c for name, c in inputs.items()}
+        return Batch.from_inputs(moved)
 
     def numbers(self, index: int) -> NDArray[np.int64]:
         """Which of all targets those of a batch are, in the batch's order."""
