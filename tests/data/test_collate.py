@@ -60,9 +60,10 @@ def test_a_batch_knows_the_record_of_every_example(rows: list[Tokenized], packed
     batch = Batch.from_inputs(Collator(chat.pad_id)(items))
     view = batch.text("student")
     assert len(batch.record_ids) == view.examples == len(rows)
-    by_id = {row.record_id: row.input_ids for row in rows}
-    for number, record_id in enumerate(batch.record_ids):
-        assert view.input_ids[view.example_ids == number].tolist() == by_id[record_id]
+    inside = [row for item in items for row in (item.rows if not isinstance(item, Tokenized) else [item])]
+    for number, row in enumerate(inside):
+        assert batch.record_ids[number] == row.record_id
+        assert view.input_ids[view.example_ids == number].tolist() == row.input_ids
 
 
 def test_records_of_others_and_of_every_task_have_ids_or_none() -> None:
@@ -90,6 +91,7 @@ def test_rows_are_padded_on_the_right() -> None:
     assert columns["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
     assert columns["labels"].tolist() == [[IGNORE, 2, 3], [4, IGNORE, IGNORE]]
     assert columns["segment_ids"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert columns.pop("record_ids") == ["", ""]
     assert all(column.dtype == torch.long for column in columns.values())
 
 
@@ -184,6 +186,7 @@ def test_packed_losses_equal_unpacked_ones(family: Family) -> None:
 def test_a_change_in_one_packed_record_reaches_no_other_and_no_padding() -> None:
     (packed,) = pack(ROWS, 400)
     columns = Collator(chat.pad_id)([packed, Tokenized([5] * (len(packed) + 7), [5] * (len(packed) + 7))])
+    del columns["record_ids"]
     before = logits_of("llama", Batch.from_inputs(columns).student)[0]
     segments = columns["segment_ids"][0]
     for segment in range(1, len(ROWS) + 1):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from potstill.data import Pixels, read_sides, reader_for, source_digests
 from potstill.data.collate import ImageCollator
-from potstill.data.idx import read_idx
+from potstill.data.image_sources import read_idx
 from potstill.errors import DataError, MissingExtra
 from potstill.recipe.data import ArrayData, DigitsData, IDXData
 from potstill.signals import Batch, ImageView
@@ -168,7 +168,7 @@ def test_a_missing_file_is_named_and_a_missing_package_with_how_to_install_it(
     with pytest.raises(DataError, match="no such file"):
         read_sides(settings)
     nowhere = tmp_path / "fashion-mnist"
-    monkeypatch.setattr("potstill.data.idx.FASHION_MNIST", nowhere)
+    monkeypatch.setattr("potstill.data.image_sources.FASHION_MNIST", nowhere)
     with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
         read_sides(IDXData(kind="idx", path=nowhere))
 

@@ -96,7 +96,7 @@ def test_the_shares_of_the_recipe_are_those_that_are_used(replaced: float, rando
 def test_a_batch_asks_for_the_tokens_that_were_there_at_their_own_places() -> None:
     some = [a_row(*range(20, 60)), a_row(*range(60, 80))]
     columns = MaskingCollator(PAD, masker())(some)
-    assert set(columns) == {"input_ids", "masked_labels", "position_ids", "segment_ids"}
+    assert set(columns) == {"input_ids", "masked_labels", "position_ids", "segment_ids", "record_ids"}
     assert (columns["input_ids"][1, 22:] == PAD).all() and (columns["segment_ids"][1, 22:] == 0).all()
     batch = Batch.from_inputs(columns)
     was = torch.tensor([some[0].input_ids, some[1].input_ids + [PAD] * 20]).flatten()

@@ -6,7 +6,7 @@ Importing this loads neither torch nor transformers. What makes tensors is in `p
 from __future__ import annotations
 
 # These bind the kinds of sources to their settings.
-from potstill.data import arrays, digits, files, hub, idx, packages, reasoning, run
+from potstill.data import files, hub, image_sources, packages, reasoning_gym, store
 from potstill.data.chat import ChatTokenizer, Encoded
 from potstill.data.images import Pixels
 from potstill.data.pack import Packed, pack
@@ -17,10 +17,9 @@ from potstill.data.source import Row, Source
 from potstill.data.split import Side, Split, check_selection, selects
 from potstill.data.store import load_records, load_rejects, save_records, save_rejects
 from potstill.data.stream import split_of
-from potstill.data.tokenize import Tokenized, prompt_ids, tokenize
-from potstill.data.views import tokenize_views
+from potstill.data.tokenize import Tokenized, prompt_ids, tokenize, tokenize_views
 
-SOURCES = (arrays, digits, files, hub, idx, packages, reasoning, run)
+SOURCES = (files, hub, image_sources, packages, reasoning_gym, store)
 
 __all__ = [
     "ChatTokenizer",

@@ -1,4 +1,4 @@
-"""Images with a class each, and the sides they are on. What reads files is in `idx`, `arrays` and `digits`."""
+"""Images with a class each, and the sides they are on. What reads files is in `image_sources`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from potstill.types import Record, digest
+from potstill.types import Message, Record, digest
 
 
 def as_prompt(record: Record, turns: bool) -> Record | str:
@@ -46,3 +46,21 @@ def with_reference(prompt: Record, record: Record, *keys: str) -> Record:
     missing = [key for key in keys if key not in prompt.metadata]
     own = own_answer(record) if missing else None
     return prompt if own is None else replace(prompt, metadata={**prompt.metadata, **dict.fromkeys(missing, own)})
+
+
+def with_system(record: Record, system: str, *, instead: bool = False) -> Record:
+    """A record with a system prompt, as messages. One that it has already stays, unless it is asked `instead`. A
+    `text` stays as it is."""
+    if record.text is not None:
+        return record
+    messages = record.messages
+    if messages is None:
+        messages = ({"role": "user", "content": record.prompt},)
+        if record.completion is not None:
+            messages += ({"role": "assistant", "content": record.completion},)
+    if messages and messages[0]["role"] in ("system", "developer"):
+        if not instead:
+            return record
+        messages = messages[1:]
+    first: Message = {"role": "system", "content": system}
+    return replace(record, messages=(first, *messages), prompt=None, completion=None)

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from potstill import registry
 from potstill.data.formats import COLUMNS, Malformed, Unusable, find_format, label_name, to_record, unused_columns
+from potstill.data.problems import with_system
 from potstill.data.source import Row, Source
 from potstill.data.store import is_stored_row, record_of_row
-from potstill.data.views import with_system
 from potstill.errors import DataError, did_you_mean
 from potstill.recipe.data import DataSettings, Format, RowSettings
 from potstill.types import Record, Reject, digest, exact_group_of

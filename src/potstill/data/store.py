@@ -1,16 +1,20 @@
-"""Records as Parquet that `datasets` opens as it is, and the reject ledger as JSON lines."""
+"""Records as Parquet that `datasets` opens as it is, the reject ledger as JSON lines, and both as another run's data."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potstill.artifacts import Artifact, read_artifact
+from potstill.data.source import Row, existing
 from potstill.data.split import Side, Split
 from potstill.errors import DataError
+from potstill.recipe.data import RunData
+from potstill.registry import implements
 from potstill.types import Message, Provenance, Record, Reject, Verdict, canonical_json
 
 if TYPE_CHECKING:
@@ -164,3 +168,36 @@ def record_of_row(row: Mapping[str, Any]) -> Record:
         verdicts=tuple(Verdict(**v) for v in json.loads(row["verdicts"])),
         metadata=json.loads(row["metadata"]),
     )
+
+
+# ---- the records of a run -----------------------------------------------------------------------------------------
+
+
+@implements(RunData)
+class RunSource:
+    """Records of a run's `generate` artifact, as they are: group, sample and provenance stay theirs."""
+
+    def __init__(self, settings: RunData) -> None:
+        self.settings = settings
+
+    def rows(self) -> Iterator[Row]:
+        """Every record of both sides, which are found anew by this recipe's `held_out` and `split_seed`."""
+        artifact = self._artifact()
+        path = artifact.path / "records.parquet"
+        for number, record in enumerate(load_records(path), 1):
+            yield Row(record, f"run:{self.settings.path.name}", number, f"{path}, row {number}")
+
+    def digests(self) -> dict[str, str]:
+        """The artifact's own digest."""
+        return {"data": self._artifact().output_digest}
+
+    def _artifact(self) -> Artifact:
+        folder = existing(self.settings.path.expanduser(), "run")
+        artifact = read_artifact(folder / "generate")
+        if artifact is None:
+            raise DataError(
+                "the run has no generated records",
+                where=str(folder),
+                fix="finish its generate stage first (`potstill generate`)",
+            )
+        return artifact

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from potstill.data.chat import ChatTokenizer
+from potstill.data.problems import with_system
 from potstill.data.spans import Turn, Unlearnable, assistant_turns
 from potstill.errors import DataError
 from potstill.types import Message, Record, Reject
@@ -29,7 +30,7 @@ class Tokenized:
     `labels[t]` is `input_ids[t]` where that token is learned (or, for a masked model, may be masked), else IGNORE.
     `label` is the number of the class of the whole, where that is learned. `cut` says that learned tokens were left
     out for `max_length`. `note` says what else a person should know (text that the chat template adds). `teacher` is
-    the teacher's own view where it sees another prompt (see `potstill.data.views`).
+    the teacher's own view where it sees another prompt (see `tokenize_views`).
     """
 
     input_ids: list[int]
@@ -157,3 +158,50 @@ def _joined(prompt: str, completion: str, finished: bool, chat: ChatTokenizer) -
 def _reject(record: Record, reason: str, detail: str = "") -> Reject:
     said = record.text or record.prompt or str((record.messages or ({},))[-1].get("content", ""))
     return Reject(reason, record.provenance.source, record.row, said[:_EXCERPT_CHARACTERS], detail)
+
+
+# ---- a view of its own for the teacher ----------------------------------------------------------------------------
+
+
+def tokenize_views(
+    record: Record,
+    chat: ChatTokenizer,
+    max_length: int,
+    *,
+    teacher_system: str,
+    teacher_chat: ChatTokenizer | None = None,
+) -> Tokenized | Reject:
+    """The student's view of a record, with the teacher's in `Tokenized.teacher`.
+
+    Args:
+        record: messages, or prompt and completion.
+        chat: the student's tokenizer.
+        max_length: of either view; where one is cut, the other is cut to the same learned tokens.
+        teacher_system: the system prompt of the teacher's view, in place of the record's own.
+        teacher_chat: the teacher's tokenizer, if it has a template of its own.
+
+    Returns:
+        Both views, or a reject: one of them cannot be learned, or the learned tokens are not the same.
+
+    Raises:
+        DataError: there is no chat template.
+    """
+    own = tokenize(record, chat, max_length)
+    if isinstance(own, Reject):
+        return own
+    theirs = tokenize(with_system(record, teacher_system, instead=True), teacher_chat or chat, max_length)
+    if isinstance(theirs, Reject):
+        return theirs
+    shared = min(len(own.learned), len(theirs.learned))
+    if own.learned[:shared] != theirs.learned[:shared]:
+        return Reject("the answer's tokens differ between the views", record.provenance.source, record.row)
+    return replace(_up_to(own, shared), teacher=_up_to(theirs, shared))
+
+
+def _up_to(row: Tokenized, count: int) -> Tokenized:
+    """A row up to its learned token number `count`; whole if it has no more."""
+    places = [place for place, label in enumerate(row.labels) if label != IGNORE]
+    if len(places) <= count:
+        return row
+    length = places[count - 1] + 1
+    return replace(row, input_ids=row.input_ids[:length], labels=row.labels[:length], cut=True)

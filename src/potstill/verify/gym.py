@@ -26,7 +26,7 @@ class ReasoningGymVerifier(WorkerVerifier[ReasoningGym]):
     package = ("reasoning_gym", "reasoning-gym", "reasoning")
 
     def judge(self, record: Record, completion: str) -> Verdict:
-        from potstill.data.reasoning import REFUSED
+        from potstill.data.reasoning_gym import REFUSED
 
         facts = record.metadata.get(self._settings.key)
         if not isinstance(facts, dict) or not {"name", "entry"} <= facts.keys():

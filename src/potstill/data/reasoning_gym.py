@@ -72,7 +72,14 @@ class ReasoningGymSource:
             )
         asked = {"name": self.settings.name, "seed": self.settings.seed, "size": self.settings.size}
         done = subprocess.run(
-            [sys.executable, "-P", "-W", "ignore", "-c", "from potstill.data import reasoning; reasoning.answer()"],
+            [
+                sys.executable,
+                "-P",
+                "-W",
+                "ignore",
+                "-c",
+                "from potstill.data import reasoning_gym; reasoning_gym.answer()",
+            ],
             input=json.dumps({**asked, "config": self.settings.config}),
             env={**os.environ, "PYTHONHASHSEED": "0"},
             capture_output=True,
