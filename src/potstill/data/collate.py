@@ -94,7 +94,8 @@ class MaskingCollator:
         columns = [_Columns(ids, labels, list(range(len(ids))), [1] * len(ids)) for ids, labels in hidden]
         batch = _padded(columns, self.pad_id)
         names = [(row.row if isinstance(row, Visit) else row).record_id for row in rows]
-        return {**batch, "masked_labels": batch.pop("labels"), "record_ids": names}
+        masked = batch.pop("labels")
+        return {**batch, "masked_labels": masked, "record_ids": names}
 
 
 class ImageCollator:

@@ -1,4 +1,4 @@
-"""Records as Parquet that `datasets` opens as it is, the reject ledger as JSON lines, and both as another run's data."""
+"""Records as Parquet that `datasets` opens as it is, the reject ledger as JSON lines, and the records of a run."""
 
 from __future__ import annotations
 
