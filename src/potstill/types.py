@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Capability = Literal["generate", "head", "dense", "top_logprobs", "taps"]
 """What a teacher can give: text, a live output layer, whole logits, its top log-probabilities, inner states."""
@@ -170,15 +171,67 @@ class Record:
         }
 
 
+class Reason(StrEnum):
+    """Why a generation keeps a record out. Readers of rejects may meet others: those of data sources, of filters that
+    name their limit, and of older versions."""
+
+    # The prompt is not asked.
+    REPEATED_PROMPT = "same prompt as an earlier record"
+    TEMPLATE_REFUSES = "the chat template refuses it"
+    CONTEXT_FULL = "the prompt fills the teacher's context"
+    TOKEN_BUDGET = "token budget"
+    REQUEST_BUDGET = "request budget"
+    MONEY_BUDGET = "money budget"
+    # There is no answer.
+    REFUSED = "refused by the server"
+    UNANSWERED = "no answer from the server"
+    BROKEN_OFF = "broken off"
+    WITHHELD = "withheld by the server's filter"
+    CALLS_TOOL = "calls a tool instead of answering"
+    # The answer is not kept.
+    ENDLESS_REASONING = "reasoning without an end"
+    TRUNCATED_CHAIN = "truncated chain"
+    UNFINISHED = "unfinished answer"
+    CUT_OFF = "cut off"
+    EMPTY = "empty answer"
+    REJECTED = "rejected by the verifier"
+    WRONG = "wrong answer"
+    UNJUDGED = "cannot be judged"
+    NOT_CHOSEN = "not chosen"
+    REPEATED_CHAIN = "same chain as an earlier sample"
+    REPEATED_ANSWER = "same answer as an earlier sample"
+    NO_FINAL_ANSWER = "no final answer is found"
+    OUTSIDE_PASS_RATE = "pass rate outside the window"
+    SPEAKS_OF_HINT = "speaks of the hint"
+
+    @property
+    def is_budget(self) -> bool:
+        """Whether a cap was used up, so that nothing further is asked."""
+        return self in (Reason.TOKEN_BUDGET, Reason.REQUEST_BUDGET, Reason.MONEY_BUDGET)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer was longer than `max_new_tokens`."""
+        return self in (Reason.ENDLESS_REASONING, Reason.TRUNCATED_CHAIN, Reason.UNFINISHED, Reason.CUT_OFF)
+
+
 @dataclass(frozen=True)
 class Reject:
     """A record that was kept out (or cut), and why. Kept in the reject ledger, never thrown away in silence."""
+
+    EXCERPT_CHARACTERS: ClassVar[int] = 200
 
     reason: str
     source: str
     row: int
     excerpt: str = ""
     detail: str = ""
+
+    @classmethod
+    def of(cls, record: Record, reason: str, text: str = "", detail: str = "") -> Reject:
+        """A record that is kept out, with the beginning of `text` (the answer, say), or else of its prompt."""
+        excerpt = text or record.text or record.prompt or str((record.messages or ({},))[-1].get("content", ""))
+        return cls(reason, record.provenance.source, record.row, excerpt[: cls.EXCERPT_CHARACTERS], detail)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from potstill.data import load_records, load_rejects
 from potstill.data.chat import ChatTokenizer
 from potstill.data.tokenize import Tokenized, tokenize
 from potstill.errors import RecipeError
+from potstill.generate.answering import NoTeacher
 from potstill.generate.conversations import Conversations
-from potstill.generate.no_teacher import NoTeacher
 from potstill.recipe import ConversationsProgram
 from potstill.types import Record, Reject, group_of
 from tiny_models import make_tiny_causal_lm

@@ -15,11 +15,11 @@ from mock_server import Mock, mock, text_for
 from potstill.console import Console
 from potstill.data import load_records, load_rejects
 from potstill.errors import DataError
-from potstill.generate.concurrent import EndpointAnswering
+from potstill.generate.endpoint import EndpointAnswering
 from potstill.generate.journal import Journal
 from potstill.recipe import EndpointTeacher
 from potstill.teachers import EndpointModel
-from potstill.types import Request, Sampling
+from potstill.types import Reason, Request, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_what_the_server_refuses_of_one_request_is_a_reject(tmp_path: Path) -> N
         made = EndpointRun(tmp_path, server.url, prompts=6, samples=1)
         assert made.here() == 0
     (reject,) = load_rejects(made.run / "generate" / "rejects.jsonl")
-    assert (reject.row, reject.reason) == (5, "refused by the server (400)")
+    assert (reject.row, reject.reason) == (5, Reason.REFUSED)
     assert "maximum context length" in reject.detail
 
 

@@ -21,7 +21,7 @@ from potstill.console import Console
 from potstill.data import load_records
 from potstill.errors import RecipeError
 from potstill.generate.budget import UNITS_PER_DOLLAR, Budget, Caps, Cost
-from potstill.generate.concurrent import EndpointAnswering
+from potstill.generate.endpoint import EndpointAnswering
 from potstill.generate.journal import Journal
 from potstill.generate.prices import check_price, prices_of
 from potstill.recipe import EndpointTeacher, load_recipe

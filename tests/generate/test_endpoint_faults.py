@@ -17,11 +17,11 @@ from potstill.console import Console
 from potstill.errors import RunError
 from potstill.generate.answering import Answered
 from potstill.generate.budget import Budget, Caps
-from potstill.generate.concurrent import EndpointAnswering
+from potstill.generate.endpoint import EndpointAnswering
 from potstill.generate.journal import Journal
 from potstill.recipe import EndpointTeacher
 from potstill.teachers import EndpointModel
-from potstill.types import Request, Sampling
+from potstill.types import Reason, Request, Sampling
 
 FAULTS = {"fail": 0.05, "truncate": 0.02, "hang": 0.01, "reset": 0.02}
 
@@ -100,7 +100,7 @@ def test_a_request_that_fails_every_time_is_a_failure_of_its_own(tmp_path: Path)
         came, _ = ask(server, tmp_path, 20, retries=2)
         seen = server.stats()["requests"]
     failures = [(index, a.failure.reason, a.failure.detail) for index, a in enumerate(came) if a.failure is not None]
-    assert failures == [(7, "no answer in 3 tries: status 500", "something broke")]
+    assert failures == [(7, Reason.UNANSWERED, "3 tries; the last: status 500 (something broke)")]
     assert seen == 19 + 3
 
 

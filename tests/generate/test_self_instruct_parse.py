@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from potstill.generate.self_instruct_filters import fault_of_example, fault_of_examples, fault_of_instruction
-from potstill.generate.self_instruct_parse import Unreadable, read_examples, read_instructions, read_tasks, says_yes
-from potstill.generate.self_instruct_prompts import Task, tasks_prompt
+from potstill.generate.self_instruct import fault_of_example, fault_of_examples, fault_of_instruction
+from potstill.generate.self_instruct_text import (
+    Task,
+    Unreadable,
+    read_examples,
+    read_instructions,
+    read_tasks,
+    says_yes,
+    tasks_prompt,
+)
 from potstill.recipe import SelfInstructProgram
 
 ALPACA, SELF_INSTRUCT = SelfInstructProgram(), SelfInstructProgram(style="self_instruct")

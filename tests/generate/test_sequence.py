@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import DataError
-from potstill.generate.answering import LocalAnswering
 from potstill.generate.budget import TokenBudget
 from potstill.generate.journal import Journal
-from potstill.generate.journaled import JournaledTeacher
+from potstill.generate.local import JournaledTeacher, LocalAnswering
 from potstill.generate.sequence import Sequence as SequenceOf
 from potstill.recipe import SequenceProgram
 from potstill.types import Answer, Provenance, Record, Reject, Request, Sampling, group_of

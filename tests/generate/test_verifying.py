@@ -19,15 +19,14 @@ from potstill.console import Console
 from potstill.data import load_records, load_rejects
 from potstill.errors import DataError, RecipeError
 from potstill.generate import verifying as module
-from potstill.generate.answering import LocalAnswering
 from potstill.generate.budget import TokenBudget
 from potstill.generate.journal import Journal
-from potstill.generate.journaled import JournaledTeacher
+from potstill.generate.local import JournaledTeacher, LocalAnswering
 from potstill.generate.preview import preview
 from potstill.generate.sequence import Sequence as SequenceOf
 from potstill.generate.verifying import Verifying
 from potstill.recipe import SequenceProgram, load_recipe
-from potstill.types import Answer, Record, Reject, Request
+from potstill.types import Answer, Reason, Record, Reject, Request
 
 
 class Writer(FakeTeacher):
@@ -75,7 +74,7 @@ def test_the_answer_of_the_data_is_the_reference(tmp_path: Path) -> None:
 
 def test_the_best_are_kept_by_the_score_of_the_verifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever block their prompt falls into."""
-    from potstill.generate.verification import Verification
+    from potstill.generate.verifying import Verification
     from potstill.types import Verdict
 
     def scored(self: Verification, items: Any) -> Any:
@@ -91,7 +90,7 @@ def test_the_best_are_kept_by_the_score_of_the_verifier(tmp_path: Path, monkeypa
         kept = [(item.row, item.sample) for item in items if isinstance(item, Record)]
         assert kept == [(row, sample) for row in (1, 2, 3) for sample in (2, 3)]
         rejects = [item for item in items if isinstance(item, Reject)]
-        assert {reject.reason for reject in rejects} == {"not chosen (keep: best)"} and len(items) == 12
+        assert {reject.reason for reject in rejects} == {Reason.NOT_CHOSEN} and len(items) == 12
         assert rejects[0].detail == "sample 0: 2 of 4 accepted are kept, and its score is None"
 
 
@@ -146,7 +145,7 @@ def test_a_judge_behind_another_server_chooses_among_what_was_written(tmp_path: 
         assert len(records) + len(rejects) == 30 and len({record.row for record in records}) == len(records)
         marks: dict[int, list[float]] = {}
         for reject in rejects:
-            if reject.reason == "not chosen (keep: best)":
+            if reject.reason == Reason.NOT_CHOSEN:
                 marks.setdefault(reject.row, []).append(float(reject.detail.rsplit(" ", 1)[1]))
         assert marks
         for record in records:

@@ -197,7 +197,9 @@ class Outcome:
 
     @property
     def reasons(self) -> Counter[str]:
-        return Counter(call.outcome.reason for call in self.calls if isinstance(call.outcome, Trouble))
+        """Reason and detail of the requests that were rejected."""
+        found = [call.outcome for call in self.calls if isinstance(call.outcome, Trouble)]
+        return Counter(f"{one.reason}: {one.detail}" for one in found)
 
     @property
     def said(self) -> list[str]:

@@ -18,7 +18,7 @@ from teachers.simulated import GOOD, Kept
 from potstill.recipe import EndpointTeacher
 from potstill.teachers.endpoint_client import Body, Call, EndpointClient
 from potstill.teachers.endpoint_wire import Trouble
-from potstill.types import Answer
+from potstill.types import Answer, Reason
 
 KEY = "sk-potstill-0123456789-ABCDEFGHIJ-never-to-be-seen"
 Writer = asyncio.StreamWriter
@@ -131,7 +131,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encodi
 def test_whatever_a_server_writes_is_one_attempts_trouble(wire: bytes, reason: str) -> None:
     with serving(writes(wire)) as server:
         (found,) = ask(server)
-    assert isinstance(found, Trouble) and found.action == "reject" and reason in found.reason
+    assert isinstance(found, Trouble) and found.action == "reject" and reason in found.detail
 
 
 @pytest.mark.parametrize("packed", ["gzip", "deflate", "raw deflate", ""])
@@ -164,7 +164,7 @@ def test_a_body_without_an_end_is_read_up_to_a_bound_that_follows_from_the_reque
 
     with serving(endless) as server:
         found = ask(server, count=8)
-    assert all(isinstance(one, Trouble) and "longer than max_new_tokens allows" in one.reason for one in found)
+    assert all(isinstance(one, Trouble) and "longer than max_new_tokens allows" in one.detail for one in found)
     assert sent < 8 * 16_000_000  # what the kernel's buffers hold beside the bound
 
 
@@ -177,7 +177,7 @@ def test_an_error_without_an_end_is_read_up_to_a_bound() -> None:
 
     with serving(endless) as server:
         (found,) = ask(server)
-    assert isinstance(found, Trouble) and "refused by the server (400)" in found.reason and len(found.detail) < 500
+    assert isinstance(found, Trouble) and found.reason == Reason.REFUSED and len(found.detail) < 500
 
 
 def test_a_bomb_is_unpacked_no_further_than_the_bound() -> None:
@@ -203,7 +203,7 @@ def test_a_body_that_comes_byte_by_byte_is_no_answer_in_time() -> None:
 
     with serving(drip) as server:
         (found,) = ask(server, timeout_seconds=0.4)
-    assert isinstance(found, Trouble) and "no answer in time" in found.reason
+    assert isinstance(found, Trouble) and "no answer in time" in found.detail
 
 
 def test_interim_responses_without_an_end_are_no_answer_in_time() -> None:
@@ -224,7 +224,7 @@ def test_a_redirect_is_not_followed_so_the_key_goes_to_no_other_host(status: str
         location = f"Location: http://localhost:{other.port}/v1/chat/completions"
         with serving(writes(response(b"", status, location))) as server:
             (found,) = ask(server)
-    assert isinstance(found, Trouble) and "redirects to another address" in found.reason
+    assert isinstance(found, Trouble) and "redirects to another address" in found.detail
     assert "Authorization: Bearer" in server.heads[0] and other.heads == []
 
 

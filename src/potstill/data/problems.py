@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from potstill.types import Message, Record, digest
 
+NO_PROMPT = "a text has no prompt to answer"
 
 def as_prompt(record: Record, turns: bool) -> Record | str:
     """The record without its answer, or why it cannot be answered.
@@ -14,7 +15,7 @@ def as_prompt(record: Record, turns: bool) -> Record | str:
     record then says so.
     """
     if record.text is not None:
-        return "a text has no prompt to answer"
+        return NO_PROMPT
     if record.prompt is not None:
         if not turns:
             return replace(record, completion=None)

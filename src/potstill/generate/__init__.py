@@ -4,7 +4,7 @@ from potstill.generate.answering import Answered, Answering, Failure, ask_all
 from potstill.generate.journal import Journal
 from potstill.generate.sequence import Sequence
 
-KINDS = {"conversations": "conversations", "reasoning": "chains", "self_instruct": "self_instruct"}
-"""Programs with modules of their own, by kind: they load what only they need."""
+KINDS = {"conversations": "conversations", "reasoning": "reasoning", "self_instruct": "self_instruct"}
+"""Modules of programs, by kind, that are loaded where a recipe names them."""
 
 __all__ = ["Answered", "Answering", "Failure", "Journal", "Sequence", "ask_all"]

@@ -1,26 +1,20 @@
-"""Something that answers requests: through the journal, within the budget, in the order in which they were asked.
+"""Answers to requests: through the journal, within the budget, in the order in which they were asked.
 
-Programs are written against it, and do not know whether a model on this machine answers batches that were planned over
-all requests, or a server answers many requests side by side.
+Programs are written against `Answering`, and do not know whether a model on this machine answers batches that were
+planned over all requests (`local.py`), or a server answers many requests side by side (`endpoint.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, Self
 
-from potstill.data.chat import ChatTokenizer
 from potstill.data.split import Side
 from potstill.data.thinking import split_reasoning
-from potstill.data.tokenize import prompt_ids
-from potstill.generate.journaled import JournaledTeacher
-from potstill.generate.plan import Question, plan_batches
-from potstill.types import Answer, Request
-
-if TYPE_CHECKING:
-    from potstill.teachers.base import Teacher
+from potstill.errors import PotstillError
+from potstill.types import Answer, Reason, Request
 
 SideOf = Callable[[Request], Side]
 NO_JUDGES: Mapping[str, Any] = MappingProxyType({})
@@ -30,24 +24,69 @@ NO_JUDGES: Mapping[str, Any] = MappingProxyType({})
 class Failure:
     """Why there is no answer. `text` is what was written all the same."""
 
-    reason: str
+    reason: Reason
     detail: str = ""
     text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What came of a request: an answer, its reasoning set apart, or a failure.
+    """What came of a request.
 
-    `raw` is the answer as the teacher gave it and as the journal holds it. `seed` is that of its draws.
+    Attributes:
+        request: what was asked.
+        result: the answer, its reasoning set apart, or why there is none.
+        from_journal: whether it had been answered before.
+        raw: the answer as the teacher gave it and as the journal holds it.
+        seed: of the sampling.
     """
 
     request: Request
-    answer: Answer | None
-    failure: Failure | None
-    from_journal: bool
+    result: Answer | Failure
+    from_journal: bool = False
     raw: Answer | None = None
     seed: int | None = None
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer, if there is one."""
+        return self.result if isinstance(self.result, Answer) else None
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why there is no answer, if there is none."""
+        return self.result if isinstance(self.result, Failure) else None
+
+
+@dataclass
+class Counts:
+    """Answers that were handed on, and their tokens."""
+
+    answers: int = 0
+    finished: int = 0
+    cut_short: int = 0
+    written: int = 0
+    read: int = 0
+    from_journal: int = 0
+
+    def add(self, raw: Answer, *, from_journal: bool) -> None:
+        """Count an answer as the teacher gave it."""
+        self.answers += 1
+        self.finished += raw.finish == "stop"
+        self.cut_short += raw.finish == "length"
+        self.written += raw.completion_tokens
+        self.read += raw.prompt_tokens
+        self.from_journal += from_journal
+
+    def facts(self) -> dict[str, Any]:
+        """The counts, for the manifest."""
+        return {
+            "answers": self.answers,
+            "share_finished": round(self.finished / self.answers, 4) if self.answers else None,
+            "cut_short": self.cut_short,
+            "tokens": self.written,
+            "answers_from_journal": self.from_journal,
+        }
 
 
 class Answering(Protocol):
@@ -109,14 +148,24 @@ class Answering(Protocol):
         """Counts, rates and costs for the manifest."""
         ...
 
-    def __enter__(self) -> Answering: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
 
 
-class PassingOn:
-    """An `Answering` that passes on what another says: for those that change how it is asked. Whoever made the other
-    opens and closes it."""
+class NothingToClose:
+    """A context manager that closes nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class PassingOn(NothingToClose):
+    """An `Answering` that delegates to another, for those that change how it is asked. The owner of the other opens and
+    closes it."""
 
     reads_ahead = False
 
@@ -148,12 +197,6 @@ class PassingOn:
     def facts(self) -> dict[str, Any]:
         return self.inner.facts()
 
-    def __enter__(self) -> PassingOn:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
 
 def ask_all(answering: Answering, writer: str, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
     """The answers to some requests, through the same journal and budget: what a judge asks by.
@@ -177,97 +220,37 @@ def ask_all(answering: Answering, writer: str, teacher: str | None, requests: Se
 
 def parsed(request: Request, raw: Answer, *, from_journal: bool, seed: int | None, required: bool = False) -> Answered:
     """A raw answer with its reasoning set apart, or the failure that it is."""
+    return Answered(request, _result(raw, required=required), from_journal, raw, seed)
+
+
+def _result(raw: Answer, *, required: bool) -> Answer | Failure:
     if raw.finish == "content_filter":
-        withheld = Failure("withheld by the server's filter", "", raw.text)
-        return Answered(request, None, withheld, from_journal, raw, seed)
+        return Failure(Reason.WITHHELD, text=raw.text)
     if raw.finish == "tool_calls":
-        return Answered(request, None, Failure("calls a tool instead of answering"), from_journal, raw, seed)
+        return Failure(Reason.CALLS_TOOL)
     answer = split_reasoning(raw, required=required)
     if answer is None:
-        said = raw.text or raw.reasoning or ""
-        failure = Failure("reasoning without an end", f"{raw.completion_tokens} tokens", said)
-        return Answered(request, None, failure, from_journal, raw, seed)
-    return Answered(request, answer, None, from_journal, raw, seed)
+        return Failure(Reason.ENDLESS_REASONING, f"{raw.completion_tokens} tokens", raw.text or raw.reasoning or "")
+    return answer
 
 
-class LocalAnswering:
-    """A teacher on this machine: answers batches that are planned over all requests (`generate.plan`).
+class NoTeacher(NothingToClose):
+    """Null object for programs that need no teacher: no identity, no facts; asking it is an error."""
 
-    Args:
-        journaled: the teacher, with journal and budget.
-        batch_size: sequences side by side.
-    """
-
-    def __init__(self, journaled: JournaledTeacher, *, batch_size: int) -> None:
-        self.journaled, self.batch_size = journaled, batch_size
-        self.judges: Mapping[str, Answering] = NO_JUDGES
-        self.chat = ChatTokenizer.from_transformers(self.teacher.tokenizer)
-
+    identity: Mapping[str, Any] = {}
+    judges: Mapping[str, Answering] = NO_JUDGES
+    turns = True
     reads_ahead = False
+    context_length: int | None = None
 
-    @property
-    def teacher(self) -> Teacher:
-        return self.journaled.teacher
+    def prompt_tokens(self, request: Request) -> int | None:
+        return None
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return self.teacher.identity
-
-    @property
-    def turns(self) -> bool:
-        return self.chat.template is not None
-
-    @property
-    def context_length(self) -> int | None:
-        return getattr(self.teacher, "context_length", None)
-
-    def prompt_tokens(self, request: Request) -> int:
-        return len(prompt_ids(_asked(request), self.chat, request.tools))
-
-    def rendered(self, request: Request) -> str:
-        return self.chat.decode(prompt_ids(_asked(request), self.chat, request.tools))
+    def rendered(self, request: Request) -> str | None:
+        return None
 
     def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
-        asked = list(requests)
-        came: dict[str, Answered] = {}
-        keys = [request.key(self.identity) for request in asked]
-        for batches in self._planned(asked, keys, side_of):
-            for batch, answers, from_journal in self.journaled.answer(batches):
-                for request, key, raw in zip(batch.requests, batch.keys, answers, strict=True):
-                    seed = batch.seed if request.sampling.temperature > 0 else None
-                    came[key] = parsed(request, raw, from_journal=from_journal, seed=seed)
-        over = Failure("token budget")
-        for request, key in zip(asked, keys, strict=True):
-            yield came.get(key) or Answered(request, None, over, False)
+        raise PotstillError("a program that declares that it needs no teacher asked one")
 
     def facts(self) -> dict[str, Any]:
-        return self.journaled.facts()
-
-    def __enter__(self) -> LocalAnswering:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def _planned(self, asked: Sequence[Request], keys: Sequence[str], side_of: SideOf | None) -> Iterator[Any]:
-        """The batches of requests of one sampling setting after the other, in the order in which they first occur. The
-        samples of a prompt are one question, wherever they stand."""
-        once: dict[str, Request] = {}
-        for request, key in zip(asked, keys, strict=True):
-            once.setdefault(key, request)
-        fresh = list(once.values())
-        for sampling in dict.fromkeys(request.sampling for request in fresh):
-            samples: dict[str, list[Request]] = {}
-            for request in fresh:
-                if request.sampling == sampling:
-                    samples.setdefault(replace(request, sample=0).key({}), []).append(request)
-            questions = []
-            for same in samples.values():
-                together = tuple(sorted(same, key=lambda r: r.sample))
-                side = side_of(together[0]) if side_of is not None else "train"
-                questions.append(Question(together, side, self.prompt_tokens(together[0])))
-            yield plan_batches(questions, self.identity, batch_size=self.batch_size, seed=self.journaled.seed)
-
-
-def _asked(request: Request) -> Any:
-    return request.messages if request.messages is not None else request.prompt or ""
+        return {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from potstill.errors import PotstillError
 from potstill.recipe import BudgetSettings
+from potstill.types import Reason
 
 UNITS_PER_DOLLAR = 10**11
 """Money is counted in billionths of a cent."""
@@ -113,7 +114,12 @@ class Caps:
         return (self.requests, self.written, self.tokens, self.money) != (None, None, None, None)
 
 
-_NAMES = {"requests": "request budget", "written": "token budget", "tokens": "token budget", "money": "money budget"}
+_REASONS = {
+    "requests": Reason.REQUEST_BUDGET,
+    "written": Reason.TOKEN_BUDGET,
+    "tokens": Reason.TOKEN_BUDGET,
+    "money": Reason.MONEY_BUDGET,
+}
 
 
 class Budget:
@@ -146,11 +152,11 @@ class Budget:
         self.held = Cost()
         self._lock = threading.Lock()
 
-    def exceeded(self, cost: Cost) -> str | None:
-        """The cap into which a cost does not fit, in words; None if it fits."""
+    def exceeded(self, cost: Cost) -> Reason | None:
+        """The cap into which a cost does not fit; None if it fits."""
         return self._exceeded(self.spent + self.reserved + cost) if self.caps else None
 
-    def reserve(self, cost: Cost, *, to_send: bool = True) -> str | None:
+    def reserve(self, cost: Cost, *, to_send: bool = True) -> Reason | None:
         """Set aside what a request may cost, before it is sent; the cap into which it does not fit, if there is one.
         `to_send`: it is not answered yet."""
         with self._lock:
@@ -189,7 +195,7 @@ class Budget:
             self.lost += attempt
             return stands
 
-    def broken(self) -> str | None:
+    def broken(self) -> Reason | None:
         """A cap that was exceeded all the same, since the teacher did not keep to its limits; None if all is well."""
         return self._exceeded(self.spent)
 
@@ -229,13 +235,13 @@ class Budget:
             values[f.name] = value if cap is None else min(value, max(0, cap - getattr(self.spent, f.name)))
         return Cost(**values)
 
-    def _overdrawn(self, cost: Cost) -> str | None:
+    def _overdrawn(self, cost: Cost) -> Reason | None:
         """The cap that sending would exceed by what was really paid for, whatever came up again of it."""
         return self._exceeded(self.lost + self.paid + self.reserved + cost) if self.caps else None
 
-    def _exceeded(self, cost: Cost) -> str | None:
-        for name, words in _NAMES.items():
+    def _exceeded(self, cost: Cost) -> Reason | None:
+        for name, reason in _REASONS.items():
             cap = getattr(self.caps, name)
             if cap is not None and getattr(cost, name) > cap:
-                return words
+                return reason
         return None

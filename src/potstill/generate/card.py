@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from potstill.artifacts import Work, write_atomically
+from potstill.markdown import code_span, escape_markdown
 from potstill.recipe import Recipe
 from potstill.types import Record, Reject
+
+_SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{1,40}")
 
 
 @dataclass
@@ -52,66 +55,78 @@ def write_card(path: Path, recipe: Recipe, work: Work, statistics: Statistics) -
 
 def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistics) -> str:
     """The card, as Markdown with a YAML head. `facts` are those of the stage's manifest."""
-    teacher = facts["teacher"]
-    head = {
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "records.parquet"}]}],
-        "tags": ["synthetic", "distillation", "potstill"],
-    }
-    asked = statistics.kept + sum(statistics.rejected.values())
-    generate = recipe.required_generate
-    settings = generate.model_dump(mode="json", exclude_defaults=True) | {"kind": generate.kind}
-    settings.pop("decontaminate", None)  # its paths are those of a machine; the names have a line of their own
-    kept_out = [f"{_text(name)} ({_n(of['items'])})" for name, of in facts.get("decontamination", {}).items()]
+    from huggingface_hub import DatasetCardData
+
+    section = recipe.required_generate
     licences = sorted(statistics.licences.items())
-    judges = [
-        (f"Judge `{name}`", f"{_code(of['teacher'].get('model', ''))}, {_route(of['teacher'])}")
-        for name, of in facts.get("judges", {}).items()
+    head = DatasetCardData(
+        license=licences[0][0].lower() if len(licences) == 1 and _SPDX.fullmatch(licences[0][0]) else None,
+        tags=["synthetic", "distillation", "potstill"],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "records.parquet"}]}],
+    )
+    settings = section.model_dump(mode="json", exclude_defaults=True) | {"kind": section.kind}
+    settings.pop("decontaminate", None)  # its paths are those of a machine; the names have a line of their own
+    teachers: list[tuple[str, str]] = []
+    if section.asks:
+        teacher = facts["teacher"]
+        teachers = [("Teacher", code_span(teacher.get("model", ""))), ("Route", _route(teacher))]
+    for name, of in facts.get("judges", {}).items():
+        judge = f"{code_span(of['teacher'].get('model', ''))}, {_route(of['teacher'])}"
+        teachers.append((f"Judge {code_span(name)}", judge))
+    if "verifier" in facts:
+        teachers.append(("Verifier", _verifier(facts["verifier"])))
+    kept_out = [f"{escape_markdown(name)} ({of['items']:,})" for name, of in facts.get("decontamination", {}).items()]
+    rows = [
+        *teachers,
+        ("Settings", code_span(", ".join(f"{key}: {value}" for key, value in settings.items()))),
+        ("Records to train on", f"{statistics.sides['train']:,}"),
+        ("Records held out (column `side`)", f"{statistics.sides['held_out']:,}"),
+        ("Cut short (`finished` is false)", f"{statistics.unfinished:,}"),
+        ("With reasoning", f"{statistics.reasoned:,}"),
+        ("Licence of the prompts", ", ".join(f"{escape_markdown(name)} ({count:,})" for name, count in licences)),
     ]
-    what = "that a teacher wrote" if recipe.required_generate.asks else "out of conversations that were given"
+    if kept_out:
+        rows.append(("Evaluation sets kept out of training (items)", ", ".join(kept_out)))
+    what = "that a teacher wrote" if section.asks else "out of conversations that were given"
     lines = [
-        f"# {recipe.name}",
+        f"# {escape_markdown(recipe.name)}",
         "",
-        f"{_n(statistics.kept)} records {what} (program `{recipe.required_generate.kind}`). Made by potstill.",
+        f"{statistics.kept:,} records {what} (program `{section.kind}`). Made by potstill.",
         "",
-        _table(
-            ("", ""),
-            [
-                *(
-                    [("Teacher", _code(teacher.get("model", ""))), ("Route", _route(teacher))]
-                    if recipe.required_generate.asks
-                    else []
-                ),
-                *judges,
-                ("Settings", _code(", ".join(f"{k}: {v}" for k, v in settings.items()))),
-                ("Records to train on", _n(statistics.sides["train"])),
-                ("Records held out (column `side`)", _n(statistics.sides["held_out"])),
-                ("Cut short (`finished` is false)", _n(statistics.unfinished)),
-                ("With reasoning", _n(statistics.reasoned)),
-                ("Licence of the prompts", ", ".join(f"{_text(k)} ({_n(v)})" for k, v in licences)),
-                *([("Evaluation sets kept out of training (items)", ", ".join(kept_out))] if kept_out else []),
-            ],
-        ),
+        _table(("", ""), rows),
         "",
         "## What was kept out",
         "",
+        *_rejected(statistics),
     ]
-    if statistics.rejected:
-        ordered = sorted(statistics.rejected.items(), key=lambda item: (-item[1], item[0]))
-        rows = [(_text(why), _n(count), f"{100 * count / asked:.1f} %") for why, count in ordered]
-        lines += [_table(("Reason", "Records", "Share"), rows), "", "Each of them is in `rejects.jsonl`."]
-    else:
-        lines.append("Nothing.")
     if statistics.verdicts:
-        verdicts = sorted(statistics.verdicts.items())
-        rows = [(_text(who), said.replace("_", " "), _n(count)) for (who, said), count in verdicts]
-        lines += ["", "## What verifiers said of what was kept", "", _table(("Verifier", "Verdict", "Records"), rows)]
+        verdicts = [
+            (escape_markdown(who), outcome.replace("_", " "), f"{count:,}")
+            for (who, outcome), count in sorted(statistics.verdicts.items())
+        ]
+        lines += [
+            "",
+            "## What verifiers said of what was kept",
+            "",
+            _table(("Verifier", "Verdict", "Records"), verdicts),
+        ]
     lines += [
         "",
         "An answer is its teacher's: what its licence or its provider's terms say of training on answers holds for",
         "this data set too.",
         "",
     ]
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n" + "\n".join(lines)
+    return f"---\n{head.to_yaml()}\n---\n\n" + "\n".join(lines)
+
+
+def _rejected(statistics: Statistics) -> list[str]:
+    """A table of what was kept out, by reason."""
+    if not statistics.rejected:
+        return ["Nothing."]
+    asked = statistics.kept + sum(statistics.rejected.values())
+    ordered = sorted(statistics.rejected.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(escape_markdown(why), f"{count:,}", f"{100 * count / asked:.1f} %") for why, count in ordered]
+    return [_table(("Reason", "Records", "Share"), rows), "", "Each of them is in `rejects.jsonl`."]
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -120,17 +135,11 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _route(teacher: Mapping[str, Any]) -> str:
-    return _code(f"{teacher.get('kind', '')} {teacher.get('server', '')}".strip())
+    return code_span(f"{teacher.get('kind', '')} {teacher.get('server', '')}")
 
 
-def _n(count: int) -> str:
-    return f"{count:,}"
-
-
-def _text(value: str) -> str:
-    return " ".join(value.replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def _code(value: str) -> str:
-    plain = " ".join(str(value).replace("|", "\\|").replace("`", "'").split())
-    return f"`{plain}`" if plain else ""
+def _verifier(identity: Mapping[str, Any]) -> str:
+    """Name, version and settings of a verifier."""
+    name, version, settings = (identity.get(key, "") for key in ("name", "version", "settings"))
+    stated = {key: value for key, value in dict(settings or {}).items() if value is not None}
+    return f"{code_span(name)} (version {escape_markdown(version)}), {code_span(json.dumps(stated, default=str))}"

@@ -11,16 +11,14 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from potstill.artifacts import Work
 from potstill.data.split import Side
 from potstill.data.stream import Seen
 from potstill.errors import DataError, ModelError
 from potstill.generate.answering import Answering
-from potstill.generate.conversations_split import split_pairs
 from potstill.generate.markdown import Markdown, is_html
-from potstill.generate.records import reject
 from potstill.recipe.programs import ConversationsProgram
 from potstill.registry import implements
 from potstill.types import Message, Record, Reject, digest, group_of
@@ -28,6 +26,39 @@ from potstill.types import Message, Record, Reject, digest, group_of
 if TYPE_CHECKING:
     from potstill.data.chat import ChatTokenizer
     from potstill.verify.base import Verifier
+
+
+class Piece(NamedTuple):
+    """Pairs `start` up to, not including, `stop`. Where it does not fit, it is one pair that is too long by itself."""
+
+    start: int
+    stop: int
+    fits: bool
+    tokens: int
+
+
+def split_pairs(pairs: int, tokens_of: Callable[[int, int], int], limit: int | None) -> Iterator[Piece]:
+    """Pieces in order, which together are 0 … `pairs` without gap or overlap, each as long as the limit allows.
+
+    Args:
+        pairs: how many there are.
+        tokens_of: tokens of a piece as it is rendered; never fewer with a pair more.
+        limit: the most tokens of a piece; None for no limit.
+    """
+    if not pairs:
+        return
+    if limit is None or (whole := tokens_of(0, pairs)) <= limit:
+        yield Piece(0, pairs, True, 0 if limit is None else whole)
+        return
+    start = 0
+    while start < pairs:
+        stop, tokens = start + 1, tokens_of(start, start + 1)
+        fits = tokens <= limit
+        while fits and stop < pairs and (more := tokens_of(start, stop + 1)) <= limit:
+            stop, tokens = stop + 1, more
+        yield Piece(start, stop, fits, tokens)
+        start = stop
+
 
 _HELP = r"contact us through our help center at \S+"
 _MESSAGES = (
@@ -120,33 +151,33 @@ class Conversations:
         """The conversation with what is wrong at its ends taken off, or why it is left out as a whole."""
         turns = _turns(record)
         if turns is None:
-            yield reject(record, "a text is no conversation")
+            yield Reject.of(record, "a text is no conversation")
             return
         system = [m for m in turns[:1] if m["role"] == "system"]
         turns = turns[len(system) :]
         early = 0
         while early < len(turns) and turns[early]["role"] == "assistant":
-            yield reject(record, "an answer before the first question", str(turns[early].get("content", "")))
+            yield Reject.of(record, "an answer before the first question", str(turns[early].get("content", "")))
             early += 1
         turns = turns[early:]
         if (fault := _out_of_turn(turns)) is not None:
-            yield reject(record, *fault)
+            yield Reject.of(record, *fault)
             return
         if len(turns) % 2:
-            yield reject(record, "a last question without an answer", str(turns[-1].get("content", "")))
+            yield Reject.of(record, "a last question without an answer", str(turns[-1].get("content", "")))
             turns = turns[:-1]
         if not turns:
-            yield reject(record, "no pair of question and answer")
+            yield Reject.of(record, "no pair of question and answer")
             return
         said: list[Message] = []
         for turn in turns:
             try:
                 text = self._plain(turn, markdown, work)
             except ValueError as error:
-                yield reject(record, str(error), str(turn["content"]))
+                yield Reject.of(record, str(error), str(turn["content"]))
                 return
             if (why := self._broken(turn["role"], text)) is not None:
-                yield reject(record, why[0], text, why[1])
+                yield Reject.of(record, why[0], text, why[1])
                 return
             said.append({**turn, "content": text})
         group = record.group
@@ -188,7 +219,7 @@ class Conversations:
             whole = "\n\n".join(str(m["content"]) for m in record.messages or () if m["role"] != "system")
             verdict = verifier.verify(record, whole)
             if verdict.outcome == "reject":
-                yield reject(record, "another language", detail=verdict.reason)
+                yield Reject.of(record, "another language", detail=verdict.reason)
                 return
             if verdict.outcome == "cannot_judge":
                 work.count("conversations too short to tell their language (kept)")
@@ -211,7 +242,7 @@ class Conversations:
         except DataError as refusal:
             if refusal.fix is not None:
                 raise
-            yield reject(record, "the chat template refuses it", detail=refusal.what)
+            yield Reject.of(record, "the chat template refuses it", detail=refusal.what)
             return
         if len(pieces) > 1:
             work.count("conversations split")
@@ -219,7 +250,7 @@ class Conversations:
             part = turns[2 * piece.start : 2 * piece.stop]
             if not piece.fits:
                 said = f"pair {piece.start + 1} of {pairs}: {piece.tokens:,} tokens of {self.settings.max_length:,}"
-                yield reject(record, "a pair of turns is longer than max_length", str(part[0]["content"]), said)
+                yield Reject.of(record, "a pair of turns is longer than max_length", str(part[0]["content"]), said)
                 continue
             work.count("pairs of turns kept", piece.stop - piece.start)
             metadata = dict(record.metadata)
@@ -253,8 +284,8 @@ def _earlier(record: Record, ids: Seen, pairs: Seen) -> Reject | None:
     """Why it was there before, if it was: by the export's own id, or by its first question and answer."""
     own = record.metadata.get("id")
     if own is not None and (row := ids.add(digest(str(own)), record.row)) is not None:
-        return reject(record, "same id as an earlier conversation", detail=f"row {row}: {own}")
+        return Reject.of(record, "same id as an earlier conversation", detail=f"row {row}: {own}")
     first = [str(m["content"]) for m in record.messages or () if m["role"] != "system"][:2]
     if (row := pairs.add(digest(first), record.row)) is not None:
-        return reject(record, "same first pair as an earlier conversation", detail=f"row {row}")
+        return Reject.of(record, "same first pair as an earlier conversation", detail=f"row {row}")
     return None

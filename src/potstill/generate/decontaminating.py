@@ -18,7 +18,6 @@ from potstill.data.stream import stream_records
 from potstill.errors import DataError
 from potstill.generate.answering import Answering
 from potstill.generate.program import Program
-from potstill.generate.records import reject
 from potstill.recipe import Decontamination
 from potstill.types import Record, Reject
 from potstill.verify import Decontaminator, Match
@@ -164,7 +163,7 @@ def _caught(record: Record, match: Match) -> Reject:
         last = (record.messages or ({},))[-1]
         answer = record.completion or str(last.get("content") or "")
     sample = "" if record.is_prompt else f"sample {record.sample}: "
-    return reject(record, CONTAMINATED, answer, f"{sample}{match}: ‘{match.excerpt}’")
+    return Reject.of(record, CONTAMINATED, answer, f"{sample}{match}: ‘{match.excerpt}’")
 
 
 def _in(name: str, error: DataError) -> DataError:

@@ -13,7 +13,7 @@ from potstill.console import Console
 from potstill.data.stream import split_of
 from potstill.generate.answering import NO_JUDGES, Answered, Answering, PassingOn, SideOf
 from potstill.generate.journal import FILE_NAME, Journal
-from potstill.generate.stage import open_answering, open_program, read_counted
+from potstill.generate.stage import advice, open_answering, open_program, read_counted
 from potstill.recipe import Recipe
 from potstill.types import Record, Request
 
@@ -45,7 +45,8 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
     Returns:
         `requests` (prompt as rendered, or the messages where the server renders; raw answer, and answer, reasoning or
         failure as read), `kept` and `rejected` (of the program, by reason), `judged` (of each answer that a verifier
-        saw or a filter left out, what it said) and `facts`.
+        saw or a filter left out, what it said), `advice` (what to change so that more is kept; empty if all is) and
+        `facts`.
     """
     program = open_program(recipe)
     side_of = split_of(recipe.data).side_of
@@ -67,7 +68,14 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
             if len(watched.came) >= count and kept + sum(rejected.values()) >= count:
                 break
         requests = [_shown(answered, answering) for answered in watched.came]
-    return {"requests": requests, "kept": kept, "rejected": rejected, "judged": judged, "facts": answering.facts()}
+    return {
+        "requests": requests,
+        "kept": kept,
+        "rejected": rejected,
+        "judged": judged,
+        "advice": advice(recipe.required_generate, rejected) if rejected and not kept else "",
+        "facts": answering.facts(),
+    }
 
 
 def preview_text(found: Mapping[str, Any]) -> str:
@@ -79,6 +87,8 @@ def preview_text(found: Mapping[str, Any]) -> str:
         lines.append(
             f"──── {number} of {total}, {where}" + (f", seed {shown['seed']}" if shown["seed"] is not None else "")
         )
+        if shown["continued"]:
+            lines.append("── the prompt is continued as plain text: the teacher is not asked in turns")
         if shown["rendered"] is not None:
             lines.append(shown["rendered"])
         else:
@@ -96,6 +106,10 @@ def preview_text(found: Mapping[str, Any]) -> str:
     lines += ["──── what became of them", *found["judged"]] if found["judged"] else []
     rejected = "".join(f"; {count} rejected: {reason}" for reason, count in sorted(found["rejected"].items()))
     lines.append(f"──── {found['kept']} kept{rejected}. Nothing further was asked.")
+    if not found["requests"] and found["rejected"]:
+        lines.append("──── no row of the data could be asked")
+    if found["advice"]:
+        lines.append(f"fix: {found['advice']}")
     return "\n".join(lines)
 
 
@@ -105,6 +119,7 @@ def _shown(answered: Answered, answering: Answering) -> dict[str, Any]:
     failure = answered.failure
     return {
         "rendered": answering.rendered(request),
+        "continued": request.messages is None and not answering.turns,
         "messages": [dict(message) for message in messages],
         "sample": request.sample,
         "seed": answered.seed,
@@ -112,5 +127,9 @@ def _shown(answered: Answered, answering: Answering) -> dict[str, Any]:
         "raw": asdict(answered.raw) if answered.raw is not None else None,
         "text": answer.text if answer is not None else None,
         "reasoning": answer.reasoning if answer is not None else None,
-        "failure": None if failure is None else f"{failure.reason} {failure.detail}".strip(),
+        "failure": None
+        if failure is None
+        else f"{failure.reason}: {failure.detail}"
+        if failure.detail
+        else failure.reason,
     }

@@ -1,14 +1,18 @@
-"""What a generation program is: it turns records into records, by way of a teacher."""
+"""What a generation program is, and what programs share: records into prompts, answers into records, rejects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
 from potstill.artifacts import Work
+from potstill.data.problems import as_prompt, prompt_hash
 from potstill.data.split import Side
-from potstill.generate.answering import Answering
-from potstill.types import Record, Reject
+from potstill.data.stream import Seen
+from potstill.errors import DataError
+from potstill.generate.answering import Answered, Answering, Failure
+from potstill.types import Answer, Provenance, Reason, Record, Reject, Request
 
 
 class Program(Protocol):
@@ -22,8 +26,8 @@ class Program(Protocol):
         side_of: Callable[[Record], Side],
         work: Work,
     ) -> Iterator[Record | Reject]:
-        """Have the teacher answer, and say what came of it, in an order that depends on the input and the answers alone
-        (not on when they came). Whatever is not kept is a reject, with its reason.
+        """Have the teacher answer, and yield what came of it, in an order that depends on the input and the answers
+        alone (not on when they came). Whatever is not kept is a reject, with its reason.
 
         Memory must not grow with the number of records, but for some bytes each.
 
@@ -35,3 +39,90 @@ class Program(Protocol):
             work: where counts go (the stage counts what is yielded).
         """
         ...
+
+
+def asked_of(
+    record: Record, answering: Answering, seen: Seen, work: Work, request_for: Callable[[Record], Request]
+) -> Record | Reject:
+    """The record without its answer, held against the teacher's template and context; or why it is not asked.
+
+    Args:
+        record: with or without an answer of its own.
+        answering: knows the teacher's template and context.
+        seen: the prompts before it.
+        work: takes the count of prompts whose answers have less room than they may take.
+        request_for: the request for a prompt; raises ValueError, with the reason, where the prompt cannot be put.
+
+    Raises:
+        DataError: no prompt can be rendered, and the fix is in the recipe.
+    """
+    prompt = as_prompt(record, answering.turns)
+    if isinstance(prompt, str):
+        return Reject.of(record, prompt)
+    if seen.add(prompt_hash(prompt), record.row) is not None:
+        return Reject.of(record, Reason.REPEATED_PROMPT)
+    try:
+        request = request_for(prompt)
+    except ValueError as error:
+        return Reject.of(record, str(error))
+    try:
+        prompt_tokens = answering.prompt_tokens(request)
+    except DataError as refusal:
+        if refusal.fix is not None:
+            raise  # the fix is in the recipe, not in this record
+        return Reject.of(record, Reason.TEMPLATE_REFUSES, detail=refusal.what)
+    if prompt_tokens is not None and answering.context_length is not None:
+        room = answering.context_length - prompt_tokens
+        if room <= 0:
+            return Reject.of(
+                record, Reason.CONTEXT_FULL, detail=f"{prompt_tokens} tokens of {answering.context_length}"
+            )
+        if room < request.sampling.max_new_tokens:
+            work.count("prompts with less room than max_new_tokens")
+    return prompt
+
+
+def provenance_of(prompt: Record, answered: Answered, identity: Mapping[str, Any]) -> Provenance:
+    """Where an answer comes from: the teacher, and how it was asked."""
+    kind, server = str(identity.get("kind", "")), identity.get("server")
+    return replace(
+        prompt.provenance,
+        teacher=str(identity.get("model", "")),
+        revision=str(identity.get("revision") or identity.get("digest") or ""),
+        route=f"{kind} {server}" if server else kind,
+        sampling=answered.request.sampling.to_dict() | dict(identity.get("extra", {})),
+        seed=answered.seed,
+        template=str(identity.get("template", "")),
+    )
+
+
+def with_answer(prompt: Record, request: Request, answer: Answer, provenance: Provenance) -> Record:
+    """The prompt with its answer: a message more, or a completion."""
+    messages, completion = prompt.messages, prompt.completion
+    if messages is None:
+        completion = answer.text
+    else:
+        message = {"role": "assistant", "content": answer.text}
+        if answer.reasoning is not None:
+            message["reasoning_content"] = answer.reasoning
+        messages = (*messages, message)
+    logprob = {} if answer.mean_logprob is None else {"mean_logprob": round(answer.mean_logprob, 4)}
+    return replace(
+        prompt,
+        metadata={**prompt.metadata, **logprob},
+        messages=messages,
+        completion=completion,
+        sample=request.sample,
+        finished=answer.finish == "stop",
+        provenance=provenance,
+    )
+
+
+def failed(prompt: Record, request: Request, failure: Failure) -> Reject:
+    """The reject of a prompt that has no answer that can be used."""
+    return Reject.of(prompt, failure.reason, failure.text, of_sample(request.sample, failure.detail))
+
+
+def of_sample(sample: int, detail: str) -> str:
+    """A detail, and which of a prompt's answers it is about."""
+    return f"sample {sample}: {detail}" if detail else f"sample {sample}"

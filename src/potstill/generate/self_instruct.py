@@ -10,32 +10,84 @@ follow from the recipe and the answers alone, and an interrupted run asks the sa
 from __future__ import annotations
 
 import random
+import re
+import string
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from potstill.artifacts import Work
 from potstill.data.split import Side
 from potstill.errors import DataError
-from potstill.generate.answering import Answered, Answering
-from potstill.generate.records import provenance_of
+from potstill.generate.answering import Answered, Answering, Failure
+from potstill.generate.program import provenance_of
 from potstill.generate.rouge import Pool
-from potstill.generate.self_instruct_filters import fault_of_example, fault_of_examples, fault_of_instruction
-from potstill.generate.self_instruct_parse import Unreadable, read_examples, read_instructions, read_tasks, says_yes
-from potstill.generate.self_instruct_prompts import (
+from potstill.generate.self_instruct_text import (
     Task,
+    Unreadable,
     classification_prompt,
     examples_prompt,
     instructions_prompt,
     labelled_examples_prompt,
+    read_examples,
+    read_instructions,
+    read_tasks,
+    says_yes,
     tasks_prompt,
 )
 from potstill.recipe.programs import SelfInstructProgram
 from potstill.registry import implements
-from potstill.types import Message, Provenance, Record, Reject, Request, Sampling, digest, group_of
+from potstill.types import Message, Provenance, Reason, Record, Reject, Request, Sampling, digest, group_of
+
+
+def fault_of_instruction(instruction: str, settings: SelfInstructProgram) -> tuple[str, str] | None:
+    """Reason and detail, or None for an instruction that may be kept."""
+    words = len(instruction.split())
+    if words < settings.least_words:
+        return "instruction too short", f"{words} words"
+    if words > settings.most_words:
+        return "instruction too long", f"{words} words"
+    if instruction[0] in string.punctuation:
+        return "instruction begins with punctuation", instruction[0]
+    if settings.ascii_start and not instruction[0].isascii():
+        return "instruction begins outside ASCII", instruction[0]
+    for opening in settings.without_openings:
+        # Such instructions leave open whether the program is to be written or its result to be given.
+        if instruction.lower().startswith(opening.lower()):
+            return "unwanted opening", opening
+    for word in settings.blacklist:
+        if _whole_word(word).search(instruction):
+            return "asks for what a language model cannot do", word
+    return None
+
+
+def fault_of_example(given: str, output: str) -> str | None:
+    """Why one input with its output is left out, if it is."""
+    if not output.strip():
+        return "empty output"
+    if given.strip() == output.strip():
+        return "output equals input"
+    if given.strip().endswith(":") or output.strip().endswith(":"):
+        return "example breaks off at a colon"
+    return None
+
+
+def fault_of_examples(examples: Sequence[tuple[str, str]]) -> str | None:
+    """Why all examples of one instruction are left out, if they are: then no output is to be trusted."""
+    outputs: dict[str, str] = {}
+    for given, output in examples:
+        if given and outputs.setdefault(given, output) != output:
+            return "same input with different outputs"
+    return None
+
+
+@cache
+def _whole_word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE)
+
 
 SOURCE = "self_instruct"
-_EXCERPT_CHARACTERS = 200
 SHOWN_EXAMPLES = 4
 """Seeds that show what an example is."""
 
@@ -102,7 +154,7 @@ class SelfInstruct:
             else:
                 yield from self._instructions_first(asked, answering)
             if self.came == before:
-                return  # nobody answers any more: a preview has seen enough
+                return  # no further request is answered: a preview has seen enough
         work.count("instructions kept", len(self.kept))
         if len(self.kept) < of.target:
             why = "the budget was used up" if self.over else f"all {calls} calls had been made"
@@ -123,7 +175,7 @@ class SelfInstruct:
                 continue
             seed = seed_of(record)
             if seed is None:
-                yield Reject("no seed: it has no instruction with its output", record.provenance.source, record.row)
+                yield Reject.of(record, "no seed: it has no instruction with its output")
                 continue
             self.seeds.append(seed)
             self.seed_rows.append(record.row)
@@ -171,9 +223,7 @@ class SelfInstruct:
     # ---- Alpaca: whole tasks ----------------------------------------------------------------------------------
 
     def _whole_tasks(self, calls: Sequence[_Call], answering: Answering) -> Iterator[Record | Reject]:
-        requests = [self._request(call, answering) for call in calls]
-        for call, answered in zip(calls, answering.answers(requests), strict=False):  # a preview asks fewer
-            self.came += 1
+        for call, answered in self._answered(calls, answering):
             text = yield from self._usable(call, answered)
             if text is None:
                 continue
@@ -183,7 +233,7 @@ class SelfInstruct:
                 yield self._reject("not in the form asked for", call, 0, text)
             for place, task in enumerate(found, 1):
                 if cut and place == len(found):
-                    yield self._reject("cut off", call, place, _said(task))
+                    yield self._reject(Reason.CUT_OFF, call, place, _said(task))
                 elif isinstance(task, Unreadable):
                     yield self._reject("not in the form asked for", call, place, task.text)
                 elif (fault := self._fault(task.instruction)) is not None:
@@ -199,9 +249,7 @@ class SelfInstruct:
 
     def _instructions_first(self, calls: Sequence[_Call], answering: Answering) -> Iterator[Record | Reject]:
         wanted: list[_Wanted] = []
-        requests = [self._request(call, answering) for call in calls]
-        for call, answered in zip(calls, answering.answers(requests), strict=False):  # a preview asks fewer
-            self.came += 1
+        for call, answered in self._answered(calls, answering):
             text = yield from self._usable(call, answered)
             if text is None:
                 continue
@@ -249,10 +297,12 @@ class SelfInstruct:
         examples = read_examples(text, output_first=by_label)
         instruction = of.task.instruction
         if not examples:
-            yield self._reject("not in the form asked for", of.call, of.place, instruction, text[:_EXCERPT_CHARACTERS])
+            yield self._reject(
+                "not in the form asked for", of.call, of.place, instruction, text[: Reject.EXCERPT_CHARACTERS]
+            )
         if (why := fault_of_examples(examples)) is not None:
             for given, _ in examples:
-                yield self._reject(why, of.call, of.place, instruction, given[:_EXCERPT_CHARACTERS])
+                yield self._reject(why, of.call, of.place, instruction, given[: Reject.EXCERPT_CHARACTERS])
             return
         first = True
         seen: set[tuple[str, str]] = set()
@@ -260,7 +310,7 @@ class SelfInstruct:
             why = "exact duplicate" if (given, output) in seen else fault_of_example(given, output)
             seen.add((given, output))
             if why is not None:
-                yield self._reject(why, of.call, of.place, instruction, given[:_EXCERPT_CHARACTERS])
+                yield self._reject(why, of.call, of.place, instruction, given[: Reject.EXCERPT_CHARACTERS])
                 continue
             task = Task(instruction, given, output)
             if first:
@@ -270,23 +320,28 @@ class SelfInstruct:
 
     # ---- both -------------------------------------------------------------------------------------------------
 
+    def _answered(self, calls: Sequence[_Call], answering: Answering) -> Iterator[tuple[_Call, Answered]]:
+        """Calls for tasks with what came of them; a preview asks fewer."""
+        requests = [self._request(call, answering) for call in calls]
+        for call, answered in zip(calls, answering.answers(requests), strict=False):
+            self.came += 1
+            yield call, answered
+
     def _usable(
         self, call: _Call, answered: Answered, of: _Wanted | None = None
     ) -> Generator[Reject, None, str | None]:
         """Yields the reject of an answer that cannot be used, else returns its text."""
         place, instruction = (of.place, of.task.instruction) if of is not None else (0, "")
-        if answered.answer is None:
-            assert answered.failure is not None
-            failure = answered.failure
-            self.over = self.over or failure.reason.endswith("budget")
-            yield self._reject(failure.reason, call, place, instruction or failure.text, failure.detail)
+        result = answered.result
+        if isinstance(result, Failure):
+            self.over = self.over or result.reason.is_budget
+            yield self._reject(result.reason, call, place, instruction or result.text, result.detail)
             return None
-        text = answered.answer.text
-        if answered.answer.finish == "length" and (of is not None or self.settings.cut_off == "whole"):
-            detail = f"{answered.answer.completion_tokens} tokens"
-            yield self._reject("cut off", call, place, instruction or text, detail)
+        if result.finish == "length" and (of is not None or self.settings.cut_off == "whole"):
+            detail = f"{result.completion_tokens} tokens"
+            yield self._reject(Reason.CUT_OFF, call, place, instruction or result.text, detail)
             return None
-        return text
+        return result.text
 
     def _fault(self, instruction: str, waiting: int = 0) -> tuple[str, str] | None:
         """Reason and detail. `waiting` are those of the round that have no example yet."""
@@ -324,7 +379,7 @@ class SelfInstruct:
     def _reject(self, reason: str, call: _Call, place: int, said: str, detail: str = "") -> Reject:
         where = f"task {place}" if place else "the whole answer"
         return Reject(
-            reason, SOURCE, call.number, said[:_EXCERPT_CHARACTERS], f"{where}: {detail}" if detail else where
+            reason, SOURCE, call.number, said[: Reject.EXCERPT_CHARACTERS], f"{where}: {detail}" if detail else where
         )
 
 

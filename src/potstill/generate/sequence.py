@@ -14,13 +14,12 @@ from potstill.artifacts import Work
 from potstill.data.problems import with_reference
 from potstill.data.split import Side
 from potstill.data.stream import Seen
-from potstill.generate.answering import Answered, Answering
-from potstill.generate.prompts import asked_of
-from potstill.generate.records import failed, provenance_of, reject, with_answer
+from potstill.generate.answering import Answered, Answering, Failure
+from potstill.generate.program import asked_of, failed, of_sample, provenance_of, with_answer
 from potstill.recipe import SequenceProgram
 from potstill.recipe.verify import references_of
 from potstill.registry import implements
-from potstill.types import Answer, Record, Reject, Request, Sampling
+from potstill.types import Answer, Reason, Record, Reject, Request, Sampling
 
 
 @implements(SequenceProgram)
@@ -81,20 +80,21 @@ class Sequence:
 
     def _kept(self, prompt: Record, answered: Answered, identity: Mapping[str, Any]) -> Record | Reject:
         """The record with its answer, or why it is not kept."""
-        if answered.answer is None:
-            return failed(prompt, answered)
-        reason = self._fault(answered.answer)
+        request, result = answered.request, answered.result
+        if isinstance(result, Failure):
+            return failed(prompt, request, result)
+        reason = self._fault(result)
         if reason is not None:
-            return reject(prompt, reason, answered.answer.text, f"sample {answered.request.sample}")
-        return with_answer(prompt, answered.request, answered.answer, provenance_of(prompt, answered, identity))
+            return Reject.of(prompt, reason, result.text, of_sample(request.sample, ""))
+        return with_answer(prompt, request, result, provenance_of(prompt, answered, identity))
 
     def _request(self, prompt: Record, sample: int) -> Request:
         return Request(self.sampling, prompt.messages, prompt.prompt, prompt.tools, sample)
 
-    def _fault(self, answer: Answer) -> str | None:
+    def _fault(self, answer: Answer) -> Reason | None:
         """Why an answer is not kept, if it is not."""
         if not answer.text.strip():
-            return "empty answer"
+            return Reason.EMPTY
         if answer.finish == "length" and not self.settings.keep_unfinished:
-            return "unfinished answer"
+            return Reason.UNFINISHED
         return None

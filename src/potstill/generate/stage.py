@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -12,23 +13,25 @@ from typing import TYPE_CHECKING, Any
 from potstill import registry
 from potstill.artifacts import Work
 from potstill.console import Console
+from potstill.data.problems import NO_PROMPT
 from potstill.errors import CapabilityError, DataError
-from potstill.generate.answering import Answering, LocalAnswering
+from potstill.generate.answering import Answering, NoTeacher
 from potstill.generate.budget import Budget, Caps, Cost, TokenBudget
 from potstill.generate.journal import FILE_NAME, Journal
-from potstill.generate.journaled import JournaledTeacher
-from potstill.generate.no_teacher import NoTeacher
+from potstill.generate.local import JournaledTeacher, LocalAnswering
 from potstill.generate.program import Program
 from potstill.recipe import EndpointTeacher, Recipe, members_of
-from potstill.recipe.generate import VerifiedSettings
+from potstill.recipe.generate import GenerateSettings, VerifiedSettings
 from potstill.stage import Context, Stage
-from potstill.types import Record, Reject
+from potstill.types import Reason, Record, Reject
 
 if TYPE_CHECKING:
     from potstill.generate.card import Statistics
-    from potstill.generate.concurrent import EndpointAnswering
+    from potstill.generate.endpoint import EndpointAnswering
 
 CONTRACT = 2
+MANY_CUT = 0.2
+"""A share of answers that were cut short from which on it is a warning."""
 
 
 def stage(recipe: Recipe) -> Stage:
@@ -37,9 +40,10 @@ def stage(recipe: Recipe) -> Stage:
     Its artifact holds `records.parquet` (both sides of the split, column `side`), `rejects.jsonl`, and a dataset card,
     `README.md`; `records.jsonl` too where the section says so.
     """
-    settings = {"data": recipe.data.key_fields(), "generate": recipe.required_generate.key_fields()}
-    for name in recipe.required_generate.asked:
-        settings[_role(recipe, name)] = recipe.teachers[name].key_fields()
+    section = recipe.required_generate
+    settings = {"data": recipe.data.key_fields(), "generate": section.key_fields()}
+    for name in section.asked:
+        settings[_role(section, name)] = recipe.teachers[name].key_fields()
     return Stage("generate", CONTRACT, (), settings, partial(_sources, recipe), _write)
 
 
@@ -48,25 +52,26 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     from potstill.data import source_digests
     from potstill.models import locate, model_digests
 
+    section = recipe.required_generate
     digests = dict(source_digests(recipe.data))
-    if recipe.required_generate.decontaminate is not None:
+    if section.decontaminate is not None:
         from potstill.generate.decontaminating import set_digests
 
-        digests |= set_digests(recipe.required_generate.decontaminate)
-    tokenizer = getattr(recipe.required_generate, "tokenizer", None)
+        digests |= set_digests(section.decontaminate)
+    tokenizer = getattr(section, "tokenizer", None)
     if tokenizer is not None and (source := locate(tokenizer)) is not None:
         digests["tokenizer"] = source.digest
-    for name in recipe.required_generate.asked:
-        teacher, role = recipe.teachers[name], _role(recipe, name)
+    for name in section.asked:
+        teacher, role = recipe.teachers[name], _role(section, name)
         digests |= model_digests(role, members_of(teacher))
         if isinstance(teacher, EndpointTeacher) and teacher.tokenizer is not None:
             digests[role] = registry.build(teacher).identity["template"]
     return digests
 
 
-def _role(recipe: Recipe, name: str) -> str:
-    """What a teacher is called in the stage's key."""
-    return "teacher" if name == recipe.required_generate.teacher else f"judge {name}"
+def _role(section: GenerateSettings, name: str) -> str:
+    """The name of a teacher in the stage's key."""
+    return "teacher" if name == section.teacher else f"judge {name}"
 
 
 def _write(context: Context) -> None:
@@ -75,6 +80,7 @@ def _write(context: Context) -> None:
     from potstill.generate.card import Statistics, write_card
 
     recipe, work = context.recipe, context.work
+    section = recipe.required_generate
     program = open_program(recipe)
     statistics = Statistics()
     split = split_of(recipe.data)
@@ -82,7 +88,7 @@ def _write(context: Context) -> None:
     with Journal(context.run / FILE_NAME) as journal:
         with open_answering(recipe, journal, scope=work.path.name, console=context.console) as answering:
             with (
-                RecordWriter(context.out / "records.parquet", split, jsonl=recipe.required_generate.jsonl) as records,
+                RecordWriter(context.out / "records.parquet", split, jsonl=section.jsonl) as records,
                 rejects.open("w", encoding="utf-8") as ledger,
             ):
                 rows = read_counted(recipe, work)
@@ -106,13 +112,12 @@ def _facts(answering: Answering) -> dict[str, Any]:
 
 def open_program(recipe: Recipe) -> Program:
     """The program of the section, its records verified and evaluation sets kept out where it says so."""
-    settings = recipe.generate
-    assert settings is not None
+    settings = recipe.required_generate
     program: Program = registry.build(settings)
     if isinstance(settings, VerifiedSettings) and settings.verify is not None:
         from potstill.generate.verifying import Verifying
 
-        program = Verifying(program, settings)
+        program = Verifying(program, settings, settings.verify)
     if settings.decontaminate is None:
         return program
     from potstill.generate.decontaminating import Decontaminating
@@ -131,8 +136,7 @@ def open_answering(
         CapabilityError: a teacher cannot generate.
         RecipeError: money is capped, and a price is not known.
     """
-    settings = recipe.generate
-    assert settings is not None
+    settings = recipe.required_generate
     if not settings.asks:
         yield NoTeacher()
         return
@@ -149,7 +153,7 @@ def open_answering(
                 fix="name a teacher that can, or drop the generate section and train on data that has answers",
             )
         if isinstance(getattr(teacher, "settings", None), EndpointTeacher):
-            from potstill.generate.concurrent import EndpointAnswering
+            from potstill.generate.endpoint import EndpointAnswering
 
             made = EndpointAnswering(teacher, journal, budget=budget, scope=scope, seed=recipe.seed, console=console)
             return opened.enter_context(made)
@@ -180,25 +184,31 @@ def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:
 
 
 def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:
-    """Counts, and what a person should know of the outcome.
+    """Counts and warnings.
 
     Raises:
         DataError: no answer was kept at all.
     """
+    section, rejected = recipe.required_generate, statistics.rejected
     if not statistics.kept:
         raise DataError(
-            f"no answer was kept ({', '.join(sorted(statistics.rejected)) or 'there was no prompt'})",
+            f"no answer was kept ({', '.join(sorted(rejected)) or 'there was no prompt'})",
             where="generate",
-            fix="look at rejects in the data; raise max_new_tokens, token_budget or budget; set keep_unfinished: true",
+            fix=advice(section, rejected),
         )
     work.count("answers kept", statistics.kept)
     if statistics.unfinished:
         work.count("kept, but cut short", statistics.unfinished)
-    for reason, amount in sorted(statistics.rejected.items()):
+    for reason, amount in sorted(rejected.items()):
         work.count(f"rejected: {reason}", amount)
-    for reason in ("token budget", "request budget", "money budget"):
-        if over := statistics.rejected[reason]:
-            work.warn(f"{over} answers were not asked for: the {reason} was used up")
+    for budget in filter(lambda reason: reason.is_budget, Reason):
+        if over := rejected[budget]:
+            work.warn(f"{over} answers were not asked for: the {budget} was used up")
+    answers, cut = work.facts.get("answers", 0), work.facts.get("cut_short", 0)
+    if cut and cut >= MANY_CUT * answers:
+        most = getattr(section, "max_new_tokens", 0)
+        fix = advice(section, Counter({Reason.UNFINISHED: cut}))
+        work.warn(f"{cut} of {answers} answers were cut short at max_new_tokens ({most}): {fix}")
     further, equal = (work.facts.get(name, 0) for name in ("further_samples", "equal_to_the_first"))
     if further >= 3 and equal >= 0.9 * further:
         work.warn(f"{equal} of {further} further samples say what the first does: the server seems not to draw")
@@ -207,3 +217,28 @@ def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:
     work.count("held-out records", held_out)
     if not train or (not held_out and recipe.data.held_out):
         work.warn(f"no {'held-out' if train else 'training'} prompt was answered")
+
+
+def advice(section: GenerateSettings, rejected: Mapping[str, int]) -> str:
+    """What to change so that more is kept: keys that the section really has, by the reasons of the rejects."""
+    reasons = [reason for reason in Reason if reason in rejected]
+    fixes = []
+    if any(reason.is_cut for reason in reasons):
+        keeps = getattr(section, "keep_unfinished", True)
+        fixes.append("raise generate.max_new_tokens" + ("" if keeps else ", or set generate.keep_unfinished: true"))
+    for reason in filter(lambda reason: reason.is_budget, reasons):
+        own = reason is Reason.TOKEN_BUDGET and getattr(section, "token_budget", None) is not None
+        fixes.append(f"raise generate.{'token_budget' if own else _BUDGET_KEYS[reason]}")
+    if {Reason.REJECTED, Reason.WRONG, Reason.UNJUDGED} & set(reasons):
+        fixes.append("see what generate.verify says of the answers (the verdicts are in the preview)")
+    if NO_PROMPT in rejected:
+        fixes.append("data.format: prompt reads a column as prompts, not as texts (data.columns names it)")
+    fixes.append("`potstill generate RECIPE --preview 5` shows prompts and answers")
+    return "; ".join(fixes)
+
+
+_BUDGET_KEYS = {
+    Reason.TOKEN_BUDGET: "budget.tokens",
+    Reason.REQUEST_BUDGET: "budget.requests",
+    Reason.MONEY_BUDGET: "budget.money",
+}

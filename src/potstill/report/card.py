@@ -13,16 +13,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from potstill.markdown import escape_markdown
 from potstill.recipe import Existing, FromTeacher, ImageSettings, ModuleStudent, PooledSettings
 from potstill.recipe.schedules import said
 from potstill.report import figures, sections
 from potstill.report.findings import Findings
-from potstill.report.page import readable
 from potstill.report.verdict import judge
 from potstill.report.words import words_of
 from potstill.tasks import Task
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~!$&])")
 _PIPELINES: dict[Task, str] = {
     "causal_lm": "text-generation",
     "masked_lm": "fill-mask",
@@ -81,11 +80,6 @@ def render_card(findings: Findings) -> str:
         versions=findings.manifests["train"]["versions"],
     )
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))
-
-
-def escape_markdown(value: Any) -> str:
-    """Text that stays text in Markdown, in a paragraph or a table's cell."""
-    return _MARKDOWN.sub(r"\\\1", re.sub(r"\s+", " ", readable(value)))
 
 
 @cache

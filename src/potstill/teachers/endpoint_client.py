@@ -36,7 +36,7 @@ from potstill.teachers.endpoint_wire import (
     read_answer,
     read_refusal,
 )
-from potstill.types import Answer
+from potstill.types import Answer, Reason
 
 GROUP_SECONDS = 0.004
 """How long the first of several answers waits for others to be committed with it."""
@@ -102,8 +102,8 @@ class Keeper(Protocol):
         """An attempt failed, and another is due."""
         ...
 
-    def ready(self, call: Call) -> bool | str:
-        """Whether the next attempt may go out; if it never may, why."""
+    def ready(self, call: Call) -> bool | Reason:
+        """Whether the next attempt may go out; the reason, if it never may."""
         ...
 
     def lost(self, call: Call, trouble: Trouble) -> None:
@@ -400,7 +400,7 @@ class EndpointClient:
         try:
             reply = await self._post(body, most_bytes(call.sent, self.settings, len(body)))
         except asyncio.CancelledError:
-            self._lose(call, Trouble("reject", "broken off", billed=True))
+            self._lose(call, Trouble("reject", Reason.BROKEN_OFF, billed=True))
             raise
         except Exception as error:  # noqa: BLE001 - whatever a server made the HTTP library raise is this attempt's
             reply = _broken("a response that cannot be read", type(error).__name__, unreadable=True)
@@ -508,13 +508,13 @@ class EndpointClient:
     def _give_up(self, call: Call, trouble: Trouble) -> None:
         """Reject a request after its last attempt."""
         tries = max(call.attempts, 1) + call.throttled
-        why = f"no answer in {tries} tries: {trouble.reason}"
         self._given_up = self._given_up + 1 if trouble.unreadable else 0
         if self._given_up >= _UNREADABLE_IN_A_ROW:
             why = f"{self._given_up} requests in a row have no readable answer: {trouble.reason}"
             self._end_for(call, trouble, Trouble("stop", why, trouble.detail, fix=trouble.fix))
             return
-        self._lose(call, Trouble("reject", why, trouble.detail, trouble.billed))
+        last = f"{trouble.reason} ({trouble.detail})" if trouble.detail else trouble.reason
+        self._lose(call, Trouble("reject", Reason.UNANSWERED, f"{tries} tries; the last: {last}", trouble.billed))
         self._release()
 
     def _up(self, now: float, probe: bool, *, answered: bool = True) -> None:

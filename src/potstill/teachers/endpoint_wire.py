@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import quote
 
 from potstill.recipe import EndpointTeacher
-from potstill.types import Answer, Finish, Request
+from potstill.types import Answer, Finish, Reason, Request
 
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 """Statuses after which the same request may be answered. 409 is a lock that some servers time out on."""
@@ -49,7 +49,7 @@ class Trouble:
 
     Attributes:
         action: `retry` the request, `reject` it, or `stop` the run, since every other request would fail alike.
-        reason: a short text out of a small set.
+        reason: a short text out of a small set; a `Reason` where the request is rejected.
         detail: what the server said, without the key, at most some hundred characters.
         billed: the server may have worked for it, and may charge for that.
         unreadable: the server did answer, but not with an answer: it is up, and this response is of no use.
@@ -253,7 +253,7 @@ def read_refusal(status: int, content: bytes, sent: Mapping[str, Any], redact: R
     if code in _NO_MORE_MONEY:
         return Trouble("stop", "the account has no more credit", detail, fix="top it up and run the command again")
     if status == 429 and _TOO_LARGE.search(message):
-        return Trouble("reject", "refused by the server (429)", message)  # larger than what a minute allows
+        return Trouble("reject", Reason.REFUSED, detail)  # larger than what a minute allows
     if status in RETRYABLE:
         return Trouble("retry", f"status {status}", message)
     if status in (401, 403):
@@ -269,7 +269,7 @@ def read_refusal(status: int, content: bytes, sent: Mapping[str, Any], redact: R
     field = _refused_field(status, message, code, named, sent)
     if field is not None:
         return Trouble("stop", f"the server does not take {field!r}", detail, field=field, fix=_fix(field, sent))
-    return Trouble("reject", f"refused by the server ({status})", message)
+    return Trouble("reject", Reason.REFUSED, detail)
 
 
 def bound_tokens(body: Mapping[str, Any]) -> int:

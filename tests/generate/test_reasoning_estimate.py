@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from generate.endpoint_run import EndpointRun
-from generate.test_chains import Solver, asked_of, problem, said, write
+from generate.test_reasoning import Solver, asked_of, problem, said, write
 from mock_server import mock
 
 from potstill.check import check_recipe
-from potstill.generate.chains_estimate import most_asked
+from potstill.generate.estimate import of_reasoning
 from potstill.recipe import ReasoningProgram, load_recipe
 from potstill.types import Answer, Request
 
@@ -39,7 +39,7 @@ def test_every_question_of_a_judge_is_within_the_bound(tmp_path: Path, form: str
     records = [problem("2 + 2", row=1), problem("x + y", reference=None, row=2), problem("1 + 3", row=3)]
     teacher = Solver(say)
     write(tmp_path, records, teacher, **settings)
-    writing, judging = most_asked(ReasoningProgram(**settings), records, turns=True, reads=bytes_of)
+    writing, judging = of_reasoning(ReasoningProgram(**settings), records, turns=True, reads=bytes_of)
     answers = 2 * (2 + 3) + 2  # no hint without a reference, and nothing to compare with
     judged = answers if form == "rubric" else questions * (answers - 2)
     assert (writing.answers, judging.answers, judging.judges) == (answers, judged, True)

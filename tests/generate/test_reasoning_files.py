@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from generate.test_chains import Solver, reasons, said, write
+from generate.test_reasoning import Solver, reasons, said, write
 
 from potstill.data.stream import stream_records
 from potstill.recipe.data import FileData

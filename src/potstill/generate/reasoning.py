@@ -11,34 +11,171 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from potstill.artifacts import Work
 from potstill.data.problems import with_reference
+from potstill.data.spans import Unlearnable, assistant_turns
 from potstill.data.split import Side
 from potstill.data.stream import Seen
-from potstill.generate.answering import Answered, Answering, ask_all
-from potstill.generate.chains_filters import ChainFilter, chain_of
-from potstill.generate.chains_keep import Chain, choose, next_samples
-from potstill.generate.chains_record import Form, Problem, form_for, learned, put_by, reference_of
-from potstill.generate.prompts import asked_of
-from potstill.generate.records import failed, of_sample, reject
-from potstill.generate.verification import Verification
+from potstill.data.thinking import CLOSE, OPEN
+from potstill.generate.answering import Answered, Answering, Failure, ask_all
+from potstill.generate.program import asked_of, failed, of_sample, provenance_of, with_answer
+from potstill.generate.reasoning_chains import Chain, ChainFilter, chain_of, choose, next_samples
+from potstill.generate.verifying import Verification
 from potstill.recipe.reasoning import ReasoningProgram
 from potstill.registry import implements
-from potstill.types import Answer, Record, Reject, Request, Sampling, Verdict, digest
+from potstill.types import Answer, Reason, Record, Reject, Request, Sampling, Verdict, digest
+from potstill.verify.answer_extraction import final_value, marked
+from potstill.verify.base import references
 from potstill.verify.preconditions import refuse_unjudgeable
 
+Form = Literal["reasoning_content", "think"]
+
+
+@dataclass
+class Problem:
+    """A problem, and what became of its samples so far.
+
+    Attributes:
+        prompt: the problem as a record, without an answer.
+        asked: samples asked for.
+        answered: samples answered, of which `passed` were accepted.
+        texts: digests of chains, and the sample that each was first met in.
+        results: by sample, its record or the reject that it is.
+        chains: those that may be kept, all different.
+    """
+
+    prompt: Record
+    asked: int = 0
+    answered: int = 0
+    passed: int = 0
+    texts: dict[str, int] = field(default_factory=dict)
+    results: dict[int, Record | Reject] = field(default_factory=dict)
+    chains: list[Chain] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> int:
+        """The number of different chains that were accepted, with a hint or without."""
+        return sum(chain.accepted for chain in self.chains)
+
+    def add(self, chain: Chain, record: Record) -> None:
+        """Take a chain that may be kept."""
+        self.chains.append(chain)
+        self.results[chain.sample] = record
+
+
+def render_request(
+    template: str | None, prompt: Record, sampling: Sampling, sample: int, reference: str = ""
+) -> Request:
+    """The request for one sample of a problem.
+
+    Args:
+        template: how the problem is put; its `{problem}` becomes the last turn's text, `{reference}` the reference. The
+            problem as it stands where None.
+
+    Raises:
+        ValueError: the last turn is not a text.
+    """
+    messages, plain = prompt.messages, prompt.prompt
+    if template is not None:
+        if messages is None:
+            plain = _filled(template, plain or "", reference)
+        else:
+            content = messages[-1].get("content")
+            if not isinstance(content, str):
+                raise ValueError("the problem is not a text")
+            messages = (*messages[:-1], {**messages[-1], "content": _filled(template, content, reference)})
+    return Request(sampling, messages, plain, prompt.tools, sample)
+
+
+def _filled(template: str, problem: str, reference: str) -> str:
+    # Braces in a problem are no placeholders.
+    return problem.join(part.replace("{reference}", reference) for part in template.split("{problem}"))
+
+
+def reference_of(prompt: Record, key: str) -> str | None:
+    """The reference that a hint gives away; None without one."""
+    return next(iter(references(prompt, key)), None)
+
+
+def form_for(answering: Answering) -> tuple[Form, bool]:
+    """The form of reasoning that the teacher's chat template keeps, and whether it keeps any. An unknown template is
+    assumed to read `reasoning_content`."""
+    chat = getattr(answering, "chat", None) or getattr(getattr(answering, "teacher", None), "chat", None)
+    if chat is None or chat.template is None:
+        return "reasoning_content", True
+    user = {"role": "user", "content": "Two and two?"}
+    thought = Answer("It is four.", "stop", 1, 1, "Two twice.")
+    try:
+        assistant_turns([user, {"role": "assistant", "content": thought.text}], None, chat)
+    except Unlearnable:
+        return "reasoning_content", True  # it keeps no answer at all, with or without reasoning
+    forms: tuple[Form, ...] = ("reasoning_content", "think")
+    for form in forms:
+        try:
+            assistant_turns([user, _message(thought, form)], None, chat)
+        except Unlearnable:
+            continue
+        return form, True
+    return "reasoning_content", False
+
+
+def answer_only(answer: Answer) -> str | None:
+    """The final answer alone: what is marked as such, else all that stands behind reasoning set apart, else what the
+    text ends with. None where none is found."""
+    found = marked(answer.text)
+    if found is None:
+        found = answer.text if answer.reasoning else final_value(answer.text)
+    return found.strip() or None if found is not None else None
+
+
+def learned(
+    prompt: Record,
+    answered: Answered,
+    answer: Answer,
+    target: Literal["chain", "answer"],
+    form: Form,
+    verdict: Verdict,
+    identity: Mapping[str, Any],
+) -> Record | None:
+    """The record of an accepted chain; None where only the answer is wanted and none is found."""
+    if target == "answer":
+        text = answer_only(answer)
+        if text is None:
+            return None
+        answer = replace(answer, text=text, reasoning=None)
+    record = with_answer(prompt, answered.request, answer, provenance_of(prompt, answered, identity))
+    if answer.reasoning is not None:
+        if record.messages is None:
+            # A plain text has no field of its own for reasoning.
+            record = replace(record, completion=_inline(answer))
+        else:
+            record = replace(record, messages=(*record.messages[:-1], _message(answer, form)))
+    return replace(record, verdicts=(*record.verdicts, verdict))
+
+
+def _message(answer: Answer, form: Form) -> dict[str, str]:
+    if form == "think":
+        return {"role": "assistant", "content": _inline(answer)}
+    return {"role": "assistant", "content": answer.text, "reasoning_content": answer.reasoning or ""}
+
+
+def _inline(answer: Answer) -> str:
+    return f"{OPEN}\n{answer.reasoning}\n{CLOSE}\n\n{answer.text}"
+
+
 _AT_ONCE = 1024
-"""Problems worked on together: what is held in memory is theirs."""
+"""Problems worked on together; only theirs are held in memory."""
 _SPEAKS_OF_HINT = re.compile(
     r"\bhint(?:s|ed)?\b|\b(?:given|provided|stated|known)\s+(?:final\s+)?answer\b", re.IGNORECASE
 )
 
-Sampled = tuple[Problem, Answered]
+Sampled = tuple[Problem, Answered, Answer]
+"""A problem, what came of one request, and the answer in it."""
 
 
 @implements(ReasoningProgram)
@@ -69,15 +206,15 @@ class Reasoning:
         settings, form = self.settings, self._form(answering, work)
         rates: Counter[str] = Counter()
         with Verification(settings.verify, partial(ask_all, answering, settings.teacher)) as verification:
-            task = _Task(self, answering, verification, side_of, work, form)
+            solver = _Solver(self, answering, verification, side_of, work, form)
             for block in self._blocks(records, answering, work):
                 problems = [item for item in block if isinstance(item, Problem)]
-                if problems and not (task.began or settings.accept_all or settings.unjudged == "accept"):
-                    # A later one might have what it needs; a block without is no data to pay for.
+                if problems and not (solver.began or settings.accept_all or settings.unjudged == "accept"):
+                    # A later problem might have what the verifier needs; but a thousand without it are not paid for.
                     called = f"{'first ' if len(problems) == _AT_ONCE else ''}{len(problems):,} problems"
                     asked = [problem.prompt for problem in problems]
                     refuse_unjudgeable(settings.verify, asked, called=called, where="generate")
-                task.solve(problems)
+                solver.solve(problems)
                 for item in block:
                     yield from (item,) if isinstance(item, Reject) else self._kept(item, work, rates)
             work.facts["verifier"] = dict(verification.verifier.identity)
@@ -106,8 +243,8 @@ class Reasoning:
             yield block
 
     def _problem(self, record: Record, answering: Answering, seen: Seen, work: Work) -> Problem | Reject:
-        """The record as a problem, its own answer the reference if it has no other; or why it is not asked."""
-        put = partial(put_by, self.settings.instruction, sampling=self.sampling, sample=0)
+        """The record as a problem, its own answer being the reference if it has no other; or why it is not asked."""
+        put = partial(render_request, self.settings.instruction, sampling=self.sampling, sample=0)
         prompt = asked_of(record, answering, seen, work, put)
         if isinstance(prompt, Reject):
             return prompt
@@ -137,10 +274,10 @@ class Reasoning:
             rates[_band(rate)] += 1
         low, high = settings.pass_rate
         if settings.windowed and (rate is None or not low <= rate <= high):
-            said = "no sample was answered" if rate is None else f"{problem.passed} of {problem.answered} accepted"
+            detail = "no sample was answered" if rate is None else f"{problem.passed} of {problem.answered} accepted"
             work.count("problems outside the pass rates")
             for chain in problem.chains:
-                results[chain.sample] = reject(problem.prompt, "pass rate outside the window", chain.text, said)
+                results[chain.sample] = Reject.of(problem.prompt, Reason.OUTSIDE_PASS_RATE, chain.text, detail)
         else:
             self._choose(problem)
         if not any(isinstance(result, Record) for result in results.values()):
@@ -158,20 +295,19 @@ class Reasoning:
         chosen, others = choose(problem.chains, self.settings.keep, self.settings.kept)
         texts = {chain.sample: chain.text for chain in problem.chains}
         for sample in others:
-            said = f"sample {sample}: {len(chosen)} of {len(problem.chains)} are kept"
-            results[sample] = reject(problem.prompt, f"not chosen (keep: {self.settings.keep})", texts[sample], said)
-        learnt: dict[str, int] = {}
+            detail = of_sample(sample, f"keep: {self.settings.keep}: {len(chosen)} of {len(problem.chains)} are kept")
+            results[sample] = Reject.of(problem.prompt, Reason.NOT_CHOSEN, texts[sample], detail)
+        first_of: dict[str, int] = {}
         for sample in chosen:
             record = results[sample]
-            assert isinstance(record, Record)
-            first = learnt.setdefault(digest(record.content), sample)
+            first = first_of.setdefault(digest(record.content), sample) if isinstance(record, Record) else sample
             if first != sample:
-                # Chains differ, and what is learned of them may not: a final answer is the same for all.
-                said = f"sample {sample} as sample {first}"
-                results[sample] = reject(problem.prompt, "same answer as an earlier sample", texts[sample], said)
+                # Chains differ, but what is learned of them may not: a final answer is the same for all.
+                detail = f"sample {sample} as sample {first}"
+                results[sample] = Reject.of(problem.prompt, Reason.REPEATED_ANSWER, texts[sample], detail)
 
 
-class _Task:
+class _Solver:
     """Works on problems: asks, filters, verifies."""
 
     def __init__(
@@ -187,7 +323,7 @@ class _Task:
         self.side_of, self.work, self.form = side_of, work, form
         self.settings = program.settings
         self.began = False
-        self.over = False  # nobody answers any more: a preview has seen enough
+        self.over = False  # no further request is answered: a preview has seen enough
 
     def solve(self, problems: Sequence[Problem]) -> None:
         """Round after round, until each problem has enough accepted chains, or all its samples."""
@@ -205,20 +341,21 @@ class _Task:
                     stop_at=of.stop_at,
                 )
                 problem.asked += len(more)
-                wanted += [(problem, put_by(of.instruction, problem.prompt, self.program.sampling, s)) for s in more]
+                wanted += [
+                    (problem, render_request(of.instruction, problem.prompt, self.program.sampling, s)) for s in more
+                ]
             self._round(wanted, hinted=False)
             open_problems = [p for p, request in wanted if request.sample == p.asked - 1]
         if saved := sum(of.samples - problem.asked for problem in problems):
             self.work.count("samples not needed", saved)
         if of.hint is not None and not self.over:
-            self._hint([problem for problem in problems if not problem.accepted])
+            self._hint([problem for problem in problems if not problem.accepted], of.hint)
 
-    def _hint(self, problems: Sequence[Problem]) -> None:
+    def _hint(self, problems: Sequence[Problem], template: str) -> None:
         """STaR: the unsolved ones again, with the answer as a hint."""
         of = self.settings
         hinted: list[Problem] = []
         wanted: list[tuple[Problem, Request]] = []
-        assert of.hint is not None
         for problem in problems:
             reference = reference_of(problem.prompt, of.reference)
             if reference is None:
@@ -226,13 +363,13 @@ class _Task:
                 continue
             try:
                 requests = [
-                    put_by(of.hint, problem.prompt, self.program.sampling, of.samples + number, reference)
+                    render_request(template, problem.prompt, self.program.sampling, of.samples + number, reference)
                     for number in range(of.hint_samples)
                 ]
             except ValueError:
                 self.work.count("no hint, since the problem is not a text")
                 continue
-            # Problems were held against the context as they are put without a hint.
+            # So far, problems were compared with the context as they are put without a hint.
             most, tokens = self.answering.context_length, self.answering.prompt_tokens(requests[0])
             if most is not None and tokens is not None and tokens >= most:
                 self.work.count("hints that fill the teacher's context")
@@ -255,14 +392,12 @@ class _Task:
         under_way: deque[Sampled] = deque()
 
         def items() -> Iterator[tuple[Record, Answer]]:
-            for problem, found in candidates:
-                assert found.answer is not None
-                under_way.append((problem, found))
-                yield problem.prompt, found.answer
+            for problem, found, answer in candidates:
+                under_way.append((problem, found, answer))
+                yield problem.prompt, answer
 
         for verdict in self.verification.verdicts(items()):
-            problem, found = under_way.popleft()
-            self._enter(problem, found, verdict, hinted)
+            self._enter(*under_way.popleft(), verdict, hinted)
 
     def _answered(self, wanted: Sequence[tuple[Problem, Request]], hinted: bool) -> Iterator[Sampled]:
         """The answers that are to be verified; the others become rejects here."""
@@ -273,50 +408,47 @@ class _Task:
         came = 0
         for (problem, request), answered in zip(wanted, found, strict=False):  # a preview asks fewer
             came += 1
-            # An answer to a hint says nothing of how hard the problem is; nor does a request that was never answered.
+            # Answers to hints, and requests without an answer, do not count in the pass rate.
             problem.answered += answered.raw is not None and not hinted
-            fault = self._fault(problem, request, answered, hinted)
-            if fault is None:
-                yield problem, answered
-            else:
+            result = answered.result
+            if isinstance(result, Failure):
+                problem.results[request.sample] = failed(problem.prompt, request, result)
+            elif (fault := self._fault(problem, request, result, hinted)) is not None:
                 problem.results[request.sample] = fault
+            else:
+                yield problem, answered, result
         self.over = came < len(wanted)
 
-    def _fault(self, problem: Problem, request: Request, answered: Answered, hinted: bool) -> Reject | None:
+    def _fault(self, problem: Problem, request: Request, answer: Answer, hinted: bool) -> Reject | None:
         """Why an answer is not even verified."""
-        answer = answered.answer
-        if answer is None:
-            return failed(problem.prompt, answered)
         text = chain_of(answer)
         fault = self.program.filter.fault(problem.prompt, answer)
-        if fault is None and hinted and (spoken := _SPEAKS_OF_HINT.search(text)):
-            fault = "speaks of the hint", spoken.group()
-        if fault is not None:
-            reason, detail = fault
-            return reject(problem.prompt, reason, text, of_sample(request.sample, detail))
-        return None
+        if fault is None and hinted and (match := _SPEAKS_OF_HINT.search(text)):
+            fault = Reason.SPEAKS_OF_HINT, match.group()
+        if fault is None:
+            return None
+        reason, detail = fault
+        return Reject.of(problem.prompt, reason, text, of_sample(request.sample, detail))
 
-    def _enter(self, problem: Problem, answered: Answered, verdict: Verdict, hinted: bool) -> None:
+    def _enter(self, problem: Problem, answered: Answered, answer: Answer, verdict: Verdict, hinted: bool) -> None:
         """Take a verified answer, or reject it."""
-        of, sample, answer = self.settings, answered.request.sample, answered.answer
-        assert answer is not None
-        text = chain_of(answer)
+        of, sample, text = self.settings, answered.request.sample, chain_of(answer)
         accepted = verdict.outcome == "accept" or (verdict.outcome == "cannot_judge" and of.unjudged == "accept")
         problem.passed += accepted and not hinted
 
-        def refuse(reason: str, detail: str) -> None:
-            problem.results[sample] = reject(problem.prompt, reason, text, f"sample {sample}: {detail}")
+        def refuse(reason: Reason, detail: str) -> None:
+            problem.results[sample] = Reject.of(problem.prompt, reason, text, of_sample(sample, detail))
 
         if not accepted and not of.accept_all:
-            refuse("wrong answer" if verdict.outcome == "reject" else "cannot be judged", verdict.reason)
+            refuse(Reason.WRONG if verdict.outcome == "reject" else Reason.UNJUDGED, verdict.reason)
             return
         earlier = problem.texts.setdefault(digest(text), sample)
         if earlier != sample:
-            refuse("same chain as an earlier sample", f"as sample {earlier}")
+            refuse(Reason.REPEATED_CHAIN, f"as sample {earlier}")
             return
-        record = learned(problem.prompt, answered, of.target, self.form, verdict, self.answering.identity)
+        record = learned(problem.prompt, answered, answer, of.target, self.form, verdict, self.answering.identity)
         if record is None:
-            refuse("no final answer is found", verdict.reason)
+            refuse(Reason.NO_FINAL_ANSWER, verdict.reason)
             return
         facts: dict[str, Any] = {"tokens": answer.completion_tokens} | ({"hinted": True} if hinted else {})
         record = replace(record, metadata={**record.metadata, "chain": facts})

@@ -13,30 +13,37 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from potstill.console import Console
 from potstill.errors import PotstillError
-from potstill.generate.answering import NO_JUDGES, Answered, Answering, Failure, SideOf, parsed
+from potstill.generate.answering import NO_JUDGES, Answered, Answering, Counts, Failure, SideOf, parsed
 from potstill.generate.budget import Budget, Caps, Cost
 from potstill.generate.journal import Journal
 from potstill.generate.prices import check_price, dollars
 from potstill.teachers.endpoint_wire import Trouble
-from potstill.types import Answer, Request
+from potstill.types import Answer, Reason, Request
 
 if TYPE_CHECKING:
     from potstill.teachers.endpoint import EndpointModel
     from potstill.teachers.endpoint_client import Call, EndpointClient, Stream
 
 _CHUNK = 64
-"""Requests looked up, and answers yielded, before anything else is looked after."""
+"""Requests that are looked up, and answers that are yielded, at a time."""
 _REORDERED = 32
-"""Answers may wait for one before them: so many times as many as requests may be under way."""
-_BLINK_SECONDS = 0.05
+"""Size of the reorder buffer, as a multiple of `max_in_flight`."""
+_POLL_SECONDS = 0.05
 
 
 class _Slot:
-    """A request in its place, until it is yielded."""
+    """A request in the order of the input, until it is yielded.
+
+    Attributes:
+        answered: what came of it, once that is known.
+        twin: an earlier slot of an equal request, whose answer is this one's too.
+        worst: the most that it can cost; `reserved`: what of that is set aside now.
+        begun: whether it was sent, so that the journal counts it as being out.
+    """
 
     __slots__ = ("answered", "begun", "key", "request", "reserved", "seed", "twin", "worst")
 
@@ -46,6 +53,11 @@ class _Slot:
         self.twin: _Slot | None = None
         self.worst = self.reserved = Cost()
         self.begun = False
+
+    @property
+    def outcome(self) -> Answered | None:
+        """What came of the request, or of its twin."""
+        return self.answered if self.twin is None else self.twin.outcome
 
 
 class EndpointAnswering:
@@ -79,9 +91,9 @@ class EndpointAnswering:
         self.judges: Mapping[str, Answering] = NO_JUDGES
         self._client: EndpointClient | None = None
         self._open = ExitStack()
-        self._over: str | None = None
+        self._over: Reason | None = None
         self._parked: set[_Slot] = set()  # failed, and without room in the caps for a second try as yet
-        self.answered = self.finished = self.written = self.read = self.from_journal = 0
+        self.counts = Counts()
         self.cost = 0
         self._first: tuple[Request, str] | None = None
         self.has_answers = False
@@ -131,27 +143,24 @@ class EndpointAnswering:
                     if held_back:
                         break
                 self._say()
-                ready = bool(slots) and _done(slots[0])
+                ready = bool(slots) and slots[0].outcome is not None
                 if stream is not None and waiting:
-                    self._note(stream.take(0.0 if ready else _BLINK_SECONDS), waiting)
+                    self._note(stream.take(0.0 if ready else _POLL_SECONDS), waiting)
                 elif not ready and slots:
-                    time.sleep(_BLINK_SECONDS)  # other streams are under way, and hold what the caps allow
+                    time.sleep(_POLL_SECONDS)  # other streams are under way, and hold what the caps allow
                 if not slots:
                     return
                 came = 0
-                while slots and _done(slots[0]) and came < _CHUNK:
+                while slots and came < _CHUNK and (outcome := slots[0].outcome) is not None:
                     came += 1
-                    yield self._yielded(slots.popleft())
-                task.advance(came, note=self._note_beside())
+                    yield self._counted(slots.popleft(), outcome)
+                task.advance(came, note=self._under_way())
 
     def facts(self) -> dict[str, Any]:
         """Counts, and what was sent by this process."""
         facts: dict[str, Any] = {
-            "answers": self.answered,
-            "share_finished": round(self.finished / self.answered, 4) if self.answered else None,
-            "tokens": self.written,
-            "tokens_read": self.read,
-            "answers_from_journal": self.from_journal,
+            **self.counts.facts(),
+            "tokens_read": self.counts.read,
             "token_budget": self.budget.caps.written,
             "further_samples": self.compared,
             "equal_to_the_first": self.equal,
@@ -164,7 +173,7 @@ class EndpointAnswering:
             facts["seconds_waited"] = round(traffic.waited_seconds, 1)
         return facts
 
-    def __enter__(self) -> EndpointAnswering:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -197,38 +206,39 @@ class EndpointAnswering:
         calls: list[Call] = []
         while slots:
             slot = slots[0]
-            if self._over is None:
-                idle = self.budget.reserved == Cost()
-                call = None
-                if slot.answered is None or self.budget.caps:
-                    call = self.teacher.call(slot.request, slot.seed)
-                    slot.worst = self._worst(call, slot.request)
-                if self._parked:
-                    break  # second tries come first
-                over = self.budget.reserve(slot.worst, to_send=slot.answered is None)
-                if over is not None:
-                    if not idle:
-                        break  # what is under way may turn out to cost less
-                    if self.budget.exceeded(slot.worst) is not None:
-                        self._over = over
-                    else:  # what is left was paid for answers further on
-                        slot.answered = Answered(slot.request, None, Failure(over), False)
-                        slots.popleft()
-                        continue
-                else:
-                    slot.reserved = slot.worst
+            raw = slot.answered.raw if slot.answered is not None else None
+            if self._over is None and (raw is None or self.budget.caps):
+                call = self.teacher.call(slot.request, slot.seed)
+                slot.worst = self._worst(call, slot.request)
+                if not self._reserve(slot, to_send=raw is None):
+                    break
+                if slot.reserved != Cost():
+                    if raw is not None:
+                        self.budget.settle(slot.reserved, self._cost(raw), begun=False)
+                    else:
+                        call.tag = slot
+                        waiting[slot.key] = slot
+                        calls.append(call)
             if self._over is not None:
-                slot.answered = Answered(slot.request, None, Failure(self._over), False)
-            elif slot.answered is not None:
-                assert slot.answered.raw is not None
-                self.budget.settle(slot.reserved, self._cost(slot.answered.raw), begun=False)
-            else:
-                assert call is not None
-                call.tag = slot
-                waiting[slot.key] = slot
-                calls.append(call)
+                slot.answered = Answered(slot.request, Failure(self._over))
             slots.popleft()
         return calls
+
+    def _reserve(self, slot: _Slot, *, to_send: bool) -> bool:
+        """Set aside what a request may cost, or enter that no cap has room for it; False if that is not known yet."""
+        if self._parked:
+            return False  # second tries come first
+        idle = self.budget.reserved == Cost()
+        over = self.budget.reserve(slot.worst, to_send=to_send)
+        if over is None:
+            slot.reserved = slot.worst
+        elif not idle:
+            return False  # what is under way may turn out to cost less
+        elif self.budget.exceeded(slot.worst) is not None:
+            self._over = over
+        else:  # what is left was paid for answers further on
+            slot.answered = Answered(slot.request, Failure(over))
+        return True
 
     def _connected(self) -> EndpointClient:
         if self._client is None:
@@ -241,25 +251,18 @@ class EndpointAnswering:
             del waiting[slot.key]
             if isinstance(call.outcome, Answer):
                 slot.answered = self._parsed(slot, call.outcome, from_journal=False)
-            else:
-                assert call.outcome is not None
-                failure = Failure(call.outcome.reason, call.outcome.detail)
-                slot.answered = Answered(slot.request, None, failure, False)
+            elif call.outcome is not None:
+                failure = Failure(Reason(call.outcome.reason), call.outcome.detail)
+                slot.answered = Answered(slot.request, failure)
 
     def _parsed(self, slot: _Slot, raw: Answer, *, from_journal: bool) -> Answered:
         required = self.teacher.settings.reasoning == "required"
         return parsed(slot.request, raw, from_journal=from_journal, seed=slot.seed, required=required)
 
-    def _yielded(self, slot: _Slot) -> Answered:
-        answered = slot.answered if slot.twin is None else slot.twin.answered
-        assert answered is not None
+    def _counted(self, slot: _Slot, answered: Answered) -> Answered:
         if slot.twin is None and answered.raw is not None:
             raw = answered.raw
-            self.answered += 1
-            self.finished += raw.finish == "stop"
-            self.read += raw.prompt_tokens
-            self.written += raw.completion_tokens
-            self.from_journal += answered.from_journal
+            self.counts.add(raw, from_journal=answered.from_journal)
             self.cost += self.prices.of(raw.prompt_tokens, raw.completion_tokens) if self.prices is not None else 0
             self._compare(slot.request, raw)
         return answered
@@ -276,7 +279,7 @@ class EndpointAnswering:
             self.compared += same_prompt
             self.equal += same_prompt and self._first[1] == raw.text
 
-    def _note_beside(self) -> str:
+    def _under_way(self) -> str:
         return "" if self._client is None else f"{self._client.in_flight} under way"
 
     def _say(self) -> None:
@@ -319,8 +322,9 @@ class EndpointAnswering:
         if self.budget.hold():
             self.journal.put_batch([], ledger=(self.scope, self.budget.entry))
 
-    def ready(self, call: Call) -> bool | str:
-        """Whether a second try has room in the caps; not yet, if what is under way may turn out to cost less."""
+    def ready(self, call: Call) -> bool | Reason:
+        """Whether a second try has room in the caps: False if it may have later, since what is under way may turn out
+        to cost less; the cap that leaves no room, if it never has."""
         slot: _Slot = call.tag
         if slot not in self._parked:
             return True
@@ -351,7 +355,3 @@ class EndpointAnswering:
         """What a failed attempt is taken to have cost: the worst, unless the server surely did nothing."""
         reserved: Cost = call.tag.reserved
         return reserved if trouble.billed else Cost(requests=1)
-
-
-def _done(slot: _Slot) -> bool:
-    return slot.answered is not None or (slot.twin is not None and _done(slot.twin))

@@ -14,13 +14,12 @@ from pydantic import ValidationError
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import RecipeError
-from potstill.generate import chains as program_module
-from potstill.generate.answering import LocalAnswering
+from potstill.generate import reasoning as program_module
 from potstill.generate.budget import TokenBudget
-from potstill.generate.chains import Reasoning
 from potstill.generate.journal import Journal
-from potstill.generate.journaled import JournaledTeacher
-from potstill.generate.verification import Verification
+from potstill.generate.local import JournaledTeacher, LocalAnswering
+from potstill.generate.reasoning import Reasoning
+from potstill.generate.verifying import Verification
 from potstill.recipe import AllOf, Judge, Numeric, ReasoningProgram, parse_recipe
 from potstill.types import Answer, Provenance, Record, Reject, Request, group_of
 
@@ -192,7 +191,7 @@ def test_the_shortest_is_kept_and_the_others_are_in_the_ledger(tmp_path: Path) -
     lengths = [9, 5, 7]
     teacher = Solver(lambda r: said(f"Way {r.sample}: the answer is 4", tokens=lengths[r.sample]))
     written = write(tmp_path, [problem("2 + 2")], teacher, samples=3, keep="shortest")
-    assert written.order == [(1, 1)] and reasons(written) == {"not chosen (keep: shortest)": 2}
+    assert written.order == [(1, 1)] and reasons(written) == {"not chosen": 2}
 
 
 def test_where_none_is_right_the_answer_is_a_hint_that_is_not_learned(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generate.test_chains import Solver, asked_of, problem, reasons, right_from, said, write
+from generate.test_reasoning import Solver, asked_of, problem, reasons, right_from, said, write
 
 from potstill.errors import DataError
-from potstill.generate import chains as program_module
+from potstill.generate import reasoning as program_module
 from potstill.recipe import parse_recipe
 from potstill.recipe.verify import VerifierSettings
 from potstill.types import Answer, Record, Request

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.generate.chains_filters import ChainFilter, repeated_share, words_of
-from potstill.generate.chains_keep import Chain, choose, distance, next_samples
+from potstill.generate.reasoning_chains import (
+    Chain,
+    ChainFilter,
+    choose,
+    distance,
+    next_samples,
+    repeated_share,
+    words_of,
+)
 from potstill.recipe import ChainFilters
 from potstill.types import Answer, Record
 
