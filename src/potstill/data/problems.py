@@ -8,6 +8,7 @@ from potstill.types import Message, Record, digest
 
 NO_PROMPT = "a text has no prompt to answer"
 
+
 def as_prompt(record: Record, turns: bool) -> Record | str:
     """The record without its answer, or why it cannot be answered.
 
