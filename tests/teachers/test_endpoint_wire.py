@@ -100,7 +100,7 @@ def test_half_a_surrogate_pair_is_replaced_and_whole_ones_stay() -> None:
     answer = read_answer(completion, PLAIN, body_of(Request(Sampling(8), prompt="Tell"), PLAIN, "Tell", None))
     assert isinstance(answer, Answer) and answer.text == "\ufffd"
     refused = json.dumps({"error": {"message": "never \ud83d"}}).encode()
-    assert read_refusal(400, refused, sent()).detail == "never \ufffd"
+    assert read_refusal(400, refused, sent()).detail == "400: never \ufffd"
 
 
 @pytest.mark.parametrize(
