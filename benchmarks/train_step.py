@@ -43,14 +43,14 @@ from benchmarks.harness import (
     run_interleaved,
 )
 from potstill.console import Console
-from potstill.data import ChatTokenizer, prompt_ids
+from potstill.data import ChatTokenizer, Tokenized, prompt_ids
 from potstill.models import resolve
 from potstill.models.saving import save_model
 from potstill.recipe import ForwardKL, FromTeacher, load_recipe
 from potstill.signals import IGNORE
 from potstill.students import build_student
 from potstill.train import DistillTrainer
-from potstill.train.order import StepOrder
+from potstill.train.steps import FixedRows
 
 MODULE = "benchmarks.train_step"
 TEACHER = "smollm2-135m-instruct"
@@ -74,8 +74,8 @@ def prepare(folder: Path, steps: int, batch_size: int) -> None:
     ]
     chat = ChatTokenizer.from_folder(source.path)
     rows = demo_rows(prompts, chat)
-    order = StepOrder([len(r["prompt"]) + len(r["answer"]) for r in rows], batch_size=batch_size)
-    dealt = [rows[i] for step in order.steps()[:steps] for i in step]
+    order = FixedRows([Tokenized(r["prompt"] + r["answer"], []) for r in rows], batch_size)
+    dealt = [rows[i] for step in order.order(0)[:steps] for i in step]
     (folder / "rows.json").write_text(json.dumps(dealt), encoding="utf-8")
 
 

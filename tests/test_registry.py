@@ -90,7 +90,7 @@ def test_the_entry_point_may_name_what_implements_it(site: Path) -> None:
 
 
 def test_the_objectives_of_a_trainer_find_entry_points(site: Path) -> None:
-    from potstill.train.given import given_objectives
+    from potstill.train.coerce import given_objectives
 
     install(site, "gives_two", "given_two = gives_two:Settings", SETTINGS.format(kind="given_two"))
     (objective,) = given_objectives([{"kind": "given_two", "sharpness": 3}])

@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_naive_logits(tmp_path: Path, name: str, checkpointi
         tmp_path, student=STUDENTS[name](), teacher=teacher_of(name), objectives=OBJECTIVES, callbacks=[kept],
         activation_checkpointing=checkpointing, per_device_train_batch_size=8, max_steps=1,
     )  # fmt: skip
-    rows = [made.train_rows[i] for i in made._step_order().steps()[0]]
+    rows = [made.train_rows[i] for i in made.step_source().order(0)[0]]
     loss, gradients = naive(made.student, made.module.teacher.model, rows)
     made.train()
     assert made.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-5)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 
 from potstill.errors import RunError
 from potstill.train import DistillTrainer
-from potstill.train.checkpoints import checkpoints_in
+from potstill.train.checkpoints import checkpoints_in, step_of
 from tiny_models import tiny_model
 
 STEPS = 7
@@ -186,19 +186,32 @@ class Killed:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True,
             )  # fmt: skip
 
-    def run(self, recipe: Path, run: Path, *overrides: str, kill_after: float | None = None) -> tuple[int, float, str]:
-        """Exit status as `wait` gives it, seconds, and what the console said."""
+    def run(
+        self, recipe: Path, run: Path, *overrides: str, kill: Callable[[float], bool] | None = None
+    ) -> tuple[int, float, str]:
+        """Exit status as `wait` gives it, seconds, and what the console said. It is killed as soon as `kill`, which is
+        given the seconds since its start, says so."""
         assert self.server.stdin is not None and self.server.stdout is not None
         before = self.said.stat().st_size
         self.server.stdin.write(" ".join([str(recipe), str(run), *overrides]) + "\n")
         self.server.stdin.flush()
         child, started = int(self.server.stdout.readline()), time.monotonic()
-        if kill_after is not None:
-            time.sleep(kill_after)
+        if kill is not None:
+            while not (ended := _has_ended(child)) and not kill(time.monotonic() - started):
+                time.sleep(0.002)
             with suppress(ProcessLookupError):  # it may have ended before
-                os.kill(child, signal.SIGKILL)
+                if not ended:
+                    os.kill(child, signal.SIGKILL)
         status = int(self.server.stdout.readline())
         return status, time.monotonic() - started, self.said.read_bytes()[before:].decode(errors="replace")
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a child of the server is gone, or waits to be collected."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 @pytest.fixture
@@ -215,34 +228,51 @@ def result(run: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     return load_file(run / "train" / "model" / "model.safetensors"), measured
 
 
-def kill_and_compare(server: Killed, tmp_path: Path, teacher: Path, kills: int, seed: int, **changes: Any) -> int:
-    """Kill a training so many times at random moments, let it finish, and compare. Returns how often it went on from a
-    checkpoint."""
+def kill_and_compare(
+    server: Killed, tmp_path: Path, teacher: Path, kills: int, seed: int, *, by_time: bool = True, **changes: Any
+) -> int:
+    """Kill a training this many times, let it finish, and compare. Returns how often it went on from a checkpoint.
+
+    The kills come at random moments, or with `by_time` False a random number of checkpoints after the one that the
+    attempt began with, which no load on the machine moves.
+    """
     recipe = write_recipe(tmp_path, teacher, **changes)
     often = "train.checkpoint_seconds=0.01"
     status, seconds, _ = server.run(recipe, tmp_path / "whole", often)
     assert status == 0
-    moments, went_on = random.Random(seed), 0
-    ends = [*(moments.uniform(0.1, 1.0) * seconds for _ in range(kills)), None]
-    for end in ends:
-        status, _, said = server.run(recipe, tmp_path / "run", often, kill_after=end)
+    moments, went_on, run = random.Random(seed), 0, tmp_path / "run"
+
+    def end() -> Callable[[float], bool]:
+        if by_time:
+            moment = moments.uniform(0.1, 1.0) * seconds
+            return lambda since: since >= moment
+        step = newest(run) + moments.randint(1, 2)
+        return lambda since: newest(run) >= step
+
+    for kill in [*(end for _ in range(kills)), None]:
+        status, _, said = server.run(recipe, run, often, kill=None if kill is None else kill())
         went_on += "(from step" in said
         if status == 0:
             break
         assert status == signal.SIGKILL, said
-    (weights, history), (expected, expected_history) = result(tmp_path / "run"), result(tmp_path / "whole")
+    (weights, history), (expected, expected_history) = result(run), result(tmp_path / "whole")
     assert largest_difference(weights, expected) <= 1e-6
     for key in ("loss", "eval_kl"):
         ours = {entry["step"]: entry[key] for entry in history if key in entry}
         theirs = {entry["step"]: entry[key] for entry in expected_history if key in entry}
         assert ours == pytest.approx(theirs, rel=1e-6)
-    assert not list((tmp_path / "run").glob(".partial-*"))
+    assert not list(run.glob(".partial-*"))
     return went_on
+
+
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint of an unfinished training; 0 where there is none."""
+    return max((step_of(p) for folder in run.glob(".partial-*/checkpoints") for p in checkpoints_in(folder)), default=0)
 
 
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, tiny_llama: Path, server: Killed) -> None:
-    assert kill_and_compare(server, tmp_path, tiny_llama, kills=4, seed=11) > 0
+    assert kill_and_compare(server, tmp_path, tiny_llama, kills=4, seed=11, by_time=False) > 0
 
 
 @pytest.mark.long

@@ -54,7 +54,7 @@ def test_the_first_step_is_that_of_naive_losses(tmp_path: Path) -> None:
         tmp_path, callbacks=[kept], per_device_train_batch_size=3, gradient_accumulation_steps=2, max_steps=1
     )
     student, projector = copy.deepcopy(made.student), copy.deepcopy(made.module.projectors["hidden_cosine"])
-    rows = [made.train_rows[i] for i in made._step_order().steps()[0]]
+    rows = [made.train_rows[i] for i in made.step_source().order(0)[0]]
     made.train()
 
     teacher = made.module.teacher.model

@@ -3,21 +3,114 @@
 It is written to `.partial-checkpoint-<step>`, gets a list of its files with their sizes (`complete.json`), is
 brought to disk, and only then renamed to `checkpoint-<step>`. What has no list, or does not match it, is passed over
 when training resumes. No torch.
+
+checkpoint-<step>/
+  config.json, model.safetensors (or the adapter), tokenizer …   the student: opens with from_pretrained
+  projectors.safetensors                                         what is trained along and never exported
+  optimizer.pt, scheduler.pt, rng_state*.pth                     the library's pickles, read with weights_only=True
+  trainer_state.json                                             the library's record: step, logs, best so far
+  complete.json                                                  every file's size; written last
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from potstill.artifacts import disk_error
+from potstill.errors import RunError
+
+logger = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
 AT_LEAST_KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class CheckpointStore:
+    """The checkpoints of one training, in one folder.
+
+    Args:
+        folder: where they are.
+        writes: whether this process renames and removes; the others only put their own files into a checkpoint.
+        wait: called by every process where all must have come as far.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool = True, wait: Callable[[], object] = lambda: None) -> None:
+        self.folder, self.writes, self.wait = folder, writes, wait
+
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint, whether or not it is there."""
+        return self.folder / f"checkpoint-{step}"
+
+    @contextmanager
+    def writing(self, step: int, facts: Mapping[str, Any]) -> Iterator[Path]:
+        """A folder to write a checkpoint into; it gets its name when the block ends without an error.
+
+        Raises:
+            RunError: the disk is full, or cannot be written to.
+        """
+        partial = aside(self.folder, step)
+        try:
+            if self.writes:
+                if partial.exists():
+                    shutil.rmtree(partial)
+                partial.mkdir(parents=True)
+            self.wait()
+            yield partial
+            self.wait()
+            if self.writes:
+                seal(partial, self.path(step), facts)
+            self.wait()
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+    def keep(self, limit: int | None, best: str | None) -> None:
+        """Remove the oldest whole checkpoints until `limit` are left, and never the best.
+
+        Raises:
+            RunError: they cannot be removed.
+        """
+        try:
+            if self.writes and limit:
+                rotate(self.folder, limit, Path(best) if best else None)
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        self.wait()
+
+    def to_resume(self, asked: str | bool | None) -> Path | None:
+        """The checkpoint that training goes on from: the one named, or with True the newest whole one.
+
+        Raises:
+            RunError: the one named is not whole, or there is none.
+        """
+        if self.writes and self.folder.is_dir():
+            sweep(self.folder)
+        if not asked:
+            return None
+        if asked is True:
+            found, passed_over = last_whole(self.folder) if self.folder.is_dir() else (None, [])
+            for torn in passed_over:
+                logger.warning("%s is not whole and is passed over", torn)
+            if found is None:
+                raise RunError(
+                    "there is no whole checkpoint to resume from", where=str(self.folder), fix="train from the start"
+                )
+            return found
+        if not is_whole(Path(asked)):
+            raise RunError(
+                "this checkpoint is not whole",
+                where=str(asked),
+                fix="resume_from_checkpoint=True takes the newest that is",
+            )
+        return Path(asked)
 
 
 def aside(folder: Path, step: int) -> Path:

@@ -22,7 +22,7 @@ from potstill.models.quiet import quiet_loading
 from potstill.recipe import Recipe
 from potstill.signals import IGNORE, Batch
 from potstill.train.arguments import defaults, steps_of, training_arguments
-from potstill.train.material import Rows, find_models, make_student, make_teacher
+from potstill.train.inputs import Rows, find_models, make_student, make_teacher
 from potstill.train.trainer import DistillTrainer
 from potstill.types import Record, Reject
 

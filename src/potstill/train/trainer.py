@@ -1,8 +1,8 @@
 """`DistillTrainer`: a `transformers.Trainer` whose loss is a list of objectives and whose model has a teacher.
 
-Ours are the counts over the whole optimiser step (rule 1), the order of the rows, the loss inside the wrapped forward
-(`module.py`), held-out KL, and checkpoints that are whole or do not count (`saving.py`). The loop, mixed precision,
-DDP, schedules, optimisers and trackers are the library's.
+Ours are the counts over the whole optimiser step (rule 1), the rows of each step (`steps.py`), the loss inside the
+wrapped forward (`module.py`), held-out KL (`held_out.py`), and checkpoints that are whole or do not count
+(`checkpoints.py`). The loop, mixed precision, DDP, schedules, optimisers and trackers are the library's.
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from potstill.data.reader import TaskReader
 from potstill.errors import DataError, UserError
 from potstill.models.live import check_head, check_packing
+from potstill.models.saving import save_model
 from potstill.models.tasks import task_of
 from potstill.recipe import Change, Masking, ObjectiveSettings, value_at
 from potstill.signals import Batch
 from potstill.tasks import SPECS
 from potstill.teachers.base import Teacher
-from potstill.train.checkpoints import AT_LEAST_KEPT
-from potstill.train.given import (
+from potstill.train.checkpoints import AT_LEAST_KEPT, CheckpointStore, facts_of, is_whole
+from potstill.train.coerce import (
     built,
     check_same_outputs,
     given_objectives,
@@ -38,20 +41,20 @@ from potstill.train.given import (
     given_teacher,
     given_tokenizer,
 )
-from potstill.train.held_out import MeasuresHeldOut
-from potstill.train.loaders import loader
+from potstill.train.held_out import batches_by_length, measure_held_out
 from potstill.train.module import METRIC, DistillModule
-from potstill.train.order import StepOrder
-from potstill.train.reach import frozen, may_leave_out, unchanged_buffers, unreached
-from potstill.train.refuse import (
+from potstill.train.preconditions import (
     check_capabilities,
     check_task,
     refuse_arguments,
     refuse_metrics,
     say_batch_statistics,
 )
-from potstill.train.rows import Row, length_of
-from potstill.train.tally import Tally
+from potstill.train.rows import Row, rows_of
+from potstill.train.step_metrics import StepMetrics
+from potstill.train.steps import FixedRows, MicroBatches, loader
+from potstill.train.trainable import frozen, may_leave_out, unchanged_buffers, unreached
+from potstill.train.weights import load_projectors, load_student, save_projectors
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ RELATED_ROWS = 4
 """Fewer examples than three have no angles."""
 
 
-class DistillTrainer(MeasuresHeldOut):
+class DistillTrainer(Trainer):
     """Trains a student on objectives: a causal or masked language model, a classifier of texts or images, an encoder,
     or any module that gives logits. What it is for is read off the student; objectives do not know.
 
@@ -175,35 +178,59 @@ class DistillTrainer(MeasuresHeldOut):
         self.first_projectors: Mapping[str, Tensor] = {}
         """First weights of projectors, by name, over those that their objectives choose: another stage's, say."""
         self.tokens_seen = 0
-        self._since_log = Tally(module.names)
+        """Tokens (padding aside) trained on so far, resumed work included."""
+        self.seconds_before = self._began = 0.0
+        self._since_log = StepMetrics(module.names)
+
+    @property
+    def module(self) -> DistillModule:
+        """Student and projectors, as they are trained."""
+        module = self.model
+        if not isinstance(module, DistillModule):
+            raise TypeError(f"the trainer's model is a {type(module).__name__}, not the module that it made")
+        return module
 
     @property
     def student(self) -> nn.Module:
         """The student, with its adapter if it has one."""
         return self.module.student
 
+    @property
+    def seconds_trained(self) -> float:
+        """Seconds of training so far, resumed work included, that of an interrupted attempt after its last checkpoint
+        left out."""
+        return self.seconds_before + (time.monotonic() - self._began if self._began else 0.0)
+
     # ---- data ---------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The training rows of this process, step by step."""
-        order = self._step_order()
-        if len(order) == 0:
+        source = self.step_source()
+        if source.steps_per_epoch == 0:
             raise DataError(
-                f"{len(order.lengths)} rows do not fill one step of {order.rows_per_step}",
+                f"{len(source.rows)} rows do not fill one step of {source.rows_per_step}",
                 where="train_dataset",
                 fix="give more rows, make the batch smaller, or set dataloader_drop_last=False",
             )
-        return loader(self.train_rows, order, self.collate, self.args)
-
-    def _step_order(self) -> StepOrder:
-        if not self.train_rows:
-            raise UserError("there is nothing to train on", where="train_dataset", fix="give train_dataset")
-        return StepOrder(
-            [length_of(row) for row in self.train_rows],
+        dealt = MicroBatches(
+            source,
             batch_size=self._train_batch_size,
-            accumulation=self.args.gradient_accumulation_steps,
             processes=self.args.world_size,
             process=self.args.process_index,
+        )
+        return loader(dealt, self.collate, self.args)
+
+    def step_source(self) -> FixedRows:
+        """What gives the rows of each optimiser step.
+
+        Raises:
+            UserError: there are no rows.
+        """
+        if not self.train_rows:
+            raise UserError("there is nothing to train on", where="train_dataset", fix="give train_dataset")
+        return FixedRows(
+            self.train_rows,
+            self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             shuffle=self.args.train_sampling_strategy != "sequential",
             drop_last=self.args.dataloader_drop_last,
@@ -212,9 +239,28 @@ class DistillTrainer(MeasuresHeldOut):
 
     def tokens_in_all(self, max_steps: int) -> int:
         """Tokens (padding aside) that training will have seen at its end; an estimate where an epoch is cut short."""
-        order = self._step_order()
-        steps = order.steps()
-        return round(sum(int(order.lengths[step].sum()) for step in steps) * max_steps / max(len(steps), 1))
+        source = self.step_source()
+        return round(source.tokens_per_epoch * max_steps / max(source.steps_per_epoch, 1))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The held-out rows of this process, each once, by length."""
+        if isinstance(eval_dataset, str) and isinstance(self.eval_rows, dict):
+            eval_dataset = self.eval_rows[eval_dataset]
+        rows = self.eval_rows if eval_dataset is None else self._rows_of(eval_dataset, "eval_dataset")
+        if not rows or isinstance(rows, dict):
+            raise UserError("there is nothing to measure on", where="eval_dataset", fix="give eval_dataset")
+        batches = batches_by_length(rows, self.args.eval_batch_size)
+        return loader(batches[self.args.process_index :: self.args.world_size], self.collate, self.args)
+
+    def _read_held_out(self, dataset: Any) -> list[Row] | dict[str, list[Row]]:
+        if dataset is None:
+            return []
+        if isinstance(dataset, Mapping):
+            return {name: self._rows_of(part, f"eval_dataset[{name!r}]") for name, part in dataset.items()}
+        return self._rows_of(dataset, "eval_dataset")
+
+    def _rows_of(self, dataset: Any, name: str) -> list[Row]:
+        return rows_of(dataset, self.reader, packing=self.packing, name=name)
 
     # ---- the loss -----------------------------------------------------------------------------------------
 
@@ -331,7 +377,7 @@ class DistillTrainer(MeasuresHeldOut):
                 if isinstance(temperature := getattr(objective.settings, "temperature", None), Change):
                     logs[f"{name}/temperature"] = temperature.at(progress)
             logs["tokens"] = self.tokens_seen
-            self._since_log = Tally(self.module.names)
+            self._since_log = StepMetrics(self.module.names)
         super().log(logs, start_time)
 
     # ---- training -----------------------------------------------------------------------------------------
@@ -346,7 +392,7 @@ class DistillTrainer(MeasuresHeldOut):
             ModelError: they differ.
             RunError: the checkpoint named is not whole, or there is none.
         """
-        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
         unreached: list[str] = []
         if self.train_rows:
             first = self._first_rows()
@@ -364,7 +410,7 @@ class DistillTrainer(MeasuresHeldOut):
 
     def _first_rows(self) -> list[Row]:
         """The rows of the first steps, the same in every process and however steps are split."""
-        in_order = chain.from_iterable(self._step_order().steps())
+        in_order = chain.from_iterable(self.step_source().order(0))
         return [self.train_rows[int(index)] for index in islice(in_order, FIRST_ROWS)]
 
     def _inputs_of(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -404,6 +450,137 @@ class DistillTrainer(MeasuresHeldOut):
                 names[0].removeprefix("student."),
             )
         return names
+
+    # ---- measuring ----------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out KL(teacher ‖ student), NLL (both in nats), top-1 agreement, and accuracy of classes, per target. Of
+        a sentence embedding, which has no response, the objectives: Σ weight · Σ values ÷ count over all rows.
+
+        The student computes with the precision of training. No logits are kept: values are summed token by token.
+        """
+        given = self.eval_rows if eval_dataset is None else eval_dataset
+        if isinstance(given, Mapping):
+            found: dict[str, float] = {}
+            for name, part in given.items():
+                found |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return found
+        loader, started = self.get_eval_dataloader(eval_dataset), time.monotonic()
+        self.callback_handler.eval_dataloader = loader
+        self._set_optimizer_mode("eval")
+        try:
+            found = measure_held_out(
+                self.module,
+                self.model,
+                self._prepared(loader),
+                precision=self.accelerator.autocast,
+                sum_over_processes=self._sum_over_processes,
+            )
+        finally:
+            self._set_optimizer_mode("train")
+        # By the first of these "the loss" of an evaluation is known.
+        found["loss"] = next(found[name] for name in ("kl", "nll", "objectives") if name in found)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 3)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _prepared(self, loader: DataLoader[Any]) -> Iterator[Mapping[str, Any]]:
+        for inputs in loader:
+            yield self._prepare_inputs(inputs)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    def _sum_over_processes(self, totals: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return totals
+        summed: Tensor = self.accelerator.reduce(totals.to(self.args.device), "sum").cpu()
+        return summed
+
+    def _set_optimizer_mode(self, mode: str) -> None:
+        # Schedule-free optimisers keep two sets of weights.
+        switch = getattr(self.optimizer, mode, None)
+        if callable(switch):
+            switch()
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Whole-batch logits are not kept.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "predict() would keep the logits of every token", fix="use evaluate(), or trainer.student.generate(…)"
+        )
+
+    # ---- saving and resuming --------------------------------------------------------------------------------
+
+    @property
+    def _checkpoints(self) -> CheckpointStore:
+        folder = Path(self.args.output_dir or "")
+        return CheckpointStore(folder, writes=self.args.should_save, wait=self.accelerator.wait_for_everyone)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The student (its adapter, if it has one) and the tokenizer as a plain model; no projector and no pickle."""
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.student, folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(str(folder))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        store, step = self._checkpoints, self.state.global_step
+        with store.writing(
+            step, {"step": step, "tokens": self.tokens_seen, "seconds": self.seconds_trained}
+        ) as partial:
+            self._write_checkpoint(partial, store)
+        store.keep(self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(store.path(step)))
+
+    def _write_checkpoint(self, partial: Path, store: CheckpointStore) -> None:
+        self.store_flos()
+        if self.args.should_save:
+            self._save(str(partial))
+            save_projectors(self.module.projectors, partial)
+        if self.state.best_global_step:
+            best = store.path(self.state.best_global_step)
+            if self.state.best_global_step == self.state.global_step or is_whole(best):
+                self.state.best_model_checkpoint = str(best)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_rng_state(str(partial))
+        if self.args.should_save:
+            self._note_callbacks()
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+
+    def _note_callbacks(self) -> None:
+        """The state of callbacks that have one (early stopping, say) goes into the trainer's."""
+        states: dict[str, Any] = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                states.setdefault(type(callback).__name__, []).append(callback.state())
+        noted: Any = {name: found[0] if len(found) == 1 else found for name, found in states.items()}
+        self.state.stateful_callbacks = noted
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        self._load_weights(folder)
+        facts = facts_of(folder)
+        self.tokens_seen, self.seconds_before = int(facts["tokens"]), float(facts["seconds"])
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is None:
+            raise UserError("no best checkpoint is known", where="load_best_model_at_end", fix="set an eval_strategy")
+        logger.info("the best checkpoint is %s (%s)", best, self.state.best_metric)
+        self._load_weights(Path(best))
+
+    def _load_weights(self, folder: Path) -> None:
+        load_student(self.student, folder)
+        load_projectors(self.module.projectors, folder)
 
 
 def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:

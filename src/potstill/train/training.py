@@ -26,8 +26,8 @@ from potstill.teachers import Teacher
 from potstill.train import checkpoints
 from potstill.train.arguments import training_arguments
 from potstill.train.callbacks import ConsoleProgress, EvaluateEvenly, SaveBySeconds
-from potstill.train.material import Rows, find_models, make_student, make_teacher, read_rows
-from potstill.train.reach import frozen, initialise, matching
+from potstill.train.inputs import Rows, find_models, make_student, make_teacher, read_rows
+from potstill.train.trainable import frozen, initialise, matching
 from potstill.train.trainer import DistillTrainer
 from potstill.train.weights import save_projectors
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Tally:
+class StepMetrics:
     """Sums over the micro-batches of this process, until they are logged.
 
     An objective's value is the mean over the steps of Σ values ÷ count, both over the whole step and all processes:

@@ -13,7 +13,7 @@ from train.small import conversations, largest_difference, trainer, weights_of
 from transformers import TrainerCallback
 
 from potstill.errors import RecipeError
-from potstill.train.reach import frozen, has_experts, initialise, matching
+from potstill.train.trainable import frozen, has_experts, initialise, matching
 from tiny_models import tiny_model
 
 BELOW = ({"kind": "hidden_mse", "layers": ((1, 1),), "over": "tokens"},)
