@@ -47,6 +47,28 @@ def test_settings_that_nothing_implements_are_refused_and_then_bound_once() -> N
             pass
 
 
+PLUGIN = """
+from typing import Literal
+from potstill.recipe import ObjectiveSettings
+from potstill.registry import implements
+
+class Edited(ObjectiveSettings):
+    kind: Literal["edited_for_this_test"] = "edited_for_this_test"
+
+@implements(Edited)
+class Loss:
+    number = {number}
+    def __init__(self, settings: Edited) -> None: ...
+"""
+
+
+def test_an_edited_plugin_file_is_loaded_again_and_so_is_the_first_text(tmp_path: Path) -> None:
+    for number in (1, 2, 1):
+        (tmp_path / "edited.py").write_text(PLUGIN.format(number=number))
+        cls = registry.settings_class("objectives", "edited.py:Edited", tmp_path)
+        assert registry.build(cls()).number == number
+
+
 # ---- entry points --------------------------------------------------------------------------------------------
 
 SETTINGS = """

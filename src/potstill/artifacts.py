@@ -173,6 +173,31 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """A digest of a file's bytes, or of the names and bytes of all files in a folder but weights (a folder is named for
+    its tokenizer or configuration); `missing` if nothing is there."""
+    try:
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix not in _WEIGHTS)
+            return digest({p.relative_to(path).as_posix(): _digest_once(p) for p in files})
+        return _digest_once(path)
+    except OSError:
+        return "missing"
+
+
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack")
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def _digest_once(path: Path) -> str:
+    """A file's digest, taken once in this process for its size and time of change."""
+    stat = path.stat()
+    known = str(path), stat.st_size, stat.st_mtime_ns
+    if known not in _digests:
+        _digests[known] = file_digest(path)
+    return _digests[known]
+
+
 def _swap_in(partial: Path, final: Path) -> None:
     """Replace a folder by another: the old one steps aside first, so that the name is never half full."""
     old = final.with_name(f".old-{final.name}")

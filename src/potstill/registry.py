@@ -31,6 +31,9 @@ T = TypeVar("T", bound=type)
 
 _settings: dict[str, dict[str, type]] = {}
 _implementations: dict[type, type] = {}
+_module_of_file: dict[Path, str] = {}
+_forgotten: set[str] = set()
+"""Modules of plug-in files that were edited since: they are run again when the file is as it was."""
 plugin_digests: dict[str, str] = {}
 """SHA-256 of every plug-in loaded, by its file (or the folder of its package): part of the key of the stages of the
 recipes that use it."""
@@ -128,7 +131,7 @@ def _load_file(room: str, reference: str, base: Path) -> type:
     source_digest = hashlib.sha256(path.read_bytes()).hexdigest()
     module_name = f"potstill_plugin_{source_digest[:16]}"
     module = sys.modules.get(module_name)
-    if module is None:
+    if module is None or module_name in _forgotten:
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None:
             raise RecipeError("the plug-in is no Python file", where=str(path))
@@ -136,17 +139,31 @@ def _load_file(room: str, reference: str, base: Path) -> type:
         sys.modules[module_name] = module
         try:
             with _wholly():
+                _forget(_module_of_file.get(path))
                 spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             why = f"{type(error).__name__}: {error}"
             raise RecipeError(f"the plug-in cannot be loaded: {why}", where=str(path)) from error
+    _module_of_file[path] = module_name
+    _forgotten.discard(module_name)
     plugin_digests[str(path)] = source_digest
     named = getattr(module, name, None)
     if not isinstance(named, type):
         classes = [k for k, v in vars(module).items() if isinstance(v, type)]
         raise RecipeError(f"no class {name!r} in the plug-in{did_you_mean(name, classes)}", where=str(path))
     return _settings_of(named, room, where=str(path))
+
+
+def _forget(module: str | None) -> None:
+    """Forget what a plug-in file registered before it was edited: a notebook loads it again."""
+    for known in _settings.values():
+        for kind in [kind for kind, cls in known.items() if cls.__module__ == module]:
+            del known[kind]
+    for settings in [s for s, cls in _implementations.items() if module in (s.__module__, cls.__module__)]:
+        del _implementations[settings]
+    if module is not None:
+        _forgotten.add(module)
 
 
 def _load_entry_point(room: str, kind: str) -> type:

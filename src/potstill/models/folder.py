@@ -58,10 +58,13 @@ class ModelSource:
 
 def weights_digest(path: Path) -> str:
     """One SHA-256 (hex) over everything that makes a model answer as it does: weights, configuration, tokenizer,
-    template. Each file is hashed once and remembered by path, size and time."""
-    patterns = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
-    files = {file for pattern in patterns for file in path.glob(pattern) if file.name != "potstill.json"}
-    return digest({file.name: remembered_digest(file) for file in files})
+    templates. Each file is hashed once and remembered by path, size and time. Of folders inside
+    (`additional_chat_templates`, `1_Pooling`) it takes all but weights, which are of checkpoints or other formats."""
+    inside = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
+    files = {file for pattern in (*inside, "*.safetensors") for file in path.glob(pattern)}
+    files |= {file for pattern in inside for file in path.glob(f"*/{pattern}")}
+    names = {file: file.relative_to(path).as_posix() for file in files}
+    return digest({name: remembered_digest(file) for file, name in names.items() if name != "potstill.json"})
 
 
 def is_module(path: Path) -> bool:

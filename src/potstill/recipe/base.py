@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from potstill import registry
+from potstill.artifacts import content_digest
 from potstill.errors import RecipeError
 
 
@@ -26,6 +27,16 @@ class Cosmetic:
     """Marks a field that does not affect results (intervals, batch logging …): it is left out of a stage's key.
 
     save_every_seconds: Annotated[float, Cosmetic()] = 300.0
+    """
+
+
+class Content:
+    """Marks a field that names a file or a folder whose content affects results: a stage's key holds its digest, so an
+    edited file makes the stage stale. Of `path/to/file.py:Name` it is the file; of a folder all files but weights.
+    (Models and data sources need no mark:
+    stages digest them where they find them, in `models.model_digests` and `data.source_digests`.)
+
+    tokenizer: Annotated[Path | None, Content()] = None
     """
 
 
@@ -108,13 +119,23 @@ class Settings(BaseModel):
     def key_fields(self) -> dict[str, Any]:
         """The settings that affect results, as plain data: what enters a stage's key."""
         return {
-            name: _plain(getattr(self, name))
+            name: _named_file(getattr(self, name))
+            if any(isinstance(mark, Content) for mark in info.metadata)
+            else _plain(getattr(self, name))
             for name, info in type(self).model_fields.items()
             if not any(
                 isinstance(mark, Cosmetic) or (isinstance(mark, PartIfSet) and getattr(self, name) is None)
                 for mark in info.metadata
             )
         }
+
+
+def _named_file(value: Any) -> Any:
+    """A field marked `Content`: the path, and the digest of what is there. A name of a model is no path."""
+    path = Path(value.rpartition(":")[0] if ".py:" in value else value) if isinstance(value, str) else value
+    if not isinstance(path, Path) or not path.is_absolute():
+        return _plain(value)
+    return {"path": str(value), "content": content_digest(path)}
 
 
 def _plain(value: Any) -> Any:

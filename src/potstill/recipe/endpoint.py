@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from potstill.recipe.base import COUNT_AT_MOST, Cosmetic, Count, PathText, Settings, Tokens
+from potstill.recipe.base import COUNT_AT_MOST, Content, Cosmetic, Count, PathText, Settings, Tokens
 from potstill.recipe.teachers import TeacherSettings
 from potstill.types import Capability
 
@@ -77,7 +77,7 @@ class EndpointTeacher(TeacherSettings):
     model: PathText = Field(min_length=1)
     api: Literal["chat", "completions"] = "chat"
     api_key_env: Annotated[str | None, Cosmetic(), Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
-    tokenizer: PathText | None = None
+    tokenizer: Annotated[PathText | None, Content()] = None
     context_length: Tokens | None = None
     extra: SamplerExtras = SamplerExtras()
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"

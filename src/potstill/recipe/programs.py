@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import COUNT_AT_MOST, Count, PathText, Tokens
+from potstill.recipe.base import COUNT_AT_MOST, Content, Count, PathText, Tokens
 from potstill.recipe.generate import GenerateSettings, VerifiedSettings
 from potstill.recipe.verify import Judge, Language, Math, PythonTests, ReasoningGym, ReferenceSettings, leaves_of
 
@@ -143,7 +143,7 @@ class ConversationsProgram(GenerateSettings):
     html: Literal["auto", "always", "never"] = "auto"
     language: Language | None = None
     max_length: Tokens | None = 2048
-    tokenizer: PathText | None = None
+    tokenizer: Annotated[PathText | None, Content()] = None
     without_words: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from potstill.errors import did_you_mean
-from potstill.recipe.base import Count, KindSettings, PathText, Settings
+from potstill.recipe.base import Content, Count, KindSettings, PathText, Settings
 from potstill.recipe.declared import callable_in, configuration, configuration_names, names_of_any_configuration
 
 
@@ -130,8 +130,8 @@ class FromConfig(StudentSettings):
     by itself the teacher's."""
 
     kind: Literal["from_config"] = "from_config"
-    config: Path | dict[str, Any]
-    tokenizer: Path | None = None
+    config: Annotated[Path | dict[str, Any], Content()]
+    tokenizer: Annotated[Path | None, Content()] = None
 
     @model_validator(mode="after")
     def _has_keys_of_a_configuration(self) -> FromConfig:
@@ -171,10 +171,10 @@ class ModuleStudent(StudentSettings):
     a safetensors file. It is the user's own code and runs as such. Its layers are reached by module paths."""
 
     kind: Literal["module"] = "module"
-    source: PathText
+    source: Annotated[PathText, Content()]
     """`path/to/file.py:Name`, relative to the recipe."""
     arguments: dict[str, Any] = {}
-    weights: Path | None = None
+    weights: Annotated[Path | None, Content()] = None
 
     @property
     def file(self) -> Path:

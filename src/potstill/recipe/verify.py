@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, field_validator, model_validator
 
-from potstill.recipe.base import COUNT_AT_MOST, Cosmetic, Count, KindSettings, Settings, Tokens, one_of
+from potstill.recipe.base import COUNT_AT_MOST, Content, Cosmetic, Count, KindSettings, Settings, Tokens, one_of
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 
 
@@ -126,7 +126,7 @@ class SandboxSettings(Settings):
     disk_megabytes: Count = 64
     processes: Count = 16
     output_bytes: Count = 1_000_000
-    python: Path | None = None
+    python: Annotated[Path | None, Content()] = None
 
 
 class PythonTests(VerifierSettings):

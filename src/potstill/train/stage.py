@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from potstill.artifacts import file_digest
-from potstill.recipe import Existing, FromConfig, HardCE, ModuleStudent, Recipe, members_of
+from potstill.recipe import Existing, HardCE, Recipe, members_of
 from potstill.stage import Context, Stage
 
 CONTRACT = 2
@@ -59,8 +58,7 @@ def controlled(recipe: Recipe, control: str | None) -> Recipe:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    """Digests of the weights that are read, of a module's own code, and of the data where no stage has read them
-    before."""
+    """Digests of the weights that are read, and of the data where no stage has read them before."""
     from potstill.data import source_digests
     from potstill.models import model_digests
 
@@ -69,13 +67,6 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     student = recipe.student
     if isinstance(student, Existing):
         digests |= model_digests("student", [student])
-    if isinstance(student, ModuleStudent):
-        files = {"student's code": student.file, "student's weights": student.weights}
-        digests |= {name: file_digest(file) for name, file in files.items() if file is not None and file.is_file()}
-    if isinstance(student, FromConfig) and student.tokenizer is not None:
-        # A tokenizer's folder is small; where it is missing, the stage says so.
-        parts = sorted(part for part in student.tokenizer.glob("*") if part.is_file())
-        digests |= {f"student's tokenizer, {part.name}": file_digest(part) for part in parts}
     return digests
 
 
