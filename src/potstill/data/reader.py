@@ -33,6 +33,7 @@ from potstill.data.mappings import (
 )
 from potstill.data.sides import Example
 from potstill.data.tokenize import IGNORE, Tokenized, tokenize
+from potstill.data.views import tokenize_views
 from potstill.errors import DataError, ModelError
 from potstill.recipe import DataSettings, Masking, Recipe
 from potstill.recipe.data import ImageSettings
@@ -87,6 +88,7 @@ def reader_for(
     classes: Sequence[str] = (),
     masking: Masking | None = None,
     seed: int = 0,
+    teacher_system: str | None = None,
 ) -> TaskReader:
     """The reader of a task.
 
@@ -99,6 +101,7 @@ def reader_for(
         classes: the names of the classes, in the order of their numbers.
         masking: for masked models: the published shares unless others are named.
         seed: for masked models: another seed is another mask.
+        teacher_system: for causal models: a system prompt in the teacher's view only.
 
     Raises:
         DataError: no tokenizer, no classes, or no room for text within `max_length`.
@@ -109,7 +112,7 @@ def reader_for(
     if spec.reads_images:
         return ImageReader(named, data if isinstance(data, ImageSettings) else None)
     if spec.writes:
-        return CausalReader(_chat(tokenizer) if tokenizer is not None else None, max_length)
+        return CausalReader(_chat(tokenizer) if tokenizer is not None else None, max_length, teacher_system)
     if tokenizer is None:
         fix = "give the folder of the student's tokenizer"
         raise DataError("text needs a tokenizer", where=f"task {task}", fix=fix)
@@ -141,6 +144,7 @@ def reader_of(recipe: Recipe, tokenizer: Path | None, classes: Sequence[str]) ->
         classes=classes,
         masking=recipe.required_train.masking,
         seed=recipe.seed,
+        teacher_system=recipe.required_train.teacher_system,
     )
 
 
@@ -164,12 +168,13 @@ class CausalReader:
     Args:
         chat: the student's tokenizer; None where every row is tokenised already.
         max_length: longer rows are cut at the end.
+        teacher_system: a system prompt in the teacher's view only: rows then hold two views, see `tokenize_views`.
     """
 
     task: Task = "causal_lm"
 
-    def __init__(self, chat: ChatTokenizer | None, max_length: int) -> None:
-        self._chat, self.max_length = chat, max_length
+    def __init__(self, chat: ChatTokenizer | None, max_length: int, teacher_system: str | None = None) -> None:
+        self._chat, self.max_length, self.teacher_system = chat, max_length, teacher_system
         self.pad_id = chat.pad_id if chat is not None else 0
 
     @property
@@ -185,7 +190,10 @@ class CausalReader:
 
     def row(self, example: Example) -> Row | Reject:
         """Its tokens and labels. Raises as `tokenize`; and DataError where there is no tokenizer."""
-        return tokenize(_record(example), self.chat, self.max_length)
+        record = _record(example)
+        if self.teacher_system is None:
+            return tokenize(record, self.chat, self.max_length)
+        return tokenize_views(record, self.chat, self.max_length, teacher_system=self.teacher_system)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
         """Of messages, prompt and completion, text, or `input_ids` and `labels`."""

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.artifacts import Work
-from potstill.data import ChatTokenizer, Example, Tokenized, load_records, prompt_ids, read_sides, selects, tokenize
+from potstill.data import ChatTokenizer, Example, Tokenized, load_records, prompt_ids, read_sides, selects
+from potstill.data.reader import CausalReader
 from potstill.errors import DataError
 from potstill.recipe import Recipe
 from potstill.tasks import Task
@@ -161,13 +162,15 @@ def _causal(recipe: Recipe, generated: Path | None, chat: ChatTokenizer, work: W
     else:
         records = [r for r in read_sides(recipe.data).held_out if isinstance(r, Record)]
     records = reported_on(records, recipe, work)
+    train = recipe.required_train
+    reader = CausalReader(chat, train.max_length, train.teacher_system)
     kept: list[Record] = []
     rows: list[Tokenized] = []
     for record in records:
-        row = tokenize(record, chat, recipe.required_train.max_length)
+        row = reader.row(record)
         if isinstance(row, Reject):
             work.count(f"not measured: {row.reason}")
-        else:
+        elif isinstance(row, Tokenized):
             kept.append(record)
             rows.append(row)
     _refuse_none(rows, records, work)

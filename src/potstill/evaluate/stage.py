@@ -31,6 +31,8 @@ def stage(recipe: Recipe) -> Stage:
     }
     if recipe.required_train.keeps_best:
         settings["best"] = "chosen on a third of the held-out groups"
+    if recipe.required_train.teacher_system is not None:
+        settings["teacher_system"] = recipe.required_train.teacher_system
     if recipe.task == "masked_lm":
         settings["masking"] = recipe.required_train.masking.key_fields()
     if recipe.task == "sentence_embedding":

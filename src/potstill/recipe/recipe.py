@@ -137,11 +137,34 @@ class Recipe(Settings):
         for objective in train.all_objectives:
             if reason := why_not(self.task, objective):
                 raise ValueError(reason)
+        if train.teacher_system is not None:
+            self._views_may_differ(train)
         if train.controls and not spec.has_response:
             raise ValueError(
                 "the control text_only learns the next words or the classes of the data, and a sentence embedding has "
                 "neither: drop train.controls"
             )
+
+    def _views_may_differ(self, train: TrainSettings) -> None:
+        """A system prompt for the teacher alone needs a model of text, and objectives on what both views share.
+
+        Raises:
+            ValueError: there is no such model, or an objective compares token with token.
+        """
+        if not self.spec.writes:
+            raise ValueError(f"train.teacher_system is for causal language models, and the task is {self.task!r}")
+        if not any(objective.needs().teacher for objective in train.all_objectives):
+            raise ValueError("train.teacher_system: no objective reads the teacher: add forward_kl, or drop it")
+        for objective in train.all_objectives:
+            over = getattr(objective, "over", None)
+            if over == "tokens" or (objective.needs().student & {"attention"} and objective.needs().teacher):
+                fix = (
+                    "set over: targets" if over == "tokens" else "use an objective on the response or on hidden states"
+                )
+                raise ValueError(
+                    f"{objective.kind} compares every token of the student with the teacher's, and with "
+                    f"train.teacher_system they see different ones: {fix}"
+                )
 
     def _teachers_give_what_is_asked(self) -> None:
         asked: list[tuple[str, str, frozenset[Capability]]] = []

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from potstill.recipe.arguments import check_arguments
-from potstill.recipe.base import LONGEST_NAME, Cosmetic, Count, Settings, Tokens, one_of
+from potstill.recipe.base import LONGEST_NAME, Cosmetic, Count, PartIfSet, Settings, Tokens, one_of
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import ForwardKL, HardCE
 from potstill.recipe.schedules import may_be_positive
@@ -79,6 +79,7 @@ class TrainSettings(Settings):
     controls: tuple[Literal["text_only"], ...] = ()
     max_length: Tokens = 1024
     packing: bool = False
+    teacher_system: Annotated[str | None, PartIfSet(), Field(min_length=1)] = None
     keep: Literal["last", "best"] = "last"
     evaluations: Count = 4
     checkpoint_seconds: Annotated[PositiveFloat, Cosmetic()] = 300.0
