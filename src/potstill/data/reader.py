@@ -32,8 +32,7 @@ from potstill.data.mappings import (
     tokens_of,
 )
 from potstill.data.sides import Example
-from potstill.data.tokenize import IGNORE, Tokenized, tokenize
-from potstill.data.views import tokenize_views
+from potstill.data.tokenize import IGNORE, Tokenized, tokenize, tokenize_views
 from potstill.errors import DataError, ModelError
 from potstill.recipe import DataSettings, Masking, Recipe
 from potstill.recipe.data import ImageSettings
