@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.artifacts import read_artifact, write_artifact
+from potstill.artifacts import read_artifact, read_attempts, write_artifact
 from potstill.errors import RunError
 
 
@@ -60,7 +61,69 @@ def test_a_failure_leaves_no_artifact_and_the_same_key_continues(tmp_path: Path)
     assert read_artifact(tmp_path / "train") is None
     with write_artifact(tmp_path, "train", "a" * 64, settings={}, inputs={}, seed=0) as work:
         assert work.resumed
-        assert (work.path / "half.txt").read_text() == "half"
+
+
+def test_a_continued_attempt_finds_its_checkpoints_and_nothing_else(tmp_path: Path) -> None:
+    """What a killed process left (`.records.parquet.4711`) is in no artifact: keys downstream are as without a kill."""
+    key = "a" * 64
+    with (
+        pytest.raises(ZeroDivisionError),
+        write_artifact(tmp_path, "train", key, settings={}, inputs={}, seed=0) as work,
+    ):
+        (work.path / "checkpoints").mkdir()
+        (work.path / "checkpoints" / "state.bin").write_text("x")
+        (work.path / ".out.txt.4711").write_text("hal")
+        (work.path / "model").mkdir()
+        (work.path / "model" / "tmp_shard.safetensors").write_text("hal")
+        raise ZeroDivisionError
+    with write_artifact(tmp_path, "train", key, settings={}, inputs={}, seed=0) as work:
+        assert (work.path / "checkpoints" / "state.bin").read_text() == "x"
+        (work.path / "out.txt").write_text("whole")
+    with write_artifact(tmp_path / "other", "train", key, settings={}, inputs={}, seed=0) as work:
+        (work.path / "out.txt").write_text("whole")
+    continued, undisturbed = read_artifact(tmp_path / "train"), read_artifact(tmp_path / "other" / "train")
+    assert continued is not None and undisturbed is not None
+    assert sorted(p.name for p in continued.path.iterdir()) == ["manifest.json", "out.txt"]
+    assert continued.output_digest == undisturbed.output_digest
+
+
+def test_damage_is_found_by_size_by_time_and_digest_and_by_digest_alone(tmp_path: Path) -> None:
+    write(tmp_path)
+    artifact, file = read_artifact(tmp_path / "train"), tmp_path / "train" / "out.txt"
+    assert artifact is not None
+    written = file.stat().st_mtime_ns
+    os.utime(file, ns=(written, written + 1))
+    artifact.check_whole()  # a copy: another time, the same bytes
+    file.write_text("hullo")
+    with pytest.raises(RunError, match=r"out\.txt has changed .*(?s:.*)potstill train RECIPE --force"):
+        artifact.check_whole()
+    os.utime(file, ns=(written, written))
+    artifact.check_whole()  # a byte that flipped on the disk: nothing cheap shows it
+    with pytest.raises(RunError, match="has changed"):
+        artifact.check_whole(verify=True)
+    file.unlink()
+    with pytest.raises(RunError, match="is missing"):
+        artifact.check_whole()
+
+
+def test_a_failed_attempt_says_when_where_and_why(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        break_off(tmp_path, "a" * 64)
+    (failed,) = read_attempts(tmp_path)
+    assert (failed.stage, failed.state, failed.error) == ("train", "failed", "ZeroDivisionError: ")
+    assert failed.where is not None and re.search(r"test_artifacts\.py:\d+, in break_off", failed.where)
+    assert failed.ended is not None and failed.started <= failed.ended
+
+    with pytest.raises(RunError), write_artifact(tmp_path, "generate", "g" * 64, settings={}, inputs={}, seed=0):
+        raise RunError("it broke", where="a.jsonl, row 3", fix="mend the row")
+    with pytest.raises(KeyboardInterrupt), write_artifact(tmp_path, "report", "r" * 64, settings={}, inputs={}, seed=0):
+        raise KeyboardInterrupt
+    told = {a.stage: (a.state, a.error, a.where, a.fix) for a in read_attempts(tmp_path)}
+    assert told["generate"] == ("failed", "it broke", "a.jsonl, row 3", "mend the row")
+    assert told["report"] == ("interrupted", None, None, None)
+    write(tmp_path, key="a" * 64)
+    assert "train" not in {a.stage for a in read_attempts(tmp_path)}
+    assert json.loads((tmp_path / "train" / "manifest.json").read_text())["state"] == "done"
 
 
 def test_another_key_never_continues_it(tmp_path: Path) -> None:
@@ -68,7 +131,7 @@ def test_another_key_never_continues_it(tmp_path: Path) -> None:
         break_off(tmp_path, "a" * 64)
     with write_artifact(tmp_path, "train", "b" * 64, settings={}, inputs={}, seed=0) as work:
         assert not work.resumed
-        assert list(work.path.iterdir()) == []
+        assert [p.name for p in work.path.iterdir()] == ["manifest.json"]
     assert list(tmp_path.glob(".partial-*")) == []
 
 
@@ -131,7 +194,8 @@ def test_a_kill_during_the_swap_leaves_a_whole_artifact_or_a_partial_one(tmp_pat
         def replace(a, b):
             global calls
             name = pathlib.Path(b).name
-            if at == "before the manifest" and name == "manifest.json":
+            calls += name == "manifest.json"  # the first says that the work began
+            if at == "before the manifest" and name == "manifest.json" and calls == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             if at == "after the manifest" and name == ".old-train":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from potstill.check import Findings
 from potstill.console import Console
 from potstill.errors import RunError
 from potstill.recipe import Recipe, parse_recipe
+from potstill.show import describe_run, print_run
 from potstill.stage import Context, Stage
 
 QUIET = Console("quiet")
@@ -148,3 +150,33 @@ def test_a_file_in_the_way_of_the_run_is_said_clearly(toy: Toy, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written.*\n.*--run"):
         run(tmp_path / "file")
+
+
+def test_a_flipped_byte_is_found_before_a_stage_reads_it_or_is_skipped(toy: Toy, tmp_path: Path) -> None:
+    run(tmp_path)
+    file = tmp_path / "generate" / "out.txt"
+    content, written = file.read_bytes(), file.stat().st_mtime_ns
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    toy.settings["train"] = {"n": 2}
+    for verb in (None, "train"):
+        with pytest.raises(RunError, match=r"out\.txt has changed since it was written"):
+            run(tmp_path, verb=verb)
+    os.utime(file, ns=(written, written))
+    with pytest.raises(RunError, match="has changed"):
+        run(tmp_path, verb="train", verify=True)
+    assert toy.ran == ["generate", "train"]
+    run(tmp_path, verb="generate", force=True)
+    assert run(tmp_path, verify=True) == [("generate", "fresh"), ("train", "stale")]
+
+
+def test_a_failed_stage_is_shown_with_its_error(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy.fail = "train"
+    with pytest.raises(RunError):
+        run(tmp_path)
+    facts = describe_run(tmp_path)
+    assert [stage["stage"] for stage in facts["stages"]] == ["generate"]
+    assert [(a["stage"], a["state"], a["error"]) for a in facts["unfinished"]] == [
+        ("train", "failed", "broken on purpose")
+    ]
+    print_run(facts)
+    assert "train: started 20" in (said := capsys.readouterr().out) and "broken on purpose" in said

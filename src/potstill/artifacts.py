@@ -4,10 +4,12 @@
       recipe.yaml            the resolved recipe
       journal.sqlite         every teacher answer (outside every artifact)
       <stage>/               a whole artifact, with manifest.json
-      .partial-<stage>-<key>/   work in progress; only the same key continues it
+      .partial-<stage>-<key>/   work in progress, with a manifest that says how it stands
 
-A half-written artifact never has a valid name, and a different key never continues it. Manifests state file
-digests, so a file that was damaged afterwards is found. No torch.
+A half-written artifact never has a valid name, and a different key never continues it. An attempt that is continued
+begins with its checkpoints alone, so an artifact holds exactly what its last attempt wrote, as an uninterrupted one's.
+Manifests state size, time of change and digest of every file: `Artifact.check_whole` finds a file that was damaged
+afterwards, whenever it is read. No torch.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from potstill.errors import RunError
+from potstill.errors import PotstillError, RunError
 from potstill.types import digest
 
 MANIFEST = "manifest.json"
@@ -49,17 +52,36 @@ class Artifact:
         """One digest over all its files: what a later stage's key is made of."""
         return digest(self.manifest["files"])
 
-    def check_whole(self) -> None:
-        """Compare every file with the manifest.
+    def check_whole(self, *, verify: bool = False) -> None:
+        """Compare every file with the manifest: by size and time of change, and by digest where the time differs (as
+        that of a copy does) or where `verify` asks for it.
 
         Raises:
             RunError: a file is missing or has changed since it was written.
         """
         for name, expected in self.manifest["files"].items():
             file = self.path / name
-            if not file.is_file() or file_digest(file) != expected:
-                what = "is missing" if not file.is_file() else "has changed since it was written"
-                raise RunError(f"{name} {what}", where=str(self.path), fix="run the stage again with --force")
+            if not file.is_file():
+                what = "is missing"
+            elif self._differs(file, name, expected, verify):
+                what = "has changed since it was written"
+            else:
+                continue
+            verb = str(self.manifest["stage"]).partition(".")[0]
+            raise RunError(
+                f"{name} {what}",
+                where=str(self.path),
+                fix=f"restore the file, or make the stage again: potstill {verb} RECIPE --force",
+            )
+
+    def _differs(self, file: Path, name: str, expected: str, verify: bool) -> bool:
+        size, changed = self.manifest["stat"][name]
+        found = file.stat()
+        if found.st_size != size:
+            return True
+        if verify:
+            return file_digest(file) != expected
+        return found.st_mtime_ns != changed and _digest_once(file) != expected
 
 
 @dataclass
@@ -82,6 +104,38 @@ class Work:
             self.warnings.append(text)
 
 
+State = Literal["running", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Work that did not end well, as its manifest tells. `running` is that of a process that was killed, or is still
+    at work."""
+
+    stage: str
+    state: State
+    started: str
+    ended: str | None
+    error: str | None
+    where: str | None
+    fix: str | None
+
+
+def read_attempts(run: Path) -> list[Attempt]:
+    """The unfinished attempts in a run folder, by stage."""
+    attempts = []
+    for partial in sorted(run.glob(".partial-*")):
+        try:
+            found = json.loads((partial / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            found = {"stage": partial.name.removeprefix(".partial-").rpartition("-")[0], "state": "running"}
+        told = {name: found.get(name) for name in ("ended", "error", "where", "fix")}
+        # A kill between the manifest and the rename leaves one that says `done`.
+        state: State = "running" if found["state"] == "done" else found["state"]
+        attempts.append(Attempt(found["stage"], state, found.get("started", "?"), **told))
+    return attempts
+
+
 def read_artifact(path: Path) -> Artifact | None:
     """The artifact at a path, or None if there is none (whole ones always have a manifest)."""
     try:
@@ -100,13 +154,18 @@ def write_artifact(
 ) -> Iterator[Work]:
     """Write one artifact: yields a `Work` whose folder is renamed to `<run>/<stage>` when the block ends well.
 
-    An earlier attempt with the same key is continued (`resumed`); attempts with other keys are removed. Folders
-    inside whose name starts with `checkpoints` are working state: they are dropped before the rename.
+    An earlier attempt with the same key is continued (`resumed`); attempts with other keys are removed. What is inside
+    and has a name that starts with `checkpoints` is working state: it is all that a continued attempt finds, and it is
+    dropped before the rename. If the block fails, the manifest in the partial folder says when, with what error and
+    where.
 
     Raises:
         RunError: the folder cannot be written, or the disk is full (nothing that was whole is lost).
     """
     partial = run / f".partial-{stage}-{key[:16]}"
+    started = time.time()
+    made_by = {"stage": stage, "key": key, "settings": dict(settings), "inputs": dict(inputs), "seed": seed}
+    made_by |= {"versions": _versions(), "started": _utc(started)}
     try:
         run.mkdir(parents=True, exist_ok=True)
         for stale in run.glob(f".partial-{stage}-*"):
@@ -114,22 +173,17 @@ def write_artifact(
                 shutil.rmtree(stale)
         resumed = partial.is_dir()
         partial.mkdir(exist_ok=True)
+        _remove(p for p in partial.iterdir() if not p.name.startswith(_STATE))
+        _write_manifest(partial, {**made_by, "state": "running"})
         work = Work(partial, resumed)
-        started = time.time()
         yield work
-        for state in partial.glob("checkpoints*"):
-            shutil.rmtree(state) if state.is_dir() else state.unlink()
-        files = {str(p.relative_to(partial)): file_digest(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-        files.pop(MANIFEST, None)
+        _remove(partial.glob(f"{_STATE}*"))
+        files = [p for p in sorted(partial.rglob("*")) if p.is_file() and p != partial / MANIFEST]
         manifest = {
-            "stage": stage,
-            "key": key,
-            "settings": dict(settings),
-            "inputs": dict(inputs),
-            "seed": seed,
-            "files": files,
-            "versions": _versions(),
-            "started": _utc(started),
+            **made_by,
+            "state": "done",
+            "files": {str(p.relative_to(partial)): file_digest(p) for p in files},
+            "stat": {str(p.relative_to(partial)): [p.stat().st_size, p.stat().st_mtime_ns] for p in files},
             "ended": _utc(time.time()),
             "seconds": round(time.time() - started, 1),
             "resumed": resumed,
@@ -137,10 +191,41 @@ def write_artifact(
             "warnings": work.warnings,
             "facts": work.facts,
         }
-        write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, default=str))
+        _write_manifest(partial, manifest)
         _swap_in(partial, run / stage)
-    except OSError as error:
-        raise disk_error(error, run) from error
+    except BaseException as error:
+        told = disk_error(error, run) if isinstance(error, OSError) else error
+        with suppress(OSError):  # the disk may be what failed
+            _write_manifest(partial, {**made_by, **_failure(told), "ended": _utc(time.time())})
+        if told is error:
+            raise
+        raise told from error
+
+
+_STATE = "checkpoints"
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, default=str))
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """What a manifest says of an error: its words, and where it was raised."""
+    if isinstance(error, KeyboardInterrupt):
+        return {"state": "interrupted"}
+    if isinstance(error, PotstillError):
+        return {"state": "failed", "error": error.what, "where": error.where, "fix": error.fix}
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return {
+        "state": "failed",
+        "error": f"{type(error).__name__}: {error}",
+        "where": f"{frame.filename}:{frame.lineno}, in {frame.name}",
+    }
 
 
 def disk_error(error: OSError, path: Path) -> RunError:

@@ -36,6 +36,9 @@ Overrides = Annotated[
 ]
 RunFolder = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The run's folder [default: runs/<name>]")]
 Force = Annotated[bool, typer.Option("--force", help="Run again what is fresh.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Compare every byte of what earlier stages wrote with its digest.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one object a line; the result last.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
@@ -100,12 +103,13 @@ def run_command(
     overrides: Overrides = None,
     run: RunFolder = None,
     force: Force = False,
+    verify: Verify = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Do every stage that the recipe has; skip what is fresh, continue what was interrupted."""
-    _run(recipe, overrides, run, None, force, json, quiet, dry_run)
+    _run(recipe, overrides, run, None, force, verify, json, quiet, dry_run)
 
 
 @app.command()
@@ -114,6 +118,7 @@ def generate(
     overrides: Overrides = None,
     run: RunFolder = None,
     force: Force = False,
+    verify: Verify = False,
     preview: Annotated[
         int | None,
         typer.Option("--preview", metavar="N", min=1, help="Show the first N prompts and answers, and ask no more."),
@@ -125,7 +130,7 @@ def generate(
     if preview is not None:
         _preview(recipe, overrides, run, preview, json, quiet)
         return
-    _run(recipe, overrides, run, "generate", force, json, quiet)
+    _run(recipe, overrides, run, "generate", force, verify, json, quiet)
 
 
 @app.command()
@@ -134,11 +139,12 @@ def train(
     overrides: Overrides = None,
     run: RunFolder = None,
     force: Force = False,
+    verify: Verify = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the student, and its controls."""
-    _run(recipe, overrides, run, "train", force, json, quiet)
+    _run(recipe, overrides, run, "train", force, verify, json, quiet)
 
 
 @app.command()
@@ -147,11 +153,12 @@ def evaluate(
     overrides: Overrides = None,
     run: RunFolder = None,
     force: Force = False,
+    verify: Verify = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure on held-out records what was kept and what was lost."""
-    _run(recipe, overrides, run, "evaluate", force, json, quiet)
+    _run(recipe, overrides, run, "evaluate", force, verify, json, quiet)
 
 
 @app.command()
@@ -160,11 +167,12 @@ def report(
     overrides: Overrides = None,
     run: RunFolder = None,
     force: Force = False,
+    verify: Verify = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw the page that a person looks at, and write the model card."""
-    _run(recipe, overrides, run, "report", force, json, quiet)
+    _run(recipe, overrides, run, "report", force, verify, json, quiet)
 
 
 @app.command()
@@ -173,11 +181,12 @@ def export(
     overrides: Overrides = None,
     run: RunFolder = None,
     force: Force = False,
+    verify: Verify = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the student in the formats that the recipe names."""
-    _run(recipe, overrides, run, "export", force, json, quiet)
+    _run(recipe, overrides, run, "export", force, verify, json, quiet)
 
 
 @app.command()
@@ -222,6 +231,7 @@ def _run(
     run: Path | None,
     verb: str | None,
     force: bool,
+    verify: bool,
     json: bool,
     quiet: bool,
     dry_run: bool = False,
@@ -235,7 +245,7 @@ def _run(
         statuses = plan(loaded, folder)
     else:
         try:
-            statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force)
+            statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force, verify=verify)
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted", fix="the same command continues where it stopped") from error
     if json:

@@ -36,16 +36,23 @@ def default_run(recipe: Recipe) -> Path:
 
 
 def run_recipe(
-    recipe: Recipe, run: Path, *, console: Console, verb: str | None = None, force: bool = False
+    recipe: Recipe,
+    run: Path,
+    *,
+    console: Console,
+    verb: str | None = None,
+    force: bool = False,
+    verify: bool = False,
 ) -> list[Status]:
     """Run the stages of a recipe (or only those of one verb) into a run folder.
 
     It begins with `potstill check`: what is wrong with the recipe's files stops it before the folder is made, and
     before anything is fetched. Models that had to be fetched or converted are then checked too, before a stage begins.
+    Before a stage reads an artifact or is skipped, that is compared with its manifest; `verify` reads every byte.
 
     Raises:
-        RunError: the folder belongs to another recipe, is in use, or cannot be written; or a verb's inputs are
-            not there yet.
+        RunError: the folder belongs to another recipe, is in use, or cannot be written; a verb's inputs are
+            not there yet; or a file of an artifact has changed.
         PotstillError: what the check found wrong, or whatever a stage says is wrong.
     """
     verbs = _verbs_to_do(recipe, run, verb, force)
@@ -64,7 +71,7 @@ def run_recipe(
         for stage in stages:
             if verb is None or _verb(stage) == verb:
                 _require_fresh(stage, stages, recipe, run)
-                statuses.append(_run_stage(stage, recipe, run, console, force))
+                statuses.append(_run_stage(stage, recipe, run, console, force, verify))
         return statuses
 
 
@@ -152,13 +159,16 @@ def prepare_models(recipe: Recipe, console: Console) -> bool:
     return prepared
 
 
-def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force: bool) -> Status:
+def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force: bool, verify: bool) -> Status:
     inputs = _inputs(stage, run)
     key, digests = stage.key(recipe, inputs)
     found = read_artifact(run / stage.name)
     if found is not None and found.key == key and not force:
+        found.check_whole(verify=verify)
         console.say(f"{stage.name}: fresh, skipped", stage=stage.name, state="fresh")
         return Status(stage.name, "fresh", found.manifest["seconds"])
+    for artifact in inputs.values():
+        artifact.check_whole(verify=verify)
     started = time.monotonic()
     with write_artifact(run, stage.name, key, settings=stage.settings, inputs=digests, seed=recipe.seed) as work:
         console.say(

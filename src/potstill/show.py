@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill.artifacts import MANIFEST, read_artifact
+from potstill.artifacts import MANIFEST, read_artifact, read_attempts
 from potstill.console import emit_styled
 from potstill.errors import RunError, printable
 from potstill.measures import MODELS, Interval, Measures
@@ -25,7 +27,8 @@ def describe_run(run: Path) -> dict[str, Any]:
         raise RunError(
             "not a run's folder (it has no recipe.yaml)", where=str(run), fix="name a folder such as runs/<name>"
         )
-    found = [artifact for path in sorted(run.glob(f"*/{MANIFEST}")) if (artifact := read_artifact(path.parent))]
+    folders = [path.parent for path in sorted(run.glob(f"*/{MANIFEST}")) if not path.parent.name.startswith(".")]
+    found = [artifact for folder in folders if (artifact := read_artifact(folder))]
     found.sort(key=lambda artifact: str(artifact.manifest["ended"]))
     stages = [
         {
@@ -42,7 +45,7 @@ def describe_run(run: Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "stages": stages,
-        "interrupted": sorted(p.name.removeprefix(".partial-").rpartition("-")[0] for p in run.glob(".partial-*")),
+        "unfinished": [asdict(attempt) for attempt in read_attempts(run)],
         "measures": Measures.load(measures) if measures.is_file() else None,
         "report": str(run / "report" / "report.html") if (run / "report" / "report.html").is_file() else None,
     }
@@ -67,8 +70,8 @@ def _draw(facts: dict[str, Any], out: Any) -> None:
         counts = ", ".join(f"{name} {amount}" for name, amount in stage["counts"].items())
         table.add_row(stage["stage"], f"{stage['seconds']:,.0f}", f"{stage['bytes'] / 1e6:,.1f}", _plain(counts))
     out.print(table)
-    for name in facts["interrupted"]:
-        out.print(_plain(f"{name}: interrupted; the same command continues it"), highlight=False)
+    for attempt in facts["unfinished"]:
+        out.print(_plain(_unfinished(attempt)), highlight=False, soft_wrap=True)
     for stage in facts["stages"]:
         for warning in stage["warnings"]:
             out.print(_plain(f"warning: {stage['stage']}: {warning}"), highlight=False)
@@ -76,6 +79,18 @@ def _draw(facts: dict[str, Any], out: Any) -> None:
         out.print(_measures_table(facts["measures"], Table))
     if facts["report"]:
         out.print(_plain(f"report: {facts['report']}"), highlight=False, soft_wrap=True)
+
+
+def _unfinished(attempt: Mapping[str, Any]) -> str:
+    """One stage that is not done: how it stands, since when, and why."""
+    began = f"{attempt['stage']}: started {attempt['started']}"
+    if attempt["state"] == "running":
+        return f"{began}, and still at work, or killed; in the second case the same command continues it"
+    if attempt["state"] == "interrupted":
+        return f"{began}, interrupted {attempt['ended']}; the same command continues it"
+    where = f"{attempt['where']}: " if attempt["where"] else ""
+    fix = f"\n  fix: {attempt['fix']}" if attempt["fix"] else ""
+    return f"{began}, failed {attempt['ended']}: {where}{attempt['error']}{fix}"
 
 
 def _plain(text: str) -> str:

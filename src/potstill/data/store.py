@@ -200,4 +200,5 @@ class RunSource:
                 where=str(folder),
                 fix="finish its generate stage first (`potstill generate`)",
             )
+        artifact.check_whole()
         return artifact

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.artifacts import read_artifact
 from potstill.console import Console
 from potstill.errors import ModelError, did_you_mean
 from potstill.models.cache import cached_entry, entry_note, make_entry, remembered_digest
@@ -173,6 +174,9 @@ def _as_path(model: str) -> Path | None:
             raise ModelError(
                 there, where=str(run), fix="train it first: potstill train RECIPE, and give the run's folder"
             )
+        trained = read_artifact(run / "train")
+        if trained is not None:  # a folder that a person put together by hand has no manifest
+            trained.check_whole()
         return run / "train" / "model"
     path = Path(model).expanduser()
     if path.is_file() and path.suffix.lower() != ".gguf":
