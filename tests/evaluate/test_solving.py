@@ -105,7 +105,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallRun, list[i
 def test_the_share_is_that_of_the_right_answers_among_all_held_out_problems(scripted: Any) -> None:
     run, held_out, found = scripted
     many, solving = len(held_out), found.measures.solving
-    assert (solving.problems, solving.groups, solving.verifier) == (many, many, "numeric@1")
+    assert (solving.problems, solving.groups, solving.verifier) == (many, many, "numeric@2")
     student = found.measures.models["student"].solved
     assert student.value == pytest.approx((many - 3) / many)
     assert student.low < student.value < student.high

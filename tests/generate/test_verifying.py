@@ -150,7 +150,7 @@ def test_a_judge_behind_another_server_chooses_among_what_was_written(tmp_path: 
         assert marks
         for record in records:
             (verdict,) = record.verdicts
-            assert verdict.verifier == "judge@1" and verdict.score is not None
+            assert verdict.verifier == "judge@2" and verdict.score is not None
             assert verdict.score >= max(marks.get(record.row, [0.0]))
         # Nothing is sent again; and to another judge, only what it judges.
         made.finish()

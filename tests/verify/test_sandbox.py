@@ -17,6 +17,7 @@ import pytest
 
 from potstill.errors import RunError
 from potstill.recipe.verify import SandboxSettings
+from potstill.verify import memory_limit
 from potstill.verify import sandbox as sandbox_module
 from potstill.verify.isolation import bubblewrap, unshare
 from potstill.verify.sandbox import Method, Run, Sandbox, _limits, _watched, interpreter
@@ -115,6 +116,70 @@ def test_processes_do_not_take_together_what_one_may_not(method: Method, mark: s
     """
     done = run(settings(method, memory_megabytes=300), program, mark)
     assert "together took more than 300 MB" in done.stopped
+
+
+HANDED_ON = """
+    import mmap, os, time
+    # Each process fills a shared mapping and hands it on, unread, to a child: nobody has its pages mapped any more.
+    for _ in range(6):
+        held = mmap.mmap(-1, 100 << 20)
+        for at in range(0, 100 << 20, 4096):
+            held[at] = 1
+        if os.fork():
+            os.wait()
+            os._exit(0)
+    time.sleep(5)
+    print("had it", flush=True)
+"""
+
+
+@pytest.mark.parametrize("counted_by", ["control group", "samples"])
+def test_shared_pages_count_too(method: Method, mark: str, counted_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if counted_by == "samples":
+        monkeypatch.setattr(memory_limit, "_parent", lambda: None)
+    elif memory_limit._parent() is None:
+        pytest.skip("no control group can be made here")
+    done = run(settings(method, memory_megabytes=300, disk_megabytes=16), HANDED_ON, mark)
+    assert "had it" not in done.out and "together took more than 300 MB" in done.stopped, done
+
+
+def test_memory_that_belongs_to_no_process_is_refused(method: Method, mark: str) -> None:
+    program = """
+        import ctypes, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        try:
+            os.memfd_create("x")
+            print("memfd")
+        except PermissionError:
+            pass
+        for what, call in {
+            "segment": lambda: libc.shmget(0, 1 << 20, 0o1600),
+            "user namespace": lambda: libc.unshare(0x10000000),
+            "mount namespace": lambda: libc.unshare(0x00020000),
+            "clone": lambda: libc.syscall(56 if os.uname().machine == "x86_64" else 220, 0x10000011, 0, 0, 0, 0),
+        }.items():
+            if call() != -1 or ctypes.get_errno() != 1:
+                print(what, flush=True)
+        import threading
+        threading.Thread(target=lambda: print("and threads start")).start()
+    """
+    assert run(settings(method), program, mark).out == "and threads start\n"
+
+
+def test_memory_is_counted_once_however_many_processes_share_it() -> None:
+    program = (
+        "import mmap, os, time\nheld = mmap.mmap(-1, 64 << 20)\nheld.write(b'x' * (64 << 20))\n"
+        "own = bytearray(b'x') * (32 << 20)\n[os.fork() for _ in range(2)]\nprint('ready', flush=True)\ntime.sleep(30)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        for _ in range(4):
+            process.stdout.readline()
+        assert 96 << 20 <= memory_limit.held_bytes([process.pid]) < 160 << 20
+    finally:
+        os.killpg(process.pid, 9)
+        process.communicate()
 
 
 def test_endless_output_is_cut(method: Method, mark: str) -> None:

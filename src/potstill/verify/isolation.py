@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from potstill.verify.syscall_filter import filter_bytes, filter_file
+
 _BUILDING = Path(__file__).with_name("new_root.py").read_text()
 SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -43,7 +45,17 @@ def bubblewrap(
         readable: further folders, at their own paths.
         root: whether who runs it is root.
     """
-    command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    filtered = ["/bin/sh", "-c", 'exec "$@" 9< "$0"', filter_file()] if filter_file() else []
+    command = [
+        *filtered,
+        "bwrap",
+        *(["--seccomp", "9"] if filtered else []),
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+    ]
     command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     if root:
         for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
@@ -73,7 +85,12 @@ def unshare(program: Sequence[str], folder: Path, readable: Sequence[Path], limi
     inner = [*(_as_nobody() if root else _without_capabilities()), *_limited(limits), *program]
     # Any folder will do to build on: what is mounted over it is seen in this namespace only.
     new = "/mnt" if Path("/mnt").is_dir() else "/media"
-    asked = {"new": new, "steps": list(_steps(new, folder, readable, limits)), "program": inner}
+    asked = {
+        "new": new,
+        "steps": list(_steps(new, folder, readable, limits)),
+        "program": inner,
+        "filter": filter_bytes().hex(),
+    }
     return [*command, "--", sys.executable, "-I", "-S", "-c", _BUILDING, json.dumps(asked)]
 
 

@@ -14,6 +14,7 @@ import warnings  # noqa: F401 - `execvp` imports it, and by then the standard li
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MNT_DETACH = 2
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 KEPT = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,6 +46,20 @@ def _check(done: int, what: str) -> None:
         sys.exit(f"{what}: {os.strerror(number)}")
 
 
+def restrict(program: bytes) -> None:
+    """Install a seccomp filter, if there is one: it holds for this process and for all below it."""
+    if not program:
+        return
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
+
+    filtered = Program(len(program) // 8, program)
+    none = ctypes.c_ulong(0)
+    done = _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(filtered), none, none)
+    _check(done, "seccomp")
+
+
 def main() -> None:
     """Builds, enters, and runs the program."""
     os.umask(0o022)
@@ -72,6 +87,7 @@ def main() -> None:
     os.rmdir("/old")
     mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
     os.chdir("/tmp")
+    restrict(bytes.fromhex(asked["filter"]))
     os.execvp(asked["program"][0], asked["program"])
 
 

@@ -1,4 +1,8 @@
-"""The verifier of Python programs, by the record's tests, in a sandbox."""
+"""Verifier of Python programs, by the record's tests, in sandboxes.
+
+Assertions run in one sandbox and the program in another. The program's process never sees an expected value, and has no
+part in the comparison or the verdict: see `program_tests.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,55 +11,38 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from potstill.recipe.verify import PythonTests
 from potstill.registry import implements
 from potstill.types import Record, Verdict
-from potstill.verify.answer_extraction import without_reasoning
+from potstill.verify.answer_extraction import fenced_blocks, without_reasoning
 from potstill.verify.base import BaseVerifier, shown
-from potstill.verify.sandbox import Run, Sandbox
+from potstill.verify.sandbox import Program, Run, Sandbox
 
-_FENCED = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _PYTHON = ("python", "py", "python3", "")
 
-RUNNER = """
-import json, os, sys
+_HERE = Path(__file__)
+_IMPORTS_WIRE = re.compile(r"^from potstill\.verify\.program_wire import .*\n|^from __future__ .*\n", re.MULTILINE)
 
-def _main():
-    task = json.loads(sys.stdin.readline())
-    out, token = os.dup(1), task["token"]
-    def say(*said):
-        os.write(out, ("\\n" + token + json.dumps(said) + "\\n").encode())
-    with open("/program/candidate.py", encoding="utf-8") as file:
-        source = file.read()
-    scope = {"__name__": "candidate"}
-    at = "the program itself"
-    try:
-        exec(compile(source, "candidate.py", "exec"), scope)
-        for number, test in enumerate(task["tests"], 1):
-            at = "test %d" % number
-            exec(compile(test, "tests.py", "exec"), scope)
-        if task["entry_point"]:
-            scope["check"](scope[task["entry_point"]])
-    except BaseException as error:
-        say("failed", at, type(error).__name__, str(error)[:200])
-    else:
-        say("passed")
-    os._exit(0)
 
-_main()
-"""
+def _script(name: str) -> str:
+    """A side's script, with the wire in front of it: the sandbox has none of our modules."""
+    wire, side = (_HERE.with_name(n).read_text(encoding="utf-8") for n in ("program_wire.py", name))
+    return wire + _IMPORTS_WIRE.sub("", side)
+
+
+TESTS_SIDE, CANDIDATE_SIDE = _script("program_tests.py"), _script("program_candidate.py")
 
 
 @implements(PythonTests)
 class PythonTestsVerifier(BaseVerifier[PythonTests]):
-    """Accepts a program that passes all of its tests. What it prints or returns on the way does not pass for having
-    passed: the runner says so itself, with a token that it is given, after the last test. The walls protect the
-    machine;
-    a program that sets out to deceive its tests (an object that is equal to everything) is not caught.
+    """Accepts a program that passes all of its tests, of which at least one assertion has run. Functions `test_…` and
+    test cases that the tests do not call themselves are called.
 
-    It cannot judge where the record has no tests, or tests that test nothing.
+    It cannot judge if the record has no tests, if no assertion runs, or if the tests compare an object of the program
+    with a value: the program would decide that itself.
 
     Raises:
         RunError: no sandbox works here, and `unsafe` is not set.
@@ -69,6 +56,7 @@ class PythonTestsVerifier(BaseVerifier[PythonTests]):
     def version(self) -> str:
         return f"{self.contract}+{self.sandbox.method}"
 
+    contract = 2
     guarded = False  # a sandbox that does not start concerns the run
 
     def judge(self, record: Record, completion: str) -> Verdict:
@@ -94,25 +82,31 @@ class PythonTestsVerifier(BaseVerifier[PythonTests]):
     def _by_assertion(self, program: str, tests: list[str], entry_point: str) -> Verdict:
         for number, test in enumerate(tests, 1):
             try:
-                tested = tests_something(test) or bool(entry_point)
-            except SyntaxError as error:
+                ast.parse(test)
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 return self.cannot_judge(f"test {number} is no Python: {error}")
-            if not tested:
-                return self.cannot_judge(f"test {number} tests nothing: {shown(test)}")
         token = secrets.token_hex(16)
-        task = json.dumps({"token": token, "tests": tests, "entry_point": entry_point}) + "\n"
-        files = {"candidate.py": program, "runner.py": RUNNER}
-        run = self.sandbox.run([self.sandbox.python, "-I", "/program/runner.py"], files, task)
-        said = re.findall(rf"^{token}(.*)$", run.out, re.MULTILINE)
+        task = json.dumps({"token": token, "tests": tests, "entry_point": entry_point})
+        python = [self.sandbox.python, "-I"]
+        run = self.sandbox.run_pair(
+            Program([*python, "/program/tests.py"], {"tests.py": TESTS_SIDE, "tests.json": task}),
+            Program([*python, "/program/serve.py"], {"serve.py": CANDIDATE_SIDE, "candidate.py": program}),
+        )
+        said = re.findall(rf"^{token}(.*)$", run.err, re.MULTILINE)
         if run.stopped:
             return self.reject(run.stopped)
         if not said:
-            return self.reject(f"it ended before its tests did ({_status(run)})")
-        outcome, *rest = json.loads(said[-1])
-        if outcome == "passed":
-            return self.accept(f"passed {len(tests)} {'test' if len(tests) == 1 else 'tests'}", 1.0)
-        where, kind, message = rest
-        return self.reject(f"{where}: {kind}{': ' + shown(message) if message else ''}")
+            return self.reject(f"the tests ended early ({_status(run)})")
+        outcome, where, kind, message, assertions = json.loads(said[-1])
+        if outcome == "undecidable":
+            return self.cannot_judge(f"{where}: {message}")
+        if outcome == "ended":
+            return self.reject(f"{where}: the program ended before its tests did")
+        if outcome != "passed":
+            return self.reject(f"{where}: {kind}{': ' + shown(message) if message else ''}")
+        if not assertions:
+            return self.cannot_judge("no assertion of the tests has run")
+        return self.accept(f"{assertions} {'assertion' if assertions == 1 else 'assertions'} passed", 1.0)
 
     def _by_output(self, program: str, tests: list[Mapping[str, Any]]) -> Verdict:
         for number, test in enumerate(tests, 1):
@@ -133,32 +127,13 @@ class PythonTestsVerifier(BaseVerifier[PythonTests]):
 
 
 def program_in(text: str, block: str) -> str:
-    """The Python of a text: of its fenced blocks the last, the first, or all; the whole text where there is none."""
+    """The Python in a text: the last, the first, or all of its fenced blocks; the whole text if it has none."""
     said = without_reasoning(text)
-    found: list[str] = [body for _, language, body in _FENCED.findall(said) if language.lower() in _PYTHON]
+    blocks = fenced_blocks(said)
+    found = [body for language, body in blocks if language in _PYTHON]
     if not found:
-        return "" if _FENCED.search(said) else said
+        return "" if blocks else said
     return {"last": found[-1], "first": found[0], "all": "\n".join(found)}[block]
-
-
-def tests_something(test: str) -> bool:
-    """Whether a test does anything when it is run, beyond defining, importing and assigning.
-
-    Raises:
-        SyntaxError: it is no Python.
-    """
-    idle = (
-        ast.FunctionDef,
-        ast.AsyncFunctionDef,
-        ast.ClassDef,
-        ast.Import,
-        ast.ImportFrom,
-        ast.Assign,
-        ast.AnnAssign,
-        ast.Pass,
-    )
-    statements = [s for s in ast.parse(test).body if not isinstance(s, idle)]
-    return any(not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in statements)
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Running a program that nobody has read: behind walls, within limits, and dead when its time is up."""
+"""Runs untrusted programs: isolated, within limits, and killed when their time is up."""
 
 from __future__ import annotations
 
@@ -11,33 +11,42 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from potstill.errors import RunError
 from potstill.recipe.verify import SandboxSettings
 from potstill.verify.isolation import Limits, bare, bubblewrap, unshare
+from potstill.verify.memory_limit import MemoryGroup, descendants, held_bytes, memory_group
 
 Method = Literal["bubblewrap", "unshare", "none"]
 LOOK_SECONDS = 0.05
-"""How often the memory of all its processes together is looked at."""
+"""Interval between two samples of the memory of all processes."""
 
 PROBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run came to. `stopped` says why it was ended from outside; it is empty if it ended by itself, with
-    `status` (negative: by that signal)."""
+    """Outcome of a run. `stopped` is the limit that it exceeded; empty if it ended by itself, with `status` (negative:
+    by that signal)."""
 
     status: int
     out: str
     err: str
     stopped: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command, and the files that it finds in `/program`, by name."""
+
+    command: Sequence[str]
+    files: Mapping[str, str]
 
 
 class Sandbox:
@@ -53,27 +62,64 @@ class Sandbox:
         self.python, self.readable = interpreter(settings.python)
 
     def run(self, program: Sequence[str], files: Mapping[str, str], stdin: str = "") -> Run:
-        """Run a command in `/tmp` of the sandbox, with `files` in `/program`. Outside one (`unsafe`), in a fresh folder
+        """Run a command in `/tmp` of a sandbox, with `files` in `/program`. Without one (`unsafe`), in a fresh folder
         that holds the files."""
-        asked = self.settings
         with tempfile.TemporaryDirectory(prefix="potstill-sandbox-") as made:
-            folder = Path(made) / "program"
-            folder.mkdir()
-            for name, text in files.items():
-                (folder / name).write_text(text, encoding="utf-8", errors="surrogatepass")
-                (folder / name).chmod(0o644)
-            Path(made).chmod(0o711)
-            folder.chmod(0o755)
             given = Path(made) / "stdin"
             given.write_text(stdin, encoding="utf-8", errors="surrogatepass")
-            limits = _limits(asked)
-            if self.method == "none":
-                command = bare([part.replace("/program", str(folder)) for part in program], limits)
-            else:
-                build = bubblewrap if self.method == "bubblewrap" else unshare
-                command = build(program, folder, self.readable, limits, root=os.geteuid() == 0)
-            with given.open("rb") as source:
-                return _watched(command, source.fileno(), asked, cwd=folder if self.method == "none" else None)
+            command, cwd = self._prepared(Program(program, files), Path(made))
+            with given.open("rb") as source, memory_group(_group_bytes(self.settings)) as group:
+                return _watched(group.command(command), source.fileno(), self.settings, cwd=cwd, group=group)
+
+    def run_pair(self, first: Program, second: Program) -> Run:
+        """Run two programs in a sandbox each, the standard output of one being the standard input of the other. The
+        run is the first's, of whose output only standard error is kept; both end with it, and share the limits."""
+        with (
+            tempfile.TemporaryDirectory(prefix="potstill-sandbox-") as made,
+            memory_group(_group_bytes(self.settings)) as group,
+            ExitStack() as closing,
+        ):
+            commands = []
+            for name, program in (("first", first), ("second", second)):
+                (Path(made) / name).mkdir()
+                commands.append(self._prepared(program, Path(made) / name))
+            Path(made).chmod(0o711)
+            to_first, from_second = os.pipe()
+            to_second, from_first = os.pipe()
+            other = subprocess.Popen(
+                group.command(commands[1][0]),
+                stdin=to_second,
+                stdout=from_second,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+                cwd=commands[1][1],
+                start_new_session=True,
+            )
+            closing.callback(_kill, other)
+            os.close(to_second)
+            os.close(from_second)
+            command, cwd = commands[0]
+            return _watched(group.command(command), to_first, self.settings, cwd, group, from_first, other)
+
+    def _prepared(self, program: Program, made: Path) -> tuple[list[str], Path | None]:
+        """The command that runs a program, and its working folder outside a sandbox."""
+        folder = made / "program"
+        folder.mkdir()
+        for name, text in program.files.items():
+            (folder / name).write_text(text, encoding="utf-8", errors="surrogatepass")
+            (folder / name).chmod(0o644)
+        made.chmod(0o711)
+        folder.chmod(0o755)
+        limits = _limits(self.settings)
+        if self.method == "none":
+            return bare([part.replace("/program", str(folder)) for part in program.command], limits), folder
+        build = bubblewrap if self.method == "bubblewrap" else unshare
+        return build(program.command, folder, self.readable, limits, root=os.geteuid() == 0), None
+
+
+def _group_bytes(asked: SandboxSettings) -> int:
+    """The control group's limit: files in `/tmp` and `/dev/shm` are in memory too."""
+    return (asked.memory_megabytes + 2 * asked.disk_megabytes) << 20
 
 
 def _limits(asked: SandboxSettings) -> Limits:
@@ -146,7 +192,7 @@ def why_not(method: Method) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """All that a program is told of where it runs."""
+    """The environment of a program."""
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {
@@ -159,47 +205,80 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _watched(command: Sequence[str], stdin: int, asked: SandboxSettings, cwd: Path | None) -> Run:
+def _watched(
+    command: Sequence[str],
+    stdin: int,
+    asked: SandboxSettings,
+    cwd: Path | None,
+    group: MemoryGroup | None = None,
+    stdout: int = subprocess.PIPE,
+    beside: subprocess.Popen[bytes] | None = None,
+) -> Run:
+    """Run a command until it ends or exceeds a limit.
+
+    Args:
+        group: the control group that it enters.
+        stdout: a descriptor for its standard output, which is then not kept.
+        beside: another process that shares the limit on memory.
+    """
     started = time.monotonic()
     process = subprocess.Popen(
         command,
         stdin=stdin,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         env=_environment(),
         cwd=cwd,
         start_new_session=True,
     )
-    written: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
+    streams = {"out": process.stdout, "err": process.stderr}
+    written = {name: bytearray() for name in streams}
+    roots = [process.pid, *([beside.pid] if beside is not None else [])]
     try:
-        stopped = _read(process, written, asked, started)
+        if beside is not None:
+            os.close(stdin)
+            os.close(stdout)
+        stopped = _read(process, {n: s for n, s in streams.items() if s is not None}, written, asked, started, roots)
     finally:
         _kill(process)
+    if group is not None and group.exceeded():
+        stopped = _too_much_memory(asked)
     texts = {name: bytes(data).decode("utf-8", errors="replace") for name, data in written.items()}
     return Run(process.wait(), texts["out"], texts["err"], stopped, time.monotonic() - started)
 
 
+def _too_much_memory(asked: SandboxSettings) -> str:
+    return f"its processes together took more than {asked.memory_megabytes} MB"
+
+
 def _read(
-    process: subprocess.Popen[bytes], written: dict[str, bytearray], asked: SandboxSettings, started: float
+    process: subprocess.Popen[bytes],
+    streams: Mapping[str, IO[bytes]],
+    written: dict[str, bytearray],
+    asked: SandboxSettings,
+    started: float,
+    roots: Sequence[int],
 ) -> str:
-    """Take what it writes until it ends or oversteps a limit; says which."""
-    assert process.stdout is not None and process.stderr is not None
+    """Read its output until it ends or exceeds a limit; the limit, or an empty text."""
     look = started + LOOK_SECONDS
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ, "out")
-        selector.register(process.stderr, selectors.EVENT_READ, "err")
+        for name, stream in streams.items():
+            selector.register(stream, selectors.EVENT_READ, name)
         while selector.get_map():
             now = time.monotonic()
             if now - started >= asked.wall_seconds:
                 return f"not done within {asked.wall_seconds:g} s"
             if now >= look:
-                if _resident_bytes(process.pid) > asked.memory_megabytes << 20:
-                    return f"its processes together took more than {asked.memory_megabytes} MB"
-                # Who holds the pipe open after the program has ended is an orphan: not waited for.
-                if process.poll() is not None:
-                    break
-                look = now + LOOK_SECONDS
-            for key, _ in selector.select(min(look, started + asked.wall_seconds) - now):
+                if held_bytes(roots) > asked.memory_megabytes << 20:
+                    return _too_much_memory(asked)
+                look = time.monotonic() + LOOK_SECONDS
+            # After the program has ended, only what is in the pipe is read: an orphan may hold it open.
+            ended = process.poll() is not None
+            wait = 0.0 if ended else max(0.0, min(look, started + asked.wall_seconds) - now)
+            ready = selector.select(wait)
+            if ended and not ready:
+                break
+            for key, _ in ready:
                 piece = os.read(key.fd, 1 << 16)
                 if not piece:
                     selector.unregister(key.fileobj)
@@ -208,16 +287,19 @@ def _read(
                     del written[key.data][max(0, asked.output_bytes) :]
                     return f"wrote more than {asked.output_bytes} bytes"
     while process.poll() is None:  # it closed its output, and goes on
-        if time.monotonic() - started >= asked.wall_seconds:
+        now = time.monotonic()
+        if now - started >= asked.wall_seconds:
             return f"not done within {asked.wall_seconds:g} s"
-        if _resident_bytes(process.pid) > asked.memory_megabytes << 20:
-            return f"its processes together took more than {asked.memory_megabytes} MB"
+        if now >= look:
+            if held_bytes(roots) > asked.memory_megabytes << 20:
+                return _too_much_memory(asked)
+            look = time.monotonic() + LOOK_SECONDS
         time.sleep(0.002)
     return ""
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """All of it: the process group, and every descendant, which may have left the group. The first inside its process
+    """Kill the process group and every descendant, which may have left the group. The first process of a process
     namespace takes all others with it."""
     for pid in [*descendants(process.pid), process.pid]:
         with suppress(ProcessLookupError, PermissionError):  # it has ended
@@ -228,30 +310,3 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below one, nearest first."""
-    found, look = [], [pid]
-    while look:
-        parent = look.pop(0)
-        try:
-            tasks = os.listdir(f"/proc/{parent}/task")
-            children = [int(c) for t in tasks for c in Path(f"/proc/{parent}/task/{t}/children").read_text().split()]
-        except (OSError, ValueError):
-            continue  # it ended while we looked
-        found += children
-        look += children
-    return found
-
-
-def _resident_bytes(pid: int) -> int:
-    pages = 0
-    for child in descendants(pid):
-        try:
-            fields = Path(f"/proc/{child}/statm").read_text().split()
-        except OSError:
-            continue  # it ended while we looked
-        # Without shared pages, which forks would count again and again.
-        pages += int(fields[1]) - int(fields[2])
-    return pages * os.sysconf("SC_PAGE_SIZE")
