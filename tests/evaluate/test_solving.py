@@ -164,7 +164,7 @@ def test_the_verifier_stands_among_the_facts(scripted: Any) -> None:
     run, _, found = scripted
     solve = run.recipe.evaluate.solve
     facts = found.work.facts["verifier"]
-    assert facts == {"name": "numeric", "version": "1", "settings": solve.verify.key_fields()}
+    assert facts == {"name": "numeric", "version": "2", "settings": solve.verify.key_fields()}
 
 
 def test_the_problems_are_the_same_whatever_was_generated_from_them(tmp_path: Path) -> None:
