@@ -30,6 +30,9 @@ class TaskSpec:
         masks: whether targets are tokens that the collator hides.
         requirement: which models serve it, as an instruction for error messages.
         pipeline_tag: the name of the task on the Hugging Face hub, for model cards.
+        auto_class: the class of `transformers` that opens a model for it.
+        endings: how the names of such models' classes end.
+        headless: whether a model without a head, which reads the same, is taken to be for it.
     """
 
     name: Task
@@ -40,6 +43,9 @@ class TaskSpec:
     masks: bool
     requirement: str
     pipeline_tag: str
+    auto_class: str
+    endings: tuple[str, ...]
+    headless: bool = False
 
     @property
     def reads_text(self) -> bool:
@@ -87,6 +93,8 @@ _TABLE = (
         masks=False,
         requirement="use a causal language model of text (its architecture ends in ForCausalLM)",
         pipeline_tag="text-generation",
+        auto_class="AutoModelForCausalLM",
+        endings=("ForCausalLM", "LMHeadModel"),
     ),
     TaskSpec(
         name="masked_lm",
@@ -97,6 +105,8 @@ _TABLE = (
         masks=True,
         requirement="use an encoder of texts, with a masked head (ForMaskedLM) or without",
         pipeline_tag="fill-mask",
+        auto_class="AutoModelForMaskedLM",
+        endings=("ForMaskedLM",),
     ),
     TaskSpec(
         name="sequence_classification",
@@ -107,6 +117,8 @@ _TABLE = (
         masks=False,
         requirement="use an encoder of texts, with a classification head (ForSequenceClassification) or not",
         pipeline_tag="text-classification",
+        auto_class="AutoModelForSequenceClassification",
+        endings=("ForSequenceClassification",),
     ),
     TaskSpec(
         name="sentence_embedding",
@@ -117,6 +129,9 @@ _TABLE = (
         masks=False,
         requirement="use an encoder of texts",
         pipeline_tag="sentence-similarity",
+        auto_class="AutoModel",
+        endings=(),
+        headless=True,
     ),
     TaskSpec(
         name="image_classification",
@@ -127,6 +142,9 @@ _TABLE = (
         masks=False,
         requirement="use a classifier of images (ForImageClassification), or a module of your own",
         pipeline_tag="image-classification",
+        auto_class="AutoModelForImageClassification",
+        endings=("ForImageClassification",),
+        headless=True,
     ),
 )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.errors import ModelError
-from potstill.models.tasks import is_causal, is_plain, task_of
+from potstill.models.tasks import is_causal, is_plain, spec_of
 from potstill.models.tasks import unwrap as unwrap
 from potstill.signals import ModelDims
 
@@ -75,7 +75,7 @@ def inner_model(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: the model has a causal head and no decoder inside.
     """
-    if task_of(model) == "causal_lm":
+    if spec_of(model).writes:
         return inner_decoder(model)
     inner = unwrap(model)
     base = inner.base_model  # of a model without head, itself
@@ -123,12 +123,12 @@ def dims(model: nn.Module) -> ModelDims:
     if is_plain(model):
         widths = [width for part in model.modules() if isinstance(width := getattr(part, "out_features", None), int)]
         return ModelDims(vocab=widths[-1] if widths else 0, hidden=0, layers=0, heads=0, kv_heads=0, causal=False)
-    config, task = text_config(model), task_of(model)
-    if task in ("causal_lm", "masked_lm"):
+    config, spec = text_config(model), spec_of(model)
+    if spec.has_vocabulary:
         weight = output_layer(model).weight
         assert isinstance(weight, Tensor)
         vocab = weight.shape[0]
-    elif task == "sentence_embedding" or not _has_class_head(model):
+    elif not spec.has_classes or not _has_class_head(model):
         vocab = 0
     else:
         vocab = int(config.num_labels)

@@ -14,8 +14,9 @@ from typing import Any
 
 from potstill.errors import ModelError
 from potstill.models.cache import remembered_digest
-from potstill.models.kinds import OF_TEXT, check_task, own_task
+from potstill.models.kinds import check_task, own_task
 from potstill.recipe.reading import parse_yaml
+from potstill.tasks import SPECS
 from potstill.types import digest
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -107,7 +108,9 @@ def check_folder(path: Path) -> None:
     config = read_config(path)
     check_task(config, None, where=str(path))
     _check_weights(path)
-    if own_task(config) in OF_TEXT and not any((path / name).is_file() for name in TOKENIZER_FILES):
+    task = own_task(config)
+    needed = task is not None and SPECS[task].reads_text
+    if needed and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError("there is no tokenizer", where=str(path), fix="save it there with tokenizer.save_pretrained")
 
 

@@ -27,7 +27,7 @@ from potstill.models.anatomy import (
     why_no_head,
 )
 from potstill.models.taps import tapped
-from potstill.models.tasks import is_causal, is_plain, task_of, unwrap
+from potstill.models.tasks import is_causal, is_plain, spec_of, unwrap
 from potstill.signals import Ask, Batch, Dense, Head, ImageView, Side, Signals, View
 
 _CHECKED_ROWS, _CHECKED_TOKENS = 2, 16
@@ -55,14 +55,14 @@ def live_signals(model: nn.Module, batch: Batch, side: Side, ask: Ask) -> Signal
     view, positions = batch.view(side), batch.target_positions[side]
     if isinstance(view, ImageView):
         return _of_arrays(model, view, positions, ask)
-    task = task_of(model)
-    if task == "causal_lm":
+    spec = spec_of(model)
+    if spec.writes:
         return _of_decoder(model, view, positions, ask)
-    if task == "masked_lm":
+    if spec.masks:
         return _of_masked(model, view, positions, ask)
-    if is_plain(model) or task == "image_classification":
+    if spec.reads_images:
         raise ModelError(f"{type(model).__name__} takes arrays, and these data are texts", fix="see data.kind")
-    if task == "sentence_embedding" and ask.response:
+    if ask.response and not spec.has_response:
         raise ModelError(
             f"{type(unwrap(model)).__name__} has no head, and so no response: it gives states",
             fix="use objectives over states, or give it a head (task: sequence_classification, masked_lm)",
@@ -88,7 +88,7 @@ def run_decoder(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
 
 def run_inside(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
     """The last hidden state of any model of texts; its head does not run."""
-    if task_of(model) == "causal_lm":
+    if spec_of(model).writes:
         return run_decoder(model, view)
     last: Tensor = _run_encoder(inner_model(model), view).last_hidden_state
     return last
@@ -209,7 +209,7 @@ def check_head(model: nn.Module, batch: Batch, side: Side = "student") -> float:
     Raises:
         ModelError: they differ by more than rounding: the model does something to its logits that was not seen.
     """
-    if is_plain(model) or task_of(model) not in ("causal_lm", "masked_lm"):
+    if not spec_of(model).has_vocabulary:
         return 0.0
     view, inner = batch.text(side), unwrap(model)
     part = (slice(_CHECKED_ROWS), slice(_CHECKED_TOKENS))

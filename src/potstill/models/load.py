@@ -19,7 +19,7 @@ from potstill.models.labels import check_same_labels, labels_in, name_classes
 from potstill.models.plain import load_module
 from potstill.models.quiet import quiet_loading
 from potstill.models.tasks import opener_of
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -151,7 +151,10 @@ def open_model(
     own = own_task(config)
     task = task or own
     assert task is not None
-    asked: dict[str, Any] = {"dtype": chosen, **_classes(config, labels if task in _CLASSIFIES else None, task, source)}
+    asked: dict[str, Any] = {
+        "dtype": chosen,
+        **_classes(config, labels if SPECS[task].has_classes else None, task, source),
+    }
     if attn_implementation is not None:
         asked["attn_implementation"] = attn_implementation
     if quantization != "none":
@@ -180,14 +183,11 @@ def open_model(
     if "device_map" not in asked:
         torch.nn.Module.to(model, place)
     model.eval()
-    return model, () if task == "sentence_embedding" else new  # whose pooler nobody reads
-
-
-_CLASSIFIES = ("sequence_classification", "image_classification")
+    return model, new if SPECS[task].has_response else ()  # nobody reads the pooler of an encoder of texts
 
 
 def _open_module(source: ModelSource, task: Task | None, labels: Sequence[str] | None) -> nn.Module:
-    if task not in (None, "image_classification"):
+    if task is not None and not SPECS[task].reads_images:
         raise ModelError(f"a module of your own is no model for the task {task}", where=str(source.path))
     module = load_module(source.path)
     if labels:
@@ -220,7 +220,7 @@ def _classes(
 
 
 def _has_head(config: Mapping[str, Any], task: Task) -> bool:
-    return task not in _CLASSIFIES or any("Classification" in str(a) for a in config.get("architectures") or [])
+    return not SPECS[task].has_classes or any("Classification" in str(a) for a in config.get("architectures") or [])
 
 
 def _new_weights(model: PreTrainedModel, found: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,46 +1,31 @@
-"""What a loaded model is for, and the class of `transformers` that opens one for a task."""
+"""The task of a loaded model, and the class of `transformers` that opens a model for a task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-)
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from potstill.errors import ModelError
 from potstill.models.kinds import task_of_class
-from potstill.tasks import Task
-
-_OPENERS: Mapping[Task, Any] = {
-    "causal_lm": AutoModelForCausalLM,
-    "masked_lm": AutoModelForMaskedLM,
-    "sequence_classification": AutoModelForSequenceClassification,
-    "sentence_embedding": AutoModel,
-    "image_classification": AutoModelForImageClassification,
-}
+from potstill.tasks import SPECS, Task, TaskSpec
 
 
 def opener_of(task: Task) -> Any:
     """The `AutoModelFor…` class of a task."""
-    return _OPENERS[task]
+    return getattr(modeling_auto, SPECS[task].auto_class)
 
 
 def task_of(model: nn.Module) -> Task:
-    """What a model is for, read off its class. A module that is none of `transformers` takes arrays and gives classes.
+    """The task of a loaded model, read off its class. A module that is not of `transformers` takes arrays and gives
+    classes.
 
     Raises:
-        ModelError: it is for something that potstill does not do.
+        ModelError: potstill does not do its task.
     """
     if is_plain(model):
         return "image_classification"
@@ -54,14 +39,23 @@ def task_of(model: nn.Module) -> Task:
     return task
 
 
+def spec_of(model: nn.Module) -> TaskSpec:
+    """The properties of a model's task.
+
+    Raises:
+        ModelError: as `task_of`.
+    """
+    return SPECS[task_of(model)]
+
+
 def is_causal(model: nn.Module) -> bool:
     """Whether a token sees only what came before it. Encoders that could be used as decoders (`is_decoder`) are
     bidirectional unless their configuration says so."""
-    task = task_of(model)
-    if task in ("masked_lm", "image_classification"):
+    spec = spec_of(model)
+    if spec.masks or spec.reads_images:
         return False
     config = unwrap(model).config
-    if task == "causal_lm" or getattr(config, "is_decoder", False):
+    if spec.writes or getattr(config, "is_decoder", False):
         return True
     return (
         config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -22,7 +22,7 @@ from potstill.recipe.students import StudentSettings
 from potstill.signals import Batch
 from potstill.students.base import Materials, StudentBuilder
 from potstill.students.lora import add_lora
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def build_student(
         torch.default_generator.manual_seed(seed)
         plain = builder.build(materials)
         model = plain.model
-        if task == "causal_lm":
+        if SPECS[task].writes:
             _learn_every_embedding(plain.model)
         parameters = count_parameters(plain.model)
         if settings.lora is not None:
             assert isinstance(plain.model, PreTrainedModel)
-            if "new_weights" in plain.facts and task == "masked_lm":
+            if "new_weights" in plain.facts and SPECS[task].masks:
                 raise RecipeError(
                     "an adapter would leave the new head as it was drawn, at random",
                     where="student.lora",

@@ -12,14 +12,14 @@ from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
 from potstill.errors import ModelError, RecipeError, did_you_mean
 from potstill.models.folder import is_module
-from potstill.models.kinds import OF_TEXT, check_task
+from potstill.models.kinds import check_task
 from potstill.models.load import load_tokenizer
 from potstill.models.tasks import opener_of
 from potstill.recipe.students import FromConfig
 from potstill.registry import implements
 from potstill.students.base import Materials, Plain
 from potstill.students.depth import config_from, config_of, per_layer_keys
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 
 _WHERE = "student.config"
 _NOT_SHAPE = {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
@@ -46,7 +46,7 @@ class RandomWeights:
         if materials.labels is not None:
             config.id2label = dict(enumerate(materials.labels))
             config.label2id = {name: number for number, name in enumerate(materials.labels)}
-        if materials.task in OF_TEXT:
+        if SPECS[materials.task].reads_text:
             _check_vocabulary(config, materials)
         student = _initialised(config, materials)
         return Plain(student, {"layers": None, "model_type": config.model_type})
@@ -149,7 +149,7 @@ def _initialised(config: PreTrainedConfig, materials: Materials) -> PreTrainedMo
         speaks: Any = opened(source, trust_remote_code=trust)
         for name in _SPECIAL:
             setattr(config, name, getattr(speaks, name, None))
-    causal = materials.task == "causal_lm"
+    causal = SPECS[materials.task].writes
     pad = config.pad_token_id if causal else None
     if causal:
         # With a pad token, the family would leave its embedding at 0; it may well be the end token too (rule 4).
@@ -177,9 +177,9 @@ def _initialised(config: PreTrainedConfig, materials: Materials) -> PreTrainedMo
 def _try(student: PreTrainedModel, task: Task) -> None:
     """Some shapes are only found impossible when the model runs (heads that no key-value head fits)."""
     student.eval()
-    if task == "causal_lm":
+    if SPECS[task].writes:
         student(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
-    elif task in OF_TEXT:
+    elif SPECS[task].reads_text:
         student(input_ids=torch.ones(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 2, dtype=torch.long))
     elif isinstance(size := getattr(student.config, "image_size", None), int):
         student(pixel_values=torch.zeros(1, student.config.num_channels, size, size))

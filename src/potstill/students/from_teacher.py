@@ -22,6 +22,7 @@ from potstill.registry import implements
 from potstill.students.base import Materials, Plain
 from potstill.students.depth import copy_layers, lost_kinds, shallower_config
 from potstill.students.influence import layer_influence
+from potstill.tasks import SPECS
 
 
 @implements(FromTeacher)
@@ -84,6 +85,6 @@ class TeacherLayers:
             config, dtype=torch.float32, trust_remote_code=materials.trust_remote_code
         )
         copy_layers(teacher, student, layers)
-        if materials.task == "causal_lm":
+        if SPECS[materials.task].writes:
             student.generation_config = copy.deepcopy(teacher.generation_config)
         return student

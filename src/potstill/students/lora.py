@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from potstill.errors import RecipeError
 from potstill.recipe.students import Lora
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 
 _WHERE = "student.lora.target_modules"
 
@@ -24,17 +24,17 @@ def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -
         RecipeError: no module is called so, or the adapter would sit on one of two tied weights (merging it would
             change the other one too).
     """
-    targets = settings.target_modules
+    spec, targets = SPECS[task], settings.target_modules
     asked: dict[str, Any] = {
         "r": settings.r,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
-        "task_type": "CAUSAL_LM" if task == "causal_lm" else None,
+        "task_type": "CAUSAL_LM" if spec.writes else None,
         # GPT-2 keeps its weights the other way round.
         "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
     }
-    if task in ("sequence_classification", "image_classification"):
+    if spec.has_classes:
         parts = [(name, part) for name, part in model.named_children() if part is not model.base_model]
         heads = [name for name, part in parts if next(part.parameters(), None) is not None]
         asked |= {"modules_to_save": heads, "exclude_modules": rf"({'|'.join(heads)})(\..*)?"}
@@ -43,7 +43,7 @@ def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -
     except ValueError as error:
         what = str(error).strip().splitlines()[0]
         raise RecipeError(what, where=_WHERE, fix="all-linear, or names such as [q_proj, v_proj]") from error
-    ends = () if task == "image_classification" else (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = () if spec.reads_images else (model.get_input_embeddings(), model.get_output_embeddings())
     if getattr(model.config, "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise RecipeError(
             "the output layer is tied to the embeddings, and an adapter on one of them cannot be merged without "

@@ -11,6 +11,7 @@ from potstill.models.plain import build_module, load_weights, origin_of_module
 from potstill.recipe.students import ModuleStudent
 from potstill.registry import implements
 from potstill.students.base import Materials, Plain
+from potstill.tasks import SPECS
 
 
 @implements(ModuleStudent)
@@ -22,7 +23,7 @@ class OwnModule:
 
     def build(self, materials: Materials) -> Plain:
         """Raises ModelError where the file cannot be run or its weights do not fit, RecipeError for a task of texts."""
-        if materials.task != "image_classification":
+        if not SPECS[materials.task].reads_images:
             raise RecipeError(
                 f"a module of your own takes arrays and gives classes, and the task is {materials.task}",
                 where="student.kind",

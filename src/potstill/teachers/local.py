@@ -15,7 +15,7 @@ from potstill.data import ChatTokenizer, prompt_ids
 from potstill.errors import CapabilityError, DataError
 from potstill.models.anatomy import dims
 from potstill.models.folder import ModelSource, is_module, read_config
-from potstill.models.kinds import OF_TEXT, own_task
+from potstill.models.kinds import own_task
 from potstill.models.labels import labels_in, labels_of
 from potstill.models.live import live_signals
 from potstill.models.load import has_fast_bf16, load_model, load_tokenizer, pick_device, pick_dtype
@@ -23,7 +23,7 @@ from potstill.models.resolve import resolve
 from potstill.recipe import LocalTeacher
 from potstill.registry import implements
 from potstill.signals import Ask, Batch, ModelDims, Signals
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 from potstill.teachers.cached import SignalCache
 from potstill.teachers.writing import stop_token_ids, write
 from potstill.types import Answer, Capability, Request
@@ -72,13 +72,12 @@ class LocalModel:
         """The names of its classes, in order; None where it has none."""
         if is_module(self.source.path):
             return labels_of(self.model)
-        classifies = self.task in ("sequence_classification", "image_classification")
-        return labels_in(read_config(self.source.path)) if classifies else None
+        return labels_in(read_config(self.source.path)) if SPECS[self.task].has_classes else None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The `transformers` tokenizer, chat template included; None where the model reads no text."""
-        return load_tokenizer(self.source, self.settings.trust_remote_code) if self.task in OF_TEXT else None
+        return load_tokenizer(self.source, self.settings.trust_remote_code) if SPECS[self.task].reads_text else None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -89,7 +88,7 @@ class LocalModel:
     def identity(self) -> Mapping[str, Any]:
         """Who answers: what an answer depends on, beside the request. Of a model that does not write, what its signals
         depend on."""
-        if self.task != "causal_lm":
+        if not SPECS[self.task].writes:
             return self.signals_identity
         return {
             "kind": self.settings.kind,
@@ -129,7 +128,7 @@ class LocalModel:
         """
         if not self.settings.cache:
             return None
-        if self.task == "masked_lm":
+        if SPECS[self.task].masks:
             raise CapabilityError(
                 "what a masked language model gives is not cached: texts are masked anew every time",
                 fix="set cache: false on the teacher",
@@ -174,9 +173,9 @@ class LocalModel:
             ValueError: the requests differ in sampling settings, or there is none.
             DataError: a prompt leaves the model no room for an answer, or cannot be rendered.
         """
-        if self.task != "causal_lm":
+        if not SPECS[self.task].writes:
             raise CapabilityError(
-                f"{self.source.name} writes no text: it is a model for {self.task}",
+                f"{self.source.name} writes no text: it is a {SPECS[self.task].title}",
                 fix="use a causal language model as the teacher of generate",
             )
         samplings = {request.sampling for request in requests}
