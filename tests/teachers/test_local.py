@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from potstill.errors import DataError
+from potstill.models.generator import write
 from potstill.models.live import live_signals
 from potstill.recipe import LocalTeacher
 from potstill.registry import build
 from potstill.signals import IGNORE, Ask, Batch
 from potstill.teachers import LocalModel
 from potstill.teachers import local as local_module
-from potstill.teachers.writing import draw, write
 from potstill.types import Answer, Request, Sampling
 from tiny_models import make_tiny_causal_lm
 
@@ -205,23 +205,6 @@ def test_samples_follow_the_distribution_cut_as_asked(tiny_llama: Path) -> None:
     assert set(counts) <= set(expected)
     for token, share in expected.items():
         assert counts[token] / draws == pytest.approx(share, abs=4 * (share * (1 - share) / draws) ** 0.5)
-
-
-def test_a_draw_follows_the_distribution_and_never_takes_what_has_no_probability() -> None:
-    p = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
-    tokens = draw(p.repeat_interleave(20_000, 0), torch.Generator().manual_seed(0)).view(2, -1)
-    shares = torch.stack([row.bincount(minlength=6) for row in tokens]) / 20_000
-    assert torch.equal(shares[p == 0], torch.zeros(8)), "not even at the edges"
-    torch.testing.assert_close(shares, p, atol=0.014, rtol=0)
-
-
-@pytest.mark.parametrize("u", [0.0, 1.0])
-def test_a_draw_at_the_edge_of_the_unit_interval_takes_a_token_that_is_there(
-    u: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "rand", lambda shape, dtype, **_: torch.full(shape, u, dtype=dtype))
-    p = torch.tensor([[0.0, 0.7, 0.3, 0.0]])
-    assert draw(p, torch.Generator()).item() == (1 if u == 0 else 2)
 
 
 def test_beams_give_the_most_probable_answers_best_first(teacher: LocalModel) -> None:

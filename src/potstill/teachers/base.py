@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from potstill.signals import Ask, Batch, ModelDims, Signals
@@ -32,7 +32,9 @@ class Teacher(Protocol):
         """What is asked of it for a batch, from its own view. Never in training mode, never with gradient."""
         ...
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(
+        self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
+    ) -> list[Answer]:
         """Answer a batch of requests with equal sampling settings, in order. The same batch and seed give the same
-        answers."""
+        answers. `wrote` is called as tokens are written, with their number."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,7 +157,9 @@ class EndpointModel:
         """An endpoint gives none."""
         raise CapabilityError("a teacher behind a server gives no distributions", where=self.settings.base_url)
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(
+        self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
+    ) -> list[Answer]:
         """Answer a batch, in order, raw as the server gave it; without journal or budget (the stage has both).
 
         Raises:

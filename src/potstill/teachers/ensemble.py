@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -95,7 +95,9 @@ class Ensemble:
             return self._cache.signals(batch, ask, self._compute, self.dims)
         return self._compute(batch, ask)
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(
+        self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
+    ) -> list[Answer]:
         """It does not declare `generate`.
 
         Raises:

@@ -15,6 +15,7 @@ from potstill.data import ChatTokenizer, prompt_ids
 from potstill.errors import CapabilityError, DataError
 from potstill.models.anatomy import dims
 from potstill.models.folder import ModelSource, is_module, read_config
+from potstill.models.generator import Wrote, stop_token_ids, write
 from potstill.models.kinds import own_task
 from potstill.models.labels import labels_in, labels_of
 from potstill.models.live import live_signals
@@ -25,7 +26,6 @@ from potstill.registry import implements
 from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.tasks import SPECS, Task
 from potstill.teachers.cached import SignalCache
-from potstill.teachers.writing import stop_token_ids, write
 from potstill.types import Answer, Capability, Request
 
 
@@ -160,13 +160,12 @@ class LocalModel:
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
             return live_signals(self.model, batch, "teacher", ask)
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(self, requests: Sequence[Request], *, seed: int, wrote: Wrote | None = None) -> list[Answer]:
         """Answer a batch, in order. The answers depend on the requests of this batch and on the seed alone (and in low
         precision on *all* of the requests, since they are computed together).
 
-        Greedy, sampled, or by beam search (length penalty 1, that is log-probability per token); with beams, the
-        request with `sample` k gets the k-th best beam of its prompt. No setting is taken from the model's own
-        generation defaults, but for its end tokens. An answer's tokens count its end token.
+        With beams, the request with `sample` k gets the k-th best beam of its prompt. Of the model's own generation
+        settings only the end tokens are used. An answer's tokens count its end token.
 
         Raises:
             CapabilityError: it is no causal language model.
@@ -175,7 +174,7 @@ class LocalModel:
         """
         if not SPECS[self.task].writes:
             raise CapabilityError(
-                f"{self.source.name} writes no text: it is a {SPECS[self.task].title}",
+                f"{self.source.name} writes no text: it is a model for {self.task}",
                 fix="use a causal language model as the teacher of generate",
             )
         samplings = {request.sampling for request in requests}
@@ -195,6 +194,7 @@ class LocalModel:
             stop_ids=self._stop_ids,
             pad_id=self._chat.pad_id,
             seed=seed,
+            wrote=wrote,
         )
         return [self._answer(prompt, ids) for prompt, ids in zip(prompts, written, strict=True)]
 
@@ -227,8 +227,7 @@ class LocalModel:
 
     @cached_property
     def _stop_ids(self) -> list[int]:
-        assert self.tokenizer is not None
-        return stop_token_ids(self._writer, self.tokenizer)
+        return stop_token_ids(self._writer, self._chat.eos_id)
 
     def _load(self, dtype: torch.dtype) -> nn.Module:
         settings = self.settings

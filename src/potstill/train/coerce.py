@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -73,7 +73,9 @@ class GivenTeacher:
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
             return live_signals(self.model, batch, "teacher", ask)
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(
+        self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
+    ) -> list[Answer]:
         """It does not declare `generate`.
 
         Raises:

@@ -1,18 +1,19 @@
-"""How a local model writes: prompts as token ids in, answers as token ids out, a batch at a time.
+"""Text from a model on this machine: prompts as token ids in, answers as token ids out.
 
-`transformers` does the decoding. What is ours is that nothing is left to its defaults, and the drawing of tokens.
+Teachers write with it, and models under evaluation. `transformers` does the decoding; nothing is left to its defaults,
+and tokens are drawn by a generator of our own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.logits_process import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -20,8 +21,12 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from potstill.types import Sampling
+
+Wrote = Callable[[int], None]
+"""Called after each step of decoding with the number of tokens that it added to answers that have not ended."""
 
 
 def write(
@@ -34,35 +39,49 @@ def write(
     stop_ids: Sequence[int],
     pad_id: int,
     seed: int,
+    wrote: Wrote | None = None,
 ) -> list[list[int]]:
-    """The tokens that the model writes behind each prompt, up to and with the first end token.
+    """The tokens that a model writes behind each prompt of one batch, up to and with the first end token.
+
+    Greedy, sampled, or by beam search (length penalty 1, that is log-probability per token). No setting is taken from
+    the model's own generation defaults, which are as before afterwards. The same arguments give the same tokens.
 
     Args:
+        model: a causal language model in evaluation mode.
         prompts: token ids, padded here on the left and masked by length.
-        samples: for beam search, which beam each prompt is to get (0 the best).
-        most_new: at most so many tokens each; an answer that has them all and no end token was cut.
+        sampling: how tokens are chosen; its `max_new_tokens` is not read.
+        samples: for beam search, which beam each prompt gets (0 the best).
+        most_new: maximum number of tokens of each answer. An answer of this length without end token was cut.
         stop_ids: end tokens. May be empty.
+        pad_id: what shorter prompts are padded with.
         seed: of the draws.
+        wrote: progress.
 
     Raises:
-        ValueError: a beam is asked for that there is not.
+        ValueError: a sample is not smaller than the number of beams.
     """
+    searches = len(set(map(tuple, prompts))) if sampling.beams > 1 else None
+    steps = None if wrote is None else _Steps(stop_ids, wrote, searches)
     if sampling.beams > 1:
-        return _write_beams(model, prompts, sampling, samples, most_new, stop_ids, pad_id)
+        return _write_beams(model, prompts, sampling, samples, most_new, stop_ids, pad_id, steps)
     config = _config(sampling, most_new, stop_ids, pad_id)
     drawing = _Draw(sampling, seed, model.device) if sampling.temperature > 0 else None
-    rows = _generate(model, prompts, config, pad_id, drawing)
+    rows = _generate(model, prompts, config, pad_id, drawing, steps)
     return [_until_stop(row, stop_ids) for row in rows]
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def batches_by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """The prompts by their numbers, in batches of like length: the shortest first, so that little is padded."""
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def stop_token_ids(model: PreTrainedModel, eos_id: int | None) -> list[int]:
     """Every token that ends an answer: those of the model's generation settings (a chat model often names the end of a
-    turn there), and the tokenizer's end token."""
+    turn there), and the tokenizer's end token, if it has one."""
     stated: Any = getattr(model.generation_config, "eos_token_id", None)
     ids = {int(i) for i in (stated if isinstance(stated, (list, tuple)) else [stated]) if i is not None}
-    if isinstance(tokenizer.eos_token_id, int):
-        ids.add(tokenizer.eos_token_id)
-    return sorted(ids)
+    return sorted(ids if eos_id is None else ids | {eos_id})
 
 
 def _write_beams(
@@ -73,6 +92,7 @@ def _write_beams(
     most_new: int,
     stop_ids: Sequence[int],
     pad_id: int,
+    steps: _Steps | None,
 ) -> list[list[int]]:
     """Beam search, once per prompt, however many of its beams are asked for."""
     returned = max(samples) + 1
@@ -83,7 +103,7 @@ def _write_beams(
         places.setdefault(tuple(prompt), len(places))
     config = _config(sampling, most_new, stop_ids, pad_id)
     config.num_return_sequences = returned
-    rows = _generate(model, list(places), config, pad_id, drawing=None)
+    rows = _generate(model, list(places), config, pad_id, None, steps)
     asked = zip(prompts, samples, strict=True)
     return [_until_stop(rows[places[tuple(prompt)] * returned + sample], stop_ids) for prompt, sample in asked]
 
@@ -108,6 +128,7 @@ def _generate(
     config: GenerationConfig,
     pad_id: int,
     drawing: _Draw | None,
+    steps: _Steps | None,
 ) -> list[list[int]]:
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad_id)
@@ -122,6 +143,7 @@ def _generate(
             attention_mask=mask.to(model.device),
             generation_config=config,
             logits_processor=LogitsProcessorList([drawing] if drawing is not None else []),
+            stopping_criteria=StoppingCriteriaList([steps] if steps is not None else []),
         )
     written: list[list[int]] = whole[:, longest:].tolist()
     return written
@@ -143,6 +165,32 @@ def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
     """What was written, without the padding behind the end (which may be the end token too)."""
     end = next((place + 1 for place, token in enumerate(ids) if token in stop_ids), len(ids))
     return list(ids[:end])
+
+
+class _Steps(StoppingCriteria):
+    """Sees every step of decoding, and stops nothing: the progress of a batch.
+
+    Args:
+        stop_ids: end tokens.
+        wrote: told how many tokens a step added to answers that had not ended.
+        searches: in a beam search, where several rows are of one prompt and change places: how many prompts there are.
+    """
+
+    def __init__(self, stop_ids: Sequence[int], wrote: Wrote, searches: int | None = None) -> None:
+        self._stop_ids, self._wrote, self._searches = list(stop_ids), wrote, searches
+        self._ended: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        rows = input_ids.shape[0]
+        going_on = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
+        if self._searches is not None:
+            self._wrote(self._searches)
+            return going_on
+        ended = going_on if self._ended is None else self._ended
+        self._wrote(int((~ended).sum()))
+        new = input_ids[:, -1]
+        self._ended = ended | torch.isin(new, torch.tensor(self._stop_ids, dtype=new.dtype, device=new.device))
+        return going_on
 
 
 class _Draw(LogitsProcessor):
