@@ -31,10 +31,10 @@ from potstill.evaluate.summary import Draws, summarise
 from potstill.measures import Speed
 from potstill.recipe import Recipe, parse_recipe
 from potstill.report.findings import Findings, read_findings
-from potstill.report.origin import origin_of_teacher
 from potstill.report.stage import stage
 from potstill.stage import Context
 from potstill.tasks import Task
+from potstill.teachers.origin import origin_of_teacher
 from potstill.types import Record
 
 CLASSES = ("graphics", "hockey", "medicine", "space")

@@ -11,7 +11,7 @@ from report.synthetic import HOSTILE, Shape, write_run
 
 from potstill.report.card import escape_markdown, render_card
 from potstill.report.findings import Findings, read_findings
-from potstill.report.origin import Origin, origin_of, origin_of_teacher
+from potstill.teachers.origin import Origin, origin_of, origin_of_teacher
 from tiny_models import CHATML, make_tiny_causal_lm
 
 SMOLLM2 = Origin(

@@ -313,3 +313,22 @@ def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
 def test_the_dense_logits_of_an_ensemble_are_in_fp32() -> None:
     assert average([torch.zeros(1, 2, dtype=torch.bfloat16)] * 2, "logits").dtype == torch.float32
     assert Dense(average([torch.zeros(1, 2)] * 2, "probabilities")).logits.logsumexp(-1).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (make_tiny_causal_lm, {"generate", "head", "dense", "taps"}),
+        (make_tiny_masked_lm, {"head", "dense", "taps"}),
+        (make_tiny_classifier, {"dense", "taps"}),
+        (make_tiny_encoder, {"taps"}),
+    ],
+)
+def test_a_teacher_gives_what_its_model_is_made_for(make: Any, expected: set[str], tmp_path: Path) -> None:
+    teacher = build(LocalTeacher(model=str(make(tmp_path / "model")), device="cpu"))
+    assert teacher.capabilities == expected
+
+
+def test_an_ensemble_of_encoders_without_a_head_gives_no_logits(tmp_path: Path) -> None:
+    made = ensemble(*(make_tiny_encoder(tmp_path / str(seed), seed=seed) for seed in range(2)))
+    assert made.capabilities == frozenset()

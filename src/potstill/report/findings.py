@@ -15,7 +15,7 @@ from potstill.artifacts import Artifact
 from potstill.errors import RunError
 from potstill.measures import MODELS, Measures, ModelMeasures
 from potstill.recipe import Existing, FromTeacher, Recipe
-from potstill.report.origin import Origin, origin_of
+from potstill.teachers.origin import Origin, origin_of
 
 
 @dataclass(frozen=True)

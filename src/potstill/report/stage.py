@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from potstill.recipe import Recipe
-from potstill.report.origin import origin_digests, origin_of_teacher
 from potstill.stage import Context, Stage
+from potstill.teachers.origin import origin_digests, origin_of_teacher
 
 CONTRACT = 1
 

@@ -32,8 +32,9 @@ class Ensemble:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Whole logits, and nothing that is inside a member."""
-        return self.settings.capabilities
+        """Whole logits, where all members give them, and nothing that is inside a member."""
+        able = all(member.capabilities & {"head", "dense"} for member in self.members)
+        return self.settings.capabilities if able else frozenset()
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from potstill.recipe import LocalTeacher
 from potstill.registry import implements
 from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.tasks import SPECS, Task
+from potstill.teachers.base import capabilities_for
 from potstill.teachers.cached import SignalCache
 from potstill.types import Answer, Capability, Request
 
@@ -54,9 +55,8 @@ class LocalModel:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Everything but ready-made log-probabilities: what some model of this kind can give. Whether this one does is
-        known when it has been found."""
-        return self.settings.capabilities
+        """What a model for this task gives; no weights are loaded."""
+        return self.settings.capabilities & capabilities_for(SPECS[self.task])
 
     @cached_property
     def task(self) -> Task:

@@ -22,7 +22,7 @@ from potstill.models.labels import check_same_labels, labels_of
 from potstill.models.live import live_signals
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import locate, resolve
-from potstill.models.tasks import task_of, unwrap
+from potstill.models.tasks import spec_of, task_of, unwrap
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.objectives import Objective
 from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Masking, ObjectiveSettings
@@ -30,6 +30,7 @@ from potstill.registry import build, settings_class
 from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.tasks import SPECS
 from potstill.teachers import Teacher
+from potstill.teachers.base import capabilities_for
 from potstill.types import Answer, Capability, Request
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,13 @@ class GivenTeacher:
     It is put into evaluation mode before every batch, whatever has been done to it in between (rule 8).
     """
 
-    capabilities: frozenset[Capability] = frozenset({"head", "dense", "taps"})
-
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What a model for its task gives, but for text."""
+        return capabilities_for(spec_of(self.model)) - {"generate"}
 
     @property
     def identity(self) -> Mapping[str, Any]:

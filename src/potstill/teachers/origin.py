@@ -1,4 +1,6 @@
-"""What a model is, where it comes from and under which licence. Looks on disk only."""
+"""What teachers and other models are called, where they come from and under which licence. Looks on disk only, and
+loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,14 @@ from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettin
 
 @dataclass(frozen=True)
 class Origin:
-    """A model that others can know.
+    """Where a model comes from, as others may know it.
 
-    `name` is what it is called; of a folder or file only the last part, since its path is nobody else's business.
-    `hub_id` is set where the same model is on the hub.
+    Attributes:
+        name: what it is called; of a folder or file only the last part, since its path is private.
+        hub_id: where the same model is on the hub; None if it is not there.
+        revision: a commit or package version; empty if there is none.
+        licence: as the model states it; empty if it does not.
+        notes: what a report must say of it.
     """
 
     name: str
@@ -37,17 +43,19 @@ def origin_of(model: str, revision: str | None) -> Origin:
     return Origin(name, model if on_hub else None, revision or known_revision, licence, notes)
 
 
+def teacher_name(recipe: Recipe) -> str | None:
+    """The teacher that the student is compared with, by its name in the recipe: the one it was trained with, else the
+    one that wrote its text, else the only one there is. None if there is none."""
+    for section in (recipe.train, recipe.generate):
+        if section is not None and section.teacher in recipe.teachers:
+            return str(section.teacher)
+    return next(iter(recipe.teachers)) if len(recipe.teachers) == 1 else None
+
+
 def origin_of_teacher(recipe: Recipe) -> Origin | None:
-    """The teacher that the student is held against: the one it was trained with, else the one that wrote its text, else
-    the only one there is. None if there is none.
-    """
-    sections = (recipe.train, recipe.generate)
-    named = [s.teacher for s in sections if s is not None and s.teacher in recipe.teachers]
-    if not named and len(recipe.teachers) == 1:
-        named = list(recipe.teachers)
-    if not named:
-        return None
-    return _origin_of_settings(recipe.teachers[named[0]])
+    """What is known of the teacher that the student is compared with; None if there is none."""
+    name = teacher_name(recipe)
+    return None if name is None else _origin_of_settings(recipe.teachers[name])
 
 
 def _origin_of_settings(settings: TeacherSettings) -> Origin:
