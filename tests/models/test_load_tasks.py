@@ -112,7 +112,7 @@ def test_classes_that_are_others_are_refused(maker: Any, labels: list[str], said
 def test_classes_that_nobody_named_are_refused_with_the_fix(tmp_path: Path) -> None:
     folder = make_tiny_classifier(tmp_path / "m", labels=("LABEL_0", "LABEL_1", "LABEL_2"))
     assert labels_of(opened(folder)[0]) is None
-    with pytest.raises(ModelError, match=r"nobody has named the classes.*\n.*id2label.*ale, malt, rye"):
+    with pytest.raises(ModelError, match=r"the classes of this model have no names.*\n.*id2label.*ale, malt, rye"):
         opened(folder, labels=CLASSES)
 
 

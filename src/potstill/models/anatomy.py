@@ -117,7 +117,7 @@ def dims(model: nn.Module) -> ModelDims:
     """The sizes that an objective may ask about.
 
     `vocab` is the rows of the head, which may exceed the tokenizer's; of a classifier its classes; 0 where there is no
-    head. What a family has no word for is 0: a convolutional net has no one width and no layers of one kind. Of a
+    head. Sizes that a family does not have are 0: a convolutional net has no one width and no layers of one kind. Of a
     module of the user's own `vocab` is what its last layer with `out_features` gives.
     """
     if is_plain(model):

@@ -51,7 +51,7 @@ _ELSEWHERE = "set POTSTILL_CACHE to a folder that can be written, with room for 
 
 
 def cache_error(error: OSError, path: Path) -> ModelError:
-    """An OSError on the cache folder, in the user's words."""
+    """The ModelError for an OSError on the cache folder."""
     return ModelError(f"the cache folder cannot be used: {error.strerror or error}", where=str(path), fix=_ELSEWHERE)
 
 

@@ -151,8 +151,8 @@ def _generate(
 
 @contextmanager
 def _bare(model: PreTrainedModel) -> Iterator[None]:
-    """Take the model's own generation defaults (a repetition penalty, say) out of the way: `generate` fills in with
-    them whatever it is not told."""
+    """Put the model's own generation defaults (a repetition penalty, say) aside: `generate` takes every setting from
+    them that it is not given."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:

@@ -82,7 +82,7 @@ def _remove_tokens(file: Path, tokens: frozenset[str]) -> None:
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """What `transformers` says of a file that it cannot convert, in the user's words."""
+    """Turn the errors of `transformers` about a file that it cannot convert into ours."""
     try:
         yield
     except ModelError:

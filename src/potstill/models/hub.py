@@ -90,7 +90,7 @@ def _check_files(model: str, sizes: dict[str, int]) -> None:
 
 
 def _explain(model: str, revision: str | None, error: Exception) -> ModelError:
-    """What went wrong at the hub, in the user's words. Kinds first: several are subclasses of others."""
+    """Turn an error of the hub into ours. The order matters: several are subclasses of others."""
     if isinstance(error, GatedRepoError):
         return ModelError(
             f"{model} asks for its terms to be accepted",

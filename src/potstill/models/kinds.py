@@ -46,6 +46,19 @@ def own_task(config: Mapping[str, Any]) -> Task | None:
     return next((task for name in architectures if (task := task_of_class(name, images=images))), None)
 
 
+def task_in(config: Mapping[str, Any], where: str) -> Task:
+    """As `own_task`, of a model that must have a task.
+
+    Raises:
+        ModelError: potstill does not do its task.
+    """
+    check_task(config, None, where)
+    task = own_task(config)
+    if task is None:
+        raise ModelError("its architecture is none that potstill can use", where=where)
+    return task
+
+
 def check_task(config: Mapping[str, Any], task: Task | None, where: str) -> None:
     """Refuse a model that cannot be used for a task (or, with None, for any).
 

@@ -14,8 +14,8 @@ _OF_MODULE = "_potstill_labels"
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...] | None:
-    """The names of a model's classes in their order; None where it has none (it is no classifier, or nobody named
-    them)."""
+    """The names of a model's classes in their order; None where it is no classifier, or where they have no
+    names."""
     from potstill.models.tasks import is_plain, unwrap
 
     if is_plain(model):

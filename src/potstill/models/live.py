@@ -36,7 +36,7 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 3e-2, to
 
 
 def live_signals(model: nn.Module, batch: Batch, side: Side, ask: Ask) -> Signals:
-    """What is asked of one model for a batch, from its own view.
+    """The tensors that are asked for, of one model and a batch, from the model's own view.
 
     The response of a language model is `head`: hidden rows [N,H] and the effective output weight, or, where that head
     cannot be taken apart, `dense` and a warning that says why. That of a classifier is `dense`: logits [N,V] of the
@@ -78,8 +78,8 @@ def run_decoder(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
     """The last hidden state of a causal language model, after the final norm.
 
     There is no attention mask and no cache, on purpose: padding is on the right, where causal attention does not
-    look, and packed rows are kept apart by `position_ids` alone (with a mask or a cache, `transformers` would let
-    their tokens see each other without a word). Not for recurrent models, whose state crosses segments.
+    look, and packed rows are kept apart by `position_ids` alone (with a mask or a cache, `transformers` would silently
+    let their tokens see each other). Not for recurrent models, whose state crosses segments.
     """
     outputs = inner_decoder(model)(input_ids=view.input_ids, position_ids=view.position_ids, use_cache=False)
     last: Tensor = outputs.last_hidden_state
@@ -218,7 +218,7 @@ def check_head(model: nn.Module, batch: Batch, side: Side = "student") -> float:
     asked = Batch(few, few, few.input_ids.flatten()[positions], {"student": positions, "teacher": positions})
     with torch.no_grad(), evaluating(model):
         signals = live_signals(model, asked, "student", Ask(response=True))
-        ours = signals.head.logits() if signals.head is not None else _logits_of(signals)
+        ours = _whole_logits(signals)
         if is_causal(model):
             whole = inner(input_ids=few.input_ids, position_ids=few.position_ids, use_cache=False).logits
         else:
@@ -243,7 +243,7 @@ def check_head(model: nn.Module, batch: Batch, side: Side = "student") -> float:
 def check_packing(model: nn.Module, view: View) -> float:
     """Whether packed segments see each other: a few tokens of a view as two segments of one row, and each alone.
 
-    In some families they do, without a word: those that take no positions (ALiBi), or that mix neighbours by
+    In some families they silently do: those that take no positions (ALiBi), or that mix neighbours by
     convolution. Runs in evaluation mode without gradient, and leaves the model as it was.
 
     Returns:
@@ -282,9 +282,12 @@ def _dense_logits(model: nn.Module, rows: Tensor) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def _logits_of(signals: Signals) -> Tensor:
-    assert signals.dense is not None
-    return signals.dense.logits
+def _whole_logits(signals: Signals) -> Tensor:
+    if signals.head is not None:
+        return signals.head.logits()
+    if signals.dense is not None:
+        return signals.dense.logits
+    raise ModelError("the model gives no logits", fix="use a model with a head")
 
 
 @contextmanager

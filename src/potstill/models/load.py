@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.errors import ModelError
 from potstill.models.folder import ModelSource, check_remote_code, is_module, read_config
-from potstill.models.kinds import check_task, own_task
+from potstill.models.kinds import check_task, own_task, task_in
 from potstill.models.labels import check_same_labels, labels_in, name_classes
 from potstill.models.plain import load_module
 from potstill.models.quiet import quiet_loading
@@ -123,7 +123,7 @@ def load_model(
 
 
 def new_head(names: Sequence[str]) -> str:
-    """What is to be said of weights that were not in the folder."""
+    """The message about weights that were not in the folder."""
     shown = ", ".join(names[:3]) + (", …" if names[3:] else "")
     return f"the head is new, its weights are random ({shown}): train it before it is asked or distilled"
 
@@ -148,9 +148,8 @@ def open_model(
     config = read_config(source.path)
     check_task(config, task, where=str(source.path))
     check_remote_code(config, trust_remote_code=trust_remote_code, where=str(source.path))
-    own = own_task(config)
+    own = task_in(config, where=str(source.path))
     task = task or own
-    assert task is not None
     asked: dict[str, Any] = {
         "dtype": chosen,
         **_classes(config, labels if SPECS[task].has_classes else None, task, source),
@@ -198,7 +197,7 @@ def _open_module(source: ModelSource, task: Task | None, labels: Sequence[str] |
 def _classes(
     config: Mapping[str, Any], labels: Sequence[str] | None, task: Task, source: ModelSource
 ) -> dict[str, Any]:
-    """What `from_pretrained` is told of the classes."""
+    """The arguments of `from_pretrained` about classes."""
     if labels is None:
         return {}
     where = str(source.path)
@@ -206,7 +205,7 @@ def _classes(
         found = labels_in(config)
         if found is None:
             raise ModelError(
-                "nobody has named the classes of this model, so it cannot be known whether they are the data's",
+                "the classes of this model have no names, so it cannot be known whether they are the data's",
                 where=where,
                 fix=f"write id2label and label2id into its config.json; the data have: {', '.join(labels)}",
             )
@@ -254,10 +253,10 @@ def _check_complete(found: Mapping[str, Any], new: Sequence[str], source: ModelS
         names = [str(name[0] if isinstance(name, tuple) else name) for name in found.get(problem) or ()]
         names = sorted(name for name in names if name not in new)
         if names:
-            said = {"missing_keys": "are missing", "mismatched_keys": "have another shape than config.json says"}
+            problems = {"missing_keys": "are missing", "mismatched_keys": "have another shape than config.json says"}
             shown = ", ".join(names[:3]) + (", …" if names[3:] else "")
             raise ModelError(
-                f"{len(names)} weights {said.get(problem, 'cannot be read')}: {shown}",
+                f"{len(names)} weights {problems.get(problem, 'cannot be read')}: {shown}",
                 where=str(source.path),
                 fix="fetch the model again, or save it again from the model it came from",
             )

@@ -105,9 +105,9 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
     # pip downloads into TMPDIR first; there it can be watched, and there is room for it.
     environment = {**os.environ, "TMPDIR": str(unpacking)}
     with (
-        log.open("w+", encoding="utf-8", errors="replace") as said,
+        log.open("w+", encoding="utf-8", errors="replace") as output,
         console.task(f"fetching {package.requirement} with pip", package.size_bytes / 1e6, "MB") as task,
-        subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment) as pip,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as pip,
     ):
         seen = 0
         try:
@@ -120,8 +120,8 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
             pip.kill()  # no effect on one that has ended
         if pip.returncode == 0:
             task.advance((package.size_bytes - seen) / 1e6)
-        said.seek(0)
-        last_words = " / ".join(line.strip() for line in said.read().splitlines() if line.strip().startswith("ERROR"))
+        output.seek(0)
+        last_words = " / ".join(line.strip() for line in output.read().splitlines() if line.strip().startswith("ERROR"))
     if pip.returncode != 0:
         raise ModelError(
             f"pip could not fetch {package.requirement}: {last_words or f'it ended with {pip.returncode}'}",

@@ -10,8 +10,8 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No bars of `transformers` inside, and no report of weights that are missing or left over, which is an error or is
-    said by whoever loads; afterwards they are as they were."""
+    """Turn off the progress bars and loading reports of `transformers`, and restore both afterwards. Missing weights
+    are reported by `models.load`."""
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

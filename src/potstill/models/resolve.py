@@ -116,7 +116,7 @@ def _from_entry(entry: Path, model: str) -> ModelSource:
 
 
 def _short(model: str) -> str:
-    """What the model is called in reports and in the provenance of data: where it lies on this disk is nobody's."""
+    """The model's name in reports and in the provenance of data. Paths on this disk are private, and left out."""
     if model.startswith("run:"):
         return f"run:{Path(model.removeprefix('run:')).name}"
     return Path(model).name if _as_path(model) is not None else model

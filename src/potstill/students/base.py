@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from potstill.console import Console
+from potstill.errors import RecipeError
 from potstill.models.folder import ModelSource
 from potstill.signals import Batch
 from potstill.tasks import Task
@@ -33,10 +34,21 @@ class Materials:
     task: Task = "causal_lm"
     labels: Sequence[str] | None = None
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """`tokenizer_source`, of a task of texts.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        if self.tokenizer_source is None:
+            raise RecipeError("the student reads text, and has no tokenizer", where="student.tokenizer")
+        return self.tokenizer_source
+
 
 @dataclass(frozen=True)
 class Plain:
-    """A student before adapters, in fp32 on the processor, and what is to be said of how it was made.
+    """A student before adapters, in fp32 on the processor, and the facts of how it was made.
 
     `facts` name `layers` (the teacher's, by index, or None) and, where a head was drawn anew for a model that is
     otherwise trained, the names of its weights as `new_weights`.

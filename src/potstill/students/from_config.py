@@ -128,8 +128,7 @@ def _check_keys(keys: Mapping[str, Any], config: PreTrainedConfig) -> None:
 
 
 def _check_vocabulary(config: PreTrainedConfig, materials: Materials) -> None:
-    assert materials.tokenizer_source is not None
-    tokenizer = load_tokenizer(materials.tokenizer_source, materials.trust_remote_code)
+    tokenizer = load_tokenizer(materials.tokenizer_folder, materials.trust_remote_code)
     needed = max(tokenizer.get_vocab().values()) + 1
     if config.vocab_size < needed:
         raise RecipeError(
@@ -165,9 +164,9 @@ def _initialised(config: PreTrainedConfig, materials: Materials) -> PreTrainedMo
     if not causal:
         return student
     student.config.pad_token_id = pad
-    assert source is not None
-    if (source / "generation_config.json").is_file():
-        student.generation_config = GenerationConfig.from_pretrained(source)
+    speaker = materials.tokenizer_folder
+    if (speaker / "generation_config.json").is_file():
+        student.generation_config = GenerationConfig.from_pretrained(speaker)
     elif student.generation_config is not None:
         student.generation_config.pad_token_id = pad
     return student

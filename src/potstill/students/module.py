@@ -34,12 +34,11 @@ class OwnModule:
             load_weights(module, self.settings.weights)
         if materials.labels is not None:
             name_classes(module, materials.labels)
-        origin = origin_of_module(module)
-        assert origin is not None
-        facts: dict[str, Any] = {
-            "layers": None,
-            "source": f"{Path(origin.file).name}:{origin.name}",
-            "arguments": dict(origin.arguments),
-            "digest": origin.sha256,
-        }
+        facts: dict[str, Any] = {"layers": None}
+        if (origin := origin_of_module(module)) is not None:
+            facts |= {
+                "source": f"{Path(origin.file).name}:{origin.name}",
+                "arguments": dict(origin.arguments),
+                "digest": origin.sha256,
+            }
         return Plain(module, facts)

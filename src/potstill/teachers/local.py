@@ -16,7 +16,7 @@ from potstill.errors import CapabilityError, DataError
 from potstill.models.anatomy import dims
 from potstill.models.folder import ModelSource, is_module, read_config
 from potstill.models.generator import Wrote, stop_token_ids, write
-from potstill.models.kinds import own_task
+from potstill.models.kinds import task_in
 from potstill.models.labels import labels_in, labels_of
 from potstill.models.live import live_signals
 from potstill.models.load import has_fast_bf16, load_model, load_tokenizer, pick_device, pick_dtype
@@ -63,9 +63,7 @@ class LocalModel:
         """What the model was saved for; no weights are loaded."""
         if is_module(self.source.path):
             return "image_classification"
-        task = own_task(read_config(self.source.path))
-        assert task is not None  # else `resolve` has refused it
-        return task
+        return task_in(read_config(self.source.path), where=str(self.source.path))
 
     @cached_property
     def labels(self) -> tuple[str, ...] | None:
@@ -86,8 +84,7 @@ class LocalModel:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """Who answers: what an answer depends on, beside the request. Of a model that does not write, what its signals
-        depend on."""
+        """What an answer depends on, beside the request. Of a model that does not write, what its signals depend on."""
         if not SPECS[self.task].writes:
             return self.signals_identity
         return {
@@ -222,7 +219,8 @@ class LocalModel:
 
     @cached_property
     def _chat(self) -> ChatTokenizer:
-        assert self.tokenizer is not None
+        if self.tokenizer is None:
+            raise CapabilityError(f"{self.source.name} reads no text", fix="use a causal language model to write")
         return ChatTokenizer.from_transformers(self.tokenizer)
 
     @cached_property
@@ -264,9 +262,7 @@ class LocalModel:
 
     def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Answer:
         stopped = bool(ids) and ids[-1] in self._stop_ids
-        words = list(ids[:-1] if stopped else ids)
-        assert self.tokenizer is not None
-        text = str(self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        text = self._chat.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
         if not stopped:
             # Cut inside a character of several tokens: its first bytes are no text.
             text = text.rstrip("\ufffd")
