@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.check.findings import Finding, warning
-from potstill.check.inputs import Inputs, all_teachers, gguf_file
+from potstill.check.inputs import Inputs, all_teachers
 from potstill.recipe import members_of, weights_of
-
-_CONVERSION_BYTES, _CONVERSION_SECONDS = 20, 1.5e-7
-"""Of converting a GGUF file: bytes of memory at the peak, and seconds, per parameter (see docs/log.md)."""
 
 _BYTES = {"float32": 4, "bfloat16": 2, "auto": 4}
 _OPTIMISER_BYTES = 8
@@ -49,9 +46,9 @@ def conversions_are_announced(inputs: Inputs) -> Iterator[Finding]:
     """A GGUF file is converted once, which takes memory and time."""
     for name, teacher in all_teachers(inputs.recipe.teachers):
         known = inputs.facts(teacher)
-        if inputs.source(teacher) is not None or gguf_file(weights_of(teacher)) is None or known is None:
+        if inputs.source(teacher) is not None or known is None or known.conversion is None:
             continue
-        memory, seconds = _CONVERSION_BYTES * known.parameters, _CONVERSION_SECONDS * known.parameters
+        memory, seconds = known.conversion.bytes, known.conversion.seconds
         inputs.figures |= {"conversion_bytes": memory, "conversion_seconds": round(seconds)}
         text = (
             f"{name} is converted once: about {_gigabytes(memory)} of memory, {_duration(seconds)}, and "

@@ -91,9 +91,6 @@ def _model_is_usable(inputs: Inputs, name: str, settings: Any, topic: str) -> It
         yield from facts(topic, [f"  {note}" for note in source.notes])
     elif gguf_file(model) is not None:
         yield Finding(topic, f"{name}: {model} (here, converted at the first run){_sizes(known)}")
-        if known is not None and known.conversion is not None:
-            seconds, memory = known.conversion.seconds, known.conversion.bytes / 1e9
-            yield Finding(topic, f"  its conversion takes about {seconds:,.0f} s and {memory:,.1f} GB of memory, once")
         if known is not None and not known.has_template:
             yield warning(topic, f"{name}: it has no chat template, so it reads plain text, and no conversations")
     else:
