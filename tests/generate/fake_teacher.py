@@ -62,7 +62,7 @@ class FakeTeacher:
             special_tokens_map={"eos_token": "<|im_end|>"},
         )
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(self, requests: Sequence[Request], *, seed: int, wrote: Any = None) -> list[Answer]:
         if self.settings.calls is not None:
             with self.settings.calls.open("a") as calls:
                 calls.write(f"{len(requests)}\n")

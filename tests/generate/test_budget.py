@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from generate.fake_teacher import FakeTeacher, FakeTeacherSettings
@@ -24,7 +26,7 @@ class Auditor(FakeTeacher):
 
     written = 0
 
-    def generate(self, requests, *, seed):  # type: ignore[no-untyped-def]
+    def generate(self, requests, *, seed, wrote=None):  # type: ignore[no-untyped-def]
         answers = super().generate(requests, seed=seed)
         self.written += sum(a.completion_tokens for a in answers)
         return answers
@@ -86,7 +88,7 @@ def test_a_reservation_that_does_not_fit_is_refused() -> None:
 
 def test_a_teacher_that_writes_more_than_it_was_allowed_is_found_out(tmp_path: Path) -> None:
     class Chatty(FakeTeacher):
-        def generate(self, requests, *, seed):  # type: ignore[no-untyped-def]
+        def generate(self, requests, *, seed, wrote=None):  # type: ignore[no-untyped-def]
             return [Answer("word " * 9, "stop", 1, 9) for _ in requests]
 
     teacher = Chatty(FakeTeacherSettings())
@@ -95,3 +97,25 @@ def test_a_teacher_that_writes_more_than_it_was_allowed_is_found_out(tmp_path: P
         asked = JournaledTeacher(teacher, journal, budget=TokenBudget(100), seed=0, console=Console("quiet"))
         with pytest.raises(PotstillError, match="broke its limit"):
             list(asked.answer(batches))
+
+
+def test_progress_moves_with_the_tokens_of_a_batch_and_ends_at_what_was_written(tmp_path: Path) -> None:
+    shown: list[float] = []
+
+    class Telling(FakeTeacher):
+        def generate(self, requests, *, seed, wrote=None):  # type: ignore[no-untyped-def]
+            for _ in range(9):
+                wrote(len(requests))
+            return [Answer("word " * 10, "length", 1, 10) for _ in requests]
+
+    class Recording(Console):
+        @contextmanager
+        def task(self, label, total, unit=""):  # type: ignore[no-untyped-def]
+            yield SimpleNamespace(advance=lambda amount=1.0, note="", total=None: shown.append(amount))
+
+    teacher = Telling(FakeTeacherSettings())
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journaled = JournaledTeacher(teacher, journal, budget=TokenBudget(None), seed=0, console=Recording("quiet"))
+        batches = plan_batches(questions(2, 1, Sampling(10)), teacher.identity, batch_size=2, seed=0)
+        list(journaled.answer(batches))
+    assert shown == [2] * 9 + [2], "every step, and at the end what the steps did not show"

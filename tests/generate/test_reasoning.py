@@ -43,7 +43,7 @@ class Solver(FakeTeacher):
         made.backend_tokenizer.add_special_tokens(["<|im_end|>"])
         return made
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(self, requests: Sequence[Request], *, seed: int, wrote: Any = None) -> list[Answer]:
         self.asked.extend(requests)
         self.batches.append(len(requests))
         return [self.say(request) for request in requests]

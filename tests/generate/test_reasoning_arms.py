@@ -43,7 +43,7 @@ def test_a_hint_that_fills_the_context_is_counted_and_not_asked(tmp_path: Path) 
     class Short(Solver):
         context_length = 120
 
-        def generate(self, requests: Any, *, seed: int) -> list[Answer]:
+        def generate(self, requests: Any, *, seed: int, wrote: Any = None) -> list[Answer]:
             for request in requests:
                 assert len(asked_of(request)) < 60, "the prompt fills the context"
             return super().generate(requests, seed=seed)

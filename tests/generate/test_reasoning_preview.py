@@ -26,7 +26,7 @@ class FourSettings(FakeTeacherSettings):
 
 @implements(FourSettings)
 class Four(FakeTeacher):
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(self, requests: Sequence[Request], *, seed: int, wrote: Any = None) -> list[Answer]:
         FourSettings.asked.extend(requests)
         return [Answer(f"Way {request.sample}: the answer is 4", "stop", 5, 6) for request in requests]
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from generate.fake_teacher import FakeTeacher, FakeTeacherSettings
@@ -39,7 +39,7 @@ class TaskWriter(FakeTeacher):
     def identity(self) -> dict[str, object]:
         return {**super().identity, "finish": self.settings.finish}  # type: ignore[attr-defined]
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(self, requests: Sequence[Request], *, seed: int, wrote: Any = None) -> list[Answer]:
         settings = self.settings
         assert isinstance(settings, TaskWriterSettings)
         TaskWriter.calls += 1

@@ -49,7 +49,7 @@ class Listener(FakeTeacher):
         self.asked: list[Request] = []
         self.say = say
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(self, requests: Sequence[Request], *, seed: int, wrote: Any = None) -> list[Answer]:
         self.asked.extend(requests)
         return [self.say(r) for r in requests] if self.say else super().generate(requests, seed=seed)
 

@@ -32,7 +32,7 @@ from potstill.types import Answer, Reason, Record, Reject, Request
 class Writer(FakeTeacher):
     """Says which sample it is, in words that grow with it."""
 
-    def generate(self, requests: Sequence[Request], *, seed: int) -> list[Answer]:
+    def generate(self, requests: Sequence[Request], *, seed: int, wrote: Any = None) -> list[Answer]:
         return [Answer(" ".join(["word"] * (1 + request.sample)), "stop", 5, 6) for request in requests]
 
 

@@ -396,7 +396,7 @@ class TextOnlyTeacher:
     def signals(self, batch: Batch, needs: Any) -> Signals:
         raise AssertionError("it cannot")
 
-    def generate(self, requests: Any, *, seed: int) -> list[Any]:
+    def generate(self, requests: Any, *, seed: int, wrote: Any = None) -> list[Any]:
         return []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from potstill.console import Console, Task
@@ -20,6 +20,19 @@ from potstill.types import Answer, Reason, Request
 
 if TYPE_CHECKING:
     from potstill.teachers.base import Teacher
+
+
+@dataclass
+class _Shown:
+    """The tokens of one batch that its progress has shown, while they are written."""
+
+    task: Task
+    tokens: int = 0
+
+    def wrote(self, tokens: int) -> None:
+        """Show some more."""
+        self.tokens += tokens
+        self.task.advance(tokens)
 
 
 class JournaledTeacher:
@@ -53,10 +66,11 @@ class JournaledTeacher:
                 batch = self._fitting(queue)
                 if batch is None:
                     break
-                answers, from_journal = self._answer(batch)
+                shown = _Shown(task)
+                answers, from_journal = self._answer(batch, shown)
                 if not from_journal:
                     waiting = max(0, waiting - len(answers))
-                    self._show(task, answers, waiting)
+                    self._show(shown, answers, waiting)
                 yield batch, answers, from_journal
             self.unanswered = [request for batch in queue for request in batch.requests]
 
@@ -80,20 +94,20 @@ class JournaledTeacher:
             queue.appendleft(rest)
         return first
 
-    def _answer(self, batch: PlannedBatch) -> tuple[list[Answer], bool]:
+    def _answer(self, batch: PlannedBatch, shown: _Shown) -> tuple[list[Answer], bool]:
         """The answers of a batch, and whether the journal had them."""
         self.budget.reserve(batch.most_tokens)
         found = self.journal.get_batch(batch.keys, batch.digest)
-        answers = self._ask(batch) if found is None else found
+        answers = self._ask(batch, shown) if found is None else found
         self.budget.settle(batch.most_tokens, sum(a.completion_tokens for a in answers))
         for answer in answers:
             self.counts.add(answer, from_journal=found is not None)
         self.seconds += self.journal.seconds_of(batch.digest)
         return answers, found is not None
 
-    def _ask(self, batch: PlannedBatch) -> list[Answer]:
+    def _ask(self, batch: PlannedBatch, shown: _Shown) -> list[Answer]:
         started = time.monotonic()
-        answers = self.teacher.generate(batch.requests, seed=batch.seed)
+        answers = self.teacher.generate(batch.requests, seed=batch.seed, wrote=shown.wrote)
         seconds = time.monotonic() - started
         if len(answers) != len(batch.requests):
             raise PotstillError(f"the teacher gave {len(answers)} answers to {len(batch.requests)} requests")
@@ -102,10 +116,11 @@ class JournaledTeacher:
         self._new_tokens += sum(a.completion_tokens for a in answers)
         return answers
 
-    def _show(self, task: Task, answers: Sequence[Answer], waiting: int) -> None:
+    def _show(self, shown: _Shown, answers: Sequence[Answer], waiting: int) -> None:
         mean = self._new_tokens / self._new_answers
         expected = self._new_tokens + self._expected(waiting, mean)
-        task.advance(sum(a.completion_tokens for a in answers), note=f"{waiting:,} answers left", total=expected)
+        rest = sum(a.completion_tokens for a in answers) - shown.tokens
+        shown.task.advance(rest, note=f"{waiting:,} answers left", total=expected)
 
     def _expected(self, answers: int, mean_tokens: float) -> float:
         """How many more tokens are to be written: as long as so far, within the budget."""
