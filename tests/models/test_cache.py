@@ -117,7 +117,8 @@ def build(folder, scratch):
     with open(sys.argv[1], "a") as log:
         log.write("built\\n")
     (folder / "weights").write_text("fo")
-    time.sleep(float(sys.argv[2]))
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
     (folder / "weights").write_text("four")
     return {}
 
@@ -125,32 +126,35 @@ print((make_entry("some", build, Console("lines")) / "weights").read_text())
 """
 
 
-def start(log: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", MAKE, str(log), str(seconds)]
+def start(log: Path, until: Path) -> subprocess.Popen[str]:
+    """A process that builds the entry, and ends when a file is there."""
+    command = [sys.executable, "-c", MAKE, str(log), str(until)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (log.is_file() and log.read_text()):
         assert time.monotonic() < deadline, "the other process never began"
         time.sleep(0.01)
 
 
 def test_two_processes_build_an_entry_once_and_both_get_it_whole(cache: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    first = start(log, 1.5)
+    log, until = tmp_path / "log", tmp_path / "until"
+    first = start(log, until)
     wait_for(log)
-    second = start(log, 1.5)
-    said = [process.communicate(timeout=60) for process in (first, second)]
-    assert [out for out, _ in said] == ["four\n", "four\n"]
+    second = start(log, until)
+    assert second.stderr is not None
+    assert "waiting for another process that is preparing some" in second.stderr.readline()
+    until.touch()
+    outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
+    assert outputs == ["four\n", "four\n"]
     assert log.read_text() == "built\n"
-    assert "waiting for another process that is preparing some" in said[1][1]
 
 
 def test_a_killed_process_leaves_no_entry_and_the_next_one_begins_anew(cache: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    killed = start(log, 60)
+    killed = start(log, tmp_path / "never")
     wait_for(log)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from potstill.errors import ModelError, RecipeError
 from potstill.recipe.students import FromConfig
@@ -90,8 +91,10 @@ def test_the_end_token_starts_with_an_embedding_though_it_pads_too(teacher_of: T
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"num_hidden_layerz": 2}, RecipeError, r"unknown key 'num_hidden_layerz'.*did you mean 'num_hidden_layers'"),
-        ({"model_type": "gpt22"}, RecipeError, r"no model_type 'gpt22'; did you mean 'gpt2'"),
+        ({"num_hidden_layerz": 2}, ValidationError, r"key 'num_hidden_layerz'.*did you mean 'num_hidden_layers'"),
+        ({"model_type": "gpt22"}, ValidationError, r"no model_type 'gpt22'; did you mean 'gpt2'"),
+        ({"layer_types_": 2}, ValidationError, r"no configuration of transformers has a key"),
+        ({"conv_bias": True}, RecipeError, r"unknown key 'conv_bias' of a llama configuration"),
         ({"vocab_size": 100}, RecipeError, r"vocab_size 100 is smaller.*ids up to 258.*set vocab_size to 259"),
         ({"hidden_size": "big"}, ModelError, r"LlamaConfig does not accept.*expected int"),
         ({"num_attention_heads": 0}, ModelError, r"no model can be made in this shape|does not accept"),
