@@ -13,6 +13,9 @@ interleaved.
     aiohttp             a bare client: as many tasks as connections, answers in a list; nothing is kept
     aiohttp_wal         the same, with one SQLite commit an answer (WAL, synchronous=NORMAL: not flushed)
     openai              the official SDK, as many tasks as connections, answers in a list
+    ours_limited        ours against a server that lets `--rate` requests a second pass, from a bucket that holds a
+                        tenth of a second's worth, and fails a tenth of them; `rate_used` is the share of the rate that
+                        was used while requests came (the target: 0.9)
 
 `first_seconds` is a first run with a hundred records, in which modules are loaded. After it, `seconds` is from the
 first prompt to the last byte written; `cpu_ms_per_record` is the time of the client's process, all threads;
@@ -40,7 +43,8 @@ from typing import Any
 MODULE = "benchmarks.generate"
 SERVER = Path(__file__).parents[1] / "tests" / "mock_server.py"
 WARM_UP = 100
-TARGETS = {"records_per_second": 2000, "cpu_ms_per_record": 0.45, "more_resident_bytes": 50_000_000}
+TARGETS = {"records_per_second": 2000, "cpu_ms_per_record": 0.45, "more_resident_bytes": 50_000_000, "rate_used": 0.9}
+FAULTS = {"fail": 0.05, "truncate": 0.02, "hang": 0.01, "reset": 0.02}
 BODY: dict[str, Any] = {"model": "mock", "max_tokens": 32, "temperature": 0.7, "top_p": 1.0}
 
 
@@ -66,7 +70,8 @@ def prepare(url: str, folder: Path, records: int, connections: int) -> None:
     """Prompts and recipe, before the time is taken."""
     with (folder / "prompts.jsonl").open("w") as lines:
         lines.writelines(json.dumps({"prompt": prompt(number)}) + "\n" for number in range(records))
-    teacher = f"{{kind: endpoint, base_url: {url}, model: mock, max_in_flight: {connections}}}"
+    more = f"max_in_flight: {connections}, timeout_seconds: 20"
+    teacher = f"{{kind: endpoint, base_url: {url}, model: mock, {more}}}"
     (folder / "recipe.yaml").write_text(
         f"name: bench\nteacher: {teacher}\ndata: {{kind: jsonl, path: prompts.jsonl, format: prompt, held_out: 0.1}}\n"
         "generate: {kind: sequence, max_new_tokens: 32, temperature: 0.7}\n"
@@ -144,6 +149,7 @@ async def side_by_side(ask: Callable[[int], Awaitable[None]], records: int, conn
 CLIENTS: dict[str, Callable[[str, Path, int, int], None]] = {
     "ours": ours,
     "ours_many": ours,
+    "ours_limited": ours,
     "aiohttp": aiohttp_client,
     "aiohttp_wal": lambda *a: aiohttp_client(*a, journal=True),
     "openai": openai_client,
@@ -151,9 +157,10 @@ CLIENTS: dict[str, Callable[[str, Path, int, int], None]] = {
 
 
 @contextlib.contextmanager
-def mock_server(latency: float) -> Iterator[str]:
+def mock_server(latency: float, **flags: float) -> Iterator[str]:
     """The server of the tests, in a process of its own, until the block ends; its root address."""
     command = [sys.executable, str(SERVER), "--latency-seconds", str(latency)]
+    command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -176,7 +183,9 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         RuntimeError: the server did not give as many answers as there are records.
     """
     records, connections, client = asked["records"], asked["connections"], CLIENTS[asked["variant"]]
-    with mock_server(asked["latency"]) as address, tempfile.TemporaryDirectory(dir=asked["folder"]) as made:
+    rate = asked.get("rate")
+    flags = FAULTS | {"rate": rate, "burst": max(1.0, rate / 10)} if rate else {}
+    with mock_server(asked["latency"], **flags) as address, tempfile.TemporaryDirectory(dir=asked["folder"]) as made:
         took, cpu = 0.0, 0.0
         for name, amount in (("first", WARM_UP), ("measured", records)):
             first_seconds, folder = took, Path(made) / name
@@ -196,6 +205,7 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         "resident_bytes": peak_resident_bytes(),
         "cpu_ms_per_record": round(1000 * cpu / records, 4),
         "most_at_a_time": stats["peak"],
+        **({"rate_used": round(stats["rate_used"], 4)} if rate else {}),
     }
 
 
@@ -237,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--many", type=int, default=200_000, help="0: leave it out; it has one round")
     parser.add_argument("--connections", type=int, default=256)
     parser.add_argument("--latency", type=float, default=0.05, help="seconds until the server answers, on average")
+    parser.add_argument("--rate", type=float, default=150, help="requests a second of ours_limited, for a minute")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=list(CLIENTS))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="the disk that is written to")
@@ -260,7 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name == "openai" and not has_peer("openai", "the comparison with the openai SDK"):
             continue
         settings = shared | {"records": options.many if many else options.records}
-        variants.append(Variant(name, settings, rounds=1 if many else None))
+        limited = name == "ours_limited"
+        if limited:
+            settings |= {"records": int(60 * options.rate), "rate": options.rate}
+        variants.append(Variant(name, settings, rounds=1 if many or limited else None))
     rows = finished(run_interleaved(MODULE, variants, options.rounds))
     print_result("generate", {**about, "targets": TARGETS}, rows, ratios_of(rows), only_json=options.json)
 
