@@ -43,7 +43,7 @@ def write(folder: Path, records: Sequence[Record | Reject], **settings: Any) -> 
         journaled = JournaledTeacher(
             Writer(FakeTeacherSettings()), journal, budget=TokenBudget(None), seed=0, console=Console("quiet")
         )
-        made = Verifying(SequenceOf(program), program)
+        made = Verifying(SequenceOf(program), program, program.verify)
         answering = LocalAnswering(journaled, batch_size=8)
         return list(made.write(records, answering, side_of=lambda record: "train", work=work)), work
 
@@ -91,7 +91,7 @@ def test_the_best_are_kept_by_the_score_of_the_verifier(tmp_path: Path, monkeypa
         assert kept == [(row, sample) for row in (1, 2, 3) for sample in (2, 3)]
         rejects = [item for item in items if isinstance(item, Reject)]
         assert {reject.reason for reject in rejects} == {Reason.NOT_CHOSEN} and len(items) == 12
-        assert rejects[0].detail == "sample 0: 2 of 4 accepted are kept, and its score is None"
+        assert rejects[0].detail == "sample 0: keep: best: 2 of 4 accepted are kept; its score: None"
 
 
 RECIPE = """
