@@ -94,7 +94,7 @@ class Server:
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
             "seconds": seconds,
-            "rate_used": bucket.passed / (bucket.passed + bucket.lost) if bucket else None,
+            "rate_used": bucket.passed / (bucket.passed + bucket.lost) if bucket and bucket.passed else None,
             "statuses": dict(self.statuses),
             "keys": sorted(self.keys),
             "fields": dict(self.fields),
