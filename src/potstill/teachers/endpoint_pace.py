@@ -206,7 +206,7 @@ class Pace:
     FALL = 0.7
     LEAST = 1 / 60
     """Requests a second, at least, where the server does not say how long to wait."""
-    LATE_SECONDS = 0.01
+    LATE_SECONDS = 0.02
     CURVE = 0.05 / 40**3
     """Of the rate, per cubic second: 5 % within 40 seconds of the rate at which the limit was met."""
 
@@ -262,7 +262,7 @@ class Pace:
             self._base = max(base, 0.5 / self._longest if self._longest else self.LEAST)
             self._since, self._earlier, self._met, self._passed = now, self._met, None, 0
         self._passed += 1
-        # Up to 10 ms that were missed are made up for: timers are late. Where something else holds sending up longer,
+        # Up to 20 ms that were missed are made up for: timers are late. Where something else holds sending up longer,
         # the rate is not what limits it, and does not grow.
         self._since += max(0.0, now - max(self._next, self._since) - self.LATE_SECONDS)
         self._next = max(self._next, now - self.LATE_SECONDS) + 1 / self.per_second(now)
