@@ -69,7 +69,7 @@ class Split:
                 raise DataError(
                     "held_out: own, and this source has no sides of its own",
                     where="data.held_out",
-                    fix="give the share to hold out: 0.1, say",
+                    fix="set data.held_out to the share to hold out, e.g. 0.1",
                 )
             return own
         return self.few.get(group) or side_by_hash(group, self.held_out, self.seed)

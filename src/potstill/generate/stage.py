@@ -223,13 +223,13 @@ def advice(section: GenerateSettings, rejected: Mapping[str, int]) -> str:
     """What to change so that more is kept: keys that the section really has, by the reasons of the rejects."""
     reasons = [reason for reason in Reason if reason in rejected]
     fixes = []
-    if any(reason.is_cut for reason in reasons):
+    if any(reason.is_cut for reason in reasons) and hasattr(section, "max_new_tokens"):
         keeps = getattr(section, "keep_unfinished", True)
         fixes.append("raise generate.max_new_tokens" + ("" if keeps else ", or set generate.keep_unfinished: true"))
     for reason in filter(lambda reason: reason.is_budget, reasons):
         own = reason is Reason.TOKEN_BUDGET and getattr(section, "token_budget", None) is not None
         fixes.append(f"raise generate.{'token_budget' if own else _BUDGET_KEYS[reason]}")
-    if {Reason.REJECTED, Reason.WRONG, Reason.UNJUDGED} & set(reasons):
+    if {Reason.REJECTED, Reason.WRONG, Reason.UNJUDGED} & set(reasons) and hasattr(section, "verify"):
         fixes.append("see what generate.verify says of the answers (the verdicts are in the preview)")
     if NO_PROMPT in rejected:
         fixes.append("data.format: prompt reads a column as prompts, not as texts (data.columns names it)")
