@@ -138,7 +138,7 @@ def _load_file(room: str, reference: str, base: Path) -> type:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
-            with _wholly():
+            with _undone_on_failure():
                 _forget(_module_of_file.get(path))
                 spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
@@ -173,13 +173,13 @@ def _load_entry_point(room: str, kind: str) -> type:
     point = points[kind]
     where = f"{_distribution(point)}, entry point {point.group}: {point.name} = {point.value}"
     try:
-        with _wholly():
+        with _undone_on_failure():
             named = point.load()
     except Exception as error:
         why = f"the plug-in cannot be loaded: {type(error).__name__}: {error}"
         raise RecipeError(why, where=where, fix="fix the package, or uninstall it") from error
     if not isinstance(named, type):
-        raise RecipeError(f"leads to {named!r}, which is no class", where=where)
+        raise RecipeError(f"names {named!r}, which is not a class", where=where, fix="name a class")
     settings = _settings_of(named, room, where=where)
     if _settings.get(room, {}).get(kind) is not settings:
         called = getattr(settings, "model_fields", {})["kind"].default
@@ -207,7 +207,7 @@ def _entry_points(room: str) -> dict[str, EntryPoint]:
         built_in = ours is not None and ours.__module__.partition(".")[0] == __package__
         if built_in or (other is not None and other.value != point.value):
             raise RecipeError(
-                f"kind {point.name!r} of {room} is given twice: by {owner} and by {_distribution(point)}",
+                f"kind {point.name!r} of {room} is defined twice: by {owner} and by {_distribution(point)}",
                 where=f"{point.group}: {point.name} = {point.value}",
                 fix="rename one of them, or uninstall one of the packages",
             )
@@ -216,8 +216,8 @@ def _entry_points(room: str) -> dict[str, EntryPoint]:
 
 
 @contextmanager
-def _wholly() -> Iterator[None]:
-    """What a module registered before it failed is forgotten again."""
+def _undone_on_failure() -> Iterator[None]:
+    """Undo the registrations of a module that fails while it loads."""
     settings, implementations = {room: dict(known) for room, known in _settings.items()}, dict(_implementations)
     try:
         yield
@@ -245,7 +245,7 @@ def _settings_of(named: type, room: str, *, where: str) -> type:
 
 
 def _digest_of_module(module: Any) -> str:
-    """Of a module's file; of a package, of all its Python files, since one may import the other."""
+    """The digest of a module's file; of a package, that of all its Python files, since they may import one another."""
     for path, known in plugin_digests.items():
         if module.__file__ == path or Path(path) in Path(module.__file__).parents:
             return known

@@ -234,6 +234,16 @@ def test_a_model_of_the_hub_is_refused_where_the_hub_is_forbidden(
     assert "HF_HUB_OFFLINE" in only_error(check(ANSWERED, teacher={"kind": "local", "model": "some/where"}))
 
 
+def test_what_a_teacher_gives_may_depend_on_its_files(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill.recipe import LocalTeacher
+
+    assert not check(ANSWERED).errors
+    monkeypatch.setattr(LocalTeacher, "capabilities_here", lambda self: frozenset({"top_logprobs"}))
+    assert not check(ANSWERED).errors  # forward KL takes those too
+    findings = check(ANSWERED, train={"objectives": [{"kind": "reverse_kl"}]})
+    assert "reverse_kl needs dense or head of its teacher" in only_error(findings)
+
+
 def test_a_teacher_that_nothing_asks_is_named(check: Check, models: Path) -> None:
     teachers = {name: {"kind": "local", "model": str(models / "teacher")} for name in ("main", "spare")}
     findings = check(ANSWERED, teacher=None, teachers=teachers)

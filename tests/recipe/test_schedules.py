@@ -54,8 +54,8 @@ def test_a_slip_gets_one_message_that_says_what_is_wrong() -> None:
         ({"weight": True}, "neither a number nor a change"),
         ({"weight": -1}, "0 or more"),
         ({"weight": math.nan}, "0 or more"),
-        ({"temperature": 0}, "0 is no temperature"),
-        ({"temperature": {"start": 2, "end": 0}}, "0 is no temperature"),
+        ({"temperature": 0}, "a temperature must be above 0"),
+        ({"temperature": {"start": 2, "end": 0}}, "a temperature must be above 0"),
         ({"weight": {"start": 1, "end": 0, "begin": 0.5, "until": 0.5}}, "must be before until"),
         ({"weight": {"start": 1, "endd": 0}}, "endd"),
     ]

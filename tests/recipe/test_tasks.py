@@ -119,7 +119,7 @@ def test_models_of_an_ensembles_members_are_paths_relative_to_the_recipe(tmp_pat
             {"objectives": CE, "stages": [{"name": "a", "objectives": CE}]},
             "either",
         ),
-        ({"stages": [{"name": "a", "objectives": CE}] * 2}, "two stages are called 'a'"),
+        ({"stages": [{"name": "a", "objectives": CE}] * 2}, "two stages have the name 'a'"),
         ({"stages": [{"name": "a", "objectives": [{"kind": "hard_ce", "weight": 0}]}]}, "in stage 'a' every objective"),
         ({"stages": [{"name": "a", "objectives": []}]}, "at least 1"),
         (

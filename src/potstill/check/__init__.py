@@ -37,6 +37,7 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (data.sides_have_no_twins, ("train", "evaluate")),
     (data.intervals_have_two_groups, ("generate", "train", "evaluate")),
     (models.teachers_are_usable, ("generate", "train", "evaluate")),
+    (models.teachers_give_what_is_asked, ("generate", "train")),
     (models.unused_teachers, ("generate", "train")),
     (models.student_model_is_usable, ("generate", "train")),
     (models.ensembles_agree, ("generate", "train")),

@@ -38,6 +38,7 @@ from potstill.recipe import (
     weights_of,
 )
 from potstill.recipe.layers import choose_layers, pairs_of_attention, pairs_of_states
+from potstill.recipe.recipe import cannot_give
 from potstill.recipe.students import check_configuration
 
 _HUB_ID = re.compile(r"^(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?$")
@@ -123,6 +124,14 @@ def _sizes(known: ModelFacts | None) -> str:
 
 def _millions(parameters: int) -> str:
     return f"{parameters / 1e6:,.1f} M" if parameters >= 100_000 else f"{parameters:,}"
+
+
+def teachers_give_what_is_asked(inputs: Inputs) -> None:
+    """What objectives and programs ask is given by the teacher as its files are, and not only by its kind."""
+    for who, name, alternatives in inputs.recipe.asked_of_teachers():
+        teacher = inputs.recipe.teachers[name]
+        if reason := cannot_give(who, teacher, alternatives, teacher.capabilities_here()):
+            raise CapabilityError(reason, where=f"teachers.{name}")
 
 
 def ensembles_agree(inputs: Inputs) -> None:

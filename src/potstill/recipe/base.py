@@ -41,8 +41,8 @@ class Content:
 
 
 class PartIfSet:
-    """Marks a field for something that is only done where it is asked for: where it is None, a stage's key says
-    nothing of it.
+    """Marks an optional field that is left out of a stage's key while it is None, so that a field that is added to a
+    settings class leaves the keys of existing runs as they are.
 
     solve: Annotated[SolveSettings | None, PartIfSet()] = None
     """
@@ -164,7 +164,7 @@ class KindSettings(Settings):
 
 
 class _OneOf:
-    """Validates a mapping by the class that its `kind` names, a plug-in included."""
+    """Validates a mapping by the settings class of its `kind`, plug-ins included."""
 
     def __init__(self, room: str) -> None:
         self.room = room

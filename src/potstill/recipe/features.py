@@ -23,7 +23,7 @@ Pairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
 LayerMap = Annotated[Literal["last", "uniform", "every_other", "embeddings"] | Pairs, BeforeValidator(_one_map)]
 """Which of the student's states is held against which of the teacher's; 0 is the embeddings, L the last state, after
 the final norm. `last` is one pair; `uniform` is i → round(i·L_teacher/L_student) for i = 0 … L_student (TinyBERT's);
-`every_other` is i → 2·i, for a student of every other layer; `embeddings` is 0 → 0; or pairs, in so many words."""
+`every_other` is i → 2·i, for a student of every other layer; `embeddings` is 0 → 0; or explicit pairs."""
 
 AttentionMap = Annotated[Literal["last", "uniform", "every_other"] | Pairs, BeforeValidator(_one_map)]
 """The same for attention layers, counted from 0: `uniform` is i → round((i+1)·L_teacher/L_student) − 1 (TinyBERT's),

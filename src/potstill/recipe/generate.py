@@ -39,7 +39,7 @@ class GenerateSettings(KindSettings):
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The names of all teachers that are asked: the one that writes, and then those that only judge."""
+        """The names of all teachers that are asked: first the one that writes, then those that only judge."""
         if not self.asks:
             return ()
         judges = (judge.teacher or self.teacher for judge in judges_of(getattr(self, "verify", None)))
@@ -81,7 +81,7 @@ class VerifiedSettings(GenerateSettings):
 
     @property
     def best(self) -> int | None:
-        """Of the records of a prompt that are accepted, how many are kept by their score; None: all."""
+        """How many accepted records of a prompt are kept, those with the highest scores; None keeps all."""
         return None
 
     @field_validator("verify")

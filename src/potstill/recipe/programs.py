@@ -26,7 +26,7 @@ SELF_INSTRUCT_WORDS = (
     "go to",
 )
 ALPACA_WORDS = (*SELF_INSTRUCT_WORDS, "video", "audio", "music", "flowchart", "diagram")
-"""What a language model cannot do is not asked of it: instructions with these words are left out."""
+"""Instructions with these words ask for what a language model cannot do, and are left out."""
 
 
 class SelfInstructProgram(VerifiedSettings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 from pydantic import Field, model_validator
@@ -166,24 +167,32 @@ class Recipe(Settings):
                     f"train.teacher_system they see different ones: {fix}"
                 )
 
-    def _teachers_give_what_is_asked(self) -> None:
-        asked: list[tuple[str, str, frozenset[Capability]]] = []
+    def asked_of_teachers(self) -> Iterator[tuple[str, str, frozenset[Capability]]]:
+        """What the recipe asks of its teachers: who asks, which teacher, and the capabilities of which one suffices."""
         for name in _asked(self.generate):
-            asked.append((f"generate ({getattr(self.generate, 'kind', '')})", name, frozenset({"generate"})))
-        if self.train is not None:
-            for objective in self.train.all_objectives:
-                asked += [
-                    (objective.kind, self.train.teacher, one_of_these) for one_of_these in objective.needs().teacher
-                ]
-        for who, name, alternatives in asked:
+            yield f"generate ({getattr(self.generate, 'kind', '')})", name, frozenset({"generate"})
+        for objective in self.train.all_objectives if self.train is not None else ():
+            for alternatives in objective.needs().teacher:
+                yield objective.kind, self.required_train.teacher, alternatives
+
+    def _teachers_give_what_is_asked(self) -> None:
+        for who, name, alternatives in self.asked_of_teachers():
             teacher = self.teachers[name]
-            if not alternatives & teacher.capabilities:
-                gives = ", ".join(sorted(teacher.capabilities)) or "nothing"
-                raise ValueError(
-                    f"{who} needs {' or '.join(sorted(alternatives))} of its teacher, and a {teacher.kind!r} teacher "
-                    f"gives {gives}: use a teacher that runs here (kind: local), or an objective that learns from text "
-                    "(hard_ce)"
-                )
+            if reason := cannot_give(who, teacher, alternatives, teacher.capabilities):
+                raise ValueError(reason)
+
+
+def cannot_give(
+    who: str, teacher: TeacherSettings, alternatives: frozenset[Capability], given: frozenset[Capability]
+) -> str | None:
+    """Why a teacher with capabilities `given` cannot serve `who`, which needs one of `alternatives`; None if it can."""
+    if alternatives & given:
+        return None
+    gives = ", ".join(sorted(given)) or "nothing"
+    return (
+        f"{who} needs {' or '.join(sorted(alternatives))} of its teacher, and a {teacher.kind!r} teacher gives "
+        f"{gives}: use a teacher that runs here (kind: local), or an objective that learns from text (hard_ce)"
+    )
 
 
 def _present(name: str, section: S | None) -> S:

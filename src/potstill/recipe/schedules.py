@@ -1,4 +1,4 @@
-"""Numbers that change while training goes on: weights and temperatures. One mechanism for all of them."""
+"""Weights and temperatures that change during training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Change(Settings):
 
 
 def value_at(schedule: float | Change, progress: float) -> float:
-    """The value of a number or of a changing one, at a progress of training in [0, 1]."""
+    """The value of a schedule at a progress of training in [0, 1]."""
     return schedule.at(progress) if isinstance(schedule, Change) else float(schedule)
 
 
@@ -69,7 +69,7 @@ def _number_or_change(value: Any) -> Any:
 
 def _above_zero(value: float | Change) -> float | Change:
     if _least(value) == 0:
-        raise ValueError("0 is no temperature: it must stay above")
+        raise ValueError("a temperature must be above 0 throughout")
     return value
 
 

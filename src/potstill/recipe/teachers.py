@@ -17,6 +17,11 @@ class TeacherSettings(KindSettings):
     remote: ClassVar[bool] = False
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
 
+    def capabilities_here(self) -> frozenset[Capability]:
+        """What this teacher gives, as far as its files tell: by default, what its kind gives. A kind whose teachers
+        differ (by what was stored, say) reads that here, without torch. `potstill check` calls it."""
+        return self.capabilities
+
 
 class LocalTeacher(TeacherSettings):
     """A model of `transformers`, or a module that another run trained, on this machine.
@@ -57,13 +62,13 @@ class EnsembleTeacher(TeacherSettings):
 
 
 def members_of(settings: TeacherSettings | None) -> tuple[TeacherSettings, ...]:
-    """Those who answer for a teacher: itself, or an ensemble's members, and theirs. None of no teacher."""
+    """The teachers behind a teacher: itself, or an ensemble's members (and theirs in turn); none for None."""
     if isinstance(settings, EnsembleTeacher):
         return tuple(found for member in settings.members for found in members_of(member))
     return () if settings is None else (settings,)
 
 
 def weights_of(settings: object) -> str | None:
-    """What a teacher's or student's settings call the weights that are read on this machine; None if there are none."""
+    """The name or path of the weights that a teacher or student reads on this machine; None if it reads none."""
     model: str | None = None if getattr(settings, "remote", False) else getattr(settings, "model", None)
     return model

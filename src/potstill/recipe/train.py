@@ -127,5 +127,5 @@ class TrainSettings(Settings):
                 raise ValueError(f"{where}every objective has weight 0: give at least one a weight above 0")
         names = [stage.name for stage in self.stages]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two stages are called {twice[0]!r}: rename one")
+            raise ValueError(f"two stages have the name {twice[0]!r}: rename one")
         return self
