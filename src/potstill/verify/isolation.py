@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def bubblewrap(
     filtered = ["/bin/sh", "-c", 'exec "$@" 9< "$0"', filter_file()] if filter_file() else []
     command = [
         *filtered,
-        "bwrap",
+        shutil.which("bwrap") or "bwrap",
         *(["--seccomp", "9"] if filtered else []),
         "--unshare-ipc",
         "--unshare-pid",

@@ -130,7 +130,9 @@ def _read(said: str, known: frozenset[str], depth: int) -> Value:
     if given and len(split_at_top(said)) == 1:
         inner = _read(given["value"].strip(), known, depth + 1)
         return inner if inner.kind == "unclear" else replace(inner, of=given["of"])
-    value = _name(said) or _number(said) or _percent(said) or _word(said) or _when(said) or _measured(said, known)
+    value = (
+        _name(said) or _number(said) or _percent(said) or _word(said) or _when(said) or _measured(said, known, depth)
+    )
     value = value or _ratio(said) or _bracketed(said, known, depth) or _list(said, known, depth)
     if value is not None:
         return value
@@ -187,13 +189,13 @@ def _percent(said: str) -> Value | None:
     return Value("percent", said, number / 100) if number is not None else None
 
 
-def _measured(said: str, known: frozenset[str]) -> Value | None:
+def _measured(said: str, known: frozenset[str], depth: int) -> Value | None:
     """Money, and numbers with a unit or a counted noun."""
     money = re.fullmatch(r"([-+]?)\s*(?:US|USD\s?)?([$€£])\s*(\S.*)", said) or re.fullmatch(
         r"([-+]?)(USD|EUR|GBP)\s+(\d.*)", said
     )
     if money:
-        inner = _read(money[1] + money[3], known, MOST_DEPTH)
+        inner = _read(money[1] + money[3], known, depth + 1)
         currency = unit_of(money[2]) or money[2]
         if inner.kind == "number" or (inner.kind == "quantity" and inner.unit.split(" ")[0] == currency):
             return Value("quantity", said, inner.number, inner.unit or currency)
