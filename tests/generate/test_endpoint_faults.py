@@ -41,8 +41,9 @@ def ask(server: Mock, folder: Path, count: int, **settings: Any) -> tuple[list[A
 
 @pytest.mark.parametrize("dates", [False, True], ids=["seconds", "dates"])
 def test_every_record_arrives_through_a_limit(dates: bool, tmp_path: Path) -> None:
-    with mock(rate=200, latency_seconds=0.01, dates=dates) as server:
-        came, facts = ask(server, tmp_path, 600, timeout_seconds=20.0)
+    """The first 32 requests go out at once, and the bucket holds ten."""
+    with mock(rate=10, burst=10, latency_seconds=0.01, dates=dates) as server:
+        came, facts = ask(server, tmp_path, 60, timeout_seconds=20.0)
         stats = server.stats()
     assert all(answered.answer is not None for answered in came)
     assert stats["statuses"]["429"] == facts["troubles"]["status 429"] > 0

@@ -184,11 +184,11 @@ class SimulatedClient(EndpointClient):
 
 @dataclass
 class Outcome:
-    """What became of a simulated run."""
+    """What became of a simulated run, after so many seconds of the virtual clock."""
 
     calls: list[Call]
     client: SimulatedClient
-    seconds: float
+    virtual_time: float
     error: BaseException | None
 
     @property
