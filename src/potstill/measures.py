@@ -126,7 +126,8 @@ class Solving:
 class Measures:
     """The whole of `measures.json`. `chance` is the accuracy of what knows nothing but the labels' frequencies: of
     classes the share of the largest, of embeddings the mean share of the other examples that have an example's
-    label. `taught` says whether an objective asked the teacher for anything."""
+    label. `taught` says whether an objective asked the teacher for anything; `teacher_unmeasured`, why the teacher was
+    not measured; None where it was, or where there is none."""
 
     models: Mapping[str, ModelMeasures]
     comparisons: tuple[Comparison, ...]
@@ -140,6 +141,7 @@ class Measures:
     chance: float | None = None
     solving: Solving | None = None
     taught: bool = True
+    teacher_unmeasured: str | None = None
 
     def comparison(self, model: str, against: str, metric: Metric) -> Comparison | None:
         """The comparison of two models, if it was made."""

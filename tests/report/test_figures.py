@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from potstill.measures import Interval
 from potstill.report import figures
+from potstill.report.charts import curve_figure
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,10 @@ def test_differences_show_their_sign() -> None:
 )
 def test_units(made: str, text: str) -> None:
     assert made == text
+
+
+def test_an_axis_around_a_single_value_has_ticks_to_read_it_by() -> None:
+    figure = curve_figure("NLL", "", [{"model": "student", "step": 100, "value": 3.70}], axis="NLL", marked=True)
+    labels = [float(text) for text in re.findall(r"<text[^>]*>([0-9.]+)</text>", str(figure.wide))]
+    ticks = [label for label in labels if label < 10]
+    assert len(ticks) >= 3 and min(ticks) < 3.7 < max(ticks)

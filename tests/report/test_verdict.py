@@ -73,6 +73,17 @@ def test_a_student_without_a_teacher_has_a_verdict() -> None:
     assert "no teacher to hold it against" in judge(replace(measures, models={"student": alone}, comparisons=())).kept
 
 
+def test_a_teacher_that_was_not_measured_is_not_called_absent_nor_worthless() -> None:
+    measures = measures_of(Shape(kl=None, nll=NOTHING))
+    alone = replace(measures.models["student"], kl=None, top1_agreement=None)
+    models = {"student": alone, "text_only": measures.models["text_only"]}
+    verdict = judge(replace(measures, models=models, teacher_unmeasured="its weights cannot be opened here"))
+    assert "its teacher was not measured (its weights cannot be opened here)" in verdict.kept
+    assert verdict.outcome == "unknown"
+    assert "was not measured (no KL from the teacher)" in verdict.worth
+    assert "no teacher" not in verdict.text and "worth anything is not shown" not in verdict.text
+
+
 @pytest.mark.parametrize("shape", [Shape(), Shape(kl=NOTHING, nll=NOTHING), Shape(kl=None, nll=None)])
 def test_it_is_two_sentences(shape: Shape) -> None:
     text = judge(measures_of(shape)).text

@@ -30,7 +30,7 @@ class Cast:
         classes: names of the classes, of a classification.
         work: folder of what is needed for a while.
 
-    `notes` is what a reader must know of them.
+    `notes` is what a reader must know of them; `teacher_unmeasured` why the recipe's teacher is not among them.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Cast:
         self._classes = classes if self._recipe.task in CLASSIFIES else ()
         self._student = student
         self.notes: list[str] = []
+        self.teacher_unmeasured: str | None = None
         self.teacher = self._teacher()
         self.student = self._folder("student", student)
 
@@ -92,6 +93,7 @@ class Cast:
         text = f"Nothing was compared with the teacher ({missing}): {why}."
         self._context.work.warn(text)
         self.notes.append(text)
+        self.teacher_unmeasured = why if self._recipe.teachers else None
         return None
 
     @property

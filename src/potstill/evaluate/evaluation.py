@@ -267,7 +267,7 @@ class Evaluation:
         )
         train = self.context.recipe.train
         taught = train is not None and any(o.needs().teacher for o in train.all_objectives)
-        measures = replace(measures, taught=taught)
+        measures = replace(measures, taught=taught, teacher_unmeasured=self.cast.teacher_unmeasured)
         out = self.context.out
         if self.solvers is not None:
             measures = self.solvers.added_to(measures, draws)

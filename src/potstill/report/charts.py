@@ -69,6 +69,10 @@ def interval_figure(
             color=_colours(),
         )
         scale = alt.Scale(zero=zero_line, nice=True, padding=14) if bounds is None else alt.Scale(domain=list(bounds))
+        if bounds is None and (
+            around := _around_one_value([end for _, found, _ in rows for end in (found.low, found.high)])
+        ):
+            scale = alt.Scale(domain=around)
         ticks = alt.Axis(tickCount=width // 75, labelFlush=False)
         x = alt.X("low:Q", title=axis, scale=scale, axis=ticks)
         layers = [
@@ -85,6 +89,16 @@ def interval_figure(
 
     label = "; ".join(f"{v['name']} {v['text']} [{v['low']:.3g}, {v['high']:.3g}]" for v in values)
     return _both(title, caption, chart, f"{title}, {axis}: {label}")
+
+
+def _around_one_value(values: Sequence[float]) -> list[float] | None:
+    """A domain around values that are all the same, which an axis of their own extent would give a single tick, rounded
+    to a number that is none of them. None where they differ."""
+    low, high = min(values), max(values)
+    if high > low:
+        return None
+    room = abs(low) / 10 or 1.0
+    return [low - room, high + room]
 
 
 @dataclass(frozen=True)
@@ -139,9 +153,11 @@ def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked:
     def chart(width: int) -> Any:
         import altair as alt
 
+        around = _around_one_value([point["value"] for point in points])
+        scale = alt.Scale(domain=around) if around else alt.Scale(zero=False, nice=True)
         base = alt.Chart(alt.InlineData(values=list(points))).encode(
             x=alt.X("step:Q", title="optimiser step", axis=_steps(width)),
-            y=alt.Y("value:Q", title=axis, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5)),
+            y=alt.Y("value:Q", title=axis, scale=scale, axis=alt.Axis(tickCount=5)),
             color=_colours(),
         )
         layers = [base.mark_line(strokeWidth=2).encode(strokeDash=_dashes())]

@@ -108,7 +108,9 @@ def _alone(measures: Measures, student: ModelMeasures, words: Words, held_out: s
         said = f"an NLL of {interval(student.nll)} nats per {words.unit} on {held_out}"
     else:
         said = f"no label to be right about on {held_out}"
-    return f"The student has {large(student.parameters)} parameters and {said}; there is no teacher to hold it against."
+    why = measures.teacher_unmeasured
+    against = "there is no teacher to hold it against" if why is None else f"its teacher was not measured ({why})"
+    return f"The student has {large(student.parameters)} parameters and {said}; {against}."
 
 
 def _a(words: Words) -> str:
@@ -146,10 +148,12 @@ def _worth(measures: Measures, words: Words) -> tuple[Worth, str]:
     if outcome == "unclear":
         found = " and ".join(f"in {words.metric(c.metric)} {_difference(c)}" for c in told)
         zero = "both intervals include 0" if len(told) == 2 else "the interval includes 0"
-        return outcome, (
-            f"That the teacher’s distributions were worth anything is not shown: against {against}, "
-            f"the difference is {found}, and {zero} ({at}, {paired})."
-        )
+        result = f"against {against}, the difference is {found}, and {zero} ({at}, {paired})"
+        missing = [words.metric(m) for m in words.metrics if m not in {c.metric for c in told}]
+        if missing and measures.teacher_unmeasured is not None:
+            # A gain that nobody looked for is not one that was not found.
+            return "unknown", f"Whether it came nearer to its teacher was not measured (no {missing[0]}); {result}."
+        return outcome, f"That the teacher’s distributions were worth anything is not shown: {result}."
     said = " and ".join(_beside(c, words) for c in told)
     if outcome == "worse":
         return outcome, f"It is worse than {against}: {said} ({at} intervals, {paired})."
