@@ -180,7 +180,9 @@ def test_no_held_out_records_is_an_error_with_the_fix(tmp_path: Path) -> None:
 
 
 def test_a_teacher_of_other_tokens_is_not_compared_with_and_this_is_said(tmp_path: Path) -> None:
-    run = SmallRun(tmp_path, text_only=False, student={"kind": "existing", "model": str(tmp_path / "teacher")})
+    on_text = {"objectives": [{"kind": "hard_ce"}], "controls": []}
+    student = {"kind": "existing", "model": str(tmp_path / "teacher")}
+    run = SmallRun(tmp_path, text_only=False, student=student, train=on_text)
     # As many tokens as the teacher's, two of them exchanged.
     file = run.folder / "train" / "model" / "tokenizer.json"
     tokens_of = json.loads(file.read_text())
@@ -191,6 +193,7 @@ def test_a_teacher_of_other_tokens_is_not_compared_with_and_this_is_said(tmp_pat
     assert list(measures.models) == ["student", "untrained"]
     assert measures.models["student"].kl is None and "kl_student" not in tokens
     assert measures.comparison("student", "untrained", "nll") is not None
+    assert measures.teacher_unmeasured is not None and "2 tokens differ" in measures.teacher_unmeasured
     assert any("no KL, no agreement" in note for note in measures.notes)
     assert any("no KL, no agreement" in warning for warning in run.work.warnings)  # type: ignore[attr-defined]
     losses = [d["nll_student"] for d in documents]
