@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from potstill.errors import DataError, RunError
+from potstill.errors import DataError, RunError, TokenizerMismatch
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from small_run import SmallRun
@@ -179,16 +179,27 @@ def test_no_held_out_records_is_an_error_with_the_fix(tmp_path: Path) -> None:
     assert "larger share" in str(caught.value)
 
 
-def test_a_teacher_of_other_tokens_is_not_compared_with_and_this_is_said(tmp_path: Path) -> None:
-    on_text = {"objectives": [{"kind": "hard_ce"}], "controls": []}
-    student = {"kind": "existing", "model": str(tmp_path / "teacher")}
-    run = SmallRun(tmp_path, text_only=False, student=student, train=on_text)
-    # As many tokens as the teacher's, two of them exchanged.
+def exchange_two_tokens(run: SmallRun) -> None:
+    """The student's tokenizer gets as many tokens as the teacher's, two of them exchanged."""
     file = run.folder / "train" / "model" / "tokenizer.json"
     tokens_of = json.loads(file.read_text())
     vocabulary = tokens_of["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(tokens_of))
+
+
+def test_a_teacher_whose_distributions_were_learned_from_must_be_comparable(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, text_only=False, train={"objectives": [{"kind": "forward_kl"}]})
+    exchange_two_tokens(run)
+    with pytest.raises(TokenizerMismatch, match="different vocabularies: 2 tokens differ"):
+        evaluated(run)
+
+
+def test_a_teacher_of_other_tokens_is_not_compared_with_and_this_is_said(tmp_path: Path) -> None:
+    on_text = {"objectives": [{"kind": "hard_ce"}], "controls": []}
+    student = {"kind": "existing", "model": str(tmp_path / "teacher")}
+    run = SmallRun(tmp_path, text_only=False, student=student, train=on_text)
+    exchange_two_tokens(run)
     measures, documents, tokens = evaluated(run)
     assert list(measures.models) == ["student", "untrained"]
     assert measures.models["student"].kl is None and "kl_student" not in tokens
