@@ -124,9 +124,21 @@ def locate(text: str, known: frozenset[str] = frozenset()) -> Located | None:
     phrase = sentence(following.split("\n", 1)[0].replace("**", "").replace("__", "").strip())
     if len(phrase) > MOST_SENTENCE:
         return Located("", False)
-    if is_taken_back(text[mark.end() :].lstrip(" \t\n*:")[len(phrase) :]):
+    if is_taken_back(text[mark.end() :].lstrip(" \t\n*:")[len(phrase) :]) or _goes_on(following[len(phrase) :], phrase):
         return Located("", False)
     return Located(phrase, False) if phrase else None
+
+
+_NUMBER = re.compile(r"\d+(?:[.,/]\d+)*")
+
+
+def _goes_on(following: str, phrase: str) -> bool:
+    """Whether the line after an answer names another one: "No, 25.", or ends with another number."""
+    line = following.split("\n", 1)[0].lstrip(" .,;:!*_$)")
+    if re.match(r"(?:no|nope|or|not|make that|minus|plus|times)\b", line, re.IGNORECASE):
+        return True
+    numbers = _NUMBER.findall(line)
+    return bool(numbers) and numbers[-1] not in _NUMBER.findall(phrase)
 
 
 def marked(text: str) -> str | None:
@@ -159,6 +171,8 @@ def _in_sentence(text: str, start: int, opens: int, closes: int, end: int, known
     if line and not (line[0].isalpha() or line[0] in ".,;:()\"'”’"):
         return ""
     if not leads_to_value(lead, known, strict=False) or not follows_value(line, known) or is_taken_back(rest):
+        return ""
+    if re.match(r"[\s.,;:!*_$)]*(?:no|nope|or|not|make that)\b", rest, re.IGNORECASE):
         return ""
     unit = " ".join(words_in(_REASON.sub("", line)))
     return f"{content} {unit}" if unit and re.search(r"\d$", content) and _is_unit(unit) else content
@@ -228,7 +242,9 @@ def _is_measured(word: str) -> bool:
 def follows_value(after: str, known: frozenset[str]) -> bool:
     """Whether the rest of a sentence leaves the value before it as it is. A reason ("because …") may hold anything but
     a retraction."""
-    main = _REASON.sub("", f" {after}")
+    main = re.sub(r"\bleft[ -]over\b", "left", _REASON.sub("", f" {after}"))
+    if re.search(r"\bat (?:best|worst|max|(?:the )?(?:most|least|latest|earliest))\b", main):
+        return False
     if is_taken_back(after) or not all_harmless(words_in(main), known):
         return False
     return not _PUNCTUATION.sub("", re.sub(r"[^\W\d_]", "", main))

@@ -151,6 +151,11 @@ _PRAISE = re.compile(
     r"\s*is\s+(?:the\s+|my\s+)?(?:most\s+)?(?:(?:correct|right|best|final|true|only)\s*)+(?:answer|choice|option|one)?"
     r"|\s*is\s+(?:the\s+|my\s+)(?:answer|choice|one)"
 )
+_LEADS_TO_LETTER = re.compile(
+    r"(?:\b(?:options?|choices?|answer|letter|is|be|choose|chose|pick|picked|select|selected|with|so|thus|hence|therefore)"
+    r"|[:,=])[\s*($]*$",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r"[,;]?\s+(?:because|since|as\s+(?:it|this|the)|which)\b.*", re.DOTALL)
 _PLAIN = re.compile(r"[\s*)\]}.:,;!$\"'”’]+|\\\)|\\\]")
 
@@ -186,7 +191,8 @@ def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozense
         before, after = sentence[: mark.start()], sentence[mark.end() :]
         told = _REASON.sub("", _PRAISE.sub("", after))
         own = not _PLAIN.sub("", told) or _plain(told) == (plain[letters.index(mark[1])] if plain else None)
-        if own and not is_taken_back(after) and leads_to_value(before, known, strict=True):
+        led_to = not before.strip(" *($") or _LEADS_TO_LETTER.search(before) is not None
+        if own and led_to and not is_taken_back(after) and leads_to_value(before, known, strict=True):
             return Chosen(mark[1])
         return Chosen(None, doubtful=True)
     claimed = re.fullmatch(r"(?P<before>.*\b(?:is|are|was|were|:))\s*(?P<choice>[^:]+)", sentence, re.DOTALL)

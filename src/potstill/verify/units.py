@@ -18,6 +18,8 @@ _SAME = {
     "Pa": "pascal", "unit": "units", "cm^2": "", "m^2": "", "km^2": "", "cm^3": "", "m^3": "", "mol": "mole",
 }  # fmt: skip
 _CANONICAL = {name: unit for unit, names in _SAME.items() for name in [unit, *names.split()]}
+_NEVER_FIRST = frozenset("at by from with on for to of as into and since during then so".split())
+"""Words that begin no unit: what follows them is about the number, not what it counts."""
 _POWERS = {"²": "^2", "³": "^3", "^2": "^2", "^3": "^3", "^{2}": "^2", "^{3}": "^3"}
 _COMPOUND = {"mi per h": "mph", "km per h": "km/h", "m per s": "m/s", "m/sec": "m/s", "km/hr": "km/h", "mi/h": "mph"}
 _NO_UNIT = re.compile(r"\b(?:(?:in (?:total|all)|altogether|total|left|remaining|now)\s*)+$")
@@ -44,6 +46,8 @@ def unit_of(text: str, known: frozenset[str] = frozenset()) -> str | None:
     if words[0].lower() in ("square", "sq", "sq.", "cubic") and len(words) > 1:
         power = "^3" if words[0].lower() == "cubic" else "^2"
         words = words[1:]
+    if words[0].lower() in _NEVER_FIRST:
+        return None
     if len(words) > 4 or any(w not in _CANONICAL and w != "per" and not is_harmless(w, known) for w in words):
         return None
     unit = " ".join(_one(w) for w in words) + power
