@@ -13,7 +13,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --co
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-demo: $(READY)-run ## a real teacher into a measured student, and a page about it; a quarter of an hour on two cores
+demo: $(READY)-run ## a real teacher into a measured student, and a page about it, in minutes on two cores
 	@start=$$(date +%s) && $(BIN)/potstill run recipes/demo.yaml && end=$$(date +%s) && \
 	printf 'make demo: %d min %02d s, set-up aside\n' $$(((end - start) / 60)) $$(((end - start) % 60))
 
@@ -44,6 +44,8 @@ bench: $(READY)-peers ## side by side with other people's kernels, trainers and 
 	$(BIN)/python -m benchmarks.kd_loss --json
 	$(BIN)/python -m benchmarks.train_step --json
 	$(BIN)/python -m benchmarks.generate --json
+	$(BIN)/python -m benchmarks.promptness --json
+	$(BIN)/python -m benchmarks.busy --json
 
 clean: ## remove .venv and what the tools left; runs/ stays
 	rm -rf .venv site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

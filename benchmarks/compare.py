@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims import Claim
 from benchmarks.comparison import RUNS, Comparison, Run, first_runs_of, load_comparison, runs_of
 from benchmarks.comparison_chart import Shown, arms_svg, sweep_svg
 from benchmarks.paired import Difference, Table, difference, mean_over, read_table, value_of
@@ -175,7 +176,25 @@ def result_of(
         "teacher": teacher,
         "arms": [{"arm": a.name, **{m: said(a, m) for m in comparison.measures if m in a.values}} for a in arms],
         "missing": [f"{made.arm}-{made.seed}" for made in missing],
+        "claims": claims_of(comparison, arms),
     }
+
+
+def claims_of(comparison: Comparison, arms: Sequence[Arm]) -> list[Claim]:
+    """One claim for each arm but the baseline: its interval of differences lies on the better side of 0."""
+    claims = []
+    for arm in (arm for arm in arms if arm.name != comparison.baseline):
+        found = arm.differences.get(comparison.measure)
+        claims.append(
+            {
+                "name": f"{comparison.name}: {arm.name} is better than {comparison.baseline}",
+                "aim": "interval excludes 0",
+                "value": None if found is None else found.value,
+                "met": found is not None and found.verdict == "better",
+                "unit": comparison.measure,
+            }
+        )
+    return claims
 
 
 def table_of(comparison: Comparison, arms: Sequence[Arm], teacher: float | None) -> str:

@@ -36,14 +36,21 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.claims import Aim, claims_of
 
 MODULE = "benchmarks.generate"
 SERVER = Path(__file__).parents[1] / "tests" / "mock_server.py"
 WARM_UP = 100
-TARGETS = {"records_per_second": 2000, "cpu_ms_per_record": 0.45, "more_resident_bytes": 50_000_000, "rate_used": 0.9}
+AIMS = [
+    Aim("records per second", "1/s", least=2000),
+    Aim("processor time per record", "ms", most=0.45),
+    Aim("memory beyond that of 10,000 prompts", "MB", most=50),
+    Aim("share of the permitted rate that is used under faults", "", least=0.9),
+]
 FAULTS = {"fail": 0.05, "truncate": 0.03, "reset": 0.02}
 BODY: dict[str, Any] = {"model": "mock", "max_tokens": 32, "temperature": 0.7, "top_p": 1.0}
 
@@ -244,6 +251,19 @@ def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     return ratios
 
 
+def values_of(rows: Sequence[dict[str, Any]], ratios: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The figures that are aimed at, by the names of their aims."""
+    by_name = {row["variant"]: row for row in rows}
+    ours, limited = by_name.get("ours", {}), by_name.get("ours_limited", {})
+    figures = (
+        ours.get("records_per_second"),
+        ours.get("cpu_ms_per_record"),
+        ratios.get("MB more with many prompts"),
+        limited.get("rate_used"),
+    )
+    return {aim.name: value for aim, value in zip(AIMS, figures, strict=True)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -281,7 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings |= {"records": int(60 * options.rate), "rate": options.rate}
         variants.append(Variant(name, settings, rounds=1 if many or limited else None))
     rows = finished(run_interleaved(MODULE, variants, options.rounds))
-    print_result("generate", {**about, "targets": TARGETS}, rows, ratios_of(rows), only_json=options.json)
+    ratios = ratios_of(rows)
+    claims = claims_of(AIMS, values_of(rows, ratios))
+    print_result("generate", about, rows, ratios, only_json=options.json, claims=claims)
 
 
 if __name__ == "__main__":

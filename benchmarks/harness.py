@@ -5,7 +5,8 @@ A benchmark module is run twice over: as itself, it lists variants and calls `ru
 
 The result, the last line of a benchmark's output:
 
-    {"benchmark": …, "machine": {…}, "rows": [{"variant": …, "seconds": …, "peak_bytes": …, …settings}], "ratios": {…}}
+    {"benchmark": …, "machine": {…}, "rows": [{"variant": …, "seconds": …, "peak_bytes": …, …settings}], "ratios": {…},
+     "claims": [{"name": …, "aim": …, "value": …, "met": …, "unit": …}]}
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.claims import Claim
 from potstill.errors import MissingExtra
 
 Row = dict[str, Any]
@@ -194,6 +196,7 @@ def print_result(
     ratios: Mapping[str, float | None],
     *,
     only_json: bool,
+    claims: Sequence[Claim],
 ) -> None:
     """A table for people, unless `only_json`, and then the one JSON object, last. Ratios that are None are left out.
 
@@ -207,7 +210,15 @@ def print_result(
             print(f"{row['variant']:32} {row['seconds']:8.3f} s {spread:20} {peak}")
         for name, value in present.items():
             print(f"{name:32} {value:8.3f}")
-    report = {"benchmark": benchmark, "machine": about, "rows": list(rows), "ratios": present}
+        for claim in claims:
+            print(f"{claim['name']} {claim['aim']} {claim['unit']}: {'met' if claim['met'] else 'NOT MET'}")
+    report = {
+        "benchmark": benchmark,
+        "machine": about,
+        "rows": list(rows),
+        "ratios": present,
+        "claims": list(claims),
+    }
     print(json.dumps(report, ensure_ascii=False), flush=True)
 
 

@@ -1,10 +1,10 @@
-"""Whole optimiser steps of the demo's pair on the same prepared batches: tokens per second and peak memory.
+"""Whole optimiser steps of the pair of `recipes/smollm2_half.yaml`, on the same batches: tokens/s and peak memory.
 
     python -m benchmarks.train_step --json
 
-Teacher SmolLM2-135M-Instruct, student of every other layer, batches as the demo's training deals them out: its prompts
-with answers of 24 to 104 tokens (words of other prompts: only their number matters here). Forward KL at temperature 1,
-AdamW, clipping at norm 1. Each variant has fresh processes of its own, rounds are interleaved.
+Teacher SmolLM2-135M-Instruct, student of every other layer, batches as that recipe's training deals them out: its
+prompts with answers of 24 to 104 tokens (words of other prompts: only their number matters here). Forward KL at
+temperature 1, AdamW, clipping at norm 1. Each variant has fresh processes of its own, rounds are interleaved.
 
     ours            DistillTrainer, objectives forward_kl alone
     gkd             TRL's experimental GKDTrainer, lmbda 0, beta 0: whole logits of every position
@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from benchmarks.claims import Aim, claims_of
 from benchmarks.harness import (
     PeakMemory,
     Row,
@@ -58,6 +59,11 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 ANSWER_TOKENS = (24, 104)
 PEERS = ("gkd", "distillation")
 DTYPES = ("float32", "bfloat16")
+AIMS = [
+    Aim("speed over gkd, its best dtype", "×", least=2.0),
+    Aim("speed over distillation, its best dtype", "×", least=1.5),
+    *(Aim(f"peak beyond state over {peer}, {dtype}", "×", most=0.5) for peer in PEERS for dtype in DTYPES),
+]
 UNEQUAL = 0.02
 """Losses of the first step differ by at most this share, rounding in bf16 included, or something else is computed."""
 
@@ -73,20 +79,20 @@ def prepare(folder: Path, steps: int, batch_size: int) -> None:
         json.loads(line)["prompt"] for line in (RECIPES / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     chat = ChatTokenizer.from_folder(source.path)
-    rows = demo_rows(prompts, chat)
+    rows = recipe_rows(prompts, chat)
     order = FixedRows([Tokenized(r["prompt"] + r["answer"], []) for r in rows], batch_size)
     dealt = [rows[i] for step in order.order(0)[:steps] for i in step]
     (folder / "rows.json").write_text(json.dumps(dealt), encoding="utf-8")
 
 
-def demo_batch_size() -> int:
-    """Rows of the demo's micro-batch."""
-    train = load_recipe(RECIPES / "demo.yaml").train
+def recipe_batch_size() -> int:
+    """Rows of the recipe's micro-batch."""
+    train = load_recipe(RECIPES / "smollm2_half.yaml").train
     assert train is not None
     return int(train.args["per_device_train_batch_size"])
 
 
-def demo_rows(prompts: Sequence[str], chat: ChatTokenizer) -> list[dict[str, list[int]]]:
+def recipe_rows(prompts: Sequence[str], chat: ChatTokenizer) -> list[dict[str, list[int]]]:
     """Token ids of prompts and answers; answers of all lengths of the range in turn, with the end token."""
     shortest, longest = ANSWER_TOKENS
     words = cycle(chain.from_iterable(chat.encode(prompt).ids for prompt in prompts))
@@ -296,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="timed steps, after one to warm up")
-    parser.add_argument("--batch-size", type=int, default=demo_batch_size(), help="the demo's, unless it is given")
+    parser.add_argument("--batch-size", type=int, default=recipe_batch_size(), help="the recipe's, unless it is given")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -315,7 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in names
         ]
         rows = finished(run_interleaved(MODULE, variants, options.rounds))
-    print_result("train_step", about, rows, ratios_of(rows), only_json=options.json)
+    ratios = ratios_of(rows)
+    print_result("train_step", about, rows, ratios, only_json=options.json, claims=claims_of(AIMS, ratios))
 
 
 if __name__ == "__main__":

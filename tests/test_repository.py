@@ -250,7 +250,22 @@ def test_no_test_measures_wall_clock_time() -> None:
     found = [
         f"{name(path)}: {line.strip()}"
         for path in (ROOT / "tests").rglob("*.py")
+        if not path.stem.endswith("_simulated")  # their seconds are those of a clock of their own
         for line in path.read_text(encoding="utf-8").splitlines()
         if upper.search(line) and "deadline" not in line
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(before: str | None, after: str) -> None:
+    outside = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment = outside if before is None else outside | {"OMP_WAIT_POLICY": before}
+    code = (
+        "import potstill.cli, sys, os, subprocess; assert 'torch' not in sys.modules; "
+        "subprocess.run([sys.executable, '-c', 'import os; print(os.environ[\"OMP_WAIT_POLICY\"])'], check=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == after

@@ -16,7 +16,7 @@ def test_ours_and_the_bare_clients_get_every_answer(capsys: pytest.CaptureFixtur
     sizes = ["--records", "100", "--many", "0", "--connections", "16", "--latency", "0.001", "--rounds", "1"]
     generate.main(["--json", *sizes, "--only", "ours", "aiohttp", "aiohttp_wal"])
     report = json.loads(capsys.readouterr().out)
-    assert report["benchmark"] == "generate" and report["machine"]["targets"] == generate.TARGETS
+    assert report["benchmark"] == "generate" and len(report["claims"]) == len(generate.AIMS)
     assert [row["variant"] for row in report["rows"]] == ["ours", "aiohttp", "aiohttp_wal"]
     assert set(report["ratios"]) == {"records/s of ours over aiohttp", "records/s of ours over aiohttp_wal"}
     for row in report["rows"]:

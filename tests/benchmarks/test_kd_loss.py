@@ -123,7 +123,7 @@ def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) ->
     only = ["--only", "products chunked", "ours KL"]
     kd_loss.main(["--rows", "16", "--vocab", "40", "--hidden", "4", "--repeats", "1", "--calls", "1", *only])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(report) == {"benchmark", "machine", "rows", "ratios"} and report["benchmark"] == "kd_loss"
+    assert set(report) == {"benchmark", "machine", "rows", "ratios", "claims"} and report["benchmark"] == "kd_loss"
     assert [row["variant"] for row in report["rows"]] == ["products chunked", "ours KL"]
     assert set(report["ratios"]) == {"KL / products"}
     assert all(row["vocab"] == 40 and row["seconds"] > 0 for row in report["rows"])
