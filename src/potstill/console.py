@@ -82,22 +82,22 @@ def _output_error(error: OSError) -> OutputError | OutputClosed:
 
 
 class Task(Protocol):
-    """A piece of work under way."""
+    """Progress of a piece of work."""
 
     def advance(self, amount: float = 1.0, note: str = "", total: float | None = None) -> None:
-        """Say that `amount` more is done; `note` is shown beside the bar, `total` is a better estimate of the whole."""
+        """Add `amount` to what is done. `note` is shown beside the bar; `total` replaces the estimate of the whole."""
         ...
 
 
 class Console:
-    """Where stages say what they do. `mode` is found by looking: `bars` on a terminal, else `lines`."""
+    """Progress and messages of stages. `mode` defaults to `bars` on a terminal and `lines` elsewhere."""
 
     def __init__(self, mode: Literal["bars", "lines", "json", "quiet"] | None = None) -> None:
         self.mode = mode or ("bars" if sys.stderr.isatty() else "lines")
         self._rich: Any = None
 
     def say(self, text: str, **facts: Any) -> None:
-        """One line for the person (or one event for a machine, with the facts)."""
+        """Print one line; in mode `json` one event, with the facts."""
         if self.mode == "json":
             emit_json({"event": "say", "text": text, **facts})
         elif self.mode == "bars":
@@ -109,7 +109,7 @@ class Console:
                 self.mode = "quiet"  # progress that nobody can read must not end the work
 
     def warn(self, text: str) -> None:
-        """A warning: something the person should know, though the work goes on."""
+        """Print a warning; the work goes on."""
         self.say(f"warning: {text}", level="warning")
 
     @contextmanager

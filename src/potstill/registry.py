@@ -1,4 +1,4 @@
-"""Names → classes for everything pluggable.
+"""Registry of pluggable kinds: name → settings class → implementation.
 
 Settings classes (pydantic, no torch) live in `recipe/` and register themselves under their room and `kind`.
 The library that implements a kind binds its class to the settings class with `@implements`. A plug-in has both in one
@@ -8,7 +8,7 @@ file, `kind: path/to/file.py:Name`; or an installed package declares it as an en
     [project.entry-points."potstill.objectives"]
     my_kind = "my_package:MyKind"        # the settings class, or what implements it
 
-which is looked up only when nothing else is called `my_kind`.
+Entry points are looked up only for a kind that is not registered yet.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def settings_class(room: str, kind: str, base: Path | None = None) -> type:
 
 
 def implements(settings: type) -> Callable[[T], T]:
-    """Class decorator: the decorated class does what `settings` describes; it is built as `cls(settings)`.
+    """Class decorator: bind an implementation to its settings class. `build` calls `cls(settings)`.
 
     Raises:
         RecipeError: the settings class already has an implementation.
@@ -97,7 +97,7 @@ def build(settings: Any) -> Any:
     cls = type(settings)
     if cls not in _implementations:
         room = importlib.import_module(f"potstill.{cls.room}")
-        # A room whose kinds differ much in what they load names the module of each.
+        # Rooms whose kinds have different heavy dependencies map each kind to its own module.
         if settings.kind in (modules := getattr(room, "KINDS", {})):
             importlib.import_module(f"{room.__name__}.{modules[settings.kind]}")
     if cls not in _implementations:
@@ -109,8 +109,8 @@ def build(settings: Any) -> Any:
 
 
 def digests_of(classes: Iterable[type]) -> list[str]:
-    """The digests of the plug-ins that some settings classes come from, sorted. Potstill's own have none: what they
-    mean is in the contracts of the stages."""
+    """Sorted digests of the plug-ins that define these settings classes. Built-in kinds have none: the stages'
+    contracts cover them."""
     modules = {c.__module__ for cls in classes for c in (cls, _implementations.get(cls, cls))}
     theirs = [sys.modules[name] for name in modules if name.partition(".")[0] != __package__]
     return sorted({_digest_of_module(module) for module in theirs if getattr(module, "__file__", None)})
@@ -191,12 +191,12 @@ def _load_entry_point(room: str, kind: str) -> type:
 
 
 def _entry_points(room: str) -> dict[str, EntryPoint]:
-    """What installed packages declare for a room, by kind; nothing of them is imported.
+    """Entry points that installed packages declare for a room, by kind. Imports none of them.
 
     Raises:
         RecipeError: two of them, or one of them and potstill itself, have the same name.
     """
-    # It takes as long as reading the names of all that is installed (some 50 ms), and few recipes need it.
+    # Imported late: scanning installed packages takes some 50 ms, and few recipes need it.
     from importlib.metadata import entry_points
 
     found: dict[str, EntryPoint] = {}

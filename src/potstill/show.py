@@ -1,4 +1,4 @@
-"""`potstill show RUN`: what is in a run, said in the terminal."""
+"""`potstill show RUN`: print what is in a run."""
 
 from __future__ import annotations
 
@@ -112,11 +112,13 @@ def _measures_table(measures: Measures, table_type: Any) -> Any:
         "agreement": [_interval(model.top1_agreement) for model in shown],
         "perplexity": [_NONE if model.perplexity is None else f"{model.perplexity:,.2f}" for model in shown],
     }
-    # What the task has no meaning for is no column.
-    told = {head: cells for head, cells in columns.items() if set(cells) != {_NONE}}
-    table = table_type("", "M params", *told, title=held_out, title_justify="left", box=None)
+    # Leave out columns that the task does not have.
+    present = {head: cells for head, cells in columns.items() if set(cells) != {_NONE}}
+    table = table_type("", "M params", *present, title=held_out, title_justify="left", box=None)
     for index, model in enumerate(shown):
-        table.add_row(_plain(model.name), f"{model.parameters / 1e6:,.1f}", *(cells[index] for cells in told.values()))
+        table.add_row(
+            _plain(model.name), f"{model.parameters / 1e6:,.1f}", *(cells[index] for cells in present.values())
+        )
     return table
 
 

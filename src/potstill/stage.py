@@ -1,8 +1,8 @@
-"""What a stage is: a name, what it reads, and a function that writes one artifact. No torch at import.
+"""A stage: a name, the artifacts that it reads, and a function that writes one artifact. No torch at import.
 
-A stage's key is made of the digests of its inputs, the fields of its settings that affect results, the seed, the
-digests of the plug-ins that the recipe uses, and its `contract`, an integer raised when the meaning of its output
-changes.
+A stage's key is made of the digests of its inputs, the fields of its settings that affect results (with the content of
+files that they name), the seed, the digests of the plug-ins that the recipe uses, and its `contract`, an integer raised
+when the meaning of its output changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from potstill.types import digest
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage is given to work with. `inputs` are whole artifacts by stage name."""
+    """The inputs of a stage's work function. `inputs` are whole artifacts by stage name."""
 
     recipe: Recipe
     run: Path
@@ -86,7 +86,7 @@ def _stage(room: str, recipe: Recipe, *which: str | int) -> Stage:
 
 
 def _kinds_in(value: object) -> Iterator[type]:
-    """The class of every variant that a recipe has chosen."""
+    """The settings class of every variant in a recipe."""
     if isinstance(value, KindSettings):
         yield type(value)
     if isinstance(value, Settings):

@@ -1,4 +1,4 @@
-"""Export: what others open without potstill. Importing this loads no torch.
+"""Export: student formats that other tools open without potstill. Importing this loads no torch.
 
 stage.py        the stage: one artifact per entry of the recipe's `export`
 base.py         what an exporter is given

@@ -1,4 +1,4 @@
-"""What an exporter is given, and what it does."""
+"""The input and the interface of an exporter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from potstill.tasks import Task
 
 @dataclass(frozen=True)
 class Student:
-    """A trained student, ready to be written in another form.
+    """A trained student to export.
 
-    `model` is a folder with configuration, safetensors and (where it reads text) tokenizer, adapters merged; or a plain
-    module with its file. `card` is its model card, if there is one, and `licences` the licence texts that must go with
-    its weights. `trust_remote_code` says whether the recipe trusts code that lies in the folder, and `task` what the
-    model is for.
+    Args:
+        model: folder with configuration, safetensors and (for text) tokenizer, adapters merged; or a plain module with
+            its Python file.
+        card: its model card, if there is one.
+        licences: licence texts that must accompany its weights.
+        trust_remote_code: whether the recipe trusts Python code in the folder.
+        task: the recipe's task.
     """
 
     model: Path

@@ -1,4 +1,4 @@
-"""The tokens at which a student stops by itself. No torch."""
+"""The end tokens of an exported student: where generation stops. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ENOUGH = 4096
 
 def end_tokens(model: Path) -> list[int]:
     """The end tokens of a model's folder, ascending: those of its own generation settings, the tokenizer's, and the
-    token with which its chat template ends an assistant's turn (rule 4: that is what the student learned to stop with).
+    token with which its chat template ends an assistant's turn, which the student learned to stop with (rule 4).
     """
     own = _json(model / "generation_config.json").get("eos_token_id", _json(model / "config.json").get("eos_token_id"))
     ends = {own} if isinstance(own, int) else set(own or ())

@@ -1,8 +1,8 @@
-"""A folder that the plain `from_pretrained` of its task opens: weights, configuration, tokenizer, template, card.
+"""Export to a folder that `from_pretrained` of the task's class opens.
 
-Only files that belong to a model are taken, by name: no projector, no optimiser state, no pickle, no adapter (it is
-merged). Where neither precision nor vocabulary changes, the weights are the trained ones, byte for byte. A module of
-the user's own is no model of `transformers`: its weights go out with its file and with what says how it is built.
+Only the files of a model are copied, by name: no projector, optimiser state, pickle or adapter (adapters are merged).
+Where neither precision nor vocabulary changes, the weights are the trained ones, byte for byte. A module of the user's
+own is not a model of `transformers`: its weights are exported with its Python file and `module.json`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import ModelError
 from potstill.export.base import Student
 from potstill.export.end_tokens import write_end_tokens
-from potstill.export.vocabulary import rows_of, tokens_of
 from potstill.models.folder import MODULE, check_folder, is_module
 from potstill.recipe import HuggingFaceExport
 from potstill.registry import implements
@@ -58,8 +59,7 @@ class HuggingFace:
         check_folder(out)
 
     def _export_module(self, student: Student, work: Work) -> None:
-        """Weights, file and `module.json`: what `potstill.models.plain.load_module` opens, and who reads them without
-        potstill builds it by hand."""
+        """Write weights, Python file and `module.json`, which `potstill.models.plain.load_module` opens."""
         if self.settings.dtype != "keep":
             raise ModelError(
                 f"a module of your own is exported as it was trained, not in {self.settings.dtype}",
@@ -74,9 +74,9 @@ class HuggingFace:
         out = work.path
         code = ("*.py",) if student.trust_remote_code and "auto_map" in _config(student.model) else ()
         _copy(student.model, out, (*_REST, *code))
-        # Of what gives no token, no row of the output layer stands for one.
-        rows = rows_of(student.model) if student.task in _WITH_VOCABULARY else 0
-        tokens = tokens_of(student.model) if student.task in _WITH_VOCABULARY else 0
+        # Only models with an output layer over the vocabulary can have padded rows.
+        rows = _rows_of(student.model) if student.task in _WITH_VOCABULARY else 0
+        tokens = _tokens_of(student.model) if student.task in _WITH_VOCABULARY else 0
         with console.task(f"export to {self.settings.kind}", total=None) as task:
             if self.settings.dtype == "keep" and rows <= tokens:
                 _copy(student.model, out, _WEIGHTS)
@@ -89,6 +89,19 @@ class HuggingFace:
             work.facts["eos_token_id"] = write_end_tokens(out)
 
 
+def _tokens_of(model: Path) -> int:
+    """Rows that the tokenizer of a folder needs: its highest id plus one."""
+    vocabulary = Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab(with_added_tokens=True)
+    return max(vocabulary.values()) + 1
+
+
+def _rows_of(model: Path) -> int:
+    """Rows of the output layer of a folder's model. Those past the tokenizer's are padding: nothing was learned for
+    them, and no text corresponds to them, so they are trimmed (rule 5)."""
+    config = _config(model)
+    return int((config.get("text_config") or config)["vocab_size"])
+
+
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
     for file in (f for pattern in patterns for f in sorted(source.glob(pattern)) if f.is_file()):
         to = target / file.relative_to(source)
@@ -97,7 +110,7 @@ def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _rewrite(student: Student, out: Path, dtype: str, rows: int | None) -> None:
-    """Save the weights anew: in another precision, with so many rows in the vocabulary (None: as many as it has)."""
+    """Save the weights in another precision, or with only `rows` rows in the vocabulary (None: keep all)."""
     import torch
 
     from potstill.models.quiet import quiet_loading
@@ -125,7 +138,7 @@ def _rewrite(student: Student, out: Path, dtype: str, rows: int | None) -> None:
     with quiet_loading():
         model.save_pretrained(out)
     if kept is not None:
-        # As it was trained with; the library writes its own reading of it.
+        # Keep the trained one: `save_pretrained` rewrites it.
         generation.write_bytes(kept)
 
 

@@ -1,4 +1,4 @@
-"""The stage `export.<kind>`: the student in a form that others open. No torch until it works."""
+"""The stage `export.<kind>`: write the student in a format for other tools. Loads torch only when it runs."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def stage(recipe: Recipe, index: int) -> Stage:
 
 
 def stage_name(recipe: Recipe, index: int) -> str:
-    """The folder of an export in its run; no two exports of a recipe have the same."""
+    """Name of an export's folder in the run, unique in the recipe."""
     names = [_folder(settings.kind) for settings in recipe.export[: index + 1]]
     again = names.count(names[-1])
     return f"export.{names[-1]}" if again == 1 else f"export.{names[-1]}-{again}"
 
 
 def _folder(kind: str) -> str:
-    """A kind as part of a folder's name; of a plug-in, its class."""
+    """A kind as part of a folder's name; for a plug-in, the name of its class."""
     return re.sub(r"[^A-Za-z0-9_]+", "_", kind.rpartition(":")[2])
 
 
@@ -64,14 +64,14 @@ def _write(index: int, context: Context) -> None:
         )
     card = context.inputs["report"].path / "README.md" if "report" in context.inputs else None
     if card is None and getattr(settings, "model_card", False):
-        work.warn("there is no model card: it says what was lost, and nothing was measured (add `evaluate: {}`)")
+        work.warn("no model card is exported, since nothing was measured; add `evaluate: {}` to the recipe")
     exporter: Exporter = registry.build(settings)
     student = Student(model, card, _licences(recipe), _trusts_code(recipe), recipe.task)
     exporter.export(student, work, context.console)
 
 
 def _licences(recipe: Recipe) -> list[Path]:
-    """The licence texts that lie beside the weights that the student began with."""
+    """Licence texts beside the weights that the student was initialised from."""
     began: Existing | LocalTeacher
     match recipe.student:
         case Existing() as existing:
@@ -89,6 +89,6 @@ def _licences(recipe: Recipe) -> list[Path]:
 
 
 def _trusts_code(recipe: Recipe) -> bool:
-    """Whether the recipe trusts the code of the model that the student is made of."""
+    """Whether the recipe trusts remote code of any model that it names."""
     named = [*recipe.teachers.values(), *([recipe.student] if recipe.student is not None else [])]
     return any(getattr(settings, "trust_remote_code", False) for settings in named)
