@@ -33,7 +33,7 @@ def whole_output(folder: Path, server: Mock) -> dict[str, bytes]:
 def killed_once(made: EndpointRun, server: Mock, draw: random.Random) -> tuple[int, int]:
     """Kill it after a random share of its requests; how many requests and kept answers there were by then."""
     before, after = server.stats()["requests"], draw.randrange(1, made.requests)
-    process, deadline = made.start(*OVERRIDES), time.monotonic() + 60
+    process, deadline = made.start(*OVERRIDES), time.monotonic() + 300
     while server.stats()["requests"] < before + after and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)

@@ -47,7 +47,7 @@ class Campaign:
 
     def wait_for(self, batches: int, process: subprocess.Popen[str]) -> None:
         """Until so many batches were begun, or it ended by itself."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while self.batches < batches and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.002)
