@@ -67,7 +67,7 @@ def test_what_people_wait_for_is_measured(capsys: pytest.CaptureFixture[str]) ->
     assert [claim["value"] for claim in result["claims"][1:]] == [None] * 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_beside_busy_processes_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     busy.main(["--json", "--rounds", "1", "--steps", "1"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
