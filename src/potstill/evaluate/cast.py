@@ -10,12 +10,12 @@ from typing import Any
 from potstill.errors import ModelError, TokenizerMismatch
 from potstill.evaluate.controls import build_untrained
 from potstill.evaluate.measured import Measured
-from potstill.evaluate.scores import CLASSIFIES
 from potstill.evaluate.teacher import teacher_name
 from potstill.models import ModelSource, resolve
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.recipe import EnsembleTeacher, LocalTeacher, TeacherSettings
 from potstill.stage import Context
+from potstill.tasks import SPECS
 
 _OPENED_WITH = ("device", "device_map", "attn_implementation", "quantization", "trust_remote_code")
 
@@ -38,7 +38,7 @@ class Cast:
     ) -> None:
         self._context, self._facts, self._work = context, facts, work
         self._recipe = context.recipe
-        self._classes = classes if self._recipe.task in CLASSIFIES else ()
+        self._classes = classes if SPECS[self._recipe.task].has_classes else ()
         self._student = student
         self.notes: list[str] = []
         self.teacher_unmeasured: str | None = None
@@ -78,7 +78,7 @@ class Cast:
     def _teacher(self) -> Measured | None:
         """The teacher, unless there is none that the student can be compared with, which is said."""
         settings = self._settings
-        if not self._recipe.teachers and self._recipe.task != "causal_lm":
+        if not self._recipe.teachers and not SPECS[self._recipe.task].writes:
             self.notes.append("The recipe has no teacher, so nothing was compared with one.")
             return None
         try:
@@ -89,7 +89,7 @@ class Cast:
             if self._was_taught:
                 raise  # its distributions were learned from, so they can be compared with: something went wrong
             why = mismatch.what
-        missing = "no agreement" if self._recipe.task == "sentence_embedding" else "no KL, no agreement"
+        missing = "no agreement" if not SPECS[self._recipe.task].has_response else "no KL, no agreement"
         text = f"Nothing was compared with the teacher ({missing}): {why}."
         self._context.work.warn(text)
         self.notes.append(text)
@@ -111,7 +111,7 @@ class Cast:
         if not isinstance(settings, LocalTeacher):
             return None
         source = self._resolve(settings)
-        if self._recipe.task != "image_classification":
+        if SPECS[self._recipe.task].reads_text:
             check_same_tokenizer(source.path, self._student)
         self.notes += [f"The teacher: {note}." for note in source.notes]
         return Measured(name, source, {field: getattr(settings, field) for field in _OPENED_WITH} | self._as_task)
@@ -142,7 +142,7 @@ class Cast:
         return build_untrained(
             recipe.required_student,
             teacher=source,
-            tokenizer_source=None if recipe.task == "image_classification" else self._student,
+            tokenizer_source=None if SPECS[recipe.task].reads_images else self._student,
             seed=recipe.seed,
             facts=self._facts,
             folder=self._work / "untrained",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from potstill.evaluate.held_out import HeldOut, Question, text_of
 from potstill.evaluate.pictures import png_of
 from potstill.evaluate.scores import Scores
+from potstill.tasks import SPECS
 
 if TYPE_CHECKING:
     from potstill.evaluate.answers import Written
@@ -173,7 +174,7 @@ def neighbours_of(held_out: HeldOut, scores: Mapping[str, Scores]) -> list[dict[
 def _shown(held_out: HeldOut, index: int) -> dict[str, Any]:
     row = held_out.rows[index]
     entry: dict[str, Any] = {"record_id": row.record_id, "group": row.group, "targets": 1}
-    if held_out.task == "image_classification":
+    if SPECS[held_out.task].reads_images:
         return entry | {"image": png_of(row.pixels)}
     return entry | {"text": _text(held_out, index)}
 
@@ -227,7 +228,7 @@ def save_examples(path: Path, held_out: HeldOut, scores: Mapping[str, Scores]) -
     for name, of_model in scores.items():
         if of_model.predicted is None:
             continue
-        if held_out.task == "sentence_embedding":
+        if not SPECS[held_out.task].has_response:
             columns[f"nearest_{name}"] = of_model.predicted
         else:
             columns[f"class_{name}"] = [_named(held_out, number) for number in of_model.predicted.tolist()]

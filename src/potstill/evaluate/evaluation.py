@@ -32,13 +32,14 @@ from potstill.evaluate.fidelity import Batches, TeacherRows, measure, measure_te
 from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out
 from potstill.evaluate.measured import Measured, Size, size_of
 from potstill.evaluate.neighbours import Embedded, embed, nearest, pairs_of, score_neighbours
-from potstill.evaluate.scores import CLASSIFIES, Scores
+from potstill.evaluate.scores import Scores
 from potstill.evaluate.solving import Solvers
 from potstill.evaluate.speed import NEW_TOKENS, forward_of, measure_speed, speed_dtype, writing_of
 from potstill.evaluate.summary import Draws, summarise
 from potstill.evaluate.teacher import pooling_of
 from potstill.measures import Measures, Speed
 from potstill.stage import Context
+from potstill.tasks import SPECS
 
 _WORK = "checkpoints"
 """Folder of what is needed for a while: it does not become part of the artifact."""
@@ -61,7 +62,7 @@ class Evaluation:
         self.cast = Cast(context, trained / "model", facts, self.held_out.classes, context.out / _WORK)
         self.notes = [self._how(), *self._best, *self._cut, *self.cast.notes]
         self.batches = Batches(self.held_out, self.settings.tokens_per_batch)
-        writes = self.task in ("causal_lm", "masked_lm")
+        writes = SPECS[self.task].has_vocabulary
         self.chat = ChatTokenizer.from_folder(trained / "model") if writes else None
         self.documents: list[Document] = []
         self.solvers: Solvers | None = None
@@ -73,9 +74,9 @@ class Evaluation:
         records = None if generated is None else generated.path / "records.parquet"
         student = self.context.inputs["train"].path / "model"
         held_out = read_held_out(self.context.recipe, records, student, self.context.work)
-        if self.task in ("causal_lm", "masked_lm"):
+        if SPECS[self.task].has_vocabulary:
             self.context.work.count("target tokens", int(held_out.starts[-1]))
-        if self.task == "image_classification":
+        if SPECS[self.task].reads_images:
             self.context.work.facts["image_shape"] = list(held_out.collate(held_out.rows[:1])["pixel_values"].shape[1:])
         return held_out
 
@@ -90,7 +91,7 @@ class Evaluation:
         train = self.context.recipe.train
         if train is None or not train.keeps_best:
             return []
-        by = "NLL" if self.task != "sentence_embedding" else "objectives"
+        by = "NLL" if SPECS[self.task].has_response else "objectives"
         return [
             f"Students and controls are their best checkpoints, all chosen by the lowest {by} on a third of the "
             "held-out groups. Figures are of the other held-out groups."
@@ -98,9 +99,9 @@ class Evaluation:
 
     def _how(self) -> str:
         """What a reader must know of how it is measured."""
-        if self.task != "sentence_embedding":
+        if SPECS[self.task].has_response:
             how = "All models were measured in fp32 and evaluation mode; KL and agreement at temperature 1."
-            masked = " The same tokens are masked for all of them." if self.task == "masked_lm" else ""
+            masked = " The same tokens are masked for all of them." if SPECS[self.task].masks else ""
             return how + masked
         return (
             "All models were measured in fp32 and evaluation mode. An example's embedding is its last hidden states, "
@@ -125,12 +126,12 @@ class Evaluation:
     @property
     def _asks(self) -> bool:
         """Whether models are asked to write."""
-        return self.task == "causal_lm" and self.settings.samples_shown > 0
+        return SPECS[self.task].writes and self.settings.samples_shown > 0
 
     def _measure_teacher(self, teacher: Measured) -> Told:
         with self._opened(teacher) as model:
             with self._progress(teacher) as advance:
-                if self.task == "sentence_embedding":
+                if not SPECS[self.task].has_response:
                     return self._embedded(model, "teacher", None, advance)
                 folder = self.context.out / _WORK / "teacher"
                 self.scores["teacher"], rows = measure_teacher(model, self.batches, folder, advance)
@@ -141,7 +142,7 @@ class Evaluation:
         """Scores and answers of one model. The student comes first: its scores say which documents are shown."""
         with self._opened(measured) as model:
             with self._progress(measured) as advance:
-                if isinstance(told, Embedded) or self.task == "sentence_embedding":
+                if isinstance(told, Embedded) or not SPECS[self.task].has_response:
                     assert not isinstance(told, TeacherRows)
                     self._embedded(model, measured.name, told, advance)
                 else:
@@ -183,7 +184,7 @@ class Evaluation:
 
     @contextmanager
     def _progress(self, measured: Measured) -> Iterator[Any]:
-        unit = "tokens" if self.task in ("causal_lm", "masked_lm") else "examples"
+        unit = "tokens" if SPECS[self.task].has_vocabulary else "examples"
         with self.context.console.task(f"measuring {measured.name}", self.batches.targets, unit) as task:
             yield task.advance
 
@@ -194,7 +195,7 @@ class Evaluation:
         if self.chat is None:
             return []
         chat, held_out = self.chat, self.held_out
-        if self.task == "masked_lm":
+        if SPECS[self.task].masks:
             decode = partial(chat.decode, skip_special_tokens=True)
             questions = [blanked(held_out, i, decode) for i in range(len(held_out.rows))]
         else:
@@ -230,7 +231,7 @@ class Evaluation:
         teacher, student = self.cast.teacher, self.cast.student
         models = [student] if teacher is None else [teacher, student]
         work: Any
-        if self.task == "causal_lm":
+        if SPECS[self.task].writes:
             positions = [size.positions for model in models if (size := self.sizes[model.name]).positions is not None]
             work = writing_of(self.held_out, min(filter(None, positions), default=None))
             what = (
@@ -239,7 +240,7 @@ class Evaluation:
         else:
             length = self.held_out.max_length
             work = forward_of(self.held_out, self.context.out / _WORK / "batch.safetensors")
-            images = self.task == "image_classification"
+            images = SPECS[self.task].reads_images
             what = f"a batch of {work.examples} {'images' if images else f'texts of {length} tokens'}, forward only"
         dtype = speed_dtype(student)
         rates = measure_speed(models, work, dtype, self.context.console)
@@ -274,7 +275,7 @@ class Evaluation:
             self.solvers.save(out)
         measures.save(out / "measures.json")
         if of_examples:
-            make = examples_of if self.task in CLASSIFIES else neighbours_of
+            make = examples_of if SPECS[self.task].has_classes else neighbours_of
             save_documents(out / "documents.json", make(self.held_out, self.scores))
             save_examples(out / "examples.parquet", self.held_out, self.scores)
         else:

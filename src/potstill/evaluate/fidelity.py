@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from potstill.errors import ModelError
 from potstill.evaluate.held_out import HeldOut
 from potstill.evaluate.members import response
-from potstill.evaluate.scores import CLASSIFIES, Scores
+from potstill.evaluate.scores import Scores
 from potstill.models.live import check_head, evaluating
 from potstill.objectives import token_statistics
 from potstill.signals import Batch, Dense, Head, Side
+from potstill.tasks import SPECS
 
 Advance = Callable[[float], None]
 """Told after each batch how many targets were measured."""
@@ -73,7 +74,7 @@ class TeacherRows:
     def __init__(self, batches: Batches, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._batches, self._folder = batches, folder
-        self._whole_logits = batches.held_out.task in CLASSIFIES
+        self._whole_logits = SPECS[batches.held_out.task].has_classes
         self._head: Head | None = None
         self._model: nn.Module | None = None
 
@@ -147,7 +148,7 @@ def _measure(
     seen: Callable[[int, Head | Dense], None],
 ) -> Scores:
     side: Side = "teacher" if name == "teacher" else "student"
-    classes = _Classes(batches.targets) if batches.held_out.task in CLASSIFIES else None
+    classes = _Classes(batches.targets) if SPECS[batches.held_out.task].has_classes else None
     nll = np.full(batches.targets, np.nan, dtype=np.float32)
     kl, agree = np.full_like(nll, np.nan), np.zeros(batches.targets, dtype=np.bool_)
     with torch.no_grad(), evaluating(model):

@@ -16,7 +16,7 @@ from potstill.data import ChatTokenizer, Example, Tokenized, load_records, promp
 from potstill.data.reader import CausalReader
 from potstill.errors import DataError
 from potstill.recipe import Recipe
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 from potstill.types import Message, Record, Reject
 
 _CONTINUED_TOKENS = 64
@@ -80,7 +80,7 @@ class HeldOut:
     def batches(self, tokens_per_batch: int) -> list[list[int]]:
         """Indices of the rows of each batch: rows of like length together, so that padding is little; at most so many
         tokens with padding, or one row. Images come in batches of 256."""
-        if self.task == "image_classification":
+        if SPECS[self.task].reads_images:
             return [list(part) for part in _parts(range(len(self.rows)), _IMAGES_PER_BATCH)]
         batches: list[list[int]] = []
         for index in sorted(range(len(self.rows)), key=lambda i: len(self.rows[i])):
@@ -117,7 +117,7 @@ def read_held_out(recipe: Recipe, generated: Path | None, tokenizer: Path, work:
 
 
 def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -> HeldOut:
-    if recipe.task == "causal_lm":
+    if SPECS[recipe.task].writes:
         return _causal(recipe, generated, ChatTokenizer.from_folder(tokenizer), work)
     from potstill.data.images import UNKNOWN_CLASS
     from potstill.data.reader import reader_of
@@ -137,7 +137,7 @@ def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -
             whole = [(0, -1 if row.label is None else row.label)]
             records.append(record)
             rows.append(row)
-            targets.append(_masked(collate([row])) if recipe.task == "masked_lm" else whole)
+            targets.append(_masked(collate([row])) if SPECS[recipe.task].masks else whole)
     _refuse_none(rows, measured, work)
     return HeldOut(recipe.task, records, rows, targets, collate, reader.max_length, tuple(sides.classes))
 

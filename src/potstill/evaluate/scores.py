@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.tasks import Task
-
-CLASSIFIES: frozenset[Task] = frozenset({"sequence_classification", "image_classification"})
+from potstill.tasks import SPECS, Task
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,11 @@ class Scores:
 def chance_of(labels: NDArray[np.int64], task: Task) -> NDArray[np.float64] | None:
     """How likely each example [N] is right by the labels' frequencies alone: of classes, whether its class is the
     largest; of embeddings, the share of the other examples that have its label. None where there are no labels."""
-    if task not in CLASSIFIES and task != "sentence_embedding":
+    if not SPECS[task].has_classes and SPECS[task].has_response:
         return None
     if len(labels) < 2 or (labels < 0).any():
         return None
     sizes = np.bincount(labels)
-    if task in CLASSIFIES:
+    if SPECS[task].has_classes:
         return np.asarray(labels == int(sizes.argmax()), dtype=np.float64)
     return np.asarray((sizes[labels] - 1) / (len(labels) - 1), dtype=np.float64)

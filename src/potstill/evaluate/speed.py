@@ -27,6 +27,7 @@ from potstill.evaluate.memory import peak_of
 from potstill.evaluate.passes import Forward, Work, Writing
 from potstill.measures import Speed
 from potstill.models.load import has_fast_bf16, pick_device
+from potstill.tasks import SPECS
 
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 32, 256
@@ -48,7 +49,7 @@ def writing_of(held_out: HeldOut, positions: int | None = None) -> Writing:
 def forward_of(held_out: HeldOut, file: Path) -> Forward:
     """A batch of real examples, written to a file: TEXTS_AT_ONCE rows of as many tokens as a row may have, without
     padding, or IMAGES_AT_ONCE images; from the beginning again if they run out."""
-    if held_out.task == "image_classification":
+    if SPECS[held_out.task].reads_images:
         rows = list(islice(cycle(held_out.rows), IMAGES_AT_ONCE))
         inputs = {"pixel_values": held_out.collate(rows)["pixel_values"].contiguous()}
     else:

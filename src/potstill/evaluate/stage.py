@@ -8,6 +8,7 @@ from functools import partial
 from potstill.evaluate.teacher import pooling_of, teacher_name
 from potstill.recipe import Recipe, members_of
 from potstill.stage import Context, Stage
+from potstill.tasks import SPECS
 
 CONTRACT = 2
 
@@ -33,9 +34,9 @@ def stage(recipe: Recipe) -> Stage:
         settings["best"] = "chosen on a third of the held-out groups"
     if recipe.required_train.teacher_system is not None:
         settings["teacher_system"] = recipe.required_train.teacher_system
-    if recipe.task == "masked_lm":
+    if SPECS[recipe.task].masks:
         settings["masking"] = recipe.required_train.masking.key_fields()
-    if recipe.task == "sentence_embedding":
+    if not SPECS[recipe.task].has_response:
         settings["pooling"] = pooling_of(recipe)
     trained = ("train", *(f"train.{control}" for control in recipe.required_train.controls))
     reads = (*trained, "generate") if recipe.generate is not None else trained

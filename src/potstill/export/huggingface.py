@@ -22,9 +22,9 @@ from potstill.export.end_tokens import write_end_tokens
 from potstill.models.folder import MODULE, check_folder, is_module
 from potstill.recipe import HuggingFaceExport
 from potstill.registry import implements
+from potstill.tasks import SPECS
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-_WITH_VOCABULARY = ("causal_lm", "masked_lm")
 _REST = (
     "config.json generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json "
     "added_tokens.json preprocessor_config.json vocab.json vocab.txt merges.txt spiece.model chat_template.jinja "
@@ -75,8 +75,8 @@ class HuggingFace:
         code = ("*.py",) if student.trust_remote_code and "auto_map" in _config(student.model) else ()
         _copy(student.model, out, (*_REST, *code))
         # Only models with an output layer over the vocabulary can have padded rows.
-        rows = _rows_of(student.model) if student.task in _WITH_VOCABULARY else 0
-        tokens = _tokens_of(student.model) if student.task in _WITH_VOCABULARY else 0
+        rows = _rows_of(student.model) if SPECS[student.task].has_vocabulary else 0
+        tokens = _tokens_of(student.model) if SPECS[student.task].has_vocabulary else 0
         with console.task(f"export to {self.settings.kind}", total=None) as task:
             if self.settings.dtype == "keep" and rows <= tokens:
                 _copy(student.model, out, _WEIGHTS)
@@ -85,7 +85,7 @@ class HuggingFace:
             task.advance()
         if rows > tokens:
             work.count("output rows without a token, trimmed", rows - tokens)
-        if student.task == "causal_lm":
+        if SPECS[student.task].writes:
             work.facts["eos_token_id"] = write_end_tokens(out)
 
 

@@ -20,7 +20,7 @@ from potstill.report import figures, sections
 from potstill.report.findings import Findings
 from potstill.report.verdict import judge
 from potstill.report.words import words_of
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 
 _PIPELINES: dict[Task, str] = {
     "causal_lm": "text-generation",
@@ -134,7 +134,7 @@ def _text_of(findings: Findings) -> str:
     """What it was trained on, in a sentence."""
     recipe = findings.recipe
     data = _data_name(recipe.data)
-    if recipe.task != "causal_lm":
+    if not SPECS[recipe.task].writes:
         what = {"image_classification": "images", "sequence_classification": "labelled texts"}.get(recipe.task, "texts")
         return f"It was trained on the {what} of {data}."
     if recipe.generate is None:

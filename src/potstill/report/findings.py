@@ -15,6 +15,7 @@ from potstill.artifacts import Artifact
 from potstill.errors import RunError
 from potstill.measures import MODELS, Measures, ModelMeasures
 from potstill.recipe import Existing, FromTeacher, Recipe
+from potstill.tasks import SPECS
 from potstill.teachers.origin import Origin, origin_of
 
 
@@ -86,7 +87,7 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
             where=str(evaluate / "measures.json"),
             fix="run the stage again: potstill evaluate --force",
         )
-    of_tokens = measures.task in ("causal_lm", "masked_lm")
+    of_tokens = SPECS[measures.task].has_vocabulary
     table = evaluate / ("tokens.parquet" if of_tokens else "examples.parquet")
     model = inputs["train"].path / "model"
     order = ("generate", "train", *(f"train.{name}" for name in trainings), "evaluate")

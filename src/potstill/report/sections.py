@@ -13,6 +13,7 @@ from potstill.report.findings import Findings
 from potstill.report.looks import LOOKS
 from potstill.report.verdict import Verdict
 from potstill.report.words import Words, words_of
+from potstill.tasks import SPECS
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,7 @@ def _work_of(stage: str, findings: Findings) -> str:
         units = words_of(findings.measures).units
         return f"{figures.count(findings.measures.targets)} held-out {units}, {len(findings.models)} models"
     facts = findings.trained["student" if stage == "train" else stage.removeprefix("train.")]
-    unit = "images" if findings.measures.task == "image_classification" else "tokens"
+    unit = "images" if SPECS[findings.measures.task].reads_images else "tokens"
     said = f"{figures.count(facts['tokens'])} {unit}" if facts.get("tokens") is not None else ""
     return said + (f", {figures.count(facts['steps'])} steps" if facts.get("steps") is not None else "")
 

@@ -12,6 +12,7 @@ from typing import Literal
 from potstill.measures import HIGHER_IS_BETTER, Comparison, Interval, Measures, ModelMeasures
 from potstill.report.figures import count, difference, interval, large, number, percent, percent_interval, points
 from potstill.report.words import Words, words_of
+from potstill.tasks import SPECS
 
 Worth = Literal["better", "unclear", "worse", "mixed", "unknown", "untaught", "alone"]
 """Of the teacher's signals, as the control shows it; unknown without that control, untaught where no objective asked
@@ -177,12 +178,12 @@ def _without_control(measures: Measures, words: Words) -> tuple[Worth, str]:
     metrics = words.metrics if "teacher" in measures.models else ("accuracy", "nll")
     found = next((c for m in metrics if (c := measures.comparison("student", "untrained", m)) is not None), None)
     compared = "" if found is None else f"compared with the untrained student, {_beside(found, words)}"
-    if "teacher" not in measures.models and measures.task != "causal_lm":
+    if "teacher" not in measures.models and not SPECS[measures.task].writes:
         return "alone", f"{compared[:1].upper()}{compared[1:] or 'It was compared with no other model'}."
     if not measures.taught:
         learned = f"It learned from {words.alone}, and of the teacher no more than what stands there"
         return "untaught", f"{learned}; {compared}." if compared else f"{learned}."
-    if measures.task == "sentence_embedding":
+    if not SPECS[measures.task].has_response:
         missing = "What the teacher was worth is shown by no control: an embedding has none that learns without it"
     else:
         missing = (

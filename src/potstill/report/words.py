@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from potstill.measures import Measures, Metric
 from potstill.report.looks import shown
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def terms_of(measures: Measures) -> list[tuple[str, str]]:
     several = list(measures.models.values())
     terms: list[tuple[str, str]] = []
     if any(m.accuracy for m in several):
-        terms.append((words.accuracy, _ACCURACY[task == "sentence_embedding"]))
+        terms.append((words.accuracy, _ACCURACY[not SPECS[task].has_response]))
     if any(m.solved for m in several):
         terms.append(("Solved", _SOLVED))
     if any(m.kept for m in several):

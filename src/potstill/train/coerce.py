@@ -101,7 +101,7 @@ def given_student(model: str | nn.Module, peft_config: PeftConfig | None = None)
     if peft_config is not None:
         assert isinstance(model, PreTrainedModel)
         model = get_peft_model(model, peft_config)
-    embeddings = None if task_of(model) == "image_classification" else unwrap(model).get_input_embeddings()
+    embeddings = unwrap(model).get_input_embeddings() if SPECS[task_of(model)].reads_text else None
     if isinstance(embeddings, nn.Embedding):
         # Padding is known by length, never by its id: a pad token that is the end token too must learn (rule 4).
         embeddings.padding_idx = None

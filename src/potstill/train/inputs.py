@@ -24,6 +24,7 @@ from potstill.recipe import Existing, FromConfig, Recipe, StudentSettings, Teach
 from potstill.registry import build
 from potstill.signals import Batch
 from potstill.students import BuiltStudent, build_student
+from potstill.tasks import SPECS
 from potstill.teachers import Teacher
 from potstill.types import Reject
 
@@ -71,7 +72,7 @@ def find_models(recipe: Recipe, console: Console) -> Models:
     teacher = _source(settings, console) if settings is not None else None
     own = _own_tokenizer(recipe.required_student, console)
     tokenizer = own or (teacher.path if teacher is not None else None)
-    images = recipe.task == "image_classification"
+    images = SPECS[recipe.task].reads_images
     if tokenizer is None and not images:
         raise DataError(
             "there is no tokenizer: neither student nor teacher is a model on this machine",
@@ -195,7 +196,7 @@ def _read(items: Sequence[Any], reader: TaskReader, recipe: Recipe, work: Work, 
             rows.append(row)
             if note := getattr(row, "note", ""):
                 work.warn(note)
-    work.count(f"{which}{'images' if recipe.task == 'image_classification' else 'records'}", len(rows))
+    work.count(f"{which}{'images' if SPECS[recipe.task].reads_images else 'records'}", len(rows))
     if cut := sum(bool(getattr(row, "cut", False)) for row in rows):
         work.count(f"{which}cut at {recipe.required_train.max_length} tokens", cut)
         if cut > _MANY * len(rows):

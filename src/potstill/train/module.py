@@ -22,7 +22,7 @@ from potstill.models.live import evaluating, live_signals
 from potstill.models.tasks import task_of
 from potstill.objectives import Objective, token_statistics, total_loss
 from potstill.signals import Ask, Batch, Dense, Dims, Head, Side, Signals
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 from potstill.teachers.base import Teacher
 
 SIDES: tuple[Side, Side] = ("student", "teacher")
@@ -170,11 +170,12 @@ def objective_names(objectives: Sequence[Objective[Any]]) -> tuple[str, ...]:
 
 
 def _statistics(task: Task, teacher: Teacher | None) -> tuple[str, ...]:
-    if task == "sentence_embedding":
+    """What is measured of each target; nothing where the student gives no logits."""
+    spec = SPECS[task]
+    if not spec.has_response:
         return ()
     taught = teacher is not None and bool(teacher.capabilities & {"head", "dense"})
-    classes = task in ("sequence_classification", "image_classification")
-    return ("nll", *(("kl", "top1_agreement") if taught else ()), *(("accuracy",) if classes else ()))
+    return ("nll", *(("kl", "top1_agreement") if taught else ()), *(("accuracy",) if spec.has_classes else ()))
 
 
 def _response(signals: Signals | None) -> Head | Dense | None:

@@ -21,6 +21,7 @@ from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
 from potstill.recipe import Recipe
 from potstill.signals import IGNORE, Batch
+from potstill.tasks import SPECS
 from potstill.train.arguments import defaults, steps_of, training_arguments
 from potstill.train.inputs import Rows, find_models, make_student, make_teacher
 from potstill.train.trainer import DistillTrainer
@@ -61,7 +62,7 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
             processing_class=load_tokenizer(tokenizer, remote) if tokenizer is not None else None,
             callbacks=[clock],
             max_length=recipe.train.max_length,
-            reader=reader if reader.task != "causal_lm" else None,
+            reader=reader if not SPECS[reader.task].writes else None,
         )
         trainer.remove_callback(PrinterCallback)
         batch = Batch.from_inputs(trainer.collate(trainer.train_rows[:2]))
@@ -70,11 +71,11 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
         trainer.train()
     seconds, tokens = clock.seconds, trainer.tokens_seen
     whole, precision = seconds * steps, "bf16" if arguments.bf16 else "fp32"
-    text = recipe.task != "image_classification"
+    text = SPECS[recipe.task].reads_text
     told = f"the student's logits, as the losses read them, are its own (within {difference:.0e} of the largest)"
     lines = [
         *(["student and teacher speak the same tokens, through the same template"] if taught and text else []),
-        *([told] if recipe.task in ("causal_lm", "masked_lm") else []),
+        *([told] if SPECS[recipe.task].has_vocabulary else []),
         f"a step of {len(rows.train[:rows_per_step])} {'records' if text else 'images'}"
         f"{f', {tokens:,} tokens' if text else ''}: {seconds:,.1f} s, {tokens / max(seconds, 1e-9):,.0f} "
         f"{'tokens' if text else 'images'}/s in {precision} on {models.device.type}",

@@ -22,6 +22,7 @@ from potstill.models.saving import save_model
 from potstill.recipe import Recipe, TrainStage
 from potstill.stage import Context
 from potstill.students import BuiltStudent
+from potstill.tasks import SPECS
 from potstill.teachers import Teacher
 from potstill.train import checkpoints
 from potstill.train.arguments import training_arguments
@@ -123,7 +124,7 @@ class Training:
     @property
     def _unit(self) -> str:
         """What training counts."""
-        return "images" if self.recipe.task == "image_classification" else "tokens"
+        return "images" if SPECS[self.recipe.task].reads_images else "tokens"
 
     @cached_property
     def _teacher(self) -> Teacher | None:
