@@ -99,7 +99,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("potstill.data.source_digests", lambda settings: {})
     monkeypatch.setattr("potstill.models.model_digests", lambda name, models: {})
     monkeypatch.setattr("potstill.generate.decontaminating.set_digests", lambda settings: {})
-    for user in ("models.resolve", "models", "export.stage", "report.origin"):
+    for user in ("models.resolve", "models", "export.stage", "teachers.origin"):
         monkeypatch.setattr(import_module(f"potstill.{user}"), "locate", lambda *_: None)
 
 
@@ -254,7 +254,7 @@ def test_an_edited_file_of_a_shipped_recipe_makes_a_stage_stale(
         require("fashion-mnist")
     shutil.copytree(path.parent, tmp_path / "recipes")
     monkeypatch.setattr("potstill.models.model_digests", lambda name, models: {})
-    for user in ("export.stage", "report.origin"):
+    for user in ("export.stage", "teachers.origin"):
         monkeypatch.setattr(import_module(f"potstill.{user}"), "locate", lambda *_: None)
     copied = tmp_path / "recipes" / path.name
     if all(

@@ -411,7 +411,10 @@ def test_the_records_of_a_run_come_as_they_are(tmp_path: Path) -> None:
     # Two samples that say the same are two samples: how often an answer comes is part of what is distilled.
     records = [a_record(), a_record(sample=2), a_record()]
     save_records(run / "generate" / "records.parquet", records)
-    (run / "generate" / "manifest.json").write_text('{"key": "k", "files": {"records.parquet": "d"}}')
+    found = (run / "generate" / "records.parquet").stat()
+    stat = {"records.parquet": [found.st_size, found.st_mtime_ns]}
+    manifest = {"key": "k", "stage": "generate", "files": {"records.parquet": "d"}, "stat": stat}
+    (run / "generate" / "manifest.json").write_text(json.dumps(manifest))
     result = read_records(RunData(kind="run", path=run))
     assert result.records == records[:2] and result.counts == {"read": 3, "exact duplicate": 1}
     assert source_digests(RunData(kind="run", path=run)).keys() == {"data"}

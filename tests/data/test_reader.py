@@ -122,7 +122,7 @@ def test_for_an_embedding_a_class_is_welcome_and_not_needed() -> None:
 def test_a_batch_of_texts_has_a_class_each_and_is_padded_on_the_right() -> None:
     rows = [one(reader().rows(record(text, label))) for text, label in (("a", "malt"), ("b c a b", "ale"))]
     columns = reader().collator()(rows)
-    assert set(columns) == {"input_ids", "position_ids", "segment_ids", "classes"}
+    assert set(columns) == {"input_ids", "position_ids", "segment_ids", "classes", "record_ids"}
     assert columns["classes"].tolist() == [1, 0] and columns["input_ids"][0, 3:].tolist() == [PAD] * 3
     assert columns["segment_ids"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
     assert torch.equal(columns["position_ids"], torch.arange(6).expand(2, 6))

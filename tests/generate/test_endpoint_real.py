@@ -125,7 +125,8 @@ def test_a_server_that_does_not_draw_is_found_out_and_told_to_by_its_own_field(
     sampled = (*OVERRIDES, "generate.samples=4", "generate.temperature=1", "teacher.max_in_flight=1")
     greedy = run_of(tmp_path / "greedy", serving, prompts=1)
     assert greedy.here(*sampled) == 0
-    assert "3 of 3 further samples say what the first does" in greedy.manifest["warnings"][0]
+    warned = greedy.manifest["warnings"]
+    assert any("3 of 3 further samples say what the first does" in warning for warning in warned)
 
     texts = []
     for name in ("one", "other"):

@@ -66,12 +66,12 @@ def test_a_run_broken_off_in_the_middle_ends_as_one_that_was_not(
 
     written, generate = [], LocalModel.generate
 
-    def for_a_while(self: LocalModel, requests, *, seed):  # type: ignore[no-untyped-def]
+    def for_a_while(self: LocalModel, requests, *, seed, wrote=None):  # type: ignore[no-untyped-def]
         if len(written) in (2, 4):
             written.append(0)
             raise PowerCut
         written.append(len(requests))
-        return generate(self, requests, seed=seed)
+        return generate(self, requests, seed=seed, wrote=wrote)
 
     monkeypatch.setattr(LocalModel, "generate", for_a_while)
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_the_samples_of_a_record_are_its_beams_best_first(
 ) -> None:
     """What the beams of a model are is tested with the teacher; here they are texts of ours."""
 
-    def beams(self: LocalModel, requests: list[Request], *, seed: int) -> list[Answer]:
+    def beams(self: LocalModel, requests: list[Request], *, seed: int, wrote: object = None) -> list[Answer]:
         assert {r.sampling.beams for r in requests} == {3}
         return [Answer(f"beam {r.sample} of {(r.messages or ())[-1]['content']}", "stop", 1, 1) for r in requests]
 

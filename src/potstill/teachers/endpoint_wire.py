@@ -226,7 +226,9 @@ def _answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any], 
     # What was withheld, or holds nothing, has none anywhere.
     if settings.logprobs and logprob is None and text.strip() and finish in ("stop", "length"):
         fix = "set the teacher's logprobs: false, or use a server that gives them (vLLM does)"
-        return _unreadable("no log-probabilities, though they were asked for", fix=fix)
+        # Of the server, not of this answer: every other one would lack them too.
+        reason = "the server takes the request for log-probabilities, and gives none"
+        return Trouble("stop", reason, billed=True, fix=fix)
     text = redact(_HALVES.sub("\ufffd", text))
     reasoning = redact(_HALVES.sub("\ufffd", reasoning)) if reasoning else None
     usage = document.get("usage")
