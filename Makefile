@@ -22,8 +22,8 @@ test: $(READY)-dev ## the tests, all but the long campaigns
 
 # All that tests/optional.py looks for, and the tests that could need it.
 OPTIONAL := bwrap unshare chromium chromium-browser google-chrome g++ clang++
-MAY_NEED := tests/verify tests/report tests/test_artifacts.py tests/test_repository.py tests/generate/test_chains_arms.py \
-  tests/generate/test_chains_files.py tests/generate/test_resume.py tests/objectives/sweep/test_tile.py
+MAY_NEED := tests/verify tests/report tests/test_artifacts.py tests/test_repository.py tests/generate/test_reasoning_arms.py \
+  tests/generate/test_reasoning_files.py tests/generate/test_resume.py tests/objectives/sweep/test_tile.py
 
 test-without: $(READY)-dev ## the tests that need optional programs, as on a machine that has none of them: they skip
 	.ci/without $(OPTIONAL) -- $(BIN)/python -m pytest -n 2 -m "not long and not peers" $(MAY_NEED)

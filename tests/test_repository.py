@@ -269,3 +269,10 @@ def test_threads_wait_without_spinning_unless_the_user_says_otherwise(before: st
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == after
+
+
+def test_the_tests_that_make_names_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    named = re.search(r"^MAY_NEED := (.*)$", makefile, re.MULTILINE)
+    assert named is not None
+    assert [name for name in named[1].split() if not (ROOT / name).exists()] == []
