@@ -194,7 +194,7 @@ def test_what_the_server_refuses_of_one_request_is_a_reject(tmp_path: Path) -> N
         (
             {},
             ("teacher.logprobs=true",),
-            r"no log-probabilities[\s\S]*set the teacher's logprobs: false",
+            r"log-probabilities, and gives none[\s\S]*set the teacher's logprobs: false",
         ),
         ({"refuse": ["logprobs"]}, ("teacher.logprobs=true",), r"not take 'logprobs'[\s\S]*teacher's logprobs: false"),
         ({"require_key": "abc"}, (), r"refuses access[\s\S]*api_key_env"),
