@@ -56,6 +56,7 @@ def test_a_hint_that_fills_the_context_is_counted_and_not_asked(tmp_path: Path) 
     assert written.counts["hints that fill the teacher's context"] == 1
 
 
+@pytest.mark.needs("a sandbox")
 def test_problems_without_any_reference_are_refused_before_one_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from generate.test_reasoning import Solver, reasons, said, write
 
 from potstill.data.stream import stream_records
@@ -28,6 +29,7 @@ def test_a_choice_is_judged_by_the_choices_of_its_line(tmp_path: Path) -> None:
     assert written.order == [(1, 1), (2, 0)] and reasons(written) == {"wrong answer": 2}
 
 
+@pytest.mark.needs("a sandbox")
 def test_a_program_is_judged_by_the_tests_of_its_line(tmp_path: Path) -> None:
     row = {"prompt": "Write twice(x).", "tests": ["assert twice(2) == 4", "assert twice(3) == 6"]}
     solver = Solver(lambda r: said(f"```python\ndef twice(x):\n    return x {'*+'[r.sample]} 2\n```"))
