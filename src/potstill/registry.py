@@ -31,6 +31,8 @@ T = TypeVar("T", bound=type)
 
 _settings: dict[str, dict[str, type]] = {}
 _implementations: dict[type, type] = {}
+_makers: dict[type, Callable[[Any, Any], Any]] = {}
+"""By settings class: makes what `build` gives of (implementation, settings), where that is no instance of it."""
 _module_of_file: dict[Path, str] = {}
 _forgotten: set[str] = set()
 """Modules of plug-in files that were edited since: they are run again when the file is as it was."""
@@ -69,8 +71,9 @@ def settings_class(room: str, kind: str, base: Path | None = None) -> type:
     return known[kind] if kind in known else _load_entry_point(room, kind)
 
 
-def implements(settings: type) -> Callable[[T], T]:
-    """Class decorator: bind an implementation to its settings class. `build` calls `cls(settings)`.
+def implements(settings: type, make: Callable[[Any, Any], Any] | None = None) -> Callable[[T], T]:
+    """Class decorator: bind an implementation to its settings class. `build` calls `cls(settings)`, or
+    `make(cls, settings)`.
 
     Raises:
         RecipeError: the settings class already has an implementation.
@@ -83,6 +86,8 @@ def implements(settings: type) -> Callable[[T], T]:
                 f"{settings.__name__} is implemented twice: by {other.__qualname__} and {cls.__qualname__}"
             )
         _implementations[settings] = cls
+        if make is not None:
+            _makers[settings] = make
         return cls
 
     return bind
@@ -105,7 +110,8 @@ def build(settings: Any) -> Any:
             f"nothing implements kind {settings.kind!r} of {cls.room}",
             fix=f"bind a class with @implements({cls.__name__})",
         )
-    return _implementations[cls](settings)
+    implementation = _implementations[cls]
+    return _makers[cls](implementation, settings) if cls in _makers else implementation(settings)
 
 
 def digests_of(classes: Iterable[type]) -> list[str]:
@@ -162,6 +168,7 @@ def _forget(module: str | None) -> None:
             del known[kind]
     for settings in [s for s, cls in _implementations.items() if module in (s.__module__, cls.__module__)]:
         del _implementations[settings]
+        _makers.pop(settings, None)
     if module is not None:
         _forgotten.add(module)
 
@@ -219,10 +226,11 @@ def _entry_points(room: str) -> dict[str, EntryPoint]:
 def _undone_on_failure() -> Iterator[None]:
     """Undo the registrations of a module that fails while it loads."""
     settings, implementations = {room: dict(known) for room, known in _settings.items()}, dict(_implementations)
+    makers = dict(_makers)
     try:
         yield
     except BaseException:
-        for kept, before in ((_settings, settings), (_implementations, implementations)):
+        for kept, before in ((_settings, settings), (_implementations, implementations), (_makers, makers)):
             kept.clear()
             kept.update(before)  # type: ignore[arg-type]
         raise

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from potstill.objectives.angles import rkd_angle
 from potstill.objectives.attention import AttentionKLLoss, AttentionScoresLoss, distribution_kl, score_mse
-from potstill.objectives.base import DirectObjective, Objective, TappedObjective, VocabularyObjective
-from potstill.objectives.decoupled import DecoupledKDLoss
+from potstill.objectives.base import DirectObjective, Objective, TappedObjective, VocabularyObjective, row_rule
+from potstill.objectives.decoupled import DecoupledKDRule
 from potstill.objectives.features import (
     HiddenCosineLoss,
     HiddenMSELoss,
@@ -37,7 +37,7 @@ from potstill.objectives.features import (
 )
 from potstill.objectives.loss import Loss, total_loss
 from potstill.objectives.minilm import MiniLMv1Loss, MiniLMv2Loss
-from potstill.objectives.mixtures import JSDLoss, SkewedKLLoss, SkewedReverseKLLoss
+from potstill.objectives.mixtures import JSDRule, SkewedKLRule, SkewedReverseKLRule
 from potstill.objectives.modules import AttentionTransferLoss, HintLoss, attention_transfer, hint
 from potstill.objectives.pooling import pool
 from potstill.objectives.relations import (
@@ -48,12 +48,12 @@ from potstill.objectives.relations import (
     similarity_preserving,
 )
 from potstill.objectives.response import (
-    ForwardKLLoss,
-    HardCELoss,
-    LogitMSELoss,
-    ReverseKLLoss,
-    SoftCELoss,
-    TotalVariationLoss,
+    ForwardKLRule,
+    HardCERule,
+    LogitMSERule,
+    ReverseKLRule,
+    SoftCERule,
+    TotalVariationRule,
 )
 from potstill.objectives.statistics import TokenStatistics, token_statistics
 from potstill.objectives.sweep.engine import Swept, fused_sweep
@@ -63,33 +63,33 @@ __all__ = [
     "AttentionKLLoss",
     "AttentionScoresLoss",
     "AttentionTransferLoss",
-    "DecoupledKDLoss",
+    "DecoupledKDRule",
     "DirectObjective",
-    "ForwardKLLoss",
-    "HardCELoss",
+    "ForwardKLRule",
+    "HardCERule",
     "HiddenCosineLoss",
     "HiddenMSELoss",
     "HiddenSmoothL1Loss",
     "HintLoss",
-    "JSDLoss",
-    "LogitMSELoss",
+    "JSDRule",
+    "LogitMSERule",
     "Loss",
     "MiniLMv1Loss",
     "MiniLMv2Loss",
     "Objective",
     "RKDAngleLoss",
     "RKDDistanceLoss",
-    "ReverseKLLoss",
+    "ReverseKLRule",
     "RowRule",
     "Rows",
-    "SkewedKLLoss",
-    "SkewedReverseKLLoss",
-    "SoftCELoss",
+    "SkewedKLRule",
+    "SkewedReverseKLRule",
+    "SoftCERule",
     "SimilarityPreservingLoss",
     "Swept",
     "TappedObjective",
     "TokenStatistics",
-    "TotalVariationLoss",
+    "TotalVariationRule",
     "VocabularyObjective",
     "attention_transfer",
     "distribution_kl",
@@ -100,6 +100,7 @@ __all__ = [
     "pool",
     "rkd_angle",
     "rkd_distance",
+    "row_rule",
     "score_mse",
     "similarity_preserving",
     "fused_sweep",

@@ -8,7 +8,7 @@ two things: a *vocabulary* objective, a row rule that runs with all others of it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from potstill.objectives.sweep.rows import RowRule
 from potstill.recipe.objectives import ObjectiveSettings, Scope
+from potstill.registry import implements
 from potstill.signals import Ask, Batch, Dims, Over, Side, Signals, Term
 
 S = TypeVar("S", bound=ObjectiveSettings)
+R = TypeVar("R")
 
 
 class Objective(ABC, Generic[S]):
@@ -61,7 +63,14 @@ class Objective(ABC, Generic[S]):
 
 
 class VocabularyObjective(Objective[S]):
-    """One whose values are over the vocabulary (or the classes), always at targets."""
+    """One whose values are over the vocabulary (or the classes), always at targets: a row rule and its settings.
+
+    `rule_of(settings, progress)` gives the rule. `build` makes one of the settings that `row_rule` binds a rule to.
+    """
+
+    def __init__(self, rule_of: Callable[[S, float], RowRule], settings: S) -> None:
+        super().__init__(settings)
+        self.rule_of = rule_of
 
     def ask(self, dims: Dims) -> Mapping[Side, Ask]:
         """The response of the student, and of the teacher where it needs one."""
@@ -70,9 +79,15 @@ class VocabularyObjective(Objective[S]):
             asks["teacher"] = Ask(response=True)
         return asks
 
-    @abstractmethod
     def row_rule(self, progress: float = 0.0) -> RowRule:
         """What it does to a tile of rows, at a progress of training in [0, 1]."""
+        return self.rule_of(self.settings, progress)
+
+
+def row_rule(settings: type[S]) -> Callable[[type[R]], type[R]]:
+    """Class decorator: bind a row rule to the settings of an objective. The rule has a class method `of(settings,
+    progress)`, which gives the rule at a progress of training in [0, 1], where temperatures that change are read."""
+    return implements(settings, make=lambda rule, its_settings: VocabularyObjective(rule.of, its_settings))
 
 
 class DirectObjective(Objective[S]):

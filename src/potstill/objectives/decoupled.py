@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from potstill.objectives.base import VocabularyObjective
+from potstill.objectives.base import row_rule
 from potstill.objectives.soft import SoftRule, softening
-from potstill.objectives.sweep.rows import Rows, exponentials_into
+from potstill.objectives.sweep.rows import RowRule, Rows, exponentials_into
 from potstill.recipe.response import DecoupledKD
-from potstill.registry import implements
 
 
-class DecoupledKDRule(SoftRule):
-    """α · KL(b_p ‖ b_q) + β · KL(p̂ ‖ q̂), held equal to `divergences.dkd`.
+@row_rule(DecoupledKD)
+class DecoupledKDRule(SoftRule[DecoupledKD]):
+    """α · KL(b_p ‖ b_q) + β · KL(p̂ ‖ q̂), held equal to `divergences.dkd`. Zhao et al. 2022, eq. 7.
 
     p̂ and q̂ are softmaxes over the logits of the others, and b comes from the log-odds of the target: dividing
     probabilities by 1 − p_target would leave nothing of them where the teacher is sure.
@@ -35,6 +35,11 @@ class DecoupledKDRule(SoftRule):
     ) -> None:
         super().__init__(temperature, scale_by_temperature_squared=scale_by_temperature_squared)
         self.alpha, self.beta = alpha, beta
+
+    @classmethod
+    def of(cls, settings: DecoupledKD, progress: float = 0.0) -> RowRule:
+        """The rule of these settings, at a progress of training in [0, 1]."""
+        return cls(settings.alpha, settings.beta, **softening(settings, progress))
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         shared = rows.shared
@@ -71,11 +76,3 @@ class DecoupledKDRule(SoftRule):
         powers = exponentials_into(hat, hat, self.temperature)
         level = powers.log_partition
         return hat.div_(powers.total), level, at_target / self.temperature - level
-
-
-@implements(DecoupledKD)
-class DecoupledKDLoss(VocabularyObjective[DecoupledKD]):
-    """Decoupled knowledge distillation. Zhao et al. 2022, eq. 7."""
-
-    def row_rule(self, progress: float = 0.0) -> DecoupledKDRule:
-        return DecoupledKDRule(self.settings.alpha, self.settings.beta, **softening(self.settings, progress))

@@ -8,19 +8,22 @@ are by q's own sum, which rounding leaves beside 1: far apart, a gradient is a s
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.objectives.base import VocabularyObjective
+from potstill.objectives.base import row_rule
 from potstill.objectives.soft import SoftRule, smallest, softening
-from potstill.objectives.sweep.rows import Rows
+from potstill.objectives.sweep.rows import RowRule, Rows
 from potstill.recipe.response import JSD, SkewedKL, SkewedReverseKL
-from potstill.registry import implements
 
 
-class JSDRule(SoftRule):
+@row_rule(JSD)
+class JSDRule(SoftRule[JSD]):
     """β · KL(p ‖ m) + (1−β) · KL(q ‖ m), m = β·p + (1−β)·q; ∂/∂z = gain · (1−β) · q (log(q/m) − KL(q ‖ m)) / T.
+    Agarwal et al. 2023 (GKD), eq. 1.
 
     Two logarithms an entry and no log partition: the ratios are of probabilities.
     """
@@ -30,6 +33,11 @@ class JSDRule(SoftRule):
     ) -> None:
         super().__init__(temperature, scale_by_temperature_squared=scale_by_temperature_squared)
         self.beta = beta
+
+    @classmethod
+    def of(cls, settings: JSD, progress: float = 0.0) -> RowRule:
+        """The rule of these settings, at a progress of training in [0, 1]."""
+        return cls(settings.beta, **softening(settings, progress))
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared, beta = self.temperature, rows.shared, self.beta
@@ -50,7 +58,10 @@ class JSDRule(SoftRule):
         return (beta * kl_p + (1 - beta) * kl_q).squeeze(-1) * self.gain
 
 
-class _SkewedRule(SoftRule):
+K = TypeVar("K", SkewedKL, SkewedReverseKL)
+
+
+class _SkewedRule(SoftRule[K]):
     """Base of both skewed KLs, KL(f ‖ α·f + (1−α)·g), through r = (f − g)/m: log(f/m) = log(1 + (1−α) r)."""
 
     def __init__(
@@ -58,6 +69,11 @@ class _SkewedRule(SoftRule):
     ) -> None:
         super().__init__(temperature, scale_by_temperature_squared=scale_by_temperature_squared)
         self.alpha = alpha
+
+    @classmethod
+    def of(cls, settings: K, progress: float = 0.0) -> RowRule:
+        """The rule of these settings, at a progress of training in [0, 1]."""
+        return cls(settings.alpha, **softening(settings, progress))
 
     def _ratios(self, rows: Rows, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(r, log(f/m), m) of each entry. Rounding could put 1 + (1−α) r at 0; its logarithm is kept finite."""
@@ -68,8 +84,10 @@ class _SkewedRule(SoftRule):
         return ratio, logs.clamp_min_(torch.finfo(first.dtype).eps / 2 - 1).log1p_(), mixture
 
 
-class SkewedKLRule(_SkewedRule):
-    """KL(p ‖ m), m = α·p + (1−α)·q; ∂/∂z = gain · (1−α) · q (Σ q s − s) / T with s = p/m.
+@row_rule(SkewedKL)
+class SkewedKLRule(_SkewedRule[SkewedKL]):
+    """KL(p ‖ m), m = α·p + (1−α)·q; ∂/∂z = gain · (1−α) · q (Σ q s − s) / T with s = p/m. Ko et al. 2024
+    (DistiLLM), eq. 4.
 
     Where p is far from q, s is near 0 for all that q holds likely, and what is subtracted is small. Of (p − q)/m, which
     is s but for constants, it would be a difference of large terms. Where p = q, s is 1, as is its mean by q's own sum.
@@ -88,8 +106,10 @@ class SkewedKLRule(_SkewedRule):
         return values * self.gain
 
 
-class SkewedReverseKLRule(_SkewedRule):
-    """KL(q ‖ m), m = α·q + (1−α)·p; ∂/∂z = gain · q (h − Σ q h) / T with h = log(q/m) − α(1−α)(q − p)/m."""
+@row_rule(SkewedReverseKL)
+class SkewedReverseKLRule(_SkewedRule[SkewedReverseKL]):
+    """KL(q ‖ m), m = α·q + (1−α)·p; ∂/∂z = gain · q (h − Σ q h) / T with h = log(q/m) − α(1−α)(q − p)/m.
+    Ko et al. 2024 (DistiLLM), §3.1."""
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared, alpha = self.temperature, rows.shared, self.alpha
@@ -102,27 +122,3 @@ class SkewedReverseKLRule(_SkewedRule):
             mean = weighted.sum(-1, keepdim=True).div_(q.sum(-1, keepdim=True))
             rows.add_gradient(coefficient * self.factor, weighted.addcmul_(q, -mean))
         return values * self.gain
-
-
-@implements(JSD)
-class JSDLoss(VocabularyObjective[JSD]):
-    """Generalised Jensen-Shannon divergence. Agarwal et al. 2023 (GKD), eq. 1."""
-
-    def row_rule(self, progress: float = 0.0) -> JSDRule:
-        return JSDRule(self.settings.beta, **softening(self.settings, progress))
-
-
-@implements(SkewedKL)
-class SkewedKLLoss(VocabularyObjective[SkewedKL]):
-    """KL of the teacher from a mixture. Ko et al. 2024 (DistiLLM), eq. 4."""
-
-    def row_rule(self, progress: float = 0.0) -> SkewedKLRule:
-        return SkewedKLRule(self.settings.alpha, **softening(self.settings, progress))
-
-
-@implements(SkewedReverseKL)
-class SkewedReverseKLLoss(VocabularyObjective[SkewedReverseKL]):
-    """KL of the student from a mixture. Ko et al. 2024 (DistiLLM), §3.1."""
-
-    def row_rule(self, progress: float = 0.0) -> SkewedReverseKLRule:
-        return SkewedReverseKLRule(self.settings.alpha, **softening(self.settings, progress))

@@ -12,15 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.objectives.base import VocabularyObjective
-from potstill.objectives.soft import SoftRule, TakesSparse, linear_values, softening
-from potstill.objectives.sweep.rows import Exponentials, Rows
+from potstill.objectives.base import row_rule
+from potstill.objectives.soft import SoftRule, TakesSparse, linear_values
+from potstill.objectives.sweep.rows import Exponentials, RowRule, Rows
 from potstill.recipe.response import ForwardKL, HardCE, LogitMSE, ReverseKL, SoftCE, TotalVariation
-from potstill.registry import implements
 
 
-class ForwardKLRule(SoftRule):
-    """KL(teacher ‖ student) at a temperature over the shared tokens; ∂/∂z = gain · (q − p) / T."""
+@row_rule(ForwardKL)
+class ForwardKLRule(SoftRule[ForwardKL]):
+    """KL(teacher ‖ student) at a temperature over the shared tokens; ∂/∂z = gain · (q − p) / T.
+    Hinton et al. 2015, §2."""
 
     sparse: ClassVar[TakesSparse] = "linear"
 
@@ -39,8 +40,9 @@ class ForwardKLRule(SoftRule):
         return values.squeeze(-1) * self.gain
 
 
-class SoftCERule(SoftRule):
-    """−Σ p log q over the shared tokens; ∂/∂z = gain · (q − p) / T."""
+@row_rule(SoftCE)
+class SoftCERule(SoftRule[SoftCE]):
+    """−Σ p log q over the shared tokens; ∂/∂z = gain · (q − p) / T. Hinton et al. 2015, §2."""
 
     sparse: ClassVar[TakesSparse] = "linear"
 
@@ -64,8 +66,10 @@ def _add_difference(
     rows.add_gradient(-coefficient / p.total, out)
 
 
-class ReverseKLRule(SoftRule):
-    """KL(student ‖ teacher) at a temperature over the shared tokens; ∂/∂z = gain · q (log q − log p − value) / T."""
+@row_rule(ReverseKL)
+class ReverseKLRule(SoftRule[ReverseKL]):
+    """KL(student ‖ teacher) at a temperature over the shared tokens; ∂/∂z = gain · q (log q − log p − value) / T.
+    Agarwal et al. 2023, §2."""
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared = self.temperature, rows.shared
@@ -82,8 +86,10 @@ class ReverseKLRule(SoftRule):
         return values * self.gain
 
 
-class TotalVariationRule(SoftRule):
-    """½ Σ |p − q| over the shared tokens; ∂/∂z = gain · ½ q (s − Σ q s) / T, s = sign(q − p)."""
+@row_rule(TotalVariation)
+class TotalVariationRule(SoftRule[TotalVariation]):
+    """½ Σ |p − q| over the shared tokens; ∂/∂z = gain · ½ q (s − Σ q s) / T, s = sign(q − p).
+    Wen et al. 2023, §3."""
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at, shared = self.temperature, rows.shared
@@ -98,11 +104,18 @@ class TotalVariationRule(SoftRule):
         return values.squeeze(-1) * self.gain
 
 
+@row_rule(LogitMSE)
 class LogitMSERule:
-    """Mean over the shared tokens of (z_student − z_teacher)²; ∂/∂z = 2 (z_student − z_teacher) / shared tokens."""
+    """Mean over the shared tokens of (z_student − z_teacher)²; ∂/∂z = 2 (z_student − z_teacher) / shared tokens.
+    Ba & Caruana 2014, eq. 1."""
 
     needs_teacher = True
     sparse: ClassVar[TakesSparse] = "none"
+
+    @classmethod
+    def of(cls, settings: LogitMSE, progress: float = 0.0) -> RowRule:
+        """The rule; it has no settings of its own."""
+        return cls()
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         shared = rows.shared
@@ -114,10 +127,17 @@ class LogitMSERule:
         return square.mean(-1)
 
 
+@row_rule(HardCE)
 class HardCERule:
-    """−log q[target] over all rows of the student's head; ∂/∂z = q − onehot(target)."""
+    """−log q[target] over all rows of the student's head; ∂/∂z = q − onehot(target). The target is the next
+    token, or the class."""
 
     needs_teacher = False
+
+    @classmethod
+    def of(cls, settings: HardCE, progress: float = 0.0) -> RowRule:
+        """The rule; it has no settings of its own."""
+        return cls()
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
         at_target, q = rows.student.gather(1, rows.target_ids[:, None]), rows.student_exponentials()
@@ -126,51 +146,3 @@ class HardCERule:
             rows.add_gradient(coefficient / q.total, q.values)
             rows.add_gradient_at(rows.target_ids, -coefficient)
         return values
-
-
-@implements(ForwardKL)
-class ForwardKLLoss(VocabularyObjective[ForwardKL]):
-    """KL(teacher ‖ student). Hinton et al. 2015, §2."""
-
-    def row_rule(self, progress: float = 0.0) -> ForwardKLRule:
-        return ForwardKLRule(**softening(self.settings, progress))
-
-
-@implements(SoftCE)
-class SoftCELoss(VocabularyObjective[SoftCE]):
-    """Cross-entropy against the teacher's distribution. Hinton et al. 2015, §2."""
-
-    def row_rule(self, progress: float = 0.0) -> SoftCERule:
-        return SoftCERule(**softening(self.settings, progress))
-
-
-@implements(ReverseKL)
-class ReverseKLLoss(VocabularyObjective[ReverseKL]):
-    """KL(student ‖ teacher). Agarwal et al. 2023, §2."""
-
-    def row_rule(self, progress: float = 0.0) -> ReverseKLRule:
-        return ReverseKLRule(**softening(self.settings, progress))
-
-
-@implements(TotalVariation)
-class TotalVariationLoss(VocabularyObjective[TotalVariation]):
-    """Half the absolute difference of the probabilities. Wen et al. 2023, §3."""
-
-    def row_rule(self, progress: float = 0.0) -> TotalVariationRule:
-        return TotalVariationRule(**softening(self.settings, progress))
-
-
-@implements(LogitMSE)
-class LogitMSELoss(VocabularyObjective[LogitMSE]):
-    """Squared difference of the logits. Ba & Caruana 2014, eq. 1."""
-
-    def row_rule(self, progress: float = 0.0) -> LogitMSERule:
-        return LogitMSERule()
-
-
-@implements(HardCE)
-class HardCELoss(VocabularyObjective[HardCE]):
-    """Cross-entropy against the tokens of the text, or the classes of the data."""
-
-    def row_rule(self, progress: float = 0.0) -> HardCERule:
-        return HardCERule()

@@ -7,14 +7,15 @@ exactly zero where p = q, so that a student like its teacher gets exactly no gra
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypedDict
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from potstill.objectives.divergences import temperature_gain
-from potstill.objectives.sweep.rows import Rows
+from potstill.objectives.sweep.rows import RowRule, Rows
 from potstill.recipe.response import SoftSettings
 from potstill.recipe.schedules import value_at
 
@@ -23,7 +24,10 @@ TakesSparse = Literal["none", "linear", "bounded_tail"]
 amount on a cut one; `bounded_tail` cut ones only; `none`, where it would be biased without bound."""
 
 
-class SoftRule:
+S = TypeVar("S", bound=SoftSettings)
+
+
+class SoftRule(ABC, Generic[S]):
     """Base of rules at a temperature. Their value is multiplied by `gain`, their gradient by `factor` = gain / T."""
 
     needs_teacher = True
@@ -33,6 +37,15 @@ class SoftRule:
         self.temperature = temperature
         self.gain = temperature_gain(temperature, scale_by_temperature_squared)
         self.factor = self.gain / temperature
+
+    @classmethod
+    def of(cls, settings: S, progress: float = 0.0) -> RowRule:
+        """The rule of these settings, at a progress of training in [0, 1]."""
+        return cls(**softening(settings, progress))
+
+    @abstractmethod
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        """Values of a tile's rows, and their gradient: see `RowRule`."""
 
 
 class Softening(TypedDict):
@@ -57,7 +70,7 @@ def smallest(like: Tensor) -> float:
 
 
 def linear_values(
-    rows: Rows, coefficient: Float[Tensor, "R 1"], rule: SoftRule, *, less_entropy: bool
+    rows: Rows, coefficient: Float[Tensor, "R 1"], rule: SoftRule[Any], *, less_entropy: bool
 ) -> Float[Tensor, " R"]:
     """Σ w (−log q) of a tile, less the teacher's entropy if asked; adds coefficient × gain / T × ((Σ w) q − w).
 

@@ -39,9 +39,8 @@ class _TopOneAgreement:
     needs_teacher = True
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
-        assert rows.teacher is not None
         first_of_student = rows.student[:, : rows.shared].argmax(-1)
-        return (first_of_student == rows.teacher[:, : rows.shared].argmax(-1)).to(rows.student.dtype)
+        return (first_of_student == rows.teacher_logits[:, : rows.shared].argmax(-1)).to(rows.student.dtype)
 
 
 def token_statistics(
