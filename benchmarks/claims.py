@@ -23,7 +23,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = ("kd_loss", "train_step", "generate", "rouge", "promptness", "busy")
-"""Modules that declare `AIMS`. Comparisons (`benchmarks.compare`) have one claim each, made from their result."""
+"""Modules that declare `AIMS`. Comparisons (`potstill sweep`) have one claim each, made from their result."""
 
 Claim = dict[str, Any]
 """`name`, `aim` (as text, e.g. `≤ 1.2`), `value` (None: not measured), `met`, `unit`."""
@@ -85,7 +85,7 @@ def rows_of(results: Sequence[Mapping[str, Any]], declared: Mapping[str, Sequenc
     """A row for each claim of each result, and one for each declared aim that no result has a value for."""
     rows, valued = [], set()
     for result in results:
-        benchmark = str(result.get("benchmark") or result.get("comparison"))
+        benchmark = str(result.get("benchmark") or result.get("sweep"))
         processor = str(result.get("machine", {}).get("processor", ""))
         for claim in result["claims"]:
             if claim["value"] is not None:

@@ -202,6 +202,29 @@ def write_artifact(
         raise told from error
 
 
+def copy_artifact(artifact: Artifact, run: Path) -> None:
+    """Put an artifact of another run into this one: by hard links where the file system has them, which take no room.
+
+    Raises:
+        RunError: the folder cannot be written, or the disk is full.
+    """
+    partial = run / f".partial-{artifact.path.name}-{artifact.key[:16]}"
+
+    def link(source: str, target: str) -> str:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+        return target
+
+    try:
+        _remove(run.glob(f".partial-{artifact.path.name}-*"))
+        shutil.copytree(artifact.path, partial, copy_function=link)
+        _swap_in(partial, run / artifact.path.name)
+    except OSError as error:
+        raise disk_error(error, run) from error
+
+
 _STATE = "checkpoints"
 
 

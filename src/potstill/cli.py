@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from contextlib import nullcontext, redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, cast
 
@@ -190,6 +191,41 @@ def export(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep, a YAML file.", show_default=False)],
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Where its runs are [default: runs/sweep/<name>]")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="ARM", help="Run this arm alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is there and what would run.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run one recipe in several arms and seeds: which is better, and how small may the student be?"""
+    from potstill.sweep.file import load_sweep
+    from potstill.sweep.runs import FOLDER, is_fresh, planned, run_sweep
+
+    loaded = load_sweep(file)
+    folder = run or FOLDER / loaded.name
+    if dry_run:
+        states = {made.folder.name: is_fresh(made) for made in planned(loaded, folder, only)[1]}
+        if json:
+            emit_json({"event": "result", "dry_run": True, "fresh": states})
+        else:
+            for name, fresh in states.items():
+                emit(f"{name}: {'is there' if fresh else 'would run'}")
+        return
+    with _continued_later():
+        result, text = run_sweep(loaded, _console(json, quiet), folder=folder, only=only)
+    if json:
+        emit_json({"event": "result", **result})
+    else:
+        emit(text)
+        emit(f"result: {folder / 'result.json'}")
+        emit(f"plot: {folder / 'plot.svg'}")
+
+
+@app.command()
 def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")], json: Json = False) -> None:
     """Say in the terminal what is in a run."""
     from potstill.show import describe_run, print_run
@@ -225,6 +261,15 @@ class Interrupted(PotstillError):
     exit_code = 130
 
 
+@contextmanager
+def _continued_later() -> Iterator[None]:
+    """Turns Ctrl-C into an error that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted", fix="the same command continues where it stopped") from error
+
+
 def _run(
     recipe: Path,
     overrides: list[str] | None,
@@ -244,10 +289,8 @@ def _run(
     if dry_run:
         statuses = plan(loaded, folder)
     else:
-        try:
+        with _continued_later():
             statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force, verify=verify)
-        except KeyboardInterrupt as error:
-            raise Interrupted("interrupted", fix="the same command continues where it stopped") from error
     if json:
         stages = [{"stage": s.stage, "state": s.state, "seconds": round(s.seconds, 1)} for s in statuses]
         emit_json({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages})

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from potstill.artifacts import Artifact, disk_error, read_artifact, write_artifact, write_atomically
+from potstill.artifacts import Artifact, copy_artifact, disk_error, read_artifact, write_artifact, write_atomically
 from potstill.check import check_recipe
 from potstill.console import Console
 from potstill.errors import PotstillError, RunError
@@ -43,12 +43,14 @@ def run_recipe(
     verb: str | None = None,
     force: bool = False,
     verify: bool = False,
+    shared: Sequence[Path] = (),
 ) -> list[Status]:
     """Run the stages of a recipe (or only those of one verb) into a run folder.
 
     It begins with `potstill check`: what is wrong with the recipe's files stops it before the folder is made, and
     before anything is fetched. Models that had to be fetched or converted are then checked too, before a stage begins.
     Before a stage reads an artifact or is skipped, that is compared with its manifest; `verify` reads every byte.
+    An artifact that a run folder of `shared` has with the same key is taken over instead of being made again.
 
     Raises:
         RunError: the folder belongs to another recipe, is in use, or cannot be written; a verb's inputs are
@@ -71,7 +73,7 @@ def run_recipe(
         for stage in stages:
             if verb is None or _verb(stage) == verb:
                 _require_fresh(stage, stages, recipe, run)
-                statuses.append(_run_stage(stage, recipe, run, console, force, verify))
+                statuses.append(_run_stage(stage, recipe, run, console, force, verify, shared))
         return statuses
 
 
@@ -159,7 +161,9 @@ def prepare_models(recipe: Recipe, console: Console) -> bool:
     return prepared
 
 
-def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force: bool, verify: bool) -> Status:
+def _run_stage(
+    stage: Stage, recipe: Recipe, run: Path, console: Console, force: bool, verify: bool, shared: Sequence[Path]
+) -> Status:
     inputs = _inputs(stage, run)
     key, digests = stage.key(recipe, inputs)
     found = read_artifact(run / stage.name)
@@ -169,6 +173,11 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force:
         return Status(stage.name, "fresh", found.manifest["seconds"])
     for artifact in inputs.values():
         artifact.check_whole(verify=verify)
+    if not force and (other := _shared(stage, key, shared)) is not None:
+        other.check_whole(verify=verify)
+        copy_artifact(other, run)
+        console.say(f"{stage.name}: taken over from {other.path.parent}", stage=stage.name, state="fresh")
+        return Status(stage.name, "fresh", other.manifest["seconds"])
     started = time.monotonic()
     with write_artifact(run, stage.name, key, settings=stage.settings, inputs=digests, seed=recipe.seed) as work:
         console.say(
@@ -186,6 +195,12 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, console: Console, force:
         counts=work.counts,
     )
     return Status(stage.name, "missing" if found is None else "stale", seconds)
+
+
+def _shared(stage: Stage, key: str, folders: Sequence[Path]) -> Artifact | None:
+    """The artifact of the same key in one of the folders."""
+    found = (read_artifact(folder / stage.name) for folder in folders)
+    return next((artifact for artifact in found if artifact is not None and artifact.key == key), None)
 
 
 def _require_fresh(stage: Stage, stages: Sequence[Stage], recipe: Recipe, run: Path) -> None:

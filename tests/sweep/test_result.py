@@ -1,14 +1,14 @@
-"""Comparisons are paired by seed, resumable run by run, and say how sure they are."""
+"""Sweeps are paired by seed, resumable run by run, and say how sure they are."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ import pytest
 import yaml
 from scipy import stats
 
-from benchmarks import compare
-from benchmarks.comparison import first_runs_of, load_comparison, runs_of
-from benchmarks.paired import Table, difference, mean_over
+from potstill import cli
 from potstill.console import Console
 from potstill.errors import RecipeError, RunError
 from potstill.measures import Interval, Measures, ModelMeasures
 from potstill.recipe import Recipe
+from potstill.sweep import runs as sweep_runs
+from potstill.sweep.file import first_runs_of, load_sweep, runs_of
+from potstill.sweep.paired import Table, difference, mean_over
+from potstill.sweep.result import gather, picture_of
+from potstill.sweep.runs import Runner, run_all, run_sweep
 from tiny_models import make_tiny_causal_lm
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +48,7 @@ RECIPE: dict[str, Any] = {
     },
     "evaluate": {"resamples": 100, "samples_shown": 0, "speed": False},
 }
-COMPARISON: dict[str, Any] = {
+SWEEP: dict[str, Any] = {
     "recipe": "recipe.yaml",
     "seeds": [0, 1],
     "measure": "kl",
@@ -56,10 +59,17 @@ COMPARISON: dict[str, Any] = {
 
 def write(folder: Path, **changes: Any) -> Path:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    document = {k: v for k, v in {**COMPARISON, **changes}.items() if v is not None}
+    document = {k: v for k, v in {**SWEEP, **changes}.items() if v is not None}
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path
+
+
+def run_command(*arguments: str) -> int:
+    """`potstill …`, in this process; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    return int(ended.value.code or 0)
 
 
 # ---- how sure ------------------------------------------------------------------------------------------------
@@ -144,14 +154,14 @@ def test_arms_on_different_records_are_refused() -> None:
         difference({0: 1.0}, {0: 0.5}, {0: (table([1.0, 1.0]), other)}, **HOW)
 
 
-# ---- what a comparison says ----------------------------------------------------------------------------------
+# ---- what a sweep says ----------------------------------------------------------------------------------
 
 
 def test_a_sweep_puts_an_arm_for_each_value_in_the_place_of_its_own(tmp_path: Path) -> None:
-    sweep = {"arm": "kd", "key": "train.objectives.0.temperature", "values": [1, 4.5]}
-    comparison = load_comparison(write(tmp_path, sweep=sweep))
-    assert list(comparison.all_arms) == ["kd=1", "kd=4.5", "alone"]
-    runs = runs_of(comparison, tmp_path / "runs")
+    along = {"arm": "kd", "key": "train.objectives.0.temperature", "values": [1, 4.5]}
+    sweep = load_sweep(write(tmp_path, along=along))
+    assert list(sweep.all_arms) == ["kd=1", "kd=4.5", "alone"]
+    runs = runs_of(sweep, tmp_path / "runs")
     first = [(run.arm, run.seed, run.recipe.seed, run.folder.name) for run in runs][:3]
     assert first == [("kd=1", 0, 0, "kd=1-0"), ("kd=4.5", 0, 0, "kd=4.5-0"), ("alone", 0, 0, "alone-0")]
     assert [run.recipe.train.objectives[0].temperature for run in runs[:2]] == [1, 4.5]  # type: ignore[union-attr]
@@ -166,15 +176,19 @@ def test_a_sweep_puts_an_arm_for_each_value_in_the_place_of_its_own(tmp_path: Pa
         ({"seeds": [1, 1]}, "a seed is given twice"),
         ({"seeds": None}, "seeds is missing"),
         ({"arms": {"alone": {}}}, "one arm is nothing to compare"),
-        ({"sweep": {"arm": "k", "key": "x", "values": [1, 2]}}, "sweep.arm: no arm 'k'"),
+        ({"baseline": None}, "baseline is missing"),
+        ({"grid": {"seed": [1, 2]}}, "give either arms, or a grid"),
+        ({"capacity": [{"loss": 1.0, "token": 5}]}, "unknown key 'capacity.0.token'; did you mean 'tokens'?"),
+        ({"capacity": [{"loss": 1.0, "tokens": 5}], "measure": "accuracy"}, "capacity is about a loss"),
+        ({"along": {"arm": "k", "key": "x", "values": [1, 2]}}, "along.arm: no arm 'k'"),
         ({"before": [{"recpie": "x"}]}, "unknown key 'before.0.recpie'; did you mean 'recipe'?"),
-        ({"sweep": {"arm": "kd", "kye": "x", "values": [1, 2]}}, "unknown key 'sweep.kye'; did you mean 'key'?"),
+        ({"along": {"arm": "kd", "kye": "x", "values": [1, 2]}}, "unknown key 'along.kye'; did you mean 'key'?"),
         ({"arms": {"kd": {"trian.max_length": 3}, "alone": {}}}, "arm 'kd'"),
     ],
 )
 def test_a_slip_is_found_before_anything_runs(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(RecipeError) as error:
-        runs_of(load_comparison(write(tmp_path, **changes)), tmp_path)
+        runs_of(load_sweep(write(tmp_path, **changes)), tmp_path)
     assert expected in str(error.value)
 
 
@@ -182,15 +196,15 @@ def test_a_recipe_that_measures_nothing_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({k: v for k, v in RECIPE.items() if k != "evaluate"}))
     with pytest.raises(RecipeError, match="arm 'kd': nothing is measured"):
-        runs_of(load_comparison(path), tmp_path)
+        runs_of(load_sweep(path), tmp_path)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_comparison_is_one(path: Path, tmp_path: Path) -> None:
-    comparison = load_comparison(path)
-    assert comparison.claim
-    assert len(runs_of(comparison, tmp_path)) == len(comparison.seeds) * len(comparison.all_arms)
-    assert all(recipe.train is not None for recipe, _ in first_runs_of(comparison))
+    sweep = load_sweep(path)
+    assert sweep.claim
+    assert len(runs_of(sweep, tmp_path)) == len(sweep.seeds) * len(sweep.all_arms)
+    assert all(recipe.train is not None for recipe, _ in first_runs_of(sweep))
 
 
 # ---- what is run ---------------------------------------------------------------------------------------------
@@ -209,7 +223,11 @@ class Pretended:
         self.seeds: list[int] = []
         self.fail = fail
 
-    def __call__(self, recipe: Recipe, folder: Path, console: Console) -> None:
+    @property
+    def runner(self) -> Runner:
+        return Runner(self, self.fresh)
+
+    def __call__(self, recipe: Recipe, folder: Path, console: Console, shared: Sequence[Path] = ()) -> None:
         if folder.name == self.fail:
             self.fail = ""
             raise RunError("killed on purpose")
@@ -225,18 +243,18 @@ class Pretended:
         return (run.folder / "evaluate" / "measures.json").is_file()
 
 
-def test_what_is_there_is_not_run_again_after_a_failure_in_the_middle(
+def test_a_run_that_fails_does_not_stop_the_others_and_is_all_that_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    comparison = load_comparison(write(tmp_path))
-    runs, pretended = runs_of(comparison, tmp_path / "runs"), Pretended(fail="kd-1")
-    with pytest.raises(RunError, match="killed on purpose"):
-        compare.run_all(runs, [], QUIET, runner=pretended, fresh=pretended.fresh)
-    assert pretended.ran == ["kd-0", "alone-0"]
-    compare.run_all(runs, [], QUIET, runner=pretended, fresh=pretended.fresh)
-    assert pretended.ran == ["kd-0", "alone-0", "kd-1", "alone-1"]
-    kd, alone = compare.gather(comparison, runs)
+    sweep = load_sweep(write(tmp_path))
+    runs, pretended = runs_of(sweep, tmp_path / "runs"), Pretended(fail="kd-1")
+    failed = run_all(runs, [], QUIET, runner=pretended.runner)
+    assert failed == {"kd-1": "killed on purpose"}
+    assert pretended.ran == ["kd-0", "alone-0", "alone-1"]
+    assert run_all(runs, [], QUIET, runner=pretended.runner) == {}
+    assert pretended.ran == ["kd-0", "alone-0", "alone-1", "kd-1"]
+    kd, alone = gather(sweep, runs)
     assert kd.values["kl"] == pytest.approx({0: 0.5, 1: 0.6})
     assert alone.differences == {}
     found = kd.differences["kl"]
@@ -250,66 +268,61 @@ def test_recipes_that_make_teachers_run_first_in_folders_of_their_own(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({**RECIPE, "name": "the-teacher"}))
     second = {"recipe": "teacher.yaml", "run": "another", "set": {"seed": 5}}
-    path, pretended = write(tmp_path, before=["teacher.yaml", second]), Pretended()
-    monkeypatch.setattr(compare, "run_recipe", lambda recipe, folder, console: pretended(recipe, folder, console))
-    monkeypatch.setattr(compare, "is_fresh", Pretended.fresh)
-    monkeypatch.setattr(compare.run_all, "__kwdefaults__", {"runner": compare.run, "fresh": Pretended.fresh})
-    assert compare.main([str(path), "--quiet"]) == 0
+    sweep, pretended = load_sweep(write(tmp_path, before=["teacher.yaml", second])), Pretended()
+    run_sweep(sweep, QUIET, runner=pretended.runner)
     assert pretended.ran == ["the-teacher", "another", "kd-0", "alone-0", "kd-1", "alone-1"]
     assert (tmp_path / "runs" / "the-teacher").is_dir()
     assert pretended.seeds[:2] == [0, 5]
 
 
-def test_one_arm_alone_a_table_a_picture_and_the_json_last(
+def test_one_arm_alone_then_all_with_a_table_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path, pretended = write(tmp_path, also=["nll"], claim="KD beats none"), Pretended()
-    monkeypatch.setattr(compare, "is_fresh", Pretended.fresh)
-    monkeypatch.setattr(compare.run_all, "__kwdefaults__", {"runner": pretended, "fresh": Pretended.fresh})
-    assert compare.main([str(path), "--quiet", "--json", "--only", "kd", "--run", "here"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    result = json.loads(line)
-    assert result["missing"] == ["alone-0", "alone-1"]
+    monkeypatch.setattr(
+        sweep_runs.run_sweep, "__kwdefaults__", {"folder": None, "only": None, "runner": pretended.runner}
+    )
+    assert run_command("sweep", str(path), "--json", "--quiet", "--only", "kd", "--run", "here") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["missing"] == {"alone-0": "not run yet", "alone-1": "not run yet"}
     assert result["arms"][0]["kl"]["seeds"] == pytest.approx({"0": 0.5, "1": 0.6})
-    assert compare.main([str(path), "--quiet", "--run", "here", "--plot", "shown.svg"]) == 0
-    *lines, line = capsys.readouterr().out.splitlines()
-    result = json.loads(line)
-    assert result == json.loads((tmp_path / "here" / "result.json").read_text())
+    assert run_command("sweep", str(path), "--quiet", "--run", "here") == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads((tmp_path / "here" / "result.json").read_text())
     assert result["arms"][0]["kl"]["difference"]["value"] == pytest.approx(-0.5)
     assert result["arms"][0]["nll"]["difference"]["verdict"] == "better"
     assert any(line.startswith("kd") and "-0.5000 better" in line for line in lines)
-    for file in (tmp_path / "here" / "plot.svg", tmp_path / "shown.svg"):
-        words = "".join(ElementTree.fromstring(file.read_text()).itertext())
-        assert all(word in words for word in ("KD beats none", "kd", "alone", "kl, held out"))
-    assert compare.main([str(path), "--only", "kdd"]) == 2
+    words = "".join(ElementTree.fromstring((tmp_path / "here" / "plot.svg").read_text()).itertext())
+    assert all(word in words for word in ("KD beats none", "kd", "alone", "kl, held out"))
+    assert run_command("sweep", str(path), "--only", "kdd") == 2
     assert "did you mean 'kd'" in capsys.readouterr().err
 
 
 def test_a_measure_that_decides_must_be_there_and_one_beside_it_may_be_missing(tmp_path: Path) -> None:
-    comparison = load_comparison(write(tmp_path, also=["accuracy"]))
-    runs, pretended = runs_of(comparison, tmp_path / "runs"), Pretended()
-    compare.run_all(runs, [], QUIET, runner=pretended, fresh=pretended.fresh)
-    assert set(compare.gather(comparison, runs)[0].values) == {"kl"}
-    deciding = load_comparison(write(tmp_path, measure="accuracy"))
+    sweep = load_sweep(write(tmp_path, also=["accuracy"]))
+    runs, pretended = runs_of(sweep, tmp_path / "runs"), Pretended()
+    run_all(runs, [], QUIET, runner=pretended.runner)
+    assert set(gather(sweep, runs)[0].values) == {"kl"}
+    deciding = load_sweep(write(tmp_path, measure="accuracy"))
     with pytest.raises(RunError, match="accuracy was not measured"):
-        compare.gather(deciding, runs)
+        gather(deciding, runs)
 
 
 def test_what_is_set_for_all_arms_gives_way_to_an_arms_own(tmp_path: Path) -> None:
     arms = {"kd": {}, "long": {"train.max_length": 128}}
-    comparison = load_comparison(write(tmp_path, set={"train.max_length": 32}, arms=arms, baseline="kd"))
-    runs = runs_of(comparison, tmp_path)
+    sweep = load_sweep(write(tmp_path, set={"train.max_length": 32}, arms=arms, baseline="kd"))
+    runs = runs_of(sweep, tmp_path)
     assert [run.recipe.train.max_length for run in runs[:2]] == [32, 128]  # type: ignore[union-attr]
 
 
 def test_a_sweep_is_drawn_along_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sweep = {"arm": "kd", "key": "train.objectives.0.temperature", "values": [1, 4], "axis": "temperature T"}
-    comparison = load_comparison(write(tmp_path, sweep=sweep))
-    runs, pretended = runs_of(comparison, tmp_path / "runs"), Pretended()
-    compare.run_all(runs, [], QUIET, runner=pretended, fresh=pretended.fresh)
-    drawn = compare.picture_of(comparison, compare.gather(comparison, runs), 0.25)
+    along = {"arm": "kd", "key": "train.objectives.0.temperature", "values": [1, 4], "axis": "temperature T"}
+    sweep = load_sweep(write(tmp_path, along=along))
+    runs, pretended = runs_of(sweep, tmp_path / "runs"), Pretended()
+    run_all(runs, [], QUIET, runner=pretended.runner)
+    drawn = picture_of(sweep, gather(sweep, runs), 0.25)
     words = "".join(ElementTree.fromstring(drawn).itertext())
     assert all(word in words for word in ("temperature T", "alone", "teacher"))
 
@@ -318,8 +331,8 @@ def test_a_dry_run_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert compare.main([str(write(tmp_path)), "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "kd, seed 0: would run"
+    assert run_command("sweep", str(write(tmp_path)), "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[0] == "kd-0: would run"
     assert not (tmp_path / "runs").exists()
 
 
@@ -335,9 +348,8 @@ def test_killed_in_the_middle_it_goes_on_and_ends_as_if_it_had_not_been(
     rows = [{"prompt": f"What is {word}?", "completion": f"{word} it is"} for word in words]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = str(write(tmp_path, seeds=[3]))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "benchmarks.compare", path, "--run", "killed", "--quiet"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment) as working:
+    command = [sys.executable, "-m", "potstill.cli", "sweep", path, "--run", "killed", "--quiet"]
+    with subprocess.Popen(command, cwd=tmp_path) as working:
         second = tmp_path / "killed" / "alone-3"
         until = time.monotonic() + 300
         while not list(second.glob(".partial-train-*")) and time.monotonic() < until:
@@ -349,7 +361,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_as_if_it_had_not_been(
     monkeypatch.chdir(tmp_path)
     results = []
     for folder in ("killed", "whole"):
-        assert compare.main([path, "--run", folder, "--quiet", "--json"]) == 0
+        assert run_command("sweep", path, "--run", folder, "--quiet", "--json") == 0
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert (tmp_path / "killed" / "kd-3" / "train" / "manifest.json").read_text() == first
     for one, other in zip(*(result["arms"] for result in results), strict=True):
@@ -390,11 +402,11 @@ SOLVED: dict[str, list[bool]] = {
 
 
 def test_arms_are_compared_by_what_they_solve_problem_by_problem(tmp_path: Path) -> None:
-    comparison = load_comparison(write(tmp_path, measure="solved"))
-    runs = runs_of(comparison, tmp_path / "runs")
+    sweep = load_sweep(write(tmp_path, measure="solved"))
+    runs = runs_of(sweep, tmp_path / "runs")
     for made in runs:
         write_solved(made.folder, SOLVED[made.folder.name])
-    kd, alone = compare.gather(comparison, runs)
+    kd, alone = gather(sweep, runs)
     assert kd.values["solved"] == {0: 1.0, 1: 0.875}
     assert alone.values["solved"] == {0: 0.0, 1: 0.125}
     found = kd.differences["solved"]
@@ -411,21 +423,85 @@ def test_arms_are_compared_by_what_they_solve_problem_by_problem(tmp_path: Path)
 
 
 def test_arms_that_were_given_other_problems_are_refused(tmp_path: Path) -> None:
-    comparison = load_comparison(write(tmp_path, measure="solved", seeds=[0]))
-    runs = runs_of(comparison, tmp_path / "runs")
+    sweep = load_sweep(write(tmp_path, measure="solved", seeds=[0]))
+    runs = runs_of(sweep, tmp_path / "runs")
     for made in runs:
         write_solved(made.folder, SOLVED[made.folder.name], "abcdefgh" if made.arm == "kd" else "abcdefgx")
     with pytest.raises(RunError, match="different held-out records") as caught:
-        compare.gather(comparison, runs)
+        gather(sweep, runs)
     assert "evaluate.solve" in str(caught.value)
 
 
 def test_where_nothing_was_solved_for_it_the_mend_is_named(tmp_path: Path) -> None:
-    comparison = load_comparison(write(tmp_path, measure="solved", seeds=[0]))
-    runs = runs_of(comparison, tmp_path / "runs")
+    sweep = load_sweep(write(tmp_path, measure="solved", seeds=[0]))
+    runs = runs_of(sweep, tmp_path / "runs")
     for made in runs:
         (made.folder / "evaluate").mkdir(parents=True)
         measured(1.0).save(made.folder / "evaluate" / "measures.json")
     with pytest.raises(RunError, match="solved was not measured") as caught:
-        compare.gather(comparison, runs)
+        gather(sweep, runs)
     assert "set evaluate.solve in the recipe" in str(caught.value)
+
+
+# ---- a grid, and the capacity of students --------------------------------------------------------------------------
+
+GRID: dict[str, Any] = {
+    "arms": None,
+    "baseline": None,
+    "grid": {"student.layers": {1: {"first": 1}, "both": [0, 1]}, "train.args.max_steps": [2, 4]},
+}
+
+
+def test_a_grid_makes_an_arm_of_every_combination(tmp_path: Path) -> None:
+    runs = runs_of(load_sweep(write(tmp_path, **GRID)), tmp_path)
+    assert [run.arm for run in runs[:4]] == [
+        "layers=1,max_steps=2",
+        "layers=1,max_steps=4",
+        "layers=both,max_steps=2",
+        "layers=both,max_steps=4",
+    ]
+    assert runs[3].recipe.train is not None
+    assert runs[3].recipe.train.args["max_steps"] == 4
+    assert runs[3].recipe.student.layers == (0, 1)  # type: ignore[union-attr]
+
+
+def test_questions_of_capacity_are_answered_from_sizes_tokens_and_losses_of_the_runs(tmp_path: Path) -> None:
+    grid = {"student.layers": {n: {"first": n} for n in (1, 2, 3)}, "train.args.max_steps": [2, 4, 8]}
+    asked = [{"loss": 1.5, "tokens": 4000}]
+    sweep = load_sweep(write(tmp_path, **{**GRID, "grid": grid, "capacity": asked}))
+    runs = runs_of(sweep, tmp_path / "runs")
+
+    def pretend(recipe: Recipe, folder: Path, console: Console, shared: Sequence[Path]) -> None:
+        layers, steps = recipe.student.layers.first, recipe.train.args["max_steps"]  # type: ignore[union-attr]
+        parameters, tokens = 1000 * layers, 1000 * steps
+        (folder / "evaluate").mkdir(parents=True)
+        (folder / "train").mkdir()
+        (folder / "train" / "manifest.json").write_text(json.dumps({"counts": {"tokens": tokens}}))
+        kl = 0.5 + (parameters / 2000) ** -1.0 + 0.5 * (tokens / 4000) ** -0.5
+        model = ModelMeasures("student", parameters, 4 * parameters, layers, kl=Interval(kl, kl, kl))
+        Measures({"student": model}, (), groups=2, records=2, targets=2, confidence=0.95, resamples=10).save(
+            folder / "evaluate" / "measures.json"
+        )
+
+    result, text = run_sweep(sweep, QUIET, folder=tmp_path / "runs", runner=Runner(pretend, Pretended.fresh))
+    (answer,) = result["capacity"]["answers"]
+    # 0.5 + (N / 2000)^−1 + 0.5 = 1.5 where N = 4000.
+    assert answer["parameters"]["value"] == pytest.approx(4000, rel=1e-3)
+    assert result["capacity"]["largest_run"]["parameters"] == 3000
+    assert "kl ≤ 1.5 with 4,000 tokens: 0.004M parameters" in text
+    assert len(runs) == 18
+
+
+def test_runs_of_a_sweep_share_a_stage_of_the_same_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tiny_causal_lm(tmp_path / "teacher")
+    rows = [{"prompt": f"What is {word}?"} for word in "copper still spirit cask barley malt".split()]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    generate = {"kind": "sequence", "max_new_tokens": 4}
+    recipe = {**RECIPE, "generate": generate, "data": {**RECIPE["data"], "format": "prompt"}}
+    path = write(tmp_path, seeds=[3])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run_sweep(load_sweep(path), Console("lines"), folder=tmp_path / "runs")
+    assert "generate: taken over from" in capsys.readouterr().err
+    files = [tmp_path / "runs" / arm / "generate" / "records.parquet" for arm in ("kd-3", "alone-3")]
+    assert files[0].stat().st_ino == files[1].stat().st_ino
+    assert len({(f.parent / "manifest.json").read_text() for f in files}) == 1

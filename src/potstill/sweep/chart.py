@@ -1,4 +1,4 @@
-"""The picture of a comparison, as SVG: every seed a dot, the mean with its interval over seeds beside them."""
+"""The picture of a sweep, as SVG: every seed a dot, the mean with its interval over seeds beside them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DOTS, _DOT_OPACITY = 28, 0.45
 
 @dataclass(frozen=True)
 class Shown:
-    """One arm: its values by seed, their mean and its interval over seeds, and its value on the axis of a sweep (None
-    where it is not of the sweep)."""
+    """One arm: its values by seed, their mean and its interval over seeds, and its value on an axis (None where it is
+    not of the axis)."""
 
     name: str
     values: Sequence[float]
@@ -46,10 +46,10 @@ def arms_svg(title: str, axis: str, arms: Sequence[Shown], reference: tuple[str,
     return _svg(alt.layer(*layers), title, _ROW * len(arms) + 20)
 
 
-def sweep_svg(
+def along_svg(
     title: str, axis: str, along: str, arms: Sequence[Shown], reference: tuple[str, float] | None, *, log: bool
 ) -> str:
-    """The arms of the sweep along its axis, all others as lines across. `along` names the sweep's axis."""
+    """The arms of one axis along it, all others as lines across. `along` names the axis."""
     import altair as alt
 
     swept = [arm for arm in arms if arm.at is not None]

@@ -1,30 +1,40 @@
-"""A comparison, described: arms that differ in a few settings of one recipe, the same seeds for each.
+"""A sweep, described: one recipe in several arms, each with the same seeds.
+
+Arms that differ in what is compared:
 
     claim: Soft targets beat hard ones
     recipe: ../../recipes/hinton_digits.yaml     # paths are relative to this file
-    before:                                      # recipes that run first: those that make teachers
+    before:                                      # recipes that run first: those that make teachers or assistants
       - {recipe: ../../recipes/hinton_digits_teacher.yaml, run: hinton_digits_teacher-1, set: {seed: 1}}
     seeds: [0, 1, 2, 3, 4]
     measure: accuracy                            # of the student, on held-out records (solved: of problems)
-    baseline: alone                              # the arm that the others are held against
+    baseline: alone                              # the arm that the others are compared with
     set: {train.controls: []}                    # in all arms
     arms:
       kd: {}                                     # the recipe as it stands
       alone: {train.objectives: [{kind: hard_ce}]}
-    sweep: {arm: kd, key: train.objectives.0.temperature, values: [1, 2, 4, 8], axis: temperature T}
+    along: {arm: kd, key: train.objectives.0.temperature, values: [1, 2, 4, 8], axis: temperature T}
 
-A sweep puts one arm for each value in the place of its own.
+`along` replaces one arm by an arm for each value. A grid makes an arm of every combination instead, to fit the capacity
+of students to:
+
+    grid:
+      student.layers: {4: {uniform: 4}, 8: {uniform: 8}, 15: every_other}
+      train.args.max_steps: [20, 40, 80]
+    capacity:
+      - {loss: 3.0, tokens: 40000}               # how small may the student be for this loss with so many tokens?
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from potstill.errors import RecipeError, did_you_mean
 from potstill.measures import Metric
@@ -44,7 +54,7 @@ def _known_metric(name: str) -> str:
 Measure = Annotated[str, AfterValidator(_known_metric)]
 
 
-class Sweep(Settings):
+class Along(Settings):
     """One override through several values. `axis` names it on the plot, and `log` draws it on a logarithmic axis."""
 
     arm: str
@@ -54,7 +64,7 @@ class Sweep(Settings):
     log: bool = False
 
     def name(self, value: float) -> str:
-        """What the arm of one value is called."""
+        """The name of the arm of one value."""
         return f"{self.arm}={value:g}"
 
 
@@ -66,9 +76,18 @@ class Before(Settings):
     set: dict[str, Any] = {}
 
 
-class Comparison(Settings):
-    """A comparison as its file says it, paths absolute. `also` are measures that are given beside the one that decides,
-    `set` are overrides of all arms, and `claim` is what it is to show, in one sentence."""
+class Capacity(Settings):
+    """A question to the runs: how small may the student be for at most this loss with so many training tokens (those
+    of every epoch)?"""
+
+    loss: PositiveFloat
+    tokens: PositiveInt
+
+
+class Sweep(Settings):
+    """A sweep as its file says it, paths absolute. `also` are measures that are given beside the one that decides,
+    `set` are overrides of all arms, and `claim` is what it is to show, in one sentence. `grid` maps a key to its
+    values, as a list or by name. `tolerance` is the relative error with which the law must predict the largest run."""
 
     name: str = Field(pattern=NAME)
     claim: str = ""
@@ -76,43 +95,72 @@ class Comparison(Settings):
     before: tuple[Before, ...] = ()
     set: dict[str, Any] = {}
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    arms: Annotated[dict[Annotated[str, Field(pattern=NAME)], dict[str, Any]], Field(min_length=1)]
+    arms: dict[Annotated[str, Field(pattern=NAME)], dict[str, Any]] = {}
+    grid: dict[str, list[Any] | dict[str | int | float, Any]] = {}
     measure: Measure
     also: tuple[Measure, ...] = ()
-    baseline: str
-    sweep: Sweep | None = None
+    baseline: str | None = None
+    along: Along | None = None
+    capacity: tuple[Capacity, ...] = ()
+    tolerance: float = Field(0.1, gt=0, lt=1)
     confidence: float = Field(0.95, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Comparison:
+    def _fits_together(self) -> Sweep:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("a seed is given twice: it would count as two")
-        if self.sweep is not None and self.sweep.arm not in self.arms:
-            raise ValueError(f"sweep.arm: no arm {self.sweep.arm!r}{did_you_mean(self.sweep.arm, self.arms)}")
-        if self.baseline not in self.all_arms:
+        if bool(self.arms) == bool(self.grid):
+            raise ValueError("give either arms, or a grid of values")
+        if self.along is not None and self.along.arm not in self.arms:
+            raise ValueError(f"along.arm: no arm {self.along.arm!r}{did_you_mean(self.along.arm, self.arms)}")
+        if self.arms and self.baseline is None:
+            raise ValueError("baseline is missing: the arm that the others are compared with")
+        if self.baseline is not None and self.baseline not in self.all_arms:
             raise ValueError(f"baseline: no arm {self.baseline!r}{did_you_mean(self.baseline, self.all_arms)}")
         if len(self.all_arms) < 2:
-            raise ValueError("one arm is nothing to compare: give another, or a sweep")
+            raise ValueError("one arm is nothing to compare: give another, or several values")
+        if self.capacity and self.measure not in ("kl", "nll"):
+            raise ValueError(f"capacity is about a loss, kl or nll, and measure is {self.measure}")
         return self
 
     @property
     def all_arms(self) -> dict[str, dict[str, Any]]:
-        """Overrides by the name of the arm, those of the sweep in the place of its arm."""
+        """Overrides by the name of the arm, those of `along` in the place of its arm, or of the grid."""
+        if self.grid:
+            return {name: {**self.set, **overrides} for name, overrides in _product(self.grid)}
         found: dict[str, dict[str, Any]] = {}
         for name, own in self.arms.items():
             overrides = {**self.set, **own}
-            if self.sweep is None or name != self.sweep.arm:
+            if self.along is None or name != self.along.arm:
                 found[name] = overrides
                 continue
-            for value in self.sweep.values:
+            for value in self.along.values:
                 number = int(value) if float(value).is_integer() else value
-                found[self.sweep.name(value)] = {**overrides, self.sweep.key: number}
+                found[self.along.name(value)] = {**overrides, self.along.key: number}
         return found
 
     @property
     def measures(self) -> tuple[str, ...]:
         """What decides, and what is given beside it."""
         return (self.measure, *(name for name in self.also if name != self.measure))
+
+
+def _product(grid: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, overrides) of every combination; `layers=4,max_steps=20`."""
+    named = {
+        key: values if isinstance(values, dict) else {_text(value, at): value for at, value in enumerate(values)}
+        for key, values in grid.items()
+    }
+    made = []
+    for chosen in itertools.product(*(values.items() for values in named.values())):
+        parts = [f"{key.rpartition('.')[2]}={name}" for key, (name, _) in zip(named, chosen, strict=True)]
+        made.append((",".join(parts), {key: value for key, (_, value) in zip(named, chosen, strict=True)}))
+    return made
+
+
+def _text(value: Any, at: int) -> str:
+    """A name for a value of a grid: the value itself, or its place in the list."""
+    return str(value) if isinstance(value, str | int | float) else str(at)
 
 
 @dataclass(frozen=True)
@@ -125,12 +173,8 @@ class Run:
     folder: Path
 
 
-def load_comparison(path: Path | str, changes: Mapping[str, Any] | None = None) -> Comparison:
-    """Read and check a comparison. Its `name` is the file's, unless it says another.
-
-    Args:
-        path: the YAML file.
-        changes: keys that are given in another way than in the file.
+def load_sweep(path: Path | str) -> Sweep:
+    """Read and check a sweep. Its `name` is the file's, unless it says another.
 
     Raises:
         RecipeError: no such file, an unknown key (the nearest is named), or something that does not fit.
@@ -138,18 +182,18 @@ def load_comparison(path: Path | str, changes: Mapping[str, Any] | None = None) 
     path = Path(path)
     if not path.is_file():
         near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else ""
-        raise RecipeError(f"no such comparison{near}", where=str(path))
+        raise RecipeError(f"no such sweep{near}", where=str(path))
     document = read_yaml(path)
     if not isinstance(document, dict):
-        raise RecipeError("a comparison is a mapping", where=str(path), fix="see those in benchmarks/comparisons")
-    document = {"name": path.stem, **document, **(changes or {})}
+        raise RecipeError("a sweep is a mapping", where=str(path), fix="see docs/sweep.md")
+    document = {"name": path.stem, **document}
     base = path.parent.resolve()
     if isinstance(document.get("recipe"), str):
         document["recipe"] = (base / document["recipe"]).resolve()
     if isinstance(document.get("before"), list):
         document["before"] = [_before(entry, base) for entry in document["before"]]
     try:
-        return Comparison.model_validate(document)
+        return Sweep.model_validate(document)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(e) for e in error.errors()), where=str(path)) from None
 
@@ -161,26 +205,26 @@ def _before(entry: Any, base: Path) -> Any:
     return {**entry, "recipe": (base / entry["recipe"]).resolve()}
 
 
-def first_runs_of(comparison: Comparison) -> list[tuple[Recipe, Path]]:
+def first_runs_of(sweep: Sweep) -> list[tuple[Recipe, Path]]:
     """The recipes that run first, and their folders. Raises as `load_recipe`."""
     made = []
-    for before in comparison.before:
+    for before in sweep.before:
         recipe = load_recipe(before.recipe, _overrides(before.set))
         made.append((recipe, RUNS / (before.run or recipe.name)))
     return made
 
 
-def runs_of(comparison: Comparison, folder: Path) -> list[Run]:
+def runs_of(sweep: Sweep, folder: Path) -> list[Run]:
     """Every run, the first seed of every arm first: whatever stops it, what is there can be compared.
 
     Raises:
         RecipeError: an override of any arm is wrong, and which arm's it is.
     """
     made = []
-    for seed in comparison.seeds:
-        for arm, overrides in comparison.all_arms.items():
+    for seed in sweep.seeds:
+        for arm, overrides in sweep.all_arms.items():
             try:
-                recipe = load_recipe(comparison.recipe, _overrides({**overrides, "seed": seed}))
+                recipe = load_recipe(sweep.recipe, _overrides({**overrides, "seed": seed}))
             except RecipeError as error:
                 raise RecipeError(error.what, where=f"arm {arm!r}: {error.where}", fix=error.fix) from None
             if recipe.evaluate is None or recipe.train is None:
@@ -195,12 +239,14 @@ def _overrides(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
+_PARTS: dict[str, type[Settings]] = {"along": Along, "before": Before, "capacity": Capacity}
+
+
 def _explain(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        inner = {"sweep": Sweep.model_fields, "before": Before.model_fields}.get(str(error["loc"][0]))
-        fields = inner if inner is not None and len(error["loc"]) > 1 else Comparison.model_fields
-        return f"unknown key {name!r}{did_you_mean(str(error['loc'][-1]), fields)}"
+        part = _PARTS.get(str(error["loc"][0])) if len(error["loc"]) > 1 else None
+        return f"unknown key {name!r}{did_you_mean(str(error['loc'][-1]), (part or Sweep).model_fields)}"
     if error["type"] == "missing":
         return f"{name} is missing"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")

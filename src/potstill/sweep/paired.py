@@ -1,4 +1,4 @@
-"""How sure a comparison of arms over seeds is. No torch.
+"""How sure the comparison of two arms over seeds is. No torch.
 
 Two things could have been otherwise, and each has an interval of its own:
 

@@ -1,0 +1,245 @@
+"""Results of a sweep: means, paired differences with their intervals, the capacity of students, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from potstill.artifacts import read_artifact
+from potstill.errors import RunError
+from potstill.measures import Interval, Measures
+from potstill.sweep.capacity import Abstention, Point, fit_capacity, smallest_student
+from potstill.sweep.chart import Shown, along_svg, arms_svg
+from potstill.sweep.file import Run, Sweep
+from potstill.sweep.paired import Difference, Table, difference, mean_over, read_table, value_of
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm came to: by measure its values by seed, their mean, Student's interval, and the difference from the
+    baseline (None for the baseline itself, and where no seed is in both)."""
+
+    name: str
+    values: Mapping[str, Mapping[int, float]]
+    means: Mapping[str, float]
+    intervals: Mapping[str, Interval | None]
+    differences: Mapping[str, Difference | None]
+    at: float | None = None
+
+
+def gather(sweep: Sweep, runs: Sequence[Run], *, resamples: int = RESAMPLES) -> list[Arm]:
+    """What the runs that are there came to, in the order of the arms.
+
+    Raises:
+        RunError: the measure that decides is not there, or arms were measured on different records.
+    """
+    values: dict[str, dict[str, dict[int, float]]] = {arm: {} for arm in sweep.all_arms}
+    tables: dict[str, dict[str, dict[int, Table]]] = {arm: {} for arm in sweep.all_arms}
+    for made in runs:
+        file = made.folder / "evaluate" / "measures.json"
+        measured = Measures.load(file)
+        for measure in sweep.measures:
+            found = value_of(measured, "student", measure)
+            if found is None and measure == sweep.measure:
+                why = "; ".join(note for note in measured.notes if "compared with the teacher" in note)
+                raise RunError(
+                    f"{measure} was not measured{f': {why}' if why else f' (task {measured.task})'}",
+                    where=str(file),
+                    fix="set evaluate.solve in the recipe" if measure == "solved" else "choose another measure",
+                )
+            if found is None:
+                continue
+            values[made.arm].setdefault(measure, {})[made.seed] = found
+            if (table := read_table(file.parent, measure)) is not None:
+                tables[made.arm].setdefault(measure, {})[made.seed] = table
+    arms = []
+    at = {along.name(v): v for v in along.values} if (along := sweep.along) is not None else {}
+    base = sweep.baseline
+    for name in sweep.all_arms:
+        found_values = values[name]
+        differences = {}
+        if base is not None and name != base:
+            differences = {
+                measure: difference(
+                    by_seed,
+                    values[base].get(measure, {}),
+                    _pairs(tables[name].get(measure, {}), tables[base].get(measure, {})),
+                    measure=measure,
+                    confidence=sweep.confidence,
+                    resamples=resamples,
+                )
+                for measure, by_seed in found_values.items()
+            }
+        means = {measure: sum(by_seed.values()) / len(by_seed) for measure, by_seed in found_values.items()}
+        spread = {m: mean_over(list(by_seed.values()), sweep.confidence) for m, by_seed in found_values.items()}
+        arms.append(Arm(name, found_values, means, spread, differences, at.get(name)))
+    return arms
+
+
+def _pairs(ours: Mapping[int, Table], theirs: Mapping[int, Table]) -> dict[int, tuple[Table, Table]]:
+    return {seed: (ours[seed], theirs[seed]) for seed in ours if seed in theirs}
+
+
+def teachers_value(runs: Sequence[Run], measure: str) -> float | None:
+    """The teacher's, where it is measured: it is the same in all arms that have one."""
+    for made in runs:
+        file = made.folder / "evaluate" / "measures.json"
+        if (found := value_of(Measures.load(file), "teacher", measure)) is not None:
+            return found
+    return None
+
+
+def points_of(sweep: Sweep, runs: Sequence[Run]) -> list[Point]:
+    """What the capacity of students is fitted to: parameters, training tokens (of every epoch) and loss of each run."""
+    points = []
+    for made in runs:
+        measures = Measures.load(made.folder / "evaluate" / "measures.json")
+        train, loss = read_artifact(made.folder / "train"), value_of(measures, "student", sweep.measure)
+        if train is not None and loss is not None:
+            tokens = float(train.manifest["counts"]["tokens"])
+            points.append(Point(float(measures.models["student"].parameters), tokens, loss))
+    return points
+
+
+def capacity_of(sweep: Sweep, points: Sequence[Point]) -> dict[str, Any] | None:
+    """The law and the answers to the questions of the file, as they are printed and kept; None where it asks none."""
+    if not sweep.capacity:
+        return None
+    fit = fit_capacity(points, tolerance=sweep.tolerance, confidence=sweep.confidence)
+    if isinstance(fit, Abstention):
+        return {"runs": len(points), "law": None, "abstains": asdict(fit), "answers": []}
+    answers = []
+    for question in sweep.capacity:
+        found = smallest_student(fit, question.loss, question.tokens)
+        name = "abstains" if isinstance(found, Abstention) else "parameters"
+        answers.append({"loss": question.loss, "tokens": question.tokens, name: asdict(found)})
+    return {
+        "runs": len(points),
+        "law": asdict(fit.law),
+        "largest_run": {**asdict(fit.held_out), "predicted": asdict(fit.predicted), "error": fit.error},
+        "predicts": fit.predicts,
+        "answers": answers,
+    }
+
+
+def capacity_text(found: Mapping[str, Any], measure: str) -> str:
+    """The same for a person."""
+    if found["law"] is None:
+        return f"capacity: no law: {_abstention(found['abstains'])}"
+    largest = found["largest_run"]
+    low, high = largest["predicted"]["low"], largest["predicted"]["high"]
+    lines = [
+        f"capacity: the largest run ({largest['parameters'] / 1e6:.4g}M parameters, {largest['tokens']:,.0f} tokens) "
+        f"has a {measure} of {largest['loss']:.4g}; the law of the others predicts {largest['predicted']['value']:.4g} "
+        f"[{low:.4g}, {high:.4g}], {largest['error']:+.1%}"
+    ]
+    for answer in found["answers"]:
+        asks = f"{measure} ≤ {answer['loss']:g} with {answer['tokens']:,} tokens: "
+        if "abstains" in answer:
+            lines.append(f"{asks}no answer: {_abstention(answer['abstains'])}")
+        else:
+            value, low, high = (answer["parameters"][name] / 1e6 for name in ("value", "low", "high"))
+            lines.append(f"{asks}{value:.3g}M parameters [{low:.3g}, {high:.3g}]")
+    return "\n".join(lines)
+
+
+def _abstention(found: Mapping[str, Any]) -> str:
+    if found["run"] is None:
+        return str(found["why"])
+    parameters, tokens = found["run"]
+    return f"{found['why']}. The run that would help most: {parameters / 1e6:.3g}M parameters, {tokens:,.0f} tokens"
+
+
+def result_of(
+    sweep: Sweep,
+    arms: Sequence[Arm],
+    teacher: float | None,
+    missing: Mapping[str, str],
+    capacity: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result as it is printed and kept. `missing` says why, by the name of the run."""
+
+    def described(arm: Arm, measure: str) -> dict[str, Any]:
+        interval, against = arm.intervals[measure], arm.differences.get(measure)
+        return {
+            "seeds": {str(seed): value for seed, value in arm.values[measure].items()},
+            "mean": arm.means[measure],
+            "interval_over_seeds": None if interval is None else [interval.low, interval.high],
+            "difference": None if against is None else asdict(against),
+        }
+
+    return {
+        "sweep": sweep.name,
+        "claim": sweep.claim,
+        "measure": sweep.measure,
+        "baseline": sweep.baseline,
+        "confidence": sweep.confidence,
+        "teacher": teacher,
+        "arms": [{"arm": a.name, **{m: described(a, m) for m in sweep.measures if m in a.values}} for a in arms],
+        "missing": dict(missing),
+        "capacity": capacity,
+        "claims": claims_of(sweep, arms),
+    }
+
+
+def claims_of(sweep: Sweep, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """One claim for each arm but the baseline: its interval of differences lies on the better side of 0. In the form of
+    `benchmarks/claims.py`."""
+    if sweep.baseline is None:
+        return []
+    claims = []
+    for arm in (arm for arm in arms if arm.name != sweep.baseline):
+        found = arm.differences.get(sweep.measure)
+        claims.append(
+            {
+                "name": f"{sweep.name}: {arm.name} is better than {sweep.baseline}",
+                "aim": "interval excludes 0",
+                "value": None if found is None else found.value,
+                "met": found is not None and found.verdict == "better",
+                "unit": sweep.measure,
+            }
+        )
+    return claims
+
+
+def table_of(sweep: Sweep, arms: Sequence[Arm], teacher: float | None) -> str:
+    """The result for a person."""
+    measure = sweep.measure
+    less_baseline = "" if sweep.baseline is None else f"less {sweep.baseline}"
+    over = ("", "") if sweep.baseline is None else ("over seeds", "over records")
+    rows = [["arm", measure, "seeds", less_baseline, *over]]
+    for arm in arms:
+        if measure not in arm.values:
+            rows.append([arm.name, "-", "0", "", "", ""])
+            continue
+        against = arm.differences.get(measure)
+        known = () if against is None else (against.over_seeds, against.over_records)
+        words = [f"[{i.low:+.4f}, {i.high:+.4f}]" if i is not None else "-" for i in known] or ["", ""]
+        less = "" if against is None else f"{against.value:+.4f} {against.verdict}"
+        rows.append([arm.name, f"{arm.means[measure]:.4f}", str(len(arm.values[measure])), less, *words])
+    if teacher is not None:
+        rows.append(["teacher", f"{teacher:.4f}", "", "", "", ""])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def picture_of(sweep: Sweep, arms: Sequence[Arm], teacher: float | None) -> str:
+    """The SVG: along an axis if there is one, else a row for each arm."""
+    measure = sweep.measure
+    shown = [
+        Shown(a.name, list(a.values[measure].values()), a.means[measure], a.intervals[measure], a.at)
+        for a in arms
+        if measure in a.values
+    ]
+    title = sweep.claim or sweep.name
+    axis = f"{measure.replace('_', ' ')}, held out"
+    reference = None if teacher is None else ("teacher", teacher)
+    if (along := sweep.along) is not None:
+        return along_svg(title, axis, along.axis or along.key, shown, reference, log=along.log)
+    of_baseline = [Shown(**{**vars(s), "baseline": s.name == sweep.baseline}) for s in shown]
+    return arms_svg(title, axis, of_baseline, reference)

@@ -1,0 +1,127 @@
+"""The law of size and data finds planted laws, says how sure it is, and abstains where it does not predict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from potstill.measures import Interval
+from potstill.sweep.capacity import Abstention, Fit, Point, fit_capacity, next_run, smallest_student
+
+SIZES, AMOUNTS = (2e6, 4e6, 8e6), (1e5, 2e5, 4e5)
+
+
+def planted(parameters: float, tokens: float) -> float:
+    return 0.5 + 0.6 * (parameters / 4e6) ** -0.7 + 0.4 * (tokens / 2e5) ** -0.5
+
+
+def runs(
+    noise: float = 0.0,
+    seed: int = 0,
+    sizes: Sequence[float] = SIZES,
+    amounts: Sequence[float] = AMOUNTS,
+    repeats: int = 1,
+) -> list[Point]:
+    random = np.random.default_rng(seed)
+    return [
+        Point(n, d, planted(n, d) * float(np.exp(random.normal(0, noise))))
+        for n in sizes
+        for d in amounts
+        for _ in range(repeats)
+    ]
+
+
+def fitted(points: Sequence[Point], draws: int = 40) -> Fit:
+    found = fit_capacity(points, draws=draws)
+    assert isinstance(found, Fit)
+    return found
+
+
+def test_a_planted_law_is_found_without_noise() -> None:
+    law = fitted(runs()).law
+    assert law.floor == pytest.approx(0.5, rel=1e-4)
+    assert (law.size_power, law.data_power) == pytest.approx((0.7, 0.5), rel=1e-4)
+    assert law.loss(16e6, 8e5) == pytest.approx(planted(16e6, 8e5), rel=1e-5)
+
+
+def test_the_largest_run_is_predicted_by_the_law_of_the_others() -> None:
+    points = runs(0.01)
+    fit = fitted(points)
+    assert (fit.held_out.parameters, fit.held_out.tokens) == (8e6, 4e5)
+    spoiled = [Point(p.parameters, p.tokens, p.loss * (1 + (p == points[-1]))) for p in points]
+    assert fitted(spoiled).predicted == fit.predicted, "the held-out run moves the law that predicts it"
+    assert fit.predicts
+    assert not fitted(spoiled).predicts
+
+
+def test_the_smallest_student_for_a_loss_is_that_of_the_planted_law() -> None:
+    found = smallest_student(fitted(runs(0.01, seed=3)), loss=1.4, tokens=4e5)
+    assert isinstance(found, Interval)
+    truth = 4e6 * ((1.4 - 0.5 - 0.4 * 2**-0.5) / 0.6) ** (-1 / 0.7)
+    assert found.low <= truth <= found.high
+    assert found.value == pytest.approx(truth, rel=0.1)
+
+
+def test_one_amount_of_data_has_a_law_of_size_alone() -> None:
+    points = runs(0.005, sizes=[*SIZES, 16e6], amounts=[2e5], repeats=3)
+    fit = fitted(points)
+    assert fit.law.data_loss == 0
+    assert fit.law.loss(4e6, 2e5) == pytest.approx(planted(4e6, 2e5), rel=0.02)
+    far = smallest_student(fit, loss=1.4, tokens=4e6)
+    assert isinstance(far, Abstention)
+    assert "far from what was run" in far.why
+
+
+@pytest.mark.parametrize(
+    ("points", "why", "run"),
+    [
+        (runs()[:6], "6 runs are too few", None),
+        ([p for p in runs(repeats=3) if p.parameters < 8e6], "2 sizes of students cannot show a curve", (8e6, 4e5)),
+        ([p for p in runs(repeats=2) if p.tokens < 4e5], "two amounts of data cannot show a curve", (8e6, 4e5)),
+    ],
+)
+def test_too_few_runs_are_said_with_the_run_that_is_missing(
+    points: list[Point], why: str, run: tuple[float, float] | None
+) -> None:
+    found = fit_capacity(points)
+    assert isinstance(found, Abstention)
+    assert why in found.why
+    assert found.run == run
+
+
+def test_a_law_that_misses_the_largest_run_gives_no_answer_but_the_next_run() -> None:
+    # Beyond 4M parameters this student gains nothing more: the law of the smaller ones does not know it.
+    points = [Point(p.parameters, p.tokens, planted(min(p.parameters, 4e6), p.tokens) * 1.4) for p in runs()[:-1]]
+    points.append(Point(8e6, 4e5, 4.0))
+    fit = fitted(points)
+    found = smallest_student(fit, loss=1.4, tokens=4e5)
+    assert isinstance(found, Abstention)
+    assert "misses the largest run" in found.why
+    assert found.run == next_run(fit)
+    assert not any((p.parameters, p.tokens) == found.run for p in points)
+
+
+@pytest.mark.parametrize(
+    ("loss", "why"),
+    [(0.7, "no size reaches 0.7"), (0.85, "is far from what was run"), (9.0, "is far from what was run")],
+)
+def test_answers_outside_of_what_was_run_are_not_given(loss: float, why: str) -> None:
+    found = smallest_student(fitted(runs()), loss=loss, tokens=4e5)
+    assert isinstance(found, Abstention)
+    assert why in found.why
+    assert found.run is not None and all(math.isfinite(value) for value in found.run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_intervals_cover_the_planted_size(repeats: int) -> None:
+    truth = 4e6 * ((1.4 - 0.5 - 0.4 * 2**-0.5) / 0.6) ** (-1 / 0.7)
+    answers = [
+        smallest_student(fitted(runs(0.02, seed=seed, repeats=repeats), draws=100), 1.4, 4e5) for seed in range(100)
+    ]
+    given = [answer for answer in answers if isinstance(answer, Interval)]
+    assert len(given) >= 90
+    assert sum(answer.low <= truth <= answer.high for answer in given) >= 0.88 * len(given)
