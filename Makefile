@@ -22,7 +22,7 @@ test: $(READY)-dev ## the tests, all but the long campaigns
 
 # All that tests/optional.py looks for, and the tests that could need it.
 OPTIONAL := bwrap unshare chromium chromium-browser google-chrome g++ clang++
-MAY_NEED := tests/verify tests/report tests/test_artifacts.py tests/test_repository.py tests/generate/test_reasoning_arms.py \
+MAY_NEED := tests/verify tests/report tests/studio tests/test_artifacts.py tests/test_repository.py tests/generate/test_reasoning_arms.py \
   tests/generate/test_reasoning_files.py tests/generate/test_resume.py tests/objectives/sweep/test_tile.py
 
 test-without: $(READY)-dev ## the tests that need optional programs, as on a machine that has none of them: they skip
@@ -71,7 +71,7 @@ $(READY)-run: | .venv/bin/python
 	@touch $@
 
 $(READY)-dev: $(READY)-run
-	@$(PIP) --no-build-isolation --editable ".[generate,math,verify,reasoning,vision,docs,dev]"
+	@$(PIP) --no-build-isolation --editable ".[generate,math,verify,reasoning,vision,studio,docs,dev]"
 	@touch $@
 
 $(READY)-peers: $(READY)-run

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, cast
 import typer
 
 from potstill.console import GuardedOutput, emit, emit_json
-from potstill.errors import OutputClosed, OutputError, PotstillError, RecipeError, UserError, printable
+from potstill.errors import MissingExtra, OutputClosed, OutputError, PotstillError, RecipeError, UserError, printable
 
 if TYPE_CHECKING:
     from potstill.console import Console
@@ -235,6 +235,27 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder
         emit_json(facts)
     else:
         print_run(facts)
+
+
+RunsFolder = Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of runs; it is made if there is none.")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port; where it is in use, the next one.")]
+Open = Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")]
+
+
+@app.command()
+def studio(runs: RunsFolder = Path("runs"), port: Port = 8765, open_browser: Open = False) -> None:
+    """Look at runs in the browser: live, side by side, record by record. On this machine alone."""
+    _serve(runs, port, "", open_browser)
+
+
+def _serve(runs: Path, port: int, first_page: str, open_browser: bool) -> None:
+    try:
+        from potstill.studio.server import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "markdown_it", "bm25s"):
+            raise
+        raise MissingExtra(error.name or "", "studio", "the studio") from error
+    serve(runs, port, first_page, open_browser=open_browser)
 
 
 def _preview(recipe: Path, overrides: list[str] | None, run: Path | None, count: int, json: bool, quiet: bool) -> None:

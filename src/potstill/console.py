@@ -3,6 +3,9 @@
 While a stage works: progress bars on a terminal, plain lines elsewhere (both on standard error), or one JSON object
 per line with `--json` (on standard output). Results go to standard output through `emit`. All text is cleaned here
 (`errors.printable`), since it may quote a model, a server or a file.
+
+Within `Console.events_to` the same events are also appended to a file in every mode, one JSON object a line with `time`
+(seconds since the epoch): other programs follow a run by it, and it outlives the process.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 from potstill.errors import OutputClosed, OutputError, printable
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
+TASK_EVENT_EVERY_SECONDS = 1.0
 
 
 def emit(text: str) -> None:
@@ -95,9 +100,37 @@ class Console:
     def __init__(self, mode: Literal["bars", "lines", "json", "quiet"] | None = None) -> None:
         self.mode = mode or ("bars" if sys.stderr.isatty() else "lines")
         self._rich: Any = None
+        self._events: TextIO | None = None
+
+    @contextmanager
+    def events_to(self, path: Path) -> Iterator[None]:
+        """Append what happens meanwhile to a file of events. A file that cannot be written ends nothing."""
+        try:
+            self._events = path.open("a", encoding="utf-8")
+        except OSError:
+            self._events = None
+        try:
+            yield
+        finally:
+            events, self._events = self._events, None
+            if events is not None:
+                with suppress(OSError):
+                    events.close()
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append one event to the file of events, and print nothing."""
+        if self._events is None:
+            return
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str)
+        try:
+            print(line, file=self._events, flush=True)
+        except OSError:
+            self._events = None  # a full disk is reported by the stage that needs it
 
     def say(self, text: str, **facts: Any) -> None:
         """Print one line; in mode `json` one event, with the facts."""
+        if "task" not in facts:  # a task notes its own progress
+            self.note("say", text=text, **facts)
         if self.mode == "json":
             emit_json({"event": "say", "text": text, **facts})
         elif self.mode == "bars":
@@ -121,10 +154,10 @@ class Console:
         """
         if self.mode == "bars":
             with self._bar(label, total, unit) as bar:
-                yield bar
+                yield _NotedTask(self, bar, label, total, unit)
         else:
             lines = _LineTask(self, label, total, unit)
-            yield lines
+            yield _NotedTask(self, lines, label, total, unit)
             lines.close()
 
     def _terminal(self) -> Any:
@@ -193,3 +226,28 @@ class _LineTask:
         seconds = time.monotonic() - self.started
         text = f"{self.label}: {self.done:,.0f} {self.unit} in {seconds:,.1f} s"
         self.console.say(text, task=self.label, done=self.done, seconds=seconds)
+
+
+class _NotedTask:
+    """A task whose progress is also noted as events, at most one a second."""
+
+    def __init__(self, console: Console, shown: Task, label: str, total: float | None, unit: str) -> None:
+        self.console, self.shown, self.label, self.total, self.unit = console, shown, label, total, unit
+        self.done, self.started, self.last = 0.0, time.monotonic(), -TASK_EVENT_EVERY_SECONDS
+        self._note("")
+
+    def advance(self, amount: float = 1.0, note: str = "", total: float | None = None) -> None:
+        self.shown.advance(amount, note, total)
+        self.done += amount
+        self.total = total if total is not None else self.total
+        self._note(note)
+
+    def _note(self, note: str) -> None:
+        now = time.monotonic()
+        over = self.total is not None and self.done >= self.total
+        if now - self.last < TASK_EVENT_EVERY_SECONDS and not over:
+            return
+        self.last = now
+        rate = self.done / max(now - self.started, 1e-9)
+        facts = {"task": self.label, "done": self.done, "total": self.total, "unit": self.unit, "note": note}
+        self.console.note("task", **facts, per_second=round(rate, 3))

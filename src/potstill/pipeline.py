@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from potstill.artifacts import Artifact, copy_artifact, disk_error, read_artifact, write_artifact, write_atomically
 from potstill.check import check_recipe
@@ -17,6 +18,9 @@ from potstill.errors import PotstillError, RunError
 from potstill.recipe import Recipe, dump_recipe, weights_of
 from potstill.recipe.reading import read_yaml
 from potstill.stage import Context, Stage, stages_of
+
+EVENTS = "events.jsonl"
+"""The file of a run that holds what happened in it, one JSON object a line."""
 
 State = Literal["fresh", "stale", "missing", "interrupted"]
 
@@ -63,7 +67,7 @@ def run_recipe(
         findings.refuse()
         for finding in findings.warnings:
             console.warn(finding.text)
-    with open_run(recipe, run):
+    with open_run(recipe, run), _noted(run, console, verb):
         if prepare_models(recipe, console) and verbs:
             check_recipe(recipe, verbs).refuse()
         stages = stages_of(recipe)
@@ -75,6 +79,23 @@ def run_recipe(
                 _require_fresh(stage, stages, recipe, run)
                 statuses.append(_run_stage(stage, recipe, run, console, force, verify, shared))
         return statuses
+
+
+@contextmanager
+def _noted(run: Path, console: Console, verb: str | None) -> Iterator[None]:
+    """Append what happens to the run's file of events, with how it began and ended."""
+    with console.events_to(run / EVENTS):
+        console.note("begin", pid=os.getpid(), verb=verb)
+        try:
+            yield
+        except PotstillError as error:
+            console.note("end", state="failed", error=error.what, where=error.where, fix=error.fix)
+            raise
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            console.note("end", state=state, error=f"{type(error).__name__}: {error}")
+            raise
+        console.note("end", state="done")
 
 
 def _verbs_to_do(recipe: Recipe, run: Path, verb: str | None, force: bool) -> set[str]:
@@ -109,20 +130,19 @@ def plan(recipe: Recipe, run: Path) -> list[Status]:
 
 @contextmanager
 def open_run(recipe: Recipe, run: Path) -> Iterator[None]:
-    """Hold a run folder: one process at a time, one recipe for good. The resolved recipe is saved in it."""
+    """Hold a run folder: one process at a time, one recipe for good. The resolved recipe is saved in it, and the number
+    of the process in its lock file."""
     saved = run / "recipe.yaml"
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = (run / ".lock").open("w")
+        lock = (run / _LOCK).open("a")
     except OSError as error:
         raise disk_error(error, run) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                "another potstill is at work in this run", where=str(run), fix="wait for it, or use --run"
-            ) from error
+        if not _locked(lock):
+            raise RunError("another potstill is at work in this run", where=str(run), fix="wait for it, or use --run")
+        lock.truncate(0)
+        print(os.getpid(), file=lock, flush=True)
         if saved.is_file():
             kept = read_yaml(saved)
             owner = kept.get("name") if isinstance(kept, dict) else None
@@ -137,6 +157,33 @@ def open_run(recipe: Recipe, run: Path) -> Iterator[None]:
         except OSError as error:
             raise disk_error(error, run) from error
         yield
+
+
+_LOCK = ".lock"
+
+
+def _locked(lock: TextIO) -> bool:
+    """Whether the lock was had. `process_at_work` holds it for an instant, so one refusal is none."""
+    for pause in (0.05, 0.2, 0.0):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(pause)
+    return False
+
+
+def process_at_work(run: Path) -> int | None:
+    """The number of the process that holds a run folder; None if there is none, 0 if its number is not known."""
+    try:
+        with (run / _LOCK).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = lock.read().strip()
+                return int(text) if text.isdecimal() else 0
+            return None
+    except OSError:
+        return None
 
 
 def prepare_models(recipe: Recipe, console: Console) -> bool:

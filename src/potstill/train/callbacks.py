@@ -98,6 +98,8 @@ class ConsoleProgress(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs:
             self._note = f", loss {logs['loss']:.3f}"
+            if state.is_world_process_zero:
+                self.console.note("log", step=state.global_step, steps=state.max_steps, loss=logs["loss"])
 
     def on_evaluate(
         self,

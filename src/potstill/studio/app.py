@@ -1,0 +1,67 @@
+"""The application: what it holds, its addresses, and how mistakes are shown."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from potstill.errors import PotstillError
+from potstill.studio.guard import Guard
+from potstill.studio.live import Broadcast
+from potstill.studio.pages import runs
+from potstill.studio.render import NoSuchRun, page, problem
+from potstill.studio.workspace import Workspace
+
+
+class Studio:
+    """What the pages share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.workspace = Workspace(folder)
+        self.token = self.workspace.token()
+        self.broadcasts: dict[str, Broadcast] = {}
+
+
+def make_app(studio: Studio, port: int | None = None) -> Guard:
+    """The application behind its guard. `port` is the one that is served (see `Guard`)."""
+    routes = [Route("/static/{name}", _static), *runs.ROUTES]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={PotstillError: _mistake, HTTPException: _http_error},  # type: ignore[dict-item]
+    )
+    app.state.studio = studio
+    return Guard(app, studio.token, port)
+
+
+async def _mistake(request: Request, error: PotstillError) -> Response:
+    status = 404 if isinstance(error, NoSuchRun) else 400
+    return page(request, "problem.html.jinja", status, problem=problem(error))
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    found = {"what": "There is no such page.", "where": "", "fix": ""}
+    if error.status_code != 404:
+        found["what"] = error.detail
+    return page(request, "problem.html.jinja", error.status_code, problem=found)
+
+
+_STATIC = {
+    "studio.css": "text/css",
+    "studio.js": "text/javascript",
+    "htmx-4.0.1.min.js": "text/javascript",
+    "htmx-LICENSE.txt": "text/plain",
+}
+
+
+async def _static(request: Request) -> Response:
+    name = str(request.path_params["name"])
+    if name not in _STATIC:
+        raise HTTPException(404)
+    content = files("potstill.studio").joinpath("static", name).read_bytes()
+    return Response(content, media_type=_STATIC[name], headers={"cache-control": "max-age=3600"})
