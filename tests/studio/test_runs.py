@@ -245,9 +245,10 @@ def test_a_run_is_started_watched_killed_continued_and_stopped(site: Site, long_
     assert read_run(long_run).state == "interrupted"
     assert "Continue" in site.get("runs/long").text
 
+    first = reader.read().began
     assert site.post("runs/long", do="start").status_code == 303
     _wait("the second life", lambda: process_at_work(long_run) not in (None, pid))
-    _wait("its first step", lambda: (reader.read().task or {}).get("done", 0) > 0)
+    _wait("its first step", lambda: reader.read().began != first and (reader.read().task or {}).get("done", 0) > 0)
     assert site.post("runs/long", do="stop").status_code == 303
     _wait("its end", lambda: process_at_work(long_run) is None)
     assert read_run(long_run).state == "interrupted"
