@@ -188,11 +188,10 @@ def test_wrong_fixes_are_found() -> None:
 @pytest.mark.parametrize("kind", sorted(registry._settings["generate"]))
 def test_the_advice_of_a_stage_names_keys_of_its_own_section(kind: str) -> None:
     """`keep_unfinished` is a key of one kind of program and not of another."""
-    from potstill.generate.stage import NO_PROMPT
     from potstill.types import Reason
 
     cls = registry._settings["generate"][kind]
     section = cls.model_construct(**{"keep_unfinished": False} if "keep_unfinished" in cls.model_fields else {})
-    said = advice(section, dict.fromkeys([*Reason, NO_PROMPT], 1))
+    said = advice(section, dict.fromkeys(Reason, 1))
     for path in re.findall(r"\bgenerate\.([a-z_]+)", said):
         assert path in cls.model_fields, f"{kind} has no {path}: {said}"

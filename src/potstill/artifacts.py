@@ -1,15 +1,15 @@
-"""A stage's output folder: written aside, renamed when whole, with a manifest that says what it is.
+"""A stage's output folder: written aside, renamed when whole, and described by a manifest.
 
     runs/<name>/
       recipe.yaml            the resolved recipe
       journal.sqlite         every teacher answer (outside every artifact)
       <stage>/               a whole artifact, with manifest.json
-      .partial-<stage>-<key>/   work in progress, with a manifest that says how it stands
+      .partial-<stage>-<key>/   work in progress, with a manifest of its state
 
-A half-written artifact never has a valid name, and a different key never continues it. An attempt that is continued
-begins with its checkpoints alone, so an artifact holds exactly what its last attempt wrote, as an uninterrupted one's.
-Manifests state size, time of change and digest of every file: `Artifact.check_whole` finds a file that was damaged
-afterwards, whenever it is read. No torch.
+A half-written artifact never has a valid name, and a different key never continues it. A continued attempt finds only
+the checkpoints of the attempt before it, so an artifact holds exactly what an uninterrupted attempt would have
+written. Manifests hold the size, modification time and digest of every file; `Artifact.check_whole` compares them
+whenever an artifact is read. No torch.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ class Artifact:
 
     @property
     def key(self) -> str:
-        """The key of the work that made it."""
+        """The key of the stage that wrote it."""
         return str(self.manifest["key"])
 
     @property
     def output_digest(self) -> str:
-        """One digest over all its files: what a later stage's key is made of."""
+        """One digest over all files; it goes into the keys of later stages."""
         return digest(self.manifest["files"])
 
     def check_whole(self, *, verify: bool = False) -> None:
-        """Compare every file with the manifest: by size and time of change, and by digest where the time differs (as
-        that of a copy does) or where `verify` asks for it.
+        """Compare every file with the manifest: by size and modification time; by digest if the time differs (as that
+        of a copy does) or with `verify`.
 
         Raises:
             RunError: a file is missing or has changed since it was written.
@@ -86,7 +86,7 @@ class Artifact:
 
 @dataclass
 class Work:
-    """An artifact in the making. Counts and warnings end up in its manifest."""
+    """An artifact that is being written. Counts and warnings go into its manifest."""
 
     path: Path
     resumed: bool
@@ -109,8 +109,7 @@ State = Literal["running", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Attempt:
-    """Work that did not end well, as its manifest tells. `running` is that of a process that was killed, or is still
-    at work."""
+    """An unfinished attempt, from its manifest. `running`: the process is still at work, or was killed."""
 
     stage: str
     state: State
@@ -129,10 +128,10 @@ def read_attempts(run: Path) -> list[Attempt]:
             found = json.loads((partial / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             found = {"stage": partial.name.removeprefix(".partial-").rpartition("-")[0], "state": "running"}
-        told = {name: found.get(name) for name in ("ended", "error", "where", "fix")}
+        details = {name: found.get(name) for name in ("ended", "error", "where", "fix")}
         # A kill between the manifest and the rename leaves one that says `done`.
         state: State = "running" if found["state"] == "done" else found["state"]
-        attempts.append(Attempt(found["stage"], state, found.get("started", "?"), **told))
+        attempts.append(Attempt(found["stage"], state, found.get("started", "?"), **details))
     return attempts
 
 
@@ -154,13 +153,13 @@ def write_artifact(
 ) -> Iterator[Work]:
     """Write one artifact: yields a `Work` whose folder is renamed to `<run>/<stage>` when the block ends well.
 
-    An earlier attempt with the same key is continued (`resumed`); attempts with other keys are removed. What is inside
-    and has a name that starts with `checkpoints` is working state: it is all that a continued attempt finds, and it is
-    dropped before the rename. If the block fails, the manifest in the partial folder says when, with what error and
-    where.
+    An earlier attempt with the same key is continued (`resumed`); attempts with other keys are removed. Files and
+    folders whose names start with `checkpoints` are working state: a continued attempt finds nothing else, and they
+    are removed before the rename. If the block fails, the manifest in the partial folder records when, with which
+    error and where.
 
     Raises:
-        RunError: the folder cannot be written, or the disk is full (nothing that was whole is lost).
+        RunError: the folder cannot be written, or the disk is full (whole artifacts are kept).
     """
     partial = run / f".partial-{stage}-{key[:16]}"
     started = time.time()
@@ -194,12 +193,12 @@ def write_artifact(
         _write_manifest(partial, manifest)
         _swap_in(partial, run / stage)
     except BaseException as error:
-        told = disk_error(error, run) if isinstance(error, OSError) else error
+        shown = disk_error(error, run) if isinstance(error, OSError) else error
         with suppress(OSError):  # the disk may be what failed
-            _write_manifest(partial, {**made_by, **_failure(told), "ended": _utc(time.time())})
-        if told is error:
+            _write_manifest(partial, {**made_by, **_failure(shown), "ended": _utc(time.time())})
+        if shown is error:
             raise
-        raise told from error
+        raise shown from error
 
 
 def copy_artifact(artifact: Artifact, run: Path) -> None:
@@ -238,7 +237,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    """What a manifest says of an error: its words, and where it was raised."""
+    """The entries of a manifest for an error: its message, and where it was raised."""
     if isinstance(error, KeyboardInterrupt):
         return {"state": "interrupted"}
     if isinstance(error, PotstillError):
@@ -252,7 +251,7 @@ def _failure(error: BaseException) -> dict[str, Any]:
 
 
 def disk_error(error: OSError, path: Path) -> RunError:
-    """An OSError in the user's words: full, unwritable, or a file where a folder should be."""
+    """The error to show for an OSError: disk full, not writable, or a file where a folder should be."""
     where = str(error.filename or path)
     if error.errno == errno.ENOSPC:
         return RunError(
@@ -282,8 +281,8 @@ def file_digest(path: Path) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """A digest of a file's bytes, or of the names and bytes of all files in a folder but weights (a folder is named for
-    its tokenizer or configuration); `missing` if nothing is there."""
+    """A digest of a file's bytes, or of the names and bytes of a folder's files except weights (a recipe names a
+    folder for its tokenizer or configuration). `missing` if nothing is there."""
     try:
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix not in _WEIGHTS)
@@ -298,7 +297,7 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 
 def _digest_once(path: Path) -> str:
-    """A file's digest, taken once in this process for its size and time of change."""
+    """A file's digest, remembered in this process by path, size and modification time."""
     stat = path.stat()
     known = str(path), stat.st_size, stat.st_mtime_ns
     if known not in _digests:
@@ -307,7 +306,7 @@ def _digest_once(path: Path) -> str:
 
 
 def _swap_in(partial: Path, final: Path) -> None:
-    """Replace a folder by another: the old one steps aside first, so that the name is never half full."""
+    """Replace a folder. The old one is moved aside first, so that the name never holds half a folder."""
     old = final.with_name(f".old-{final.name}")
     if old.exists():
         shutil.rmtree(old)

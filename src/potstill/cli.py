@@ -36,7 +36,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it: train.objectives.0.weight=3", show_default=False),
 ]
 RunFolder = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The run's folder [default: runs/<name>]")]
-Force = Annotated[bool, typer.Option("--force", help="Run again what is fresh.")]
+Force = Annotated[bool, typer.Option("--force", help="Run fresh stages again.")]
 Verify = Annotated[
     bool, typer.Option("--verify", help="Compare every byte of what earlier stages wrote with its digest.")
 ]
@@ -122,7 +122,7 @@ def generate(
     verify: Verify = False,
     preview: Annotated[
         int | None,
-        typer.Option("--preview", metavar="N", min=1, help="Show the first N prompts and answers, and ask no more."),
+        typer.Option("--preview", metavar="N", min=1, help="Show the first N prompts with their answers, and stop."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -172,7 +172,7 @@ def report(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the page that a person looks at, and write the model card."""
+    """Write the report page and the model card."""
     _run(recipe, overrides, run, "report", force, verify, json, quiet)
 
 
@@ -227,7 +227,7 @@ def sweep(
 
 @app.command()
 def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")], json: Json = False) -> None:
-    """Say in the terminal what is in a run."""
+    """Print what is in a run."""
     from potstill.show import describe_run, print_run
 
     facts = describe_run(run)
@@ -365,7 +365,8 @@ def _fail(error: PotstillError, *, wants_json: bool) -> NoReturn:
 
 
 def _close_broken_stdout() -> None:
-    """Python flushes standard output once more as it exits, and would print a second message about the same fault."""
+    """Flush standard output now: Python flushes once more at exit and would print a second message about the same
+    error."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -40,7 +40,7 @@ def emit_json(value: Mapping[str, Any]) -> None:
 
 
 def emit_styled(text: str) -> None:
-    """Print text whose colours are ours: the caller cleans what it quotes. Raises: as `emit`."""
+    """Print text with styles of our own; the caller cleans what it quotes. Raises: as `emit`."""
     _print(text)
 
 
@@ -52,7 +52,8 @@ def _print(text: str) -> None:
 
 
 class GuardedOutput:
-    """A text stream whose failures are errors of their own, so that nobody takes them for those of a run's folder.
+    """A text stream that raises `OutputError` or `OutputClosed`, so that a failure of standard output is not mistaken
+    for one of the run's folder.
 
     The command line puts it in place of standard output, for what click prints.
     """
@@ -86,11 +87,12 @@ def _output_error(error: OSError) -> OutputError | OutputClosed:
     )
 
 
-class Task(Protocol):
-    """Progress of a piece of work."""
+class Progress(Protocol):
+    """Progress of one piece of work."""
 
     def advance(self, amount: float = 1.0, note: str = "", total: float | None = None) -> None:
-        """Add `amount` to what is done. `note` is shown beside the bar; `total` replaces the estimate of the whole."""
+        """Add `amount` to the work done. `note` is shown beside the bar; `total` replaces the estimate of the
+        total."""
         ...
 
 
@@ -139,25 +141,25 @@ class Console:
             try:
                 print(printable(text), file=sys.stderr, flush=True)
             except OSError:
-                self.mode = "quiet"  # progress that nobody can read must not end the work
+                self.mode = "quiet"  # a closed terminal must not end the run
 
     def warn(self, text: str) -> None:
         """Print a warning; the work goes on."""
         self.say(f"warning: {text}", level="warning")
 
     @contextmanager
-    def task(self, label: str, total: float | None, unit: str = "") -> Iterator[Task]:
-        """A task of `total` units, with rate and time left.
+    def task(self, label: str, total: float | None, unit: str = "") -> Iterator[Progress]:
+        """Show progress through `total` units, with rate and time left.
 
         with console.task("generating", total=4800, unit="tokens") as task:
             task.advance(128)
         """
         if self.mode == "bars":
             with self._bar(label, total, unit) as bar:
-                yield _NotedTask(self, bar, label, total, unit)
+                yield _NotedProgress(self, bar, label, total, unit)
         else:
-            lines = _LineTask(self, label, total, unit)
-            yield _NotedTask(self, lines, label, total, unit)
+            lines = _LineProgress(self, label, total, unit)
+            yield _NotedProgress(self, lines, label, total, unit)
             lines.close()
 
     def _terminal(self) -> Any:
@@ -168,7 +170,7 @@ class Console:
         return self._rich
 
     @contextmanager
-    def _bar(self, label: str, total: float | None, unit: str) -> Iterator[Task]:
+    def _bar(self, label: str, total: float | None, unit: str) -> Iterator[Progress]:
         from rich.markup import escape
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -199,8 +201,8 @@ class Console:
             yield Bar()
 
 
-class _LineTask:
-    """Plain lines: at the start, every ten seconds, and at the end."""
+class _LineProgress:
+    """Progress as plain lines: at the start, every ten seconds, and at the end."""
 
     def __init__(self, console: Console, label: str, total: float | None, unit: str) -> None:
         self.console, self.label, self.total, self.unit = console, label, total, unit
@@ -228,10 +230,10 @@ class _LineTask:
         self.console.say(text, task=self.label, done=self.done, seconds=seconds)
 
 
-class _NotedTask:
+class _NotedProgress:
     """A task whose progress is also noted as events, at most one a second."""
 
-    def __init__(self, console: Console, shown: Task, label: str, total: float | None, unit: str) -> None:
+    def __init__(self, console: Console, shown: Progress, label: str, total: float | None, unit: str) -> None:
         self.console, self.shown, self.label, self.total, self.unit = console, shown, label, total, unit
         self.done, self.started, self.last = 0.0, time.monotonic(), -TASK_EVENT_EVERY_SECONDS
         self._note("")

@@ -1,7 +1,7 @@
 """One exception family. Each error says what is wrong, where, and the fix.
 
-The command line prints these without a traceback and exits with `exit_code`; anything else that reaches
-it is a defect of ours and exits with 1.
+The command line prints these without a traceback and exits with `exit_code`. Any other exception is a defect of
+potstill and exits with 1.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-    """The text as it may go to a terminal: every character that could move the cursor, start an escape sequence,
-    reorder what is shown or fail to encode is written as `\\x1b` or `\\u202e`. Tabs and newlines stay.
+    """The text, safe for a terminal: characters that could move the cursor, start an escape sequence, reorder the text
+    or fail to encode are written as `\\x1b` or `\\u202e`. Tabs and newlines stay.
 
     Everything that potstill prints goes through here (see `console.py`): it may quote a model, a server or a file.
     """
@@ -66,7 +66,7 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """A model cannot be found, is not whole, or is of a kind that cannot be used."""
+    """A model cannot be found, is incomplete, or is of a kind that cannot be used."""
 
 
 class CapabilityError(UserError):
@@ -74,19 +74,19 @@ class CapabilityError(UserError):
 
 
 class TokenizerMismatch(UserError):
-    """Student and teacher do not speak the same tokens, or not through the same template."""
+    """Student and teacher have different tokenizers or chat templates."""
 
 
 class RunError(UserError):
-    """A run folder cannot be used: of another recipe, incomplete, unwritable, or its disk is full."""
+    """A run folder cannot be used: it belongs to another recipe, is incomplete or unwritable, or its disk is full."""
 
 
 class OutputError(UserError):
-    """Standard output takes no more: its disk is full, or its device failed."""
+    """Standard output cannot be written: its disk is full, or its device failed."""
 
 
 class OutputClosed(PotstillError):
-    """Whoever read standard output is gone (`potstill show runs/x | head -1`). Not worth a message."""
+    """The reader of standard output is gone (`potstill show runs/x | head -1`). No message is printed."""
 
     exit_code = 141  # 128 + SIGPIPE, as other programs in a pipe
 

@@ -1,4 +1,4 @@
-"""Text of others in Markdown: in model cards and data set cards. No torch."""
+"""Escape foreign text for Markdown: model cards and data set cards. No torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _UNSEEN = re.compile(
 
 
 def escape_markdown(value: Any) -> str:
-    """Text that stays text in Markdown, in a paragraph or a table's cell: no link, image, code, HTML or formula.
-    Control characters and halves of surrogate pairs become U+FFFD."""
+    """Text that stays plain text in Markdown, in a paragraph or a table cell: no link, image, code, HTML or formula.
+    Control characters and lone surrogates become U+FFFD."""
     return _SYNTAX.sub(r"\\\1", " ".join(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value)).split()))
 
 

@@ -27,7 +27,7 @@ State = Literal["fresh", "stale", "missing", "interrupted"]
 
 @dataclass(frozen=True)
 class Status:
-    """How one stage stands in a run, and what made it so."""
+    """The state of one stage in a run, and how long it took."""
 
     stage: str
     state: State
@@ -35,7 +35,7 @@ class Status:
 
 
 def default_run(recipe: Recipe) -> Path:
-    """Where a recipe runs unless told otherwise: `runs/<name>` below the current folder."""
+    """The default run folder: `runs/<name>` below the current folder."""
     return Path("runs") / recipe.name
 
 
@@ -51,15 +51,15 @@ def run_recipe(
 ) -> list[Status]:
     """Run the stages of a recipe (or only those of one verb) into a run folder.
 
-    It begins with `potstill check`: what is wrong with the recipe's files stops it before the folder is made, and
-    before anything is fetched. Models that had to be fetched or converted are then checked too, before a stage begins.
-    Before a stage reads an artifact or is skipped, that is compared with its manifest; `verify` reads every byte.
-    An artifact that a run folder of `shared` has with the same key is taken over instead of being made again.
+    It begins with `potstill check`: errors in the recipe's files stop the run before its folder is made and before
+    anything is fetched. Models that had to be fetched or converted are checked again before the first stage. An
+    artifact is compared with its manifest before a stage reads or skips it; `verify` reads every byte. A stage whose
+    key a run folder of `shared` has already takes over that artifact.
 
     Raises:
-        RunError: the folder belongs to another recipe, is in use, or cannot be written; a verb's inputs are
-            not there yet; or a file of an artifact has changed.
-        PotstillError: what the check found wrong, or whatever a stage says is wrong.
+        RunError: the folder belongs to another recipe, is in use, or cannot be written; a verb's inputs are missing;
+            or a file of an artifact has changed.
+        PotstillError: what the check found, or what a stage raises.
     """
     verbs = _verbs_to_do(recipe, run, verb, force)
     if verbs:
@@ -99,18 +99,18 @@ def _noted(run: Path, console: Console, verb: str | None) -> Iterator[None]:
 
 
 def _verbs_to_do(recipe: Recipe, run: Path, verb: str | None, force: bool) -> set[str]:
-    """The verbs whose stages are not fresh: what is done already needs no check."""
+    """The verbs with a stage that is not fresh. Fresh stages need no check."""
     wanted = {_verb(stage) for stage in stages_of(recipe)} if verb is None else {verb}
     if force:
         return wanted
     try:
         return wanted & {status.stage.partition(".")[0] for status in plan(recipe, run) if status.state != "fresh"}
-    except PotstillError:  # a file is missing: the check says which
+    except PotstillError:  # a file is missing: the check names it
         return wanted
 
 
 def plan(recipe: Recipe, run: Path) -> list[Status]:
-    """How every stage stands, without doing anything. A stage whose inputs are not fresh is at best stale."""
+    """The state of every stage, without running any. A stage whose inputs are not fresh is stale or missing."""
     statuses: list[Status] = []
     fresh: set[str] = set()
     for stage in stages_of(recipe):
@@ -130,8 +130,8 @@ def plan(recipe: Recipe, run: Path) -> list[Status]:
 
 @contextmanager
 def open_run(recipe: Recipe, run: Path) -> Iterator[None]:
-    """Hold a run folder: one process at a time, one recipe for good. The resolved recipe is saved in it, and the number
-    of the process in its lock file."""
+    """Lock a run folder for this process (its process id is in the lock file), bind it to one recipe, and save the
+    resolved recipe in it."""
     saved = run / "recipe.yaml"
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def prepare_models(recipe: Recipe, console: Console) -> bool:
     """Fetch and unpack every model that the recipe names (once), so that keys can tell weights apart.
 
     Returns:
-        Whether any was not ready before.
+        Whether any model was not ready before.
     """
     from potstill.models.resolve import locate, resolve
 
@@ -251,7 +251,7 @@ def _shared(stage: Stage, key: str, folders: Sequence[Path]) -> Artifact | None:
 
 
 def _require_fresh(stage: Stage, stages: Sequence[Stage], recipe: Recipe, run: Path) -> None:
-    """A verb alone reads only what this very recipe made, all the way up."""
+    """Raises RunError unless every stage upstream was made by the recipe as it is now."""
     for upstream in (s for s in stages if s.name in stage.reads):
         _require_fresh(upstream, stages, recipe, run)
         inputs = _inputs(upstream, run)

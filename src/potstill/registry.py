@@ -2,7 +2,7 @@
 
 Settings classes (pydantic, no torch) live in `recipe/` and register themselves under their room and `kind`.
 The library that implements a kind binds its class to the settings class with `@implements`. A plug-in has both in one
-place, and is found in one of three ways: its module has been imported (the decorator is enough); the recipe names the
+place, and is found in one of three ways: its module is imported already (the decorator is enough); the recipe names the
 file, `kind: path/to/file.py:Name`; or an installed package declares it as an entry point,
 
     [project.entry-points."potstill.objectives"]
@@ -32,10 +32,10 @@ T = TypeVar("T", bound=type)
 _settings: dict[str, dict[str, type]] = {}
 _implementations: dict[type, type] = {}
 _makers: dict[type, Callable[[Any, Any], Any]] = {}
-"""By settings class: makes what `build` gives of (implementation, settings), where that is no instance of it."""
+"""By settings class: builds the object from (implementation, settings), where `build` returns no instance of it."""
 _module_of_file: dict[Path, str] = {}
 _forgotten: set[str] = set()
-"""Modules of plug-in files that were edited since: they are run again when the file is as it was."""
+"""Modules of plug-in files that have been edited since: run again if the file returns to that content."""
 plugin_digests: dict[str, str] = {}
 """SHA-256 of every plug-in loaded, by its file (or the folder of its package): part of the key of the stages of the
 recipes that use it."""
@@ -118,8 +118,8 @@ def digests_of(classes: Iterable[type]) -> list[str]:
     """Sorted digests of the plug-ins that define these settings classes. Built-in kinds have none: the stages'
     contracts cover them."""
     modules = {c.__module__ for cls in classes for c in (cls, _implementations.get(cls, cls))}
-    theirs = [sys.modules[name] for name in modules if name.partition(".")[0] != __package__]
-    return sorted({_digest_of_module(module) for module in theirs if getattr(module, "__file__", None)})
+    modules_of_plugins = [sys.modules[name] for name in modules if name.partition(".")[0] != __package__]
+    return sorted({_digest_of_module(module) for module in modules_of_plugins if getattr(module, "__file__", None)})
 
 
 # ---- plug-ins ------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def _load_file(room: str, reference: str, base: Path) -> type:
 
 
 def _forget(module: str | None) -> None:
-    """Forget what a plug-in file registered before it was edited: a notebook loads it again."""
+    """Forget what a plug-in file registered before it was edited, so that a notebook can load it again."""
     for known in _settings.values():
         for kind in [kind for kind, cls in known.items() if cls.__module__ == module]:
             del known[kind]
@@ -208,10 +208,10 @@ def _entry_points(room: str) -> dict[str, EntryPoint]:
 
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"{__package__}.{room}"):
-        ours = _settings.get(room, {}).get(point.name)
+        registered = _settings.get(room, {}).get(point.name)
         other = found.get(point.name)
         owner = _distribution(other) if other is not None else __package__
-        built_in = ours is not None and ours.__module__.partition(".")[0] == __package__
+        built_in = registered is not None and registered.__module__.partition(".")[0] == __package__
         if built_in or (other is not None and other.value != point.value):
             raise RecipeError(
                 f"kind {point.name!r} of {room} is defined twice: by {owner} and by {_distribution(point)}",
@@ -241,7 +241,7 @@ def _distribution(point: EntryPoint) -> str:
 
 
 def _settings_of(named: type, room: str, *, where: str) -> type:
-    """Either class of the pair may be named: the implementation leads to its settings."""
+    """The settings class of either class of the pair: an implementation leads to its settings."""
     settings = next((s for s, implementation in _implementations.items() if implementation is named), named)
     if getattr(settings, "room", None) != room or not hasattr(settings, "model_fields"):
         raise RecipeError(

@@ -18,7 +18,7 @@ _NONE = "–"
 
 
 def describe_run(run: Path) -> dict[str, Any]:
-    """The facts of a run folder: its artifacts, what is under way, and the measures if there are any.
+    """The contents of a run folder: its artifacts, unfinished attempts, and the measures if there are any.
 
     Raises:
         RunError: it is not a run's folder.
@@ -82,7 +82,7 @@ def _draw(facts: dict[str, Any], out: Any) -> None:
 
 
 def _unfinished(attempt: Mapping[str, Any]) -> str:
-    """One stage that is not done: how it stands, since when, and why."""
+    """One unfinished stage: its state, since when, and why."""
     began = f"{attempt['stage']}: started {attempt['started']}"
     if attempt["state"] == "running":
         return f"{began}, and still at work, or killed; in the second case the same command continues it"

@@ -23,15 +23,15 @@ IGNORE = -100
 """The label of a token that is not learned (the convention of `transformers`)."""
 
 Over = Literal["targets", "tokens", "examples"]
-"""A selection: what the response is about (`targets`), all non-pad tokens, or whole examples."""
+"""A selection of rows: the targets, all non-pad tokens, or whole examples."""
 
 Side = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
 class View:
-    """One model's view of a batch of texts. Padding is on the right and is known by `segment_ids == 0`, never by a
-    token id: a pad token that is also the end token must still be learned as one.
+    """One model's view of a batch of texts. Padding is on the right and marked by `segment_ids == 0`, never by a token
+    id: a pad token that is also the end token must still be learned as one.
 
     Packed rows hold several segments (1, 2, …); `position_ids` restart at 0 in each, which is how
     `transformers` keeps their attention apart (with no attention mask and no cache).
@@ -57,19 +57,19 @@ class View:
 
     @property
     def examples(self) -> int:
-        """How many examples there are: rows, or where rows are packed their segments."""
+        """The number of examples: rows, or segments where rows are packed."""
         return int(self.segment_ids.amax(1).sum()) if self.segment_ids.numel() else 0
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """One model's view of a batch of images, or of any other array that a plain module takes as it is."""
+    """One model's view of a batch of images, or of any other array that a plain module takes."""
 
     pixels: Float[Tensor, "B ..."]
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """The number of images."""
         return int(self.pixels.shape[0])
 
 
@@ -77,11 +77,11 @@ class ImageView:
 class Batch:
     """One micro-batch: a view per model, and selections into them.
 
-    Targets are what the response is about: positions whose next token (or, for a masked model, whose own token) is
-    learned, or whole examples that have a class. `target_positions[side]` [N] are flat positions b·T + t in that side's
-    view, or numbers of examples; they align across sides, and `target_ids` [N] are the tokens or classes, the same in
-    both (rule 7). `targets_are` says which. `record_ids` are those of the examples, in the order of `View.example_ids`:
-    one per row, or where rows are packed per segment; empty where a row has none.
+    Targets are what is predicted: positions whose next token (for a masked model: whose own token) is learned, or
+    whole examples that have a class; `targets_are` says which. `target_positions[side]` [N] are flat positions b·T + t
+    in that side's view, or numbers of examples. They align across sides, and `target_ids` [N] are the tokens or
+    classes, the same in both (rule 7). `record_ids` are the ids of the examples, in the order of `View.example_ids`:
+    one per row, or per segment where rows are packed; empty where a row has none.
     """
 
     student: View | ImageView
@@ -142,7 +142,7 @@ class Batch:
         """The batch of a collated dictionary.
 
         Keys of texts: `input_ids`, `position_ids`, `segment_ids` [B,T], and, where the teacher's prompt is rendered
-        differently, the same with the prefix `teacher_`. Of images: `pixel_values` [B,…]. What is learned is one of
+        differently, the same with the prefix `teacher_`. Of images: `pixel_values` [B,…]. What is learned is in one of
 
             labels        [B,T]  the token at `t` if it is learned, else IGNORE; the shift by one happens here, in one
                                  place (each view has its own)
@@ -215,7 +215,7 @@ def _view_and_targets(inputs: Mapping[str, Tensor], prefix: str) -> tuple[View, 
 
 @dataclass(frozen=True)
 class Head:
-    """Logits that are never materialised: `softcap·tanh(scale·(hidden @ weightᵀ + bias) / softcap)`.
+    """Logits that are not materialised: `softcap·tanh(scale·(hidden @ weightᵀ + bias) / softcap)`.
 
     `weight` is the *effective* output weight (an adapter on the head merged in, differentiably).
     """
@@ -234,19 +234,19 @@ class Head:
 
 @dataclass(frozen=True)
 class Dense:
-    """Whole logits, for classifiers and vision, and for heads that cannot be taken apart."""
+    """Materialised logits, for classifiers and vision, and for output layers that cannot be taken apart."""
 
     logits: Float[Tensor, "N V"]
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """A stored or sampled distribution, ragged over tokens. `weights` are never renormalised: their sum over
-    a token's entries may differ from 1. Row n holds entries `offsets[n]:offsets[n + 1]`.
+    """A stored or sampled distribution, ragged over tokens. Row n holds entries `offsets[n]:offsets[n + 1]`. `weights`
+    are never renormalised: the sum over a token's entries may differ from 1.
 
-    `unbiased`: the expectation of the weights is the whole distribution at `temperature`. `top_k`: they are its largest
-    probabilities, each token at most once, and 1 − Σ weights is the mass that remains. `entropy` is that of the whole
-    distribution, in nats. `vocab` is the number of tokens that it is over (None: the student's).
+    `unbiased`: the weights' expectation is the full distribution at `temperature`. `top_k`: the weights are its largest
+    probabilities, each token at most once, and 1 − Σ weights is the remaining mass. `entropy` is that of the full
+    distribution, in nats. `vocab` is the number of tokens that it covers (None: the student's).
     """
 
     offsets: Int[Tensor, " N1"]
@@ -260,7 +260,8 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is wanted of one model for a batch: its response at the targets, and inner tensors by names of `Signals`."""
+    """What is requested of one model for a batch: its logits at the targets, and inner tensors by the names in
+    `Signals`."""
 
     response: bool = False
     taps: frozenset[str] = frozenset()
@@ -274,18 +275,18 @@ class Ask:
 
 @dataclass(frozen=True)
 class Signals:
-    """What one model gives for a batch. Rows of `head`, `dense` and `sparse` are the batch's targets, in order.
+    """What one model computes for a batch. Rows of `head`, `dense` and `sparse` are the batch's targets, in order.
 
-    `taps` are whole tensors by name, as they are inside the model:
+    `taps` are whole tensors by name, as inside the model:
 
         hidden.k        [B,T,H]  state k: 0 the embeddings, L the last, after the final norm
         queries.k       [B,A,T,d] of attention layer k (from 0), after rotary embedding and whatever else the model does
                         to them, and scaled so that queries · keysᵀ / √d are the scores before soft-cap, mask and
                         softmax
         keys.k, values.k [B,A_kv,T,d] of the same layer; A_kv < A where heads are grouped
-        module:<path>   the output of a module by its path (`module:layer1.0.conv2`), the first if it gives several
+        module:<path>   the output of a module by its path (`module:layer1.0.conv2`); the first if there are several
 
-    `dims` are the sizes of the model that gave them.
+    `dims` are the sizes of that model.
     """
 
     head: Head | None = None
@@ -297,9 +298,9 @@ class Signals:
 
 @dataclass(frozen=True)
 class ModelDims:
-    """The sizes of one model that an objective may ask about; 0 where a plain module has no such thing. `vocab` are the
-    rows of its output layer: tokens, or classes. `causal` models attend to what came before only. Some bound attention
-    scores to ±`attention_softcap` (c·tanh(score / c), Gemma 2)."""
+    """The sizes of one model that an objective may need; 0 where a plain module has no such size. `vocab` is the
+    number of rows of its output layer: tokens, or classes. `causal` models attend to earlier positions only.
+    `attention_softcap` c bounds attention scores to ±c by c·tanh(score / c) (Gemma 2)."""
 
     vocab: int
     hidden: int

@@ -40,9 +40,9 @@ class Context:
 class Stage:
     """One stage of a recipe.
 
-    `name` is its folder in the run. `reads` are the stages whose artifacts it takes. `settings` are the parts of
-    the recipe that affect its result, and `sources` digests of what it reads from outside the run (data files,
-    teacher weights); both as plain data. `write` does the work.
+    `name` is its folder in the run. `reads` are the stages whose artifacts it reads. `settings` are the parts of the
+    recipe that affect its result; `sources` are digests of what it reads from outside the run (data files, teacher
+    weights). `write` does the work.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The frozen records that cross rooms. No torch.
 
-A `Record` is one training example; a `Request` is one question to a teacher and an `Answer` what came back;
-a `Reject` is a record that was kept out, with the reason; a `Verdict` is what a verifier said.
+A `Record` is one training example; a `Request` is one question to a teacher and an `Answer` its reply; a `Reject` is a
+record that was kept out, with the reason; a `Verdict` is a verifier's judgement.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def digest(value: Any) -> str:
 def group_of(prompt: str | Sequence[Message]) -> str:
     """The group of a prompt or source document: 16 hex digits.
 
-    Of a conversation only the user's turns before the assistant's first count, so that one question under two system
-    prompts is one group; white space at line ends and doubled spaces do not count either. Everything made from a prompt
-    (samples, hints, pieces) inherits its group, so that a split by group never lets an answer cross over.
+    Of a conversation only the user's turns before the assistant's first count, so one question under two system
+    prompts is one group. Spaces at line ends and doubled spaces do not count. Everything made from a prompt (samples,
+    hints, pieces) inherits its group, so a split by group never separates a prompt from its answers.
     """
     asked = opening_turns(prompt)
     if asked or isinstance(prompt, str):
@@ -55,8 +55,8 @@ def opening_turns(prompt: str | Sequence[Message]) -> str:
 
 
 def exact_group_of(prompt: str | Sequence[Message]) -> str:
-    """As `group_of`, of all that stands before the assistant's first turn, as it stands: another system prompt, or
-    another space, is another group."""
+    """As `group_of`, but of everything before the assistant's first turn, verbatim: another system prompt, or another
+    space, is another group."""
     if isinstance(prompt, str):
         return digest(prompt)[:16]
     opening = _before_answers(prompt)
@@ -77,7 +77,7 @@ def _text_of(message: Message) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier said of one completion."""
+    """A verifier's judgement of one completion."""
 
     outcome: Literal["accept", "reject", "cannot_judge"]
     reason: str = ""
@@ -118,9 +118,9 @@ class Record:
 
     `messages` whose last turn is not the assistant's, and `prompt` without `completion`, are *prompts*: they
     can be answered, not learned. `finished` is False when a completion was cut short: it gets no end token.
-    `row` counts from 1 in the source. `label` is the name of the class of a text. `side` is the side of the split
-    that the source itself puts it on (a data set's own test side); empty where it is found by hash. `metadata` is
-    what a verifier needs to judge an answer (the reference, the problem's own entry): a model never sees it.
+    `row` counts from 1 in the source. `label` is the name of a text's class. `side` is the side of the split that the
+    source itself assigns (a data set's own test side); empty where the split is by hash. `metadata` is what a verifier
+    needs to judge an answer (the reference, the problem's own entry); a model never sees it.
     """
 
     messages: tuple[Message, ...] | None = None
@@ -140,7 +140,7 @@ class Record:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What is said, without where it comes from."""
+        """The text itself, without provenance."""
         fields: dict[str, Any] = {"prompt": self.prompt, "completion": self.completion, "text": self.text}
         fields["label"] = self.label
         fields["messages"] = [dict(m) for m in self.messages] if self.messages is not None else None
@@ -154,7 +154,7 @@ class Record:
 
     @property
     def is_prompt(self) -> bool:
-        """Whether it can only be answered, not learned from."""
+        """Whether it has no answer, so that it can only be answered."""
         if self.text is not None or self.completion is not None:
             return False
         return self.messages is None or not self.messages or self.messages[-1]["role"] != "assistant"
@@ -172,13 +172,15 @@ class Record:
 
 
 class Reason(StrEnum):
-    """Why a generation keeps a record out. Readers of rejects may meet others: those of data sources, of filters that
-    name their limit, and of older versions."""
+    """Why `generate` keeps a record out. A reject ledger may hold other reasons: those of `DataReason`, of filters
+    that name their limit, and of older versions."""
 
     # The prompt is not asked.
     REPEATED_PROMPT = "same prompt as an earlier record"
     TEMPLATE_REFUSES = "the chat template refuses it"
     CONTEXT_FULL = "the prompt fills the teacher's context"
+    NO_PROMPT = "a text has no prompt to answer"
+    NO_MESSAGE = "no message to answer"
     TOKEN_BUDGET = "token budget"
     REQUEST_BUDGET = "request budget"
     MONEY_BUDGET = "money budget"
@@ -203,10 +205,11 @@ class Reason(StrEnum):
     NO_FINAL_ANSWER = "no final answer is found"
     OUTSIDE_PASS_RATE = "pass rate outside the window"
     SPEAKS_OF_HINT = "speaks of the hint"
+    CONTAMINATED = "in an evaluation set"
 
     @property
     def is_budget(self) -> bool:
-        """Whether a cap was used up, so that nothing further is asked."""
+        """Whether a cap was used up, so that no further request is sent."""
         return self in (Reason.TOKEN_BUDGET, Reason.REQUEST_BUDGET, Reason.MONEY_BUDGET)
 
     @property
@@ -215,9 +218,39 @@ class Reason(StrEnum):
         return self in (Reason.ENDLESS_REASONING, Reason.TRUNCATED_CHAIN, Reason.UNFINISHED, Reason.CUT_OFF)
 
 
+class DataReason(StrEnum):
+    """Why a row of a source becomes no record, or a record no training row."""
+
+    # Reading: the row is no record of its own.
+    EXACT_DUPLICATE = "exact duplicate"
+    OTHER_LABEL = "the same text with another label"
+    ON_BOTH_SIDES = "on both sides"
+    EMPTY_PROMPT = "empty prompt"
+    EMPTY_COMPLETION = "empty completion"
+    EMPTY_TEXT = "empty text"
+    NOT_UNICODE = "not valid Unicode (half of a surrogate pair)"
+    NO_LABEL = "no label"
+    UNKNOWN_CLASS = "its class is not on the training side"
+    # Rendering: the chat template does not show where the assistant's turns are.
+    CONTROL_TOKEN = "holds a control token"
+    TEMPLATE_REFUSES = "the chat template refuses it"
+    TURNS_UNMARKED = "the chat template does not mark each turn"
+    NOT_PREFIX_STABLE = "the chat template is not prefix-stable"
+    NO_END_OF_TURN = "the chat template has no token that ends the assistant's turn"
+    REASONING_DROPPED = "the chat template drops the reasoning"
+    WORDS_CHANGED = "the chat template changes the assistant's words"
+    # Tokenising.
+    NOT_A_TEXT = "not a text"
+    NOT_AN_IMAGE = "not an image"
+    NOTHING_TO_LEARN = "nothing to learn"
+    TOKEN_OVER_START = "a token reaches over the beginning of the answer"
+    TOKEN_OVER_END = "a token reaches over the end of the answer"
+    VIEWS_DIFFER = "the answer's tokens differ between the views"
+
+
 @dataclass(frozen=True)
 class Reject:
-    """A record that was kept out (or cut), and why. Kept in the reject ledger, never thrown away in silence."""
+    """A record that was kept out (or cut), and why. Rejects are kept in the reject ledger."""
 
     EXCERPT_CHARACTERS: ClassVar[int] = 200
 
@@ -229,7 +262,7 @@ class Reject:
 
     @classmethod
     def of(cls, record: Record, reason: str, text: str = "", detail: str = "") -> Reject:
-        """A record that is kept out, with the beginning of `text` (the answer, say), or else of its prompt."""
+        """The reject of a record, with the beginning of `text` (the answer, say), or else of its prompt."""
         excerpt = text or record.text or record.prompt or str((record.messages or ({},))[-1].get("content", ""))
         return cls(reason, record.provenance.source, record.row, excerpt[: cls.EXCERPT_CHARACTERS], detail)
 
@@ -267,20 +300,20 @@ class Request:
     sample: int = 0
 
     def key(self, teacher: Mapping[str, Any]) -> str:
-        """The journal's key: SHA-256 of the whole content of the request and of who is asked."""
+        """The journal's key: SHA-256 of the request's whole content and the teacher's identity."""
         asked = [dict(m) for m in self.messages] if self.messages is not None else self.prompt
         tools = [dict(t) for t in self.tools] if self.tools is not None else None
         return digest([dict(teacher), asked, tools, self.sampling.to_dict(), self.sample])
 
 
 Finish = Literal["stop", "length", "content_filter", "tool_calls"]
-"""How an answer ended: by itself, cut short, withheld by the server, or in calls of tools (which are not kept)."""
+"""How an answer ended: by itself, cut short, withheld by the server, or in tool calls (which are not kept)."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a teacher wrote. `reasoning` is what stands apart from the answer itself; `mean_logprob` is the mean natural
-    logarithm of the probability of its tokens, where a server was asked for it."""
+    """What a teacher wrote. `reasoning` is kept apart from the answer; `mean_logprob` is the mean log-probability of
+    its tokens (natural logarithm), where the server reports it."""
 
     text: str
     finish: Finish
@@ -290,13 +323,13 @@ class Answer:
     mean_logprob: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        # By hand, since `asdict` takes ten times as long, and journals hold millions.
-        told = {} if self.mean_logprob is None else {"mean_logprob": self.mean_logprob}
+        # By hand: `asdict` takes ten times as long, and journals hold millions.
+        logprob = {} if self.mean_logprob is None else {"mean_logprob": self.mean_logprob}
         return {
             "text": self.text,
             "finish": self.finish,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "reasoning": self.reasoning,
-            **told,
+            **logprob,
         }

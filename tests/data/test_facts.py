@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from potstill.data import read_records
-from potstill.data.stream import RecordWriter
+from potstill.data.store import RecordWriter
 from potstill.errors import DataError
 from potstill.recipe.data import FileData
 from potstill.types import Record

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from potstill.data import ReadResult, load_records, read_records, save_records
 from potstill.data.formats import COLUMNS
-from potstill.data.stream import RecordWriter, stream_records
+from potstill.data.read import stream_records
+from potstill.data.store import RecordWriter
 from potstill.errors import DataError, RecipeError
 from potstill.recipe import parse_recipe
 from potstill.recipe.data import Column, FileData, TextFolder, expand_data

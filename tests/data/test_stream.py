@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
-import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from potstill.data import Split, load_records, read_records, save_records
-from potstill.data.stream import RecordWriter, Seen, stream_records
+from potstill.data.read import stream_records
+from potstill.data.store import RecordWriter
 from potstill.errors import DataError
 from potstill.recipe.data import FileData
-from potstill.types import Record, Reject, digest
+from potstill.types import Record, Reject
 
 
 def settings(path: Path, **more: object) -> FileData:
@@ -46,26 +43,6 @@ def test_nothing_usable_is_an_error_at_the_end(tmp_path: Path) -> None:
     of = settings(write(tmp_path / "data.jsonl", [{"prompt": ""}]), format="prompt")
     with pytest.raises(DataError, match="none of 1 rows is usable"):
         list(stream_records(of))
-
-
-@given(st.lists(st.integers(0, 60), max_size=300))
-def test_seen_is_a_dictionary_of_first_occurrences(numbers: list[int]) -> None:
-    seen, first = Seen(), dict[int, int]()
-    for place, number in enumerate(numbers):
-        assert seen.add(digest(number), place) == first.get(number)
-        first.setdefault(number, place)
-    assert len(seen) == len(first)
-
-
-def test_seen_takes_thirty_two_to_sixty_four_bytes_a_record() -> None:
-    tracemalloc.start()
-    try:
-        seen, draw = Seen(), random.Random(0)
-        for number in range(40_000):
-            assert seen.add(f"{draw.getrandbits(64):016x}", number) is None
-        assert tracemalloc.get_traced_memory()[0] < 40_000 * 64 + 10_000
-    finally:
-        tracemalloc.stop()
 
 
 def records(count: int) -> list[Record]:

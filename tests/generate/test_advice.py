@@ -12,7 +12,6 @@ from mock_server import mock
 from pydantic import BaseModel
 
 from potstill.console import Console
-from potstill.data.problems import NO_PROMPT
 from potstill.generate.card import Statistics, dataset_card
 from potstill.generate.preview import preview, preview_text
 from potstill.generate.stage import advice
@@ -34,7 +33,7 @@ def named_keys(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.kind)
-@pytest.mark.parametrize("reason", [*Reason, NO_PROMPT])
+@pytest.mark.parametrize("reason", list(Reason))
 def test_every_fix_names_keys_that_the_section_has(section: GenerateSettings, reason: str) -> None:
     for key in named_keys(advice(section, {reason: 3})):
         at: object = section

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from generate.test_reasoning import Solver, reasons, said, write
 
-from potstill.data.stream import stream_records
+from potstill.data.read import stream_records
 from potstill.recipe.data import FileData
 from potstill.types import Record, Reject
 

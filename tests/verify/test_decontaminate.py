@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.recipe.verify import Decontamination
-from potstill.types import Record
+from potstill.types import Reason, Record
 from potstill.verify import decontaminate
-from potstill.verify.decontaminate import CONTAMINATED, Decontaminator, plain_words
+from potstill.verify.decontaminate import Decontaminator, plain_words
 
 WORDS = [f"word{n}" for n in range(2000)]
 SETTINGS = Decontamination(against={})
@@ -89,7 +89,7 @@ def test_the_report_counts_and_the_rejects_say_where() -> None:
     records = [Record(prompt=LONG, row=3), Record(prompt="something else entirely", row=4), Record(prompt=SHORT, row=5)]
     done = decontaminate(records, SETS, SETTINGS)
     assert done.kept == [records[1]]
-    assert [(r.reason, r.row) for r in done.rejects] == [(CONTAMINATED, 3), (CONTAMINATED, 5)]
+    assert [(r.reason, r.row) for r in done.rejects] == [(Reason.CONTAMINATED, 3), (Reason.CONTAMINATED, 5)]
     assert done.rejects[0].detail == "its prompt is in the prompt of long, row 7: the same"
     report = done.report
     assert (report.records, report.contaminated) == (3, 2)

@@ -10,13 +10,12 @@ from potstill.data import files, hub, image_sources, packages, reasoning_gym, st
 from potstill.data.chat import ChatTokenizer, Encoded
 from potstill.data.images import Pixels
 from potstill.data.pack import Packed, pack
-from potstill.data.read import ReadResult, read_records, source_digests
+from potstill.data.read import ReadResult, read_records, source_digests, split_of
 from potstill.data.reader import TaskReader, reader_for, reader_of
 from potstill.data.sides import Example, Sides, read_sides
 from potstill.data.source import Row, Source
 from potstill.data.split import Side, Split, check_selection, selects
 from potstill.data.store import load_records, load_rejects, save_records, save_rejects
-from potstill.data.stream import split_of
 from potstill.data.tokenize import Tokenized, prompt_ids, tokenize, tokenize_views
 
 SOURCES = (files, hub, image_sources, packages, reasoning_gym, store)

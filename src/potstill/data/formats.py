@@ -23,7 +23,7 @@ from typing import Any
 
 from potstill.errors import DataError, did_you_mean
 from potstill.recipe.data import Format
-from potstill.types import Message, Record, digest, group_of
+from potstill.types import DataReason, Message, Record, digest, group_of
 
 FACTS = ("metadata", "reference", "choices", "tests", "entry_point", "pattern", "schema", "reasoning_gym")
 """Columns that formats with a prompt take for verifiers: an object that is the metadata, and its keys by themselves."""
@@ -60,7 +60,12 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipytho
 
 
 class Unusable(ValueError):
-    """A row that is well formed and of no use; the reason goes to the reject ledger."""
+    """A row that is well formed but of no use. The reason (a `DataReason`, or a text with a detail in it) goes to the
+    reject ledger."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Malformed(ValueError):
@@ -115,7 +120,7 @@ def to_record(row: Mapping[str, Any], format_: Format, where: str) -> Record:
     except Malformed as error:
         raise DataError(f"{error}; read as format {format_!r}", where=where, fix=error.fix) from error
     except UnicodeEncodeError as error:
-        raise Unusable("not valid Unicode (half of a surrogate pair)") from error
+        raise Unusable(DataReason.NOT_UNICODE) from error
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, Unusable):
             raise
@@ -196,7 +201,7 @@ def _sharegpt(row: Mapping[str, Any]) -> Record:
 def _alpaca(row: Mapping[str, Any]) -> Record:
     instruction, context = _text(row, "instruction"), _text(row, "input")
     if not instruction.strip():
-        raise Unusable("empty prompt")
+        raise Unusable(DataReason.EMPTY_PROMPT)
     question = f"{instruction}\n\n{context}" if context.strip() else instruction
     messages: list[Message] = [{"role": "user", "content": question}]
     if "output" in row:
@@ -211,7 +216,7 @@ def _prompt(row: Mapping[str, Any]) -> Record:
         return _conversation(_message_list(prompt, "prompt"), row)
     question = _text(row, "prompt")
     if not question.strip():
-        raise Unusable("empty prompt")
+        raise Unusable(DataReason.EMPTY_PROMPT)
     return Record(prompt=question, tools=_tools(row), group=group_of(question))
 
 
@@ -224,16 +229,16 @@ def _prompt_completion(row: Mapping[str, Any]) -> Record:
         return _conversation(_message_list(prompt, "prompt") + _message_list(completion, "completion"), row)
     question, answer = _text(row, "prompt"), _text(row, "completion")
     if not question.strip():
-        raise Unusable("empty prompt")
+        raise Unusable(DataReason.EMPTY_PROMPT)
     if not answer.strip():
-        raise Unusable("empty completion")
+        raise Unusable(DataReason.EMPTY_COMPLETION)
     return Record(prompt=question, completion=answer, tools=_tools(row), group=group_of(question))
 
 
 def _document(row: Mapping[str, Any]) -> Record:
     text = _text(row, "text")
     if not text.strip():
-        raise Unusable("empty text")
+        raise Unusable(DataReason.EMPTY_TEXT)
     return Record(text=text, group=group_of(text))
 
 
@@ -253,7 +258,7 @@ def label_name(label: Any) -> str:
     if isinstance(label, numbers.Integral):
         return str(int(label))
     if label is None or (isinstance(label, str) and not label.strip()):
-        raise Unusable("no label")
+        raise Unusable(DataReason.NO_LABEL)
     if not isinstance(label, str):
         fix = "write it as a whole number or a name" if isinstance(label, float) else _as_text(label, "label")
         raise Malformed(f"label is {type(label).__name__}, not a name or a whole number", fix)
@@ -285,15 +290,15 @@ def _conversation(messages: Sequence[Message], row: Mapping[str, Any], system: s
     if system.strip() and (not messages or messages[0]["role"] != "system"):
         messages = [{"role": "system", "content": system}, *messages]
     if not messages:
-        raise Unusable("empty prompt")
+        raise Unusable(DataReason.EMPTY_PROMPT)
     for message in messages:
-        said = message.get("content") or message.get("tool_calls")
-        if isinstance(said, str) and not said.strip():
-            said = None
-        if not said and message["role"] == "assistant":
-            raise Unusable("empty completion")
-        if not said and message["role"] == "user":
-            raise Unusable("empty prompt")
+        content = message.get("content") or message.get("tool_calls")
+        if isinstance(content, str) and not content.strip():
+            content = None
+        if not content and message["role"] == "assistant":
+            raise Unusable(DataReason.EMPTY_COMPLETION)
+        if not content and message["role"] == "user":
+            raise Unusable(DataReason.EMPTY_PROMPT)
     return Record(messages=tuple(messages), tools=_tools(row), group=group_of(messages))
 
 

@@ -141,7 +141,8 @@ class HubSource:
                 where=where,
                 fix="try again, or set data.revision to a commit (40 hex digits): then the cache will do",
             ) from error
-        assert info.sha is not None
+        if info.sha is None:
+            raise DataError("the hub names no commit of the data set", where=where, fix="set data.revision to a commit")
         return info.sha
 
 

@@ -12,7 +12,7 @@ from potstill import registry
 from potstill.data.split import Side, Split
 from potstill.errors import DataError
 from potstill.recipe.data import ImageSettings
-from potstill.types import Reject
+from potstill.types import DataReason, Reject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,9 +184,9 @@ def _leave_out_twice(images: list[_Found], split: SplitImages) -> None:
         if side == "held_out":
             split.held_out.append(image)
         elif image.group in held_out:
-            _reject(split, "on both sides", part.where, image.row)
+            _reject(split, DataReason.ON_BOTH_SIDES, part.where, image.row)
         elif image.record_id in seen:
-            _reject(split, "exact duplicate", part.where, image.row)
+            _reject(split, DataReason.EXACT_DUPLICATE, part.where, image.row)
         else:
             seen.add(image.record_id)
             split.train.append(image)
@@ -234,13 +234,12 @@ def _name_classes(split: SplitImages, names: tuple[str, ...]) -> None:
         if label in number:
             known.append(replace(image, label=number[label]))
         else:
-            _reject(split, UNKNOWN_CLASS, "held-out images", image.row, names[label] if names else str(label))
+            _reject(
+                split, DataReason.UNKNOWN_CLASS, "held-out images", image.row, names[label] if names else str(label)
+            )
     split.held_out = known
 
 
-UNKNOWN_CLASS = "its class is not on the training side"
-
-
-def _reject(split: SplitImages, reason: str, source: str, row: int, detail: str = "") -> None:
+def _reject(split: SplitImages, reason: DataReason, source: str, row: int, detail: str = "") -> None:
     split.counts[reason] += 1
     split.rejects.append(Reject(reason, source, row, detail=detail))

@@ -6,12 +6,12 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from potstill.data.formats import FACTS, Malformed, find_format, label_name, to_record
+from potstill.data.formats import FACTS, Malformed, Unusable, find_format, label_name, to_record
 from potstill.data.store import is_stored_row, record_of_row
 from potstill.data.tokenize import IGNORE
 from potstill.errors import DataError, did_you_mean
 from potstill.tasks import Task
-from potstill.types import Record, group_of
+from potstill.types import DataReason, Record, group_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,10 +24,6 @@ FORMS: Mapping[Task, str] = {
     "image_classification": "pixel_values and label",
 }
 """What the rows of each task hold, for messages."""
-
-
-class Unlabelled(ValueError):
-    """A row has no class."""
 
 
 def given_columns(mapping: Any, task: Task, where: str) -> dict[str, Any]:
@@ -133,15 +129,15 @@ def class_of(given: Mapping[str, Any], classes: Sequence[str], where: str) -> in
 
     Raises:
         DataError: it is not among the classes.
-        Unlabelled: there is none.
+        Unusable: there is none.
     """
     label = given.get("label", given.get("labels"))
     label = label.item() if hasattr(label, "item") and getattr(label, "size", 0) != 0 else label
     if label is None or (isinstance(label, str) and not label.strip()):
-        raise Unlabelled("no label")
+        raise Unusable(DataReason.NO_LABEL)
     if isinstance(label, numbers.Integral) and not isinstance(label, bool):
         if int(label) == IGNORE:
-            raise Unlabelled("no label")
+            raise Unusable(DataReason.NO_LABEL)
         if not 0 <= int(label) < len(classes):
             raise DataError(
                 f"label {int(label)}, and there are {len(classes)} classes (0 to {len(classes) - 1})",

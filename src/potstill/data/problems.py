@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from potstill.types import Message, Record, digest
-
-NO_PROMPT = "a text has no prompt to answer"
+from potstill.types import Message, Reason, Record, digest
 
 
-def as_prompt(record: Record, turns: bool) -> Record | str:
+def as_prompt(record: Record, turns: bool) -> Record | Reason:
     """The record without its answer, or why it cannot be answered.
 
     A plain prompt becomes the user's turn where the teacher speaks in turns: that is what it is answered as, and the
     record then says so.
     """
     if record.text is not None:
-        return NO_PROMPT
+        return Reason.NO_PROMPT
     if record.prompt is not None:
         if not turns:
             return replace(record, completion=None)
@@ -25,13 +23,19 @@ def as_prompt(record: Record, turns: bool) -> Record | str:
     messages = record.messages or ()
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    return replace(record, messages=messages) if messages else "no message to answer"
+    return replace(record, messages=messages) if messages else Reason.NO_MESSAGE
 
 
 def prompt_hash(prompt: Record) -> str:
     """One text per prompt (64 hex digits), its tools included."""
     asked = prompt.prompt if prompt.messages is None else [dict(m) for m in prompt.messages]
     return digest([asked, None if prompt.tools is None else [dict(t) for t in prompt.tools]])
+
+
+def prompt_key(prompt: Record) -> int:
+    """64 bits of `prompt_hash`: remembers many prompts in little memory. Two of n prompts have equal keys with
+    probability n²/2⁶⁵ (3e-8 for a million)."""
+    return int(prompt_hash(prompt)[:16], 16)
 
 
 def own_answer(record: Record) -> str | None:

@@ -12,12 +12,11 @@ from potstill import registry
 from potstill.data.formats import COLUMNS, Malformed, Unusable, find_format, label_name, to_record, unused_columns
 from potstill.data.problems import with_system
 from potstill.data.source import Row, Source
+from potstill.data.split import Split
 from potstill.data.store import is_stored_row, record_of_row
 from potstill.errors import DataError, did_you_mean
 from potstill.recipe.data import DataSettings, Format, RowSettings
-from potstill.types import Record, Reject, digest, exact_group_of
-
-_EXCERPT_CHARACTERS = 200
+from potstill.types import DataReason, Record, Reject, digest, exact_group_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,58 @@ def read_records(settings: DataSettings) -> ReadResult:
     return reader.result()
 
 
+_OTHER_SOURCE = 0xFFFF
+"""`stream_records` keeps the names of this many sources; the rest share this number."""
+
+
+def stream_records(settings: DataSettings) -> Iterator[Record | Reject]:
+    """What `read_records` reads, one at a time and in order: each row is a record or a reject. Memory grows by some
+    100 bytes a record, since duplicates are found by 64 bits of their ids.
+
+    Raises: as `read_records`. An unusable source raises after its last row.
+    """
+    reader = _Reader(settings)
+    first: dict[int, int] = {}  # by 64 bits of the id: row and number of the source, packed
+    sources: dict[str, int] = {}
+    kept = 0
+    where = f"data ({settings.kind})"
+    for row in _source(settings).rows():
+        reader.read += 1
+        try:
+            record = reader.record(row)
+        except Unusable as unusable:
+            yield reader.reject(row, unusable.reason)
+            continue
+        name = record.provenance.source
+        if len(sources) < _OTHER_SOURCE:
+            sources.setdefault(name, len(sources))
+        key = int(record.id, 16)
+        if (earlier := first.get(key)) is not None:
+            earlier_row, number = divmod(earlier, _OTHER_SOURCE + 1)
+            earlier_source = next((n for n, index in sources.items() if index == number), "another file")
+            yield reader.reject(row, DataReason.EXACT_DUPLICATE, f"of {earlier_source}, row {earlier_row}")
+            continue
+        first[key] = record.row * (_OTHER_SOURCE + 1) + sources.get(name, _OTHER_SOURCE)
+        kept += 1
+        yield record
+        if kept == settings.limit:
+            break
+    else:
+        reader.refuse_columns_not_found()
+    if not reader.read:
+        raise DataError("the data set is empty", where=where)
+    if not kept:
+        raise DataError(f"none of {reader.read} rows is usable", where=where)
+
+
+def split_of(settings: DataSettings) -> Split:
+    """The split of a source. Reads only until the source has `FEW_GROUPS` groups.
+
+    Raises: as `read_records`.
+    """
+    return Split.of(settings, (item.group for item in stream_records(settings) if isinstance(item, Record)))
+
+
 def source_digests(settings: DataSettings) -> dict[str, str]:
     """Digests of what a source reads, by name: part of the key of the stages that use it.
 
@@ -92,12 +143,12 @@ class _Reader:
     def take(self, row: Row) -> None:
         self.read += 1
         try:
-            record = self._completed(self._record(row), row)
+            record = self.record(row)
         except Unusable as unusable:
-            self._reject(row, str(unusable))
+            self.rejects.append(self.reject(row, unusable.reason))
             return
         if (earlier := self._earlier(record)) is not None:
-            self._reject(row, _why_twice(record, earlier, self.settings), f"of {_place(earlier)}")
+            self.rejects.append(self.reject(row, _why_twice(record, earlier, self.settings), f"of {_place(earlier)}"))
             return
         self.seen[record.id] = record
         self.records.append(record)
@@ -142,10 +193,9 @@ class _Reader:
                     where=f"data.columns.{name}",
                 )
 
-    def _refuse_missing(self, content: Mapping[str, Any], where: str) -> None:
+    def _refuse_missing(self, content: Mapping[str, Any], format_: Format, where: str) -> None:
         """Raises DataError if a row lacks a column that its format needs and `data.columns` names."""
-        assert self.format is not None
-        for name in COLUMNS[self.format][0]:
+        for name in COLUMNS[format_][0]:
             if name in self.columns and name not in content:
                 raise DataError(
                     f"no column {self.columns[name]!r}, which data.columns names as {name!r}"
@@ -166,6 +216,20 @@ class _Reader:
             row = {name: value for name, value in row.items() if name not in needed}
         return {**{n: v for n, v in row.items() if n not in self.columns.values()}, **taken}
 
+    def record(self, row: Row) -> Record:
+        """The record of a row, with row number and provenance, and the recipe's system prompt if it has none. The group
+        is that of the row: the side of a record does not depend on the recipe's wording.
+
+        Raises:
+            DataError: the row is malformed.
+            Unusable: it is well formed but of no use.
+        """
+        record = self._record(row)
+        known = record.provenance
+        provenance = replace(known, source=known.source or row.source, licence=self.settings.licence or known.licence)
+        record = replace(record, row=record.row or row.number, provenance=provenance)
+        return record if self.settings.system is None else with_system(record, self.settings.system)
+
     def _record(self, row: Row) -> Record:
         if isinstance(row.content, Record) or is_stored_row(row.content):
             if self.columns:
@@ -184,7 +248,7 @@ class _Reader:
             except DataError:
                 self.refuse_columns_not_found()
                 raise
-        self._refuse_missing(content, row.where)
+        self._refuse_missing(content, self.format, row.where)
         self.unused.update(unused_columns(content, self.format))
         record = to_record(content, self.format, row.where)
         if self.settings.group_by == "user_turns":
@@ -206,18 +270,11 @@ class _Reader:
             )
         return digest([column, value if isinstance(value, str | int) else str(value)])[:16]
 
-    def _completed(self, record: Record, row: Row) -> Record:
-        """With row and provenance, and the recipe's system prompt where it has none of its own. The group stays as it
-        is: which side a record is on does not depend on the recipe's wording."""
-        known = record.provenance
-        provenance = replace(known, source=known.source or row.source, licence=self.settings.licence or known.licence)
-        record = replace(record, row=record.row or row.number, provenance=provenance)
-        return record if self.settings.system is None else with_system(record, self.settings.system)
-
-    def _reject(self, row: Row, reason: str, detail: str = "") -> None:
-        said = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
-        excerpt = said[:_EXCERPT_CHARACTERS].encode(errors="replace").decode()
-        self.rejects.append(Reject(reason, row.source, row.number, excerpt, detail))
+    def reject(self, row: Row, reason: str, detail: str = "") -> Reject:
+        """The reject of a row, with an excerpt of its columns."""
+        text = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
+        excerpt = text[: Reject.EXCERPT_CHARACTERS].encode(errors="replace").decode()
+        return Reject(reason, row.source, row.number, excerpt, detail)
 
 
 def _stored(row: Row) -> Record:
@@ -229,10 +286,10 @@ def _stored(row: Row) -> Record:
         raise DataError(f"a record of potstill that is damaged: {error}", where=row.where) from error
 
 
-def _why_twice(record: Record, earlier: Record, settings: DataSettings) -> str:
+def _why_twice(record: Record, earlier: Record, settings: DataSettings) -> DataReason:
     if settings.held_out == "own" and record.side != earlier.side:
-        return "on both sides"
-    return "exact duplicate" if record.label == earlier.label else "the same text with another label"
+        return DataReason.ON_BOTH_SIDES
+    return DataReason.EXACT_DUPLICATE if record.label == earlier.label else DataReason.OTHER_LABEL
 
 
 def _place(record: Record) -> str:

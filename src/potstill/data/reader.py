@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from potstill.data.chat import ChatTokenizer
 from potstill.data.encoder import EncoderTokenizer
 from potstill.data.formats import Unusable
-from potstill.data.images import UNKNOWN_CLASS, Pixels
+from potstill.data.images import Pixels
 from potstill.data.mappings import (
-    Unlabelled,
     class_of,
     conversation_of,
     given_columns,
@@ -37,7 +36,7 @@ from potstill.errors import DataError, ModelError
 from potstill.recipe import DataSettings, Masking, Recipe
 from potstill.recipe.data import ImageSettings
 from potstill.tasks import SPECS, Task
-from potstill.types import Record, Reject
+from potstill.types import DataReason, Record, Reject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -202,14 +201,14 @@ class CausalReader:
         try:
             return [tokenize(conversation_of(given, where), self.chat, self.max_length)]
         except Unusable as unusable:
-            return [Reject(str(unusable), where, 0)]
+            return [Reject(unusable.reason, where, 0)]
 
     def _already_tokenized(self, given: Mapping[str, Any], where: str) -> Row | Reject:
         ids, labels = labelled_tokens(given, where)
         cut = any(label != IGNORE for label in labels[self.max_length :])
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         if not any(label != IGNORE for label in labels[1:]):
-            return Reject("nothing to learn", where, 0)
+            return Reject(DataReason.NOTHING_TO_LEARN, where, 0)
         return Tokenized(ids, labels, cut=cut)
 
     def collator(self) -> Collate:
@@ -230,10 +229,10 @@ class _EncoderReader:
     def _pieces(self, record: Record) -> list[Tokenized] | Reject:
         """A text in pieces, each with the id and group of the whole; or why there are none."""
         if record.text is None:
-            return _rejected(record, "not a text", "an encoder reads the column text")
+            return Reject.of(record, DataReason.NOT_A_TEXT, detail="an encoder reads the column text")
         pieces = self.tokenizer.pieces(record.text, self.max_length)
         if all(map(all, (piece.special for piece in pieces))):
-            return _rejected(record, "nothing to learn", "no token is text")
+            return Reject.of(record, DataReason.NOTHING_TO_LEARN, detail="no token is text")
         rows = []
         for number, piece in enumerate(pieces):
             labels = [
@@ -259,6 +258,7 @@ class MaskedReader(_EncoderReader):
                 where="task masked_lm",
                 fix="use a model that was made for it (BERT, RoBERTa …), or set mask_token in tokenizer_config.json",
             )
+        self._mask_id = tokenizer.mask_id
 
     def rows(self, example: Example) -> list[Row | Reject]:
         """Every piece of a text that has anything to mask."""
@@ -283,15 +283,14 @@ class MaskedReader(_EncoderReader):
         cut, ids = len(ids) > self.max_length, ids[: self.max_length]
         special = self.tokenizer.special_ids
         row = Tokenized(ids, [IGNORE if token in special else token for token in ids], cut=cut)
-        return [row if row.learned else Reject("nothing to learn", where, 0, detail="no token is text")]
+        return [row if row.learned else Reject(DataReason.NOTHING_TO_LEARN, where, 0, detail="no token is text")]
 
     def collator(self) -> Collate:
         """Masks anew in every epoch."""
         from potstill.data.collate import MaskingCollator
         from potstill.data.masking import Masker
 
-        assert self.tokenizer.mask_id is not None
-        masker = Masker(self.masking, self.tokenizer.mask_id, self.tokenizer.ordinary_ids, self.seed)
+        masker = Masker(self.masking, self._mask_id, self.tokenizer.ordinary_ids, self.seed)
         return MaskingCollator(self.pad_id, masker)
 
 
@@ -314,7 +313,8 @@ class ExampleReader(_EncoderReader):
             return pieces
         label = self.classes.index(record.label) if record.label in self.classes else None
         if label is None and SPECS[self.task].has_classes:
-            return _rejected(record, "no label" if record.label is None else UNKNOWN_CLASS, record.label or "")
+            reason = DataReason.NO_LABEL if record.label is None else DataReason.UNKNOWN_CLASS
+            return Reject.of(record, reason, detail=record.label or "")
         first = _first(pieces, record)
         nothing = [IGNORE] * len(first)
         return replace(first, labels=nothing, label=label)
@@ -324,14 +324,14 @@ class ExampleReader(_EncoderReader):
         given = given_columns(mapping, self.task, where)
         try:
             label = class_of(given, self.classes, where) if self.classes else None
-        except Unlabelled as unlabelled:
+        except Unusable as unusable:
             if SPECS[self.task].has_classes:
-                return [Reject(str(unlabelled), where, 0)]
+                return [Reject(unusable.reason, where, 0)]
             label = None
         if "input_ids" in given:
             [ids] = tokens_of(given, where)
             if not ids:
-                return [Reject("nothing to learn", where, 0, detail="no token")]
+                return [Reject(DataReason.NOTHING_TO_LEARN, where, 0, detail="no token")]
             cut, ids = len(ids) > self.max_length, ids[: self.max_length]
             return [Tokenized(ids, [IGNORE] * len(ids), cut=cut, label=label)]
         named = self.classes[label] if label is not None else None
@@ -362,8 +362,8 @@ class ImageReader:
     def row(self, example: Example) -> Row | Reject:
         """The image itself."""
         if not isinstance(example, Pixels):
-            return _rejected(example, "not an image")
-        return example if example.label is not None else Reject("no label", "images", example.row)
+            return Reject.of(example, DataReason.NOT_AN_IMAGE)
+        return example if example.label is not None else Reject(DataReason.NO_LABEL, "images", example.row)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
         """Of `pixel_values` and a `label`."""
@@ -371,8 +371,8 @@ class ImageReader:
         pixels = pixels_of(given, where)
         try:
             return [Pixels(pixels, class_of(given, self.classes, where))]
-        except Unlabelled as unlabelled:
-            return [Reject(str(unlabelled), where, 0)]
+        except Unusable as unusable:
+            return [Reject(unusable.reason, where, 0)]
 
     def collator(self) -> Collate:
         """Stacks them, channels first, and brings them to the numbers that a model sees."""
@@ -389,8 +389,3 @@ def _record(example: Example) -> Record:
 
 def _first(pieces: Sequence[Tokenized], example: Record) -> Tokenized:
     return replace(pieces[0], record_id=example.id, cut=len(pieces) > 1)
-
-
-def _rejected(record: Record, reason: str, detail: str = "") -> Reject:
-    said = record.text or record.prompt or ""
-    return Reject(reason, record.provenance.source, record.row, said[:200], detail)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from potstill.data.images import UNKNOWN_CLASS, Pixels, split_images
+from potstill.data.images import Pixels, split_images
 from potstill.data.read import ReadResult, read_records
 from potstill.data.split import Split
 from potstill.recipe.data import DataSettings, ImageSettings
-from potstill.types import Record, Reject
+from potstill.types import DataReason, Record, Reject
 
 _NAMES_SHOWN = 10
 
@@ -60,7 +60,7 @@ def read_sides(settings: DataSettings) -> Sides:
     for record in sides["held_out"]:
         (held_out if record.label is None or record.label in classes else unknown).append(record)
     rejects = [*read.rejects, *(_unknown(record) for record in unknown)]
-    counts = read.counts | ({UNKNOWN_CLASS: len(unknown)} if unknown else {})
+    counts = read.counts | ({DataReason.UNKNOWN_CLASS: len(unknown)} if unknown else {})
     with_record = {record.label for record in held_out}
     unmeasured = [name for name in classes if name not in with_record] if held_out else []
     warnings = _about_classes(unmeasured, read.lost_classes)
@@ -69,12 +69,12 @@ def read_sides(settings: DataSettings) -> Sides:
 
 def _about_classes(unmeasured: Sequence[str], lost: Sequence[str]) -> tuple[str, ...]:
     """What to say of classes that no held-out record has, and of those that `data.limit` leaves out."""
-    said = []
+    warnings = []
     if lost:
-        said.append(f"{counted_classes(lost)} lost to data.limit")
+        warnings.append(f"{counted_classes(lost)} lost to data.limit")
     if unmeasured:
-        said.append(f"{counted_classes(unmeasured)} not measured: without a held-out record")
-    return tuple(said)
+        warnings.append(f"{counted_classes(unmeasured)} not measured: without a held-out record")
+    return tuple(warnings)
 
 
 def counted_classes(names: Sequence[str]) -> str:
@@ -92,4 +92,4 @@ def class_names(labels: Iterable[str | None]) -> tuple[str, ...]:
 
 
 def _unknown(record: Record) -> Reject:
-    return Reject(UNKNOWN_CLASS, record.provenance.source, record.row, (record.text or "")[:200], record.label or "")
+    return Reject.of(record, DataReason.UNKNOWN_CLASS, detail=record.label or "")

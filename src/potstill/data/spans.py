@@ -15,7 +15,7 @@ from typing import Any
 
 from potstill.data.chat import ChatTokenizer
 from potstill.data.template import TemplateRefusal, reasoning_of
-from potstill.types import Message
+from potstill.types import DataReason, Message
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Turn:
 class Unlearnable(ValueError):
     """No span can be trusted; `reason` goes to the reject ledger."""
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: DataReason, detail: str = "") -> None:
         super().__init__(reason)
         self.reason, self.detail = reason, detail
 
@@ -54,7 +54,7 @@ def assistant_turns(
     for message in messages:
         content = message.get("content")
         if isinstance(content, str) and (found := chat.special_pattern.search(content)):
-            raise Unlearnable("holds a control token", found.group())
+            raise Unlearnable(DataReason.CONTROL_TOKEN, found.group())
     try:
         text, marked = chat.render_marked(messages, tools)
         indices = [k for k, message in enumerate(messages) if message.get("role") == "assistant"]
@@ -63,7 +63,7 @@ def assistant_turns(
         else:
             turns = [_prefixed_turn(text, messages, k, tools, chat) for k in indices]
     except TemplateRefusal as error:
-        raise Unlearnable("the chat template refuses it", str(error)) from error
+        raise Unlearnable(DataReason.TEMPLATE_REFUSES, str(error)) from error
     _check_ends(text, turns, [messages[k] for k in indices], chat)
     return text, turns
 
@@ -73,7 +73,7 @@ def _marked_turns(
 ) -> list[Turn]:
     if len(spans) != len(messages):
         detail = f"{len(spans)} generation blocks for {len(messages)} turns of the assistant"
-        raise Unlearnable("the chat template does not mark each turn", detail)
+        raise Unlearnable(DataReason.TURNS_UNMARKED, detail)
     turns = []
     for (start, stop), message in zip(spans, messages, strict=True):
         # The block may end before the token that ends the turn, or behind the white space that follows it.
@@ -88,7 +88,7 @@ def _prefixed_turn(
 ) -> Turn:
     before = chat.render_marked(messages[:k], tools, add_generation_prompt=True).text
     if not text.startswith(before):
-        raise Unlearnable("the chat template is not prefix-stable", f"before turn {k + 1}")
+        raise Unlearnable(DataReason.NOT_PREFIX_STABLE, f"before turn {k + 1}")
     start, message = len(before), messages[k]
     words = _words(message)
     if words and not reasoning_of(message) and not message.get("tool_calls"):
@@ -100,7 +100,7 @@ def _prefixed_turn(
                 return Turn(start, words_end, ending.end())
     upto = chat.render_marked(messages[: k + 1], tools).text
     if not text.startswith(upto) or len(upto) <= start:
-        raise Unlearnable("the chat template is not prefix-stable", f"after turn {k + 1}")
+        raise Unlearnable(DataReason.NOT_PREFIX_STABLE, f"after turn {k + 1}")
     return _settle(text, start, len(upto), message, chat)
 
 
@@ -108,15 +108,15 @@ def _settle(text: str, start: int, stop: int, message: Message, chat: ChatTokeni
     """The turn within `[start, stop)`: its end token is found, and the rest is held against the message."""
     ending = _last_token(text[start:stop], chat)
     if ending is None:
-        raise Unlearnable("the chat template has no token that ends the assistant's turn")
+        raise Unlearnable(DataReason.NO_END_OF_TURN)
     inner = text[start : start + ending[0]]
     words_end = start + len(inner.rstrip())
-    said, words, reasoning = _squeezed(inner), _squeezed(_words(message)), _squeezed(reasoning_of(message))
-    if reasoning not in said:
-        raise Unlearnable("the chat template drops the reasoning", "and what is learned would not be what was said")
-    if words not in said or not (message.get("tool_calls") or said.endswith(words)):
-        raise Unlearnable("the chat template changes the assistant's words")
-    added = "" if reasoning or message.get("tool_calls") else said.removesuffix(words)
+    rendered, words, reasoning = _squeezed(inner), _squeezed(_words(message)), _squeezed(reasoning_of(message))
+    if reasoning not in rendered:
+        raise Unlearnable(DataReason.REASONING_DROPPED, "and what is learned would not be what was said")
+    if words not in rendered or not (message.get("tool_calls") or rendered.endswith(words)):
+        raise Unlearnable(DataReason.WORDS_CHANGED)
+    added = "" if reasoning or message.get("tool_calls") else rendered.removesuffix(words)
     return Turn(start, words_end, start + ending[1], added)
 
 
@@ -139,7 +139,7 @@ def _check_ends(text: str, turns: Sequence[Turn], messages: Sequence[Message], c
     last = text[turns[-1].words_end : turns[-1].end].strip()
     for turn, message in zip(turns, messages, strict=True):
         if text[turn.words_end : turn.end].strip() != last and not message.get("tool_calls"):
-            raise Unlearnable("the chat template has no token that ends the assistant's turn", "in an earlier turn")
+            raise Unlearnable(DataReason.NO_END_OF_TURN, "in an earlier turn")
 
 
 def _words(message: Message) -> str:

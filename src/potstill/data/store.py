@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
 
 from potstill.artifacts import Artifact, read_artifact
 from potstill.data.source import Row, existing
@@ -20,6 +21,7 @@ from potstill.types import Message, Provenance, Record, Reject, Verdict, canonic
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_ROWS_AT_ONCE = 2048
 _MARK, _VERSION = b"potstill.records", b"2"
 """In the file's metadata: says that it holds records, and how they are laid out."""
 
@@ -48,6 +50,61 @@ def save_records(path: Path, records: Sequence[Record], split: Split | None = No
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+class RecordWriter:
+    """Writes what `save_records` writes, a piece at a time; with `jsonl`, the same rows as JSON lines beside it.
+
+    Use it as a context manager: the files have their names when it ends well, and are not there when it does not.
+    """
+
+    def __init__(self, path: Path, split: Split | None = None, *, jsonl: bool = False) -> None:
+        import pyarrow.parquet as pq
+
+        self.path, self.split = path, split
+        self._aside = path.with_name(f".{path.name}.{os.getpid()}")
+        self._rows: list[dict[str, Any]] = []
+        self._lines: IO[str] | None = None
+        self._lines_aside = path.with_name(f".{path.stem}.jsonl.{os.getpid()}")
+        if jsonl:
+            self._lines = self._lines_aside.open("w", encoding="utf-8")
+        self._writer = pq.ParquetWriter(self._aside, _schema().with_metadata({_MARK: _VERSION}))
+
+    def add(self, record: Record) -> None:
+        """Take one record."""
+        row = _row(record, self.split)
+        self._rows.append(row)
+        if self._lines is not None:
+            self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if len(self._rows) == _ROWS_AT_ONCE:
+            self._flush()
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._flush()
+            self._writer.close()
+            if self._lines is not None:
+                self._lines.close()
+            if error is None:
+                os.replace(self._aside, self.path)
+                if self._lines is not None:
+                    os.replace(self._lines_aside, self.path.with_suffix(".jsonl"))
+        finally:
+            self._aside.unlink(missing_ok=True)
+            self._lines_aside.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._writer.schema))
+            self._rows = []
 
 
 def load_records(path: Path, side: Side | None = None) -> list[Record]:

@@ -15,12 +15,10 @@ from potstill.data.chat import ChatTokenizer
 from potstill.data.problems import with_system
 from potstill.data.spans import Turn, Unlearnable, assistant_turns
 from potstill.errors import DataError
-from potstill.types import Message, Record, Reject
+from potstill.types import DataReason, Message, Record, Reject
 
 IGNORE = -100
 """As `potstill.signals.IGNORE`, which needs torch."""
-
-_EXCERPT_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -67,16 +65,17 @@ def tokenize(record: Record, chat: ChatTokenizer, max_length: int) -> Tokenized 
         DataError: messages and no chat template, or a completion to finish and no end token.
     """
     if record.is_prompt:
-        return _reject(record, "nothing to learn", "a prompt without an answer")
+        return Reject.of(record, DataReason.NOTHING_TO_LEARN, detail="a prompt without an answer")
     try:
         ids, labels, note = _labelled(record, chat)
     except Unlearnable as unlearnable:
-        return _reject(record, unlearnable.reason, unlearnable.detail)
+        return Reject.of(record, unlearnable.reason, detail=unlearnable.detail)
     labels[:1] = [IGNORE] * len(labels[:1])
     cut = any(label != IGNORE for label in labels[max_length:])
     ids, labels = ids[:max_length], labels[:max_length]
     if all(label == IGNORE for label in labels):
-        return _reject(record, "nothing to learn", f"within max_length {max_length}" if cut else "no token is learned")
+        why = f"within max_length {max_length}" if cut else "no token is learned"
+        return Reject.of(record, DataReason.NOTHING_TO_LEARN, detail=why)
     return Tokenized(ids, labels, record.id, record.group, cut, note)
 
 
@@ -105,10 +104,9 @@ def _labelled(record: Record, chat: ChatTokenizer) -> tuple[list[int], list[int]
         return ids, [IGNORE] * len(chat.leading) + ids[len(chat.leading) :], ""
     messages = record.messages
     if messages is None:
-        assert record.prompt is not None and record.completion is not None
+        question, answer = record.prompt or "", record.completion or ""
         if chat.template is None:
-            return _joined(record.prompt, record.completion, record.finished, chat)
-        question, answer = record.prompt, record.completion
+            return _joined(question, answer, record.finished, chat)
         messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     text, turns = assistant_turns(messages, record.tools, chat)
     if not record.finished:
@@ -130,12 +128,12 @@ def _labels(
         while at < len(ids) and offsets[at][1] <= turn.start:
             at += 1
         if at < len(ids) and offsets[at][0] < turn.start:
-            raise Unlearnable("a token reaches over the beginning of the answer", repr(text[slice(*offsets[at])]))
+            raise Unlearnable(DataReason.TOKEN_OVER_START, repr(text[slice(*offsets[at])]))
         while at < len(ids) and offsets[at][0] < turn.end:
             beyond = text[turn.end : offsets[at][1]]
             # Some end tokens swallow the white space behind them; nothing else may reach out.
             if beyond and (beyond.strip() or not chat.special_pattern.match(text, offsets[at][0])):
-                raise Unlearnable("a token reaches over the end of the answer", repr(text[slice(*offsets[at])]))
+                raise Unlearnable(DataReason.TOKEN_OVER_END, repr(text[slice(*offsets[at])]))
             labels[at] = ids[at]
             at += 1
     return labels
@@ -153,11 +151,6 @@ def _joined(prompt: str, completion: str, finished: bool, chat: ChatTokenizer) -
             )
         ids, labels = [*ids, chat.eos_id], [*labels, chat.eos_id]
     return [*chat.leading, *ids], [IGNORE] * len(chat.leading) + labels, ""
-
-
-def _reject(record: Record, reason: str, detail: str = "") -> Reject:
-    said = record.text or record.prompt or str((record.messages or ({},))[-1].get("content", ""))
-    return Reject(reason, record.provenance.source, record.row, said[:_EXCERPT_CHARACTERS], detail)
 
 
 # ---- a view of its own for the teacher ----------------------------------------------------------------------------
@@ -189,13 +182,13 @@ def tokenize_views(
     own = tokenize(record, chat, max_length)
     if isinstance(own, Reject):
         return own
-    theirs = tokenize(with_system(record, teacher_system, instead=True), teacher_chat or chat, max_length)
-    if isinstance(theirs, Reject):
-        return theirs
-    shared = min(len(own.learned), len(theirs.learned))
-    if own.learned[:shared] != theirs.learned[:shared]:
-        return Reject("the answer's tokens differ between the views", record.provenance.source, record.row)
-    return replace(_up_to(own, shared), teacher=_up_to(theirs, shared))
+    taught = tokenize(with_system(record, teacher_system, instead=True), teacher_chat or chat, max_length)
+    if isinstance(taught, Reject):
+        return taught
+    shared = min(len(own.learned), len(taught.learned))
+    if own.learned[:shared] != taught.learned[:shared]:
+        return Reject.of(record, DataReason.VIEWS_DIFFER)
+    return replace(_up_to(own, shared), teacher=_up_to(taught, shared))
 
 
 def _up_to(row: Tokenized, count: int) -> Tokenized:

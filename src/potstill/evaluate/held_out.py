@@ -17,7 +17,7 @@ from potstill.data.reader import CausalReader
 from potstill.errors import DataError
 from potstill.recipe import Recipe
 from potstill.tasks import SPECS, Task
-from potstill.types import Message, Record, Reject
+from potstill.types import DataReason, Message, Record, Reject
 
 _CONTINUED_TOKENS = 64
 """How much of a plain text models are given to continue, at most (half of it, if it is short)."""
@@ -119,13 +119,12 @@ def read_held_out(recipe: Recipe, generated: Path | None, tokenizer: Path, work:
 def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -> HeldOut:
     if SPECS[recipe.task].writes:
         return _causal(recipe, generated, ChatTokenizer.from_folder(tokenizer), work)
-    from potstill.data.images import UNKNOWN_CLASS
     from potstill.data.reader import reader_of
 
     sides = read_sides(recipe.data)
     reader = reader_of(recipe, tokenizer, sides.classes)
-    if unknown := sides.counts.get(UNKNOWN_CLASS):
-        work.count(f"not measured: {UNKNOWN_CLASS}", unknown)
+    if unknown := sides.counts.get(DataReason.UNKNOWN_CLASS):
+        work.count(f"not measured: {DataReason.UNKNOWN_CLASS}", unknown)
     collate = reader.collator()
     records, rows, targets = [], [], []
     measured = reported_on(sides.held_out, recipe, work)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from potstill.console import Console, Task
+from potstill.console import Console, Progress
 from potstill.evaluate.held_out import HeldOut
 from potstill.evaluate.measured import Dtype, Measured
 from potstill.evaluate.memory import peak_of
@@ -99,7 +99,7 @@ def measure_speed(models: Sequence[Measured], work: Work, dtype: Dtype, console:
     return Rates(speeds, min(map(len, rates.values())), " or ".join(sorted({peak.of for peak in peaks.values()})))
 
 
-def _in_turn(opened: Mapping[str, nn.Module], work: Work, task: Task) -> dict[str, list[dict[str, float]]]:
+def _in_turn(opened: Mapping[str, nn.Module], work: Work, task: Progress) -> dict[str, list[dict[str, float]]]:
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in opened}
     begun = time.monotonic()
     for repetition in range(1 + MOST_REPETITIONS):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from potstill.artifacts import Work
 from potstill.data.split import Side
-from potstill.data.stream import Seen
 from potstill.errors import DataError, ModelError
 from potstill.generate.answering import Answering
 from potstill.generate.markdown import Markdown, is_html
@@ -103,7 +102,7 @@ class Conversations:
         """
         markdown = Markdown() if self.settings.html != "never" else None
         chat = self._tokenizer()
-        ids, pairs = Seen(), Seen()
+        ids, pairs = dict[int, int](), dict[int, int]()
         with ExitStack() as stack:
             verifier: Verifier | None = None
             if self.settings.language is not None:
@@ -280,12 +279,20 @@ def _out_of_turn(turns: list[Message]) -> tuple[str, str, str] | None:
     return None
 
 
-def _earlier(record: Record, ids: Seen, pairs: Seen) -> Reject | None:
-    """Why it was there before, if it was: by the export's own id, or by its first question and answer."""
+def _earlier(record: Record, ids: dict[int, int], pairs: dict[int, int]) -> Reject | None:
+    """The reject of a conversation that was there before: by the export's own id, or by its first question and answer.
+    `ids` and `pairs` map 64 bits of hashes to rows."""
     own = record.metadata.get("id")
-    if own is not None and (row := ids.add(digest(str(own)), record.row)) is not None:
-        return Reject.of(record, "same id as an earlier conversation", detail=f"row {row}: {own}")
+    if own is not None:
+        if (row := ids.get(key := _key(str(own)))) is not None:
+            return Reject.of(record, "same id as an earlier conversation", detail=f"row {row}: {own}")
+        ids[key] = record.row
     first = [str(m["content"]) for m in record.messages or () if m["role"] != "system"][:2]
-    if (row := pairs.add(digest(first), record.row)) is not None:
+    if (row := pairs.get(key := _key(first))) is not None:
         return Reject.of(record, "same first pair as an earlier conversation", detail=f"row {row}")
+    pairs[key] = record.row
     return None
+
+
+def _key(value: str | list[str]) -> int:
+    return int(digest(value)[:16], 16)

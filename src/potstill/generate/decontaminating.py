@@ -12,16 +12,14 @@ from dataclasses import replace
 
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt
-from potstill.data.read import source_digests
+from potstill.data.read import source_digests, stream_records
 from potstill.data.split import Side
-from potstill.data.stream import stream_records
 from potstill.errors import DataError
 from potstill.generate.answering import Answering
 from potstill.generate.program import Program
 from potstill.recipe import Decontamination
-from potstill.types import Record, Reject
+from potstill.types import DataReason, Reason, Record, Reject
 from potstill.verify import Decontaminator, Match
-from potstill.verify.decontaminate import CONTAMINATED
 
 _WHERE = "generate.decontaminate.against"
 
@@ -104,7 +102,7 @@ def open_sets(settings: Decontamination, work: Work | None = None) -> Decontamin
             for item in stream_records(settings.against[name]):
                 if isinstance(item, Record):
                     yield item
-                elif item.reason != "exact duplicate":
+                elif item.reason != DataReason.EXACT_DUPLICATE:
                     unread[name] += 1
         except DataError as error:
             raise _in(name, error) from error
@@ -163,7 +161,7 @@ def _caught(record: Record, match: Match) -> Reject:
         last = (record.messages or ({},))[-1]
         answer = record.completion or str(last.get("content") or "")
     sample = "" if record.is_prompt else f"sample {record.sample}: "
-    return Reject.of(record, CONTAMINATED, answer, f"{sample}{match}: ‘{match.excerpt}’")
+    return Reject.of(record, Reason.CONTAMINATED, answer, f"{sample}{match}: ‘{match.excerpt}’")
 
 
 def _in(name: str, error: DataError) -> DataError:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from potstill.console import Console, Task
+from potstill.console import Console, Progress
 from potstill.data.chat import ChatTokenizer
 from potstill.data.tokenize import prompt_ids
 from potstill.errors import PotstillError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class _Shown:
     """The tokens of one batch that its progress has shown, while they are written."""
 
-    task: Task
+    task: Progress
     tokens: int = 0
 
     def wrote(self, tokens: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.data.stream import split_of
+from potstill.data.read import split_of
 from potstill.generate.answering import NO_JUDGES, Answered, Answering, PassingOn, SideOf
 from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.stage import advice, open_answering, open_program, read_counted

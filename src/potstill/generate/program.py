@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from potstill.artifacts import Work
-from potstill.data.problems import as_prompt, prompt_hash
+from potstill.data.problems import as_prompt, prompt_key
 from potstill.data.split import Side
-from potstill.data.stream import Seen
 from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering, Failure
 from potstill.types import Answer, Provenance, Reason, Record, Reject, Request
@@ -42,7 +41,7 @@ class Program(Protocol):
 
 
 def asked_of(
-    record: Record, answering: Answering, seen: Seen, work: Work, request_for: Callable[[Record], Request]
+    record: Record, answering: Answering, seen: set[int], work: Work, request_for: Callable[[Record], Request]
 ) -> Record | Reject:
     """The record without its answer, held against the teacher's template and context; or why it is not asked.
 
@@ -59,8 +58,9 @@ def asked_of(
     prompt = as_prompt(record, answering.turns)
     if isinstance(prompt, str):
         return Reject.of(record, prompt)
-    if seen.add(prompt_hash(prompt), record.row) is not None:
+    if (key := prompt_key(prompt)) in seen:
         return Reject.of(record, Reason.REPEATED_PROMPT)
+    seen.add(key)
     try:
         request = request_for(prompt)
     except ValueError as error:

@@ -20,7 +20,6 @@ from potstill.artifacts import Work
 from potstill.data.problems import with_reference
 from potstill.data.spans import Unlearnable, assistant_turns
 from potstill.data.split import Side
-from potstill.data.stream import Seen
 from potstill.data.thinking import CLOSE, OPEN
 from potstill.generate.answering import Answered, Answering, Failure, ask_all
 from potstill.generate.program import asked_of, failed, of_sample, provenance_of, with_answer
@@ -229,7 +228,7 @@ class Reasoning:
     def _blocks(
         self, records: Iterable[Record | Reject], answering: Answering, work: Work
     ) -> Iterator[list[Problem | Reject]]:
-        seen = Seen()
+        seen: set[int] = set()
         block: list[Problem | Reject] = []
         problems = 0
         for record in records:
@@ -242,7 +241,7 @@ class Reasoning:
         if block:
             yield block
 
-    def _problem(self, record: Record, answering: Answering, seen: Seen, work: Work) -> Problem | Reject:
+    def _problem(self, record: Record, answering: Answering, seen: set[int], work: Work) -> Problem | Reject:
         """The record as a problem, its own answer being the reference if it has no other; or why it is not asked."""
         put = partial(render_request, self.settings.instruction, sampling=self.sampling, sample=0)
         prompt = asked_of(record, answering, seen, work, put)

@@ -13,7 +13,6 @@ from typing import Any
 from potstill.artifacts import Work
 from potstill.data.problems import with_reference
 from potstill.data.split import Side
-from potstill.data.stream import Seen
 from potstill.generate.answering import Answered, Answering, Failure
 from potstill.generate.program import asked_of, failed, of_sample, provenance_of, with_answer
 from potstill.recipe import SequenceProgram
@@ -46,7 +45,7 @@ class Sequence:
         owners: dict[int, Record] = {}  # by identity of the request, which lives as long
 
         def requests() -> Iterator[Request]:
-            seen = Seen()
+            seen: set[int] = set()
             for record in records:
                 prompt = record if isinstance(record, Reject) else self._prompt(record, answering, seen, work)
                 if isinstance(prompt, Reject):
@@ -67,7 +66,7 @@ class Sequence:
             yield self._kept(first, answered, answering.identity)
         yield from (place for place in places if isinstance(place, Reject))
 
-    def _prompt(self, record: Record, answering: Answering, seen: Seen, work: Work) -> Record | Reject:
+    def _prompt(self, record: Record, answering: Answering, seen: set[int], work: Work) -> Record | Reject:
         """The record without its answer, or why it is not asked."""
         prompt = asked_of(record, answering, seen, work, lambda prompt: self._request(prompt, 0))
         if isinstance(prompt, Reject):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from potstill import registry
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.data.problems import NO_PROMPT
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.answering import Answering, NoTeacher
 from potstill.generate.budget import Budget, Caps, Cost, TokenBudget
@@ -76,7 +75,8 @@ def _role(section: GenerateSettings, name: str) -> str:
 
 def _write(context: Context) -> None:
     """Read, ask, save, each while the others go on."""
-    from potstill.data.stream import RecordWriter, split_of
+    from potstill.data.read import split_of
+    from potstill.data.store import RecordWriter
     from potstill.generate.card import Statistics, write_card
 
     recipe, work = context.recipe, context.work
@@ -176,7 +176,7 @@ def open_answering(
 
 def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:
     """The rows of the recipe's data, counted as they are read."""
-    from potstill.data.stream import stream_records
+    from potstill.data.read import stream_records
 
     for item in stream_records(recipe.data):
         work.count("rows read")
@@ -231,7 +231,7 @@ def advice(section: GenerateSettings, rejected: Mapping[str, int]) -> str:
         fixes.append(f"raise generate.{'token_budget' if own else _BUDGET_KEYS[reason]}")
     if {Reason.REJECTED, Reason.WRONG, Reason.UNJUDGED} & set(reasons) and hasattr(section, "verify"):
         fixes.append("see what generate.verify says of the answers (the verdicts are in the preview)")
-    if NO_PROMPT in rejected:
+    if Reason.NO_PROMPT in rejected:
         fixes.append("data.format: prompt reads a column as prompts, not as texts (data.columns names it)")
     fixes.append("`potstill generate RECIPE --preview 5` shows prompts and answers")
     return "; ".join(fixes)

@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from potstill.console import Console, Task
+from potstill.console import Console, Progress
 from potstill.errors import ModelError
 from potstill.models.gguf_header import GgufHeader, read_header, unreadable
 from potstill.models.quiet import quiet_loading
@@ -113,7 +113,7 @@ def _one_reader() -> Iterator[None]:
 
 
 @contextmanager
-def _counted(header: GgufHeader, task: Task) -> Iterator[None]:
+def _counted(header: GgufHeader, task: Progress) -> Iterator[None]:
     """Show how far the conversion of weights is, in place of the bar of `transformers`, which cannot be turned off."""
     from transformers import modeling_gguf_pytorch_utils as conversion
 

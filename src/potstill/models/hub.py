@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from potstill.console import Console, Task
+from potstill.console import Console, Progress
 from potstill.errors import ModelError, did_you_mean
 from potstill.models.folder import check_remote_code, read_config
 from potstill.models.kinds import check_task
@@ -115,7 +115,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _bytes_to(task: Task) -> type[tqdm]:
+def _bytes_to(task: Progress) -> type[tqdm]:
     """A progress bar that shows nothing itself and hands the bytes written to a task of ours."""
 
     class Silent(tqdm):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from potstill.console import Console, Task
+from potstill.console import Console, Progress
 
 
 class SaveBySeconds(TrainerCallback):
@@ -65,7 +65,7 @@ class ConsoleProgress(TrainerCallback):
     def __init__(self, console: Console, label: str, unit: str = "tokens") -> None:
         self.console, self.label, self.unit = console, label, unit
         self.trainer: CountsTokens | None = None
-        self._task: Task | None = None
+        self._task: Progress | None = None
         self._close: Any = None
         self._shown = 0
         self._note = ""

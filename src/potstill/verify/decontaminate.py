@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from potstill.recipe.verify import Decontamination
-from potstill.types import Record, Reject
+from potstill.types import Reason, Record, Reject
 from potstill.verify.workers import require
 
 Side = Literal["prompt", "answer"]
@@ -20,7 +20,6 @@ LONG_WORDS, CLUE_WORDS, CLUE_SHARE = 24, 3, 0.05
 """A text of `LONG_WORDS` is measured only against items that share that share of its runs of `CLUE_WORDS`: without a
 clue, similarity would need an edit in nearly every word. Shorter ones are measured against all of like length."""
 
-CONTAMINATED = "in an evaluation set"
 """The reason in the reject ledger."""
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*", re.UNICODE)
@@ -230,9 +229,7 @@ def decontaminate(
         by_evaluation[match.evaluation] += 1
         by_how[f"{match.side}: {match.how}"] += 1
         excerpt = next(text for side, text in sides(record) if side == match.side)
-        rejects.append(
-            Reject(CONTAMINATED, record.provenance.source, record.row, " ".join(excerpt.split())[:200], str(match))
-        )
+        rejects.append(Reject.of(record, Reason.CONTAMINATED, " ".join(excerpt.split()), str(match)))
     report = Report(len(records), len(rejects), dict(look.items), dict(by_evaluation), dict(by_how), uncompared)
     return Decontaminated(kept, rejects, report)
 
