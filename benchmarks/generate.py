@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--many", type=int, default=200_000, help="0: leave it out; it has one round")
     parser.add_argument("--connections", type=int, default=256)
     parser.add_argument("--latency", type=float, default=0.05, help="seconds until the server answers, on average")
-    parser.add_argument("--rate", type=float, default=150, help="requests a second of ours_limited, for a minute")
+    parser.add_argument("--rate", type=float, default=150, help="requests a second of ours_limited, for three minutes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=list(CLIENTS))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="the disk that is written to")
@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = shared | {"records": options.many if many else options.records}
         limited = name == "ours_limited"
         if limited:
-            settings |= {"records": int(60 * options.rate), "rate": options.rate}
+            settings |= {"records": int(180 * options.rate), "rate": options.rate}
         variants.append(Variant(name, settings, rounds=1 if many or limited else None))
     rows = finished(run_interleaved(MODULE, variants, options.rounds))
     ratios = ratios_of(rows)

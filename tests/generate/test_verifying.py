@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,15 @@ def test_the_best_are_kept_by_the_score_of_the_verifier(tmp_path: Path, monkeypa
         rejects = [item for item in items if isinstance(item, Reject)]
         assert {reject.reason for reject in rejects} == {Reason.NOT_CHOSEN} and len(items) == 12
         assert rejects[0].detail == "sample 0: keep: best: 2 of 4 accepted are kept; its score: None"
+
+
+def test_the_sample_most_like_the_reference_is_kept(tmp_path: Path) -> None:
+    """Sequence-level interpolation, Kim & Rush 2016, §3.3. Sample k says `word` k + 1 times."""
+    asked: list[Record | Reject] = [Record(prompt="Question?", row=1, completion="word word word and")]
+    items, _ = write(tmp_path, asked, verify={"kind": "sentence_bleu"}, keep="best")
+    (kept,) = (item for item in items if isinstance(item, Record))
+    assert kept.sample == 2
+    assert kept.verdicts[0].score == pytest.approx(math.exp(1 - 4 / 3))  # all n-grams match; one word is missing
 
 
 RECIPE = """

@@ -19,6 +19,7 @@ from potstill.recipe.verify import (
     ReasoningGym,
     Refusal,
     Regex,
+    SentenceBLEU,
     VerifierSettings,
 )
 from potstill.types import Record
@@ -64,6 +65,7 @@ VERIFIERS: list[VerifierSettings] = [
     Numeric(),
     Choice(),
     Refusal(),
+    SentenceBLEU(),
     Language(),
     Regex(pattern="(a+)+$", deadline_seconds=0.3),
     JSONSchema(json_schema={"type": "array"}, deadline_seconds=20.0),

@@ -65,7 +65,8 @@ def steps_are_counted(inputs: Inputs) -> Iterator[Finding]:
     train = recipe.train
     if train is None or sides is None:
         return
-    answers = len(sides.train) * getattr(recipe.generate, "samples", 1)
+    program = recipe.generate
+    answers = len(sides.train) * (getattr(program, "best", None) or getattr(program, "samples", 1))
     about = "about " if train.packing or recipe.generate is not None or inputs.task.masks else ""
     controls = f", and as many for each of: {', '.join(train.controls)}" if train.controls else ""
     total = 0

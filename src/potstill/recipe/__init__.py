@@ -80,6 +80,7 @@ from potstill.recipe.verify import (
     Refusal,
     Regex,
     SandboxSettings,
+    SentenceBLEU,
     VerifierSettings,
 )
 
@@ -158,6 +159,7 @@ __all__ = [
     "SandboxSettings",
     "Schedule",
     "SelfInstructProgram",
+    "SentenceBLEU",
     "SequenceProgram",
     "Settings",
     "SimilarityPreserving",

@@ -128,7 +128,7 @@ class SequenceProgram(VerifiedSettings):
         if self.keep == "best" and (self.verify is None or self.samples <= self.kept):
             raise ValueError(
                 f"keep: best chooses {self.kept} of several samples by the score of verify: set samples above "
-                f"{self.kept}, and a verifier that gives scores (kind: judge)"
+                f"{self.kept}, and a verifier that gives scores (kind: judge, or sentence_bleu)"
             )
         return self
 

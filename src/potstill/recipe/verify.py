@@ -54,6 +54,16 @@ class Choice(ReferenceSettings):
     choices: str = "choices"
 
 
+class SentenceBLEU(VerifierSettings):
+    """At least `least` sentence BLEU, in [0, 1], with the reference answer in `record.metadata[reference]`. BLEU is the
+    score: with `keep: best` a program keeps the sample that is most like the reference (sequence-level interpolation,
+    Kim & Rush 2016, §3.3)."""
+
+    kind: Literal["sentence_bleu"] = "sentence_bleu"
+    reference: str = "reference"
+    least: float = Field(0.0, ge=0, le=1)
+
+
 class Regex(VerifierSettings):
     """A pattern (of the package `regex`) that must, or must not, be found; without one, the record's own, in
     `record.metadata[key]`."""
