@@ -66,7 +66,7 @@ def steps_are_counted(inputs: Inputs) -> Iterator[Finding]:
     if train is None or sides is None:
         return
     program = recipe.generate
-    kept: int = getattr(program, "best", None) or getattr(program, "samples", 1)
+    kept = int(getattr(program, "best", None) or getattr(program, "samples", 1))
     answers = len(sides.train) * kept
     about = "about " if train.packing or recipe.generate is not None or inputs.task.masks else ""
     controls = f", and as many for each of: {', '.join(train.controls)}" if train.controls else ""
