@@ -66,8 +66,9 @@ def steps_are_counted(inputs: Inputs) -> Iterator[Finding]:
     if train is None or sides is None:
         return
     program = recipe.generate
-    kept = int(getattr(program, "best", None) or getattr(program, "samples", 1))
-    answers = len(sides.train) * kept
+    best: int | None = getattr(program, "best", None)
+    samples: int = getattr(program, "samples", 1)
+    answers = len(sides.train) * (best or samples)
     about = "about " if train.packing or recipe.generate is not None or inputs.task.masks else ""
     controls = f", and as many for each of: {', '.join(train.controls)}" if train.controls else ""
     total = 0
