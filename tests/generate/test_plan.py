@@ -9,14 +9,16 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.generate.plan import PlannedBatch, Question, cut, make_batch, plan_batches
 from potstill.types import Request, Sampling
 
 TEACHER = {"model": "m", "dtype": "bfloat16"}
 
 
-def question(length: int, *, side: Side = "train", samples: int = 1, name: str = "", **sampling: float) -> Question:
+def question(
+    length: int, *, side: SplitSide = "train", samples: int = 1, name: str = "", **sampling: float
+) -> Question:
     how = Sampling(8, **{"temperature": 0.0, **sampling})  # type: ignore[arg-type]
     requests = tuple(Request(how, prompt=f"{name}{'w' * length}", sample=i) for i in range(samples))
     return Question(requests, side, length)
@@ -24,7 +26,7 @@ def question(length: int, *, side: Side = "train", samples: int = 1, name: str =
 
 def questions(count: int, seed: int = 0, **settings: float) -> list[Question]:
     draw = random.Random(seed)
-    sides: list[Side] = ["held_out" if draw.random() < 0.2 else "train" for _ in range(count)]
+    sides: list[SplitSide] = ["held_out" if draw.random() < 0.2 else "train" for _ in range(count)]
     return [question(draw.randrange(1, 90), side=side, name=f"{i} ", **settings) for i, side in enumerate(sides)]  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
 """Data: read, render through chat templates, mask, pack, collate.
 
-Importing this loads neither torch nor transformers. What makes tensors is in `potstill.data.collate`.
+Importing this loads neither torch nor transformers. Tensors are made in `potstill.data.collate`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from potstill.data.pack import Packed, pack
 from potstill.data.read import ReadResult, read_records, source_digests, split_of
 from potstill.data.reader import TaskReader, reader_for, reader_of
 from potstill.data.sides import Example, Sides, read_sides
-from potstill.data.source import Row, Source
-from potstill.data.split import Side, Split, check_selection, selects
+from potstill.data.source import Source, SourceRow
+from potstill.data.split import Split, SplitSide, check_selection, selects
 from potstill.data.store import load_records, load_rejects, save_records, save_rejects
 from potstill.data.tokenize import Tokenized, prompt_ids, tokenize, tokenize_views
 
@@ -27,8 +27,8 @@ __all__ = [
     "Packed",
     "Pixels",
     "ReadResult",
-    "Row",
-    "Side",
+    "SourceRow",
+    "SplitSide",
     "Sides",
     "Source",
     "Split",

@@ -1,4 +1,4 @@
-"""The small tokenizer that all rendering goes through: `tokenizers` and sandboxed jinja, no torch, no transformers."""
+"""The tokenizer for all rendering and encoding: `tokenizers` and sandboxed jinja, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ChatTokenizer:
     Args:
         tokenizer: a `tokenizers` tokenizer; it is copied.
         templates: chat templates by name; `default`, and `tool_use` where tools have their own. May be empty.
-        special: what templates know as `bos_token`, `eos_token` and so on.
-        leading: ids that stand before any plain text (the begin token of those models that want one).
+        special: special tokens by the names that templates use (`bos_token`, `eos_token` …).
+        leading: ids put before any plain text (the begin token, for models that use one).
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class ChatTokenizer:
         leading: Sequence[int] = (),
     ) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        # Post-processors add special tokens, which we place ourselves, and trim offsets, which hides tokens that
-        # reach over a boundary.
+        # Post-processors add special tokens, which are placed here instead, and trim offsets, which hides tokens that
+        # span a boundary.
         self._tokenizer.post_processor = None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -92,7 +92,7 @@ class ChatTokenizer:
 
     @classmethod
     def from_transformers(cls, tokenizer: PreTrainedTokenizerBase) -> ChatTokenizer:
-        """The same of a loaded tokenizer.
+        """The same for a loaded `transformers` tokenizer.
 
         Raises:
             ModelError: it is not a fast one.
@@ -110,12 +110,13 @@ class ChatTokenizer:
     # ---- text ---------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> Encoded:
-        """Token ids and offsets of a text as it stands: nothing is added, and special tokens written in it count."""
+        """Token ids and offsets of a text, verbatim: nothing is added, and special tokens in the text are read as
+        such."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return Encoded(encoding.ids, encoding.offsets)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of some ids, special tokens included unless told."""
+        """The text of token ids, special tokens included by default."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
@@ -165,7 +166,7 @@ class ChatTokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
     ) -> Rendered:
-        """The same, with the spans that the template marks as written by the model.
+        """As `render`, with the spans that the template marks as written by the model.
 
         Raises:
             DataError: there is no chat template.
@@ -201,7 +202,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Templates by name; a file of its own goes before the configuration."""
+    """Templates by name; a template file takes precedence over the configuration."""
     stated = config.get("chat_template")
     templates = {"default": stated} if isinstance(stated, str) else {t["name"]: t["template"] for t in stated or ()}
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
@@ -213,8 +214,8 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _special_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Named special tokens, from where each generation of tokenizers kept them: the configuration, a map of its own,
-    or only as ids in the model's configuration (GPT-2)."""
+    """Named special tokens. Tokenizers of different ages keep them in the configuration, in a map of their own, or
+    only as ids in the model's configuration (GPT-2)."""
     special: dict[str, Any] = {}
     for source in (_read_json(folder / "special_tokens_map.json"), config):
         for role in _ROLES:

@@ -1,4 +1,4 @@
-"""Rows of tokens, and images → the tensors of a batch.
+"""Training rows and images → the tensors of a batch.
 
 This module needs torch; `potstill.data` itself does not import it.
 """
@@ -25,14 +25,14 @@ Row = Tokenized | Packed | Mapping[str, Any]
 
 
 class Collator:
-    """Pads rows on the right, by length, to what `Batch.from_inputs` takes.
+    """Pads rows on the right to the longest, as `Batch.from_inputs` expects them.
 
-    Padding is known by `segment_ids == 0`, never by its token id, so `pad_id` may be the end token. Positions of
-    padding go on where a single record ends (so that `transformers` sees plain causal rows and builds no mask), and
-    restart behind packed records (so that padding joins none of them).
+    Padding is marked by `segment_ids == 0`, never by its token id, so `pad_id` may be the end token. In a row of a
+    single record, positions continue into the padding (so that `transformers` sees plain causal rows and builds no
+    mask); behind packed records they restart (so that padding belongs to none of them).
 
     Args:
-        pad_id: what stands where nothing is.
+        pad_id: the token of padding.
     """
 
     def __init__(self, pad_id: int) -> None:
@@ -56,10 +56,10 @@ class Collator:
 
 
 class ExampleCollator:
-    """Pads whole texts on the right, for an encoder that says one thing of each: a class, or where it lies.
+    """Pads whole texts on the right, for an encoder with one output per text: a class or an embedding.
 
     Args:
-        pad_id: what stands where nothing is.
+        pad_id: the token of padding.
     """
 
     def __init__(self, pad_id: int) -> None:
@@ -76,20 +76,19 @@ class ExampleCollator:
 
 
 class MaskingCollator:
-    """Pads texts on the right and hides some of their tokens, anew in every epoch.
+    """Pads texts on the right and masks some of their tokens, differently in every epoch.
 
     Args:
-        pad_id: what stands where nothing is.
-        mask: hides the tokens of a row.
+        pad_id: the token of padding.
+        mask: masks the tokens of a row.
     """
 
     def __init__(self, pad_id: int, mask: Masker) -> None:
         self.pad_id, self.mask = pad_id, mask
 
     def __call__(self, rows: Sequence[Tokenized | Visit]) -> dict[str, Any]:
-        """`input_ids` with hidden tokens, `masked_labels` (what they were, else IGNORE), `position_ids` and
-        `segment_ids` [B,T], and `record_ids`. A row that is no `Visit` (a held-out one) always has the same tokens
-        hidden."""
+        """`input_ids` with masked tokens, `masked_labels` (the original tokens, else IGNORE), `position_ids` and
+        `segment_ids` [B,T], and `record_ids`. A row that is no `Visit` (a held-out row) always gets the same mask."""
         hidden = [self.mask(row) for row in rows]
         columns = [_Columns(ids, labels, list(range(len(ids))), [1] * len(ids)) for ids, labels in hidden]
         batch = _padded(columns, self.pad_id)
@@ -99,11 +98,11 @@ class MaskingCollator:
 
 
 class ImageCollator:
-    """Stacks images as a model takes them: channels first, and what is stored as 0 to 255 as (x / 255 − mean) / std.
+    """Stacks images as a model takes them: channels first, and uint8 pixels x as (x / 255 − mean) / std.
 
     Args:
-        mean: what becomes 0, of the brightest.
-        std: what becomes 1.
+        mean: the value that becomes 0, as a share of the maximum.
+        std: the distance from it that becomes 1.
     """
 
     def __init__(self, mean: float, std: float) -> None:
@@ -112,7 +111,7 @@ class ImageCollator:
 
     def __call__(self, rows: Sequence[Pixels]) -> dict[str, Any]:
         """`pixel_values` [B,C,H,W] (float32), `classes` [B], IGNORE where an image has none, and `record_ids`. Floats
-        stay as they are. No rows at all give no images, of the shape that was seen last.
+        are not rescaled. An empty batch has the shape of the images before it.
 
         Raises:
             DataError: the images of a batch are not of one size.
@@ -128,7 +127,7 @@ class ImageCollator:
             )
         pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
         if pixels.dtype == torch.uint8:
-            # One plane of grey, or colours that stand last.
+            # Grey images have no channel axis; colours are the last axis.
             pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
             pixels = ((pixels.float() / 255 - self.mean) / self.std).contiguous()
         self._shape = tuple(pixels.shape[1:])
@@ -177,7 +176,7 @@ def _columns(row: Row) -> _Columns:
 
 
 def _record_ids(row: Row) -> list[str]:
-    """The ids of a row's records, in order; empty texts where they are not known."""
+    """The ids of a row's records, in order; empty where unknown."""
     if isinstance(row, Packed):
         return [inner.record_id for inner in row.rows]
     if isinstance(row, Tokenized):
@@ -186,8 +185,8 @@ def _record_ids(row: Row) -> list[str]:
 
 
 def _of_mapping(row: Mapping[str, Any]) -> _Columns:
-    """A row of somebody's own data set, as `transformers` users make them: packed ones have `position_ids` that
-    restart, or `segment_ids`, or both."""
+    """A row of a user's own data set, as usual with `transformers`: packed rows have `position_ids` that restart, or
+    `segment_ids`, or both."""
     if "labels" not in row or "input_ids" not in row:
         raise DataError(
             f"a row needs input_ids and labels, and has {', '.join(sorted(row)) or 'nothing'}",
@@ -211,7 +210,7 @@ def _of_mapping(row: Mapping[str, Any]) -> _Columns:
 
 
 def _segments(positions: list[int]) -> list[int]:
-    """Segment ids of positions: a new one wherever they do not go on by one."""
+    """Segment ids from positions: a new segment wherever positions do not increase by one."""
     steps = [b != a + 1 for a, b in pairwise(positions)]
     return [1 + passed for passed in accumulate([0, *steps])][: len(positions)]
 

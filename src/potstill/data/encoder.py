@@ -1,4 +1,4 @@
-"""Text → the ids that an encoder sees, special tokens included, as its tokenizer places them.
+"""Text → the token ids of an encoder, with the special tokens that its tokenizer adds.
 
 No torch, no transformers.
 """
@@ -24,7 +24,7 @@ _NO_LIMIT = 1_000_000
 
 @dataclass(frozen=True)
 class Piece:
-    """A text, or a part of one, as an encoder sees it. `special` marks the tokens that are not text."""
+    """A text, or a part of one, as an encoder sees it. `special` marks special tokens."""
 
     input_ids: list[int]
     special: list[bool]
@@ -35,9 +35,9 @@ class EncoderTokenizer:
 
     Args:
         tokenizer: a `tokenizers` tokenizer with its post-processor ([CLS] … [SEP]); it is copied.
-        pad_id: what stands where nothing is.
+        pad_id: the token of padding.
         mask_id: the mask token, if there is one.
-        longest: the most tokens that the model takes, if it is known.
+        longest: the model's maximum number of tokens, if known.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class EncoderTokenizer:
 
     @classmethod
     def from_transformers(cls, tokenizer: PreTrainedTokenizerBase) -> EncoderTokenizer:
-        """The same of a loaded tokenizer.
+        """The same for a loaded `transformers` tokenizer.
 
         Raises:
             ModelError: it is not a fast one.
@@ -88,7 +88,8 @@ class EncoderTokenizer:
         return sorted(set(vocabulary) - self.special_ids)
 
     def pieces(self, text: str, max_length: int) -> list[Piece]:
-        """A text in pieces of at most `max_length` tokens, each with special tokens of its own; one if it is short.
+        """Cut a text into pieces of at most `max_length` tokens, each with its own special tokens; a short text is one
+        piece.
 
         Raises:
             DataError: there is no room for text within `max_length`.
@@ -116,7 +117,7 @@ def _id(chat: ChatTokenizer, tokenizer: Tokenizer) -> int | None:
 
 
 def _longest(folder: Path) -> int | None:
-    """The most tokens that the model in a folder takes: what its tokenizer says, and its positions."""
+    """The maximum number of tokens of the model in a folder, from its tokenizer and its position embeddings."""
     limits = []
     stated = _json(folder / "tokenizer_config.json").get("model_max_length")
     if isinstance(stated, (int, float)) and stated < _NO_LIMIT:
@@ -124,7 +125,7 @@ def _longest(folder: Path) -> int | None:
     model = _json(folder / "config.json")
     positions = model.get("max_position_embeddings")
     if isinstance(positions, int):
-        # RoBERTa and its kin count positions from behind the padding token's id.
+        # RoBERTa-like models number positions from the padding token's id + 1.
         offset = int(model.get("pad_token_id") or 0) + 1 if "roberta" in str(model.get("model_type")) else 0
         limits.append(positions - offset)
     return min(limits, default=None)

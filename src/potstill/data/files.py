@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from potstill.artifacts import file_digest
 from potstill.data.formats import with_class_name
-from potstill.data.source import Row, existing
+from potstill.data.source import SourceRow, existing
 from potstill.data.store import holds_records, load_records
 from potstill.errors import DataError
 from potstill.recipe.data import COMPRESSED, FileData, TextFolder, uncompressed_name
@@ -34,7 +34,7 @@ _BZIP2_BLOCK, _BZIP2_END = b"1AY&SY", b"\x17rE8P\x90"
 
 @implements(FileData)
 class FileSource:
-    """One file, or several by a pattern, in the order of their names."""
+    """One file, or several that match a pattern, in the order of their names."""
 
     def __init__(self, settings: FileData) -> None:
         self.settings = settings
@@ -52,14 +52,14 @@ class FileSource:
         existing(path)
         raise DataError("is a folder", where=str(path), fix="name files by a pattern (data/*.jsonl), or use kind: text")
 
-    def rows(self) -> Iterator[Row]:
-        """Rows of all files. Malformed ones are named by file and line."""
+    def rows(self) -> Iterator[SourceRow]:
+        """Rows of all files. Errors name file and line."""
         read = _READERS[self.settings.kind]
         unit = "line" if self.settings.kind in ("jsonl", "csv") else "row"
         for path in self.paths():
             for number, content in read(path, self.settings):
                 where = f"{path}:{number}" if unit == "line" else f"{path}, row {number}"
-                yield Row(content, path.name, number, where)
+                yield SourceRow(content, path.name, number, where)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file, by name."""
@@ -85,12 +85,12 @@ class TextFolderSource:
             raise DataError(f"no file matches {self.settings.pattern!r}", where=str(folder), fix="set data.pattern")
         return found
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """A row per file, with the column `text`; line ends become plain ones."""
         root = self.settings.path.expanduser()
         for number, path in enumerate(self.paths(), 1):
             text = "".join(_text_lines(path)).replace("\r\n", "\n").replace("\r", "\n")
-            yield Row({"text": text}, str(path.relative_to(root)), number, str(path))
+            yield SourceRow({"text": text}, str(path.relative_to(root)), number, str(path))
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file, by name."""
@@ -99,7 +99,7 @@ class TextFolderSource:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """A file for reading, decompressed. The compression is known by the first bytes, whatever the name."""
+    """A file opened for reading, decompressed. The first bytes tell the compression, not the name."""
     with path.open("rb") as file:
         start = file.read(10)
     if start.startswith(b"\x1f\x8b"):
@@ -118,7 +118,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, split at line feeds alone (U+2028 inside a JSON string is no line end)."""
+    """Lines with their ends, split at line feeds only (U+2028 inside a JSON string ends no line)."""
     number = 0
     try:
         with _open(path) as file:
@@ -159,7 +159,7 @@ def _csv(path: Path, settings: FileData) -> Numbered:
         reader = csv.reader(_text_lines(path), strict=True, delimiter=delimiter)
         header: list[str] = []
         while True:
-            # A row begins behind the line on which the one before it ended; a quoted cell may span several.
+            # A row begins on the line after the one before it ended; a quoted cell may span lines.
             line = reader.line_num + 1
             try:
                 cells = next(reader, None)
@@ -228,11 +228,11 @@ def _parquet(path: Path, settings: FileData) -> Numbered:
 
 
 class _Unconvertible:
-    """Stands for a value that Python has no type for (a date of the year 10,000, nanoseconds)."""
+    """Placeholder for a value without a Python type (a date in the year 10,000, nanoseconds)."""
 
 
 def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a batch. A column that cannot be converted matters only where it is used."""
+    """The rows of a batch. A column that cannot be converted is an error only where it is used."""
     import pyarrow as pa
 
     columns: list[Sequence[Any]] = []
@@ -246,7 +246,7 @@ def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] | None:
-    """The names of the classes of a column of labels, where `datasets` wrote the file and noted them."""
+    """The class names of a label column, if `datasets` wrote the file and stored them."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return list(features[column]["names"])

@@ -1,4 +1,4 @@
-"""From a row's columns to a record. The format is named in the recipe, or found by looking at the columns.
+"""From a row's columns to a record. The recipe names the format, or it follows from the columns.
 
 | format              | columns                                                                                   |
 |---------------------|-------------------------------------------------------------------------------------------|
@@ -26,7 +26,7 @@ from potstill.recipe.data import Format
 from potstill.types import DataReason, Message, Record, digest, group_of
 
 FACTS = ("metadata", "reference", "choices", "tests", "entry_point", "pattern", "schema", "reasoning_gym")
-"""Columns that formats with a prompt take for verifiers: an object that is the metadata, and its keys by themselves."""
+"""Columns for verifiers, in formats with a prompt: `metadata` (an object), and its keys as columns of their own."""
 
 COLUMNS: Mapping[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("system", "tools", *FACTS)),
@@ -37,7 +37,7 @@ COLUMNS: Mapping[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "labelled": (("text", "label"), ()),
     "text": (("text",), ()),
 }
-"""What each format needs, and what else it takes, in the order in which formats are tried."""
+"""The columns that each format needs and those that it also reads, in the order in which formats are tried."""
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -69,7 +69,7 @@ class Unusable(ValueError):
 
 
 class Malformed(ValueError):
-    """A row that is not what its format says; and what to do about it, where that is known."""
+    """A row that does not fit its format, with the fix where it is known."""
 
     def __init__(self, what: str, fix: str | None = None) -> None:
         super().__init__(what)
@@ -129,7 +129,7 @@ def to_record(row: Mapping[str, Any], format_: Format, where: str) -> Record:
 
 
 def _not_plain(row: Mapping[str, Any], format_: Format, where: str, error: Exception) -> DataError:
-    """The error for a row that holds what JSON cannot, with its column."""
+    """The error for a row that holds something other than JSON; names its column."""
     needed, taken = COLUMNS[format_]
     for column in (*needed, *taken):
         try:
@@ -148,7 +148,7 @@ def _type_of(value: Any) -> str:
 
 
 def _as_text(value: Any, column: str) -> str:
-    """How to make a text of what stands in a column."""
+    """The fix: how to write a column as text."""
     if value is None or isinstance(value, int | str | list | dict):
         return "write it as a text"
     if isinstance(value, float):
@@ -159,9 +159,9 @@ def _as_text(value: Any, column: str) -> str:
 
 
 def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the columns of `FACTS` hold, as metadata. An object may be written as JSON, as in CSV and in the files that
-    potstill itself writes; a column by itself is before the same key of the object. Tables fill in nulls, and CSV empty
-    texts, for what a row does not have."""
+    """The metadata in the columns of `FACTS`. An object may be written as JSON, as in CSV and in potstill's own files;
+    a column of its own overrides the same key of the object. Nulls (from tables) and empty texts (from CSV) mean that
+    the row has no such value."""
     stated = {name: row[name] for name in FACTS if row.get(name) not in (None, "")}
     whole = stated.pop("metadata", {})
     if isinstance(whole, str):
@@ -247,7 +247,7 @@ def _labelled(row: Mapping[str, Any]) -> Record:
 
 
 def label_name(label: Any) -> str:
-    """The name of a class, of what stands in a column of labels.
+    """The name of a class, from the value of a label column.
 
     Raises:
         Malformed: it is neither a text nor a whole number nor a truth value.
@@ -266,8 +266,8 @@ def label_name(label: Any) -> str:
 
 
 def with_class_name(row: Mapping[str, Any], column: str, names: Sequence[str] | None) -> dict[str, Any]:
-    """A row whose column of labels holds the name of its class, where the source numbers its classes and names them (a
-    `ClassLabel` of `datasets`, which says −1 where there is none)."""
+    """The row with the name of its class in the label column, if the source numbers and names its classes (a
+    `ClassLabel` of `datasets`, where −1 means none)."""
     label = row.get(column)
     if not names or not isinstance(label, int):
         return dict(row)
@@ -324,7 +324,7 @@ def _message_list(value: Any, column: str) -> list[Message]:
 
 
 def _check_tool_calls(calls: Any, role: str, column: str) -> None:
-    """Raises Malformed where calls of tools are not as chat templates read them."""
+    """Raises Malformed for tool calls that chat templates cannot read."""
     fix = 'write [{"function": {"name": …, "arguments": {…}}}], or leave tool_calls out'
     if not isinstance(calls, list):
         raise Malformed(f"tool_calls of a message in {column} is {type(calls).__name__}, not a list", fix)
@@ -367,8 +367,8 @@ def _objects(value: Any, column: str) -> list[Mapping[str, Any]]:
 
 
 def _parsed(value: Any, column: str, *, only_lists: bool = False) -> Any:
-    """A cell that holds JSON (in CSV, say) as what it holds. Texts of `prompt` and `completion` may well begin with a
-    bracket, so these are taken for lists only if they are lists of messages."""
+    """A cell that may hold JSON (in CSV, say), parsed. With `only_lists`, only a list of messages is parsed: a
+    `prompt` or `completion` may well begin with a bracket."""
     if not isinstance(value, str) or (only_lists and not value.lstrip().startswith("[{")):
         return value
     try:

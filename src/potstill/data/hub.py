@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from potstill.artifacts import file_digest
 from potstill.data.formats import with_class_name
-from potstill.data.source import Row, existing
+from potstill.data.source import SourceRow, existing
 from potstill.errors import DataError, did_you_mean
 from potstill.recipe.data import DatasetsFolder, HubData
 from potstill.registry import implements
@@ -30,7 +30,7 @@ class DatasetsFolderSource:
     def __init__(self, settings: DatasetsFolder) -> None:
         self.settings = settings
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every row of the split."""
         import datasets
 
@@ -50,7 +50,7 @@ class DatasetsFolderSource:
         return _rows(loaded, self.settings.source_column("label"), folder.name, str(folder))
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of every file, by name. Cache files that `datasets` leaves beside them do not count."""
+        """SHA-256 of every file, by name, without the cache files that `datasets` leaves in the folder."""
         folder = self._folder()
         files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
         return {f"data/{p.relative_to(folder)}": file_digest(p) for p in files}
@@ -68,12 +68,12 @@ class DatasetsFolderSource:
 
 @implements(HubData)
 class HubSource:
-    """A data set of the hub, at one commit: the one that the revision names now."""
+    """A data set of the hub, at the commit that the revision names now."""
 
     def __init__(self, settings: HubData) -> None:
         self.settings = settings
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every row of the split.
 
         Raises:
@@ -92,7 +92,7 @@ class HubSource:
             raise DataError(f"cannot be loaded: {error}", where=name, fix="check data.name and data.split") from error
         files = [Path(str(file["filename"])) for file in loaded.cache_files]
         if not all(commit in file.parts for file in files):
-            # Without a network `datasets` takes whatever version it has.
+            # Without a network `datasets` uses whatever version is cached.
             fix = "try again where the hub can be reached, or name that version in data.revision"
             raise DataError("only another version of it is cached", where=name, fix=fix)
         return _rows(loaded, self.settings.source_column("label"), name, name)
@@ -119,7 +119,7 @@ class HubSource:
         if self.settings.revision is not None and _COMMIT.fullmatch(self.settings.revision):
             return self.settings.revision
         where = f"hub:{self.settings.id}"
-        # OSError, and the error of whichever HTTP library the hub's client stands on.
+        # OSError, and the error class of the HTTP library that the hub's client uses.
         unreachable = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
         try:
             info = HfApi().dataset_info(self.settings.id, revision=self.settings.revision, timeout=_TIMEOUT_SECONDS)
@@ -146,11 +146,11 @@ class HubSource:
         return info.sha
 
 
-def _rows(loaded: datasets.Dataset, label: str, source: str, where: str) -> Iterator[Row]:
+def _rows(loaded: datasets.Dataset, label: str, source: str, where: str) -> Iterator[SourceRow]:
     names = getattr(loaded.features.get(label), "names", None)
     for number, row in enumerate(loaded, 1):
         assert isinstance(row, Mapping)
-        yield Row(with_class_name(row, label, names), source, number, f"{where}, row {number}")
+        yield SourceRow(with_class_name(row, label, names), source, number, f"{where}, row {number}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Sources of images: NumPy files, folders in the layout of MNIST, and scikit-learn's digits.
 
-An IDX file (MNIST's layout) begins with two zero bytes, a byte for the kind of number (8: unsigned bytes) and one for
-the number of dimensions; each dimension follows in four bytes, the most significant first, and then the numbers.
+An IDX file (MNIST's layout) begins with two zero bytes, one byte for the number type (8: unsigned bytes) and one for
+the number of dimensions. Four bytes for each dimension follow (big-endian), then the numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from potstill.artifacts import file_digest
 from potstill.data.images import ImagePart, ImageSet
 from potstill.data.source import existing
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.errors import DataError, MissingExtra, did_you_mean
 from potstill.recipe.data import ArrayData, DigitsData, IDXData
 from potstill.registry import implements
@@ -31,23 +31,24 @@ if TYPE_CHECKING:
 # ---- NumPy files -------------------------------------------------------------------------------------------------
 
 _TORN = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
-"""What NumPy raises on a damaged file, on one of Python objects, and on a lone `.npy`, which is no archive."""
+"""What NumPy raises for a damaged file, for Python objects, and for a lone `.npy`, which is no archive."""
 
-_ARRAY_PREFIXES: dict[Side, str] = {"train": "", "held_out": "test_"}
+_ARRAY_PREFIXES: dict[SplitSide, str] = {"train": "", "held_out": "test_"}
 
 
 @implements(ArrayData)
 class ArraySource:
-    """Arrays `images` and `labels`, and perhaps `test_images`, `test_labels` and `names`."""
+    """Arrays `images` and `labels`, and optionally `test_images`, `test_labels` and `names`."""
 
     def __init__(self, settings: ArrayData) -> None:
         self.path = settings.path.expanduser()
 
     def images(self) -> ImageSet:
-        """Everything; with a test side, both sides.
+        """All images; with a test side, both sides.
 
         Raises:
-            DataError: no such file, torn, an array is missing, or one holds Python objects (which are never unpickled).
+            DataError: the file is missing or damaged, an array is missing, or one holds Python objects (never
+            unpickled).
         """
         arrays = self._arrays()
         tested = any(name.startswith("test_") for name in arrays)
@@ -105,11 +106,11 @@ _FASHION_CLASSES = (
     "Ankle boot",
 )
 _FASHION_TEST_LABELS = "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"
-"""SHA-256 of the 10,000 test labels: by them the set is known, in whatever folder and however packed."""
+"""SHA-256 of the 10,000 test labels: identifies the data set in any folder and compression."""
 
 _UNSIGNED_BYTE = 8
 _PIECE_BYTES = 2**24
-_FILE_PREFIXES: dict[Side, str] = {"train": "train", "held_out": "t10k"}
+_FILE_PREFIXES: dict[SplitSide, str] = {"train": "train", "held_out": "t10k"}
 
 
 @implements(IDXData)
@@ -120,7 +121,7 @@ class IDXSource:
         self.folder = settings.path.expanduser()
 
     def images(self) -> ImageSet:
-        """Both sides; of Fashion-MNIST with the names of its classes.
+        """Both sides; for Fashion-MNIST with class names.
 
         Raises:
             DataError: a file is missing, torn or not IDX.
@@ -154,10 +155,10 @@ class IDXSource:
 
 
 def read_idx(path: Path) -> np.ndarray[Any, Any]:
-    """The array of an IDX file of unsigned bytes, packed with gzip or not.
+    """The array of an IDX file of unsigned bytes, gzipped or not.
 
     Raises:
-        DataError: it is not one, it is torn, or it goes on behind its end.
+        DataError: the file is no IDX file, is cut short, or has bytes after its end.
     """
     try:
         with path.open("rb") as raw:
@@ -189,7 +190,7 @@ def _read_idx(file: IO[bytes]) -> np.ndarray[Any, Any]:
 
 
 def _at_most(file: IO[bytes], count: int) -> bytes:
-    """The next bytes, by pieces: no memory is set aside for what a file merely says that it holds."""
+    """Read `count` bytes piecewise, so that a false size in the header allocates no memory."""
     values = bytearray()
     while len(values) < count and (piece := file.read(min(count - len(values), _PIECE_BYTES))):
         values += piece
@@ -204,13 +205,13 @@ _BRIGHTEST = 16
 
 @implements(DigitsData)
 class DigitsSource:
-    """1,797 images of 8×8 (Alpaydin and Kaynak 1998, the test part of the UCI set), brought to 0 to 255."""
+    """1,797 images of 8×8 (Alpaydin and Kaynak 1998, the test part of the UCI set), scaled to 0 … 255."""
 
     def __init__(self, settings: DigitsData) -> None:
         self.settings = settings
 
     def images(self) -> ImageSet:
-        """All of them; there are no sides.
+        """All images; the set has no sides.
 
         Raises:
             MissingExtra: scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""Images with a class each, and the sides they are on. What reads files is in `image_sources`."""
+"""Images with classes, and their sides. `image_sources` reads the files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from potstill import registry
-from potstill.data.split import Side, Split
+from potstill.data.split import Split, SplitSide
 from potstill.errors import DataError
 from potstill.recipe.data import ImageSettings
 from potstill.types import DataReason, Reject
@@ -23,7 +23,7 @@ class Pixels:
     """One image.
 
     Args:
-        pixels: [H,W] or [H,W,C] of 0 to 255 (uint8); or, of somebody's own rows, floats that a model sees as they are.
+        pixels: [H,W] or [H,W,C] of 0 to 255 (uint8); or floats in a user's own rows, which are not rescaled.
         label: the number of its class in `Sides.classes`; None where it has none.
         group: hash of the image alone: the same image is one group, whatever its class.
         record_id: hash of image and class.
@@ -39,8 +39,8 @@ class Pixels:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """What a source gives, or one side of it: `images` [N,H,W] or [N,H,W,C] of uint8 and `labels` [N], whole numbers
-    from 0. `where` is for the person who has to fix it."""
+    """A source's images, or one side of them: `images` [N,H,W] or [N,H,W,C] (uint8) and `labels` [N], whole numbers
+    from 0. `where` is for error messages."""
 
     images: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any]
@@ -50,7 +50,8 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """All that a source gives. `names` are those of the classes, by number; without any, the numbers name them."""
+    """All images of a source. `names` are the class names by number; without names, a class is called by its
+    number."""
 
     parts: tuple[ImagePart, ...]
     names: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ class ImageSource(Protocol):
     """A source of images. Built from its settings; bound to them with `@implements`."""
 
     def images(self) -> ImageSet:
-        """Everything, in an order that does not change.
+        """All images, in an order that does not change.
 
         Raises:
             DataError: the source is missing or malformed (it is said where).
@@ -68,7 +69,7 @@ class ImageSource(Protocol):
         ...
 
     def digests(self) -> dict[str, str]:
-        """What names the content that is read: part of the key of the stages that use it."""
+        """Digests that identify the content that is read; they go into the keys of the stages that use it."""
         ...
 
 
@@ -87,14 +88,14 @@ class SplitImages:
 def split_images(settings: ImageSettings) -> SplitImages:
     """Read a source of images and put each on its side.
 
-    An image of the training side is left out where the same image has the same class already (an exact duplicate), or
-    is held out too; the held-out side stays whole, so that figures on a published test set compare. `limit` keeps those
-    images whose hash is lowest: a fair sample of classes and sides, whatever their order. `train_limit` does so on the
-    training side alone.
+    An image of the training side is left out if the same image has the same class already (an exact duplicate), or is
+    held out too. The held-out side stays whole, so that figures on a published test set are comparable. `limit` keeps
+    the images with the lowest hashes: a fair sample of classes and sides, whatever their order. `train_limit` does the
+    same on the training side alone.
 
     Raises:
         DataError: the source is missing, malformed or empty, has fewer than two classes, or no sides of its own where
-            these are asked for.
+            the recipe asks for them.
         MissingExtra: the source needs a package that is not installed.
     """
     where = f"data ({settings.kind})"
@@ -130,7 +131,7 @@ def split_images(settings: ImageSettings) -> SplitImages:
 
 
 def check_images(found: ImageSet) -> None:
-    """Raises DataError where parts do not fit together: counts, kinds, sizes, or classes without a name."""
+    """Raises DataError if the parts do not fit together: counts, dtypes, sizes, or classes without a name."""
     import numpy as np
 
     shape = found.parts[0].images.shape[1:]
@@ -161,11 +162,11 @@ def check_images(found: ImageSet) -> None:
             )
 
 
-_Found = tuple[ImagePart, Pixels, Side]
+_Found = tuple[ImagePart, Pixels, SplitSide]
 
 
 def _hashed(part: ImagePart) -> Iterator[Pixels]:
-    """Every image of a part, with its hashes. Its label is still the source's own number."""
+    """Every image of a part, with its hashes and the source's own label."""
     import numpy as np
 
     form = hashlib.sha256(str(part.images.shape[1:]).encode())
@@ -197,7 +198,7 @@ def _rank(image: Pixels) -> tuple[str, int]:
 
 
 def _last_of(images: list[Pixels], limit: int) -> tuple[str, int]:
-    """The rank of the last one that is kept."""
+    """The rank of the last image that is kept."""
     return sorted(map(_rank, images))[:limit][-1]
 
 
@@ -217,13 +218,13 @@ def _limit_training(split: SplitImages, limit: int, where: str) -> None:
 
 
 def _names_of(labels: set[int | None], names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of classes by number, in order; numbers name themselves where nothing else does."""
+    """Class names by number, in order; a class without a name is called by its number."""
     numbers = sorted(label for label in labels if label is not None)
     return tuple(names[number] if names else str(number) for number in numbers)
 
 
 def _name_classes(split: SplitImages, names: tuple[str, ...]) -> None:
-    """Numbers the classes of the training side; held-out images of others are left out."""
+    """Number the classes of the training side; leave out held-out images of other classes."""
     present = sorted({cast(int, image.label) for image in split.train})
     split.classes = names or tuple(map(str, present))
     number = {label: label for label in present} if names else {label: index for index, label in enumerate(present)}

@@ -1,4 +1,4 @@
-"""Rows of a `datasets.Dataset` (or of any list of mappings): the columns that tasks read, validated one by one."""
+"""Rows of a `datasets.Dataset` (or any list of mappings): validates the columns that each task reads."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FORMS: Mapping[Task, str] = {
     "sentence_embedding": "text or input_ids",
     "image_classification": "pixel_values and label",
 }
-"""What the rows of each task hold, for messages."""
+"""The columns that each task reads, for messages."""
 
 
 def given_columns(mapping: Any, task: Task, where: str) -> dict[str, Any]:
-    """The columns of a row that hold anything. Raises DataError if it is no mapping."""
+    """The non-null columns of a row. Raises DataError if it is no mapping."""
     if not isinstance(mapping, Mapping):
         raise DataError(
             f"a row is a mapping, not a {type(mapping).__name__}", where=where, fix=f"give rows with {FORMS[task]}"
@@ -76,7 +76,7 @@ def unreadable(given: Mapping[str, Any], task: Task, where: str) -> DataError:
 
 
 def tokens_of(given: Mapping[str, Any], where: str, *columns: str) -> list[list[int]]:
-    """`input_ids` and other columns of one number per token, without padding on either side.
+    """`input_ids` and other columns with one number per token, without the padding.
 
     Raises:
         DataError: columns differ in length.
@@ -155,7 +155,7 @@ def class_of(given: Mapping[str, Any], classes: Sequence[str], where: str) -> in
 
 
 def pixels_of(given: Mapping[str, Any], where: str) -> np.ndarray[Any, Any]:
-    """`pixel_values` as `Pixels` has them: whole numbers of 0 to 255 as uint8 [H,W] or [H,W,C], or floats as they are.
+    """`pixel_values` as `Pixels` holds them: whole numbers of 0 to 255 as uint8 [H,W] or [H,W,C]; floats unchanged.
 
     Raises:
         DataError: there are none, or they are neither.

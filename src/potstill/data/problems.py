@@ -1,4 +1,4 @@
-"""A record as a problem: what of it is asked, and what its own answer is."""
+"""A record as a problem: its prompt, and its own answer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from potstill.types import Message, Reason, Record, digest
 
 
 def as_prompt(record: Record, turns: bool) -> Record | Reason:
-    """The record without its answer, or why it cannot be answered.
+    """The record without its answer, or why it has no prompt.
 
-    A plain prompt becomes the user's turn where the teacher speaks in turns: that is what it is answered as, and the
-    record then says so.
+    Where the teacher has a chat template (`turns`), a plain prompt becomes the user's message, as it is sent.
     """
     if record.text is not None:
         return Reason.NO_PROMPT
@@ -27,7 +26,7 @@ def as_prompt(record: Record, turns: bool) -> Record | Reason:
 
 
 def prompt_hash(prompt: Record) -> str:
-    """One text per prompt (64 hex digits), its tools included."""
+    """SHA-256 (hex) of a prompt and its tools."""
     asked = prompt.prompt if prompt.messages is None else [dict(m) for m in prompt.messages]
     return digest([asked, None if prompt.tools is None else [dict(t) for t in prompt.tools]])
 
@@ -39,7 +38,7 @@ def prompt_key(prompt: Record) -> int:
 
 
 def own_answer(record: Record) -> str | None:
-    """The answer that a record has itself: of a problem from a file it is the reference."""
+    """The record's own answer, if any; for a problem from a file this is the reference."""
     if record.completion is not None:
         return record.completion
     last = (record.messages or ({},))[-1]
@@ -48,15 +47,15 @@ def own_answer(record: Record) -> str | None:
 
 
 def with_reference(prompt: Record, record: Record, *keys: str) -> Record:
-    """A prompt with the own answer of its record as the reference, in `metadata[key]`, unless it has one there."""
+    """The prompt with its record's own answer as the reference in `metadata[key]`, unless there is one already."""
     missing = [key for key in keys if key not in prompt.metadata]
     own = own_answer(record) if missing else None
     return prompt if own is None else replace(prompt, metadata={**prompt.metadata, **dict.fromkeys(missing, own)})
 
 
 def with_system(record: Record, system: str, *, instead: bool = False) -> Record:
-    """A record with a system prompt, as messages. One that it has already stays, unless it is asked `instead`. A
-    `text` stays as it is."""
+    """The record with a system prompt, as messages. Its own system prompt stays, unless `instead`. A `text` is left as
+    it is."""
     if record.text is not None:
         return record
     messages = record.messages

@@ -1,4 +1,4 @@
-"""From a source to records. A malformed row is an error; one of no use is left out, counted, and kept as a reject."""
+"""From a source to records. A malformed row is an error; an unusable one is counted and kept as a reject."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, cast
 from potstill import registry
 from potstill.data.formats import COLUMNS, Malformed, Unusable, find_format, label_name, to_record, unused_columns
 from potstill.data.problems import with_system
-from potstill.data.source import Row, Source
+from potstill.data.source import Source, SourceRow
 from potstill.data.split import Split
 from potstill.data.store import is_stored_row, record_of_row
 from potstill.errors import DataError, did_you_mean
@@ -21,11 +21,11 @@ from potstill.types import DataReason, Record, Reject, digest, exact_group_of
 
 @dataclass(frozen=True)
 class ReadResult:
-    """What a source gave.
+    """The records of a source.
 
-    `counts` holds `read` (rows looked at) and, by reason, how many were left out, each of which is in `rejects`.
-    `format` is the one named or found (None where the source gives records), and `unused_columns` are those that it
-    does not take. `lost_classes` are those that only rows beyond `limit` have.
+    `counts` holds `read` (rows read) and, by reason, the number of rows left out, each of which is in `rejects`.
+    `format` is the recipe's, or the one found (None where the source yields records); `unused_columns` are those that
+    it did not read. `lost_classes` occur only in rows beyond `limit`.
     """
 
     records: list[Record]
@@ -39,7 +39,7 @@ class ReadResult:
 def read_records(settings: DataSettings) -> ReadResult:
     """Read all records of a source, with group, row and provenance.
 
-    Exact duplicates are left out, and of one text with several labels all but the first. `limit` is of records kept,
+    Exact duplicates are left out, and of a text with several labels all but the first. `limit` counts records kept,
     the first ones.
 
     Raises:
@@ -111,7 +111,7 @@ def split_of(settings: DataSettings) -> Split:
 
 
 def source_digests(settings: DataSettings) -> dict[str, str]:
-    """Digests of what a source reads, by name: part of the key of the stages that use it.
+    """Digests of what a source reads, by name; they go into the keys of the stages that use it.
 
     Raises: as `read_records`, where the source itself is missing.
     """
@@ -123,7 +123,7 @@ def _source(settings: DataSettings) -> Source:
 
 
 class _Reader:
-    """Takes rows one by one."""
+    """Turns rows into records, and remembers what was seen."""
 
     def __init__(self, settings: DataSettings) -> None:
         self.settings = settings
@@ -140,7 +140,7 @@ class _Reader:
         self.read = 0
         self.format: Format | None = None if settings.format == "auto" else settings.format
 
-    def take(self, row: Row) -> None:
+    def take(self, row: SourceRow) -> None:
         self.read += 1
         try:
             record = self.record(row)
@@ -154,7 +154,7 @@ class _Reader:
         self.records.append(record)
 
     def _earlier(self, record: Record) -> Record | None:
-        """The record that says the same already."""
+        """An earlier record with the same content."""
         if record.label is None:
             return self.seen.get(record.id)
         earlier = self.labelled.setdefault(record.text or "", record)
@@ -171,8 +171,8 @@ class _Reader:
         unused = tuple(sorted(self.unused))
         return ReadResult(self.records, self.rejects, counts, self.format, unused, self.lost_classes)
 
-    def look_beyond(self, rows: Iterator[Row]) -> None:
-        """Find the classes that only the rows beyond `limit` have. Malformed rows are passed over here."""
+    def look_beyond(self, rows: Iterator[SourceRow]) -> None:
+        """Find the classes that occur only in rows beyond `limit`. Skips malformed rows."""
         if self.format != "labelled":
             return
         column, classes = self.columns.get("label", "label"), set[str]()
@@ -181,7 +181,7 @@ class _Reader:
                 with suppress(Malformed, Unusable):
                     classes.add(label_name(row.content.get(column) if isinstance(row.content, Mapping) else None))
         except DataError:
-            pass  # what stands beyond the limit is not read, and may be anything
+            pass  # rows beyond the limit need not be valid
         self.lost_classes = tuple(sorted(classes - {record.label for record in self.records}))
 
     def refuse_columns_not_found(self) -> None:
@@ -212,11 +212,11 @@ class _Reader:
         self.not_found -= row.keys()
         taken = {name: row[column] for name, column in self.columns.items() if column in row}
         if needed := [n for n, column in self.columns.items() if column not in row and n in row]:
-            # The recipe says that this name stands for another column.
+            # The recipe renames another column to this name.
             row = {name: value for name, value in row.items() if name not in needed}
         return {**{n: v for n, v in row.items() if n not in self.columns.values()}, **taken}
 
-    def record(self, row: Row) -> Record:
+    def record(self, row: SourceRow) -> Record:
         """The record of a row, with row number and provenance, and the recipe's system prompt if it has none. The group
         is that of the row: the side of a record does not depend on the recipe's wording.
 
@@ -230,7 +230,7 @@ class _Reader:
         record = replace(record, row=record.row or row.number, provenance=provenance)
         return record if self.settings.system is None else with_system(record, self.settings.system)
 
-    def _record(self, row: Row) -> Record:
+    def _record(self, row: SourceRow) -> Record:
         if isinstance(row.content, Record) or is_stored_row(row.content):
             if self.columns:
                 raise DataError("this source gives records, which have no columns to name", where="data.columns")
@@ -256,7 +256,7 @@ class _Reader:
         return replace(record, group=self._group(record, row.content, row.where))
 
     def _group(self, record: Record, content: Mapping[str, Any], where: str) -> str:
-        """The group of a record by the recipe's own choice."""
+        """The group of a record by `data.group_by`."""
         column = self.settings.group_column
         if column is None:
             return exact_group_of(record.messages or record.prompt or record.text or "")
@@ -270,15 +270,15 @@ class _Reader:
             )
         return digest([column, value if isinstance(value, str | int) else str(value)])[:16]
 
-    def reject(self, row: Row, reason: str, detail: str = "") -> Reject:
+    def reject(self, row: SourceRow, reason: str, detail: str = "") -> Reject:
         """The reject of a row, with an excerpt of its columns."""
         text = str(dict(row.content) if isinstance(row.content, Mapping) else row.content.content)
         excerpt = text[: Reject.EXCERPT_CHARACTERS].encode(errors="replace").decode()
         return Reject(reason, row.source, row.number, excerpt, detail)
 
 
-def _stored(row: Row) -> Record:
-    """The record of a row that `save_records` (or its JSON lines) holds, with what is known of it."""
+def _stored(row: SourceRow) -> Record:
+    """The record in a row that `save_records` wrote (as Parquet or JSON lines)."""
     assert isinstance(row.content, Mapping)
     try:
         return record_of_row(row.content)

@@ -1,4 +1,4 @@
-"""From a record to what a model of a task learns of it, and from such rows to batches. No torch until batches are made.
+"""From a record to the training rows of a task, and from rows to batches. No torch until batches are made.
 
 | task                                         | a row is                            | a batch is made by |
 |----------------------------------------------|-------------------------------------|--------------------|
@@ -46,10 +46,10 @@ Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 
 class TaskReader(Protocol):
-    """Reads the examples of a data set for one task.
+    """Turns the examples of a data set into training rows for one task.
 
-    `pad_id` is the padding token (0 of images); `max_length` the most tokens that a row has: as asked, or fewer where
-    the model takes no more.
+    `pad_id` is the padding token (0 for images); `max_length` is the maximum number of tokens in a row: as given, or
+    the model's own limit if that is lower.
     """
 
     task: Task
@@ -57,15 +57,16 @@ class TaskReader(Protocol):
     max_length: int
 
     def rows(self, example: Example) -> list[Row | Reject]:
-        """All that is learned of an example: one row, or several where a long text is cut into pieces; or why not."""
+        """The training rows of an example: one, or several where a long text is cut into pieces; or why there is
+        none."""
         ...
 
     def row(self, example: Example) -> Row | Reject:
-        """One row: what is longer than `max_length` is cut off at the end (`cut` says so)."""
+        """One row, cut off at the end at `max_length` (`cut` says so)."""
         ...
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """The rows of one row of a `datasets.Dataset` or a list of mappings; or why there are none.
+        """The rows of one item of a `datasets.Dataset` or a list of mappings; or why there are none.
 
         Raises:
             DataError: it cannot be read; `where` names it.
@@ -73,7 +74,7 @@ class TaskReader(Protocol):
         ...
 
     def collator(self) -> Collate:
-        """What makes batches of rows. Loads torch."""
+        """The function that makes batches of rows. Loads torch."""
         ...
 
 
@@ -94,11 +95,11 @@ def reader_for(
         task: what the student is for.
         tokenizer: the folder of the student's tokenizer, or a loaded one; None for images, and for a causal model
             whose rows are all tokenised.
-        data: how images are to be seen (`mean`, `std`).
+        data: gives `mean` and `std` of images.
         max_length: longer texts are cut.
         classes: the names of the classes, in the order of their numbers.
-        masking: for masked models: the published shares unless others are named.
-        seed: for masked models: another seed is another mask.
+        masking: for masked models; the published shares by default.
+        seed: for masked models: changes the mask.
         teacher_system: for causal models: a system prompt in the teacher's view only.
 
     Raises:
@@ -187,14 +188,14 @@ class CausalReader:
         return [self.row(example)]
 
     def row(self, example: Example) -> Row | Reject:
-        """Its tokens and labels. Raises as `tokenize`; and DataError where there is no tokenizer."""
+        """Its tokens and labels. Raises as `tokenize`, and DataError if there is no tokenizer."""
         record = _record(example)
         if self.teacher_system is None:
             return tokenize(record, self.chat, self.max_length)
         return tokenize_views(record, self.chat, self.max_length, teacher_system=self.teacher_system)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """Of messages, prompt and completion, text, or `input_ids` and `labels`."""
+        """Reads messages, prompt and completion, text, or `input_ids` and `labels`."""
         given = given_columns(mapping, self.task, where)
         if "input_ids" in given:
             return [self._already_tokenized(given, where)]
@@ -212,22 +213,22 @@ class CausalReader:
         return Tokenized(ids, labels, cut=cut)
 
     def collator(self) -> Collate:
-        """Pads on the right; the shift by one is made by the batch."""
+        """Pads on the right. `Batch.from_inputs` shifts the labels by one."""
         from potstill.data.collate import Collator
 
         return Collator(self.pad_id)
 
 
 class _EncoderReader:
-    """What reads texts for an encoder."""
+    """Base of the readers for encoders of text."""
 
     def __init__(self, tokenizer: EncoderTokenizer, max_length: int) -> None:
         self.tokenizer, self.pad_id = tokenizer, tokenizer.pad_id
         self.max_length = min(max_length, tokenizer.longest or max_length)
-        tokenizer.pieces("", self.max_length)  # refuses what leaves no room
+        tokenizer.pieces("", self.max_length)  # raises if there is no room
 
     def _pieces(self, record: Record) -> list[Tokenized] | Reject:
-        """A text in pieces, each with the id and group of the whole; or why there are none."""
+        """A text in pieces, each with the id and group of the whole text; or why there are none."""
         if record.text is None:
             return Reject.of(record, DataReason.NOT_A_TEXT, detail="an encoder reads the column text")
         pieces = self.tokenizer.pieces(record.text, self.max_length)
@@ -244,8 +245,8 @@ class _EncoderReader:
 
 
 class MaskedReader(_EncoderReader):
-    """Reads texts for a masked language model: long ones in pieces, so that nothing of them is lost. `labels` are the
-    tokens that may be masked: all but the special ones."""
+    """Reads texts for a masked language model. A long text becomes several rows, so that none of it is lost. `labels`
+    are the tokens that may be masked: all but the special ones."""
 
     task: Task = "masked_lm"
 
@@ -274,7 +275,7 @@ class MaskedReader(_EncoderReader):
         return pieces if isinstance(pieces, Reject) else _first(pieces, record)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """Every piece of a `text` that can be masked; or `input_ids` that nothing is masked in yet."""
+        """Every piece of a `text` that can be masked; or of `input_ids` without masks."""
         given = given_columns(mapping, self.task, where)
         if "input_ids" not in given:
             return self.rows(text_of(given, self.task, where))
@@ -295,7 +296,7 @@ class MaskedReader(_EncoderReader):
 
 
 class ExampleReader(_EncoderReader):
-    """Reads texts for an encoder that says one thing of each. What is longer than `max_length` is cut."""
+    """Reads texts for an encoder with one output per text. Longer texts are cut off at `max_length`."""
 
     def __init__(self, task: Task, tokenizer: EncoderTokenizer, max_length: int, classes: tuple[str, ...]) -> None:
         super().__init__(tokenizer, max_length)
@@ -306,7 +307,7 @@ class ExampleReader(_EncoderReader):
         return [self.row(example)]
 
     def row(self, example: Example) -> Row | Reject:
-        """Its tokens and the number of its class, which only a classification insists on."""
+        """Its tokens and the number of its class, which only classification requires."""
         record = _record(example)
         pieces = self._pieces(record)
         if isinstance(pieces, Reject):
@@ -320,7 +321,7 @@ class ExampleReader(_EncoderReader):
         return replace(first, labels=nothing, label=label)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """One `text`, or its `input_ids`, with the number of its class."""
+        """Reads a `text`, or its `input_ids`, with the number of its class."""
         given = given_columns(mapping, self.task, where)
         try:
             label = class_of(given, self.classes, where) if self.classes else None
@@ -345,7 +346,7 @@ class ExampleReader(_EncoderReader):
 
 
 class ImageReader:
-    """Takes images as they are."""
+    """Reads images."""
 
     task: Task = "image_classification"
     pad_id = 0
@@ -366,7 +367,7 @@ class ImageReader:
         return example if example.label is not None else Reject(DataReason.NO_LABEL, "images", example.row)
 
     def rows_of_mapping(self, mapping: Mapping[str, Any], where: str) -> list[Row | Reject]:
-        """Of `pixel_values` and a `label`."""
+        """Reads `pixel_values` and a `label`."""
         given = given_columns(mapping, self.task, where)
         pixels = pixels_of(given, where)
         try:
@@ -375,7 +376,7 @@ class ImageReader:
             return [Reject(unusable.reason, where, 0)]
 
     def collator(self) -> Collate:
-        """Stacks them, channels first, and brings them to the numbers that a model sees."""
+        """Stacks images, channels first, and normalises them."""
         from potstill.data.collate import ImageCollator
 
         return ImageCollator(self.mean, self.std)

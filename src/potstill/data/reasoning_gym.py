@@ -1,8 +1,7 @@
-"""Problems of reasoning-gym, each with its answer frozen in the record's metadata.
+"""Problems of reasoning-gym, each with its reference answer in the record's metadata.
 
-They are made in a process of their own with PYTHONHASHSEED=0: some generators (isomorphic_strings,
-polynomial_multiplication, ransom_note, word_ladder) give other problems under another hash seed, and all of them draw
-from global random state.
+A child process with PYTHONHASHSEED=0 makes them: some generators (isomorphic_strings, polynomial_multiplication,
+ransom_note, word_ladder) give other problems under another hash seed, and all draw from the global random state.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
-from potstill.data.source import Row
+from potstill.data.source import SourceRow
 from potstill.errors import DataError, MissingExtra, did_you_mean
 from potstill.recipe.data import ReasoningGymData
 from potstill.registry import implements
@@ -32,18 +31,18 @@ REFUSED: Mapping[str, str] = {
     "rush_hour": _NO_OWN_ANSWER,
     "composite": "it only mixes other generators: name one of them",
 }
-"""Generators (of 0.1.25) whose answers cannot be judged, and why."""
+"""Generators (of version 0.1.25) whose answers cannot be judged, and why."""
 
 
 @implements(ReasoningGymData)
 class ReasoningGymSource:
-    """`size` problems of one generator. The reference and the whole entry, which the generator's scorer needs, are in
-    `Record.metadata`."""
+    """`size` problems of one generator. `Record.metadata` holds the reference and the whole entry, which the
+    generator's scorer needs."""
 
     def __init__(self, settings: ReasoningGymData) -> None:
         self.settings = settings
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """A prompt per problem.
 
         Raises:
@@ -55,10 +54,10 @@ class ReasoningGymSource:
             question = str(entry["question"])
             facts = {"reference": entry["answer"], "reasoning_gym": {"name": self.settings.name, "entry": entry}}
             record = Record(prompt=question, group=group_of(question), metadata=facts)
-            yield Row(record, f"{where}@{_version()}", number, f"{where}, problem {number}")
+            yield SourceRow(record, f"{where}@{_version()}", number, f"{where}, problem {number}")
 
     def digests(self) -> dict[str, str]:
-        """The version that makes the problems; the settings are in the stage's key already."""
+        """The version of reasoning-gym; the settings are in the stage's key already."""
         _check_installed()
         return {"data": f"reasoning-gym@{_version()}"}
 
@@ -89,7 +88,7 @@ class ReasoningGymSource:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise DataError(f"the generator failed: {last}", where=where)
-        # Generators may print; what counts is the last line.
+        # Generators may print; the last line is the answer.
         made = json.loads(done.stdout.splitlines()[-1], parse_constant=str)
         if "known" in made:
             raise DataError(f"no such generator{did_you_mean(self.settings.name, made['known'])}", where=where)
@@ -111,7 +110,7 @@ def _version() -> str:
 
 
 def answer() -> None:
-    """What the process of its own does: settings from standard input, problems to standard output, both JSON."""
+    """Entry point of the child process: settings as JSON on standard input, problems as JSON on standard output."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 

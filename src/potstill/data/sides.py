@@ -14,17 +14,17 @@ from potstill.types import DataReason, Record, Reject
 _NAMES_SHOWN = 10
 
 Example = Record | Pixels
-"""What a data set is made of: a record (of text), or an image."""
+"""One item of a data set: a record (of text), or an image."""
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What is learned from, and what never is.
+    """Both sides of the split.
 
-    `classes` are the names of the classes on the training side (numbers in their order, else by name), empty where
-    nothing has a label; where the source of images names its classes, all of these by number. `counts` holds `read`
-    and, by reason, how many were left out, each of which is in `rejects`. `read` is what else is known of the source
-    (not of images). `warnings` name the classes that `limit` loses, and those that cannot be measured.
+    `classes` are the class names of the training side (numbers in numerical order, else names in alphabetical order),
+    empty if nothing has a label; if a source of images names its classes, all of them by number. `counts` holds `read`
+    and, by reason, the number of examples left out, each of which is in `rejects`. `read` is the result of reading
+    (None for images). `warnings` name classes lost to `limit` and classes that cannot be measured.
     """
 
     train: Sequence[Example]
@@ -37,8 +37,7 @@ class Sides:
 
 
 def read_sides(settings: DataSettings) -> Sides:
-    """Read a source and put every example on its side. A held-out example of a class that the training side lacks is
-    left out, and counted: no student could learn its name.
+    """Read a source and split it. A held-out example of a class that the training side lacks is left out and counted.
 
     Raises: as `read_records`, or for images `split_images`; and as `Split.side`.
     """
@@ -68,7 +67,7 @@ def read_sides(settings: DataSettings) -> Sides:
 
 
 def _about_classes(unmeasured: Sequence[str], lost: Sequence[str]) -> tuple[str, ...]:
-    """What to say of classes that no held-out record has, and of those that `data.limit` leaves out."""
+    """Warnings for classes without a held-out record, and for those lost to `data.limit`."""
     warnings = []
     if lost:
         warnings.append(f"{counted_classes(lost)} lost to data.limit")
@@ -84,7 +83,7 @@ def counted_classes(names: Sequence[str]) -> str:
 
 
 def class_names(labels: Iterable[str | None]) -> tuple[str, ...]:
-    """The distinct names among labels, in order: of their value if all are whole numbers, else of the alphabet."""
+    """The distinct labels: in numerical order if all are whole numbers, else in alphabetical order."""
     names = {label for label in labels if label is not None}
     if all(name.removeprefix("-").isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))

@@ -1,4 +1,4 @@
-"""What a source of data is: rows, one by one, each with its place; and digests of what it reads."""
+"""What a data source is: rows, each with its place, and digests of what it reads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from potstill.types import Record
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a source: columns, or a record that is one already.
+class SourceRow:
+    """One row of a source: columns, or a complete record.
 
-    `source` is short and goes into provenance; `where` is for the person who has to fix the row. `number` counts
+    `source` is short and goes into provenance; `where` is for error messages. `number` counts
     from 1: the line in files of lines, else the row.
     """
 
@@ -28,24 +28,24 @@ class Row:
 class Source(Protocol):
     """A source of a kind of data. Built from its settings; bound to them with `@implements`."""
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every row, in an order that does not change.
 
         Raises:
-            DataError: the source is missing, or a row is malformed (it is named).
+            DataError: the source is missing, or a row is malformed (the error names it).
         """
         ...
 
     def digests(self) -> dict[str, str]:
-        """What names the content that is read: part of the key of the stages that use it."""
+        """Digests that identify the content that is read; they go into the keys of the stages that use it."""
         ...
 
 
 def existing(path: Path, what: str = "file") -> Path:
-    """A path that exists.
+    """The path, if it exists.
 
     Raises:
-        DataError: it does not; the nearest name beside it is suggested.
+        DataError: it does not; the error suggests the nearest name beside it.
     """
     if path.exists():
         return path
@@ -58,5 +58,5 @@ def existing(path: Path, what: str = "file") -> Path:
 def _nearest(path: Path) -> str:
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = did_you_mean(path.name, names)
-    # A list of everything in a folder helps nobody.
+    # Listing a whole folder would not help.
     return near if near.startswith("; did you mean") else ""

@@ -1,9 +1,9 @@
-"""Where in a rendered conversation the assistant speaks: found by rendering, and checked against its words.
+"""Find the assistant's turns in a rendered conversation, and check them against the messages.
 
-A template with `{% generation %}` says so itself. For others, the answer to `messages[:k]` begins where their
-rendering with the generation prompt ends, so that what is learned is what the model has to write when it is asked. A
-template for which that does not hold (it strips reasoning from earlier turns, moves tools to the last question …)
-gives a reason and never a wrong span.
+A template with `{% generation %}` blocks marks them itself. For others, the answer to `messages[:k]` begins where
+their rendering with the generation prompt ends, so the student learns exactly what it must write after a prompt. If
+that does not hold for a template (it strips reasoning from earlier turns, moves tools to the last question …), the
+record is rejected with a reason; a wrong span is never used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Turn:
     """One turn of the assistant, in characters of the rendered text.
 
     `[start, words_end)` are its words, `[words_end, end)` the token that ends the turn (and white space before it).
-    `added` is what the template writes between the generation prompt and the words, beyond white space (an empty
-    think block, say): the model has to write it too, so it is learned.
+    `added` is text that the template puts between the generation prompt and the words (an empty think block, say). The
+    model has to write it too, so it is learned.
     """
 
     start: int
@@ -105,7 +105,7 @@ def _prefixed_turn(
 
 
 def _settle(text: str, start: int, stop: int, message: Message, chat: ChatTokenizer) -> Turn:
-    """The turn within `[start, stop)`: its end token is found, and the rest is held against the message."""
+    """The turn within `[start, stop)`: find its end token and check the rest against the message."""
     ending = _last_token(text[start:stop], chat)
     if ending is None:
         raise Unlearnable(DataReason.NO_END_OF_TURN)
@@ -121,7 +121,7 @@ def _settle(text: str, start: int, stop: int, message: Message, chat: ChatTokeni
 
 
 def _last_token(part: str, chat: ChatTokenizer) -> tuple[int, int] | None:
-    """Where the first of the special tokens stands that a part ends with, white space aside."""
+    """The span of the first of the special tokens that end a part, ignoring white space."""
     stop, found = len(part.rstrip()), None
     matches = list(chat.special_pattern.finditer(part, 0, stop))
     for match in reversed(matches):
@@ -133,7 +133,8 @@ def _last_token(part: str, chat: ChatTokenizer) -> tuple[int, int] | None:
 
 
 def _check_ends(text: str, turns: Sequence[Turn], messages: Sequence[Message], chat: ChatTokenizer) -> None:
-    """All turns end with one token. Where a template had none, the header of the next turn would pass for it."""
+    """Check that all turns end with the same token. Without an end token the next turn's header would look like
+    one."""
     if not turns:
         return
     last = text[turns[-1].words_end : turns[-1].end].strip()
@@ -148,5 +149,5 @@ def _words(message: Message) -> str:
 
 
 def _squeezed(text: str) -> str:
-    """Without white space: templates trim and re-wrap it."""
+    """The text without white space: templates trim and re-wrap it."""
     return "".join(text.split())

@@ -1,4 +1,4 @@
-"""Which side of the split a group is on: found from its hash, so that every stage finds the same."""
+"""Which side of the split a group is on. It follows from the group's hash, so every stage finds the same side."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from potstill.errors import DataError
 from potstill.recipe.data import DataSettings
 from potstill.types import Record
 
-Side = Literal["train", "held_out"]
-"""Records that are learned from, and records that never are."""
+SplitSide = Literal["train", "held_out"]
+"""Records that are trained on, and records that never are."""
 
 FEW_GROUPS = 100
-"""Data sets with fewer groups are split exactly. From here on a share by hash has a standard deviation of at most
-five groups, and the side of a group depends on nothing but the group and the seed."""
+"""Smaller data sets are split exactly. From this number of groups on, a share by hash has a standard deviation of at
+most five groups, and a group's side depends only on the group and the seed."""
 
 
 @dataclass(frozen=True)
 class Split:
     """The split of one data set.
 
-    A group is held out if its hash is below the share. Of fewer than `FEW_GROUPS` groups, those with the lowest hashes
-    are: exactly as many as the share says (rounded; at least two of four or more, which an interval needs; never all).
+    A group is held out if its hash is below the share. With fewer than `FEW_GROUPS` groups, those with the lowest
+    hashes are held out: the share, rounded, but never all, and at least two of four or more (an interval needs two).
 
-    What holds as data grow: from `FEW_GROUPS` groups on, no group ever changes side. Below, at most one does for each
-    group that is added, and the order of rows never matters. A larger share always keeps what a smaller one held out.
+    As data grow: from `FEW_GROUPS` groups on, no group changes side. Below, each added group moves at most one other.
+    The order of rows never matters. A larger share keeps everything that a smaller share held out.
 
     Args:
-        held_out: the share, in [0, 1), or `own` for the sides that the source has.
-        seed: another seed is another split.
-        few: the sides of the groups of a small data set. Groups that are not in it are split by hash.
+        held_out: the share, in [0, 1), or `own` for the source's own sides.
+        seed: changes the split.
+        few: the sides of the groups of a small data set. Other groups are split by hash.
     """
 
     held_out: float | Literal["own"]
     seed: int
-    few: Mapping[str, Side] = field(default_factory=dict)
+    few: Mapping[str, SplitSide] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: DataSettings, groups: Iterable[str]) -> Split:
-        """The split of a data set with these groups. Stops iterating once they are not few."""
+        """The split of a data set with these groups. Reads `FEW_GROUPS` groups at most."""
         if settings.held_out == "own" or settings.held_out == 0:
             return cls(settings.held_out, settings.split_seed)
         few: set[str] = set()
@@ -51,15 +51,15 @@ class Split:
                 return cls(settings.held_out, settings.split_seed)
         amount = exact_count(settings.held_out, len(few))
         lowest = sorted(few, key=lambda group: (_hash(group, settings.split_seed), group))
-        sides: dict[str, Side] = {group: "held_out" if n < amount else "train" for n, group in enumerate(lowest)}
+        sides: dict[str, SplitSide] = {group: "held_out" if n < amount else "train" for n, group in enumerate(lowest)}
         return cls(settings.held_out, settings.split_seed, sides)
 
-    def side_of(self, record: Record) -> Side:
+    def side_of(self, record: Record) -> SplitSide:
         """The side of a record. Raises as `side`."""
         return self.side(record.group, record.side)
 
-    def side(self, group: str, own: Side | Literal[""] = "") -> Side:
-        """The side of a group that the source itself puts on the side `own`, if it has sides.
+    def side(self, group: str, own: SplitSide | Literal[""] = "") -> SplitSide:
+        """The side of a group; `own` is the side that the source itself gives it, if any.
 
         Raises:
             DataError: `held_out: own`, and the source has no sides.
@@ -76,27 +76,28 @@ class Split:
 
 
 def exact_count(held_out: float, groups: int) -> int:
-    """How many of few groups are held out."""
+    """The number of held-out groups of a small data set."""
     if not held_out:
         return 0
     return min(max(int(held_out * groups + 0.5), min(2, groups // 2)), max(groups - 1, 0))
 
 
-def side_by_hash(group: str, held_out: float, seed: int) -> Side:
+def side_by_hash(group: str, held_out: float, seed: int) -> SplitSide:
     """The side of a group by hash alone: held out with a chance of `held_out`, in [0, 1)."""
     return "held_out" if _hash(group, seed) < held_out * 2**64 else "train"
 
 
 def selects(group: str) -> bool:
-    """Whether a held-out group is among the third by which `keep: best` chooses weights. The others are reported on.
+    """Whether a held-out group belongs to the third by which `keep: best` chooses weights. Results are reported on the
+    rest.
 
-    The hash of the group alone decides, so that training and evaluation agree whatever else is held out.
+    Depends on the group's hash alone, so that training and evaluation agree.
     """
     return int.from_bytes(hashlib.sha256(f"selects:{group}".encode()).digest()[:8], "big") < 2**64 // 3
 
 
 def check_selection(groups: Iterable[str]) -> tuple[int, int]:
-    """How many held-out groups `keep: best` chooses weights by, and how many are left to report on.
+    """The numbers of held-out groups for `keep: best` to choose weights by, and of those left to report on.
 
     Raises:
         DataError: there is none to choose by, or fewer than two are left, which an interval needs.

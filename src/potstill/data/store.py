@@ -1,4 +1,4 @@
-"""Records as Parquet that `datasets` opens as it is, the reject ledger as JSON lines, and the records of a run."""
+"""Records as Parquet that `datasets` opens, the reject ledger as JSON lines, and the records of another run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from potstill.artifacts import Artifact, read_artifact
-from potstill.data.source import Row, existing
-from potstill.data.split import Side, Split
+from potstill.data.source import SourceRow, existing
+from potstill.data.split import Split, SplitSide
 from potstill.errors import DataError
 from potstill.recipe.data import RunData
 from potstill.registry import implements
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 2048
 _MARK, _VERSION = b"potstill.records", b"2"
-"""In the file's metadata: says that it holds records, and how they are laid out."""
+"""In the file's metadata: marks a file of records, with the version of its layout."""
 
 
 def save_records(path: Path, records: Sequence[Record], split: Split | None = None) -> None:
-    """Write records, aside first and then renamed.
+    """Write records to a temporary file, then rename it.
 
     Columns: `messages` (list of role and content, and `extra`, JSON, of whatever else a message holds), `prompt`,
     `completion`, `text`, `label`, `tools` (JSON), `group`, `id`, `sample`, `finished`, `row`, `own_side` (that of the
@@ -53,9 +53,9 @@ def save_records(path: Path, records: Sequence[Record], split: Split | None = No
 
 
 class RecordWriter:
-    """Writes what `save_records` writes, a piece at a time; with `jsonl`, the same rows as JSON lines beside it.
+    """Writes what `save_records` writes, piece by piece; with `jsonl`, the same rows also as JSON lines.
 
-    Use it as a context manager: the files have their names when it ends well, and are not there when it does not.
+    Use it as a context manager: the files exist only if the block ends without an error.
     """
 
     def __init__(self, path: Path, split: Split | None = None, *, jsonl: bool = False) -> None:
@@ -107,11 +107,11 @@ class RecordWriter:
             self._rows = []
 
 
-def load_records(path: Path, side: Side | None = None) -> list[Record]:
+def load_records(path: Path, side: SplitSide | None = None) -> list[Record]:
     """Read what `save_records` wrote, in order; only one side's records if it is named.
 
     Raises:
-        DataError: no such file, damaged, or not of our making; or a side is asked of a file without sides.
+        DataError: no such file, damaged, or not written by potstill; or `side` is given and the file has no sides.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -191,7 +191,7 @@ def _row(record: Record, split: Split | None) -> dict[str, Any]:
 def _message_row(message: Message) -> dict[str, Any]:
     plain = {key: message[key] for key in ("role", "content") if isinstance(message.get(key), str)}
     extra = {key: value for key, value in message.items() if key not in plain}
-    # The order of keys stays as it is: templates show tool calls as they were written.
+    # Keep the order of keys: templates render tool calls in that order.
     return {**plain, "extra": json.dumps(extra, ensure_ascii=False) if extra else None}
 
 
@@ -232,17 +232,17 @@ def record_of_row(row: Mapping[str, Any]) -> Record:
 
 @implements(RunData)
 class RunSource:
-    """Records of a run's `generate` artifact, as they are: group, sample and provenance stay theirs."""
+    """Records of another run's `generate` artifact; they keep their group, sample and provenance."""
 
     def __init__(self, settings: RunData) -> None:
         self.settings = settings
 
-    def rows(self) -> Iterator[Row]:
-        """Every record of both sides, which are found anew by this recipe's `held_out` and `split_seed`."""
+    def rows(self) -> Iterator[SourceRow]:
+        """Every record of both sides. The split is made anew by this recipe's `held_out` and `split_seed`."""
         artifact = self._artifact()
         path = artifact.path / "records.parquet"
         for number, record in enumerate(load_records(path), 1):
-            yield Row(record, f"run:{self.settings.path.name}", number, f"{path}, row {number}")
+            yield SourceRow(record, f"run:{self.settings.path.name}", number, f"{path}, row {number}")
 
     def digests(self) -> dict[str, str]:
         """The artifact's own digest."""

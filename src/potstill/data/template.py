@@ -1,7 +1,7 @@
-"""Chat templates: sandboxed jinja with what templates of the hub expect. No torch, no transformers.
+"""Chat templates: sandboxed jinja with the extensions that templates on the hub use. No torch, no transformers.
 
-The rendering equals `transformers`' `apply_chat_template`: same environment settings, filters, globals and extensions,
-and the same view of the messages (no empty keys, reasoning under each of its names).
+The rendering equals `transformers`' `apply_chat_template`: the same environment settings, filters, globals and
+extensions, and the same view of the messages (no empty keys, reasoning under each of its names).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from potstill.types import Message
 
 _OPEN, _CLOSE = "\x00generation\x00", "\x00endgeneration\x00"
-"""Stand around `{% generation %}` blocks while a template runs. No text holds them: NUL is taken out of messages."""
+"""Mark `{% generation %}` blocks while a template runs. No text contains them: NUL is removed from messages."""
 
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
@@ -43,11 +43,11 @@ def render_template(template: str, variables: Mapping[str, Any], messages: Seque
 
     Args:
         template: the jinja source.
-        variables: what else the template sees: tools, documents, add_generation_prompt, special tokens.
+        variables: other variables of the template: tools, documents, add_generation_prompt, special tokens.
         messages: the conversation.
 
     Raises:
-        TemplateRefusal: the template raised an exception, in its words.
+        TemplateRefusal: the template raised an exception; the error quotes it.
     """
     seen = [_as_templates_expect(message) for message in messages]
     try:
@@ -58,7 +58,7 @@ def render_template(template: str, variables: Mapping[str, Any], messages: Seque
 
 
 def reasoning_of(message: Message) -> str:
-    """The reasoning of an assistant's message, under whichever name it stands; empty if there is none."""
+    """The reasoning of an assistant's message, under any of its names; empty if there is none."""
     found = next((message[key] for key in _REASONING_KEYS if message.get(key) is not None), "")
     return found if isinstance(found, str) else ""
 
@@ -78,7 +78,7 @@ class _Generation(Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """A namespace that keeps underscore names out, which lead to the interpreter's insides."""
+    """A namespace that refuses names with a leading underscore, which give access to the interpreter."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, values = args[0], dict(*args[1:], **kwargs)
@@ -117,7 +117,7 @@ def _now(form: str) -> str:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    # Jinja's own filter escapes HTML, which no model was trained on.
+    # Jinja's own filter escapes HTML, which no model is trained on.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -131,7 +131,7 @@ def _as_templates_expect(message: Message) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Plain JSON types only, copied: a template may come from anyone, and sees nothing that has methods of its own."""
+    """Plain JSON types only, copied: templates are untrusted, so they get no objects with methods."""
     if isinstance(value, str):
         return value.replace("\x00", "") if "\x00" in value else str(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Where an answer ends its reasoning: read off what a model wrote."""
+"""Separate a model's reasoning from its answer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def split_reasoning(answer: Answer, *, required: bool = False) -> Answer | None:
-    """The answer without its reasoning, which then stands apart; None if its reasoning has no end.
+    """The answer with its reasoning split off into `reasoning`; None if the reasoning has no end.
 
-    Reasoning is what the server sets apart; else what stands between `<think>` at the beginning and `</think>`; else
-    what stands before a bare `</think>` (templates that open the block in the prompt). Where there are several ends,
-    the last one counts, so that no word of reasoning is taken for an answer. Reasoning without an answer behind it, cut
-    short, has no end either.
+    Reasoning is what the server sets apart; else the text between a leading `<think>` and `</think>`; else the text
+    before a bare `</think>` (templates that open the block in the prompt). The last `</think>` counts, so that no
+    reasoning is taken for an answer. Reasoning that was cut short without an answer has no end either.
 
     Args:
         answer: as the teacher gave it.
-        required: the teacher always reasons: an answer without any end of it was cut short inside.
+        required: the teacher always reasons: an answer without `</think>` was cut short inside its reasoning.
     """
     if answer.reasoning is not None:
         unended = not answer.text.strip() and answer.finish == "length"

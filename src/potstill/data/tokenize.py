@@ -1,8 +1,8 @@
-"""From a record to token ids and labels. Only what the assistant writes is learned, and the token that ends its turn.
+"""From a record to token ids and labels. Only the assistant's words are learned, and the token that ends its turn.
 
-The text is encoded once, whole, so that no token differs from what the model would see; a token that reaches over
-the beginning of an answer makes the record a reject. A completion that was cut short (by the teacher's limit, or here
-by `max_length`) gets no end token: the student must not learn to stop there.
+The text is encoded once, as a whole, so tokens are those that the model sees; a token that spans the beginning of an
+answer makes the record a reject. A completion that was cut short (by the teacher's limit, or here by `max_length`)
+gets no end token: the student must not learn to stop there.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Tokenized:
     """One record as a model sees it.
 
     `labels[t]` is `input_ids[t]` where that token is learned (or, for a masked model, may be masked), else IGNORE.
-    `label` is the number of the class of the whole, where that is learned. `cut` says that learned tokens were left
-    out for `max_length`. `note` says what else a person should know (text that the chat template adds). `teacher` is
-    the teacher's own view where it sees another prompt (see `tokenize_views`).
+    `label` is the number of the row's class, where that is learned. `cut`: learned tokens were cut off at
+    `max_length`. `note` is for the user (text that the chat template adds). `teacher` is
+    the teacher's view, if its prompt differs (see `tokenize_views`).
     """
 
     input_ids: list[int]
@@ -50,7 +50,7 @@ class Tokenized:
 
 
 def tokenize(record: Record, chat: ChatTokenizer, max_length: int) -> Tokenized | Reject:
-    """The ids and labels of a record, or why it cannot be learned.
+    """The ids and labels of a record, or why it cannot be learned from.
 
     A `prompt` is the user's turn where the model has a chat template, with its `completion` the assistant's; without
     a template they are joined as they stand, and the end token follows. Of a `text` every token is learned (but the
@@ -82,10 +82,10 @@ def tokenize(record: Record, chat: ChatTokenizer, max_length: int) -> Tokenized 
 def prompt_ids(
     prompt: str | Sequence[Message], chat: ChatTokenizer, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> list[int]:
-    """What a model is given so that it answers: the conversation with the generation prompt.
+    """The token ids that a model answers: the conversation with the generation prompt.
 
-    A plain prompt is the user's turn where there is a chat template, else it is continued as it stands: as `tokenize`
-    sees it, so that an answer is learned behind the very tokens it was given for.
+    A plain prompt is the user's turn where there is a chat template, and is continued verbatim otherwise. `tokenize`
+    does the same, so an answer is learned after exactly the tokens that it was generated from.
 
     Raises:
         DataError: messages and no chat template, or the template refuses them.
@@ -110,7 +110,7 @@ def _labelled(record: Record, chat: ChatTokenizer) -> tuple[list[int], list[int]
         messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     text, turns = assistant_turns(messages, record.tools, chat)
     if not record.finished:
-        # The end token is neither learned nor there: the words go on, we only do not know how.
+        # No end token: the answer would have gone on.
         last = turns[-1]
         text, turns[-1] = text[: last.words_end], replace(last, end=last.words_end)
     ids, offsets = chat.encode(text)
@@ -121,7 +121,7 @@ def _labelled(record: Record, chat: ChatTokenizer) -> tuple[list[int], list[int]
 def _labels(
     text: str, ids: list[int], offsets: list[tuple[int, int]], turns: Sequence[Turn], chat: ChatTokenizer
 ) -> list[int]:
-    """Labels on the tokens that make up the turns. Every token is on one side of each boundary, or it is an error."""
+    """Labels on the tokens of the turns. A token on both sides of a boundary is an error."""
     labels = [IGNORE] * len(ids)
     at = 0
     for turn in turns:
@@ -131,7 +131,7 @@ def _labels(
             raise Unlearnable(DataReason.TOKEN_OVER_START, repr(text[slice(*offsets[at])]))
         while at < len(ids) and offsets[at][0] < turn.end:
             beyond = text[turn.end : offsets[at][1]]
-            # Some end tokens swallow the white space behind them; nothing else may reach out.
+            # Only white space after an end token may belong to the token.
             if beyond and (beyond.strip() or not chat.special_pattern.match(text, offsets[at][0])):
                 raise Unlearnable(DataReason.TOKEN_OVER_END, repr(text[slice(*offsets[at])]))
             labels[at] = ids[at]
@@ -192,7 +192,7 @@ def tokenize_views(
 
 
 def _up_to(row: Tokenized, count: int) -> Tokenized:
-    """A row up to its learned token number `count`; whole if it has no more."""
+    """The row up to its learned token number `count`; unchanged if it has fewer."""
     places = [place for place, label in enumerate(row.labels) if label != IGNORE]
     if len(places) <= count:
         return row

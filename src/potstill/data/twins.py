@@ -1,7 +1,7 @@
-"""Near twins across the split: held-out records whose words stand, nearly the same, in a training record.
+"""Near twins across the split: held-out records that share most of their text with a training record.
 
-Groups keep one question on one side. What they do not see (another case, other punctuation, a sentence more) is found
-here by its words, and reported: a measure on such records says how well a student remembers.
+Groups keep equal questions on one side, but do not see a difference in case, punctuation or one sentence. Near twins
+are found by their words and reported: on such records a metric shows how well a student memorises.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from potstill.types import Record, opening_turns
 
 RUN_WORDS = 3
 SIMILARITY = 0.8
-"""Two texts are near twins if they have this share of their runs of `RUN_WORDS` words in common (Jaccard)."""
+"""Two texts are near twins if their sets of `RUN_WORDS`-word runs have this Jaccard similarity."""
 
 MOST_TRAIN, MOST_HELD_OUT = 10_000, 2_000
-"""At most this many records of each side are compared, evenly drawn, so that a check stays quick."""
+"""At most this many records of each side are compared, evenly spaced, so that a check stays quick."""
 
 _CHARACTERS = 2_000
-"""Of long documents the beginning is compared."""
+"""Only the beginning of a long document is compared."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Twins:
     """Near twins across the split.
 
     Args:
-        compared: how many records of each side were compared, training side first.
+        compared: the number of records compared on each side, training side first.
         found: held-out records that have a near twin.
-        same_words: those of them whose twin has exactly the same words.
+        same_words: the number of those whose twin has exactly the same words.
         example: a training record and its held-out twin.
     """
 
@@ -52,7 +52,7 @@ class Twins:
 
 
 def near_twins(train: Sequence[object], held_out: Sequence[object]) -> Twins:
-    """Compare what is asked (or the texts) of both sides. Examples that are no records (images) are passed over."""
+    """Compare the prompts (or texts) of both sides. Images are skipped."""
     from potstill.verify.decontaminate import plain_words, runs
 
     some_train = list(_evenly([r for r in train if isinstance(r, Record)], MOST_TRAIN))
@@ -95,6 +95,6 @@ def _evenly(records: Sequence[Record], most: int) -> Iterator[Record]:
 
 
 def _first(found: set[int]) -> list[int]:
-    """The runs by which a twin is looked up: of two sets that have the share `SIMILARITY` in common, the first few in
-    one order always meet (prefix filtering, Chaudhuri et al. 2006)."""
+    """The runs by which a twin is looked up. Of two sets with similarity `SIMILARITY` or more, the first few in one
+    order always meet (prefix filtering, Chaudhuri et al. 2006)."""
     return sorted(found)[: len(found) - math.ceil(SIMILARITY * len(found)) + 1]

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, Self
 
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.data.thinking import split_reasoning
 from potstill.errors import PotstillError
 from potstill.types import Answer, Reason, Request
 
-SideOf = Callable[[Request], Side]
+SideOf = Callable[[Request], SplitSide]
 NO_JUDGES: Mapping[str, Any] = MappingProxyType({})
 
 

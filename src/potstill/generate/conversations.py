@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from potstill.artifacts import Work
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.errors import DataError, ModelError
 from potstill.generate.answering import Answering
 from potstill.generate.markdown import Markdown, is_html
@@ -90,7 +90,7 @@ class Conversations:
         records: Iterable[Record | Reject],
         answering: Answering,
         *,
-        side_of: Callable[[Record], Side],
+        side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
         """What becomes of each conversation, in order: its pieces, and rejects.

@@ -13,7 +13,7 @@ from dataclasses import replace
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt
 from potstill.data.read import source_digests, stream_records
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.errors import DataError
 from potstill.generate.answering import Answering
 from potstill.generate.program import Program
@@ -42,7 +42,7 @@ class Decontaminating:
         records: Iterable[Record | Reject],
         answering: Answering,
         *,
-        side_of: Callable[[Record], Side],
+        side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
         """What the program yields, with rejects in the place of what is caught.

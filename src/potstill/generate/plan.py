@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.types import Request, digest
 
 
@@ -32,7 +32,7 @@ class Question:
     """
 
     requests: tuple[Request, ...]
-    side: Side
+    side: SplitSide
     prompt_tokens: int
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt, prompt_key
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering, Failure
 from potstill.types import Answer, Provenance, Reason, Record, Reject, Request
@@ -22,7 +22,7 @@ class Program(Protocol):
         records: Iterable[Record | Reject],
         answering: Answering,
         *,
-        side_of: Callable[[Record], Side],
+        side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
         """Have the teacher answer, and yield what came of it, in an order that depends on the input and the answers

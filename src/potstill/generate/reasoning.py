@@ -19,7 +19,7 @@ from typing import Any, Literal
 from potstill.artifacts import Work
 from potstill.data.problems import with_reference
 from potstill.data.spans import Unlearnable, assistant_turns
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.data.thinking import CLOSE, OPEN
 from potstill.generate.answering import Answered, Answering, Failure, ask_all
 from potstill.generate.program import asked_of, failed, of_sample, provenance_of, with_answer
@@ -191,7 +191,7 @@ class Reasoning:
         records: Iterable[Record | Reject],
         answering: Answering,
         *,
-        side_of: Callable[[Record], Side],
+        side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
         """Have every problem solved.
@@ -314,7 +314,7 @@ class _Solver:
         program: Reasoning,
         answering: Answering,
         verification: Verification,
-        side_of: Callable[[Record], Side],
+        side_of: Callable[[Record], SplitSide],
         work: Work,
         form: Form,
     ) -> None:

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from potstill.artifacts import Work
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering, Failure
 from potstill.generate.program import provenance_of
@@ -133,7 +133,7 @@ class SelfInstruct:
         records: Iterable[Record | Reject],
         answering: Answering,
         *,
-        side_of: Callable[[Record], Side],
+        side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
         """Rejected seeds, then every task that the teacher wrote, kept or not, in the order of the calls.

@@ -12,7 +12,7 @@ from typing import Any
 
 from potstill.artifacts import Work
 from potstill.data.problems import with_reference
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.generate.answering import Answered, Answering, Failure
 from potstill.generate.program import asked_of, failed, of_sample, provenance_of, with_answer
 from potstill.recipe import SequenceProgram
@@ -37,7 +37,7 @@ class Sequence:
         records: Iterable[Record | Reject],
         answering: Answering,
         *,
-        side_of: Callable[[Record], Side],
+        side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
         """Answer every record's prompt. Raises as the teacher, the journal and the budget do."""
@@ -56,7 +56,7 @@ class Sequence:
                     owners[id(request)] = prompt
                     yield request
 
-        def side(request: Request) -> Side:
+        def side(request: Request) -> SplitSide:
             return side_of(owners[id(request)])
 
         for answered in answering.answers(requests(), side_of=side):

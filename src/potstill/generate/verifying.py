@@ -20,7 +20,7 @@ from typing import Any
 
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt, own_answer, prompt_hash, with_reference
-from potstill.data.split import Side
+from potstill.data.split import SplitSide
 from potstill.errors import PotstillError
 from potstill.generate.answering import Answered, Answering, PassingOn, SideOf, ask_all
 from potstill.generate.program import Program, of_sample
@@ -152,7 +152,7 @@ class Verifying:
         records: Iterable[Record | Reject],
         answering: Answering,
         *,
-        side_of: Callable[[Record], Side],
+        side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
         """What the program yields, with rejects in the place of what the verifier does not accept.

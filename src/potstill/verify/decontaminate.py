@@ -14,7 +14,7 @@ from potstill.recipe.verify import Decontamination
 from potstill.types import Reason, Record, Reject
 from potstill.verify.workers import require
 
-Side = Literal["prompt", "answer"]
+Part = Literal["prompt", "answer"]
 How = Literal["the same", "a run of words", "overlap", "similar"]
 LONG_WORDS, CLUE_WORDS, CLUE_SHARE = 24, 3, 0.05
 """A text of `LONG_WORDS` is measured only against items that share that share of its runs of `CLUE_WORDS`: without a
@@ -33,10 +33,10 @@ class Match:
     `excerpt` is of the shared words, where they are one run, else of the item.
     """
 
-    side: Side
+    side: Part
     evaluation: str
     row: int
-    of: Side
+    of: Part
     how: How
     similarity: float
     excerpt: str
@@ -82,7 +82,7 @@ class Decontaminated:
 class _Text:
     evaluation: str
     row: int
-    side: Side
+    side: Part
     plain: str
     runs: int = 0
 
@@ -114,7 +114,7 @@ class Decontaminator:
         require("rapidfuzz", "rapidfuzz", "verify", "decontamination")
         self.settings = settings
         self.items: Counter[str] = Counter()
-        self._index: dict[Side, _Index] = {"prompt": _Index(), "answer": _Index()}
+        self._index: dict[Part, _Index] = {"prompt": _Index(), "answer": _Index()}
         for name, records in evaluations.items():
             for number, record in enumerate(records, 1):
                 self.items[name] += 1
@@ -163,7 +163,7 @@ class Decontaminator:
             index.by_length.append((len(text.plain), len(index.texts)))
             index.texts.append(text)
 
-    def _found(self, plain: str, side: Side, of: Side) -> Match | None:
+    def _found(self, plain: str, side: Part, of: Part) -> Match | None:
         index = self._index[of]
         same = index.exact.get(plain)
         if same is not None:
@@ -183,7 +183,7 @@ class Decontaminator:
                 return _match(side, texts[key], "overlap", count / texts[key].runs)
         return self._similar(plain, side, of) if side == of else None
 
-    def _similar(self, plain: str, side: Side, of: Side) -> Match | None:
+    def _similar(self, plain: str, side: Part, of: Part) -> Match | None:
         """By `1 − edits / (both lengths together)`, with insertions and deletions as edits."""
         from rapidfuzz import fuzz, process
 
@@ -234,10 +234,10 @@ def decontaminate(
     return Decontaminated(kept, rejects, report)
 
 
-def sides(record: Record) -> list[tuple[Side, str]]:
+def sides(record: Record) -> list[tuple[Part, str]]:
     """The texts of a record: what is asked, and what is answered (reasoning and a reference answer too). System
     prompts, which many records share, are not compared."""
-    found: list[tuple[Side, str]] = []
+    found: list[tuple[Part, str]] = []
     for message in record.messages or ():
         content = message.get("content")
         if isinstance(content, str) and message["role"] in ("user", "assistant"):
@@ -275,5 +275,5 @@ def _runs_in_order(plain: str, length: int) -> list[int]:
     return [hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1)]
 
 
-def _match(side: Side, text: _Text, how: How, similarity: float) -> Match:
+def _match(side: Part, text: _Text, how: How, similarity: float) -> Match:
     return Match(side, text.evaluation, text.row, text.side, how, similarity, text.plain[:200])
