@@ -194,7 +194,7 @@ def test_check_head_catches_an_unknown_scale(dtype: torch.dtype) -> None:
 def test_check_head_catches_a_change_before_the_head() -> None:
     model = tiny_model("llama")
     model.lm_head.register_forward_pre_hook(lambda module, args: (args[0] + 0.1,))
-    with pytest.raises(ModelError, match="was not understood"):
+    with pytest.raises(ModelError, match="in a way that potstill does not know"):
         check_head(model, batch_of(view_of([A])))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from potstill.recipe import Change, ForwardKL, value_at
-from potstill.recipe.schedules import may_be_positive, said
+from potstill.recipe.schedules import may_be_positive, schedule_text
 
 PROGRESS = st.floats(0, 1)
 SHAPES = st.sampled_from(["linear", "cosine", "step"])
@@ -73,5 +73,5 @@ def test_what_is_zero_all_along_can_be_told_from_what_only_begins_at_zero() -> N
 
 
 def test_a_schedule_is_said_in_a_few_characters() -> None:
-    assert said(2.0) == "2"
-    assert said(Change(start=1, end=0.5)) == "1→0.5"
+    assert schedule_text(2.0) == "2"
+    assert schedule_text(Change(start=1, end=0.5)) == "1→0.5"

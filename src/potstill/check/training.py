@@ -13,7 +13,7 @@ from potstill.data import check_selection
 from potstill.data.problems import as_prompt, with_reference
 from potstill.errors import DataError, ModelError, RunError
 from potstill.recipe import Change, ModuleStudent, ObjectiveSettings, TrainSettings, TrainStage
-from potstill.recipe.schedules import said
+from potstill.recipe.schedules import schedule_text
 from potstill.types import Record
 
 DEFAULT_BATCH = 8
@@ -25,7 +25,7 @@ def objectives_are_listed(inputs: Inputs) -> Iterator[Finding]:
     if train is None:
         return
     for stage in train.in_stages:
-        terms = " + ".join(f"{said(o.weight)}·{o.kind}" for o in stage.objectives)
+        terms = " + ".join(f"{schedule_text(o.weight)}·{o.kind}" for o in stage.objectives)
         yield Finding("train", f"stage {stage.name}: loss = {terms}" if train.stages else f"loss = {terms}")
         yield from facts("train", [f"{'  ' if train.stages else ''}{line}" for line in _of_stage(train, stage)])
 
@@ -52,7 +52,7 @@ def _changes(objective: ObjectiveSettings) -> Iterator[str]:
         value = getattr(objective, name)
         if isinstance(value, Change):
             when = f"at {value.until:.0%}" if value.shape == "step" else f"from {value.begin:.0%} to {value.until:.0%}"
-            yield f"{name} {said(value)}, {value.shape}, {when} of the training"
+            yield f"{name} {schedule_text(value)}, {value.shape}, {when} of the training"
 
 
 def _rows_of_micro_batch(train: TrainSettings, stage: TrainStage) -> int:

@@ -1,6 +1,6 @@
-"""Models on disk and in memory: where they are, whether they can be used, how they are opened and taken apart.
+"""Models on disk and in memory: find them, check them, open them, take them apart.
 
-What is here is torch-free; `models.load` and the rooms beside it are not.
+No torch here or in the modules about files; `models.load` and the modules about loaded models need it.
 """
 
 from potstill.models.cache import cache_dir

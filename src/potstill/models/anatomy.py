@@ -1,8 +1,8 @@
-"""Where things are in a model: what is inside its head, its layers, its head. One mechanism for all families.
+"""Where the layers, the head and the inner model are. One mechanism for all model families.
 
-Nothing here knows a family by name. What differs between them is read from `transformers`' own conventions
-(`get_decoder`, `base_model`, `get_output_embeddings`, `num_hidden_layers`) and from the configuration's own words for
-what is done to the logits. What this reading gets wrong for a family is found by `potstill.models.live.check_head`.
+No family is named here. Differences between families are read from `transformers` conventions (`get_decoder`,
+`base_model`, `get_output_embeddings`, `num_hidden_layers`) and from the configuration keys that describe what is done
+to the logits. `potstill.models.live.check_head` detects a family for which this goes wrong.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _ATTENTION_SOFTCAP = "attn_logit_softcapping"
 
 @dataclass(frozen=True)
 class HeadParts:
-    """The output layer taken apart: logits are `softcap·tanh(scale·(hidden @ weightᵀ + bias) / softcap)`.
+    """The parts of an output layer. Its logits are `softcap·tanh(scale·(hidden @ weightᵀ + bias) / softcap)`.
 
-    `weight` and `bias` are *effective*: an adapter on the head is merged in, differentiably, and so freshly computed
-    at every call; the weight of a plain head is the parameter itself (tied or not).
+    `weight` and `bias` are *effective*: an adapter on the head is merged in, differentiably, at every call; without an
+    adapter the weight is the parameter itself (tied or not).
     """
 
     weight: Float[Tensor, "V H"]
@@ -42,7 +42,7 @@ class HeadParts:
 
 
 class _CannotTakeApart(Exception):
-    """The head computes something else than a linear map of one weight; the message says what."""
+    """The head is not a linear map with one weight; the message says why."""
 
 
 def text_config(model: nn.Module) -> Any:
@@ -54,11 +54,11 @@ def inner_decoder(model: nn.Module) -> nn.Module:
     """The decoder without output layer: token ids in, `last_hidden_state` after the final norm out.
 
     Raises:
-        ModelError: the model has no output layer, so that there is nothing inside.
+        ModelError: the model has no output layer.
     """
     inner = unwrap(model)
     decoder = inner.get_decoder()
-    if decoder is inner:  # its base model has another name than its class says (Llama 4)
+    if decoder is inner:  # the base model's attribute is not the one its class declares (Llama 4)
         decoder = next((part for part in inner.children() if isinstance(part, PreTrainedModel)), None)
     if decoder is None:
         raise ModelError(
@@ -78,7 +78,7 @@ def inner_model(model: nn.Module) -> nn.Module:
     if spec_of(model).writes:
         return inner_decoder(model)
     inner = unwrap(model)
-    base = inner.base_model  # of a model without head, itself
+    base = inner.base_model  # the model itself, if it has no head
     assert isinstance(base, nn.Module)
     return base
 
@@ -87,7 +87,8 @@ def model_layers(model: nn.Module) -> nn.ModuleList:
     """The model's layers, first to last: the module list that is `num_hidden_layers` long.
 
     Raises:
-        ModelError: there is none (layers of several kinds, as in most convolutional nets, or one used many times).
+        ModelError: there is none (layers of several kinds, as in most convolutional nets, or one layer used
+        repeatedly).
     """
     inner = inner_model(model)
     count = getattr(text_config(model), "num_hidden_layers", None)
@@ -95,12 +96,12 @@ def model_layers(model: nn.Module) -> nn.ModuleList:
     if not lists:
         what = f"no list of {count} layers was found in" if count else "there is no list of like layers in"
         raise ModelError(f"{what} {type(inner).__name__}", fix="name its parts by their paths (module:<path>)")
-    # Experts, say, can be as many as layers; they lie inside the layers, so the layers are the largest.
+    # Other lists (of experts, say) can have the same length; they are inside the layers, so take the largest.
     return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
 
 
 def output_layer(model: nn.Module) -> nn.Module:
-    """The module that makes logits of hidden states, adapters included.
+    """The module that maps hidden states to logits, adapters included.
 
     Raises:
         ModelError: there is none.
@@ -114,11 +115,11 @@ def output_layer(model: nn.Module) -> nn.Module:
 
 
 def dims(model: nn.Module) -> ModelDims:
-    """The sizes that an objective may ask about.
+    """The sizes that an objective may need.
 
-    `vocab` is the rows of the head, which may exceed the tokenizer's; of a classifier its classes; 0 where there is no
-    head. Sizes that a family does not have are 0: a convolutional net has no one width and no layers of one kind. Of a
-    module of the user's own `vocab` is what its last layer with `out_features` gives.
+    `vocab` is the number of rows of the head, which may exceed the tokenizer's; for a classifier the number of
+    classes; 0 without a head; for a user's own module the `out_features` of its last layer. Sizes that a family does
+    not have are 0: a convolutional net has no single width and no like layers.
     """
     if is_plain(model):
         widths = [width for part in model.modules() if isinstance(width := getattr(part, "out_features", None), int)]
@@ -154,7 +155,7 @@ def _has_class_head(model: nn.Module) -> bool:
 
 
 def scale_and_softcap(model: nn.Module) -> tuple[float, float | None]:
-    """What the model does to its head's output before it calls it logits: a factor, and a soft cap if it has one."""
+    """The scale and the soft cap (None without one) that the model applies to the output of its head."""
     config = text_config(model)
     scale = 1.0
     for name in _MULTIPLIES:
@@ -166,8 +167,7 @@ def scale_and_softcap(model: nn.Module) -> tuple[float, float | None]:
 
 
 def effective_head(model: nn.Module) -> HeadParts | None:
-    """The head's effective weight and what is done to its logits; None where it cannot be taken apart, which
-    `why_no_head` explains."""
+    """The head's effective weight, with scale and soft cap; None if it cannot be taken apart (see `why_no_head`)."""
     try:
         weight, bias = _linear_parts(output_layer(model))
     except _CannotTakeApart:
@@ -177,7 +177,7 @@ def effective_head(model: nn.Module) -> HeadParts | None:
 
 
 def why_no_head(model: nn.Module) -> str | None:
-    """Why the head cannot be taken apart (its logits are then made whole, `Dense`), or None if it can be."""
+    """Why the head cannot be taken apart (whole logits, `Dense`, are then computed); None if it can."""
     try:
         _linear_parts(output_layer(model))
     except _CannotTakeApart as reason:
@@ -191,7 +191,7 @@ def _linear_parts(head: nn.Module) -> tuple[Tensor, Tensor | None]:
         return _linear_parts(head.modules_to_save[head.active_adapters[0]] if trained else head.original_module)
     if type(head) is LoraLinear:
         return _with_lora(head)
-    # A quantised layer is an nn.Linear too, by inheritance, but keeps packed integers and has its own forward.
+    # A quantised layer is also an nn.Linear by inheritance, but holds packed integers and has its own forward.
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
         raise _CannotTakeApart(f"the output layer is a {type(head).__module__}.{type(head).__name__}")
     if head.weight.is_meta:
@@ -211,12 +211,11 @@ def _with_lora(head: LoraLinear) -> tuple[Tensor, Tensor | None]:
             raise _CannotTakeApart(f"the adapter on the output layer is a {type(head.lora_variant[name]).__name__}")
         dropout = head.lora_dropout[name]
         if head.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
-            # Dropout falls on the adapter's input alone: no single weight does the same.
+            # Dropout applies to the adapter's input alone; no single weight has the same effect.
             raise _CannotTakeApart(f"the adapter on the output layer has dropout {dropout.p:g}")
         down, up = head.lora_A[name].weight, head.lora_B[name].weight
         assert isinstance(down, Tensor) and isinstance(up, Tensor)
         weight = weight + (head.scaling[name] * (up @ down)).to(weight.dtype)
-        if head.lora_bias[name]:
-            assert bias is not None  # peft refuses lora_bias otherwise
+        if head.lora_bias[name] and bias is not None:  # peft refuses lora_bias on a layer without bias
             bias = bias + (head.scaling[name] * head.lora_B[name].bias).to(bias.dtype)
     return weight, bias

@@ -1,13 +1,13 @@
-"""The folder where fetched and converted models, and fetched data sets, are kept. No torch.
+"""The cache folder of fetched and converted models and of fetched data sets. No torch.
 
-    <cache>/models/<name>/          a whole entry, with `potstill.json`: what it is, and the size of every file
-    <cache>/models/.making-<name>/  an entry in the making; renamed when whole, removed when another process finds it
-    <cache>/data/                   the same of data sets
-    <cache>/signals/                what teachers gave (`teachers/cached.py`)
+    <cache>/models/<name>/          a whole entry, with `potstill.json`: its description, and the size of every file
+    <cache>/models/.making-<name>/  an unfinished entry; renamed when whole, removed by the next process
+    <cache>/data/                   the same for data sets
+    <cache>/signals/                cached signals of teachers (`teachers/cached.py`)
     <cache>/digests/                file digests, remembered by path, size and time
 
-An entry is made under a lock, so that two processes never fetch the same model twice, and one that is torn (a size
-that differs from what was noted) is made again, never used.
+An entry is made under a lock, so two processes never fetch the same model twice. A damaged entry (a file's size
+differs from the recorded one) is made again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NOTE = "potstill.json"
 
 
 def cache_dir() -> Path:
-    """`$POTSTILL_CACHE`, else `$XDG_CACHE_HOME/potstill`, else `~/.cache/potstill`; made if it is not there.
+    """`$POTSTILL_CACHE`, else `$XDG_CACHE_HOME/potstill`, else `~/.cache/potstill`; created if missing.
 
     Raises:
-        ModelError: it cannot be made or written.
+        ModelError: it cannot be created or written.
     """
     named = os.environ.get("POTSTILL_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -51,12 +51,12 @@ _ELSEWHERE = "set POTSTILL_CACHE to a folder that can be written, with room for 
 
 
 def cache_error(error: OSError, path: Path) -> ModelError:
-    """The ModelError for an OSError on the cache folder."""
+    """The error for an OSError in the cache folder."""
     return ModelError(f"the cache folder cannot be used: {error.strerror or error}", where=str(path), fix=_ELSEWHERE)
 
 
 def cached_entry(name: str, room: str = "models") -> Path | None:
-    """The whole entry of that name, or None."""
+    """The entry of that name if it is whole, or None."""
     entry = cache_dir() / room / name
     try:
         sizes = json.loads((entry / NOTE).read_text(encoding="utf-8"))["sizes"]
@@ -67,7 +67,7 @@ def cached_entry(name: str, room: str = "models") -> Path | None:
 
 
 def entry_note(entry: Path) -> dict[str, Any]:
-    """What was noted when the entry was made."""
+    """The description recorded when the entry was made."""
     note: dict[str, Any] = json.loads((entry / NOTE).read_text(encoding="utf-8"))
     return note
 
@@ -75,10 +75,10 @@ def entry_note(entry: Path) -> dict[str, Any]:
 def make_entry(
     name: str, build: Callable[[Path, Path], Mapping[str, Any]], console: Console, room: str = "models"
 ) -> Path:
-    """The entry of that name, built if it is not there.
+    """The entry of that name, built if missing.
 
-    `build(folder, scratch)` fills `folder` and gives what is to be noted; `scratch` is for what need not stay. When it
-    fails, nothing is left.
+    `build(folder, scratch)` fills `folder` and returns the description to record; `scratch` is for temporary files. If
+    it fails, nothing is left.
 
     Raises:
         ModelError: the cache cannot be written, or its disk is full.
@@ -112,14 +112,14 @@ def make_entry(
     except OSError as error:
         raise cache_error(error, entries) from error
     except Exception as error:
-        # Libraries in Rust (safetensors, tokenizers) have errors of their own for what the system refused.
+        # Rust libraries (safetensors, tokenizers) raise their own errors for a failed write.
         if "(os error" not in str(error):
             raise
         raise cache_error(OSError(str(error)), entries) from error
 
 
 def remembered_digest(file: Path) -> str:
-    """SHA-256 (hex) of a file, hashed once and remembered by path, size and time of change."""
+    """SHA-256 (hex) of a file, cached by path, size and modification time."""
     file = file.resolve()
     stat = file.stat()
     known = {"path": str(file), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -129,7 +129,7 @@ def remembered_digest(file: Path) -> str:
         if all(remembered.get(key) == value for key, value in known.items()):
             return str(remembered["sha256"])
     except (OSError, ValueError, KeyError):
-        pass  # not there yet, or damaged: it is hashed (again)
+        pass  # missing or damaged: hash again
     sha256 = file_digest(file)
     try:
         memory.parent.mkdir(exist_ok=True)
@@ -145,7 +145,7 @@ def _files(folder: Path) -> list[Path]:
 
 @contextmanager
 def _locked(path: Path, console: Console) -> Iterator[None]:
-    """Hold a lock file. The file stays: removing it would let two processes hold two of the same name."""
+    """Hold a lock file. The file is never removed: two processes could then hold two files of the same name."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

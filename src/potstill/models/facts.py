@@ -1,4 +1,4 @@
-"""The sizes of a model, from its configuration and the headers of its weights. No torch, and no weights are read."""
+"""The sizes of a model, from its configuration and the headers of its weights. No torch; no weights are read."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
     "intermediate_size": ("n_inner", "ffn_dim", "hidden_dim"),
     "max_position_embeddings": ("n_positions",),
 }
-"""What some families call the sizes that others call by the first name."""
+"""Other names of the sizes, in some families."""
 
 _WITHOUT_GATE = frozenset({"bert", "roberta", "distilbert", "electra", "albert", "gpt2", "gpt_neo", "gpt_neox", "opt"})
-"""Families whose feed-forward layer has two matrices; the others' has three."""
+"""Families whose feed-forward layer has two matrices instead of three."""
 
 
 def size_in(config: Mapping[str, Any], name: str) -> int | None:
-    """A size of a `config.json` by its common name (`num_hidden_layers`), whatever the family calls it."""
+    """A size in a `config.json`, by its common name (`num_hidden_layers`)."""
     for key in (name, *_COMMON_NAMES.get(name, ())):
         if isinstance(value := config.get(key), int) and not isinstance(value, bool):
             return value
@@ -39,12 +39,12 @@ def size_in(config: Mapping[str, Any], name: str) -> int | None:
 
 
 _RESIDENT_BYTES = 600_000_000
-"""What Python, torch and transformers take by themselves."""
+"""Memory of Python, torch and transformers, in bytes."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """About how much memory a conversion takes at its peak, in bytes, and how long, in seconds."""
+    """Estimated peak memory of a conversion, in bytes, and its duration, in seconds."""
 
     bytes: int
     seconds: float
@@ -59,9 +59,9 @@ class ModelFacts:
         shapes: the shape of every weight, by its name in the file.
         stored_bytes: the size of its weight files.
         stored_as: how a GGUF file stores its weights (`Q4_K_M: 60 % Q4_K, …; 4.9 bits a weight`); empty for a folder.
-        module: whether it is a module of the user's own, whose layers are not counted.
+        module: whether it is a module of the user's own; its layers are not counted.
         has_template: whether it has a chat template.
-        conversion: what the conversion of a GGUF file will take; None for a folder.
+        conversion: the cost of converting a GGUF file; None for a folder.
     """
 
     config: Mapping[str, Any]
@@ -73,17 +73,17 @@ class ModelFacts:
     conversion: Conversion | None = None
 
     def opening_bytes(self, bytes_per_weight: float = 4.0) -> int:
-        """About how much memory a process takes that opens it: 4 bytes a weight in fp32, 2 in bf16."""
+        """Estimated memory of a process that opens it: 4 bytes a weight in fp32, 2 in bf16."""
         return int(_RESIDENT_BYTES + bytes_per_weight * self.parameters)
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers its weights are."""
+        """The number of parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def layers(self) -> int | None:
-        """How many layers it has; None where they are not counted (modules, convolutional nets)."""
+        """The number of layers; None where they are not counted (modules, convolutional nets)."""
         return None if self.module else size_in(self.config, "num_hidden_layers")
 
     @property
@@ -93,16 +93,16 @@ class ModelFacts:
 
     @property
     def heads(self) -> int | None:
-        """Attention heads (of queries)."""
+        """The number of attention heads (of queries)."""
         return None if self.module else size_in(self.config, "num_attention_heads")
 
     @property
     def context_length(self) -> int | None:
-        """The most positions that it takes, if it states a number."""
+        """The maximum number of positions, if stated."""
         return None if self.module else size_in(self.config, "max_position_embeddings")
 
     def parameters_of_layers(self, layers: Sequence[int]) -> int | None:
-        """How many parameters are left where only some layers (0-based) are kept; None where layers are not found."""
+        """The number of parameters with only these layers (0-based); None if layers are not found."""
         prefix = self._layers_prefix
         if prefix is None:
             return None
@@ -114,7 +114,7 @@ class ModelFacts:
 
     @cached_property
     def _layers_prefix(self) -> str | None:
-        """What the names of all layers' weights begin with (`model.layers.`)."""
+        """The common prefix of the names of layer weights (`model.layers.`)."""
         numbers: dict[str, set[int]] = {}
         for name in self.shapes:
             if found := re.match(r"((?:[^.]+\.)*?)(\d+)\.", name):
@@ -124,7 +124,7 @@ class ModelFacts:
 
 
 def facts_of_folder(path: Path) -> ModelFacts:
-    """The sizes of a model's folder, or of a module's.
+    """The sizes of a model in a folder, or of a module.
 
     Raises:
         ModelError: there is no `config.json`, or a header of weights cannot be read.
@@ -169,14 +169,14 @@ _GGUF_KEYS = {
 
 
 def parameters_of_shape(config: Mapping[str, Any], *, tokens: int | None = None) -> int | None:
-    """About how many parameters a transformer of a configuration has: its matrices, without norms and biases.
+    """Estimated number of parameters of a transformer: its matrices, without norms and biases.
 
     Args:
-        config: a `config.json`, or the part of one that is known.
-        tokens: the size of the vocabulary, where the configuration does not say.
+        config: a `config.json`, or a part of one.
+        tokens: the size of the vocabulary, if the configuration does not state it.
 
     Returns:
-        None where it says no width or no number of layers.
+        None if it states no width or no number of layers.
     """
     layers, hidden, heads = (size_in(config, n) for n in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     vocabulary = size_in(config, "vocab_size") or tokens or 0
@@ -197,7 +197,7 @@ def _is_causal(config: Mapping[str, Any]) -> bool:
 
 
 def _shapes_in(file: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """The weights that the header of a safetensors file names."""
+    """The name and shape of every weight in the header of a safetensors file."""
     try:
         with file.open("rb") as content:
             (size,) = struct.unpack("<Q", content.read(8))

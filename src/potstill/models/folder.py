@@ -1,4 +1,4 @@
-"""What is in a model's folder: whether it is whole, whether potstill can use it, and who it is. No torch.
+"""A model's folder: whether it is whole, whether potstill can use it, and its identity. No torch.
 
 Everything is read from `config.json`, the index and the headers of the weights; no weights are loaded.
 """
@@ -23,7 +23,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX = "model.safetensors.index.json"
 MODULE = "module.json"
-"""What is in the folder of a module that is no model of `transformers` (`models/plain.py`)."""
+"""The description of a module that is no model of `transformers` (`models/plain.py`)."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class ModelSource:
     """A model on disk, ready to load.
 
     Attributes:
-        path: a folder with `config.json`, safetensors and tokenizer files, always: GGUF files are converted once. Of a
+        path: a folder with `config.json`, safetensors and tokenizer files (GGUF files are converted once). For a
             module of the user's own it holds `module.json`, the weights and the code.
-        name: what to call it (of a path the last part).
+        name: the model's short name (for a path its last part).
         revision: a commit or package version; empty if there is none.
-        digest: that of its files.
+        digest: of its files.
         licence: as the model states it; empty if it does not.
-        notes: what a report must say of it.
-        stored_bytes: size of the GGUF file that it was converted from; None where it was not converted.
+        notes: remarks that a report must show.
+        stored_bytes: size of the GGUF file that it was converted from; None if it was not converted.
     """
 
     path: Path
@@ -51,16 +51,17 @@ class ModelSource:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights as the user has them: of the GGUF file where there was one, else of the safetensors."""
+        """Bytes of the weights in the user's own format: the GGUF file, or the safetensors files."""
         if self.stored_bytes is not None:
             return self.stored_bytes
         return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
 
 
 def weights_digest(path: Path) -> str:
-    """One SHA-256 (hex) over everything that makes a model answer as it does: weights, configuration, tokenizer,
-    templates. Each file is hashed once and remembered by path, size and time. Of folders inside
-    (`additional_chat_templates`, `1_Pooling`) it takes all but weights, which are of checkpoints or other formats."""
+    """One SHA-256 (hex) over everything that determines a model's output: weights, configuration, tokenizer,
+    templates. Each file's digest is cached by path, size and modification time. From subfolders
+    (`additional_chat_templates`, `1_Pooling`) everything but weights is included: weights there belong to checkpoints
+    or other formats."""
     inside = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
     files = {file for pattern in (*inside, "*.safetensors") for file in path.glob(pattern)}
     files |= {file for pattern in inside for file in path.glob(f"*/{pattern}")}
@@ -69,7 +70,7 @@ def weights_digest(path: Path) -> str:
 
 
 def is_module(path: Path) -> bool:
-    """Whether a folder holds a module of the user's own instead of a model of `transformers`."""
+    """Whether a folder holds a module of the user's own rather than a model of `transformers`."""
     return (path / MODULE).is_file()
 
 
@@ -97,10 +98,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is not whole, that holds pickled weights only, or whose model is of no use here.
+    """Refuse a folder that is incomplete, that holds only pickled weights, or whose model potstill cannot use.
 
     Raises:
-        ModelError: says what is wrong with it, and the fix.
+        ModelError: names the problem and the fix.
     """
     if is_module(path):
         _check_weights(path)
@@ -141,7 +142,7 @@ def _check_weights(path: Path) -> None:
 
 
 def _check_length(file: Path) -> None:
-    """A safetensors file states its own length: 8 bytes, the header, and the end of the last tensor."""
+    """Check a safetensors file's length against its header: 8 bytes, the header, and the end of the last tensor."""
     try:
         size = file.stat().st_size
         with file.open("rb") as content:
@@ -160,9 +161,9 @@ def _check_length(file: Path) -> None:
 
 
 def check_remote_code(config: Mapping[str, Any], *, trust_remote_code: bool, where: str) -> None:
-    """Refuse a model that needs code of its own, unless the recipe trusts it by name.
+    """Refuse a model that needs its own code, unless the recipe says `trust_remote_code: true`.
 
-    A model of a type that `transformers` has itself is opened with that, whatever code lies beside it.
+    A model type that `transformers` implements is opened with that implementation, whatever code is in the folder.
 
     Raises:
         ModelError: names the code, and the fix.
@@ -170,7 +171,7 @@ def check_remote_code(config: Mapping[str, Any], *, trust_remote_code: bool, whe
     code = config.get("auto_map")
     if not code or trust_remote_code:
         return
-    # Costs a second and loads torch, and is needed for such models only.
+    # Takes a second and loads torch; only such models need it.
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
     if config.get("model_type") in {*MODEL_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:

@@ -1,7 +1,7 @@
 """GGUF files, dequantised once into a plain `transformers` folder.
 
-`transformers` can open a GGUF file itself, but takes minutes for it every time, and the model it gives says that it is
-quantised and cannot be saved, unless it is dequantised on the way.
+`transformers` can open a GGUF file directly, but takes minutes each time, and the resulting model counts as quantised
+and cannot be saved unless it is dequantised on loading.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def dequantise(file: Path, folder: Path, console: Console) -> GgufHeader:
     """Write a GGUF file's model to a folder: safetensors in fp32 (which holds every quantised value exactly),
     configuration, tokenizer and chat template.
 
-    The tokenizer that is written is the one that is in use when the folder is opened, without the entries that only
-    fill its vocabulary up to the rows of the embeddings.
+    The written tokenizer is the one in use when the folder is opened, without the entries that only pad the vocabulary
+    to the number of embedding rows.
 
     Returns:
         The file's header.
 
     Raises:
-        ModelError: it is no GGUF file, is damaged, or holds a model that cannot be converted.
+        ModelError: the file is no GGUF file, is damaged, or holds a model that cannot be converted.
     """
     header = read_header(file)
     padded = header.padded_tokens()
@@ -40,7 +40,7 @@ def dequantise(file: Path, folder: Path, console: Console) -> GgufHeader:
     )
     total = sum(tensor.bytes for tensor in header.tensors) / 1e6
     with console.task(f"converting {file.name}", total=total, unit="MB") as task:
-        # Seconds of imports, needed the first time only.
+        # These imports take seconds, and only a first conversion needs them.
         from transformers import AutoTokenizer, GgufConfig
         from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -61,8 +61,8 @@ def dequantise(file: Path, folder: Path, console: Console) -> GgufHeader:
 
 
 def _save_tokenizer(tokenizer: Any, padded: Sequence[str], folder: Path) -> None:
-    """Save a tokenizer such that its file says how it is used. The class that opens the folder may add to what the
-    conversion gave (Qwen2's adds NFC), so what was saved is opened and saved again."""
+    """Save a tokenizer as it is used. The class that opens the folder may change it (Qwen2's adds NFC), so the saved
+    tokenizer is opened and saved again."""
     from potstill.models.load import load_tokenizer
 
     tokenizer.save_pretrained(folder)
@@ -74,7 +74,7 @@ def _save_tokenizer(tokenizer: Any, padded: Sequence[str], folder: Path) -> None
 def _remove_tokens(file: Path, tokens: frozenset[str]) -> None:
     document = json.loads(file.read_text(encoding="utf-8"))
     vocabulary = document["model"]["vocab"]
-    if isinstance(vocabulary, dict):  # a list (Unigram) gives tokens their numbers by their places
+    if isinstance(vocabulary, dict):  # in a list (Unigram), a token's id is its position
         document["model"]["vocab"] = {token: number for token, number in vocabulary.items() if token not in tokens}
         document["added_tokens"] = [added for added in document["added_tokens"] if added["content"] not in tokens]
     file.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
@@ -82,13 +82,13 @@ def _remove_tokens(file: Path, tokens: frozenset[str]) -> None:
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """Turn the errors of `transformers` about a file that it cannot convert into ours."""
+    """Turn errors of `transformers` about a file that it cannot convert into a ModelError."""
     try:
         yield
     except ModelError:
         raise
     except OSError as error:
-        if error.errno is not None:  # of the system, such as a full disk; transformers' own have no number
+        if error.errno is not None:  # an error of the system, such as a full disk; those of transformers have no errno
             raise
         raise unreadable(file, error) from error
     except Exception as error:
@@ -97,8 +97,8 @@ def _explained(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_reader() -> Iterator[None]:
-    """`transformers` reads the header of a file three times, each of which takes most of a minute for a vocabulary of
-    150,000. Here it gets the same reader every time."""
+    """`transformers` reads a file's header three times, each time for most of a minute with a vocabulary of 150,000.
+    Share one reader instead."""
     import gguf
 
     own, made = gguf.GGUFReader, dict[str, Any]()
@@ -114,7 +114,7 @@ def _one_reader() -> Iterator[None]:
 
 @contextmanager
 def _counted(header: GgufHeader, task: Progress) -> Iterator[None]:
-    """Show how far the conversion of weights is, in place of the bar of `transformers`, which cannot be turned off."""
+    """Show the progress of converting weights in place of the bar of `transformers`, which cannot be turned off."""
     from transformers import modeling_gguf_pytorch_utils as conversion
 
     sizes = {tensor.name: tensor.bytes for tensor in header.tensors}
@@ -124,7 +124,7 @@ def _counted(header: GgufHeader, task: Progress) -> Iterator[None]:
             yield tensor
             task.advance(sizes.get(str(tensor.name), 0) / 1e6)
 
-    # Where a later version has no such bar there is none to replace.
+    # A later version may have no such bar.
     if hasattr(conversion, "tqdm"):
         with _replaced(conversion, "tqdm", shown), redirect_stderr(StringIO()):
             yield

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: what is stored in it, and how. No torch, and no weights are read.
+"""The header of a GGUF file: its tensors and their storage types. No torch; no weights are read.
 
-The layout is that of the GGUF specification, versions 2 and 3: metadata (keys and values), then the table of tensors,
-then their data. The package `gguf` has a reader too, which takes seconds and a gigabyte for a vocabulary of 150,000.
+The layout follows the GGUF specification, versions 2 and 3: metadata (keys and values), then the table of tensors,
+then their data. The reader in the package `gguf` takes seconds and a gigabyte for a vocabulary of 150,000.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from typing import Any
 from potstill.errors import ModelError
 
 CONVERSION = 2
-"""Raised when a conversion (`models/gguf.py`) would write something else, so that files are converted again."""
+"""Version of the conversion (`models/gguf.py`). Raise it when its output changes, so that files are converted
+again."""
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
 _SHOWN_TYPES = 3
 _SHORT = 1024
-"""Arrays of so many numbers (one per layer, say) are always kept."""
+"""Arrays up to this length (one number per layer, say) are always kept."""
 _PADDING = re.compile(r"\[PAD(\d+)\]")
 _UNUSED = 5
-"""llama.cpp's token type of entries that stand for no token."""
+"""llama.cpp's token type for unused entries."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says of itself: metadata by key, and its tensors."""
+    """The metadata of a GGUF file by key, and its tensors."""
 
     file: Path
     metadata: Mapping[str, Any]
@@ -57,32 +58,32 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """llama.cpp's name of the family (`qwen2`); empty if none is stated."""
+        """llama.cpp's name of the family (`qwen2`); empty if not stated."""
         return str(self.metadata.get("general.architecture") or "")
 
     @property
     def licence(self) -> str:
-        """As the file states it; empty if it does not."""
+        """The licence that the file states; empty if none."""
         return str(self.metadata.get("general.license") or "")
 
     @property
     def has_template(self) -> bool:
-        """Whether there is a chat template in it."""
+        """Whether it contains a chat template."""
         return bool(self.metadata.get("tokenizer.chat_template"))
 
     @property
     def parameters(self) -> int:
-        """Numbers in all tensors. What tied weights share is stored once."""
+        """Numbers in all tensors. Tied weights are stored once."""
         return sum(tensor.elements for tensor in self.tensors)
 
     def of_architecture(self, key: str) -> Any:
-        """A value that belongs to the family (`block_count`); None if there is none."""
+        """A metadata value of this architecture (`block_count`); None if missing."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
     @property
     def storage(self) -> str:
-        """How the weights are stored, for a person: the file's own name for it, then the types by their share of the
-        weights and the mean size (`Q4_K_M: 62 % Q5_0, 28 % Q8_0, 10 % Q6_K; 6.1 bits a weight`)."""
+        """A description of the storage: the file's own name for it, then the types by share, and the mean size
+        (`Q4_K_M: 62 % Q5_0, 28 % Q8_0, 10 % Q6_K; 6.1 bits a weight`)."""
         total = max(1, self.parameters)
         by_kind = Counter[str]()
         for tensor in self.tensors:
@@ -98,28 +99,27 @@ class GgufHeader:
 
     @property
     def conversion_bytes(self) -> int:
-        """About how much memory a conversion takes at its peak: that of the process, the weights in fp32, those of the
-        largest tensor again, and what `transformers` makes of the vocabulary (measured: 3.6 GB for 494M weights and
-        151,936 tokens)."""
+        """Estimated peak memory of a conversion: the process, the weights in fp32, the largest tensor once more, and
+        the vocabulary in `transformers` (measured: 3.6 GB for 494M weights and 151,936 tokens)."""
         largest = max((tensor.elements for tensor in self.tensors), default=0)
         tokens = self.metadata.get("tokenizer.ggml.tokens")
         return 400_000_000 + 4 * (self.parameters + largest) + 5_000 * (tokens if isinstance(tokens, int) else 0)
 
     @property
     def conversion_seconds(self) -> float:
-        """About how long a conversion takes (measured on two cores beside other work: 200 s for 494M weights and
-        151,936 tokens)."""
+        """Estimated duration of a conversion (measured on two busy cores: 200 s for 494M weights and 151,936
+        tokens)."""
         tokens = self.metadata.get("tokenizer.ggml.tokens")
         return 10 + 1e-3 * (tokens if isinstance(tokens, int) else 0) + 1e-7 * self.parameters
 
     @property
     def is_quantised(self) -> bool:
-        """Whether any weights are stored in blocks of few bits."""
+        """Whether any weights are stored in quantised blocks."""
         return any(not tensor.kind.startswith(("F", "BF")) for tensor in self.tensors)
 
     def padded_tokens(self) -> list[str]:
-        """Entries of the vocabulary that stand for no token: llama.cpp's `[PAD151646]`, which fills the vocabulary up
-        to the rows of the embeddings. Other unused tokens (Gemma's `<unused0>`) are the tokenizer's own, and stay.
+        """Padding entries of the vocabulary: llama.cpp's `[PAD151646]`, which fill it up to the number of embedding
+        rows. Other unused tokens (Gemma's `<unused0>`) belong to the tokenizer and stay.
 
         Raises:
             ModelError: the file is damaged.
@@ -141,10 +141,10 @@ def read_header(file: Path, keep: tuple[str, ...] = ()) -> GgufHeader:
 
     Args:
         file: the file.
-        keep: arrays (of strings, or long ones of numbers) that are wanted whole; of others the length is given.
+        keep: arrays (of strings, or long ones of numbers) to keep whole; of others only the length is kept.
 
     Raises:
-        ModelError: it is no GGUF file, or is damaged (cut short, say).
+        ModelError: the file is no GGUF file, or is damaged (cut short, say).
     """
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -233,7 +233,7 @@ class _Reader:
 
     def _skip_strings(self, count: int) -> None:
         content, at, length_at = self._content, self._at, struct.Struct("<Q").unpack_from
-        for _ in range(count):  # hundreds of thousands, so without a call of ours each
+        for _ in range(count):  # hundreds of thousands: no function call for each
             at += 8 + length_at(content, at)[0]
         self._at = at
 
@@ -254,7 +254,7 @@ class _Reader:
 
 
 def _file_type(number: Any) -> str:
-    """llama.cpp's name of a mixture of types (`Q4_K_M`); empty where it is unknown or guessed."""
+    """llama.cpp's name of a mixture of types (`Q4_K_M`); empty if unknown or marked as guessed."""
     from gguf.constants import LlamaFileType
 
     try:

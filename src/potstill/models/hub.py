@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: safetensors, configuration and tokenizer, and never a pickle. No torch."""
+"""Models from the Hugging Face hub: safetensors, configuration and tokenizer, never pickles. No torch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from potstill.models.kinds import check_task
 from potstill.models.packages import PACKAGES
 
 _WANTED = "*.safetensors *.json *.jinja *.model *.tiktoken vocab.txt merges.txt README.md LICENSE* NOTICE*".split()
-# A second copy of the weights in another layout, and what lies in folders for other runtimes.
+# Excludes second copies of the weights in other layouts, and folders for other runtimes.
 _UNWANTED = ["consolidated*", "*/*"]
 _CODE = "*.py"
 
 
 def find_on_disk(model: str, revision: str | None) -> Path | None:
-    """The snapshot of a hub model in the hub's own cache, or None if there is none or it is not whole."""
+    """The snapshot of a hub model in the hub's own cache, or None if it is missing or incomplete."""
     try:
         folder = Path(
             snapshot_download(
@@ -41,11 +41,12 @@ def find_on_disk(model: str, revision: str | None) -> Path | None:
 
 
 def fetch(model: str, revision: str | None, *, trust_remote_code: bool, console: Console) -> Path:
-    """Download a hub model (to the hub's own cache), after its configuration has been looked at.
+    """Download a hub model into the hub's own cache, after checking its configuration.
 
     Raises:
-        ModelError: the hub cannot be reached, has no such model or revision, asks for terms to be accepted, or has
-            the weights as pickles only; or the model is of a kind that cannot be used.
+        ModelError: the hub cannot be reached, has no such model or revision, or requires accepting terms; or the
+        weights
+            are only there as pickles; or potstill cannot use this kind of model.
     """
     try:
         info = HfApi().model_info(model, revision=revision, files_metadata=True)
@@ -90,7 +91,7 @@ def _check_files(model: str, sizes: dict[str, int]) -> None:
 
 
 def _explain(model: str, revision: str | None, error: Exception) -> ModelError:
-    """Turn an error of the hub into ours. The order matters: several are subclasses of others."""
+    """Turn an error of the hub into a ModelError. The order matters: several are subclasses of others."""
     if isinstance(error, GatedRepoError):
         return ModelError(
             f"{model} asks for its terms to be accepted",
@@ -116,11 +117,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _bytes_to(task: Progress) -> type[tqdm]:
-    """A progress bar that shows nothing itself and hands the bytes written to a task of ours."""
+    """A silent progress bar that reports the bytes written to `task`."""
 
     class Silent(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            # Of the two byte counts (received, written) the second is the one without this mark.
+            # Of the two byte counts (received, written) only the first has this mark.
             self.counts = kwargs.get("unit") == "B" and not str(kwargs.get("name") or "").endswith(".transfer")
             initialise: Any = super().__init__  # untyped there
             initialise(*args, **{**kwargs, "disable": True})

@@ -1,4 +1,4 @@
-"""The task of a model, as its `config.json` states it, and whether potstill can use it for another. No torch."""
+"""The task of a model, from its `config.json`, and the tasks it can be used for. No torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _IMAGES = ("image_size", "num_channels")
 
 
 def task_of_class(name: str, *, images: bool) -> Task | None:
-    """The task of a class of `transformers`, by how its name ends; None where potstill does not do it.
+    """The task of a class of `transformers`, by the ending of its name; None if potstill has no such task.
 
     Args:
-        name: of the class.
-        images: whether it reads images, which the name of a class without head (`BertModel`) does not say.
+        name: the class's name.
+        images: whether it reads images; the name of a class without head (`BertModel`) does not tell.
     """
     for spec in SPECS.values():
         if name.endswith(spec.endings):
@@ -37,8 +37,8 @@ def task_of_class(name: str, *, images: bool) -> Task | None:
 
 
 def own_task(config: Mapping[str, Any]) -> Task | None:
-    """The task of the model of a `config.json`, by the architecture that it names; a causal language model if it names
-    none. None where potstill does not do it."""
+    """The task of the model of a `config.json`, by its architecture; a causal language model if none is named. None if
+    potstill has no such task."""
     architectures = [str(name) for name in config.get("architectures") or []]
     if not architectures:
         return "causal_lm"
@@ -47,10 +47,10 @@ def own_task(config: Mapping[str, Any]) -> Task | None:
 
 
 def task_in(config: Mapping[str, Any], where: str) -> Task:
-    """As `own_task`, of a model that must have a task.
+    """As `own_task`, but the model must have a task.
 
     Raises:
-        ModelError: potstill does not do its task.
+        ModelError: potstill has no such task.
     """
     check_task(config, None, where)
     task = own_task(config)
@@ -60,13 +60,13 @@ def task_in(config: Mapping[str, Any], where: str) -> Task:
 
 
 def check_task(config: Mapping[str, Any], task: Task | None, where: str) -> None:
-    """Refuse a model that cannot be used for a task (or, with None, for any).
+    """Refuse a model that cannot be used for a task (or, with None, for any task).
 
-    An encoder of texts may be used for another task of texts than that of its head: it gets a new head. No model gets a
+    An encoder of texts may be used for another text task than that of its head: it gets a new head. No model gets a
     new causal head.
 
     Raises:
-        ModelError: a vision-language, audio or encoder-decoder model, or one that is made for something else.
+        ModelError: a vision-language, audio or encoder-decoder model, or one for another task.
     """
     architectures = [str(name) for name in config.get("architectures") or []]
     name = " / ".join(architectures) or "no architecture named"

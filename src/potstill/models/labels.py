@@ -1,4 +1,4 @@
-"""The names of a classifier's classes, and that two sides mean the same by class 3. Opens no torch by itself."""
+"""The names of a classifier's classes, and whether two classifiers number them alike. Loads no torch by itself."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ _OF_MODULE = "_potstill_labels"
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...] | None:
-    """The names of a model's classes in their order; None where it is no classifier, or where they have no
-    names."""
+    """The names of a model's classes, by number; None if it is no classifier, or its classes have no names."""
     from potstill.models.tasks import is_plain, unwrap
 
     if is_plain(model):
@@ -28,8 +27,8 @@ def labels_of(model: nn.Module) -> tuple[str, ...] | None:
 
 
 def labels_in(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names in a `config.json` (`id2label`), in the order of their numbers; None where there are only the
-    placeholders of `transformers` (LABEL_0, …)."""
+    """The names in a `config.json` (`id2label`), by number; None if they are the placeholders of `transformers`
+    (LABEL_0, …)."""
     named = config.get("id2label")
     if not named:
         return None
@@ -38,10 +37,10 @@ def labels_in(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
-    """Write the names of its classes into a model, so that they are saved with it.
+    """Write the names of its classes into a model's configuration, which is saved with it.
 
     Raises:
-        ModelError: it has another number of classes, or other names.
+        ModelError: the model has another number of classes, or other names.
     """
     from potstill.models.tasks import is_plain, unwrap
 
@@ -64,10 +63,10 @@ def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
 def check_same_labels(
     found: Sequence[str], wanted: Sequence[str], *, who: str, where: str, than: str = "the data"
 ) -> None:
-    """Refuse classes that differ in name or order: those of `who` from those of `than`.
+    """Refuse classes that differ in name or order between `who` and `than`.
 
     Raises:
-        ModelError: names the first that differs.
+        ModelError: names the first difference.
     """
     if list(found) == list(wanted):
         return

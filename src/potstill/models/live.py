@@ -1,8 +1,8 @@
 """Signals of a live model: hidden rows and head parts instead of logits, and inner tensors by name.
 
-Of language models only what is inside the head runs, never the output projection over the vocabulary. Everything
-happens under the caller's grad mode, so that the same function serves the teacher (under `no_grad`) and the student
-inside the training module's forward (rule 14).
+For language models only the part before the head runs, never the projection to the vocabulary. Everything runs in the
+caller's grad mode, so the same function serves the teacher (under `no_grad`) and the student inside the training
+module's forward (rule 14).
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from potstill.signals import Ask, Batch, Dense, Head, ImageView, Side, Signals, 
 
 _CHECKED_ROWS, _CHECKED_TOKENS = 2, 16
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-"""Relative differences that are some ten roundings, by dtype."""
+"""Relative tolerances of about ten roundings, by dtype."""
 
 
 def live_signals(model: nn.Module, batch: Batch, side: Side, ask: Ask) -> Signals:
-    """The tensors that are asked for, of one model and a batch, from the model's own view.
+    """The requested tensors of one model for a batch, from that model's view.
 
-    The response of a language model is `head`: hidden rows [N,H] and the effective output weight, or, where that head
-    cannot be taken apart, `dense` and a warning that says why. That of a classifier is `dense`: logits [N,V] of the
-    examples that have a class. Taps come whole, as `Signals` names them.
+    The response of a language model is `head`: hidden rows [N,H] and the effective output weight; or, if its head
+    cannot be taken apart, `dense` with a warning that says why. The response of a classifier is `dense`: logits [N,V]
+    of the examples that have a class. Taps are whole tensors, named as in `Signals`.
 
     Args:
         model: a model of `transformers` for any task, wrapped by peft or not, or any module that takes arrays. Its mode
             (training or not) and the grad mode are the caller's.
         batch: rows of the response are its targets, in order.
-        side: whose view is read.
-        ask: what is wanted.
+        side: whose view of the batch.
+        ask: the tensors to return.
 
     Raises:
-        ModelError: the model has no such tensor (what it has is named), or does not take such a batch.
+        ModelError: the model has no such tensor (the error lists those it has), or cannot take such a batch.
     """
     view, positions = batch.view(side), batch.target_positions[side]
     if isinstance(view, ImageView):
@@ -77,9 +77,9 @@ def live_signals(model: nn.Module, batch: Batch, side: Side, ask: Ask) -> Signal
 def run_decoder(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
     """The last hidden state of a causal language model, after the final norm.
 
-    There is no attention mask and no cache, on purpose: padding is on the right, where causal attention does not
-    look, and packed rows are kept apart by `position_ids` alone (with a mask or a cache, `transformers` would silently
-    let their tokens see each other). Not for recurrent models, whose state crosses segments.
+    Deliberately without attention mask and cache: padding is on the right, where causal attention does not look, and
+    packed rows are kept apart by `position_ids` alone (with a mask or a cache, `transformers` would silently let their
+    tokens see each other). Not for recurrent models, whose state crosses segments.
     """
     outputs = inner_decoder(model)(input_ids=view.input_ids, position_ids=view.position_ids, use_cache=False)
     last: Tensor = outputs.last_hidden_state
@@ -87,14 +87,14 @@ def run_decoder(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
 
 
 def run_inside(model: nn.Module, view: View) -> Float[Tensor, "B T H"]:
-    """The last hidden state of any model of texts; its head does not run."""
+    """The last hidden state of any text model; its head does not run."""
     if spec_of(model).writes:
         return run_decoder(model, view)
     last: Tensor = _run_encoder(inner_model(model), view).last_hidden_state
     return last
 
 
-# ---- by sort of model --------------------------------------------------------------------------------------------
+# ---- by kind of model --------------------------------------------------------------------------------------------
 
 
 def _of_decoder(model: nn.Module, view: View, positions: Int[Tensor, " N"], ask: Ask) -> Signals:
@@ -106,7 +106,7 @@ def _of_decoder(model: nn.Module, view: View, positions: Int[Tensor, " N"], ask:
 
 
 def _inside_encoder(model: nn.Module, view: View, ask: Ask) -> Signals:
-    """Taps alone: the head runs only where one of them may lie in it."""
+    """Taps only: the head runs only if one of them may be in it."""
     inner, whole = inner_model(model), False
     if paths := [name.removeprefix("module:") for name in ask.taps if name.startswith("module:")]:
         inside, parts = set(inner.modules()), dict(unwrap(model).named_modules())
@@ -117,8 +117,8 @@ def _inside_encoder(model: nn.Module, view: View, ask: Ask) -> Signals:
 
 
 def _of_masked(model: nn.Module, view: View, positions: Int[Tensor, " N"], ask: Ask) -> Signals:
-    """The output layer reads what stands before it in the head (a dense layer and a norm, say). So the whole model
-    runs, but for the output layer, which only notes what it is given."""
+    """The output layer reads the output of other parts of the head (a dense layer and a norm, say). So the whole model
+    runs, except the output layer, which only records its input."""
     if not ask.response:
         return _inside_encoder(model, view, ask)
     with tapped(model, ask.taps) as taps, _noting(output_layer(model), dims(model).vocab) as read:
@@ -153,7 +153,7 @@ def _of_arrays(model: nn.Module, view: ImageView, positions: Int[Tensor, " N"], 
 
 
 def _run_encoder(model: nn.Module, view: View) -> Any:
-    """Padding is masked, and a row is one text. Positions are the family's own (RoBERTa's begin at 2)."""
+    """Run an encoder with padding masked, one text a row. Positions are the model's own (RoBERTa's begin at 2)."""
     if bool((view.segment_ids > 1).any()):
         raise ModelError(
             "packed rows were given to an encoder, whose tokens would see each other", fix="set train.packing: false"
@@ -162,7 +162,7 @@ def _run_encoder(model: nn.Module, view: View) -> Any:
 
 
 def _logits(output: Any) -> Tensor:
-    """Of what a classifier gives: a tensor, an output with `logits`, or a tuple that begins with them."""
+    """The logits in a classifier's output: a tensor, an object with `logits`, or a tuple that begins with them."""
     if isinstance(output, Mapping):
         output = output.get("logits")
     elif isinstance(output, (tuple, list)):
@@ -176,8 +176,8 @@ def _logits(output: Any) -> Tensor:
 
 @contextmanager
 def _noting(head: nn.Module, vocab: int) -> Iterator[list[Tensor]]:
-    """Keep what the output layer is given instead of running it. Behind it comes a zero of the shape of the logits that
-    takes no memory."""
+    """Record the input of the output layer instead of running it. The layer returns zeros of the shape of the logits,
+    which take no memory."""
     read: list[Tensor] = []
 
     def note(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -199,15 +199,15 @@ def _noting(head: nn.Module, vocab: int) -> Iterator[list[Tensor]]:
 
 
 def check_head(model: nn.Module, batch: Batch, side: Side = "student") -> float:
-    """Compare the logits that `live_signals` stands for with the model's own, on a few tokens of a view (rule 14).
+    """Compare the logits of `live_signals` with the model's own, on a few tokens (rule 14).
 
-    Runs in evaluation mode without gradient, and leaves the model in the mode in which it found it.
+    Runs in evaluation mode without gradient, and restores the model's mode.
 
     Returns:
-        The largest difference, as a share of the largest logit; 0 where the model's own logits are what is given.
+        The largest difference, as a share of the largest logit; 0 if the signals are the model's own logits.
 
     Raises:
-        ModelError: they differ by more than rounding: the model does something to its logits that was not seen.
+        ModelError: they differ by more than rounding: the model changes its logits in an unknown way.
     """
     if not spec_of(model).has_vocabulary:
         return 0.0
@@ -218,22 +218,22 @@ def check_head(model: nn.Module, batch: Batch, side: Side = "student") -> float:
     asked = Batch(few, few, few.input_ids.flatten()[positions], {"student": positions, "teacher": positions})
     with torch.no_grad(), evaluating(model):
         signals = live_signals(model, asked, "student", Ask(response=True))
-        ours = _whole_logits(signals)
+        found = _whole_logits(signals)
         if is_causal(model):
             whole = inner(input_ids=few.input_ids, position_ids=few.position_ids, use_cache=False).logits
         else:
             whole = _run_encoder(inner, few).logits
     own = whole.flatten(0, 1).index_select(0, positions.to(whole.device))
-    if own.shape != ours.shape:
+    if own.shape != found.shape:
         raise ModelError(
-            f"{type(inner).__name__} gives {own.shape[-1]} logits per token, its output layer {ours.shape[-1]}"
+            f"{type(inner).__name__} gives {own.shape[-1]} logits per token, its output layer {found.shape[-1]}"
         )
-    own64, ours64 = own.double(), ours.to(own.device).double()
-    difference = float((own64 - ours64).abs().max() / own64.abs().max().clamp_min(1e-30))
+    own64, found64 = own.double(), found.to(own.device).double()
+    difference = float((own64 - found64).abs().max() / own64.abs().max().clamp_min(1e-30))
     if not difference <= _TOLERANCE.get(own.dtype, 1e-4):
-        factor = float((own64 * ours64).sum() / ours64.square().sum().clamp_min(1e-30))
+        factor = float((own64 * found64).sum() / found64.square().sum().clamp_min(1e-30))
         raise ModelError(
-            f"{type(inner).__name__} does something to its logits that was not understood: they differ from those "
+            f"{type(inner).__name__} changes its logits in a way that potstill does not know: they differ from those "
             f"of its output layer by up to {difference:.1%} of the largest, and are {factor:.4g} times as large",
             fix="models of this family cannot be used with objectives over the vocabulary; please report it",
         )
@@ -241,10 +241,10 @@ def check_head(model: nn.Module, batch: Batch, side: Side = "student") -> float:
 
 
 def check_packing(model: nn.Module, view: View) -> float:
-    """Whether packed segments see each other: a few tokens of a view as two segments of one row, and each alone.
+    """Check that packed segments do not see each other: compare a few tokens as two segments of a row with each alone.
 
-    In some families they silently do: those that take no positions (ALiBi), or that mix neighbours by
-    convolution. Runs in evaluation mode without gradient, and leaves the model as it was.
+    In some families they silently do: families without positions (ALiBi), or with convolutions over neighbours. Runs
+    in evaluation mode without gradient, and restores the model's mode.
 
     Returns:
         The relative difference (L2) of the last hidden states.
@@ -276,7 +276,7 @@ def check_packing(model: nn.Module, view: View) -> float:
 
 
 def _dense_logits(model: nn.Module, rows: Tensor) -> Tensor:
-    """Logits through the output layer as it is, whatever wraps it."""
+    """Logits computed by the output layer itself, with its wrappers."""
     scale, softcap = scale_and_softcap(model)
     logits: Tensor = output_layer(model)(rows) * scale
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
@@ -292,12 +292,12 @@ def _whole_logits(signals: Signals) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode in which it was found (rule 8)."""
+    """Evaluation mode within the context; every module's mode is restored afterwards (rule 8)."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        # One by one: a frozen part may have been in evaluation mode inside a model that trains.
+        # Restore modules one by one: a frozen part may have been in evaluation mode inside a model in training.
         for module, mode in training.items():
             module.training = mode

@@ -1,4 +1,4 @@
-"""Open a model or a tokenizer that is on disk, for a task, on a chosen device and in a chosen precision."""
+"""Open a model or a tokenizer from disk, for a task, on a chosen device and in a chosen precision."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """A device by name; `auto` is the first accelerator there is, else the processor.
+    """A device by name; `auto` is the first accelerator, else the processor.
 
     Raises:
-        ModelError: there is no such device here.
+        ModelError: this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -50,13 +50,13 @@ def _devices() -> list[str]:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices in bfloat16 in hardware (it can always emulate, and is then slower)."""
+    """Whether the device multiplies bfloat16 matrices in hardware (emulation always works, and is slower)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     try:
-        # Linux names them: AVX-512 BF16 and AMX on x86 (`flags`), BF16 on Arm (`Features`).
+        # Linux's names: AVX-512 BF16 and AMX on x86 (`flags`), BF16 on Arm (`Features`).
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return False
@@ -64,8 +64,8 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def pick_dtype(dtype: str, source: ModelSource, device: torch.device) -> torch.dtype:
-    """A precision by name. `auto` is the one the weights are stored in, where the device is fast in it, else fp32
-    (fp16 counts as bf16: potstill does not compute in fp16)."""
+    """A precision by name. `auto` is the stored precision if the device is fast in it, else fp32 (fp16 counts as bf16:
+    potstill does not compute in fp16)."""
     if dtype != "auto":
         return _DTYPES[dtype]
     config = {} if is_module(source.path) else read_config(source.path)
@@ -85,26 +85,25 @@ def load_model(
     quantization: str = "none",
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """The model, in evaluation mode. Where an encoder is opened for another task than its own, it gets a new head, with
-    a warning.
+    """The model, in evaluation mode. An encoder opened for another task gets a new head, with a warning.
 
     Args:
-        source: as `resolve` gives it. A folder with `module.json` is a module of the user's own.
-        task: what it is opened for; None is what it was saved as.
-        labels: names of the classes, of a classifier. Where the folder has such a head, its names must be the same;
-            where it has none, the new head has as many rows.
+        source: from `resolve`. A folder with `module.json` is a module of the user's own.
+        task: the task to open it for; None for the one it was saved with.
+        labels: class names, for a classifier. They must equal those of an existing head; a new head gets as many
+            rows.
         dtype: `float32`, `bfloat16`, or `auto` (see `pick_dtype`).
         device: as for `pick_device`; unused with a `device_map` (accelerate's: `auto`, `balanced`, …).
-        attn_implementation: as in `transformers`; None is its own choice.
+        attn_implementation: as in `transformers`; None leaves the choice to it.
         quantization: `none`, `bnb_8bit` or `bnb_4bit` (bitsandbytes, while loading).
-        trust_remote_code: run code that lies in the model's folder.
+        trust_remote_code: run the code in the model's folder.
 
-    A new head has the library's own initialisation, drawn from torch's generator as the caller has seeded it.
+    A new head is initialised by `transformers`, with torch's global generator.
 
     Raises:
-        ModelError: it is of a kind that cannot be used so, its classes are others, its weights do not fit its
-            configuration, or something that was asked for is not there (the attention implementation, bitsandbytes,
-            the device).
+        ModelError: the model cannot be used this way, its classes are others, its weights do not fit its
+        configuration, or
+            something requested is missing (the attention implementation, bitsandbytes, the device).
     """
     model, new = open_model(
         source,
@@ -123,7 +122,7 @@ def load_model(
 
 
 def new_head(names: Sequence[str]) -> str:
-    """The message about weights that were not in the folder."""
+    """The warning about new weights."""
     shown = ", ".join(names[:3]) + (", …" if names[3:] else "")
     return f"the head is new, its weights are random ({shown}): train it before it is asked or distilled"
 
@@ -140,7 +139,7 @@ def open_model(
     quantization: str = "none",
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """As `load_model`, with the names of the weights that are new instead of the warning."""
+    """As `load_model`, but returns the names of new weights instead of warning."""
     place = pick_device(device)
     chosen = pick_dtype(dtype, source, place)
     if is_module(source.path):
@@ -182,7 +181,7 @@ def open_model(
     if "device_map" not in asked:
         torch.nn.Module.to(model, place)
     model.eval()
-    return model, new if SPECS[task].has_response else ()  # nobody reads the pooler of an encoder of texts
+    return model, new if SPECS[task].has_response else ()  # the pooler of a text encoder is unused
 
 
 def _open_module(source: ModelSource, task: Task | None, labels: Sequence[str] | None) -> nn.Module:
@@ -197,7 +196,7 @@ def _open_module(source: ModelSource, task: Task | None, labels: Sequence[str] |
 def _classes(
     config: Mapping[str, Any], labels: Sequence[str] | None, task: Task, source: ModelSource
 ) -> dict[str, Any]:
-    """The arguments of `from_pretrained` about classes."""
+    """The arguments of `from_pretrained` for classes."""
     if labels is None:
         return {}
     where = str(source.path)
@@ -223,7 +222,7 @@ def _has_head(config: Mapping[str, Any], task: Task) -> bool:
 
 
 def _new_weights(model: PreTrainedModel, found: Mapping[str, Any]) -> tuple[str, ...]:
-    """What was missing in the folder and is not part of the encoder: the head, and the pooler that some heads read."""
+    """Weights that were missing in the folder, outside the encoder: the head, and the pooler that some heads read."""
     inside = f"{model.base_model_prefix}." if model.base_model is not model else ""
     names = sorted(str(name) for name in found.get("missing_keys") or ())
     return tuple(n for n in names if not n.startswith(inside) or n.removeprefix(inside).startswith("pooler."))
@@ -247,8 +246,7 @@ def load_tokenizer(source: ModelSource | Path, trust_remote_code: bool = False) 
 
 
 def _check_complete(found: Mapping[str, Any], new: Sequence[str], source: ModelSource) -> None:
-    """`transformers` fills what is missing with random numbers and only logs it; here it is an error, but for a head
-    that was to be new."""
+    """Raise for missing weights, which `transformers` initialises randomly and only logs. A new head is allowed."""
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         names = [str(name[0] if isinstance(name, tuple) else name) for name in found.get(problem) or ()]
         names = sorted(name for name in names if name not in new)

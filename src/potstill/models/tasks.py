@@ -21,11 +21,11 @@ def opener_of(task: Task) -> Any:
 
 
 def task_of(model: nn.Module) -> Task:
-    """The task of a loaded model, read off its class. A module that is not of `transformers` takes arrays and gives
+    """The task of a loaded model, from its class. A module that is not of `transformers` takes arrays and gives
     classes.
 
     Raises:
-        ModelError: potstill does not do its task.
+        ModelError: potstill has no such task.
     """
     if is_plain(model):
         return "image_classification"
@@ -49,7 +49,7 @@ def spec_of(model: nn.Module) -> TaskSpec:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether a token sees only what came before it. Encoders that could be used as decoders (`is_decoder`) are
+    """Whether a token sees only earlier positions. Encoders that could be used as decoders (`is_decoder`) are
     bidirectional unless their configuration says so."""
     spec = spec_of(model)
     if spec.masks or spec.reads_images:
@@ -64,7 +64,7 @@ def is_causal(model: nn.Module) -> bool:
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether it is a module of the user's own and no model of `transformers`, wrapped by peft or not."""
+    """Whether it is a module of the user's own rather than a model of `transformers`, wrapped by peft or not."""
     return not isinstance(model, (PreTrainedModel, PeftModel))
 
 
@@ -72,7 +72,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     """The `transformers` model inside a peft wrapper (adapters stay in place), or the model itself.
 
     Raises:
-        ModelError: not a `transformers` model, or an adapter that lives outside its layers (prompt tuning).
+        ModelError: not a `transformers` model, or an adapter outside its layers (prompt tuning).
     """
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:

@@ -1,8 +1,8 @@
 """Whether two models use the same tokenizer and the same chat template (rule 6): equal size is not equal vocabulary.
 
-Tokenizers are compared *as they are used*: as `transformers` opens them, which may differ from what `tokenizer.json`
-says (its class for Qwen2 adds NFC, its class for Gemma a mask token). Folders whose files are equal are equal, and are
-not opened, which would load torch.
+Tokenizers are compared *as they are used*: as `transformers` opens them, which may differ from `tokenizer.json` (its
+class for Qwen2 adds NFC, its class for Gemma a mask token). Folders with equal files are equal, and are not opened,
+which would load torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TEXTS = (
     "ALLCAPS camelCase snake_case http://example.com/a?b=c&d=1000000",
     "a\u00a0b\u200bc\ufeffd\x00e\x7f",
 )
-"""Case, numbers, white space, normalisation, scripts and code: where tokenizers of one vocabulary part ways."""
+"""Case, numbers, white space, normalisation, scripts and code: where tokenizers with the same vocabulary differ."""
 
 _JOINED_TEXTS, _TOKENS_PER_TEXT = 256, 12
 
@@ -62,7 +62,7 @@ def _turns(count: int) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A conversation that chat templates are compared on, and what it stands for in messages."""
+    """A conversation that chat templates are compared on, and its description for messages."""
 
     what: str
     messages: Sequence[Mapping[str, Any]]
@@ -105,16 +105,16 @@ _CHOICES = (
 def check_same_tokenizer(
     teacher: Path | PreTrainedTokenizerBase, student: Path | PreTrainedTokenizerBase, *, templates: bool = True
 ) -> None:
-    """Refuse two tokenizers that differ in use: in their tokens, in how they cut text into them, in the tokens that
-    begin and end a text, or in what their chat templates render.
+    """Refuse two tokenizers that differ in use: in their tokens, in how they split text, in the first and end tokens
+    of a text, or in what their chat templates render.
 
     Args:
         teacher: a model's folder, or a loaded tokenizer.
         student: likewise.
-        templates: compare chat templates, first and end tokens too; else only how text becomes tokens.
+        templates: compare chat templates, first and end tokens too; else only the tokens of texts.
 
     Raises:
-        TokenizerMismatch: says what differs, and names the choices.
+        TokenizerMismatch: names the difference and the choices.
         ModelError: a tokenizer cannot be opened.
     """
     if isinstance(teacher, Path) and isinstance(student, Path) and _equal_files(teacher, student):
@@ -128,11 +128,11 @@ def check_same_tokenizer(
 
 
 def check_saved_tokenizer(folder: Path, trust_remote_code: bool = False) -> None:
-    """Refuse a tokenizer that is another one once it has been saved and opened again, as a student's is: such a student
-    could not be compared with its teacher.
+    """Refuse a tokenizer that changes when it is saved and opened again, as a student's is: the student could not be
+    compared with its teacher.
 
     Raises:
-        TokenizerMismatch: says what differs.
+        TokenizerMismatch: names the difference.
         ModelError: it cannot be opened.
     """
     from potstill.models.load import load_tokenizer  # torch
@@ -141,7 +141,7 @@ def check_saved_tokenizer(folder: Path, trust_remote_code: bool = False) -> None
     with tempfile.TemporaryDirectory() as saved:
         again = Path(saved)
         opened.save_pretrained(again)
-        if (folder / "config.json").is_file():  # which decides the class that opens it
+        if (folder / "config.json").is_file():  # determines the tokenizer's class
             shutil.copyfile(folder / "config.json", again / "config.json")
         try:
             check_same_tokenizer(opened, load_tokenizer(again, trust_remote_code))
@@ -159,11 +159,11 @@ def check_saved_tokenizer(folder: Path, trust_remote_code: bool = False) -> None
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OPENED_BY = ("model_type", "tokenizer_class", "auto_map")
-"""What of `config.json` decides which class opens a tokenizer."""
+"""The keys of `config.json` that determine a tokenizer's class."""
 
 
 def _equal_files(teacher: Path, student: Path) -> bool:
-    """Whether the files that a tokenizer is made of are the same, so that it is opened the same."""
+    """Whether all files of a tokenizer are the same, so that it opens the same."""
     if teacher.resolve() == student.resolve():
         return True
     if not (teacher / "tokenizer.json").is_file():
@@ -203,7 +203,7 @@ def _opened(tokenizer: Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def read_template(folder: Path) -> Any:
-    """The chat template of a folder: text, a list of named ones, or None. Loads no torch."""
+    """The chat template in a folder: a text, a list of named ones, or None. Loads no torch."""
     own = folder / "chat_template.jinja"
     if own.is_file():
         return own.read_text(encoding="utf-8")
@@ -220,7 +220,7 @@ def _check_vocabulary(teacher: Mapping[str, int], student: Mapping[str, int]) ->
     if teacher == student:
         return
     nowhere = 1 << 40
-    tokens = sorted(  # two tokens that changed places have the same least id: the teacher's decides
+    tokens = sorted(  # swapped tokens have the same least id: the teacher's id breaks the tie
         teacher.keys() | student.keys(),
         key=lambda t: (min(teacher.get(t, nowhere), student.get(t, nowhere)), teacher.get(t, nowhere)),
     )
@@ -238,8 +238,8 @@ def _check_vocabulary(teacher: Mapping[str, int], student: Mapping[str, int]) ->
 
 
 def _check_cutting(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
-    """Equal pipelines cut every text alike. Where they are written differently (which may mean the same), texts decide:
-    some that tell tokenizers apart, every added token within text, and tokens of the vocabulary joined at random."""
+    """Equal pipelines split every text alike. If they are written differently (which may mean the same), compare on
+    texts: some that tell tokenizers apart, every added token within text, and random sequences of tokens."""
     one, other = _pipeline(teacher), _pipeline(student)
     if one and one == other:
         return
@@ -257,7 +257,7 @@ def _check_cutting(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenize
 
 
 def _pipeline(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """All that decides how a text is cut, by its name; empty where there is no fast tokenizer to ask."""
+    """The parts of a tokenizer that determine how it splits text, by name; empty for a slow tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return {}
@@ -283,7 +283,7 @@ def _texts(*tokenizers: PreTrainedTokenizerBase) -> Iterator[str]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # Some files say how their first user padded and cut; tokens are the same without.
+    # Some files store padding and truncation settings of their first user; they do not affect tokens.
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, padding=False, truncation=False)
     return ids
 
@@ -308,7 +308,7 @@ def _check_ends(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBa
 
 
 def _leading(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The special tokens that are put before a text."""
+    """The special tokens put before a text."""
     plain = _encode(tokenizer, "a")
     whole = tokenizer.encode("a", add_special_tokens=True, padding=False, truncation=False)
     count = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
@@ -338,7 +338,7 @@ def _check_templates(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
 
 
 _SHOWN = 60
-"""Characters that are shown of two renderings from where they part."""
+"""Characters shown of two renderings from where they differ."""
 
 
 def _parted(teacher: str, student: str) -> str:

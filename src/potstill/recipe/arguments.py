@@ -1,4 +1,4 @@
-"""Which training arguments a recipe may set, and to which values. No torch."""
+"""The training arguments that a recipe may set, and their values. No torch."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _MAY_BE_NEGATIVE = frozenset({"local_rank"})
 
 
 def check_arguments(args: dict[str, Any]) -> dict[str, Any]:
-    """The arguments themselves, if each is a field of the installed `TrainingArguments` that a recipe may set, and its
-    value is of the field's type and in its range.
+    """The arguments, if the installed `TrainingArguments` has a field of each name that a recipe may set, and each
+    value has the field's type and range.
 
     Raises:
-        ValueError: one is not; the nearest name, or the range, is said.
+        ValueError: names the nearest field, or the range.
     """
     declared = training_arguments()
     for name, value in args.items():

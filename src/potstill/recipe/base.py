@@ -1,4 +1,4 @@
-"""What every settings class is made of: strict, frozen, and chosen by `kind`. No torch."""
+"""The base of every settings class: strict, frozen, and chosen by `kind`. No torch."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from potstill.errors import RecipeError
 
 
 class Cosmetic:
-    """Marks a field that does not affect results (intervals, batch logging …): it is left out of a stage's key.
+    """Marks a field that does not affect results (intervals, batch logging …); it is left out of a stage's key.
 
     save_every_seconds: Annotated[float, Cosmetic()] = 300.0
     """
 
 
 class Content:
-    """Marks a field that names a file or a folder whose content affects results: a stage's key holds its digest, so an
-    edited file makes the stage stale. Of `path/to/file.py:Name` it is the file; of a folder all files but weights.
-    (Models and data sources need no mark:
-    stages digest them where they find them, in `models.model_digests` and `data.source_digests`.)
+    """Marks a field that names a file or folder whose content affects results: a stage's key contains its digest, so
+    an edited file makes the stage stale. For `path/to/file.py:Name` it is the digest of the file; for a folder, of all
+    files but weights. (Models and data sources need no mark: stages digest them by `models.model_digests` and
+    `data.source_digests`.)
 
     tokenizer: Annotated[Path | None, Content()] = None
     """
 
 
 class PartIfSet:
-    """Marks an optional field that is left out of a stage's key while it is None, so that a field that is added to a
-    settings class leaves the keys of existing runs as they are.
+    """Marks an optional field that is left out of a stage's key while it is None, so that a new field of a settings
+    class does not change the keys of existing runs.
 
     solve: Annotated[SolveSettings | None, PartIfSet()] = None
     """
 
 
 COUNT_AT_MOST = 2**31 - 1
-"""The largest count that a recipe may hold."""
+"""The largest count in a recipe."""
 
 Count = Annotated[int, Field(gt=0, le=COUNT_AT_MOST)]
-"""A whole number above 0, of anything."""
+"""A whole number above 0."""
 
 Tokens = Annotated[int, Field(gt=0, le=16_777_216)]
 """A length in tokens, above 0: of an answer, a text, a context."""
 
 LONGEST_NAME = 100
-"""Characters of the name of a recipe, a teacher or a stage: folders are called so."""
+"""Maximum length of the name of a recipe, a teacher or a stage, which become folder names."""
 
 _LONGEST_FILE_NAME, _LONGEST_PATH = 255, 4095
 
@@ -67,10 +67,10 @@ P = TypeVar("P", str, Path)
 
 
 def path_that_fits(path: P) -> P:
-    """A path that a file system can have.
+    """Check that a file system can hold the path.
 
     Raises:
-        ValueError: a part of it is longer than any file's name, or it has a NUL.
+        ValueError: a part of it is too long for a file name, or it has a NUL.
     """
     text = str(path)
     if "\0" in text:
@@ -83,11 +83,11 @@ def path_that_fits(path: P) -> P:
 
 
 PathText = Annotated[str, AfterValidator(path_that_fits)]
-"""A path, or a name that stands where one may stand."""
+"""A path, or a name in place of one."""
 
 
 def _kinds_in(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of."""
+    """The types in an annotation."""
     yield annotation
     for inner in getattr(annotation, "__args__", ()):
         yield from _kinds_in(inner)
@@ -101,7 +101,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`samples: yes` is a slip: pydantic would read it as 1."""
+        """Refuse `samples: yes`, a slip that pydantic would read as 1."""
         if isinstance(value, bool) and info.field_name is not None and info.field_name in cls.model_fields:
             kinds = set(_kinds_in(cls.model_fields[info.field_name].annotation))
             others = (
@@ -117,7 +117,7 @@ class Settings(BaseModel):
         return path_that_fits(value) if isinstance(value, Path) else value
 
     def key_fields(self) -> dict[str, Any]:
-        """The settings that affect results, as plain data: what enters a stage's key."""
+        """The settings that affect results, as plain data: part of a stage's key."""
         return {
             name: _named_file(getattr(self, name))
             if any(isinstance(mark, Content) for mark in info.metadata)
@@ -131,7 +131,7 @@ class Settings(BaseModel):
 
 
 def _named_file(value: Any) -> Any:
-    """A field marked `Content`: the path, and the digest of what is there. A name of a model is no path."""
+    """The key entry of a `Content` field: the path, and the digest of its content. A model's name is no path."""
     path = Path(value.rpartition(":")[0] if ".py:" in value else value) if isinstance(value, str) else value
     if not isinstance(path, Path) or not path.is_absolute():
         return _plain(value)
@@ -149,8 +149,8 @@ def _plain(value: Any) -> Any:
 
 
 class KindSettings(Settings):
-    """Settings of one variant. A direct subclass names its `room`; its subclasses name their `kind`, a
-    `Literal`, and are thereby registered."""
+    """Settings of one variant. A direct subclass names its `room`; its subclasses name their `kind`, a `Literal`, and
+    are registered by it."""
 
     room: ClassVar[str] = ""
     kind: str
@@ -190,7 +190,7 @@ class _OneOf:
         assert issubclass(cls, KindSettings)
         if ".py:" not in str(value["kind"]):
             return cls.model_validate(value, context=info.context)
-        # The class knows its short name; the resolved recipe keeps the file, so that it can be read back.
+        # The class holds the short name; the resolved recipe keeps the file, so that it can be read again.
         short = cls.model_fields["kind"].default
         made = cls.model_validate({**value, "kind": short}, context=info.context)
         filename, _, name = str(value["kind"]).rpartition(":")

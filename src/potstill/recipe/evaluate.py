@@ -11,7 +11,7 @@ from potstill.recipe.verify import VerifierSettings, judges_of
 
 
 class SolveSettings(Settings):
-    """Which share of the held-out problems each model solves: it answers the prompts of the data greedily, and `verify`
+    """The share of held-out problems that each model solves: it answers the data's prompts greedily, and `verify`
     judges. A problem's reference answer is in `record.metadata[reference]`, or else the record's own answer. `limit`
     takes that many of the problems, the same ones in every run.
     """
@@ -33,7 +33,7 @@ class SolveSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """What is measured on held-out records, and how surely.
+    """The measurements on held-out records, and their intervals.
 
     Intervals are paired bootstraps over groups: `resamples` of them at `confidence`. `speed` measures prefill and
     decode rates and peak memory of both models side by side. `solve` measures the share of held-out problems that
@@ -51,7 +51,7 @@ class EvaluateSettings(Settings):
 
 
 class ReportSettings(Settings):
-    """The page that a person looks at."""
+    """The report page."""
 
     title: str | None = None
     worst_documents: int = Field(6, ge=0, le=COUNT_AT_MOST)

@@ -15,8 +15,8 @@ class ExportSettings(KindSettings):
 
 class HuggingFaceExport(ExportSettings):
     """A directory that the plain `from_pretrained` of its task opens (`AutoModelForCausalLM`,
-    `AutoModelForSequenceClassification`, …). `dtype: keep` leaves the weights as they were trained. A module of one's
-    own goes out as safetensors with its file, which is not what `transformers` opens."""
+    `AutoModelForSequenceClassification`, …). `dtype: keep` leaves the weights as trained. A user's own module is
+    exported as safetensors with its file, which `transformers` does not open."""
 
     kind: Literal["huggingface"] = "huggingface"
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"

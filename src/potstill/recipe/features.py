@@ -1,4 +1,4 @@
-"""Settings of objectives on features: hidden states, attention, and what modules give."""
+"""Settings of objectives on features: hidden states, attention, and outputs of modules."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def _one_map(value: Any) -> Any:
 Pairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
 
 LayerMap = Annotated[Literal["last", "uniform", "every_other", "embeddings"] | Pairs, BeforeValidator(_one_map)]
-"""Which of the student's states is held against which of the teacher's; 0 is the embeddings, L the last state, after
-the final norm. `last` is one pair; `uniform` is i → round(i·L_teacher/L_student) for i = 0 … L_student (TinyBERT's);
-`every_other` is i → 2·i, for a student of every other layer; `embeddings` is 0 → 0; or explicit pairs."""
+"""Pairs of student and teacher states; state 0 is the embeddings, L the last state, after the final norm. `last` is
+one pair; `uniform` is i → round(i·L_teacher/L_student) for i = 0 … L_student (as in TinyBERT); `every_other` is i →
+2·i, for a student with every other layer; `embeddings` is 0 → 0; or explicit pairs."""
 
 AttentionMap = Annotated[Literal["last", "uniform", "every_other"] | Pairs, BeforeValidator(_one_map)]
-"""The same for attention layers, counted from 0: `uniform` is i → round((i+1)·L_teacher/L_student) − 1 (TinyBERT's),
+"""Pairs of attention layers, counted from 0: `uniform` is i → round((i+1)·L_teacher/L_student) − 1 (as in TinyBERT),
 `every_other` is i → 2·i + 1."""
 
 
 class Modules(Settings):
-    """The outputs of a module of each model, by path (`layer1.0.conv2`), as `named_modules()` calls them."""
+    """A module of each model, by path (`layer1.0.conv2`) as in `named_modules()`; its output is compared."""
 
     student: str
     teacher: str
@@ -43,12 +43,13 @@ _MODULES = Needs(teacher=TAPPED, student=frozenset({"modules"}))
 
 
 class HiddenSettings(ObjectiveSettings):
-    """Base of those that hold hidden states against each other, the mean over the pairs of layers.
+    """Base of objectives that compare hidden states; the value is the mean over the pairs of layers.
 
-    Where widths differ, a learned linear projection without bias from student to teacher width is trained along and
-    stripped at export (`project: always` takes one also where they do not: TinyBERT's code does). It begins random, or,
-    by `projection_init: pca`, as the teacher's principal components on the first batch. `share_projection`
-    takes one for all pairs (TinyBERT's code does), else each has its own. DistilBERT's recipe takes `over: tokens`.
+    If widths differ, a learned linear projection without bias maps student width to teacher width; it is trained along
+    and removed at export. `project: always` uses one for equal widths too, as TinyBERT's code does. It is initialised
+    randomly, or, with `projection_init: pca`, with the teacher's principal components on the first batch.
+    `share_projection` uses one for all pairs (as TinyBERT's code does); otherwise each pair has its own. DistilBERT's
+    recipe uses `over: tokens`.
     """
 
     layers: LayerMap = "last"
@@ -70,8 +71,8 @@ class HiddenCosine(HiddenSettings):
 class HiddenMSE(HiddenSettings):
     """Mean over the width of (student − teacher)² of hidden states. Jiao et al. 2020 (TinyBERT), eq. 8.
 
-    TinyBERT's code takes the mean over all positions, padding included, so that its value depends on how a batch is
-    padded; here padding is in neither the sum nor the divisor.
+    TinyBERT's code averages over all positions, padding included, so its value depends on how a batch is padded; here
+    padding is excluded from the sum and the divisor.
     """
 
     kind: Literal["hidden_mse"] = "hidden_mse"
@@ -85,8 +86,8 @@ class HiddenSmoothL1(HiddenSettings):
 
 
 class AttentionScores(ObjectiveSettings):
-    """Mean squared difference of attention scores before the softmax, over heads and pairs of tokens that may see each
-    other. Jiao et al. 2020 (TinyBERT), eq. 7. Equal numbers of heads."""
+    """Mean squared difference of attention scores before the softmax, over heads and unmasked pairs of tokens. Jiao et
+    al. 2020 (TinyBERT), eq. 7. Needs equal numbers of heads."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["attention_scores"] = "attention_scores"
@@ -98,7 +99,7 @@ class AttentionScores(ObjectiveSettings):
 
 class AttentionKL(ObjectiveSettings):
     """KL(teacher ‖ student) of attention distributions, the mean over heads and tokens. Wang et al. 2020 (MiniLM),
-    §3.1. Equal numbers of heads."""
+    §3.1. Needs equal numbers of heads."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["attention_kl"] = "attention_kl"
@@ -110,8 +111,9 @@ class AttentionKL(ObjectiveSettings):
 
 class AttentionTransfer(ObjectiveSettings):
     """Mean squared difference of normalised activation maps of convolutional nets, Q = Σ_channels |F|^p flattened and
-    divided by its length, the mean over pairs of modules. Zagoruyko & Komodakis 2017, eq. 2 (p = 2), with the mean of
-    their code. The maps must be of one size. Below p = 1 the gradient of a unit at rest (after a ReLU) is infinite."""
+    divided by its norm, the mean over pairs of modules. Zagoruyko & Komodakis 2017, eq. 2 (p = 2), with the mean of
+    their code. The maps must have the same size. For p < 1 the gradient at a zero activation (after a ReLU) is
+    infinite."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["attention_transfer"] = "attention_transfer"
@@ -124,8 +126,8 @@ class AttentionTransfer(ObjectiveSettings):
 
 class Hint(ObjectiveSettings):
     """Mean squared difference of a guided and a hint module's output, through a learned 1×1 convolution (a linear map
-    where there is no space) where the channels differ. Romero et al. 2015 (FitNets), eq. 3. The maps must be of
-    one size."""
+    for outputs without space) if the channels differ. Romero et al. 2015 (FitNets), eq. 3. The maps must have the same
+    size."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["hint"] = "hint"

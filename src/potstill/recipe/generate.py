@@ -14,17 +14,17 @@ from potstill.recipe.verify import Decontamination, Length, VerifierSettings, ju
 
 
 class GenerateSettings(KindSettings):
-    """Base of every program that has a teacher write.
+    """Base of every program in which a teacher writes.
 
-    `budget` caps what an endpoint is used for. `jsonl` writes the records as JSON lines too, beside the Parquet file.
-    `decontaminate` keeps evaluation sets out of the records to train on.
+    `budget` caps the use of an endpoint. `jsonl` also writes the records as JSON lines, beside the Parquet file.
+    `decontaminate` keeps records that match an evaluation set out of the training records.
     """
 
     room: ClassVar[str] = "generate"
     asks: ClassVar[bool] = True
-    """Whether a teacher is asked at all."""
+    """Whether the program sends requests to a teacher."""
     answers_records: ClassVar[bool] = False
-    """Whether every record of the data is a prompt that the teacher answers."""
+    """Whether every record of the data is a prompt for the teacher."""
     teacher: str = "main"
     budget: BudgetSettings = BudgetSettings()
     jsonl: bool = False
@@ -39,14 +39,14 @@ class GenerateSettings(KindSettings):
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The names of all teachers that are asked: first the one that writes, then those that only judge."""
+        """The names of all teachers that receive requests: first the one that writes, then those that only judge."""
         if not self.asks:
             return ()
         judges = (judge.teacher or self.teacher for judge in judges_of(getattr(self, "verify", None)))
         return tuple(dict.fromkeys((self.teacher, *judges)))
 
     def check_teachers(self, teachers: Mapping[str, TeacherSettings]) -> None:
-        """Refuse what these kinds of teachers cannot do; `teachers` has all that are `asked`.
+        """Refuse settings that these kinds of teachers cannot serve; `teachers` has all that are `asked`.
 
         Raises:
             ValueError: with the fix.
@@ -71,9 +71,9 @@ class GenerateSettings(KindSettings):
 
 
 class VerifiedSettings(GenerateSettings):
-    """Base of programs whose records a verifier may be asked about, when they are written.
+    """Base of programs whose written records may go to a verifier.
 
-    `verify`: a record that it does not accept is kept out; `unjudged` says what becomes of one that it cannot judge.
+    `verify`: records that it does not accept are kept out; `unjudged` decides about records that it cannot judge.
     """
 
     verify: Annotated[one_of(VerifierSettings) | None, PartIfSet()] = None  # type: ignore[valid-type]
@@ -81,7 +81,7 @@ class VerifiedSettings(GenerateSettings):
 
     @property
     def best(self) -> int | None:
-        """How many accepted records of a prompt are kept, those with the highest scores; None keeps all."""
+        """How many accepted records of a prompt are kept, by highest score; None keeps all."""
         return None
 
     @field_validator("verify")
@@ -95,12 +95,12 @@ class VerifiedSettings(GenerateSettings):
 class SequenceProgram(VerifiedSettings):
     """Sequence-level distillation: the teacher answers each prompt. Kim & Rush 2016 (beam 5 in the paper).
 
-    `temperature` 0 is greedy; `beams` > 1 is beam search. `token_budget` is a hard cap on generated tokens:
-    what is asked is only asked if its worst case still fits, and prompts that no longer fit are counted. `batch_size`
-    is for teachers on this machine; it affects results in bfloat16 and is therefore part of the key.
+    `temperature` 0 is greedy; `beams` > 1 is beam search. `token_budget` is a hard cap on generated tokens: a request
+    is sent only if its worst case fits, and prompts that no longer fit are counted. `batch_size` is for teachers on
+    this machine; it affects results in bfloat16 and is therefore part of the key.
 
-    `keep: best` keeps, of the `samples` of a prompt that `verify` accepts, the `kept` with the highest score. What the
-    data have as an answer is the reference that a verifier compares with, unless their metadata has one.
+    `keep: best` keeps, of a prompt's `samples` that `verify` accepts, the `kept` with the highest scores. An answer in
+    the data is the reference for a verifier, unless the metadata have one.
     """
 
     kind: Literal["sequence"] = "sequence"
@@ -134,11 +134,11 @@ class SequenceProgram(VerifiedSettings):
 
     @property
     def best(self) -> int | None:
-        """`kept` of them, with `keep: best`."""
+        """`kept`, with `keep: best`."""
         return self.kept if self.keep == "best" else None
 
     def check_teachers(self, teachers: Mapping[str, TeacherSettings]) -> None:
-        """Beams are for teachers on this machine."""
+        """Only teachers on this machine support beam search."""
         super().check_teachers(teachers)
         if teachers[self.teacher].remote and self.beams > 1:
             raise ValueError("servers give no beam search: set beams: 1, or use a teacher that runs here (kind: local)")

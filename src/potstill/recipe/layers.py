@@ -1,5 +1,5 @@
-"""Layers by number: which of the teacher's a student keeps, and which of the student's are compared with which of the
-teacher's. No model is opened, so that a check knows both."""
+"""Layers by number: those of the teacher that a student keeps, and the pairs of layers that objectives compare. Opens
+no model, so that `potstill check` can use it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def choose_layers(choice: LayerChoice, count: int, influence: Sequence[float] = 
     - `uniform: n`: round(linspace(0, count − 1, n)), in exact arithmetic, halves to the even number as Python and
       numpy round. 6 of 12 are DistilBERT's 0, 2, 4, 7, 9, 11.
     - `first: n`, `last: n`.
-    - `by_influence: n`: the n of largest influence, in their order in the teacher; of equals, the earlier one.
-    - a list: as given. The order is free, but a layer cannot be there twice: that would be a typing error more often
-      than a wish, and two copies of one layer start out equal.
+    - `by_influence: n`: the n layers of largest influence, in the teacher's order; ties go to the earlier layer.
+    - a list: as given. The order is free, but a layer cannot appear twice: that is more often a typing error than
+      intended, and two copies of one layer start out equal.
 
     Args:
         choice: the recipe's `student.layers`.
-        count: how many layers the teacher has.
-        influence: of each layer, for `by_influence`; not looked at otherwise.
+        count: the number of the teacher's layers.
+        influence: of each layer; used by `by_influence` only.
 
     Raises:
-        RecipeError: more layers asked than there are, an index out of range, or one that is there twice.
+        RecipeError: more layers than the teacher has, an index out of range, or one that appears twice.
     """
     match choice:
         case "every_other":
@@ -79,12 +79,13 @@ def _check_list(layers: list[int], count: int) -> list[int]:
 
 
 def pairs_of_states(layers: LayerMap, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
-    """Pairs (student state, teacher state) of a map; 0 is the embeddings, L the last state, after the final norm.
+    """Pairs (student state, teacher state) of a layer map; 0 is the embeddings, L the last state, after the final
+    norm.
 
     Args:
         layers: the map.
-        student: how many layers the student has.
-        teacher: how many the teacher has.
+        student: the number of the student's layers.
+        teacher: the number of the teacher's layers.
 
     Raises:
         ModelError: a state that a model does not have, or a map that does not fit the depths.
@@ -120,8 +121,8 @@ def pairs_of_attention(layers: AttentionMap, student: int, teacher: int) -> tupl
 
 
 def _check_pairs(pairs: Sequence[tuple[int, int]], student: int, teacher: int, what: str) -> None:
-    for ours, theirs in pairs:
-        for side, number, most in (("student", ours, student), ("teacher", theirs, teacher)):
+    for student_layer, teacher_layer in pairs:
+        for side, number, most in (("student", student_layer, student), ("teacher", teacher_layer, teacher)):
             if not 0 <= number <= most:
                 raise ModelError(
                     f"{what} {number} of the {side}, which has 0 to {most}",

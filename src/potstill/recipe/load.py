@@ -17,17 +17,18 @@ from potstill.recipe.recipe import Recipe
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe.
+    """Read a recipe, apply overrides, and validate it.
 
-    Paths inside are taken relative to the recipe's folder and come back absolute.
+    Paths in it are relative to the recipe's folder and are returned absolute.
 
     Args:
         path: the YAML file.
         overrides: `key.sub=value`, lists by index (`train.objectives.0.weight=3`); values are YAML.
 
     Raises:
-        RecipeError: no such file, not YAML, an unknown key (the nearest is named), a value out of range, or a
-            combination that is impossible.
+        RecipeError: no such file, not YAML, an unknown key (the error suggests the nearest), a value out of range, or
+        an
+            impossible combination.
     """
     path = Path(path)
     if not _is_file(path):
@@ -44,7 +45,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(document: Mapping[str, Any], *, base: Path, where: str = "recipe") -> Recipe:
-    """Check a recipe that is already a mapping; paths in it are relative to `base`. Raises as `load_recipe`."""
+    """Validate a recipe that is already a mapping; paths in it are relative to `base`. Raises as `load_recipe`."""
     document = _absolute(copy.deepcopy(dict(document)), base)
     try:
         return Recipe.model_validate(document, context={"base": base})
@@ -54,7 +55,7 @@ def parse_recipe(document: Mapping[str, Any], *, base: Path, where: str = "recip
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe, defaults included, as YAML that `load_recipe` reads back."""
+    """The resolved recipe, with defaults, as YAML that `load_recipe` reads."""
     document = {
         key: value for key, value in recipe.model_dump(mode="json", warnings=False).items() if value is not None
     }
@@ -99,7 +100,7 @@ _STUDENT_PATHS = ("config", "tokenizer", "weights", "source")
 
 
 def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Paths relative to the recipe become absolute. Models are paths only if they look like one."""
+    """Make paths relative to the recipe absolute. A model's name is a path only if it looks like one."""
     student = document.get("student")
     if isinstance(student, dict):
         paths = {key: str(base / student[key]) for key in _STUDENT_PATHS if isinstance(student.get(key), str)}
@@ -137,10 +138,10 @@ def _absolute_source(source: Any, base: Path) -> Any:
 
 
 def _absolute_models(holder: Any, base: Path) -> None:
-    """The model of a teacher or student, and those of an ensemble's members."""
+    """Make the model paths of a teacher or student, and of an ensemble's members, absolute."""
     if not isinstance(holder, dict):
         return
-    # The model of an endpoint is what its server calls it.
+    # An endpoint's model is a name on its server.
     for key in ("tokenizer",) if holder.get("kind") == "endpoint" else ("model",):
         if isinstance(holder.get(key), str):
             holder[key] = _model_path(holder[key], base)
@@ -159,9 +160,9 @@ def _model_path(model: str, base: Path) -> str:
     try:
         looks_like_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or (base / model).exists()
         return str((base / Path(model).expanduser()).resolve()) if looks_like_path else model
-    except RuntimeError:  # `~nobody/x`, of a user that this machine does not know
+    except RuntimeError:  # `~nobody/x`, an unknown user
         return str(base / model)
-    except (OSError, ValueError):  # a name that is too long, or has a NUL: the field says so
+    except (OSError, ValueError):  # too long, or with a NUL: the field's own validation reports it
         return model
 
 
@@ -173,7 +174,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
-    """One problem, in words: the key, what is wrong, the nearest valid name."""
+    """One validation error as text: the key, what is wrong, the nearest valid name."""
     where = [_short(str(part)) for part in error["loc"]]
     name = ".".join(where) or "recipe"
     if error["type"] == "extra_forbidden":
@@ -196,7 +197,7 @@ def _short(text: str, most: int = _LONGEST_SHOWN) -> str:
 
 
 def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path) -> list[str]:
-    """The valid keys of the section at a location, found by walking the classes along the document."""
+    """The valid keys of the section at a location, found by following the settings classes along the document."""
     model: type[BaseModel] | None = Recipe
     value: Any = {**document, "teachers": {"main": document["teacher"]}} if "teacher" in document else document
     rooms = {"teacher": "teachers", "teachers": "teachers", "student": "students", "objectives": "objectives"}
@@ -214,7 +215,7 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path)
         if isinstance(value, dict) and isinstance(value.get("kind"), str) and room:
             try:
                 found = registry.settings_class(room, value["kind"], base)
-            except RecipeError:  # a mapping that has a `kind` of its own
+            except RecipeError:  # a mapping with its own `kind`
                 return []
             model = found if issubclass(found, KindSettings) else None
         elif (inner := _settings_of(annotation)) is not None:

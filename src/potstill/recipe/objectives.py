@@ -1,4 +1,4 @@
-"""What every objective's settings have. The kinds are in `response.py`, `features.py` and `relations.py`."""
+"""The settings that every objective has. The kinds are in `response.py`, `features.py` and `relations.py`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from potstill.tasks import SPECS, Task
 from potstill.types import Capability
 
 Scope = Literal["token", "example", "batch"]
-"""What one value is about. With `token` and `example`, splitting a batch differently changes nothing; `batch` is
+"""What one value of an objective belongs to. Splitting a batch changes nothing for `token` and `example`; `batch` is
 defined on the micro-batch."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective takes, as far as it can be said before a model is opened. `teacher` lists requirements, each a
-    set of alternatives of which one suffices; empty means that it needs no teacher. `student` says what it asks of
-    the student: a `response` (logits), `states` of layers, `attention` (queries, keys, values), `modules` by path."""
+    """What an objective needs, as far as it is known before a model is opened. `teacher` lists requirements, each a
+    set of alternatives of which one suffices; empty if it needs no teacher. `student` lists what it reads of the
+    student: a `response` (logits), `states` of layers, `attention` (queries, keys, values), `modules` by path."""
 
     teacher: tuple[frozenset[Capability], ...] = ()
     student: frozenset[str] = frozenset({"response"})
@@ -37,13 +37,13 @@ class ObjectiveSettings(KindSettings):
     weight: Schedule = 1.0
 
     def needs(self) -> Needs:
-        """What it takes from student and teacher, given its settings."""
+        """What it needs of student and teacher, given its settings."""
         return Needs()
 
 
 def why_not(task: Task, objective: ObjectiveSettings) -> str | None:
-    """Why an objective is impossible for a task, and what to use instead; None where it is possible. For recipes and
-    for `DistillTrainer` alike."""
+    """Why an objective is impossible for a task, and what to use instead; None if it is possible. For recipes and for
+    `DistillTrainer`."""
     spec, asked = SPECS[task], objective.needs().student
     if "response" in asked and not spec.has_response:
         return (

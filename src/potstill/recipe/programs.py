@@ -1,4 +1,4 @@
-"""Settings of the programs that make instructions and conversations. No torch."""
+"""Settings of the programs that generate instructions or clean conversations. No torch."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ SELF_INSTRUCT_WORDS = (
     "go to",
 )
 ALPACA_WORDS = (*SELF_INSTRUCT_WORDS, "video", "audio", "music", "flowchart", "diagram")
-"""Instructions with these words ask for what a language model cannot do, and are left out."""
+"""Instructions with these words ask for things that a language model cannot do; they are left out."""
 
 
 class SelfInstructProgram(VerifiedSettings):
-    """New instructions with their answers, from some that people wrote (the recipe's `data`): Self-Instruct (Wang et
-    al. 2022, arXiv 2212.10560), and as Alpaca (Taori et al. 2023) does it.
+    """New instructions with answers, from examples that people wrote (the recipe's `data`): Self-Instruct (Wang et al.
+    2022, arXiv 2212.10560) and its variant Alpaca (Taori et al. 2023).
 
-    `style: alpaca` asks for whole tasks (instruction, input, output), `tasks_per_call` at a time counting the
-    `demonstrations`; `self_instruct` for instructions first, and then for examples of each. Of the demonstrations,
-    `generated` are earlier answers, as far as there are any. What is None here follows the style.
+    `style: alpaca` requests whole tasks (instruction, input, output), `tasks_per_call` at a time including the
+    `demonstrations`; `self_instruct` first requests instructions, then examples of each. Of the demonstrations, up to
+    `generated` are earlier answers. A None takes the style's default.
 
-    It ends at `target` instructions, or after `calls` calls for instructions. `calls_per_round` calls do not see each
-    other's tasks: a larger number keeps a server busier, and costs a few more duplicates. `rouge_above`: an instruction
-    whose ROUGE-L F with one in the pool exceeds it is left out. `cut_off: whole` leaves out an answer that
-    max_new_tokens cut, with all its tasks; `last` only its last task. `verify` comes last, and `target` counts what
-    it is asked about.
+    It ends at `target` instructions, or after `calls` calls for instructions. The `calls_per_round` calls of a round
+    do not see each other's tasks: more of them use a server better and produce a few more duplicates. `rouge_above`:
+    an instruction whose ROUGE-L F with one in the pool exceeds it is left out. `cut_off: whole` drops all tasks of an
+    answer that was cut at max_new_tokens, `last` only its last task. `verify` comes last; `target` counts the records
+    that go to it.
     """
 
     kind: Literal["self_instruct"] = "self_instruct"
@@ -96,7 +96,7 @@ class SelfInstructProgram(VerifiedSettings):
 
     @property
     def shown(self) -> int:
-        """Demonstrations in a prompt: 3 (Alpaca), or 8."""
+        """The number of demonstrations in a prompt: 3 (Alpaca), or 8."""
         return self.demonstrations or (3 if self.style == "alpaca" else 8)
 
     @property
@@ -108,7 +108,7 @@ class SelfInstructProgram(VerifiedSettings):
 
     @property
     def tasks(self) -> int:
-        """Tasks of a prompt and its answer together: 20 (Alpaca), or 16."""
+        """The number of tasks in a prompt and its answer together: 20 (Alpaca), or 16."""
         return self.tasks_per_call or (20 if self.style == "alpaca" else 16)
 
     @property
@@ -122,20 +122,20 @@ class SelfInstructProgram(VerifiedSettings):
 
     @property
     def blacklist(self) -> tuple[str, ...]:
-        """Words that no instruction may have."""
+        """Words that no instruction may contain."""
         if self.without_words is not None:
             return self.without_words
         return ALPACA_WORDS if self.style == "alpaca" else SELF_INSTRUCT_WORDS
 
 
 class ConversationsProgram(GenerateSettings):
-    """Conversations to learn from, out of exports of real ones, as Vicuna (Chiang et al. 2023) made them of ShareGPT's.
-    No teacher is asked.
+    """Training conversations from exports of real ones, as Vicuna (Chiang et al. 2023) made them from ShareGPT's. No
+    teacher is involved.
 
-    `html`: turns become Markdown; `auto` those that begin with an HTML tag. `language` leaves out what a verifier of
-    that kind rejects. A conversation longer than `max_length` tokens, as `tokenizer` (the student's: a model or a
-    folder) renders and counts it, is split between pairs of turns; `max_length: null` splits nothing.
-    `without_words` leaves out conversations in which one of them stands.
+    `html: always` converts turns to Markdown; `auto` only those that begin with an HTML tag. `language` drops
+    conversations that such a verifier rejects. A conversation longer than `max_length` tokens, as rendered and counted
+    by `tokenizer` (the student's: a model or a folder), is split between pairs of turns; `max_length: null` never
+    splits. `without_words` drops conversations that contain one of these words.
     """
 
     kind: Literal["conversations"] = "conversations"

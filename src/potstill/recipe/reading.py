@@ -1,7 +1,7 @@
 """YAML as recipes are written: plain data, of bounded size, with errors for the person at the keyboard.
 
-Safe YAML of version 1.1, with these differences: `5e-4` is a number, dates and `12:30` are texts, a key given twice is
-refused, and so is whatever is no plain data or would grow without bound (aliases of aliases, deep nesting).
+Safe YAML 1.1 with these differences: `5e-4` is a number, dates and `12:30` are texts, a duplicate key is refused, and
+so is anything other than plain data or anything that grows without bound (aliases of aliases, deep nesting).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from potstill.errors import RecipeError
 MOST_BYTES = 256_000
 """The largest recipe that is read."""
 MOST_VALUES = 20_000
-"""The most values that a recipe may hold, those that aliases repeat counted again."""
+"""The maximum number of values in a recipe; a value counts as often as aliases repeat it."""
 DEEPEST = 40
-"""How deep mappings and lists may be nested."""
+"""The maximum nesting of mappings and lists."""
 LONGEST_NUMBER = 2**63
-"""Whole numbers are below this, of either sign."""
+"""Whole numbers must be smaller than this in magnitude."""
 
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        RecipeError: it cannot be read, is not YAML, or is larger than a recipe can be.
+        RecipeError: it cannot be read, is not YAML, or is larger than a recipe may be.
     """
     try:
         content = path.read_bytes()
@@ -50,8 +50,8 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        ValueError: it is not YAML, is no plain data, or is too large, too deep, or holds a number or a text that
-            nothing could take.
+        ValueError: it is not YAML, not plain data, too large, too deep, or holds a number or a text that no field
+        accepts.
     """
     loader = _Loader(text)
     try:
@@ -65,7 +65,8 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("an alias stands inside what it repeats") from None
     except (ValueError, TypeError, OverflowError, AttributeError) as error:
-        # Constructors of tags fail so: `!!timestamp 2024-99-99`, `!!int x`, a number of ten thousand digits.
+        # Constructors of YAML tags fail like this: `!!timestamp 2024-99-99`, `!!int x`, a number of ten thousand
+        # digits.
         raise ValueError(f"a value cannot be read: {_short(str(error))}") from error
     finally:
         loader.dispose()
@@ -76,13 +77,13 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(document: Any) -> str:
-    """Plain data as YAML that `parse_yaml` reads back equal."""
+    """Plain data as YAML that `parse_yaml` reads back unchanged."""
     text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return text
 
 
 def walk(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value inside a value, itself first, with its place (`train.objectives.0`)."""
+    """Every value inside a value, itself first, with its path (`train.objectives.0`)."""
     yield place, value
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in inner:
@@ -90,7 +91,7 @@ def walk(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses deep nesting while it reads, keys that are no names, and a key that is given twice."""
+    """Refuses deep nesting, keys that are no names, and duplicate keys while it reads."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -98,7 +99,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self._depth += 1
-        if self._depth > 2 * DEEPEST:  # twice, for keys are nodes too
+        if self._depth > 2 * DEEPEST:  # twice: keys are nodes too
             raise yaml.composer.ComposerError(None, None, f"nested deeper than {DEEPEST} levels", self.get_mark())
         try:
             node: yaml.Node | None = super().compose_node(parent, index)
@@ -124,11 +125,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 or a recipe would read as something else than a text."""
+    """Quotes texts that YAML 1.1 or a recipe would read as something else."""
 
 
 def _with_resolvers() -> None:
-    """Dates and base 60 are left out, and exponents need no point."""
+    """Drop dates and base 60, and allow exponents without a point."""
     _Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":timestamp", ":int", ":float"))]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -148,10 +149,10 @@ _with_resolvers()
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Refuse a document that aliases make larger than a recipe can be, without writing it out.
+    """Refuse a document that aliases make larger than a recipe may be, without expanding it.
 
     Raises:
-        ValueError: it is.
+        ValueError: it is too large.
     """
     sizes: dict[int, int] = {}
     inside: set[int] = set()
@@ -177,7 +178,7 @@ def _check_size(root: yaml.Node) -> None:
 
 
 def _unusable(value: Any) -> str | None:
-    """Why a value is none of a recipe's."""
+    """Why a recipe cannot hold a value; None if it can."""
     if isinstance(value, str):
         if "\0" in value:
             return "has a NUL character"

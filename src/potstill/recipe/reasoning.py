@@ -1,4 +1,4 @@
-"""Settings of the program `reasoning`: chains of thought, verified, sampled until enough are accepted. No torch."""
+"""Settings of the program `reasoning`: verified chains of thought, sampled until enough are accepted. No torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class ChainFilters(Settings):
-    """What a chain must be like, whatever its answer: reasoning and answer together, in words (one Chinese, Japanese or
-    Korean sign is a word). Off where None. DeepSeek-R1 (arXiv 2501.12948, §2.3.3) left out mixed languages, long
-    paragraphs and code blocks.
+    """Requirements for a chain, whatever its answer. They apply to reasoning and answer together, in words (a Chinese,
+    Japanese or Korean character is a word). None turns one off. DeepSeek-R1 (arXiv 2501.12948, §2.3.3) removed mixed
+    languages, long paragraphs and code blocks.
 
-    `most_tokens` are the teacher's own. `repetition` is the largest share of runs of `repeated_words` words that have
-    stood in the chain before. `languages` (ISO 639-1) allows `other_share` of the letters to be of another.
-    `paragraph_words` is the longest paragraph. `code: false` refuses fenced blocks of code.
+    `most_tokens` counts the teacher's tokens. `repetition` is the maximum share of runs of `repeated_words` words that
+    occurred earlier in the chain. `languages` (ISO 639-1) allows a share of `other_share` letters in another language.
+    `paragraph_words` is the length of the longest paragraph. `code: false` refuses fenced code blocks.
     """
 
     least_words: int = Field(0, ge=0, le=COUNT_AT_MOST)
@@ -41,23 +41,23 @@ class ChainFilters(Settings):
 
 
 class ReasoningProgram(GenerateSettings):
-    """Chains of thought with rejection sampling: `samples` of each problem, those kept whose answer `verify` accepts.
-    Ho et al. 2022, arXiv 2212.10071 (several chains a problem, T = 0.7); DeepSeek-R1, arXiv 2501.12948.
+    """Chains of thought with rejection sampling: of a problem's `samples`, those whose answer `verify` accepts. Ho et
+    al. 2022, arXiv 2212.10071 (several chains a problem, T = 0.7); DeepSeek-R1, arXiv 2501.12948.
 
-    The samples of a problem are asked for `samples_at_once` (by itself all), and no more once `stop_at` different
-    chains are accepted. A chain that was cut short is never kept, whatever stands in it. `keep` chooses `kept` of the
-    accepted: the first (`all`), the `shortest`, the most `diverse`, or those whose verdict has the highest score
-    (`best`). `accept_all` keeps the wrong ones too, with their verdicts. `unjudged` says what becomes of what a
-    verifier cannot judge. `pass_rate` keeps the problems whose share of accepted samples is within [low, high].
+    The samples of a problem are requested `samples_at_once` (default: all), and no more once `stop_at` different
+    chains are accepted. A chain that was cut short is never kept. `keep` chooses `kept` of the accepted chains: the
+    first (`all`), the `shortest`, the most `diverse`, or those with the highest scores (`best`). `accept_all` also
+    keeps rejected chains, with their verdicts. `unjudged` decides about chains that the verifier cannot judge.
+    `pass_rate` keeps problems whose share of accepted samples is within [low, high].
 
-    `instruction` is how a problem is put to the teacher, `{problem}` in it; the record has the problem alone. `hint`
-    (STaR, arXiv 2203.14465) is how it is put, with `{problem}` and `{reference}`, `hint_samples` times, where no chain
-    was accepted; the record has no hint either. The reference answer is in `record.metadata[reference]`, or else the
-    record's own answer.
+    `instruction` is the prompt for the teacher, with `{problem}` in it; the record contains the problem alone. `hint`
+    (STaR, arXiv 2203.14465) is another prompt, with `{problem}` and `{reference}`, used `hint_samples` times where no
+    chain was accepted; the record contains no hint either. The reference answer is in `record.metadata[reference]`, or
+    else the record's own answer.
 
-    `target` is what is learned: the chain, or the final answer alone. `reasoning` says where reasoning stands apart
-    from the answer: in the message's `reasoning_content`, in its text between `<think>` and `</think>`, or (`auto`) in
-    the first unless the teacher's chat template would drop it there.
+    `target` is what the student learns: the chain, or the final answer alone. `reasoning` is where a record keeps the
+    reasoning: in the message's `reasoning_content`, in its text between `<think>` and `</think>`, or (`auto`) in the
+    former unless the teacher's chat template would drop it there.
     """
 
     kind: Literal["reasoning"] = "reasoning"
@@ -115,5 +115,5 @@ class ReasoningProgram(GenerateSettings):
 
     @property
     def windowed(self) -> bool:
-        """Whether a pass rate can leave a problem out."""
+        """Whether a pass rate can exclude a problem."""
         return self.pass_rate != (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The whole recipe: one typed document, a section per stage. A section that is present runs."""
+"""The whole recipe: one typed document with a section per stage. A stage runs if its section is present."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ S = TypeVar("S")
 
 
 class Recipe(Settings):
-    """A run, described. `task` is what student and teacher are for. `teacher: {…}` is short for `teachers: {main:
-    {…}}`. A report is made whenever there is an evaluation; its section only says how."""
+    """The description of a run. `task` is the student's and the teacher's task. `teacher: {…}` is short for `teachers:
+    {main: {…}}`. A report is made whenever there is an evaluation; its section only changes how."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -46,7 +46,7 @@ class Recipe(Settings):
 
     @property
     def required_train(self) -> TrainSettings:
-        """The section `train`, for stages that only a recipe with one has. Raises RecipeError where there is none."""
+        """The section `train`, for stages that need one. Raises RecipeError if it is missing."""
         return _present("train", self.train)
 
     @property
@@ -66,7 +66,8 @@ class Recipe(Settings):
 
     @property
     def models(self) -> tuple[KindSettings, ...]:
-        """The settings of all models that it names: teachers, an ensemble's members in its place, and the student."""
+        """The settings of all models that it names: teachers, an ensemble's members in place of the ensemble, and the
+        student."""
         teachers = tuple(found for teacher in self.teachers.values() for found in members_of(teacher))
         return (*teachers, self.student) if self.student is not None else teachers
 
@@ -83,7 +84,7 @@ class Recipe(Settings):
         if "data" in value:
             value["data"] = expand_data(value["data"])
         for section in ("train", "evaluate", "report"):
-            # `evaluate:` with nothing behind it is an empty section, and present.
+            # `evaluate:` without a value is an empty section, and present.
             if section in value and value[section] is None:
                 value[section] = {}
         return value
@@ -112,7 +113,7 @@ class Recipe(Settings):
         return self
 
     def _task_allows(self) -> None:
-        """Refuse sections and objectives that the task has no use for, with what can be used.
+        """Refuse sections and objectives that the task cannot use, with alternatives.
 
         Raises:
             ValueError: there is one.
@@ -147,10 +148,10 @@ class Recipe(Settings):
             )
 
     def _views_may_differ(self, train: TrainSettings) -> None:
-        """A system prompt for the teacher alone needs a model of text, and objectives on what both views share.
+        """A system prompt for the teacher alone needs a text model, and objectives on what both views share.
 
         Raises:
-            ValueError: there is no such model, or an objective compares token with token.
+            ValueError: the task has no such model, or an objective compares token with token.
         """
         if not self.spec.writes:
             raise ValueError(f"train.teacher_system is for causal language models, and the task is {self.task!r}")
@@ -168,7 +169,8 @@ class Recipe(Settings):
                 )
 
     def asked_of_teachers(self) -> Iterator[tuple[str, str, frozenset[Capability]]]:
-        """What the recipe asks of its teachers: who asks, which teacher, and the capabilities of which one suffices."""
+        """The recipe's requirements of its teachers: who requires it, which teacher, and capabilities of which one
+        suffices."""
         for name in _asked(self.generate):
             yield f"generate ({getattr(self.generate, 'kind', '')})", name, frozenset({"generate"})
         for objective in self.train.all_objectives if self.train is not None else ():
@@ -185,7 +187,8 @@ class Recipe(Settings):
 def cannot_give(
     who: str, teacher: TeacherSettings, alternatives: frozenset[Capability], given: frozenset[Capability]
 ) -> str | None:
-    """Why a teacher with capabilities `given` cannot serve `who`, which needs one of `alternatives`; None if it can."""
+    """Why a teacher with capabilities `given` cannot serve `who`, which needs one of `alternatives`; None if it
+    can."""
     if alternatives & given:
         return None
     gives = ", ".join(sorted(given)) or "nothing"
@@ -202,7 +205,7 @@ def _present(name: str, section: S | None) -> S:
 
 
 def _asked(section: GenerateSettings | TrainSettings | None) -> tuple[str, ...]:
-    """The names of the teachers that a section asks something of."""
+    """The names of the teachers that a section uses."""
     if isinstance(section, TrainSettings):
         return (section.teacher,) if any(o.needs().teacher for o in section.all_objectives) else ()
     return section.asked if section is not None else ()

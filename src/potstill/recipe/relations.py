@@ -1,4 +1,4 @@
-"""Settings of objectives on relations: how examples, or the tokens of one, stand to each other."""
+"""Settings of objectives on relations between examples, or between the tokens of one example."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from potstill.recipe.features import Modules
 from potstill.recipe.objectives import TAPPED, Needs, ObjectiveSettings, Scope
 
 Pooling = Literal["mean", "first", "last", "max"]
-"""From the states of an example's tokens to one vector: their mean or maximum, or the first or last token's."""
+"""How the states of an example's tokens become one vector: their mean or maximum, or the first or last token's
+state."""
 
 
 class PooledSettings(ObjectiveSettings):
-    """Base of those on one vector per example.
+    """Base of objectives on one vector per example.
 
-    It is pooled from a pair of hidden states (`at: last`, or [student, teacher]), or is what a module of each gives
-    (an output [B,D] as it is, [B,T,H] of texts pooled, any other flattened).
+    The vector is pooled from a pair of hidden states (`at: last`, or [student, teacher]), or is the output of a module
+    of each model ([B,D] as it is, [B,T,H] of texts pooled, any other shape flattened).
     """
 
     scope: ClassVar[Scope] = "batch"
@@ -30,21 +31,21 @@ class PooledSettings(ObjectiveSettings):
 
 
 class RKDDistance(PooledSettings):
-    """Smooth L1 between the pairwise distances of a batch, each model's divided by their mean. Park et al. 2019 (RKD),
-    §3.2.1; weight 1 there."""
+    """Smooth L1 between the pairwise distances in a batch, each model's divided by their mean. Park et al. 2019 (RKD),
+    §3.2.1, with weight 1."""
 
     kind: Literal["rkd_distance"] = "rkd_distance"
 
 
 class RKDAngle(PooledSettings):
-    """Smooth L1 between the cosines of the angles of all triplets of a batch. Park et al. 2019 (RKD),
-    §3.2.2; weight 2 there. Costs and memory grow with the cube of the micro-batch."""
+    """Smooth L1 between the cosines of the angles of all triplets in a batch. Park et al. 2019 (RKD), §3.2.2, with
+    weight 2. Cost and memory grow with the cube of the micro-batch."""
 
     kind: Literal["rkd_angle"] = "rkd_angle"
 
 
 class SimilarityPreserving(PooledSettings):
-    """‖G_teacher − G_student‖² / b², with G = Q·Qᵀ of a batch of b flattened outputs, each row divided by its length.
+    """‖G_teacher − G_student‖² / b², with G = Q·Qᵀ of a batch of b flattened outputs, each row divided by its norm.
     Tung & Mori 2019."""
 
     kind: Literal["similarity_preserving"] = "similarity_preserving"
@@ -52,7 +53,7 @@ class SimilarityPreserving(PooledSettings):
 
 class MiniLMv1(ObjectiveSettings):
     """KL of the last layer's attention distributions, and of its value relations softmax(V·Vᵀ/√d). Wang et al. 2020
-    (MiniLM), §3.1 and 3.2. Equal numbers of heads."""
+    (MiniLM), §3.1 and 3.2. Needs equal numbers of heads."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["minilm_v1"] = "minilm_v1"
@@ -62,9 +63,9 @@ class MiniLMv1(ObjectiveSettings):
 
 
 class MiniLMv2(ObjectiveSettings):
-    """KL of relations softmax(X·Xᵀ/√d_r) for queries, keys and values, whose heads are put together and split anew
-    into `relation_heads`. Wang et al. 2021 (MiniLMv2), §3.1. Any teacher layer (from 0, or from the end if
-    negative) against the student's last; numbers of heads may differ. Relation heads: 48 and 64 there."""
+    """KL of relations softmax(X·Xᵀ/√d_r) for queries, keys and values, whose heads are concatenated and split into
+    `relation_heads`. Wang et al. 2021 (MiniLMv2), §3.1, with 48 and 64 relation heads. Any teacher layer (from 0, or
+    from the end if negative) against the student's last; numbers of heads may differ."""
 
     scope: ClassVar[Scope] = "example"
     kind: Literal["minilm_v2"] = "minilm_v2"

@@ -10,17 +10,19 @@ from potstill.recipe.objectives import Needs, ObjectiveSettings
 from potstill.recipe.schedules import PositiveSchedule
 
 _WHOLE = Needs(teacher=(frozenset({"head", "dense"}),))
-"""Every probability of the teacher's: what is not linear in them would be biased on a sampled or cut distribution."""
+"""Teacher signals with every probability: terms that are not linear in them are biased on sampled or truncated
+distributions."""
 
 _LINEAR = Needs(teacher=(frozenset({"head", "dense", "top_logprobs"}),))
-"""Linear in the teacher's probabilities: right on any unbiased sample, and on a cut one with its tail's mass stated."""
+"""Teacher signals for terms that are linear in its probabilities: exact in expectation on any unbiased sample; on a
+truncated distribution up to its tail's stated mass."""
 
 
 class SoftSettings(ObjectiveSettings):
-    """Base of the terms between two softened distributions, p the teacher's and q the student's softmax(z / T).
+    """Base of terms between two softened distributions, p the teacher's and q the student's softmax(z / T).
 
-    `scale_by_temperature_squared` multiplies value and gradient by T², so that the balance against a hard term does not
-    move with T. Hinton et al. 2015, §2.1.
+    `scale_by_temperature_squared` multiplies value and gradient by T², so that T does not change the balance with a
+    hard term. Hinton et al. 2015, §2.1.
     """
 
     temperature: PositiveSchedule = 1.0
@@ -43,7 +45,7 @@ class SoftCE(SoftSettings):
     """Cross-entropy −Σ p log q against soft targets: forward KL plus the teacher's entropy, so the same gradient.
 
     TinyBERT's code also divides it by the number of classes (a mean over all entries instead of a sum over classes and
-    a mean over rows): for that balance divide the weight by the number of classes.
+    a mean over rows); for that balance divide the weight by the number of classes.
     """
 
     kind: Literal["soft_ce"] = "soft_ce"
@@ -53,8 +55,8 @@ class SoftCE(SoftSettings):
 
 
 class ReverseKL(SoftSettings):
-    """KL(student ‖ teacher): seeks the teacher's modes. On text that the student wrote it is GKD's objective with
-    β = 1 (Agarwal et al. 2023); it is not MiniLLM, which is a policy gradient."""
+    """KL(student ‖ teacher): mode-seeking. On text written by the student it is GKD's objective with β = 1 (Agarwal et
+    al. 2023); it is not MiniLLM, which is a policy gradient."""
 
     kind: Literal["reverse_kl"] = "reverse_kl"
 
@@ -63,8 +65,8 @@ class JSD(SoftSettings):
     """Generalised Jensen-Shannon divergence, β·KL(p ‖ m) + (1−β)·KL(q ‖ m) with m = β·p + (1−β)·q. Agarwal et al. 2023
     (GKD), eq. 1.
 
-    β is strictly between 0 and 1: at both ends the value is 0 whatever the student does, although divided by β (or by
-    1−β) it tends to forward (or reverse) KL. Peers that take `beta` 0 and 1 mean forward_kl and reverse_kl by them.
+    β is strictly between 0 and 1: at both ends the value is 0 for any student, although divided by β (or by 1−β) it
+    tends to forward (or reverse) KL. Libraries that accept `beta` 0 and 1 mean forward_kl and reverse_kl.
     """
 
     kind: Literal["jsd"] = "jsd"
@@ -72,14 +74,14 @@ class JSD(SoftSettings):
 
 
 class SkewedKL(SoftSettings):
-    """KL(p ‖ α·p + (1−α)·q). Ko et al. 2024 (DistiLLM), eq. 4; α = 0.1 there."""
+    """KL(p ‖ α·p + (1−α)·q). Ko et al. 2024 (DistiLLM), eq. 4, with α = 0.1."""
 
     kind: Literal["skewed_kl"] = "skewed_kl"
     alpha: float = Field(0.1, gt=0, lt=1)
 
 
 class SkewedReverseKL(SoftSettings):
-    """KL(q ‖ α·q + (1−α)·p). Ko et al. 2024 (DistiLLM), §3.1; α = 0.1 there."""
+    """KL(q ‖ α·q + (1−α)·p). Ko et al. 2024 (DistiLLM), §3.1, with α = 0.1."""
 
     kind: Literal["skewed_reverse_kl"] = "skewed_reverse_kl"
     alpha: float = Field(0.1, gt=0, lt=1)
@@ -101,8 +103,8 @@ class LogitMSE(ObjectiveSettings):
 
 
 class DecoupledKD(SoftSettings):
-    """α·KL(b_teacher ‖ b_student) + β·KL(p̂ ‖ q̂): b is the pair (target, all others), p̂ and q̂ are over the others alone.
-    Zhao et al. 2022 (DKD), eq. 7; α = 1 and β = 8 at T = 4 for one pair of its networks."""
+    """α·KL(b_teacher ‖ b_student) + β·KL(p̂ ‖ q̂): b is the pair (target, all others), p̂ and q̂ are over the others
+    alone. Zhao et al. 2022 (DKD), eq. 7; α = 1 and β = 8 at T = 4 for one pair of their networks."""
 
     kind: Literal["dkd"] = "dkd"
     alpha: NonNegativeFloat = 1.0

@@ -11,10 +11,10 @@ from potstill.recipe.base import Settings
 
 
 class Change(Settings):
-    """From `start` to `end` while the progress of training (0 at its first step, 1 at its end) goes from `begin` to
-    `until`; before that it is `start`, after that `end`.
+    """A change from `start` to `end` while training progress (0 at the first step, 1 at the end) goes from `begin` to
+    `until`; constant before and after.
 
-    `linear` goes straight, `cosine` along half a cosine (slowly at both ends), and `step` jumps at `until`.
+    `linear` is a straight line, `cosine` half a cosine (slow at both ends), and `step` jumps at `until`.
     """
 
     shape: Literal["linear", "cosine", "step"] = "linear"
@@ -51,13 +51,13 @@ def may_be_positive(schedule: float | Change) -> bool:
     return max(schedule.start, schedule.end) > 0 if isinstance(schedule, Change) else schedule > 0
 
 
-def said(schedule: float | Change) -> str:
-    """A schedule in a few characters: `2`, `1→0`."""
+def schedule_text(schedule: float | Change) -> str:
+    """A schedule as short text: `2`, `1→0`."""
     return f"{schedule.start:g}→{schedule.end:g}" if isinstance(schedule, Change) else f"{schedule:g}"
 
 
 def _number_or_change(value: Any) -> Any:
-    """Choose the form by looking, so that a slip gets one message and not one per form."""
+    """Choose the form by its shape, so that a mistake gives one message and not one per form."""
     if isinstance(value, dict):
         return Change.model_validate(value)
     if not isinstance(value, Change) and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -81,4 +81,4 @@ Schedule = Annotated[float | Change, BeforeValidator(_number_or_change)]
 """A weight: a number, or `{start: 1, end: 0, shape: linear, begin: 0, until: 0.5}`."""
 
 PositiveSchedule = Annotated[float | Change, BeforeValidator(_number_or_change), AfterValidator(_above_zero)]
-"""A temperature: the same, never 0."""
+"""A temperature: a number or a change, never 0."""

@@ -1,4 +1,4 @@
-"""Settings of students: how one is made."""
+"""Settings of students: how a student is built."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class Last(Settings):
 
 
 class ByInfluence(Settings):
-    """The `n` layers that change the hidden state most, 1 − cos(in, out) over a few batches of the data."""
+    """The `n` layers that change the hidden state most: 1 − cos(in, out) over a few batches of the data."""
 
     by_influence: Count
     records: Count = 32
 
 
 def check_configuration(config: Mapping[str, Any], family: str, also: Collection[str] = ()) -> None:
-    """Refuse keys and values that the configuration of a family does not take.
+    """Refuse keys and values that a family's configuration does not accept.
 
     Args:
-        config: keys and values, `model_type` among them or not.
+        config: keys and values, with or without `model_type`.
         family: the `model_type`.
-        also: further keys that are known, such as those of the file that is changed.
+        also: further known keys, such as those of the file that is changed.
 
     Raises:
-        ValueError: says which, with the nearest valid name or the type.
+        ValueError: names the key, with the nearest valid name or the type.
     """
     names = configuration_names()
     if names and family not in names:
@@ -98,8 +98,8 @@ _CHOICES: dict[str, type[Settings]] = {"uniform": Uniform, "first": First, "last
 
 
 class FromTeacher(StudentSettings):
-    """The teacher's own layers, fewer of them; embeddings, norms and head copied; tied weights stay tied. Encoders too:
-    a head that the teacher has is copied with them."""
+    """The teacher's layers, or some of them, with its embeddings, norms and head copied; tied weights stay tied. Also
+    for encoders, with their head if they have one."""
 
     kind: Literal["from_teacher"] = "from_teacher"
     layers: LayerChoice = "every_other"
@@ -107,7 +107,7 @@ class FromTeacher(StudentSettings):
     @field_validator("layers", mode="before")
     @classmethod
     def _one_choice(cls, value: Any) -> Any:
-        """Choose the form by looking, so that a slip gets one message and not one per form."""
+        """Choose the form by its shape, so that a mistake gives one message and not one per form."""
         if isinstance(value, dict):
             name = str(next(iter(value), ""))
             if name not in _CHOICES:
@@ -124,10 +124,10 @@ class FromTeacher(StudentSettings):
 
 
 class FromConfig(StudentSettings):
-    """Random weights in a given shape. `config` is a folder or file with a `config.json`, or a mapping: one that names
-    a `model_type` describes a model of that family (`{model_type: convnext, depths: [1, 1], …}`), any other changes the
-    teacher's configuration (`{num_hidden_layers: 6}`). If it reads text, `tokenizer` is the folder of its tokenizer,
-    by itself the teacher's."""
+    """Random weights in a given shape. `config` is a folder or file with a `config.json`, or a mapping: with a
+    `model_type` it describes a model of that family (`{model_type: convnext, depths: [1, 1], …}`); without, it changes
+    the teacher's configuration (`{num_hidden_layers: 6}`). For text models, `tokenizer` is the folder of the
+    tokenizer, by default the teacher's."""
 
     kind: Literal["from_config"] = "from_config"
     config: Annotated[Path | dict[str, Any], Content()]
@@ -151,8 +151,8 @@ class FromConfig(StudentSettings):
 
 
 class Existing(StudentSettings):
-    """A model that is already there: a directory, a hub id, a name that potstill knows (`all-minilm-l6-v2`), or
-    `run:<folder>`. An encoder without a head for the task gets a new one."""
+    """An existing model: a directory, a hub id, a name that potstill knows (`all-minilm-l6-v2`), or `run:<folder>`. An
+    encoder without a head for the task gets a new one."""
 
     kind: Literal["existing"] = "existing"
     model: PathText
@@ -167,8 +167,8 @@ class Existing(StudentSettings):
 
 
 class ModuleStudent(StudentSettings):
-    """Any `torch.nn.Module`: a class or function of a Python file, called with `arguments`, from random weights or from
-    a safetensors file. It is the user's own code and runs as such. Its layers are reached by module paths."""
+    """Any `torch.nn.Module`: a class or function of a Python file, called with `arguments`, with random weights or
+    those of a safetensors file. The file is the user's code and is run. Its layers are named by module paths."""
 
     kind: Literal["module"] = "module"
     source: Annotated[PathText, Content()]

@@ -1,4 +1,4 @@
-"""Settings of teachers, and what each kind can give."""
+"""Settings of teachers, and the capabilities of each kind."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ class TeacherSettings(KindSettings):
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
 
     def capabilities_here(self) -> frozenset[Capability]:
-        """What this teacher gives, as far as its files tell: by default, what its kind gives. A kind whose teachers
-        differ (by what was stored, say) reads that here, without torch. `potstill check` calls it."""
+        """This teacher's capabilities, as far as its files tell; by default those of its kind. A kind whose
+        capabilities depend on files (a signal store, say) reads them here, without torch. `potstill check` calls
+        it."""
         return self.capabilities
 
 
 class LocalTeacher(TeacherSettings):
     """A model of `transformers`, or a module that another run trained, on this machine.
 
-    `model` is a directory, a GGUF file, a hub id, `run:<folder>` (the student of another run), or a name that
-    potstill knows (`smollm2-135m-instruct`). `dtype` is that of the forward passes that give distributions;
-    `generate_dtype` that of writing (`auto`: bfloat16 where the processor has it). With `cache`, what it gives for an
-    example is computed once and kept on disk, for all trainings of the same data: for classifiers and features, not for
+    `model` is a directory, a GGUF file, a hub id, `run:<folder>` (the student of another run), or a name that potstill
+    knows (`smollm2-135m-instruct`). `dtype` is the precision of forward passes for distributions, `generate_dtype`
+    that of generation (`auto`: bfloat16 if the processor has it). With `cache`, the signals for an example are
+    computed once and kept on disk, for all trainings on the same data: for classifiers and features, not for
     distributions over a vocabulary.
     """
 
@@ -62,7 +63,7 @@ class EnsembleTeacher(TeacherSettings):
 
 
 def members_of(settings: TeacherSettings | None) -> tuple[TeacherSettings, ...]:
-    """The teachers behind a teacher: itself, or an ensemble's members (and theirs in turn); none for None."""
+    """The teachers behind a teacher: itself, or an ensemble's members, recursively; none for None."""
     if isinstance(settings, EnsembleTeacher):
         return tuple(found for member in settings.members for found in members_of(member))
     return () if settings is None else (settings,)

@@ -21,9 +21,9 @@ from potstill.recipe.schedules import may_be_positive
 
 
 class Masking(Settings):
-    """Dynamic masking for masked language models: of each text, anew in every epoch, `probability` of the tokens
-    (special ones aside) are targets; `replaced` of these become the mask token, `random` any token, and the rest stay.
-    Devlin et al. 2019, §3.1."""
+    """Dynamic masking for masked language models: in every epoch, a new random `probability` of a text's tokens
+    (except special ones) are targets; `replaced` of these become the mask token, `random` a random token, and the rest
+    stay. Devlin et al. 2019, §3.1."""
 
     probability: float = Field(0.15, gt=0, lt=1)
     replaced: float = Field(0.8, ge=0, le=1)
@@ -37,12 +37,12 @@ class Masking(Settings):
 
 
 class TrainStage(Settings):
-    """One stage of a training in several: TinyBERT's intermediate layers, then its prediction layer.
+    """One stage of a training with several: TinyBERT's intermediate layers, then its prediction layer.
 
-    `freeze` are patterns of parameter names (`embeddings.*`) that do not learn in this stage; what gets no gradient
-    from its objectives is frozen too, and said. `initialise` are patterns of those that begin it with fresh weights.
-    `keep` chooses the weights handed on, and `keep_projections` the projections (else each stage begins with its own).
-    `args` are over those of `train.args`.
+    `freeze` are patterns of parameter names (`embeddings.*`) that are not trained in this stage; parameters without a
+    gradient from its objectives are frozen too, with a message. `initialise` are patterns of parameters that begin the
+    stage with fresh weights. `keep` chooses the weights handed on, and `keep_projections` whether projections are too
+    (otherwise each stage begins with new ones). `args` override those of `train.args`.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=LONGEST_NAME)
@@ -60,15 +60,15 @@ class TrainStage(Settings):
 
 
 class TrainSettings(Settings):
-    """How the student learns: by `objectives`, or in several `stages`, one after the other.
+    """How the student is trained: by `objectives`, or in several `stages`, one after the other.
 
-    Texts longer than `max_length` tokens are cut at the end, and counted. `packing` puts several records into
-    one row (they do not see each other). `keep` chooses the weights that the stage hands on: those of the `last`
-    step, or of the `best` of the `evaluations` evenly spaced ones. Best is the lowest NLL of the held-out targets (for
-    sentence embeddings, which have none: the lowest objectives), for students and controls alike, on a third of the
-    held-out groups; the evaluation reports on the others. A checkpoint is written every `checkpoint_seconds`.
+    Texts longer than `max_length` tokens are cut at the end, and counted. `packing` puts several records into one row
+    (they do not see each other). `keep` chooses the resulting weights: those of the `last` step, or of the `best` of
+    the `evaluations` evenly spaced ones. Best is the lowest NLL of the held-out targets (for sentence embeddings,
+    which have none: the lowest objectives), for students and controls alike, on a third of the held-out groups; the
+    evaluation reports on the others. A checkpoint is written every `checkpoint_seconds`.
 
-    `controls` are variants of this stage with artifacts of their own: `text_only` is the same initialisation, batches,
+    `controls` are variants of this stage with their own artifacts: `text_only` has the same initialisation, batches,
     order, steps and schedule, with `hard_ce` alone.
     """
 
@@ -93,12 +93,13 @@ class TrainSettings(Settings):
 
     @property
     def in_stages(self) -> tuple[TrainStage, ...]:
-        """The stages of the training; one without a list is one stage."""
+        """The stages of the training; without a list of stages, one."""
         return self.stages or (TrainStage(name="train", objectives=self.objectives, keep=self.keep),)
 
     @property
     def keeps_best(self) -> bool:
-        """Whether a stage hands on its best weights, so that some held-out groups choose and are not reported on."""
+        """Whether a stage keeps its best weights, so that some held-out groups are used to choose and are not reported
+        on."""
         return any(stage.keep == "best" for stage in self.in_stages)
 
     @property
@@ -108,7 +109,7 @@ class TrainSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _one_of_both(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A resolved recipe has what can be read back: objectives or stages, not both."""
+        """Write objectives or stages, not both: a resolved recipe must be readable."""
         fields: dict[str, Any] = written(self)
         return {name: value for name, value in fields.items() if name != ("objectives" if self.stages else "stages")}
 

@@ -1,4 +1,4 @@
-"""Settings of verifiers, which say of an answer: accept, reject, or cannot judge. No torch."""
+"""Settings of verifiers, which accept or reject an answer, or cannot judge it. No torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class VerifierSettings(KindSettings):
 
 
 class ReferenceSettings(VerifierSettings):
-    """Base of those that compare with a reference answer, in `record.metadata[reference]`: a value, or a list of
-    values of which any will do. `answer: final` looks for the final answer in what was written (the last
-    `\\boxed{…}`, `<answer>…</answer>`, `#### …`, "the answer is …"); `whole` takes all of it."""
+    """Base of verifiers that compare with a reference answer in `record.metadata[reference]`: a value, or a list of
+    values of which any will do. `answer: final` searches the text for the final answer (the last `\\boxed{…}`,
+    `<answer>…</answer>`, `#### …`, "the answer is …"); `whole` takes all of it."""
 
     reference: str = "reference"
     answer: Literal["final", "whole"] = "final"
 
 
 class Exact(ReferenceSettings):
-    """The same text, but for white space at the ends and runs of it within."""
+    """The same text, ignoring white space at the ends and its amount within."""
 
     kind: Literal["exact"] = "exact"
     ignore_case: bool = False
@@ -37,8 +37,8 @@ class Exact(ReferenceSettings):
 
 
 class Numeric(ReferenceSettings):
-    """The same number, computed exactly (`0.5` is `1/2`); with a tolerance, absolute or relative to the reference, if
-    one is given."""
+    """The same number, computed exactly (`0.5` is `1/2`), or within a tolerance, absolute or relative to the
+    reference."""
 
     kind: Literal["numeric"] = "numeric"
     absolute_tolerance: float = Field(0.0, ge=0)
@@ -47,7 +47,7 @@ class Numeric(ReferenceSettings):
 
 class Choice(ReferenceSettings):
     """The letter of a multiple choice. The reference is a letter, a number (0 is the first) or the text of a choice;
-    texts of choices are in `record.metadata[choices]`, if anywhere."""
+    the texts of choices are optional, in `record.metadata[choices]`."""
 
     kind: Literal["choice"] = "choice"
     letters: str = Field("ABCDEFGHIJ", min_length=2, pattern=r"^[A-Z]+$")
@@ -55,9 +55,9 @@ class Choice(ReferenceSettings):
 
 
 class SentenceBLEU(VerifierSettings):
-    """At least `least` sentence BLEU, in [0, 1], with the reference answer in `record.metadata[reference]`. BLEU is the
-    score: with `keep: best` a program keeps the sample that is most like the reference (sequence-level interpolation,
-    Kim & Rush 2016, §3.3)."""
+    """At least `least` sentence BLEU, in [0, 1], with the reference answer in `record.metadata[reference]`. BLEU is
+    the score: with `keep: best` a program keeps the sample closest to the reference (sequence-level interpolation, Kim
+    & Rush 2016, §3.3)."""
 
     kind: Literal["sentence_bleu"] = "sentence_bleu"
     reference: str = "reference"
@@ -65,7 +65,7 @@ class SentenceBLEU(VerifierSettings):
 
 
 class Regex(VerifierSettings):
-    """A pattern (of the package `regex`) that must, or must not, be found; without one, the record's own, in
+    """A pattern (of the package `regex`) that must, or must not, be found; without one, the pattern in
     `record.metadata[key]`."""
 
     kind: Literal["regex"] = "regex"
@@ -78,7 +78,7 @@ class Regex(VerifierSettings):
     @model_validator(mode="after")
     def _compiles(self) -> Regex:
         if self.pattern is not None:
-            # The standard library knows fewer patterns than `regex` does: only what neither reads is refused there.
+            # The standard library knows fewer patterns than `regex`: refuse only what neither can read.
             try:
                 re.compile(self.pattern)
             except re.error as error:
@@ -92,16 +92,16 @@ class Regex(VerifierSettings):
 
 
 class WorkerSettings(VerifierSettings):
-    """Base of those that judge in processes of their own: an item that is not judged within `deadline_seconds` is
-    killed with its process, and `cannot_judge`."""
+    """Base of verifiers that judge in worker processes: an item not judged within `deadline_seconds` is killed with
+    its process, and its verdict is `cannot_judge`."""
 
     deadline_seconds: PositiveFloat = 5.0
     workers: Annotated[Count, Cosmetic()] = 1
 
 
 class JSONSchema(WorkerSettings):
-    """One JSON value (in the last fenced block, if there is one) that a JSON Schema accepts; without a schema here, the
-    record's own, in `record.metadata[key]`."""
+    """One JSON value (in the last fenced block, if there is one) that a JSON Schema accepts; without a schema here,
+    the schema in `record.metadata[key]`."""
 
     kind: Literal["json_schema"] = "json_schema"
     json_schema: dict[str, Any] | bool | None = None
@@ -109,15 +109,15 @@ class JSONSchema(WorkerSettings):
 
 
 class Math(WorkerSettings):
-    """The same mathematical value as the reference: typed and exact where the kind of value is plain (numbers, dates,
-    times, tuples, sets, percentages, words), by the package `math-verify` elsewhere."""
+    """The same mathematical value as the reference: typed and exact for plain kinds of values (numbers, dates, times,
+    tuples, sets, percentages, words), by the package `math-verify` otherwise."""
 
     kind: Literal["math"] = "math"
     reference: str = "reference"
 
 
 class ReasoningGym(WorkerSettings):
-    """Full marks from the scorer of the problem's own generator, for the answer without white space at its ends."""
+    """Full marks from the scorer of the problem's own generator, for the answer without surrounding white space."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     key: str = "reasoning_gym"
@@ -125,8 +125,9 @@ class ReasoningGym(WorkerSettings):
 
 
 class SandboxSettings(Settings):
-    """What a program may do. `method: auto` takes bubblewrap, else `unshare`, else refuses; `unsafe: true` runs it with
-    no wall at all where neither works. Without `python` it is the interpreter that runs potstill, without its packages.
+    """Limits of a program under test. `method: auto` uses bubblewrap, else `unshare`, else refuses; `unsafe: true`
+    runs it without isolation where neither works. `python` defaults to the interpreter that runs potstill, without its
+    packages.
     """
 
     method: Literal["auto", "bubblewrap", "unshare"] = "auto"
@@ -140,8 +141,8 @@ class SandboxSettings(Settings):
 
 
 class PythonTests(VerifierSettings):
-    """The program that was written passes the record's tests, in a sandbox. `record.metadata[tests]` is Python text, a
-    list of `assert` lines, or a list of `{input, output}` for programs that read and print."""
+    """The written program passes the record's tests, in a sandbox. `record.metadata[tests]` is Python text, a list of
+    `assert` lines, or a list of `{input, output}` for programs that read and print."""
 
     kind: Literal["python_tests"] = "python_tests"
     tests: str = "tests"
@@ -150,10 +151,9 @@ class PythonTests(VerifierSettings):
 
 
 class Judge(VerifierSettings):
-    """A model's opinion, asked for through the same journal and budget as the answers: that of the recipe's `teacher`
-    of this name, or, where None, of the one that writes. `rubric`: marks from 1 to
-    `marks`, accepted from `accept_from`. `pairwise`: better than, or as good as, the reference, asked in both orders;
-    where the orders disagree it cannot judge."""
+    """A model's opinion, through the same journal and budget as the answers: the recipe's `teacher` of this name, or,
+    if None, the one that writes. `rubric`: marks from 1 to `marks`, accepted from `accept_from`. `pairwise`: better
+    than, or as good as, the reference, asked in both orders; it cannot judge if the orders disagree."""
 
     kind: Literal["judge"] = "judge"
     teacher: str | None = None
@@ -174,11 +174,11 @@ class Judge(VerifierSettings):
 
 
 Part = Literal["answer", "reasoning", "both"]
-"""What is looked at: the answer's text, the reasoning before it, or both together."""
+"""The part to judge: the answer's text, the reasoning before it, or both together."""
 
 
 class Length(VerifierSettings):
-    """Not too short, not too long. `tokens` are the teacher's own (of reasoning and answer together)."""
+    """A minimum and maximum length. `tokens` are the teacher's (of reasoning and answer together)."""
 
     kind: Literal["length"] = "length"
     unit: Literal["characters", "words", "tokens"] = "words"
@@ -196,9 +196,9 @@ class Length(VerifierSettings):
 
 
 class Language(VerifierSettings):
-    """Written in one of `languages` (ISO 639-1 codes). Letters in paragraphs of another language, or in scripts that
-    none of them uses, may be `other_share` of all. Code, formulas and addresses are left out; with fewer than
-    `least_letters` letters it cannot judge."""
+    """Written in one of `languages` (ISO 639-1 codes). Up to `other_share` of the letters may be in paragraphs of
+    another language, or in scripts that none of the languages uses. Code, formulas and addresses are ignored; it
+    cannot judge fewer than `least_letters` letters."""
 
     kind: Literal["language"] = "language"
     languages: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
@@ -208,7 +208,7 @@ class Language(VerifierSettings):
 
 
 class Refusal(VerifierSettings):
-    """By key phrases: `accept: answers` keeps what does not look like a refusal, `accept: refusals` what does. Such
+    """By key phrases: `accept: answers` accepts what does not look like a refusal, `accept: refusals` what does. Such
     lists miss 26 to 47 % of the refusals that people see."""
 
     kind: Literal["refusal"] = "refusal"
@@ -218,7 +218,7 @@ class Refusal(VerifierSettings):
 
 
 class Composite(VerifierSettings):
-    """Base of those made of others, which are asked in order, as far as needed."""
+    """Base of verifiers made of others, which are run in order, as far as needed."""
 
     of: Annotated[tuple[one_of(VerifierSettings), ...], Field(min_length=1)]  # type: ignore[valid-type]
 
@@ -236,13 +236,13 @@ class AnyOf(Composite):
 
 
 class FirstOf(Composite):
-    """What the first says that can judge."""
+    """The first verdict of one that can judge."""
 
     kind: Literal["first"] = "first"
 
 
 def judges_of(verify: Any) -> Iterator[Judge]:
-    """The judges in a verifier's settings, those in composites too."""
+    """The judges in a verifier's settings, including those in composites."""
     return (leaf for leaf in leaves_of(verify) if isinstance(leaf, Judge))
 
 
@@ -252,12 +252,12 @@ def references_of(verify: Any) -> tuple[str, ...]:
 
 
 def workers_of(verify: Any) -> int:
-    """The most worker processes that any verifier among some settings has; 1 where none has any."""
+    """The largest number of worker processes of any verifier in some settings; 1 if none has any."""
     return max([1, *(leaf.workers for leaf in leaves_of(verify) if isinstance(leaf, WorkerSettings))])
 
 
 def leaves_of(verify: Any) -> Iterator[VerifierSettings]:
-    """The verifiers that judge, of some settings: those in a composite, or the one that it is; none of None."""
+    """The verifiers that judge: those in a composite, or the verifier itself; none for None."""
     if not isinstance(verify, Composite):
         if verify is not None:
             yield verify
@@ -267,11 +267,11 @@ def leaves_of(verify: Any) -> Iterator[VerifierSettings]:
 
 
 class Decontamination(Settings):
-    """Which evaluation sets the records must not contain, and what counts as containing. Words are compared in lower
-    case without punctuation. A text of at least `ngram` words that shares one run of `ngram` words with an evaluation
-    item is a hit; so is one that has `overlap` of the item's runs of `overlap_ngram` words; and, at any length, one
-    whose edit similarity with it is at least `similarity` (0 to 1). Answers of fewer than `answer_words` words are not
-    compared: short answers are shared by chance."""
+    """Evaluation sets that the records must not contain, and when a record matches one. Words are compared in lower
+    case without punctuation. A text of at least `ngram` words matches if it shares a run of `ngram` words with an
+    evaluation item, or `overlap` of the item's runs of `overlap_ngram` words; a text of any length, if its edit
+    similarity with an item is at least `similarity` (0 to 1). Answers of fewer than `answer_words` words are not
+    compared: short answers coincide by chance."""
 
     against: dict[str, Annotated[one_of(DataSettings), BeforeValidator(expand_data)]]  # type: ignore[valid-type]
     ngram: Count = 13

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from potstill.markdown import escape_markdown
 from potstill.recipe import Existing, FromTeacher, ImageSettings, ModuleStudent, PooledSettings
-from potstill.recipe.schedules import said
+from potstill.recipe.schedules import schedule_text
 from potstill.report import figures, sections
 from potstill.report.findings import Findings
 from potstill.report.verdict import judge
@@ -156,5 +156,5 @@ def _objectives(findings: Findings) -> str:
     """`1 · forward_kl + 1 · hidden_cosine`."""
     train = findings.recipe.train
     assert train is not None
-    named = [f"{said(o.weight)} · {o.kind.rpartition(':')[2]}" for o in train.all_objectives]
+    named = [f"{schedule_text(o.weight)} · {o.kind.rpartition(':')[2]}" for o in train.all_objectives]
     return " + ".join(named)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.measures import HIGHER_IS_BETTER, Interval, Metric
-from potstill.recipe.schedules import said
+from potstill.recipe.schedules import schedule_text
 from potstill.report import figures
 from potstill.report.charts import Bar, Figure, bar_figure, curve_figure, histogram_figure, interval_figure
 from potstill.report.distribution import histogram
@@ -158,7 +158,7 @@ def _objectives(findings: Findings, name: str) -> str:
         return "Loss: 1 · hard_ce. Not comparable with the student’s loss."
     train = findings.recipe.train
     assert train is not None
-    return "Loss: " + " + ".join(f"{said(o.weight)} · {_short(o.kind)}" for o in train.all_objectives) + "."
+    return "Loss: " + " + ".join(f"{schedule_text(o.weight)} · {_short(o.kind)}" for o in train.all_objectives) + "."
 
 
 def _short(kind: str) -> str:
