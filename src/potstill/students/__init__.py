@@ -1,6 +1,6 @@
-"""Students: what is trained. A module here implements one kind of the recipe's `student`.
+"""Students: the models that are trained. Each module implements one kind of the recipe's `student`.
 
-They are loaded when they are asked for.
+Modules are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a student is built from, and what a kind of student does."""
+"""The inputs for building a student, and the contract of a kind of student."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from potstill.tasks import Task
 
 @dataclass(frozen=True)
 class Materials:
-    """What a student may be made of. The teacher's weights are read from its folder, never from a live teacher,
-    which may have been rounded to bf16.
+    """The inputs of a student builder. The teacher's weights are read from its folder, not from a live teacher, which
+    may have been rounded to bf16.
 
-    `tokenizer_source` is the folder of the tokenizer that the student will have, None where it reads no text.
-    `influence_batches` gives batches of the training data, for those kinds that look at it. `task` is what the student
-    is for, and `labels` its classes, if it has any.
+    `tokenizer_source` is the folder of the student's tokenizer, None if it reads no text. `influence_batches` yields
+    batches of the training data, for kinds that need them. `task` is the student's task, and `labels` are its classes,
+    if any.
     """
 
     teacher: ModelSource | None
@@ -36,7 +36,7 @@ class Materials:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """`tokenizer_source`, of a task of texts.
+        """`tokenizer_source`, for tasks of texts.
 
         Raises:
             RecipeError: there is none.
@@ -48,10 +48,10 @@ class Materials:
 
 @dataclass(frozen=True)
 class Plain:
-    """A student before adapters, in fp32 on the processor, and the facts of how it was made.
+    """A student before adapters, in fp32 on the processor, and facts about how it was made.
 
-    `facts` name `layers` (the teacher's, by index, or None) and, where a head was drawn anew for a model that is
-    otherwise trained, the names of its weights as `new_weights`.
+    `facts` hold `layers` (the teacher's, by index, or None) and, if a head was newly drawn for a model with trained
+    weights, the names of its weights as `new_weights`.
     """
 
     model: nn.Module
@@ -61,7 +61,7 @@ class Plain:
 class StudentBuilder(Protocol):
     """A kind of student; bound to its settings by `@implements`, built by `registry.build(settings)`.
 
-    It draws random numbers from torch's generator on the processor only, which the caller has seeded.
+    It draws random numbers only from torch's CPU generator, which the caller has seeded.
     """
 
     def build(self, materials: Materials) -> Plain: ...

@@ -27,11 +27,11 @@ from potstill.tasks import SPECS, Task
 
 @dataclass(frozen=True)
 class BuiltStudent:
-    """A student in fp32 on the processor, in evaluation mode, and the facts of how it was made.
+    """A student in fp32 on the processor, in evaluation mode, and facts about how it was made.
 
-    `facts`: `kind`, `seed`, `layers` (the teacher's, by index, or None), `parameters` (adapters aside: what is
-    exported), `trainable_parameters`, `teacher_parameters` (or None), and what the kind adds: `new_weights` where a
-    head was drawn anew for a model that is otherwise trained.
+    `facts`: `kind`, `seed`, `layers` (the teacher's, by index, or None), `parameters` (without adapters, as exported),
+    `trainable_parameters`, `teacher_parameters` (or None), and facts of the kind: `new_weights` if a head was newly
+    drawn for a model with trained weights.
     """
 
     model: nn.Module
@@ -50,19 +50,18 @@ def build_student(
     task: Task = "causal_lm",
     labels: Sequence[str] | None = None,
 ) -> BuiltStudent:
-    """Build a student. The same arguments give the same weights, bit for bit; the caller's random state is untouched.
+    """Build a student. The same arguments give the same weights, bit for bit; the caller's random state is unchanged.
 
     Args:
         settings: the recipe's `student`.
-        teacher: its folder, where its weights are here.
-        tokenizer_source: folder of the tokenizer that the student will have; None where it reads no text.
-        seed: of all that is random: initial weights, new heads, adapters.
+        teacher: its folder, if its weights are on this machine.
+        tokenizer_source: folder of the student's tokenizer; None if it reads no text.
+        seed: for all random numbers: initial weights, new heads, adapters.
         influence_batches: batches of the training data, for `by_influence`.
-        console: shows progress, and says what was built.
+        console: shows progress and a summary.
         trust_remote_code: of the teacher.
-        task: what it is for.
-        labels: names of its classes, in order, if it is a classifier; None leaves them as they are in what it is made
-            of.
+        task: the student's task.
+        labels: class names, in order, for a classifier; None keeps those of the model that it is made of.
 
     Raises:
         RecipeError: the recipe asks for something impossible of this teacher.
@@ -101,12 +100,12 @@ def build_student(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers a model has; tied weights count once."""
+    """The number of parameters; tied weights count once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def parameters_of(source: ModelSource, trust_remote_code: bool = False) -> int:
-    """How many numbers the model of a folder has, without loading its weights."""
+    """The number of parameters of the model in a folder, without loading its weights."""
     if is_module(source.path):
         return count_parameters(load_module(source.path))
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
@@ -116,8 +115,8 @@ def parameters_of(source: ModelSource, trust_remote_code: bool = False) -> int:
 
 
 def _learn_every_embedding(model: nn.Module) -> None:
-    """Padding is known by length, never by token id (rule 4): a pad token that is the end token too must learn its
-    embedding, which `padding_idx` would keep from every gradient."""
+    """Let every embedding learn. Padding is marked by length, never by token id (rule 4): a pad token that is also the
+    end token needs a gradient, which `padding_idx` would withhold."""
     assert isinstance(model, PreTrainedModel)
     embeddings = model.get_input_embeddings()
     if isinstance(embeddings, nn.Embedding):

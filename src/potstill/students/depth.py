@@ -1,7 +1,7 @@
-"""A shallower model: the configuration for fewer layers, and the teacher's tensors in their new places.
+"""A shallower model: a configuration with fewer layers, and the teacher's tensors at their new indices.
 
-Both steps go by names and sizes that every family shares. The student is always constructed anew from its
-configuration, so that what a layer knows of its own place (`layer_idx`, its kind of attention) is right.
+Both steps use names and sizes that all families share. The student is constructed from its configuration, so that
+properties that depend on a layer's index (`layer_idx`, its kind of attention) are right.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id
 
 
 def per_layer_keys(config: PreTrainedConfig) -> list[str]:
-    """The keys that hold one value per layer, such as `layer_types`: lists that are as long as there are layers."""
+    """The keys with one value per layer, such as `layer_types`: lists whose length is the number of layers."""
     count = getattr(config, "num_hidden_layers", None)  # convolutional nets have stages instead
     return [
         key
@@ -36,9 +36,9 @@ def config_from(
     (`num_hidden_layers` is GPT-2's `n_layer`). It names no folder, and its dtype is float32.
 
     Args:
-        teacher: where all else comes from.
+        teacher: all other keys come from it.
         changes: keys and values.
-        derive_anew: keys that are left out, so that the family's own rule for them applies.
+        derive_anew: keys to drop, so that the family's own default rule applies.
 
     Raises:
         ModelError: the family refuses the result.
@@ -50,7 +50,7 @@ def config_from(
 
 
 def config_of(family: type[PreTrainedConfig], document: Mapping[str, Any]) -> PreTrainedConfig:
-    """A configuration of a family by its own keys; what is not named has the family's default.
+    """A configuration of a family by its own keys; other keys have the family's defaults.
 
     Raises:
         ModelError: the family refuses it.
@@ -63,15 +63,15 @@ def config_of(family: type[PreTrainedConfig], document: Mapping[str, Any]) -> Pr
 
 
 def shallower_config(teacher: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """The teacher's configuration with only some layers; whatever it says per layer is taken from those."""
+    """The teacher's configuration with only these layers; lists with one value per layer are reduced too."""
     document = teacher.to_dict()
     kept = {key: [document[key][layer] for layer in layers] for key in per_layer_keys(teacher)}
     return config_from(teacher, {"num_hidden_layers": len(layers), **kept})
 
 
 def lost_kinds(teacher: PreTrainedConfig, layers: Sequence[int]) -> list[str]:
-    """Kinds of layers that the teacher has and the kept ones have not, such as `full_attention` where only the
-    sliding layers of an alternating pattern are kept. For the person to know of; it is no error."""
+    """Kinds of layers that the teacher has and the kept layers lack, such as `full_attention` if only the sliding
+    layers of an alternating pattern are kept. For a warning; it is no error."""
     document = teacher.to_dict()
     lost: set[str] = set()
     for key in per_layer_keys(teacher):
@@ -83,11 +83,11 @@ def lost_kinds(teacher: PreTrainedConfig, layers: Sequence[int]) -> list[str]:
 
 @torch.no_grad()
 def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Give the student the teacher's tensors: layer `layers[i]` becomes layer `i`, and everything outside the layers
-    (embeddings, norms, head) is taken as it is. Tied weights stay tied, for they are one tensor.
+    """Copy the teacher's tensors: layer `layers[i]` becomes layer `i`, and everything outside the layers (embeddings,
+    norms, head) is unchanged. Tied weights stay tied, since they are one tensor.
 
     Raises:
-        ModelError: a tensor has no counterpart of equal shape, so that the student is not made of those layers.
+        ModelError: a tensor has no counterpart of equal shape, so the student cannot be made of these layers.
     """
     prefix = _layers_name(teacher)
     given = teacher.state_dict()

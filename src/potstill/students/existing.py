@@ -1,4 +1,4 @@
-"""A student that is already there."""
+"""An existing model as the student."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from potstill.students.base import Materials, Plain
 
 @implements(Existing)
 class ExistingModel:
-    """A model of a directory, a hub id or another run, in fp32. An encoder that was made for something else, or for
-    nothing in particular, gets a head for the task."""
+    """A model in a directory, on the hub or of another run, in fp32. An encoder for another task, or without a head,
+    gets a head for the task."""
 
     def __init__(self, settings: Existing) -> None:
         self.settings = settings

@@ -1,4 +1,4 @@
-"""A student of random weights in a given shape, which speaks the teacher's tokens, if it reads any."""
+"""A student of random weights in a given shape, with the teacher's tokenizer if it reads text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 @implements(FromConfig)
 class RandomWeights:
     """The family's own initialisation, in the shape of a `config.json`, of the teacher's with some keys changed, or of
-    a mapping that names its `model_type`."""
+    a mapping with a `model_type`."""
 
     def __init__(self, settings: FromConfig) -> None:
         self.settings = settings
@@ -65,7 +65,7 @@ def _read(path: Path, materials: Materials) -> PreTrainedConfig:
 
 
 def _of_family(document: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of a family that `transformers` knows, with some of its own keys (checked by the settings)."""
+    """The configuration of a family of `transformers` with some of its keys set (validated by the settings)."""
     plain: PreTrainedConfig = AutoConfig.for_model(str(document["model_type"]))
     keys = {key: value for key, value in document.items() if key != "model_type"}
     own_name = type(plain).attribute_map
@@ -98,11 +98,11 @@ def _changed(teacher: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedCo
     def now(key: str) -> Any:
         return changes.get(own_name.get(key, key), getattr(teacher, key, None))
 
-    # What followed from other keys follows from them again, unless it is named.
+    # Sizes that followed from other keys follow from the changed ones, unless they are given.
     heads, hidden, following = now("num_attention_heads"), now("hidden_size"), {}
     head_dim = document.get("head_dim")
     followed = head_dim and head_dim * teacher.num_attention_heads == teacher.hidden_size
-    if followed and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:  # else the family refuses them
+    if followed and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:  # otherwise the family raises
         following["head_dim"] = hidden // heads
     if document.get("num_key_value_heads") and document["num_key_value_heads"] == teacher.num_attention_heads:
         following["num_key_value_heads"] = heads
@@ -134,7 +134,7 @@ def _check_vocabulary(config: PreTrainedConfig, materials: Materials) -> None:
 def _initialised(config: PreTrainedConfig, materials: Materials) -> PreTrainedModel:
     source = materials.tokenizer_source
     if source is not None:
-        # The numbers of the special tokens are those of the model whose tokens they are, or of the tokenizer alone.
+        # The ids of special tokens belong to the tokenizer: take them from its model, or from the tokenizer itself.
         trust = materials.trust_remote_code
         of_model = (source / "config.json").is_file()
         opened = AutoConfig.from_pretrained if of_model else load_tokenizer
@@ -144,7 +144,7 @@ def _initialised(config: PreTrainedConfig, materials: Materials) -> PreTrainedMo
     causal = SPECS[materials.task].writes
     pad = config.pad_token_id if causal else None
     if causal:
-        # With a pad token, the family would leave its embedding at 0; it may well be the end token too (rule 4).
+        # The family would set the pad token's embedding to 0, but it may be the end token too (rule 4).
         config.pad_token_id = None
     try:
         student: PreTrainedModel = opener_of(materials.task).from_config(
@@ -167,7 +167,7 @@ def _initialised(config: PreTrainedConfig, materials: Materials) -> PreTrainedMo
 
 @torch.no_grad()
 def _try(student: PreTrainedModel, task: Task) -> None:
-    """Some shapes are only found impossible when the model runs (heads that no key-value head fits)."""
+    """Run the model once: some shapes turn out impossible only then (heads that no key-value head fits)."""
     student.eval()
     if SPECS[task].writes:
         student(torch.zeros(1, 2, dtype=torch.long), use_cache=False)

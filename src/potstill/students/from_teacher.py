@@ -1,7 +1,7 @@
-"""A student of the teacher's own layers, fewer of them.
+"""A student made of some of the teacher's layers.
 
-The steps are: choose, write the smaller configuration, construct, copy. Another dimension to cut (width, feed-forward,
-heads) is another configuration step and another copying step between the same two ends.
+The steps are: choose layers, write the smaller configuration, construct, copy. Reducing another dimension (width,
+feed-forward, heads) would need other configuration and copying steps between the same two ends.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from potstill.tasks import SPECS
 
 @implements(FromTeacher)
 class TeacherLayers:
-    """Some of the teacher's layers; embeddings, norms and head copied, tied weights tied. Sanh et al. 2019, §3.
+    """Some of the teacher's layers, with its embeddings, norms and head; tied weights stay tied. Sanh et al. 2019, §3.
 
-    Where the teacher has no head for the task, the student's is new.
+    If the teacher has no head for the task, the student gets a new one.
     """
 
     def __init__(self, settings: FromTeacher) -> None:

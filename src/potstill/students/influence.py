@@ -1,4 +1,4 @@
-"""How much each of a model's layers changes the hidden state, on a few batches."""
+"""How much each layer of a model changes the hidden state, on a few batches."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from potstill.signals import Batch, View
 
 @torch.no_grad()
 def layer_influence(model: nn.Module, batches: Iterable[Batch], *, records: int, console: Console) -> list[float]:
-    """1 − cos(what goes in, what comes out) of each layer, the mean over all real tokens. 0 changes no direction.
+    """1 − cos(input, output) of each layer, the mean over all real tokens; 0 means no change of direction.
     Block influence of Men et al. 2024 (ShortGPT, arXiv 2403.03853), eq. 1.
 
     Args:
-        model: in evaluation mode; left in it.
-        batches: their teacher's view is read; those after `records` rows are not.
-        records: how many rows to look at.
+        model: in evaluation mode; its mode is unchanged.
+        batches: their teacher's view is read, up to `records` rows.
+        records: the number of rows to read.
         console: shows progress.
 
     Returns:
         One number per layer, in [0, 2].
 
     Raises:
-        DataError: there is no token to look at.
+        DataError: there are no tokens.
     """
     layers = model_layers(model)
     device = next(model.parameters()).device

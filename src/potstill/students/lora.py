@@ -1,4 +1,4 @@
-"""A low-rank adapter on a student, whatever it was made of."""
+"""A low-rank adapter on any student."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _WHERE = "student.lora.target_modules"
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -> PeftModel:
-    """The model with an adapter in training; everything else is frozen, but for the head of a classifier, which is
-    trained whole. Hu et al. 2021.
+    """The model with a trainable adapter; everything else is frozen, except the head of a classifier, which is trained
+    whole. Hu et al. 2021.
 
     Raises:
-        RecipeError: no module is called so, or the adapter would sit on one of two tied weights (merging it would
+        RecipeError: no module has such a name, or the adapter would sit on one of two tied weights (merging it would
             change the other one too).
     """
     spec, targets = SPECS[task], settings.target_modules
@@ -31,7 +31,7 @@ def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -
         "lora_dropout": settings.dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
         "task_type": "CAUSAL_LM" if spec.writes else None,
-        # GPT-2 keeps its weights the other way round.
+        # GPT-2 stores its weights transposed.
         "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
     }
     if spec.has_classes:

@@ -1,4 +1,4 @@
-"""A student that is a module of the user's own."""
+"""A module of the user's own as the student."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from potstill.tasks import SPECS
 
 @implements(ModuleStudent)
 class OwnModule:
-    """What a class or function of a Python file gives, from random weights or from a safetensors file, in fp32."""
+    """The result of a class or function in a Python file, with random weights or those of a safetensors file, in
+    fp32."""
 
     def __init__(self, settings: ModuleStudent) -> None:
         self.settings = settings

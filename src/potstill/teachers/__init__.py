@@ -1,6 +1,6 @@
-"""Teachers: what knows, and can be asked. A module here implements one kind of the recipe's `teacher`.
+"""Teachers: sources of answers and signals. Each module implements one kind of the recipe's `teacher`.
 
-They are loaded when they are asked for: a teacher behind a server needs no torch.
+Modules are loaded on first use: a teacher behind a server needs no torch.
 """
 
 from __future__ import annotations

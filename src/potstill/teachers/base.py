@@ -1,4 +1,4 @@
-"""The contract of teachers: each declares what it can give, and gives it."""
+"""The contract of teachers: each declares its capabilities, and provides them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from potstill.types import Answer, Capability, Request
 
 
 def capabilities_for(spec: TaskSpec) -> frozenset[Capability]:
-    """What a local model gives that was made for a task: a head over a vocabulary, logits, inner tensors, text."""
+    """The capabilities of a local model for a task: a head over a vocabulary, logits, inner tensors, text."""
     gives: dict[Capability, bool] = {
         "generate": spec.writes,
         "head": spec.has_vocabulary,
@@ -22,12 +22,12 @@ def capabilities_for(spec: TaskSpec) -> frozenset[Capability]:
 
 
 class Teacher(Protocol):
-    """A source of knowledge. Built by `registry.build(settings)`; loads its weights on first use."""
+    """A source of answers or signals. Built by `registry.build(settings)`; loads its weights on first use."""
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What this teacher gives. The settings of its kind say what any of the kind may give; which of it this one
-        gives may depend on what it found, such as the model that its settings name. Loads no weights."""
+        """What this teacher can give: at most the capabilities of its kind's settings, depending on the model that the
+        settings name. Loads no weights."""
         ...
 
     @property
@@ -45,13 +45,12 @@ class Teacher(Protocol):
         ...
 
     def signals(self, batch: Batch, ask: Ask) -> Signals:
-        """The tensors that are asked for, of a batch, from the teacher's own view. Never in training mode, never with
-        gradient."""
+        """The requested tensors for a batch, from the teacher's view. Never in training mode, never with gradient."""
         ...
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
     ) -> list[Answer]:
         """Answer a batch of requests with equal sampling settings, in order. The same batch and seed give the same
-        answers. `wrote` is called as tokens are written, with their number."""
+        answers. `wrote` is called with the number of tokens written since the last call."""
         ...

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server. It writes; it has no weights here, and gives no distributions."""
+"""A model behind an OpenAI-compatible server. It only writes: it has no weights here, and gives no distributions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class EndpointModel:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """It generates."""
+        """Only `generate`."""
         return self.settings.capabilities
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """Who answers: server, model, and what every request to it holds. The key is no part of it."""
+        """What answers depend on: server, model, and the fields of every request. The key is not part of it."""
         of = self.settings
         template = self.chat.template_hash if self.chat is not None and of.api == "completions" else "the server's"
         return {
@@ -54,17 +54,17 @@ class EndpointModel:
 
     @cached_property
     def chat(self) -> ChatTokenizer | None:
-        """What renders and counts, if the settings name a tokenizer."""
+        """Renders and counts prompts, if the settings name a tokenizer."""
         if self.settings.tokenizer is None:
             return None
         named = self.settings.tokenizer
-        # A folder need not hold a model.
+        # The folder need not contain a model.
         folder = Path(named) if Path(named).is_dir() else resolve(named, console=Console()).path
         return ChatTokenizer.from_folder(folder)
 
     @property
     def tokenizer(self) -> Any:
-        """An endpoint has none that `transformers` could use."""
+        """Raises CapabilityError: an endpoint has no tokenizer for `transformers`."""
         raise CapabilityError(
             "a teacher behind a server has no tokenizer here",
             where=self.settings.base_url,
@@ -73,23 +73,23 @@ class EndpointModel:
 
     @property
     def dims(self) -> ModelDims:
-        """An endpoint does not tell its sizes."""
+        """Raises CapabilityError: an endpoint does not tell its sizes."""
         raise CapabilityError("a teacher behind a server does not tell its sizes", where=self.settings.base_url)
 
     @property
     def context_length(self) -> int | None:
-        """How many tokens it reads and writes in all, if the settings say."""
+        """The maximum number of tokens read and written together, if the settings say."""
         return self.settings.context_length
 
     @property
     def turns(self) -> bool:
-        """Whether a plain prompt is the user's turn (or else continued as it stands)."""
+        """Whether a plain prompt becomes the user's turn (rather than being continued verbatim)."""
         return self.settings.api == "chat" or (self.chat is not None and self.chat.template is not None)
 
     def rendered(self, request: Request) -> str | None:
-        """The prompt as text, where it is rendered here: over `api: completions`.
+        """The prompt as text, if it is rendered here: over `api: completions`.
 
-        A begin token at its start is left to the server, which puts one there.
+        Drops a begin token at its start: the server adds one.
 
         Raises:
             DataError: a conversation, and no tokenizer to render it, or its template refuses it.
@@ -110,22 +110,22 @@ class EndpointModel:
         return text.removeprefix(begin) if isinstance(begin, str) and self.chat.leading else text
 
     def key_of(self, request: Request, seed: int) -> tuple[str, int | None]:
-        """The journal's key of a request under the recipe's seed, and the seed of its draws (31 bits, as every server
-        takes them), which follows from the key; None where nothing is drawn."""
+        """The journal's key of a request under the recipe's seed, and the request's sampling seed (31 bits, which
+        every server accepts), derived from the key; None for greedy requests."""
         if request.sampling.temperature == 0:
             return request.key(self.identity), None
         key = request.key({**self.identity, "seed": seed})
         return key, int(key[:8], 16) & 0x7FFFFFFF
 
     def call(self, request: Request, seed: int | None) -> Call:
-        """The request as it is sent, with a bound of its tokens. Raises as `rendered`."""
+        """The request as it is sent, with a bound on its tokens. Raises as `rendered`."""
         from potstill.teachers.endpoint_client import Call
 
         sent = body_of(request, self.settings, self.rendered(request), seed)
         return Call(sent, self.prompt_tokens(request, sent) + request.sampling.max_new_tokens)
 
     def prompt_tokens(self, request: Request, sent: Mapping[str, Any] | None = None) -> int:
-        """Tokens of the prompt: counted where the settings name a tokenizer, else a bound. Raises as `rendered`."""
+        """Tokens of the prompt: exact if the settings name a tokenizer, else an upper bound. Raises as `rendered`."""
         if self.chat is not None:
             prompt = request.messages if request.messages is not None else request.prompt or ""
             return len(prompt_ids(prompt, self.chat, request.tools))
@@ -154,13 +154,13 @@ class EndpointModel:
         return EndpointClient(self.settings, self.secret(), keeper)
 
     def signals(self, batch: Batch, ask: Ask) -> Signals:
-        """An endpoint gives none."""
+        """Raises CapabilityError: an endpoint gives no signals."""
         raise CapabilityError("a teacher behind a server gives no distributions", where=self.settings.base_url)
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
     ) -> list[Answer]:
-        """Answer a batch, in order, raw as the server gave it; without journal or budget (the stage has both).
+        """Answer a batch, in order, with the server's raw answers; without journal or budget (the stage has both).
 
         Raises:
             RunError: a request was refused or not answered.
@@ -176,8 +176,8 @@ class EndpointModel:
         for call in calls:
             if not isinstance(call.outcome, Answer):
                 why = call.outcome
-                said = "no answer" if why is None else f"{why.reason} ({why.detail})"
-                raise RunError(said, where=self.settings.url)
+                text = "no answer" if why is None else f"{why.reason} ({why.detail})"
+                raise RunError(text, where=self.settings.url)
             answers.append(call.outcome)
         return answers
 

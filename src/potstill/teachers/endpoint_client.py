@@ -1,8 +1,8 @@
-"""Sends requests to a server, many at a time, from a thread of its own; the caller's side is plain and synchronous.
+"""Sends requests to a server, many at a time, from its own thread. The caller's side is synchronous.
 
-A request keeps its place among those under way until its answer has been committed (`Keeper.keep`), so that a
-`kill -9` loses at most what was under way. Memory follows from what the caller submits, not from how much there is: a
-response is read up to a bound that follows from the request.
+A request counts as under way until its answer has been committed (`Keeper.keep`), so a `kill -9` loses at most the
+requests under way. Memory is bounded by what the caller submits: a response is read up to a bound that follows from
+its request.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ from potstill.teachers.endpoint_wire import (
 from potstill.types import Answer, Reason
 
 GROUP_SECONDS = 0.004
-"""How long the first of several answers waits for others to be committed with it."""
+"""How long the first of several answers waits for others, to be committed together."""
 DRAIN_SECONDS = 10.0
-"""How long answers under way are waited for when the work ends early: they are paid for."""
+"""How long to wait for answers under way when the work ends early: they are paid for."""
 _CONNECT_SECONDS = 20.0
 _PARKED_SECONDS = 0.02
 _NO_CONNECTION = "no connection"
 _NO_ANSWER_IN_TIME = "no answer in time"
 _OVERLOADED = frozenset({503, 529})
 _GATEWAY = frozenset({502, 503, 504, 520, 521, 522, 523, 524, 529})
-"""Statuses of something in front of the server that does not reach it, or of a server that takes nothing."""
+"""Statuses from a proxy in front of the server, or from a server that accepts nothing."""
 _IN_A_ROW = 12
-"""Failures in a row, with no answer between them, that end the run where one alone does not."""
+"""This many failures in a row, without an answer between them, end the run."""
 _UNREADABLE_IN_A_ROW = 100
-"""Requests in a row that are given up since none of their answers could be read: then the run ends."""
+"""This many requests in a row that are given up because their answers were unreadable end the run."""
 _THROTTLED_IN_A_ROW = 24
-"""Times that one request meets a 429, while as many others are answered, until it is rejected."""
+"""A request is rejected after this many 429s, if others are answered meanwhile."""
 
 
-# ---- what client and caller exchange -------------------------------------------------------------------------------
+# ---- messages between client and caller -----------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class Call:
-    """One request: what is sent, and where its outcome goes.
+    """One request: its body, and later its outcome.
 
     Attributes:
-        sent: the body.
-        tokens: the most that it may read and write, for limits per minute.
+        sent: the request's body.
+        tokens: an upper bound on the tokens read and written, for limits per minute.
         tag: the caller's own.
-        outcome: afterwards: the raw answer, or why there is none (never with the action `retry`).
+        outcome: at the end: the raw answer, or why there is none (never with the action `retry`).
     """
 
     sent: dict[str, Any]
@@ -77,13 +77,13 @@ class Call:
     outcome: Answer | Trouble | None = None
     attempts: int = 0
     throttled: int = 0
-    """429s in a row, and how much had been answered when the first of them came."""
+    """The number of 429s in a row, and how much had been answered at the first of them."""
     answered_before: int = 0
     stream: Stream | None = None
 
 
 class Keeper(Protocol):
-    """Keeps answers and accounts for attempts. `keep` is called from a writer's thread, the rest from the client's."""
+    """Keeps answers and accounts for attempts. `keep` is called from a writer thread, the rest from the client's."""
 
     @property
     def has_answers(self) -> bool:
@@ -91,29 +91,29 @@ class Keeper(Protocol):
         ...
 
     def begin(self, call: Call) -> None:
-        """A request is about to be sent (again)."""
+        """The request is about to be sent, for the first time or again."""
         ...
 
     def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
-        """Commit answers; they are on the disk when this returns."""
+        """Commit answers; they are on disk when this returns."""
         ...
 
     def again(self, call: Call, trouble: Trouble) -> None:
-        """An attempt failed, and another is due."""
+        """An attempt failed, and another follows."""
         ...
 
     def ready(self, call: Call) -> bool | Reason:
-        """Whether the next attempt may go out; the reason, if it never may."""
+        """Whether the next attempt may be sent; the reason, if it never may."""
         ...
 
     def lost(self, call: Call, trouble: Trouble) -> None:
-        """There will be no answer; why the last attempt failed."""
+        """The request gets no answer; `trouble` is why the last attempt failed."""
         ...
 
 
 @dataclass
 class Traffic:
-    """What was sent and what came of it, by this process."""
+    """Counts of this process's requests and their outcomes."""
 
     sent: int = 0
     answered: int = 0
@@ -122,20 +122,20 @@ class Traffic:
 
 
 class Stream:
-    """One caller's requests to a client, and their outcomes as they come."""
+    """The requests of one caller, and their outcomes."""
 
     def __init__(self, client: EndpointClient) -> None:
         self._client = client
         self._done: queue.SimpleQueue[list[Call]] = queue.SimpleQueue()
 
     def submit(self, calls: Sequence[Call]) -> None:
-        """Send these, in this order as far as the server permits."""
+        """Queue requests; they are sent in this order as far as the server permits."""
         for call in calls:
             call.stream = self
         self._client._submit(calls)
 
     def take(self, seconds: float) -> list[Call]:
-        """Calls that have an outcome; empty if none has within so many seconds.
+        """Calls with an outcome; empty if there is none within this time.
 
         Raises:
             PotstillError: no request at all can be answered (the server, the key, a field).
@@ -146,13 +146,13 @@ class Stream:
         return []
 
     def put(self, calls: list[Call]) -> None:
-        """Hand calls with their outcomes to the caller."""
+        """Deliver calls with their outcomes to the caller."""
         self._done.put(calls)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one attempt brought: a response (headers by lower-case name), or the trouble that there was instead."""
+    """The result of one attempt: a response (headers by lower-case name), or the trouble instead."""
 
     status: int = 0
     body: bytes = b""
@@ -167,10 +167,10 @@ class EndpointClient:
     """Use it as a context manager.
 
     Args:
-        settings: the server, and how it is asked.
-        key: sent as a bearer token, if there is one. It is in no message, no answer, and not in the `repr`.
+        settings: the server, and how to send to it.
+        key: sent as a bearer token, if any; never in a message, an answer or the `repr`.
         keeper: keeps the answers.
-        loop: what it runs on, in a thread of its own; a new one by itself.
+        loop: the event loop, run in its own thread; by default a new one.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class EndpointClient:
         self._redact = Redactor(key)
         self.traffic = Traffic()
         self.messages: queue.SimpleQueue[str] = queue.SimpleQueue()
-        """Messages for the person, without the key; the owner of the terminal prints them."""
+        """Messages for the user, without the key; the owner of the terminal prints them."""
         self._loop = loop or asyncio.new_event_loop()
         now = self._loop.time()
         self.window = Window(settings.max_in_flight, slow_seconds=settings.timeout_seconds / 2)
@@ -214,17 +214,17 @@ class EndpointClient:
         return f"EndpointClient({self.settings.url})"
 
     def stream(self) -> Stream:
-        """A way in for one caller."""
+        """A stream for one caller."""
         return Stream(self)
 
     def check(self) -> None:
-        """Raise what ended the work, if something did (once all that was under way has been committed)."""
+        """Raise the error that ended the work, if any (once everything under way has been committed)."""
         if self._fatal is not None and self._in_flight == 0:
             raise self._fatal
 
     @property
     def in_flight(self) -> int:
-        """Requests under way: sent, and not yet committed."""
+        """Requests that are sent and not yet committed."""
         return self._in_flight
 
     def __enter__(self) -> EndpointClient:
@@ -260,7 +260,7 @@ class EndpointClient:
         self._keeping = self._loop.create_task(self._keep_answers())
 
     async def _close(self) -> None:
-        """Send nothing more; wait a while for what is under way, so that what was paid for is kept."""
+        """Send nothing more; wait a while for requests under way, whose answers are paid for."""
         self._closing = True
         self._waiting.clear()
         if self._tasks:
@@ -285,7 +285,7 @@ class EndpointClient:
         }
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
-        # The whole of an exchange has a time limit in `_post`: a body that comes byte by byte is no answer in time.
+        # `_post` limits the time of a whole exchange: a body that trickles in is no answer in time.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(_CONNECT_SECONDS, self.settings.timeout_seconds))
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -302,8 +302,8 @@ class EndpointClient:
         """One exchange. Redirects are not followed: the key is for this address alone.
 
         Args:
-            body: the request's.
-            most: bytes of the longest body that an answer can have.
+            body: the request's body.
+            most: maximum size of an answer's body, in bytes.
         """
         try:
             async with (
@@ -314,7 +314,7 @@ class EndpointClient:
                 read = Body(most if good else ERROR_BYTES, response.headers.get("Content-Encoding", ""))
                 async for piece in response.content.iter_any():
                     if not read.add(piece):
-                        response.close()  # there is no reuse for a connection with the rest of a body in it
+                        response.close()  # a connection with an unread body cannot be reused
                         break
                 headers = {} if good else _by_lower_name(response.headers.items())
                 if good and read.over:
@@ -342,14 +342,14 @@ class EndpointClient:
     # ---- sending -----------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Send what may be sent now. An error in it ends the work: nobody sees an exception in a callback."""
+        """Send what may be sent now. An exception ends the work: in a callback it would go unseen."""
         try:
             self._send_waiting()
         except Exception as error:  # noqa: BLE001 - the caller raises it
             self._end(error)
 
     def _send_waiting(self) -> None:
-        """Send what may be sent now; otherwise see to it that `_pump` is called again when more may."""
+        """Send what may be sent now; schedule `_pump` for the rest."""
         while self._waiting and not self._closing and self._fatal is None and self._in_flight < int(self.window.size):
             now = self._loop.time()
             if self.breaker.is_open:
@@ -385,11 +385,11 @@ class EndpointClient:
     def _wake(self, at: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        # The loop's clock may run a tick early, and a pause is a promise.
+        # The loop's clock may run a tick early, and a pause must be kept.
         self._alarm = self._loop.call_later(max(0.0, at - self._loop.time()) + 0.001, self._pump)
 
     async def _send(self, call: Call, probe: bool) -> None:
-        if self._loop.time() < self._pause_until:  # another was told to wait since this one was begun
+        if self._loop.time() < self._pause_until:  # another request was asked to wait in the meantime
             for rate, by_tokens in self._rates:
                 rate.give_back(call.tokens if by_tokens else 1)
             self._again(call, 0.0, probe)
@@ -443,7 +443,7 @@ class EndpointClient:
             return
         if throttled:
             self._throttled(call, flight, now, retry_after_seconds(reply.headers, time.time()))
-            self._up(now, probe, answered=False)  # it is there: no failure of the server or of the request
+            self._up(now, probe, answered=False)  # the server responds: neither it nor the request failed
         else:
             overloaded = reply.status in _OVERLOADED or trouble.reason == _NO_ANSWER_IN_TIME
             self.window.failed(flight, overloaded=overloaded)
@@ -463,7 +463,8 @@ class EndpointClient:
             self._again(call, self._random.uniform(most / 4, most), probe)
 
     def _ends_the_run(self, trouble: Trouble) -> bool:
-        """Whether a failure is one of all requests: it is the server's first word, or has come so often in a row."""
+        """Whether a failure concerns all requests: it is the server's first response, or has come too often in a
+        row."""
         known = self.traffic.answered > 0 or self._keeper.has_answers
         self._stops = self._stops + 1 if trouble.action == "stop" else 0
         self._unreadable = self._unreadable + 1 if trouble.unreadable else 0
@@ -472,13 +473,13 @@ class EndpointClient:
         return not known and self._unreadable >= _IN_A_ROW
 
     def _count_attempt(self, call: Call, trouble: Trouble, status: int, probe: bool, now: float) -> None:
-        """Note a failed attempt with the request, with the server, or with both."""
+        """Count a failed attempt against the request, the server, or both."""
         was_open, call.throttled = self.breaker.is_open, 0
-        own = trouble.unreadable or trouble.action == "stop"  # the server did respond to this request
+        own = trouble.unreadable or trouble.action == "stop"  # the server responded to this request
         connected = trouble.reason != _NO_CONNECTION
         responding = status > 0 and status not in _GATEWAY
-        # That a request fails again says more of the request than of the server. While the server is down, failures are
-        # no request's fault, unless it is up and says so; and that nobody is there never is.
+        # A repeated failure of one request points to the request rather than the server. While the server is down, a
+        # failure counts against a request only if the server responded; a failure to connect never does.
         repeated = connected and call.attempts > 0
         if own:
             self._up(now, probe, answered=False)
@@ -501,7 +502,7 @@ class EndpointClient:
             self._pause(now, self._random.uniform(0.5, 1.0))
 
     def _is_refused_alone(self, call: Call) -> bool:
-        """Whether a request is told to come later each time, while others are answered."""
+        """Whether a request gets a 429 each time while others are answered."""
         others = self.traffic.answered - call.answered_before
         return min(call.throttled, others) >= _THROTTLED_IN_A_ROW
 
@@ -518,7 +519,7 @@ class EndpointClient:
         self._release()
 
     def _up(self, now: float, probe: bool, *, answered: bool = True) -> None:
-        """The server is there."""
+        """The server responds."""
         if probe:
             self._probing = False
         since, last = self.breaker.open_since, self.breaker.last_answer
@@ -543,7 +544,7 @@ class EndpointClient:
             self.messages.put(f"{self.settings.base_url} is down ({why}); waiting for it{so_far}")
 
     def _pause(self, now: float, seconds: float) -> None:
-        """Send nothing for so long, but no longer than patience lasts: then a last try decides."""
+        """Send nothing for this long, but not beyond patience: then a last try decides."""
         until = min(now + seconds, self.breaker.last_answer + self.settings.patience_seconds + 0.001)
         if until <= max(now, self._pause_until):
             return
@@ -560,7 +561,7 @@ class EndpointClient:
             self._probing = False
         if wait > 0:
             self._loop.call_later(wait, self._requeue, call)
-            self._pump()  # another takes its place meanwhile
+            self._pump()  # send another request in its place
         else:
             self._requeue(call)
 
@@ -569,10 +570,10 @@ class EndpointClient:
         if ready is False:
             self._loop.call_later(_PARKED_SECONDS, self._requeue, call)
         elif ready is True and (self.breaker.is_open or call.throttled > 2):
-            # To the back: if its failure is its own, others must show that the server is up, or are held up by it.
+            # To the back: if the failure is the request's own, others must show that the server is up.
             self._waiting.append(call)
         elif ready is True:
-            # To the front: what was asked first is waited for first.
+            # To the front: earlier requests are waited for first.
             self._waiting.appendleft(call)
         else:
             self._hand_back(call, Trouble("reject", ready, "no room for a second try"))
@@ -592,17 +593,17 @@ class EndpointClient:
         self._pump()
 
     def _end_for(self, call: Call, attempt: Trouble, why: Trouble) -> None:
-        """The work ends, and the call has no outcome: `check` says why."""
+        """End the work without an outcome for the call: `check` raises the reason."""
         self._keeper.lost(call, attempt)
         self._end(refusal(why, self.settings.url))
         self._release()
 
     def _end(self, error: BaseException) -> None:
-        """No request can be answered any more. The first reason counts."""
+        """No further request can be answered. The first error is kept."""
         self._fatal = self._fatal or error
 
     async def _keep_answers(self) -> None:
-        """Commit answers in groups, and only then hand them on and let others take their places."""
+        """Commit answers in groups, then deliver them and free their slots."""
         while True:
             await self._arrived.wait()
             await asyncio.sleep(GROUP_SECONDS)
@@ -630,10 +631,10 @@ class EndpointClient:
 
 
 class Body:
-    """The body of a response as it comes in pieces, decompressed, up to a bound.
+    """The body of a response, received in pieces and decompressed, up to a bound.
 
     Args:
-        most: bytes, decompressed.
+        most: maximum size in bytes, decompressed.
         encoding: the header `Content-Encoding`: empty, `identity`, `gzip` or `deflate`.
 
     Raises:
@@ -650,7 +651,7 @@ class Body:
         self._unpack: Any = None
 
     def add(self, piece: bytes) -> bool:
-        """Take a piece; False once there is more than the bound, and nothing further is taken."""
+        """Add a piece; False once the bound is exceeded."""
         room = self.most + 1 - len(self.data)
         if self._packed:
             if self._unpack is None:
@@ -666,7 +667,7 @@ class Body:
 
 
 def refusal(trouble: Trouble, url: str) -> UserError:
-    """The error for a person where no request at all can be answered."""
+    """The error to show if no request at all can be answered."""
     what = f"{trouble.reason} ({trouble.detail})" if trouble.detail else trouble.reason
     fix = trouble.fix or "see what the server's own log says"
     return RunError(what, where=url, fix=f"{fix}; what was answered is in the journal")
@@ -677,7 +678,7 @@ def _broken(reason: str, detail: str, *, unreadable: bool = False) -> Reply:
 
 
 def _by_lower_name(headers: Any) -> dict[str, str]:
-    """Headers by lower-case name; of several of a name the longest wait is not ours to choose: the first counts."""
+    """Headers by lower-case name; the first of several with one name."""
     found: dict[str, str] = {}
     for name, value in headers:
         found.setdefault(name.lower(), value)

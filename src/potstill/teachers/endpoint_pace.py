@@ -1,6 +1,6 @@
-"""How fast a server may be asked: how many at a time, how many a minute, and not at all while it is down.
+"""The pace of requests: how many at a time, how many a minute, and none while the server is down.
 
-Pure rules; the time is given to them (seconds of a monotonic clock). Nothing here waits or sends.
+Pure rules that get the time as an argument (seconds of a monotonic clock). Nothing here waits or sends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 BURST_SECONDS = 1.0
-"""Limits per minute are spread evenly: at most this much of a minute's share goes out at once."""
+"""Limits per minute are spread evenly: a burst uses at most this many seconds of the rate."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Flight:
 
     Attributes:
         sent: when it was sent, in seconds.
-        cuts: how often the window had been cut by then.
-        binding: whether the window was full, so that it is what limited the sending.
+        cuts: how often the window had been cut when it was sent.
+        binding: whether the window was full, and so limited the sending.
     """
 
     sent: float
@@ -32,28 +32,29 @@ class Flight:
 
 
 class Window:
-    """How many requests may be under way: additive increase, multiplicative decrease (Chiu & Jain 1989).
+    """The number of requests that may be under way: additive increase, multiplicative decrease (Chiu & Jain 1989).
 
-    It opens by one for each answer until the first sign of overload (slow start), and after that by one for each
-    windowful of answers. It is halved
+    It grows by one for each answer until the first sign of overload (slow start), and then by one for each windowful
+    of answers. It is halved
 
-    - where more than `SHARE` of a windowful of outcomes are signs of overload: a 503, or no answer in time. A server
-      that has too much to do refuses all that is beyond it, while a few such failures among good answers say nothing
-      of how many are under way, and a window that closes on each of them never gets open again;
+    - where more than `SHARE` of a windowful of outcomes are signs of overload: a 503, or no answer in time. An
+    overloaded
+      server refuses everything beyond its capacity; a few such failures among good answers do not depend on the number
+      under way, and a window that shrinks at each of them would never grow again;
     - after an answer that took more than half of the time allowed, or where latency rises (`Latency`). Latency never
-      closes it further than where it began: a server that is slow for other reasons would never get it open again.
+      shrinks it below its start: a server that is slow for other reasons would never let it grow again.
 
-    A 429 takes a tenth where the window was full, once for all that was under way when the window was last cut.
+    A 429 shrinks it by a tenth where the window was full, once for all requests that were under way at the last cut.
 
     Args:
-        most: it never opens further.
-        start: where it begins.
+        most: maximum size.
+        start: initial size.
         slow_seconds: an answer that takes longer is a sign of overload.
     """
 
     SHARE = 1 / 3
     FEWEST = 48
-    """Outcomes that are looked at together, at least."""
+    """At least this many outcomes are considered together."""
 
     def __init__(self, most: int, start: int = 32, slow_seconds: float = math.inf) -> None:
         self.most = most
@@ -66,11 +67,11 @@ class Window:
         self._outcomes = self._signs = 0
 
     def send(self, now: float, under_way: float = math.inf) -> Flight:
-        """Note that a request goes out, beside so many."""
+        """Note that a request is sent, with this many others under way."""
         return Flight(now, self.cuts, under_way >= self.size - 1)
 
     def answered(self, flight: Flight, now: float, tokens: int = 1) -> None:
-        """Note that one was answered, in so many tokens."""
+        """Note an answer of this many tokens."""
         self._outcome(sign=False)
         if now - flight.sent > self.slow_seconds:
             self.cut(flight)
@@ -82,13 +83,13 @@ class Window:
         self.size = min(float(self.most), self.size + (1.0 if self._slow_start else 1.0 / self.size))
 
     def failed(self, flight: Flight, *, overloaded: bool) -> None:
-        """Note that one failed; `overloaded`: in a way that a server does which has too much to do."""
+        """Note a failure; `overloaded`: one that suggests an overloaded server."""
         if self._outcome(sign=overloaded):
             self.cut(flight)
 
     def refused(self, flight: Flight, *, paced: bool = True) -> bool:
-        """Note a 429; whether it is the first of those that were under way together. `paced`: requests were spread at a
-        known rate, so that it was not a burst that met the limit: then slow start ends."""
+        """Note a 429; returns whether it is the first among requests that were under way together. `paced`: requests
+        were spread at a known rate, so no burst met the limit: slow start then ends."""
         first = flight.cuts == self.cuts
         if first:
             slow_start = self._slow_start and not (paced and flight.binding)
@@ -97,7 +98,7 @@ class Window:
         return first
 
     def cut(self, flight: Flight, factor: float = 0.5) -> None:
-        """Close it by a factor, unless it was cut since this request was sent."""
+        """Shrink it by a factor, unless it has been cut since this request was sent."""
         self._slow_start = False
         if flight.cuts == self.cuts:
             self.cuts += 1
@@ -105,7 +106,7 @@ class Window:
             self._outcomes = self._signs = 0
 
     def _outcome(self, *, sign: bool) -> bool:
-        """Count an outcome; whether there are now too many signs among the windowful."""
+        """Count an outcome; returns whether the windowful now has too many signs of overload."""
         windowful = max(self.FEWEST, int(self.size))
         if self._outcomes >= windowful:
             self._outcomes = self._signs = 0
@@ -115,15 +116,15 @@ class Window:
 
 
 class Latency:
-    """Whether answers take much longer than they might: the sign of too much that delay is (Vegas: Brakmo & Peterson
-    1995), from medians of a windowful, by request and by token.
+    """Whether answers take much longer than they could: delay as a sign of congestion (Vegas: Brakmo & Peterson 1995),
+    from medians over a windowful, per request and per token.
 
-    Both must be more than `TIMES` their least so far. If a server takes a + b·t seconds for t tokens, then whatever t
-    comes when, one of them is at most twice its least: the one grows with t, and the other falls. So neither long
-    answers nor short ones are taken for a server that has too much to do. Where both are four times as long, requests
-    wait for three quarters of their time, and half as many under way keep the server as busy.
+    Both medians must exceed `TIMES` their minimum so far. If a server takes a + b·t seconds for t tokens, then for any
+    sequence of t one of them is at most twice its minimum: one grows with t, the other falls. So neither long nor
+    short answers alone look like overload. If both are four times as long, requests spend three quarters of their time
+    waiting, and half as many under way would keep the server as busy.
 
-    After each sign the least counts for more, so that a server which has become slow for good is not cut for ever.
+    After each sign the minimum is raised, so that a server that has become slow for good is not cut for ever.
     """
 
     TIMES = 4.0
@@ -136,8 +137,8 @@ class Latency:
         self._windowful = 0
 
     def rises(self, seconds: float, tokens: int, size: int) -> bool:
-        """Note an answer, with so many under way; whether the windowful that it completes took too long."""
-        if not self._seen:  # in slow start, the window opens as fast as answers come
+        """Note an answer, with this many under way; returns whether the windowful that it completes took too long."""
+        if not self._seen:  # in slow start, the window grows as fast as answers arrive
             self._windowful = max(self.FEWEST, size | 1)
         self._seen.append((seconds, seconds / max(1, tokens)))
         if len(self._seen) < self._windowful:
@@ -152,10 +153,9 @@ class Latency:
 
 
 class Rate:
-    """So many units a minute: never more in any sixty seconds, and evenly spread.
+    """A limit of units a minute: never exceeded in any sixty seconds, and spread evenly.
 
-    A bucket that holds `BURST_SECONDS` of the rate and is filled so fast that bucket and filling together are what a
-    minute allows.
+    A bucket holds `BURST_SECONDS` of the rate; its size plus a minute's refill is the limit per minute.
     """
 
     def __init__(self, per_minute: float, now: float) -> None:
@@ -164,17 +164,18 @@ class Rate:
         self.level, self.at = self.capacity, now
 
     def wait_seconds(self, amount: float, now: float) -> float:
-        """How long until so much may go out. More than the bucket holds may go when it is full, and is made up for."""
+        """Seconds until this amount may be sent. An amount above the bucket's size may go when it is full; the debt is
+        paid back afterwards."""
         self._fill(now)
         return max(0.0, (min(amount, self.capacity) - self.level) / self.per_second)
 
     def take(self, amount: float, now: float) -> None:
-        """Note that it went out."""
+        """Note that the amount was sent."""
         self._fill(now)
         self.level -= amount
 
     def give_back(self, amount: float) -> None:
-        """It turned out to be less."""
+        """Note that the amount turned out smaller."""
         self.level = min(self.capacity, self.level + amount)
 
     def _fill(self, now: float) -> None:
@@ -183,32 +184,32 @@ class Rate:
 
 
 class Pace:
-    """The rate that a server with a limit of its own lets through, found from its 429s.
+    """The rate that a server with its own limit permits, estimated from its 429s.
 
-    Where sending has been too fast, nobody sends for a while (usually a second), and what a small bucket cannot hold is
-    lost meanwhile. So the limit is to be met seldom, and sending is spread at a rate just below it:
+    After a 429, nothing is sent for a while (usually a second), and capacity beyond a small bucket is lost meanwhile.
+    So the limit should be met seldom, and sending is spread at a rate just below it:
 
     - Until the limit is met at a known rate, the rate doubles every second (search).
-    - After that the rate grows as in CUBIC (RFC 9438): from what is known to pass, at first quickly and ever more
-      slowly towards the rate at which the limit was met, stays near it for most of a minute, and then ever faster
-      beyond it, in case the limit has been raised.
+    - After that the rate grows as in CUBIC (RFC 9438): from a rate known to pass, quickly at first, then ever more
+      slowly towards the rate at which the limit was met; it stays near it for most of a minute, and then grows ever
+      faster beyond it, in case the limit has been raised.
 
-    What is known to pass: between one 429 and the next, a bucket has gone from empty to empty, so what passed is at
-    most what it was filled with, and that over the time is at most the rate. It is much less where the time was mostly
-    pause, so the rate never falls below 0.7 of that at which the limit was met.
+    The rate known to pass: between one 429 and the next, the bucket goes from empty to empty, so the amount that
+    passed is at most its refill, and divided by the time it is at most the permitted rate. It is much less if most of
+    the time was pause, so the rate never falls below 0.7 of that at which the limit was met.
 
-    Where a server refuses whatever the pace is, since others use its limit up, the rate shrinks each time. It is kept
-    from shrinking to nothing by what the server says itself: it is never less than one request in twice the longest
-    wait that was asked for. (A wait is what is left until the next request may come, so that a short one says nothing:
-    those under a second count as one.)
+    If a server refuses at any pace, because others use up its limit, the rate shrinks each time. Its lower bound comes
+    from the server's own responses: one request in twice the longest requested wait. (A wait is the time until the
+    next request may come, so a short one carries no information: those under a second count as one.)
     """
 
     FALL = 0.7
     LEAST = 1 / 60
-    """Requests a second, at least, where the server does not say how long to wait."""
+    """The minimum rate (requests a second) if the server names no wait."""
     LATE_SECONDS = 0.02
     CURVE = 0.05 / 40**3
-    """Of the rate, per cubic second: 5 % within 40 seconds of the rate at which the limit was met."""
+    """Growth relative to the rate, per cubic second: within 5 % of the rate at which the limit was met for 40
+    seconds."""
 
     def __init__(self) -> None:
         self._met_rate: float | None = None  # at which the limit was met; None while searching
@@ -222,17 +223,17 @@ class Pace:
         self._longest = 0.0
 
     def refused(self) -> None:
-        """Note a 429: what was sent did not pass."""
+        """Note a 429: the request did not pass."""
         self._passed -= 1
 
     def limited(self, now: float, told_seconds: float | None = None) -> None:
-        """Note that the limit was met: the first 429 of a windowful, which may have said how long to wait."""
+        """Note that the limit was met: the first 429 of a windowful, with the wait that it requested, if any."""
         self._met = now
         if told_seconds is not None:
             self._longest = max(self._longest, told_seconds, 1.0)
 
     def per_second(self, now: float) -> float:
-        """How many may go out a second; infinitely many until the limit is met."""
+        """The permitted rate a second; infinite until the limit is met."""
         if self._base is None:
             return math.inf
         passed = max(0.0, now - self._since)
@@ -243,15 +244,15 @@ class Pace:
         return self._met_rate * (1 + self.CURVE * math.pow(passed - plateau, 3))
 
     def wait_seconds(self, now: float) -> float:
-        """How long until the next may go out."""
+        """Seconds until the next request may be sent."""
         return max(0.0, self._next - now)
 
     def take(self, now: float) -> None:
-        """Note that one went out."""
+        """Note that one was sent."""
         if self._began is None:
             self._began = now
         if self._met is not None:
-            # Refusals come at once, so whatever else was sent by now has passed, though answers may be long in coming.
+            # Refusals come at once, so everything else sent by now has passed, even if answers take long.
             if self._earlier is None:
                 base = max(self._passed, 1) / max(now - self._began, 1e-3)
             else:
@@ -262,18 +263,18 @@ class Pace:
             self._base = max(base, 0.5 / self._longest if self._longest else self.LEAST)
             self._since, self._earlier, self._met, self._passed = now, self._met, None, 0
         self._passed += 1
-        # Up to 20 ms that were missed are made up for: timers are late. Where something else holds sending up longer,
-        # the rate is not what limits it, and does not grow.
+        # Up to 20 ms are made up for, because timers are late. If something else delays sending longer, the rate is
+        # not the limit, and does not grow.
         self._since += max(0.0, now - max(self._next, self._since) - self.LATE_SECONDS)
         self._next = max(self._next, now - self.LATE_SECONDS) + 1 / self.per_second(now)
 
 
 class Breaker:
-    """Notices that a server is down, and then lets one request at a time try whether it is up again.
+    """Detects that a server is down, and then lets one request at a time test it.
 
-    Down is: so many failures of the connection or the server in a row, with no answer in between, as could not be
-    chance. Tries come after 0.5, 1, 2, 4 … seconds, at most 15; at most 2 where the server responds, if only with
-    errors.
+    It is down after so many failures in a row of the connection or the server, without an answer between them, that
+    chance is excluded. Tests follow after 0.5, 1, 2, 4 … seconds, at most 15; at most 2 if the server responds, even
+    if only with errors.
     """
 
     FAILURES = 12
@@ -291,14 +292,14 @@ class Breaker:
         return self.open_since is not None
 
     def answered(self, now: float) -> bool:
-        """Note an answer of any kind; whether the server had been down."""
+        """Note an answer of any kind; returns whether the server had been down."""
         was_open = self.is_open
         self.failures, self._tries, self.open_since, self.last_answer = 0, 0, None, now
         return was_open
 
     def failed(self, now: float, *, connected: bool = True, responding: bool = False) -> float | None:
-        """Note a failure; if the server is now taken to be down, the seconds until the next try. Three times no
-        connection at all are enough."""
+        """Note a failure; returns the seconds until the next test if the server now counts as down. Three failures to
+        connect are enough."""
         self.failures += 1 if connected else self.FAILURES // 3
         if self.failures < self.FAILURES:
             return None
@@ -313,8 +314,8 @@ _SECONDS = re.compile(r"[+-]?\d{1,300}(?:\.\d{1,300})?", re.ASCII)
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
-    """What a response asks to wait: `retry-after-ms`, or `retry-after` as seconds or as a date (RFC 9110 §10.2.3).
-    Never negative; None if nothing is asked for in a form that is known. It may be absurdly long.
+    """The wait that a response requests: `retry-after-ms`, or `retry-after` as seconds or as a date (RFC 9110
+    §10.2.3). Never negative; None if there is none in a known form. It may be absurdly long.
 
     Args:
         headers: by lower-case name.

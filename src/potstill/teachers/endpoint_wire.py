@@ -1,7 +1,7 @@
-"""What is sent to an OpenAI-compatible server, and what its responses mean. Nothing here sends, and nothing that a
-server says makes it raise.
+"""The requests to an OpenAI-compatible server, and the meaning of its responses. Nothing here sends, and no response
+makes it raise.
 
-The answer that goes into the journal is the raw one, as the server gave it: reasoning is split off later.
+Answers go into the journal raw; reasoning is split off later.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from potstill.recipe import EndpointTeacher
 from potstill.types import Answer, Finish, Reason, Request
 
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-"""Statuses after which the same request may be answered. 409 is a lock that some servers time out on."""
+"""Statuses after which the same request may succeed. 409 is a lock that some servers time out on."""
 ERROR_BYTES = 65_536
-"""At most this much of an error's body is read."""
+"""Maximum size of an error's body that is read."""
 
 _TOO_LONG = re.compile(r"context|too long|too many tokens|maximum.{0,20}(length|tokens)|exceed", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"request (?:is )?too large", re.IGNORECASE)
@@ -33,28 +33,28 @@ _NO_MORE_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_n
 _HALVES = re.compile(r"[\ud800-\udfff]")
 _LONGEST_QUOTE = 400
 _MOST_TOKENS = 2**53
-"""A count beyond this is not believed."""
+"""Larger counts are ignored."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 _FINISHES = get_args(Finish)
 _FINISH_NAMES = {"eos": "stop", "stop_sequence": "stop", "max_tokens": "length", "function_call": "tool_calls"}
-"""Names that some servers have for how an answer ended."""
+"""Other servers' names for how an answer ended."""
 
 Redact = Callable[[str], str]
-"""Takes the key out of a server's text."""
+"""Removes the key from a server's text."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why an attempt brought no answer.
+    """Why an attempt gave no answer.
 
     Attributes:
-        action: `retry` the request, `reject` it, or `stop` the run, since every other request would fail alike.
-        reason: a short text out of a small set; a `Reason` where the request is rejected.
-        detail: what the server said, without the key, at most some hundred characters.
-        billed: the server may have worked for it, and may charge for that.
-        unreadable: the server did answer, but not with an answer: it is up, and this response is of no use.
-        field: the field of the request that the server does not take.
-        fix: what to do about it, where it ends the run.
+        action: `retry` the request, `reject` it, or `stop` the run, because every other request would fail too.
+        reason: a short text from a small set; a `Reason` if the request is rejected.
+        detail: the server's own text, without the key, cut at a few hundred characters.
+        billed: the server may have done work that it charges for.
+        unreadable: the server is up, but its response is no answer.
+        field: the field of the request that the server does not accept.
+        fix: what to do, if it ends the run.
     """
 
     action: Literal["retry", "reject", "stop"]
@@ -67,18 +67,19 @@ class Trouble:
 
 
 class Redactor:
-    """Takes a key out of what a server says, in every form that is cheap to look for: as it is, percent-encoded,
-    escaped as in JSON, in hexadecimal, in base64 (alone, or anywhere inside a longer text), and each of these reversed.
-    Of the key itself a part is enough: servers cut long keys before they repeat them.
+    """Removes a key from a server's text, in every form that is cheap to search for: verbatim, percent-encoded,
+    JSON-escaped, in hexadecimal, in base64 (alone, or inside a longer text), and each of these reversed. A part of the
+    key suffices, since servers shorten long keys when they repeat them.
 
     Args:
-        key: the key; None if there is none. Of a key of fewer than 8 characters (`none`, `EMPTY`) nothing is taken out:
-            it is a placeholder, and answers may well hold the word.
+        key: the key; None if there is none. Keys of fewer than 8 characters (`none`, `EMPTY`) are placeholders and are
+        not
+            removed: answers may well contain the word.
     """
 
     SHORTEST = 8
     PART = 12
-    """Any run of this many characters of the key, and some of fewer than `PART + STEP`, is taken out."""
+    """Any run of this many characters of the key is removed, and some runs of fewer than `PART + STEP`."""
     STEP = 4
     MARK = "…"
 
@@ -102,7 +103,7 @@ class Redactor:
         return text
 
     def _without_run(self, text: str, at: int, start: int) -> str:
-        """Without the longest run of the key around `text[at]`, which is `key[start]`."""
+        """The text without the longest run of the key around `text[at]`, which is `key[start]`."""
         key, stop, place = self._key, at, start
         while stop < len(text) and place < len(key) and text[stop] == key[place]:
             stop, place = stop + 1, place + 1
@@ -122,8 +123,8 @@ def _encodings(key: str) -> Iterator[str]:
     yield raw.hex()
     yield raw.hex().upper()
     for before in range(3):
-        # Base64 of the key depends on where in a triple of bytes it begins; the first and last characters depend on
-        # its neighbours too, and are left out.
+        # Base64 of the key depends on its offset within a triple of bytes. The first and last characters also depend
+        # on its neighbours, and are left out.
         coded = base64.b64encode(b"\0" * before + raw).decode().rstrip("=")
         inner = coded[(0, 2, 3)[before] : len(coded) - (1 if (before + len(raw)) % 3 else 0)]
         yield inner
@@ -131,18 +132,18 @@ def _encodings(key: str) -> Iterator[str]:
 
 
 def no_redaction(text: str) -> str:
-    """For those who have no key."""
+    """For callers without a key."""
     return text
 
 
 def body_of(request: Request, settings: EndpointTeacher, prompt: str | None, seed: int | None) -> dict[str, Any]:
-    """The JSON of a request. It asks for one answer, since not every server honours `n`.
+    """The JSON of a request. It requests one answer, since not every server honours `n`.
 
     Args:
-        request: what to ask.
-        settings: of the teacher.
+        request: the request.
+        settings: the teacher's.
         prompt: the rendered prompt, for `api: completions`.
-        seed: of the sampling; None where nothing is sampled.
+        seed: the sampling seed; None for greedy requests.
     """
     sampling = request.sampling
     body: dict[str, Any] = {"model": settings.model}
@@ -177,11 +178,11 @@ def encoded(body: Mapping[str, Any]) -> bytes:
 
 
 def most_bytes(sent: Mapping[str, Any], settings: EndpointTeacher, request_bytes: int) -> int:
-    """The longest body (bytes, decompressed) that an answer to a request can have.
+    """The maximum size of an answer's body (bytes, decompressed).
 
-    512 bytes a token hold the longest tokens of known vocabularies (some 100 bytes, nearly always far fewer) escaped as
-    JSON, and reasoning beside them; log-probabilities repeat every token as text and as a list of bytes. Some servers
-    repeat the request.
+    512 bytes a token cover the longest tokens of known vocabularies (some 100 bytes, nearly always far fewer) escaped
+    as JSON, with reasoning beside them; log-probabilities repeat every token as text and as a list of bytes. Some
+    servers repeat the request.
     """
     per_token = 2048 if settings.logprobs else 512
     return ERROR_BYTES + per_token * int(sent[settings.max_tokens_field]) + 2 * request_bytes
@@ -192,13 +193,13 @@ def read_answer(
 ) -> Answer | Trouble:
     """The answer in a response of status 200.
 
-    Tokens that the server does not count stand at their bound: the bytes of what was read and written. Half a surrogate
-    pair, which JSON can say and no file can hold, becomes U+FFFD.
+    If the server does not count tokens, their upper bound is used: the bytes read and written. Lone surrogates, which
+    JSON allows and files cannot hold, become U+FFFD.
     """
     try:
         return _answer(content, settings, sent, redact)
     except (ValueError, RecursionError) as error:
-        # json.loads: not JSON, not UTF-8, a number of 5,000 digits; or nested a thousand levels deep.
+        # json.loads fails on: not JSON, not UTF-8, a number of 5,000 digits, or nesting a thousand levels deep.
         return _unreadable(_not_json(content, error), _quote(content, redact))
 
 
@@ -223,10 +224,10 @@ def _answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any], 
     if text is None:
         return _unreadable("an answer without a text", _quote(content, redact))
     logprob = _mean_logprob(choice) if settings.logprobs else None
-    # What was withheld, or holds nothing, has none anywhere.
+    # A withheld or empty answer has none on any server.
     if settings.logprobs and logprob is None and text.strip() and finish in ("stop", "length"):
         fix = "set the teacher's logprobs: false, or use a server that gives them (vLLM does)"
-        # Of the server, not of this answer: every other one would lack them too.
+        # A property of the server, not of this answer: every other answer would lack them too.
         reason = "the server takes the request for log-probabilities, and gives none"
         return Trouble("stop", reason, billed=True, fix=fix)
     text = redact(_HALVES.sub("\ufffd", text))
@@ -242,10 +243,10 @@ def _answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any], 
 
 
 def read_refusal(status: int, content: bytes, sent: Mapping[str, Any], redact: Redact = no_redaction) -> Trouble:
-    """What a response that is no answer means.
+    """The meaning of a response that is no answer.
 
-    A request is rejected if it is refused for what it holds; the run stops if the request is refused for who asks, or
-    for a field that all requests have.
+    A request is rejected if it is refused for its content; the run stops if it is refused for its credentials, or for
+    a field that all requests have.
     """
     try:
         message, code, named = _error_of(content, redact)
@@ -255,7 +256,7 @@ def read_refusal(status: int, content: bytes, sent: Mapping[str, Any], redact: R
     if code in _NO_MORE_MONEY:
         return Trouble("stop", "the account has no more credit", detail, fix="top it up and run the command again")
     if status == 429 and _TOO_LARGE.search(message):
-        return Trouble("reject", Reason.REFUSED, detail)  # larger than what a minute allows
+        return Trouble("reject", Reason.REFUSED, detail)  # larger than a whole minute's limit
     if status in RETRYABLE:
         return Trouble("retry", f"status {status}", message)
     if status in (401, 403):
@@ -275,10 +276,10 @@ def read_refusal(status: int, content: bytes, sent: Mapping[str, Any], redact: R
 
 
 def bound_tokens(body: Mapping[str, Any]) -> int:
-    """At least as many tokens as a server reads for a request, whatever its tokenizer.
+    """An upper bound on the tokens that a server reads for a request, whatever its tokenizer.
 
-    A token stands for at least one byte of the text; to that come what the template writes around a message, and a
-    system prompt of its own.
+    A token covers at least one byte of the text; the template adds text around a message, and perhaps its own system
+    prompt.
     """
     if isinstance(body.get("prompt"), str):
         return len(body["prompt"].encode()) + 8
@@ -299,7 +300,7 @@ def _unreadable(reason: str, detail: str = "", fix: str = "") -> Trouble:
 
 
 def _not_json(content: bytes, error: Exception) -> str:
-    """What a body is that is not JSON."""
+    """Describe a body that is not JSON."""
     start = content[:64].lstrip().lower()
     if not start:
         return "an empty answer"
@@ -311,7 +312,7 @@ def _not_json(content: bytes, error: Exception) -> str:
 
 
 def _status_of(error: Mapping[str, Any]) -> int:
-    """The status of an error that came with status 200."""
+    """The status in an error that came with status 200."""
     for name in ("code", "status", "status_code"):
         code = error.get(name)
         if isinstance(code, str) and re.fullmatch(r"[45]\d\d", code):
@@ -322,14 +323,14 @@ def _status_of(error: Mapping[str, Any]) -> int:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens; None if it is not one."""
+    """A number of tokens; None if it is none."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS else None
 
 
 def _texts_of(choice: Mapping[str, Any], api: str, finish: Finish) -> tuple[str | None, str | None]:
-    """Text and reasoning of a choice; text None where there is nothing that could be taken for an answer."""
+    """Text and reasoning of a choice; the text is None if nothing could be an answer."""
     if api == "completions":
         text = choice.get("text")
         return (text if isinstance(text, str) else None), None
@@ -344,19 +345,19 @@ def _texts_of(choice: Mapping[str, Any], api: str, finish: Finish) -> tuple[str 
         content = "".join(part for part in parts if isinstance(part, str)) if parts else None
     if content is None:
         refusal = message.get("refusal")
-        # Nothing but reasoning, calls of tools, what a filter withheld, or what max_tokens cut before the first word.
+        # No answer but reasoning, tool calls, text withheld by a filter, or nothing before max_tokens.
         empty = "" if reasoning or message.get("tool_calls") or finish != "stop" else None
         content = refusal if isinstance(refusal, str) and refusal else empty
     return (content if isinstance(content, str) else None), reasoning
 
 
 def _mean_logprob(choice: Mapping[str, Any]) -> float | None:
-    """The mean over the tokens of a choice; None if the server did not give them. JSON has no −∞: some servers write
-    −9999 for it."""
+    """The mean over a choice's tokens; None if the server gave none. JSON has no −∞: some servers write −9999 for
+    it."""
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, dict):
         return None
-    several = logprobs.get("token_logprobs")  # completions; in chats a list of objects
+    several = logprobs.get("token_logprobs")  # completions; chats have a list of objects
     if not isinstance(several, list):
         content = logprobs.get("content")
         tokens = content if isinstance(content, list) else ()
@@ -368,12 +369,12 @@ def _mean_logprob(choice: Mapping[str, Any]) -> float | None:
 
 def _finish(name: Any) -> Finish:
     name = _FINISH_NAMES.get(name, name) if isinstance(name, str) else None
-    # A server that says nothing did not say that it was cut short.
+    # Without a reason, the answer counts as finished.
     return cast(Finish, name) if name in _FINISHES else "stop"
 
 
 def _error_of(content: bytes, redact: Redact) -> tuple[str, str, tuple[str, ...]]:
-    """The message of an error (without the key, and short), its code, and the fields that it names."""
+    """The message of an error (short, without the key), its code, and the fields that it names."""
     try:
         document = json.loads(content)
     except ValueError:
@@ -395,14 +396,14 @@ def _error_of(content: bytes, redact: Redact) -> tuple[str, str, tuple[str, ...]
 
 
 def _refused_field(status: int, message: str, code: str, named: Sequence[str], sent: Mapping[str, Any]) -> str | None:
-    """The field of a request that every request has, and that the server does not take; None if that is not it."""
+    """The field of the request that the server does not accept, if every request has it; else None."""
     if "context_length" in code or (_TOO_LONG.search(message) and not _UNKNOWN.search(message)):
         return None
-    ours = [name for name in sent if name not in ("model", "messages", "prompt", "tools")]
+    common = [name for name in sent if name not in ("model", "messages", "prompt", "tools")]
     if status != 422 and not _UNKNOWN.search(message):
-        return next((name for name in ours if name in named), None)
-    in_words = [name for name in ours if re.search(rf"(?<![a-z_]){re.escape(name)}(?![a-z_])", message)]
-    return next((name for name in ours if name in named), None) or (in_words[0] if in_words else None)
+        return next((name for name in common if name in named), None)
+    in_words = [name for name in common if re.search(rf"(?<![a-z_]){re.escape(name)}(?![a-z_])", message)]
+    return next((name for name in common if name in named), None) or (in_words[0] if in_words else None)
 
 
 def _fix(field: str, sent: Mapping[str, Any]) -> str:
@@ -423,6 +424,6 @@ def _quote(content: bytes, redact: Redact) -> str:
 
 
 def _short(text: str, redact: Redact) -> str:
-    """One line without the key; the key goes first, so that no part of it is left where the text is cut."""
+    """One line without the key. The key is removed first, so that no part of it remains where the text is cut."""
     line = " ".join(redact(_HALVES.sub("\ufffd", text))[: 4 * _LONGEST_QUOTE].split())
     return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}…"

@@ -24,7 +24,7 @@ from potstill.types import Answer, Capability, Request
 
 @implements(EnsembleTeacher)
 class Ensemble:
-    """The teacher of `kind: ensemble`. Its members are opened at first use; each sees the batch as it is."""
+    """The teacher of `kind: ensemble`. Its members are opened on first use; each reads the batch unchanged."""
 
     def __init__(self, settings: EnsembleTeacher) -> None:
         self.settings = settings
@@ -32,13 +32,13 @@ class Ensemble:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Whole logits, where all members give them, and nothing that is inside a member."""
+        """Whole logits, if all members give them; no inner tensors."""
         able = all(member.capabilities & {"head", "dense"} for member in self.members)
         return self.settings.capabilities if able else frozenset()
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """How the members are averaged, and who they are."""
+        """How the members are averaged, and their identities."""
         return {
             "kind": self.settings.kind,
             "average": self.settings.average,
@@ -47,7 +47,7 @@ class Ensemble:
 
     @cached_property
     def labels(self) -> tuple[str, ...] | None:
-        """The names of the classes, which all members have alike; None where no member names them.
+        """The class names, the same for all members; None if no member names them.
 
         Raises:
             ModelError: members differ.
@@ -59,19 +59,19 @@ class Ensemble:
 
     @cached_property
     def dims(self) -> ModelDims:
-        """The classes, or tokens, that all members have.
+        """The number of classes or tokens, the same for all members.
 
         Raises:
-            ModelError: members differ in how many they have, or in their names.
+            ModelError: members differ in their number or names.
         """
         return self._cache.dims(self._dims) if self._cache is not None else self._dims()
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The members' tokenizer; None where they read no text.
+        """The members' tokenizer; None if they read no text.
 
         Raises:
-            TokenizerMismatch: members speak different tokens.
+            TokenizerMismatch: members have different tokenizers.
         """
         first, *others = (member.tokenizer for member in self.members)
         for other in others:
@@ -80,10 +80,10 @@ class Ensemble:
         return first
 
     def signals(self, batch: Batch, ask: Ask) -> Signals:
-        """The averaged logits at the batch's targets. Of language models whole logits are made, member by member.
+        """The averaged logits at the batch's targets. For language models, each member's logits are materialised.
 
         Raises:
-            CapabilityError: inner states are asked, of which there is not one set.
+            CapabilityError: the request has inner tensors; each member has its own.
         """
         if ask.taps:
             raise CapabilityError(
@@ -99,7 +99,7 @@ class Ensemble:
     def generate(
         self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
     ) -> list[Answer]:
-        """It does not declare `generate`.
+        """An ensemble does not write.
 
         Raises:
             CapabilityError: always.
@@ -113,7 +113,7 @@ class Ensemble:
         return SignalCache(self.identity) if self.settings.cache else None
 
     def _dims(self) -> ModelDims:
-        _ = self.labels  # members that disagree are refused before any number is made
+        _ = self.labels  # refuse members that disagree before computing anything
         sizes = [member.dims for member in self.members]
         for number, other in enumerate(sizes):
             if other.vocab != sizes[0].vocab:
@@ -134,8 +134,8 @@ def average(members: Sequence[Float[Tensor, "N V"]], how: str) -> Float[Tensor, 
     """The logits of an ensemble, in fp32.
 
     `logits`: their mean, which is the normalised geometric mean of the members' probabilities at any temperature.
-    `probabilities`: log((1/M) Σ softmax(z_m)), the arithmetic mean at T = 1. At another temperature it is the
-    ensemble's distribution that is softened, not the members'.
+    `probabilities`: log((1/M) Σ softmax(z_m)), the arithmetic mean at T = 1. At another temperature the ensemble's
+    distribution is softened, not the members'.
     """
     stacked = torch.stack([logits.float() for logits in members])
     if how == "logits":
@@ -152,6 +152,6 @@ def _whole_logits(signals: Signals) -> Tensor:
 
 
 def _signals_identity(member: Teacher) -> Mapping[str, Any]:
-    """Who gives the numbers: of a local member its precision and device too."""
+    """What the numbers depend on: for a local member also its precision and device."""
     own: Mapping[str, Any] = getattr(member, "signals_identity", None) or member.identity
     return own

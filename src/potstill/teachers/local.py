@@ -1,4 +1,4 @@
-"""A model on this machine: it gives its distributions and inner states, and a causal language model writes."""
+"""A model on this machine: gives distributions and inner states; a causal language model also writes."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from potstill.types import Answer, Capability, Request
 
 @implements(LocalTeacher)
 class LocalModel:
-    """The teacher of `kind: local`. Weights are loaded at first use, twice where it writes in another precision than
-    it gives distributions in."""
+    """The teacher of `kind: local`. Weights are loaded on first use, and twice if it writes in another precision than
+    it computes distributions in."""
 
     def __init__(self, settings: LocalTeacher) -> None:
         self.settings = settings
 
     @cached_property
     def source(self) -> ModelSource:
-        """Where its files are; fetched or converted if need be.
+        """The model on disk; fetched or converted if needed.
 
         Raises:
             ModelError: as `resolve`.
@@ -55,36 +55,37 @@ class LocalModel:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What a model for this task gives; no weights are loaded."""
+        """The capabilities of a model for this task; loads no weights."""
         return self.settings.capabilities & capabilities_for(SPECS[self.task])
 
     @cached_property
     def task(self) -> Task:
-        """What the model was saved for; no weights are loaded."""
+        """The task that the model was saved for; loads no weights."""
         if is_module(self.source.path):
             return "image_classification"
         return task_in(read_config(self.source.path), where=str(self.source.path))
 
     @cached_property
     def labels(self) -> tuple[str, ...] | None:
-        """The names of its classes, in order; None where it has none."""
+        """The names of its classes, in order; None if it has none."""
         if is_module(self.source.path):
             return labels_of(self.model)
         return labels_in(read_config(self.source.path)) if SPECS[self.task].has_classes else None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The `transformers` tokenizer, chat template included; None where the model reads no text."""
+        """The `transformers` tokenizer, chat template included; None if the model reads no text."""
         return load_tokenizer(self.source, self.settings.trust_remote_code) if SPECS[self.task].reads_text else None
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model that gives distributions and inner states: frozen, in evaluation mode."""
+        """The model for distributions and inner states: frozen, in evaluation mode."""
         return self._load(self._dtype)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """What an answer depends on, beside the request. Of a model that does not write, what its signals depend on."""
+        """What an answer depends on, beside the request; for a model that does not write, what its signals depend
+        on."""
         if not SPECS[self.task].writes:
             return self.signals_identity
         return {
@@ -118,10 +119,10 @@ class LocalModel:
 
     @cached_property
     def cache(self) -> SignalCache | None:
-        """Where its signals are kept, with `cache: true`.
+        """The cache of its signals, with `cache: true`.
 
         Raises:
-            CapabilityError: it is a masked language model, whose texts are masked anew every time.
+            CapabilityError: it is a masked language model, whose texts are masked differently each time.
         """
         if not self.settings.cache:
             return None
@@ -134,18 +135,18 @@ class LocalModel:
 
     @cached_property
     def context_length(self) -> int | None:
-        """How many tokens it can read and write in all; None if its configuration does not say."""
+        """Maximum number of tokens read and written together; None if its configuration does not say."""
         config = read_config(self.source.path)
         length = config.get("max_position_embeddings") or config.get("n_positions") or config.get("max_seq_len")
         return int(length) if length else None
 
     def signals(self, batch: Batch, ask: Ask) -> Signals:
-        """What is asked of it for a batch: from its own view, in its own precision, without gradient, and in
-        evaluation mode whatever has been done to it in between (rule 8).
+        """The requested tensors for a batch: from the teacher's view, in its own precision, without gradient, and in
+        evaluation mode whatever its mode was before (rule 8).
 
         Raises:
             ModelError: it has no such tensor, or no response (an encoder without head).
-            CapabilityError: with `cache`, something that is not cached.
+            CapabilityError: with `cache`, a tensor that is not cached.
         """
         if self.cache is not None:
             return self.cache.signals(batch, ask, self._compute, self.dims)
@@ -153,16 +154,16 @@ class LocalModel:
 
     def _compute(self, batch: Batch, ask: Ask) -> Signals:
         self.model.eval()
-        # The student's autocast is not the teacher's.
+        # The student's autocast must not apply to the teacher.
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
             return live_signals(self.model, batch, "teacher", ask)
 
     def generate(self, requests: Sequence[Request], *, seed: int, wrote: Wrote | None = None) -> list[Answer]:
-        """Answer a batch, in order. The answers depend on the requests of this batch and on the seed alone (and in low
+        """Answer a batch, in order. The answers depend only on the requests of this batch and the seed (in low
         precision on *all* of the requests, since they are computed together).
 
         With beams, the request with `sample` k gets the k-th best beam of its prompt. Of the model's own generation
-        settings only the end tokens are used. An answer's tokens count its end token.
+        settings only the end tokens are used. An answer's token count includes its end token.
 
         Raises:
             CapabilityError: it is no causal language model.
@@ -264,7 +265,7 @@ class LocalModel:
         stopped = bool(ids) and ids[-1] in self._stop_ids
         text = self._chat.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
         if not stopped:
-            # Cut inside a character of several tokens: its first bytes are no text.
+            # The answer was cut inside a character of several tokens; drop its first bytes.
             text = text.rstrip("\ufffd")
         return Answer(text, "stop" if stopped else "length", len(prompt), len(ids))
 

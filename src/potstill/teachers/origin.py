@@ -1,6 +1,4 @@
-"""What teachers and other models are called, where they come from and under which licence. Looks on disk only, and
-loads no torch.
-"""
+"""Names, origins and licences of teachers and other models. Reads only the disk, and loads no torch."""
 
 from __future__ import annotations
 
@@ -15,14 +13,14 @@ from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettin
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from, as others may know it.
+    """Where a model comes from, without private paths.
 
     Attributes:
-        name: what it is called; of a folder or file only the last part, since its path is private.
-        hub_id: where the same model is on the hub; None if it is not there.
+        name: its name; for a folder or file only the last part of the private path.
+        hub_id: the same model on the hub; None if it is not there.
         revision: a commit or package version; empty if there is none.
         licence: as the model states it; empty if it does not.
-        notes: what a report must say of it.
+        notes: remarks that a report must show.
     """
 
     name: str
@@ -33,7 +31,7 @@ class Origin:
 
 
 def origin_of(model: str, revision: str | None) -> Origin:
-    """What is known of a model, by the name that a recipe gives it."""
+    """The origin of a model, by its name in a recipe."""
     source = locate(model, revision)
     known_revision, licence, notes = (source.revision, source.licence, source.notes) if source else ("", "", ())
     if model in PACKAGES:
@@ -44,8 +42,8 @@ def origin_of(model: str, revision: str | None) -> Origin:
 
 
 def teacher_name(recipe: Recipe) -> str | None:
-    """The teacher that the student is compared with, by its name in the recipe: the one it was trained with, else the
-    one that wrote its text, else the only one there is. None if there is none."""
+    """The name of the teacher to compare the student with: the one it was trained with, else one that wrote its text,
+    else the only one. None if there is none."""
     for section in (recipe.train, recipe.generate):
         if section is not None and section.teacher in recipe.teachers:
             return str(section.teacher)
@@ -53,7 +51,7 @@ def teacher_name(recipe: Recipe) -> str | None:
 
 
 def origin_of_teacher(recipe: Recipe) -> Origin | None:
-    """What is known of the teacher that the student is compared with; None if there is none."""
+    """The origin of the teacher to compare the student with; None if there is none."""
     name = teacher_name(recipe)
     return None if name is None else _origin_of_settings(recipe.teachers[name])
 
@@ -64,7 +62,7 @@ def _origin_of_settings(settings: TeacherSettings) -> Origin:
     if isinstance(settings, EnsembleTeacher):
         members = [_origin_of_settings(member) for member in settings.members]
         names = list(dict.fromkeys(member.name for member in members))
-        # One licence is stated only where all state the same.
+        # State a licence only if all members have the same.
         licences = {member.licence for member in members}
         notes = tuple(dict.fromkeys(note for member in members for note in member.notes))
         called = f"an ensemble of {len(members)} ({', '.join(names)})"
@@ -73,7 +71,7 @@ def _origin_of_settings(settings: TeacherSettings) -> Origin:
 
 
 def origin_digests(recipe: Recipe) -> Mapping[str, str]:
-    """What a stage's key must know of the models that are named: their digests, where they are on disk."""
+    """Digests of the models that are named, if they are on disk; part of a stage's key."""
     found: dict[str, str] = {}
     for settings in recipe.models:
         model = weights_of(settings)
