@@ -60,7 +60,7 @@ def test_what_a_verifier_does_not_accept_is_in_the_ledger_in_its_place(tmp_path:
     ]
     first, second = items[0], items[1]
     assert isinstance(first, Reject) and first.reason == "rejected by the verifier" and "sample 0: " in first.detail
-    assert isinstance(second, Record) and second.verdicts[0].verifier == "length@1"
+    assert isinstance(second, Record) and second.verdicts[0].verifier == "length@2"
     assert work.facts["verifier"]["name"] == "length"
 
 

@@ -33,7 +33,7 @@ def verdicts() -> list[tuple[str, str, str, Verdict]]:
         key = json.dumps(case["verifier"])
         verifier = opened.setdefault(key, None) or open_verifier(settings_of(case["verifier"]))
         opened[key] = verifier
-        record = Record(prompt="?", metadata=case["metadata"])
+        record = Record(prompt=case.get("prompt", "?"), metadata=case["metadata"])
         for expected in ("accept", "refuse"):
             for text in case[expected]:
                 about = f"{case['verifier']['kind']}: {json.dumps(case['metadata'], ensure_ascii=False)[:80]}"

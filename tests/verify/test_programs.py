@@ -64,6 +64,24 @@ CHEATS = {
 }
 
 
+LIES = {
+    "subtracts to nothing": ("__sub__(self, o): return 0", "assert abs(add(2, 3) - 5) < 1e-9"),
+    "is subtracted to nothing": ("__rsub__(self, o): return 0", "assert abs(5 - add(2, 3)) < 1e-9"),
+    "leaves no remainder": ("__mod__(self, o): return 0", "assert add(2, 3) % 5 == 0"),
+    "contains everything": ("__contains__(self, o): return True", "assert 5 in add(2, 3)"),
+    "starts with everything": ("startswith(self, o): return True", "assert add(2, 3).startswith('5')"),
+    "counts one of everything": ("count(self, o): return 1", "assert add(2, 3).count(5) == 1"),
+}
+
+
+@pytest.mark.parametrize("how", LIES)
+@pytest.mark.parametrize("base", ["object", "str", "list"])
+def test_an_object_in_the_place_of_a_value_decides_nothing(verifier: Verifier, how: str, base: str) -> None:
+    method, test = LIES[how]
+    program = f"class Lie({base}):\n    def {method}\ndef add(a, b): return Lie()"
+    assert outcome(verifier, program, test) != "accept"
+
+
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
     with open_verifier(PythonTests(sandbox=SandboxSettings(wall_seconds=30.0))) as opened:
@@ -134,6 +152,27 @@ RIGHT = {
         "assert f(5000) == {'big': 10 ** 5000, (1, 2): {1, 2}, 'half': 0.5, 'b': b'x'}",
     ),
     "test functions that nothing calls": ("def inc(x): return x + 1", "def test_inc():\n    assert inc(1) == 2"),
+    "coroutines": (
+        "import asyncio\nasync def double(x):\n    await asyncio.sleep(0)\n    return 2 * x",
+        "import asyncio\nassert asyncio.run(double(2)) == 4\nasync def main():\n    assert await double(3) == 6\n"
+        "asyncio.run(main())",
+    ),
+    "what is printed": (
+        "def greet(name): print('Hello,', name)",
+        "import io\nfrom contextlib import redirect_stdout\nout = io.StringIO()\nwith redirect_stdout(out):\n"
+        "    greet('Bo')\nassert out.getvalue() == 'Hello, Bo\\n'",
+    ),
+    "pytest's parametrize, raises and approx": (
+        "def half(x):\n    if x < 0: raise ValueError('negative')\n    return x / 2",
+        "import pytest\n@pytest.mark.parametrize('x, expected', [(4, 2), (3, 1.5)])\n"
+        "def test_half(x, expected):\n    assert half(x) == pytest.approx(expected)\n"
+        "def test_negative():\n    with pytest.raises(ValueError, match='neg'):\n        half(-1)",
+    ),
+    "operators of a class that the tests name": (
+        "class Money:\n    def __init__(self, x): self.x = x\n    def __sub__(self, y): return self.x - y\n"
+        "    def __contains__(self, y): return y < self.x",
+        "assert Money(5) - 3 == 2\nassert 4 in Money(5) and 6 not in Money(5)",
+    ),
     "a class of test methods": (
         "def inc(x): return x + 1",
         "class TestInc:\n    def test_it(self):\n        assert inc(1) == 2",

@@ -179,5 +179,6 @@ def test_problems_as_they_are_read_are_judged_by_their_own_scorer() -> None:
             for record in read_records(ReasoningGymData(kind="reasoning_gym", name=name, size=2)).records:
                 answer = record.metadata["reference"]
                 assert verifier.verify(record, f"  {answer}\n").outcome == "accept", name
-                wrong = verifier.verify(record, f"{answer} or not")
+                wrong = verifier.verify(record, f"x{answer}x")
                 assert wrong.outcome == "reject" and wrong.score is not None and wrong.score < 1.0, name
+                assert verifier.verify(record, f"{answer} or not").outcome == "cannot_judge", name

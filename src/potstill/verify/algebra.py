@@ -35,6 +35,9 @@ def judge(item: dict[str, str]) -> dict[str, str]:
         return {"outcome": "cannot_judge", "reason": "the reference is not understood as mathematics"}
     if answer is None:
         return {"outcome": "cannot_judge", "reason": "the answer is not understood as mathematics"}
+    for side, parsed in (("reference", reference), ("answer", answer)):
+        if dropped := _dropped(item[side], parsed):
+            return {"outcome": "cannot_judge", "reason": f"computer algebra drops {dropped} from the {side}"}
     confirmed = _same(reference, answer)
     # Its own timers are signals, and the deadline is kept from outside.
     accepted = bool(verify([reference], [answer], timeout_seconds=None, strict=True, raise_on_error=True))
@@ -45,6 +48,17 @@ def judge(item: dict[str, str]) -> dict[str, str]:
     if confirmed and not accepted:
         return {"outcome": "cannot_judge", "reason": "the same in numbers, and computer algebra does not confirm it"}
     return {"outcome": "reject", "reason": "not the same by computer algebra"}
+
+
+def _dropped(text: str, parsed: Any) -> str:
+    """The letters of a text that its parsed value does not have: read as a unit, say, and left out. Letters of
+    functions and of constants are not looked for."""
+    if not isinstance(parsed, sympy.Basic):
+        return ""
+    names = "".join(str(atom) for atom in parsed.atoms(sympy.Symbol, sympy.core.function.AppliedUndef))
+    plain = re.sub(r"\\[A-Za-z]+", " ", re.sub(r"\b(?:sqrt|sin|cos|tan|log|ln|pi|exp|abs)\b", " ", text))
+    plain = re.sub(r"(?<=\d)[eE](?=[-+]?\d)", " ", plain)
+    return "".join(sorted({c for c in plain if c.isalpha() and c.isascii() and c not in names and c not in "eiEIdC"}))
 
 
 def warm() -> None:

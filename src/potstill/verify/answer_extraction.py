@@ -42,7 +42,14 @@ _CLOSERS = re.compile(r"(?:[\s$*_]|\\\]|\\\)|\\[,;:! ]|\\q?quad)+")
 _SUFFIX = re.compile(r"\s*(?:\\?%|\^\{?\\circ\}?|°)")
 _REASON = re.compile(r"[,;]?\s\(?(?:because|since|as\s+(?:we|it|there|this))\b.*", re.DOTALL | re.IGNORECASE)
 _PUNCTUATION = re.compile(r"[\s.,;:!'’\"“”*_()\[\]$-]|\\[()\[\],;: ]|\\q?quad")
-_CONDITIONS = frozenset("if unless whether when suppose supposing assume assuming".split())
+_CONDITIONS = frozenset("if unless whether when suppose supposing assume assuming say pretend imagine".split())
+_OTHERWISE_MEANT = frozenset("modulo mod rounded rounding ignoring neglecting excluding counting disregarding".split())
+"""Words that begin a clause in which the answer would be another: "Modulo 9, the answer is 5"."""
+_HEADINGS = frozenset(
+    """step case question problem part section chapter figure table exercise example item stage phase attempt try
+    method approach hint note page line equation eq lemma theorem""".split()
+)
+"""Words whose number is no answer, unless the question asks for one: "Step 7"."""
 _CONNECTIVES = frozenset("so thus hence therefore then and but".split())
 _PARTING = re.compile(r"(?:i\s+)?(?:hope|let\s+me\s+know|please|feel\s+free|good\s+luck|thank)\b[^\d]*$", re.IGNORECASE)
 _YES = re.compile(r"(yes|no|true|false)\b\s*(?:[,.;:!–—-]\s*|$)", re.IGNORECASE)
@@ -103,15 +110,19 @@ def locate(text: str, known: frozenset[str] = frozenset()) -> Located | None:
     Args:
         known: base forms of the question's words (`surroundings.known_words`), which are harmless around a value.
     """
+    text = _BOX_IN_BOX.sub(r"\1", text)
     span, cut_short = _last_box(text)
     if cut_short:
         return Located("", True)
     if span is not None:
-        return Located(_in_sentence(text, *span, known), True)
+        content = _in_sentence(text, *span, known)
+        return Located("" if _names_another(text[span[3] :], content, known) else content, True)
     closing = text.lower().rfind("</answer>")
     opening = text.lower().rfind("<answer>", 0, max(closing, 0))
     if opening >= 0:
-        return Located(text[opening + len("<answer>") : closing].strip(), True)
+        content, following = text[opening + len("<answer>") : closing].strip(), text[closing + len("</answer>") :]
+        another = is_taken_back(following) or _names_another(following, content, known)
+        return Located("" if another else content, True)
     marks = list(_MARKED.finditer(text))
     if not marks:
         return None
@@ -124,12 +135,39 @@ def locate(text: str, known: frozenset[str] = frozenset()) -> Located | None:
     phrase = sentence(following.split("\n", 1)[0].replace("**", "").replace("__", "").strip())
     if len(phrase) > MOST_SENTENCE:
         return Located("", False)
-    if is_taken_back(text[mark.end() :].lstrip(" \t\n*:")[len(phrase) :]) or _goes_on(following[len(phrase) :], phrase):
+    rest = text[mark.end() :].lstrip(" \t\n*:")[len(phrase) :]
+    if is_taken_back(rest) or _goes_on(following[len(phrase) :], phrase):
+        return Located("", False)
+    if "\n" in rest and _names_another(rest[rest.index("\n") :], phrase, known):
         return Located("", False)
     return Located(phrase, False) if phrase else None
 
 
+_BOX_IN_BOX = re.compile(r"\\boxed\s*\{\s*(\\boxed\s*\{[^{}]*\})\s*\}")
 _NUMBER = re.compile(r"\d+(?:[.,/]\d+)*")
+_LONE_LETTER = re.compile(r"[\s*(\[]*([A-Z])[\s*)\].]*")
+
+
+def _names_another(following: str, content: str, known: frozenset[str]) -> bool:
+    """Whether the text after a marked answer ends in another value that nothing marks: "\\boxed{5}", and below "20". A
+    last sentence in which the answer stands again ("check: 2 · 5 = 10") names none."""
+    line = following.strip(" \t\n$*.,;:!)]\\")
+    if not line or not content:
+        return False
+    last = last_sentence(following)
+    if last is None:
+        return False
+    letter = _LONE_LETTER.fullmatch(last)
+    if letter:
+        return letter[1] != content.strip(" ()[]*.$")
+    region = region_of(last)
+    if region is None or not any(sign.isalnum() for sign in region.text):
+        return False
+    numbers = _NUMBER.findall(last)
+    if set(_NUMBER.findall(content)) & set(numbers):
+        return False
+    _, after = with_unit(region)
+    return leads_to_value(region.before, known, strict=True) and follows_value(after, known)
 
 
 def _goes_on(following: str, phrase: str) -> bool:
@@ -163,6 +201,8 @@ def _in_sentence(text: str, start: int, opens: int, closes: int, end: int, known
         line = ""
     line = sentence(line)
     lead = _OPENERS.sub("", before)
+    if _multiplied(text[max(0, start - MOST_SENTENCE) : start], text[end : end + MOST_SENTENCE]):
+        return ""
     if lead and not lead[-1].isalpha() and not _LEADS.search(lead) and lead[-1] not in ")'\"”’":
         return ""
     command = re.search(r"\\([A-Za-z]+)$", lead)
@@ -178,6 +218,23 @@ def _in_sentence(text: str, start: int, opens: int, closes: int, end: int, known
     return f"{content} {unit}" if unit and re.search(r"\d$", content) and _is_unit(unit) else content
 
 
+_BESIDE_BEFORE = re.compile(r"(?:(?<![\\A-Za-z])[A-Za-z]|\\(?:pi|theta|alpha|beta|sqrt\{[^{}]*\})|[\d)}])\s*$")
+_BESIDE_AFTER = re.compile(
+    r"\s*(?:[A-Za-z](?![A-Za-z])|\\(?:pi|theta|alpha|beta|sqrt|frac|cdot|times)(?![A-Za-z])|[\d(!^_])"
+)
+
+
+def _multiplied(before: str, after: str) -> bool:
+    """Whether a box inside a formula is a factor or has an exponent: `$x\\boxed{5}$`, `$\\boxed{5}i$`."""
+    line_before, line_after = before.rpartition("\n")[2], after.partition("\n")[0]
+    inside = line_before.count("$") % 2 == 1 or line_before.rfind("\\(") > line_before.rfind("\\)")
+    if not inside:
+        return False
+    formula = re.split(r"\$|\\\(", line_before)[-1]
+    rest = re.split(r"\$|\\\)", line_after)[0]
+    return bool(_BESIDE_BEFORE.search(formula) or _BESIDE_AFTER.match(rest))
+
+
 def _is_unit(text: str) -> bool:
     from potstill.verify.units import is_known, unit_of
 
@@ -189,6 +246,10 @@ def _introduces(before: str, known: frozenset[str]) -> bool:
     """Whether the beginning of a sentence may stand before "answer is"."""
     words = words_in(before)
     if any(word.lower() in _CONDITIONS for word in words):
+        return False
+    if any(w.lower() in _OTHERWISE_MEANT and w.lower() not in known for w in words) or re.search(
+        r"\bin base\b", before, re.IGNORECASE
+    ):
         return False
     clause = words_in(re.split(r"[,;:–—]", before)[-1])
     if not clause or clause[0].lower() in _CONNECTIVES or clause[0].lower() in ("the", "our", "my", "final"):
@@ -213,6 +274,10 @@ def leads_to_value(before: str, known: frozenset[str], *, strict: bool) -> bool:
     claims = [at for at, word in enumerate(words) if word.lower() in CLAIMS]
     tail = words[claims[-1] + 1 :] if claims else words
     head = words[: claims[-1]] if claims else []
+    if tail and tail[-1].lower() in _HEADINGS and tail[-1].lower() not in known:
+        return False
+    if re.search(r"\bup\s+to\s*$", text, re.IGNORECASE):
+        return False
     if tail and tail[-1].lower() == "of" and not (len(tail) > 1 and _is_measured(tail[-2])):
         return False
     if any(is_operation(word) for word in tail):

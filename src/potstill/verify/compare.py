@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from potstill.verify.units import is_known
-from potstill.verify.values import Value, plus_minus_in, relations_in
+from potstill.verify.values import Value, marks_in, plus_minus_in, relations_in
 
 MOST_UNORDERED = 60
 """Sets with more values are not compared: each value is held against each."""
@@ -88,6 +88,8 @@ def _expressions(reference: Value, answer: Value, symbolic: Symbolic) -> Judgeme
     for states, what in ((relations_in, "an inequality"), (plus_minus_in, "±")):
         if states(reference.text) != states(answer.text):
             return Judgement("cannot_judge", f"only one of both states {what}")
+    if marks_in(reference.text) or marks_in(answer.text):
+        return Judgement("cannot_judge", "computer algebra does not read primes, transposes or a single bar")
     return symbolic(reference.text, answer.text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from potstill.recipe.verify import ReasoningGym
@@ -21,7 +22,7 @@ class ReasoningGymVerifier(WorkerVerifier[ReasoningGym]):
     The entry is in `metadata["reasoning_gym"]`, as the data source writes it. Scorers evaluate the model's text, so
     they run in a worker."""
 
-    contract = 2
+    contract = 3
     function = "potstill.verify.gym:score"
     package = ("reasoning_gym", "reasoning-gym", "reasoning")
 
@@ -37,12 +38,25 @@ class ReasoningGymVerifier(WorkerVerifier[ReasoningGym]):
         said = said.strip()
         if not said:
             return self.reject("no answer, or one that is taken back", 0.0)
+        if _hedged(said) and not _hedged(str(facts["entry"].get("answer", ""))):
+            return self.cannot_judge(f"{shown(said)} denies an answer, or names more than one")
         found = self.ask({"name": facts["name"], "entry": facts["entry"], "answer": said})
         if isinstance(found, Verdict):
             return found
         if found == 1.0:
             return self.accept(f"{shown(said)} has full marks", 1.0)
         return self.reject(f"{shown(said)} has {found:g} of 1 from the scorer of {facts['name']}", found)
+
+
+_HEDGES = re.compile(
+    r"\b(?:not|isn['’]t|never|neither|nor|or|either|maybe|perhaps|possibly|except|instead)\b", re.IGNORECASE
+)
+
+
+def _hedged(text: str) -> bool:
+    """Whether a short answer denies or hedges: some scorers look for the right words in it, whatever stands beside.
+    Long answers (a story, a program) have such words of their own."""
+    return len(text) <= 200 and bool(_HEDGES.search(text))
 
 
 def score(item: dict[str, Any]) -> float:

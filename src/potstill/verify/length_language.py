@@ -13,6 +13,7 @@ from potstill.errors import RecipeError, did_you_mean
 from potstill.recipe.verify import Language, Length, Part
 from potstill.registry import implements
 from potstill.types import Answer, Record, Verdict
+from potstill.verify.answer_extraction import without_reasoning
 from potstill.verify.base import BaseVerifier
 from potstill.verify.workers import require
 
@@ -20,19 +21,23 @@ from potstill.verify.workers import require
 def part_of(answer: Answer, part: Part) -> str:
     """The text of the named part of an answer."""
     reasoning = answer.reasoning or ""
-    return {"answer": answer.text, "reasoning": reasoning, "both": f"{reasoning}\n\n{answer.text}"}[part]
+    if part == "answer":
+        return without_reasoning(answer.text)
+    return {"reasoning": reasoning, "both": f"{reasoning}\n\n{answer.text}"}[part]
 
 
 @implements(Length)
 class LengthVerifier(BaseVerifier[Length]):
-    """Counts characters, words (runs without white space) or the teacher's tokens."""
+    """Counts characters, words (runs without white space) or the teacher's tokens. Reasoning in the text is not counted."""
+
+    contract = 2
 
     def judge(self, record: Record, completion: str) -> Verdict:
         if self._settings.unit == "tokens":
             return self.cannot_judge("a text alone does not say its number of tokens")
         if self._settings.of != "answer":
             return self.cannot_judge("a text alone does not say the reasoning before it")
-        return self._within(completion)
+        return self._within(without_reasoning(completion))
 
     def judge_answer(self, record: Record, answer: Answer) -> Verdict:
         if self._settings.unit == "tokens":
@@ -78,6 +83,8 @@ class LanguageVerifier(BaseVerifier[Language]):
         RecipeError: (on first use) a language that it does not know.
     """
 
+    contract = 2
+
     def __init__(self, settings: Language) -> None:
         super().__init__(settings)
         require("py3langid", "py3langid", "verify", "the verifier 'language'")
@@ -89,7 +96,7 @@ class LanguageVerifier(BaseVerifier[Language]):
     def judge(self, record: Record, completion: str) -> Verdict:
         if self._settings.of != "answer":
             return self.cannot_judge("a text alone does not say the reasoning before it")
-        return self._judge(completion)
+        return self._judge(without_reasoning(completion))
 
     def judge_answer(self, record: Record, answer: Answer) -> Verdict:
         return self._judge(part_of(answer, self._settings.of))

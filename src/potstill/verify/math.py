@@ -8,7 +8,8 @@ from potstill.types import Record, Verdict
 from potstill.verify.base import question_text, references, shown
 from potstill.verify.compare import Judgement, compare
 from potstill.verify.surroundings import known_words
-from potstill.verify.values import answer_value, reference_value
+from potstill.verify.units import asked_units
+from potstill.verify.values import answer_value, other_unit, reference_value
 from potstill.verify.workers import WorkerVerifier
 
 
@@ -27,7 +28,7 @@ class MathVerifier(WorkerVerifier[Math]):
     comparison decides, or past the deadline.
     """
 
-    contract = 2
+    contract = 3
     function = "potstill.verify.algebra:judge"
     package = ("math_verify", "math-verify", "math")
 
@@ -35,13 +36,16 @@ class MathVerifier(WorkerVerifier[Math]):
         known = references(record, self._settings.reference)
         if not known:
             return self.cannot_judge(f"the record has no metadata[{self._settings.reference!r}]")
-        question = known_words(question_text(record))
+        text_of_question = question_text(record)
+        question, asked = known_words(text_of_question), asked_units(text_of_question)
         judged = []
         for text in known:
             reference = reference_value(text)
             answer = answer_value(completion, question, equation="=" in reference.text)
             if answer is None:
                 return self.reject("no final answer was found")
+            if other_unit(reference, answer, asked):
+                return self.cannot_judge(f"{shown(answer.text)}: the question asks for {' or '.join(sorted(asked))}")
             found = compare(reference, answer, self._symbolic)
             reason = f"{shown(answer.text)} for {shown(text)}: {found.reason}"
             if found.outcome == "accept":

@@ -105,8 +105,38 @@ def result(value: Any, given: Any = ()) -> Any:
     """A value as a reply, with what became of the lists, sets and mappings that it was given."""
     for place, (one, _) in enumerate(given):
         if value is one and type(one) in (list, dict, set, bytearray):
-            return ["same", place, changes(given)]
-    return ["value", wire.encode(value), changes(given)]
+            return ["same", place, changes(given), printed()]
+    return ["value", wire.encode(value), changes(given), printed()]
+
+
+MOST_PRINTED = 1_000_000
+"""Characters of a call's output that are sent on."""
+
+
+class Printed:
+    """Standard output of the program: kept until the next reply, for tests that look at what is printed."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def write(self, text: Any) -> Any:
+        self.parts.append(str(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def isatty(self) -> Any:
+        return False
+
+
+def printed() -> Any:
+    """What the program has printed since the last reply."""
+    text = "".join(output.parts)[:MOST_PRINTED]
+    output.parts.clear()
+    return text
 
 
 def changes(given: Any) -> Any:
@@ -136,6 +166,13 @@ def handle(content: Any) -> Any:
         if what == "set":
             setattr(subject, *others)
             return result(None)
+        if what == "await":
+            import asyncio
+
+            async def awaited() -> Any:
+                return await subject
+
+            return result(asyncio.run(awaited()))
         if what == "plain":
             base = next(kind for kind in PLAIN_BASES if isinstance(subject, kind))
             return ["value", plain(subject, base), []]
@@ -189,6 +226,8 @@ MODULE = "candidate"
 program = types.ModuleType(MODULE)
 sys.modules[MODULE] = program
 locals_: dict[int, Local] = {}
+output = Printed()
+sys.stdout = output  # type: ignore[assignment]
 wire = _Wire(own_streams(), handle, theirs)
 os.dup2(0, 2)
 try:

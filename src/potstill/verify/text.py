@@ -20,7 +20,8 @@ from potstill.verify.answer_extraction import (
 )
 from potstill.verify.base import BaseVerifier, question_text, references, shown
 from potstill.verify.surroundings import is_taken_back, known_words
-from potstill.verify.values import Value, answer_value, clean, read_value, reference_value
+from potstill.verify.units import asked_units
+from potstill.verify.values import Value, answer_value, clean, other_unit, read_value, reference_value
 
 R = TypeVar("R", bound=ReferenceSettings)
 
@@ -28,7 +29,7 @@ R = TypeVar("R", bound=ReferenceSettings)
 class _Compares(BaseVerifier[R]):
     """Base of the three: without a reference there is no judgement."""
 
-    contract = 2
+    contract = 3
 
     def judge(self, record: Record, completion: str) -> Verdict:
         known = references(record, self._settings.reference)
@@ -69,7 +70,7 @@ class ExactVerifier(_Compares[Exact]):
 
 def _is_punctuation(before: str, sign: str, after: str) -> bool:
     """Whether a sign only punctuates. Beside a digit most belong to the number: `.5`, `5%`, `5!`, `-5`."""
-    if not unicodedata.category(sign).startswith("P") or sign in "%‰-−_" or after.isdigit():
+    if not unicodedata.category(sign).startswith("P") or sign in "%‰-−_#@&*/\\§¶" or after.isdigit():
         return False
     return not before.isdigit() or sign in ".,;:)]}\"'’”"
 
@@ -83,13 +84,17 @@ class NumericVerifier(_Compares[Numeric]):
         readable = [(text, reference_value(text)) for text in known]
         if not any(r.number is not None for _, r in readable):
             return self.cannot_judge(f"the reference {shown(known[0])} is no number")
-        question = known_words(question_text(record))
+        asked = question_text(record)
+        question = known_words(asked)
         answer = answer_value(said, question) if self._settings.answer == "final" else read_value(said, question)
         if answer is not None and answer.kind == "unclear":
             return self.cannot_judge(f"what surrounds the number is not known to be harmless: {shown(said[-60:])}")
         if answer is None or answer.number is None:
             return self.reject(f"{shown(said[-60:])} gives no number")
+        units = asked_units(asked)
         for text, reference in readable:
+            if other_unit(reference, answer, units):
+                return self.cannot_judge(f"{shown(answer.text)}: the question asks for {' or '.join(sorted(units))}")
             if self._near(reference, answer):
                 return self.accept(f"{shown(answer.text)} is {shown(text)}")
         return self.reject(f"{shown(answer.text)} is not {shown(known[0])}")
@@ -215,10 +220,17 @@ def _led(letter: str, rest: str, letters: str, plain: Sequence[str]) -> Chosen:
     if plain and told == plain[letters.index(letter)]:
         return Chosen(letter) if not is_taken_back(rest[len(told) :]) else Chosen(None, doubtful=True)
     others = {m[1] for m in _LETTER.finditer(rest) if m[1] in letters and not _is_article(rest, m)} - {letter}
-    denied = re.match(r"\s*(?:is|isn['’]t|are|or|and|not|nor|but)\b", rest, re.IGNORECASE)
+    denied = re.match(r"\s*(?:is|isn['’]t|are|or|and|not|nor|but|no)\b", rest, re.IGNORECASE)
+    denied = denied or (not plain and _RULED_OUT.search(rest))
     if others or denied or is_taken_back(rest) or (told in plain):
         return Chosen(None, doubtful=True)
     return Chosen(letter)
+
+
+_RULED_OUT = re.compile(
+    r"\b(?:ruled\s+out|eliminat\w*|exclud\w*|discard\w*|reject\w*|crossed\s+out|can(?:not|['’]t)\s+be|unlikely|false)\b",
+    re.IGNORECASE,
+)
 
 
 def _is_article(text: str, found: re.Match[str]) -> bool:

@@ -54,6 +54,16 @@ def unit_of(text: str, known: frozenset[str] = frozenset()) -> str | None:
     return _COMPOUND.get(unit, unit)
 
 
+_ASKED = re.compile(r"\b(?:how\s+(?:many|much)|number\s+of)\s+([A-Za-z]+)|\bin\s+([A-Za-z]+)\s*\?", re.IGNORECASE)
+
+
+def asked_units(question: str) -> frozenset[str]:
+    """The units of measure that the last question of a text asks for: "how many metres", "in litres?"."""
+    last = re.split(r"[.!?]\s", question[-2_000:].strip().removesuffix("?") + "?")[-1]
+    words = (one or other for one, other in _ASKED.findall(last))
+    return frozenset(unit for unit in map(_one, words) if is_known(unit))
+
+
 def is_known(unit: str) -> bool:
     """Whether it is a unit of measure or money; otherwise it names what is counted."""
     first, *more = unit.partition("^")[0].split(" ")

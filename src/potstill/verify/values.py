@@ -25,7 +25,7 @@ from potstill.verify.answer_extraction import (
 )
 from potstill.verify.dates import dates, times
 from potstill.verify.numbers import exact_number, plain_signs
-from potstill.verify.units import UNIT, unit_of
+from potstill.verify.units import UNIT, is_known, unit_of
 
 Kind = Literal[
     "nothing",
@@ -325,6 +325,9 @@ _TOKEN = re.compile(
     r"|(?P<operator>\*\*|[-+*/^=<>≤≥±≠|!_,;&'])|(?P<open>[(\[{])|(?P<close>[)\]}]))"
 )
 _RELATIONS = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt|in|notin)(?![a-z])")
+_MARKS = re.compile(
+    r"'|′|\\prime(?![a-z])|\^\s*\{?\s*(?:T\b|\\top|\\intercal|\\dagger|\\ast|\*|H\b)|\\mid(?![a-z])|\\(?:bar|overline)(?![a-z])"
+)
 _PLUS_MINUS = re.compile(r"±|\\pm(?![a-z])|\\mp(?![a-z])")
 
 
@@ -332,7 +335,7 @@ def is_expression(text: str) -> bool:
     """Whether a text is mathematics throughout: known functions and symbols, brackets that match, operators with an
     operand on both sides, and no two numerals side by side. Only such texts are given to computer algebra, which would
     skip what it does not know."""
-    at, stack, before = 0, list[str](), "start"
+    at, stack, before, token_before = 0, list[str](), "start", ""
     while at < len(text.rstrip()):
         found = _TOKEN.match(text, at)
         if found is None or len(stack) > 50:
@@ -340,6 +343,8 @@ def is_expression(text: str) -> bool:
         kind, token = found.lastgroup or "", found[found.lastgroup or 0]
         if kind == "number" and before == "number":
             return False
+        if kind == "number" and before == "letters" and not token_before.endswith(tuple(_FUNCTIONS)):
+            return False  # `0x10`, `x2`
         if kind == "letters":
             if len(token) > 1 and token not in _FUNCTIONS and not _product(token):
                 return False
@@ -367,7 +372,10 @@ def is_expression(text: str) -> bool:
             return False
         if kind == "close" and before == "operator":
             return False
-        before = kind if not (kind == "operator" and token in ("!", "|", "'")) else "closed"
+        # The base of `\log_2 8` is no factor.
+        subscript = kind == "number" and token_before == "_"
+        before = "closed" if subscript or (kind == "operator" and token in ("!", "|", "'")) else kind
+        token_before = token
         at = found.end()
     return before not in ("operator", "start") and not stack
 
@@ -387,6 +395,11 @@ _SHORT_WORDS = frozenset(
 def relations_in(text: str) -> bool:
     """Whether a text states an inequality or a membership."""
     return bool(_RELATIONS.search(text))
+
+
+def marks_in(text: str) -> bool:
+    """Whether a text has signs that computer algebra drops or cuts at: primes, transposes, conjugates, a single bar."""
+    return bool(_MARKS.search(text)) or text.count("|") % 2 == 1
 
 
 def plus_minus_in(text: str) -> bool:
@@ -457,15 +470,30 @@ def _solved(value: Value, known: frozenset[str], equation: bool) -> Value:
     return read_value(right, known) if right and right != value.text else value
 
 
+def other_unit(reference: Value, answer: Value, asked: frozenset[str]) -> bool:
+    """Whether an answer has a unit of measure that the question does not ask for, where the reference has none."""
+    unit = answer.unit.partition(" per ")[0]
+    return bool(unit) and not reference.unit and is_known(unit) and bool(asked) and unit not in asked
+
+
 def right_side(text: str) -> str:
     """The right side of a chain of equations, where that is the value: "3 + 4 = 7", "Area = 7". All of an equation in
     unknowns, "2x + 1 = 7"."""
     left, equals, right = text.rpartition("=")
     if not equals or left.endswith(("\\", "<", ">", "!")):
         return text
+    first, value = left.split("=")[0].strip(), exact_number(right.strip())
+    if _FORMULA.search(re.sub(r"\\[a-zA-Z]+", " ", first)):
+        return text  # an equation in unknowns, `-x = 5`
+    sides = [exact_number(side.strip()) for side in left.split("=")]
+    if value is not None and any(side is not None and side != value for side in sides):
+        return text  # `2 + 2 = 5`
     names = re.sub(r"\\[a-zA-Z]+|_\{?\w+\}?", " ", left)
     unknown = re.search(r"[a-zA-Z]", names) and re.search(r"\d", names)
     return text if unknown else right.strip()
+
+
+_FORMULA = re.compile(r"^[-+]\s*[A-Za-z]|(?<![A-Za-z])[A-Za-z]\s*[-+*/·×÷^]|[-+*/·×÷]\s*[A-Za-z](?![A-Za-z])")
 
 
 def is_prose(value: Value) -> bool:
