@@ -28,7 +28,7 @@ def part_of(answer: Answer, part: Part) -> str:
 
 @implements(Length)
 class LengthVerifier(BaseVerifier[Length]):
-    """Counts characters, words (runs without white space) or the teacher's tokens. Reasoning in the text is not counted."""
+    """Counts characters, words (runs without white space) or the teacher's tokens, without reasoning in the text."""
 
     contract = 2
 
