@@ -227,7 +227,7 @@ program = types.ModuleType(MODULE)
 sys.modules[MODULE] = program
 locals_: dict[int, Local] = {}
 output = Printed()
-sys.stdout = output  # type: ignore[assignment]
+sys.stdout = output
 wire = _Wire(own_streams(), handle, theirs)
 os.dup2(0, 2)
 try:

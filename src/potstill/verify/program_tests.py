@@ -432,7 +432,7 @@ def run_remote_coroutines() -> None:
     import asyncio
 
     run = asyncio.run
-    asyncio.run = lambda main, **how: asked("await", main) if type(main) is Remote else run(main, **how)  # type: ignore[assignment]
+    asyncio.run = lambda main, **how: asked("await", main) if type(main) is Remote else run(main, **how)
 
 
 def pytest_module() -> Any:

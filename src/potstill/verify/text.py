@@ -221,8 +221,8 @@ def _led(letter: str, rest: str, letters: str, plain: Sequence[str]) -> Chosen:
         return Chosen(letter) if not is_taken_back(rest[len(told) :]) else Chosen(None, doubtful=True)
     others = {m[1] for m in _LETTER.finditer(rest) if m[1] in letters and not _is_article(rest, m)} - {letter}
     denied = re.match(r"\s*(?:is|isn['’]t|are|or|and|not|nor|but|no)\b", rest, re.IGNORECASE)
-    denied = denied or (not plain and _RULED_OUT.search(rest))
-    if others or denied or is_taken_back(rest) or (told in plain):
+    ruled_out = not plain and _RULED_OUT.search(rest) is not None
+    if others or denied or ruled_out or is_taken_back(rest) or (told in plain):
         return Chosen(None, doubtful=True)
     return Chosen(letter)
 
