@@ -125,9 +125,8 @@ class Conversations:
         from potstill.data.chat import ChatTokenizer
         from potstill.models.resolve import locate
 
-        if self.settings.max_length is None:
+        if self.settings.max_length is None or self.settings.tokenizer is None:
             return None
-        assert self.settings.tokenizer is not None
         source = locate(self.settings.tokenizer)
         if source is None:
             raise ModelError(
@@ -233,7 +232,8 @@ class Conversations:
         pairs = len(turns) // 2
 
         def tokens_of(start: int, stop: int) -> int:
-            assert chat is not None
+            if chat is None:
+                return 0
             return len(chat.encode(chat.render((*system, *turns[2 * start : 2 * stop]), record.tools)).ids)
 
         try:

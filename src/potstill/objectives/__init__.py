@@ -1,22 +1,22 @@
-"""What the student is asked to match: response, features, relations.
+"""Objectives: what the student learns to match. Response, features, relations.
 
-base.py         what an objective is: settings, scope, count, and a row rule or a function of signals
-divergences.py  the vocabulary-sized ones written plainly: the references
+base.py         the contract: settings, scope, count, and a row rule or a function of signals
+divergences.py  the vocabulary-sized ones in plain form: the references for the row rules
 response.py     KL both ways, soft and hard cross-entropy, total variation, logits: row rules of the sweep
 mixtures.py     JSD and the skewed KLs
 decoupled.py    decoupled KD
-soft.py         what rules at a temperature share
+soft.py         the parts that rules at a temperature share
 features.py     hidden_cosine, hidden_mse, hidden_smooth_l1
 attention.py    attention_scores, attention_kl
 minilm.py       minilm_v1, minilm_v2
 modules.py      attention_transfer, hint
 relations.py    rkd_distance, rkd_angle, similarity_preserving
 angles.py       the angles of all triplets of a batch
-layers.py       which of the student's layers is held against which of the teacher's
-projections.py  learned maps to the teacher's width, random or of its principal components
+layers.py       pairs of student and teacher layers
+projections.py  learned maps to the teacher's width, initialised randomly or by principal components
 pooling.py      from the states of an example's tokens to one vector
-norms.py        directions whose gradient is finite wherever they are taken
-sweep/          the fused sweep: one pass over each head for all row rules, and what it is made of
+norms.py        unit vectors with a finite gradient everywhere
+sweep/          the fused sweep: one pass over each head for all row rules
 loss.py         the loss of a micro-batch, each objective by its own global count
 statistics.py   per-token measures for evaluation
 """

@@ -1,9 +1,9 @@
 """Objectives on self-attention: its scores before the softmax, and its distributions.
 
-Both compare pairs of tokens (one looks, one is seen), and only those that may see each other: tokens of one example,
-and of a causal model no later ones. Masked pairs are out, rather than compared at some large negative number. What a
-model adds besides a mask (a relative bias, ALiBi) is not in its queries and keys, and so not here. Nor is a sliding
-window known: pairs beyond it are compared like others.
+Both compare pairs of tokens (query, key), and only visible pairs: tokens of the same example, and for a causal model
+no later ones. Masked pairs are excluded, not compared at some large negative number. Terms that a model adds to its
+scores (a relative bias, ALiBi) are not in its queries and keys, and so not included. A sliding window is not known
+either: pairs beyond it are compared like others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from potstill.signals import Batch, Dims, Side, Signals
 
 
 def visible_pairs(example_ids_BT: Int[Tensor, "B T"], causal: bool) -> Bool[Tensor, "B T T"]:
-    """Whether token t (axis 1) may see token s (axis 2): both are of one example, neither is padding, and of a causal
-    model s is not after t."""
+    """Whether token t (axis 1) may see token s (axis 2): both are in the same example, neither is padding, and for a
+    causal model s is not after t."""
     real = example_ids_BT >= 0
     visible = (example_ids_BT[:, :, None] == example_ids_BT[:, None, :]) & real[:, :, None]
     return visible.tril() if causal else visible
@@ -35,7 +35,7 @@ def visible_pairs(example_ids_BT: Int[Tensor, "B T"], causal: bool) -> Bool[Tens
 def scores_of(queries: Float[Tensor, "B A T d"], keys: Float[Tensor, "B K T d"]) -> Float[Tensor, "B A T T"]:
     """queries · keysᵀ / √d of each head, before mask and softmax, in fp32 (fp64 for fp64), with or without autocast.
 
-    Where heads are grouped (K < A), each head of the keys serves A/K following heads of the queries.
+    With grouped heads (K < A), each key head serves A/K consecutive query heads.
     """
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     with torch.autocast(queries.device.type, enabled=False):
@@ -50,8 +50,8 @@ def score_mse(
 ) -> Float[Tensor, " E"]:
     """Mean over heads and visible pairs of (student − teacher)², per example. Jiao et al. 2020 (TinyBERT), eq. 7.
 
-    The gradient flows to the student only. TinyBERT's code sets scores ≤ −100, which are the masked ones, to 0 on both
-    sides and divides by all pairs, padding included; here they are neither in the sum nor in the divisor.
+    The gradient flows to the student only. TinyBERT's code sets scores ≤ −100 (the masked ones) to 0 for both models
+    and divides by all pairs, padding included; here masked pairs are in neither the sum nor the divisor.
     """
     visible = visible_pairs(example_ids_BT, causal)
     squares = torch.where(visible[:, None], student - teacher.detach(), 0.0).square()
@@ -65,13 +65,13 @@ def distribution_kl(
     example_ids_BT: Int[Tensor, "B T"],
     causal: bool,
 ) -> Float[Tensor, " E"]:
-    """KL(teacher ‖ student) of the softmax of scores over the visible tokens, in nats, the mean over heads and over the
-    tokens of an example, per example. Wang et al. 2020 (MiniLM), §3.1.
+    """KL(teacher ‖ student) of the softmax of scores over the visible tokens, in nats: the mean over heads and over
+    the tokens of an example, per example. Wang et al. 2020 (MiniLM), §3.1.
 
     The gradient flows to the student only.
     """
     visible = visible_pairs(example_ids_BT, causal)[:, None]
-    # Finite, so that the rows of padding, where all is masked, make no NaN; they are dropped below.
+    # Finite, so that fully masked rows of padding give no NaN; they are dropped below.
     hidden = torch.finfo(student.dtype).min / 2
     log_q = student.masked_fill(~visible, hidden).log_softmax(-1)
     log_p = teacher.detach().masked_fill(~visible, hidden).log_softmax(-1)
@@ -81,7 +81,7 @@ def distribution_kl(
 
 
 def per_example(values_BT: Float[Tensor, "B T"], example_ids_BT: Int[Tensor, "B T"]) -> Float[Tensor, " E"]:
-    """Sums of a value per token over the tokens of each example; padding is out."""
+    """Sums of a value per token over the tokens of each example, without padding."""
     ids = example_ids_BT.flatten()
     real = ids >= 0
     examples = int(ids.max()) + 1 if ids.numel() else 0
@@ -90,10 +90,10 @@ def per_example(values_BT: Float[Tensor, "B T"], example_ids_BT: Int[Tensor, "B 
 
 
 def check_attention(dims: Dims, kind: str) -> None:
-    """Whether the attention of two models can be compared.
+    """Check that the attention of two models can be compared.
 
     Raises:
-        ModelError: one looks back only and the other both ways.
+        ModelError: one is causal and the other bidirectional.
     """
     if dims.student.causal != dims.teacher.causal:
         one, other = ("student", "teacher") if dims.student.causal else ("teacher", "student")
@@ -104,21 +104,22 @@ def check_attention(dims: Dims, kind: str) -> None:
 
 
 def check_equal_heads(dims: Dims, kind: str) -> None:
-    """Whether two models have as many attention heads.
+    """Check that two models have equal numbers of attention heads.
 
     Raises:
-        ModelError: they have not.
+        ModelError: they differ.
     """
-    ours, theirs = dims.student.heads, dims.teacher.heads
-    if ours != theirs:
+    student_heads, teacher_heads = dims.student.heads, dims.teacher.heads
+    if student_heads != teacher_heads:
         raise ModelError(
-            f"{kind} holds head against head; the student has {ours} attention heads, the teacher {theirs}",
+            f"{kind} compares head with head; the student has {student_heads} attention heads, the teacher "
+            f"{teacher_heads}",
             fix="use minilm_v2, which splits heads anew, or a student with as many heads",
         )
 
 
 def example_ids_of(batch: Batch) -> Int[Tensor, "B T"]:
-    """The examples of a batch's tokens, where token can be held against token: both models see the same ones.
+    """The examples of a batch's tokens, for comparing token by token: both models must see the same tokens.
 
     Raises:
         ValueError: the views differ, or they are of images.
@@ -132,7 +133,7 @@ def example_ids_of(batch: Batch) -> Int[Tensor, "B T"]:
 
 
 def attention_scores(signals: Signals, layer: int, side: Side) -> Float[Tensor, "B A T T"]:
-    """The scores of one attention layer, from its queries and keys, with the model's soft-cap where it has one."""
+    """The scores of one attention layer, from its queries and keys, with the model's soft-cap if it has one."""
     scores = scores_of(tap(signals, f"queries.{layer}", side), tap(signals, f"keys.{layer}", side))
     cap = None if signals.dims is None else signals.dims.attention_softcap
     return scores if cap is None else cap * torch.tanh(scores / cap)
@@ -142,8 +143,7 @@ A = TypeVar("A", AttentionScores, AttentionKL)
 
 
 class AttentionObjective(TappedObjective[A]):
-    """Base of those that hold the attention of a layer against another's, head against head, the mean over pairs of
-    layers."""
+    """Base of objectives that compare attention head by head; the value is the mean over pairs of layers."""
 
     @abstractmethod
     def distance(
@@ -153,28 +153,28 @@ class AttentionObjective(TappedObjective[A]):
         example_ids_BT: Int[Tensor, "B T"],
         causal: bool,
     ) -> Float[Tensor, " E"]:
-        """Between the scores of two layers, per example."""
+        """The distance between the scores of two layers, per example."""
 
     def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Queries and keys of its layers.
 
         Raises:
-            ModelError: numbers of heads that differ, attention that cannot be compared, or a layer that is not there.
+            ModelError: numbers of heads differ, attention cannot be compared, or a layer does not exist.
         """
         pairs = self._pairs(dims)
-        ours, theirs = ([name for pair in pairs for name in _names(pair[side])] for side in (0, 1))
-        return tuple(ours), tuple(theirs)
+        student_names, teacher_names = ([name for pair in pairs for name in _names(pair[side])] for side in (0, 1))
+        return tuple(student_names), tuple(teacher_names)
 
     def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " E"]:
         dims, example_ids = dims_of(student, teacher), example_ids_of(batch)
         found = [
             self.distance(
-                attention_scores(student, ours, "student"),
-                attention_scores(teacher, theirs, "teacher"),
+                attention_scores(student, student_layer, "student"),
+                attention_scores(teacher, teacher_layer, "teacher"),
                 example_ids,
                 dims.student.causal,
             )
-            for ours, theirs in self._pairs(dims)
+            for student_layer, teacher_layer in self._pairs(dims)
         ]
         return torch.stack(found).mean(0)
 
@@ -193,7 +193,8 @@ def _names(layer: int) -> tuple[str, str]:
 class AttentionScoresLoss(AttentionObjective[AttentionScores]):
     """Mean squared difference of attention scores before the softmax. Jiao et al. 2020 (TinyBERT), eq. 7.
 
-    The mean over its pairs of layers, where the paper has the sum: multiply the weight by their number for its balance.
+    The mean over pairs of layers, where the paper has the sum: for the paper's balance, multiply the weight by their
+    number.
     """
 
     def distance(
@@ -208,7 +209,7 @@ class AttentionScoresLoss(AttentionObjective[AttentionScores]):
 
 @implements(AttentionKL)
 class AttentionKLLoss(AttentionObjective[AttentionKL]):
-    """KL of attention distributions, the teacher's to the student's. Wang et al. 2020 (MiniLM), §3.1."""
+    """KL(teacher ‖ student) of attention distributions. Wang et al. 2020 (MiniLM), §3.1."""
 
     def distance(
         self,

@@ -1,8 +1,8 @@
-"""What an objective is.
+"""The contract of an objective.
 
-An objective is built from its settings (`potstill.registry.build`), says what its values are counted by, and is one of
-two things: a *vocabulary* objective, a row rule that runs with all others of its kind in one sweep over each head; or a
-*direct* one, a function of the signals.
+An objective is built from its settings (`potstill.registry.build`), defines its divisor (`count`), and is one of two
+kinds: a *vocabulary* objective, a row rule that runs with all others in one sweep over each head; or a *direct*
+objective, a function of the signals.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ R = TypeVar("R")
 
 
 class Objective(ABC, Generic[S]):
-    """Base of both sorts. Subclass `VocabularyObjective` or `DirectObjective`."""
+    """Base of both kinds. Subclass `VocabularyObjective` or `DirectObjective`."""
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
 
     @property
     def scope(self) -> Scope:
-        """What one value is about, as its settings say."""
+        """What one value belongs to, from the settings."""
         return self.settings.scope
 
     @property
@@ -41,31 +41,31 @@ class Objective(ABC, Generic[S]):
         return "targets" if self.scope == "token" else "examples"
 
     def ask(self, dims: Dims) -> Mapping[Side, Ask]:
-        """What it reads of either model, given their sizes.
+        """What it reads of each model, given their sizes.
 
         Raises:
-            ModelError: these models have no such layer, or sizes that do not fit each other.
+            ModelError: a layer does not exist, or the models' sizes do not match.
         """
         return {}
 
     def build(self, dims: Dims) -> nn.Module | None:
-        """A module that is trained along with the student and stripped at export, or None."""
+        """A module that is trained along with the student and removed at export, or None."""
         return None
 
     def initialise(self, module: nn.Module, student: Signals, teacher: Signals | None, batch: Batch) -> None:
-        """Gives what `build` returned its first weights, of the first batch's signals; called once, without gradient,
-        and only where training begins. By default they stay as they were built."""
+        """Give the module from `build` its initial weights, from the first batch's signals. Called once, without
+        gradient, when training starts. By default they stay as they were built."""
 
     def count(self, batch: Batch) -> Int[Tensor, ""]:
-        """What the sum of values is divided by, of one micro-batch. Needs no model output: the trainer sums it over
-        the micro-batches of the step and the ranks, and divides once (rule 1)."""
+        """The divisor of the sum of values, of one micro-batch. Needs no model output: the trainer sums it over the
+        step's micro-batches and the ranks, and divides once (rule 1)."""
         return batch.count(self.over)
 
 
 class VocabularyObjective(Objective[S]):
-    """One whose values are over the vocabulary (or the classes), always at targets: a row rule and its settings.
+    """An objective over the vocabulary (or the classes), always at targets: a row rule with its settings.
 
-    `rule_of(settings, progress)` gives the rule. `build` makes one of the settings that `row_rule` binds a rule to.
+    `rule_of(settings, progress)` returns the rule. `registry.build` makes one for settings bound by `row_rule`.
     """
 
     def __init__(self, rule_of: Callable[[S, float], RowRule], settings: S) -> None:
@@ -73,42 +73,42 @@ class VocabularyObjective(Objective[S]):
         self.rule_of = rule_of
 
     def ask(self, dims: Dims) -> Mapping[Side, Ask]:
-        """The response of the student, and of the teacher where it needs one."""
+        """The response of the student, and of the teacher if needed."""
         asks: dict[Side, Ask] = {"student": Ask(response=True)}
         if self.settings.needs().teacher:
             asks["teacher"] = Ask(response=True)
         return asks
 
     def row_rule(self, progress: float = 0.0) -> RowRule:
-        """What it does to a tile of rows, at a progress of training in [0, 1]."""
+        """The row rule at a training progress in [0, 1]."""
         return self.rule_of(self.settings, progress)
 
 
 def row_rule(settings: type[S]) -> Callable[[type[R]], type[R]]:
     """Class decorator: bind a row rule to the settings of an objective. The rule has a class method `of(settings,
-    progress)`, which gives the rule at a progress of training in [0, 1], where temperatures that change are read."""
+    progress)`, which returns the rule at a training progress in [0, 1], with the values of schedules at that point."""
     return implements(settings, make=lambda rule, its_settings: VocabularyObjective(rule.of, its_settings))
 
 
 class DirectObjective(Objective[S]):
-    """One that reads the signals themselves."""
+    """An objective that reads the signals itself."""
 
     @abstractmethod
     def __call__(
         self, student: Signals, teacher: Signals | None, batch: Batch, module: nn.Module | None = None
     ) -> Term:
-        """Values per row of its selection, never a mean. `module` is what `build` returned."""
+        """Values per row of its selection, never a mean. `module` is the one from `build`."""
 
 
 class TappedObjective(DirectObjective[S]):
-    """One that holds inner tensors of the student against the teacher's: it says which, and what it makes of them."""
+    """An objective that compares inner tensors of student and teacher: names of taps, and a function of them."""
 
     @abstractmethod
     def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The taps of student and of teacher that it reads, by the names of `Signals.taps`.
+        """The names (as in `Signals.taps`) of the student's and the teacher's tensors that it reads.
 
         Raises:
-            ModelError: these models have no such tensor, or sizes that do not fit each other.
+            ModelError: a tensor does not exist, or the models' sizes do not match.
         """
 
     @abstractmethod
@@ -116,9 +116,9 @@ class TappedObjective(DirectObjective[S]):
         """Values per row of its selection."""
 
     def ask(self, dims: Dims) -> Mapping[Side, Ask]:
-        """Its taps of either side."""
-        ours, theirs = self.names(dims)
-        return {"student": Ask(taps=frozenset(ours)), "teacher": Ask(taps=frozenset(theirs))}
+        """Its taps of each model."""
+        student_names, teacher_names = self.names(dims)
+        return {"student": Ask(taps=frozenset(student_names)), "teacher": Ask(taps=frozenset(teacher_names))}
 
     def __call__(
         self, student: Signals, teacher: Signals | None, batch: Batch, module: nn.Module | None = None
@@ -142,10 +142,10 @@ class TappedObjective(DirectObjective[S]):
 
 
 def dims_of(student: Signals, teacher: Signals) -> Dims:
-    """The sizes of the two models that gave these signals.
+    """The sizes of the two models that the signals come from.
 
     Raises:
-        ValueError: they do not say.
+        ValueError: the signals have none.
     """
     if student.dims is None or teacher.dims is None:
         raise ValueError("signals of inner tensors come with the sizes (dims) of their model")
@@ -156,7 +156,7 @@ def tap(signals: Signals, name: str, side: Side) -> Tensor:
     """An inner tensor by name.
 
     Raises:
-        ValueError: it is not among the signals; those that are there are named.
+        ValueError: the signals lack it; the error lists those they have.
     """
     if name not in signals.taps:
         raise ValueError(f"the {side} gives no {name}; it gives {sorted(signals.taps) or 'no taps'}")
@@ -164,5 +164,5 @@ def tap(signals: Signals, name: str, side: Side) -> Tensor:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """In fp32, or fp64 where it is that: values are computed in no less, whatever the models' dtype."""
+    """In fp32, or fp64 for fp64: values are computed in no lower precision, whatever the models' dtype."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

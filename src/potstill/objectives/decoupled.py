@@ -17,12 +17,12 @@ from potstill.recipe.response import DecoupledKD
 
 @row_rule(DecoupledKD)
 class DecoupledKDRule(SoftRule[DecoupledKD]):
-    """α · KL(b_p ‖ b_q) + β · KL(p̂ ‖ q̂), held equal to `divergences.dkd`. Zhao et al. 2022, eq. 7.
+    """α · KL(b_p ‖ b_q) + β · KL(p̂ ‖ q̂); tests hold it equal to `divergences.dkd`. Zhao et al. 2022, eq. 7.
 
     p̂ and q̂ are softmaxes over the logits of the others, and b comes from the log-odds of the target: dividing
-    probabilities by 1 − p_target would leave nothing of them where the teacher is sure.
+    probabilities by 1 − p_target would lose all precision where the teacher is certain.
 
-    Where a target is none of the shared tokens, all of these are others: the first term is 0, the second KL(p ‖ q).
+    If a target is not among the shared tokens, all of these are others: the first term is 0, the second KL(p ‖ q).
     """
 
     def __init__(

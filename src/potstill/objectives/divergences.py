@@ -1,6 +1,6 @@
-"""What the vocabulary-sized objectives compute, written plainly on whole logits.
+"""The vocabulary-sized objectives in plain form, on whole logits.
 
-These are the references: every row rule of the fused sweep is held equal to its function here, in value and in
+These are the references: tests hold every row rule of the fused sweep equal to its function here, in value and
 gradient. They allocate several arrays of [N,V]; training uses the sweep.
 """
 
@@ -18,15 +18,15 @@ from potstill.signals import Sparse
 def temperature_gain(temperature: float, scale_by_temperature_squared: bool) -> float:
     """The factor on a soft term: T² where the method says so, else 1. Hinton et al. 2015, §2.1.
 
-    It multiplies the *value*, and so the gradient: ∂/∂z of a term at temperature T shrinks with 1/T², and the
-    balance against a hard term would move with T. This is the one place where it is decided.
+    It multiplies the *value*, and so the gradient: without it ∂/∂z of a term at temperature T shrinks with 1/T², and
+    the balance against a hard term would depend on T. This is the only place where the factor is chosen.
     """
     return temperature**2 if scale_by_temperature_squared else 1.0
 
 
 def shared_tokens(student_vocab: int, teacher_vocab: int) -> int:
-    """The number of leading rows that both heads have. Heads padded to different lengths are sliced to it, never
-    filled: any pad value would change the softmax (0) or make NaN (−∞)."""
+    """The number of leading rows that both heads have. Heads of different lengths are sliced to it, never padded: any
+    pad value would change the softmax (0) or give NaN (−∞)."""
     return min(student_vocab, teacher_vocab)
 
 
@@ -165,7 +165,7 @@ def total_variation(
 def logit_mse(student_logits_NV: Float[Tensor, "N V"], teacher_logits_NV: Float[Tensor, "N W"]) -> Float[Tensor, " N"]:
     """Mean over the shared tokens of (z_student − z_teacher)². Ba & Caruana 2014, eq. 1; Kim et al. 2021.
 
-    ∂/∂z = 2 (z_student − z_teacher) / shared tokens. Unlike the others it sees the level of the logits.
+    ∂/∂z = 2 (z_student − z_teacher) / shared tokens. Unlike the others it depends on the level of the logits.
     """
     shared = shared_tokens(student_logits_NV.shape[-1], teacher_logits_NV.shape[-1])
     return (student_logits_NV[:, :shared] - teacher_logits_NV[:, :shared].detach()).square().mean(-1)
@@ -184,7 +184,7 @@ def dkd(
     """α · KL(b_p ‖ b_q) + β · KL(p̂ ‖ q̂): b is (target, all other tokens), p̂ and q̂ are over the other tokens alone.
     Zhao et al. 2022 (DKD), eq. 7. With α = 1 and β = 1 − p_target it is `forward_kl` (their eq. 5).
 
-    Where a target is none of the shared tokens, all of these are others: the first term is 0, the second KL(p ‖ q).
+    If a target is not among the shared tokens, all of these are others: the first term is 0, the second KL(p ‖ q).
 
     ∂/∂z = gain · [β (q̂ − p̂) + α (b_q − b_p) (δ_target − q̂)] / T, b the probability of the target.
     """
@@ -193,7 +193,7 @@ def dkd(
     inside = is_target.any(-1)
 
     def apart(log_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log p of the target, log of the others' mass, and log p̂ (meaningless at the target itself)."""
+        """log p of the target, log of the others' mass, and log p̂ (undefined at the target itself)."""
         log_others = log_NV.masked_fill(is_target, -math.inf).logsumexp(-1)
         return torch.where(is_target, log_NV, 0).sum(-1), log_others, log_NV - log_others[:, None]
 
@@ -208,10 +208,10 @@ def dkd(
 def sparse_soft_ce(
     student_logits_NV: Float[Tensor, "N V"], sparse: Sparse, *, scale_by_temperature_squared: bool = False
 ) -> Float[Tensor, " N"]:
-    """Σ over stored entries of w (−log q), at the temperature of the store, weights as they are.
+    """Σ over stored entries of w (−log q), at the temperature of the store, with weights not renormalised.
 
-    `unbiased`: its expectation over the store's sampling is `soft_ce`, and so is its gradient's. `top_k`: beside that,
-    the remaining mass r = 1 − Σ w against all tokens that are not stored as one, r · (−log Σ q_not stored): never above
+    `unbiased`: the expectation over the store's sampling is `soft_ce`, for value and gradient. `top_k` adds the
+    remaining mass r = 1 − Σ w against all tokens that are not stored, as one: r · (−log Σ q_not stored); never above
     `soft_ce`.
     """
     temperature, (rows, vocab) = sparse.temperature, student_logits_NV.shape
@@ -230,8 +230,8 @@ def sparse_soft_ce(
 def sparse_forward_kl(
     student_logits_NV: Float[Tensor, "N V"], sparse: Sparse, *, scale_by_temperature_squared: bool = False
 ) -> Float[Tensor, " N"]:
-    """`sparse_soft_ce` less the teacher's entropy: the stored one, or of a `top_k` store that of its entries with the
-    remaining mass as one more. The latter is KL(p ‖ q) less r · KL of the tails, each normalised: in [0, KL(p ‖ q)].
+    """`sparse_soft_ce` minus the teacher's entropy: the stored one, or for a `top_k` store that of its entries with
+    the remaining mass as one more. The latter is KL(p ‖ q) − r · KL of the tails, each normalised: in [0, KL(p ‖ q)].
     """
     rows, vocab = sparse.entropy.shape[0], student_logits_NV.shape[-1]
     entropy = sparse.entropy.to(student_logits_NV.dtype)
@@ -254,5 +254,5 @@ def hard_ce(student_logits_NV: Float[Tensor, "N V"], target_ids_N: Int[Tensor, "
 
 
 def mass_on_cut_rows(logits_NV: Float[Tensor, "N V"], shared: int) -> Float[Tensor, " N"]:
-    """The probability that a model gives to tokens beyond the first `shared`, per row, in [0, 1]."""
+    """The probability of tokens beyond the first `shared`, per row, in [0, 1]."""
     return torch.softmax(logits_NV, dim=-1)[:, shared:].sum(-1)

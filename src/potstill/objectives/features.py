@@ -42,8 +42,8 @@ def hidden_smooth_l1(
     """Mean over the width of ½d²/δ where |d| < δ and |d| − ½δ elsewhere, d = student − teacher, per row; in fp32 (fp64
     for fp64 states).
 
-    Large differences pull with a constant force, so that a few outlying dimensions do not rule. The gradient flows to
-    the student only.
+    Large differences have a constant gradient, so that a few outlying dimensions do not dominate. The gradient flows
+    to the student only.
     """
     student, teacher = widened(student_hidden_NH), widened(teacher_hidden_NH.detach())
     return torch.nn.functional.smooth_l1_loss(student, teacher, reduction="none", beta=delta).mean(-1)
@@ -53,15 +53,15 @@ H = TypeVar("H", bound=HiddenSettings)
 
 
 class HiddenObjective(TappedObjective[H]):
-    """Base of those that hold hidden states against each other, row by row.
+    """Base of objectives that compare hidden states row by row.
 
-    Where the widths differ, or `project: always`, the student's states go through a learned linear projection first,
+    If the widths differ, or with `project: always`, the student's states first go through a learned linear projection,
     one per pair of layers or one for all.
     """
 
     @abstractmethod
     def distance(self, student_NH: Float[Tensor, "N H"], teacher_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
-        """Between states of equal width, per row."""
+        """The distance between states of equal width, per row."""
 
     @property
     def over(self) -> Over:
@@ -69,7 +69,7 @@ class HiddenObjective(TappedObjective[H]):
 
     def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
         pairs = state_pairs(self.settings.layers, dims)
-        return tuple(f"hidden.{ours}" for ours, _ in pairs), tuple(f"hidden.{theirs}" for _, theirs in pairs)
+        return tuple(f"hidden.{state}" for state, _ in pairs), tuple(f"hidden.{state}" for _, state in pairs)
 
     def build(self, dims: Dims) -> nn.ModuleList | None:
         """[H_student → H_teacher] projections without bias: one per pair of layers, one in all if shared, or None."""
@@ -79,13 +79,13 @@ class HiddenObjective(TappedObjective[H]):
         return linear_projections(dims.student.hidden, dims.teacher.hidden, number)
 
     def initialise(self, module: nn.Module, student: Signals, teacher: Signals | None, batch: Batch) -> None:
-        """By `projection_init: pca`, sets each projection to the principal directions of the teacher's states that it
-        is to reach (of all of them, where it is shared). Random ones stay as they were drawn."""
+        """With `projection_init: pca`, set each projection to the principal directions of its teacher states (of all
+        of them, if shared). Random ones stay as they were drawn."""
         if self.settings.projection_init == "random":
             return
         teacher = self.taught(teacher)
-        _, theirs = self.names(dims_of(student, teacher))
-        aims = [self._rows(teacher, name, batch, "teacher") for name in theirs]
+        _, teacher_names = self.names(dims_of(student, teacher))
+        aims = [self._rows(teacher, name, batch, "teacher") for name in teacher_names]
         if self.settings.share_projection:
             aims = [torch.cat(aims)]
         for projection, states in zip(module.children(), aims, strict=True):
@@ -93,24 +93,24 @@ class HiddenObjective(TappedObjective[H]):
             start_at_principal_directions(projection, states)
 
     def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " N"]:
-        ours, theirs = self.names(dims_of(student, teacher))
+        student_names, teacher_names = self.names(dims_of(student, teacher))
         projections = list(module.children()) if module is not None else [nn.Identity()]
         if len(projections) == 1:
-            projections *= len(ours)
+            projections *= len(student_names)
         found = []
-        for our, their, project in zip(ours, theirs, projections, strict=True):
-            states = project(widened(self._rows(student, our, batch, "student")))
-            found.append(self.distance(states, self._rows(teacher, their, batch, "teacher")))
+        for student_name, teacher_name, project in zip(student_names, teacher_names, projections, strict=True):
+            states = project(widened(self._rows(student, student_name, batch, "student")))
+            found.append(self.distance(states, self._rows(teacher, teacher_name, batch, "teacher")))
         return torch.stack(found).mean(0)
 
     def _rows(self, signals: Signals, name: str, batch: Batch, side: Side) -> Float[Tensor, "N H"]:
-        """The rows of one hidden state that the selection names."""
+        """The selected rows of one hidden state."""
         return tap(signals, name, side).flatten(0, 1)[batch.positions(self.over, side)]
 
 
 @implements(HiddenCosine)
 class HiddenCosineLoss(HiddenObjective[HiddenCosine]):
-    """1 − cos of hidden states, the mean over its pairs of layers. Sanh et al. 2019, §3.
+    """1 − cos of hidden states, the mean over pairs of layers. Sanh et al. 2019, §3.
 
     The term is *positive*: it falls as the states align.
     """
@@ -123,7 +123,8 @@ class HiddenCosineLoss(HiddenObjective[HiddenCosine]):
 class HiddenMSELoss(HiddenObjective[HiddenMSE]):
     """Mean squared difference of hidden states. Jiao et al. 2020, eq. 8, and eq. 9 for `layers: embeddings`.
 
-    The mean over its pairs of layers, where the paper has the sum: multiply the weight by their number for its balance.
+    The mean over pairs of layers, where the paper has the sum: for the paper's balance, multiply the weight by their
+    number.
     """
 
     def distance(self, student_NH: Float[Tensor, "N H"], teacher_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
@@ -132,7 +133,7 @@ class HiddenMSELoss(HiddenObjective[HiddenMSE]):
 
 @implements(HiddenSmoothL1)
 class HiddenSmoothL1Loss(HiddenObjective[HiddenSmoothL1]):
-    """Smooth L1 distance of hidden states, the mean over its pairs of layers."""
+    """Smooth L1 distance of hidden states, the mean over pairs of layers."""
 
     def distance(self, student_NH: Float[Tensor, "N H"], teacher_NH: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
         return hidden_smooth_l1(student_NH, teacher_NH, self.settings.delta)

@@ -1,4 +1,4 @@
-"""Which of the student's layers is compared with which of the teacher's."""
+"""Pairs of student and teacher layers that objectives compare."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from potstill.signals import Dims
 
 
 def state_pairs(layers: LayerMap, dims: Dims) -> tuple[tuple[int, int], ...]:
-    """`pairs_of_states` of two models. Raises ModelError, also for a model whose layers are not counted."""
+    """`pairs_of_states` of two models. Raises ModelError, also for a model without counted layers."""
     return pairs_of_states(layers, *_depths(dims))
 
 
 def attention_pairs(layers: AttentionMap, dims: Dims) -> tuple[tuple[int, int], ...]:
-    """`pairs_of_attention` of two models. Raises ModelError, also for a model whose layers are not counted."""
+    """`pairs_of_attention` of two models. Raises ModelError, also for a model without counted layers."""
     return pairs_of_attention(layers, *_depths(dims))
 
 

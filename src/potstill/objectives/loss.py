@@ -18,13 +18,14 @@ from potstill.signals import Batch, Dense, Head, Signals, Sparse
 
 @dataclass(frozen=True)
 class Loss:
-    """What one micro-batch gives.
+    """The loss of one micro-batch, and its parts.
 
     Attributes:
         total: Σ weight · Σ values ÷ count, this micro-batch's share of the global loss; differentiable.
         sums: Σ values per objective, without weight and count; detached.
         metrics: by name, each a **sum over this batch's targets**; detached. `student_cut_mass` and `teacher_cut_mass`
-            are there where the heads have different numbers of rows.
+        exist
+            if the heads have different numbers of rows.
     """
 
     total: Float[Tensor, ""]
@@ -41,13 +42,14 @@ def total_loss(
     modules: Sequence[nn.Module | None] | None = None,
     progress: float = 0.0,
 ) -> Loss:
-    """Runs all vocabulary objectives in one sweep and the others one by one.
+    """Run all vocabulary objectives in one sweep and the others one by one.
 
     Args:
         counts: the divisor of each objective over the *global* batch (all micro-batches of the step, all ranks); an
-            objective whose count is 0 contributes 0.
-        modules: what `build` of each objective returned.
-        progress: of training, in [0, 1]: where weights and temperatures that change are read.
+        objective
+            whose count is 0 contributes 0.
+        modules: from `build` of each objective.
+        progress: of training, in [0, 1], for weights and temperatures that change.
 
     Raises:
         ValueError: the student gives neither `Head` nor `Dense`, or a teacher is needed and there is none.
@@ -73,7 +75,7 @@ def total_loss(
                 metrics[name] = mass.sum()
     for i, objective in enumerate(objectives):
         if isinstance(objective, DirectObjective):
-            # Values and learned projections are in fp32 whatever the models run in (see `base.widened`).
+            # Values and learned projections are in fp32, whatever the models' dtype (see `base.widened`).
             with torch.autocast(batch.target_ids.device.type, enabled=False):
                 term = objective(student, teacher, batch, modules[i])
             summed = term.values.sum()

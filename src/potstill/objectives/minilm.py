@@ -1,8 +1,8 @@
 """MiniLM: self-attention relations of a layer, the student's last against one of the teacher's.
 
-A relation of a tensor X, split into heads, is softmax(X·Xᵀ/√d): how each token stands to the others by its queries,
-keys or values. Relations are matrices of tokens, so that neither widths nor depths need to agree. Of a causal model a
-token is related to those that it may see.
+A relation of a tensor X, split into heads, is softmax(X·Xᵀ/√d): the similarity of each token to the others by queries,
+keys or values. Relations are token-by-token matrices, so neither widths nor depths need to agree. In a causal model a
+token has relations only to tokens that it may see.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def relation_scores(states: Float[Tensor, "B A T d"]) -> Float[Tensor, "B A T T"
 
 
 def split_anew(states: Float[Tensor, "B A T d"], relation_heads: int) -> Float[Tensor, "B R T e"]:
-    """Heads put together side by side, A·d wide, and split into as many relation heads. Wang et al. 2021, §3.1.
+    """Concatenate the heads to width A·d, and split into relation heads. Wang et al. 2021, §3.1.
 
     Raises:
-        ModelError: the width cannot be split into so many.
+        ModelError: the width is not divisible.
     """
     batch, heads, time, size = states.shape
     width = heads * size
@@ -54,32 +54,32 @@ def split_anew(states: Float[Tensor, "B A T d"], relation_heads: int) -> Float[T
 class MiniLMv1Loss(TappedObjective[MiniLMv1]):
     """KL of the last layers' attention distributions plus KL of their value relations. Wang et al. 2020, §3.1 and 3.2.
 
-    Grouped heads of values are repeated, as attention does.
+    Grouped value heads are repeated, as in attention.
     """
 
     def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Queries, keys and values of the last layers.
 
         Raises:
-            ModelError: numbers of heads that differ, attention that cannot be compared, or a model without layers.
+            ModelError: numbers of heads differ, attention cannot be compared, or a model has no layers.
         """
         check_attention(dims, self.settings.kind)
-        ((ours, theirs),) = attention_pairs("last", dims)
+        ((student_layer, teacher_layer),) = attention_pairs("last", dims)
         check_equal_heads(dims, self.settings.kind)
-        return _parts(ours), _parts(theirs)
+        return _parts(student_layer), _parts(teacher_layer)
 
     def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " E"]:
         dims, example_ids = dims_of(student, teacher), example_ids_of(batch)
-        ((ours, theirs),) = attention_pairs("last", dims)
+        ((student_layer, teacher_layer),) = attention_pairs("last", dims)
         attention = distribution_kl(
-            attention_scores(student, ours, "student"),
-            attention_scores(teacher, theirs, "teacher"),
+            attention_scores(student, student_layer, "student"),
+            attention_scores(teacher, teacher_layer, "teacher"),
             example_ids,
             dims.student.causal,
         )
         relations = distribution_kl(
-            relation_scores(_values(student, ours, "student", dims.student.heads)),
-            relation_scores(_values(teacher, theirs, "teacher", dims.teacher.heads)),
+            relation_scores(_values(student, student_layer, "student", dims.student.heads)),
+            relation_scores(_values(teacher, teacher_layer, "teacher", dims.teacher.heads)),
             example_ids,
             dims.student.causal,
         )
@@ -88,30 +88,34 @@ class MiniLMv1Loss(TappedObjective[MiniLMv1]):
 
 @implements(MiniLMv2)
 class MiniLMv2Loss(TappedObjective[MiniLMv2]):
-    """KL of relations between queries, keys and values, whose heads are put together and split anew. Wang et al. 2021,
-    §3.1; the sum over the kinds of relations, weights 1.
+    """KL of relations between queries, keys and values, whose heads are concatenated and split into relation heads.
+    Wang et al. 2021, §3.1; the sum over the kinds of relations, with weights 1.
 
-    Keys and values of grouped heads are split as they are, not repeated.
+    Grouped key and value heads are split as they are, not repeated.
     """
 
     def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Its relations' tensors of the student's last layer and the teacher's chosen one.
+        """The tensors of its relations: the student's last layer, and the chosen layer of the teacher.
 
         Raises:
-            ModelError: the teacher has no such layer, or attention that cannot be compared.
+            ModelError: the teacher has no such layer, or attention cannot be compared.
         """
         check_attention(dims, self.settings.kind)
-        ours, theirs = self._layers(dims)
+        student_layer, teacher_layer = self._layers(dims)
         kinds = self.settings.relations
-        return tuple(f"{kind}.{ours}" for kind in kinds), tuple(f"{kind}.{theirs}" for kind in kinds)
+        return tuple(f"{kind}.{student_layer}" for kind in kinds), tuple(f"{kind}.{teacher_layer}" for kind in kinds)
 
     def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " E"]:
         dims, example_ids = dims_of(student, teacher), example_ids_of(batch)
-        ours, theirs = self._layers(dims)
+        student_layer, teacher_layer = self._layers(dims)
         found = [
             distribution_kl(
-                relation_scores(split_anew(tap(student, f"{kind}.{ours}", "student"), self.settings.relation_heads)),
-                relation_scores(split_anew(tap(teacher, f"{kind}.{theirs}", "teacher"), self.settings.relation_heads)),
+                relation_scores(
+                    split_anew(tap(student, f"{kind}.{student_layer}", "student"), self.settings.relation_heads)
+                ),
+                relation_scores(
+                    split_anew(tap(teacher, f"{kind}.{teacher_layer}", "teacher"), self.settings.relation_heads)
+                ),
                 example_ids,
                 dims.student.causal,
             )
@@ -121,14 +125,14 @@ class MiniLMv2Loss(TappedObjective[MiniLMv2]):
 
     def _layers(self, dims: Dims) -> tuple[int, int]:
         layer, layers = self.settings.teacher_layer, dims.teacher.layers
-        ((ours, theirs),) = attention_pairs("last", dims)
+        ((student_layer, teacher_layer),) = attention_pairs("last", dims)
         if not -layers <= layer < layers:
             raise ModelError(
-                f"attention layer {layer} of the teacher, which has 0 to {theirs}",
+                f"attention layer {layer} of the teacher, which has 0 to {teacher_layer}",
                 where="teacher_layer",
                 fix=f"give one of those, or count from the end: -1 to -{layers}",
             )
-        return ours, layer % layers
+        return student_layer, layer % layers
 
 
 def _parts(layer: int) -> tuple[str, str, str]:

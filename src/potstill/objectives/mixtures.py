@@ -1,9 +1,10 @@
 """Divergences from a mixture m of teacher p and student q: generalised JSD and DistiLLM's skewed KLs.
 
-m is positive wherever p or q is, so both ratios are bounded and no logarithm grows without end: what these methods are
-chosen for. Here that holds in floating point as well: probabilities that have underflowed are taken for the smallest
-normal number, and the mixture comes by interpolation, q + share · (p − q), which is q itself where p = q. Means under q
-are by q's own sum, which rounding leaves beside 1: far apart, a gradient is a small difference from such a mean.
+m is positive wherever p or q is, so both ratios are bounded and no logarithm diverges, which is the purpose of these
+methods. Here that also holds in floating point: probabilities that have underflowed count as the smallest normal
+number, and the mixture is computed by interpolation, q + share · (p − q), which is exactly q where p = q. Means under
+q divide by q's own sum, which rounding leaves close to but not at 1: where p and q are far apart, a gradient is a
+small difference from such a mean.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class JSDRule(SoftRule[JSD]):
     """β · KL(p ‖ m) + (1−β) · KL(q ‖ m), m = β·p + (1−β)·q; ∂/∂z = gain · (1−β) · q (log(q/m) − KL(q ‖ m)) / T.
     Agarwal et al. 2023 (GKD), eq. 1.
 
-    Two logarithms an entry and no log partition: the ratios are of probabilities.
+    Two logarithms per entry and no log partition: the ratios are of probabilities.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class JSDRule(SoftRule[JSD]):
         p, q = rows.teacher_exponentials(at, shared), rows.student_exponentials(at, shared)
         shape = q.values.shape
         of_p, of_q, mixture = (rows.scratch.take(name, *shape) for name in ("difference", "product", "mixture"))
-        # p and q, both times q's total, without which their ratios to the mixture come out the same.
+        # p and q, both times q's total; their ratios to the mixture are the same.
         torch.mul(p.values, q.total / p.total, out=of_p).clamp_min_(smallest(of_p))
         torch.clamp_min(q.values, smallest(of_q), out=of_q)
         torch.lerp(of_q, of_p, beta, out=mixture)
@@ -76,7 +77,7 @@ class _SkewedRule(SoftRule[K]):
         return cls(settings.alpha, **softening(settings, progress))
 
     def _ratios(self, rows: Rows, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(r, log(f/m), m) of each entry. Rounding could put 1 + (1−α) r at 0; its logarithm is kept finite."""
+        """(r, log(f/m), m) of each entry. Rounding could make 1 + (1−α) r zero; its logarithm is kept finite."""
         ratio, mixture, logs = (rows.scratch.take(name, *first.shape) for name in ("difference", "mixture", "product"))
         torch.lerp(second, first, self.alpha, out=mixture).clamp_min_(smallest(first))
         torch.sub(first, second, out=ratio).div_(mixture)
@@ -89,8 +90,9 @@ class SkewedKLRule(_SkewedRule[SkewedKL]):
     """KL(p ‖ m), m = α·p + (1−α)·q; ∂/∂z = gain · (1−α) · q (Σ q s − s) / T with s = p/m. Ko et al. 2024
     (DistiLLM), eq. 4.
 
-    Where p is far from q, s is near 0 for all that q holds likely, and what is subtracted is small. Of (p − q)/m, which
-    is s but for constants, it would be a difference of large terms. Where p = q, s is 1, as is its mean by q's own sum.
+    Where p is far from q, s is near 0 for all entries that are likely under q, and the subtraction is between small
+    numbers. With (p − q)/m, which equals s up to constants, it would be a difference of large terms. Where p = q, s is
+    1, and so is its mean by q's own sum.
     """
 
     def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:

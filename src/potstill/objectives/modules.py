@@ -1,4 +1,4 @@
-"""Objectives on what modules give, by their paths: attention transfer and hints, above all for convolutional nets."""
+"""Objectives on outputs of modules, by path: attention transfer and hints, mainly for convolutional nets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from potstill.signals import Batch, Dims, Signals, View
 
 
 def attention_map(maps: Float[Tensor, "B C *space"], power: float = 2.0) -> Float[Tensor, "B M"]:
-    """Where a layer looks: the mean over channels of |F|^p, flattened over space and divided by its length, in fp32
-    (fp64 for fp64). Zagoruyko & Komodakis 2017, §3.1 (sum or mean over channels: the length is divided out).
-
-    A map that is 0 everywhere stays 0, and gets no gradient.
+    """The spatial attention of a layer: the mean over channels of |F|^p, flattened over space and divided by its norm,
+    in fp32 (fp64 for fp64). Zagoruyko & Komodakis 2017, §3.1 (sum or mean over channels is the same after division). A
+    map that is 0 everywhere stays 0, and gets no gradient.
     """
     return unit(widened(maps).abs().pow(power).mean(1).flatten(1))
 
@@ -30,7 +29,7 @@ def attention_transfer(
 ) -> Float[Tensor, " B"]:
     """Mean over positions of the squared difference of attention maps, per example, in [0, 4 / positions].
 
-    The authors' code: eq. 2 of the paper has the length of the difference instead of the mean of its squares. The
+    As in the authors' code: eq. 2 of the paper has the norm of the difference instead of the mean of its squares. The
     gradient flows to the student only.
     """
     return (attention_map(student, power) - attention_map(teacher.detach(), power)).square().mean(1)
@@ -48,8 +47,8 @@ def hint(student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]) -> Fl
 class AttentionTransferLoss(TappedObjective[AttentionTransfer]):
     """Squared difference of attention maps. Zagoruyko & Komodakis 2017.
 
-    The mean over its pairs of modules, where the paper has the sum: multiply the weight by their number for its
-    balance.
+    The mean over pairs of modules, where the paper has the sum: for the paper's balance, multiply the weight by their
+    number.
     """
 
     def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -57,32 +56,32 @@ class AttentionTransferLoss(TappedObjective[AttentionTransfer]):
         return tuple(f"module:{pair.student}" for pair in pairs), tuple(f"module:{pair.teacher}" for pair in pairs)
 
     def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " E"]:
-        """Per image.
+        """Values per image.
 
         Raises:
             ModelError: outputs that are no maps, or maps of different sizes.
         """
         found = []
         for pair in self.settings.modules:
-            ours, theirs = _outputs(pair, student, teacher)
-            for path, output in ((pair.student, ours), (pair.teacher, theirs)):
+            student_output, teacher_output = _outputs(pair, student, teacher)
+            for path, output in ((pair.student, student_output), (pair.teacher, teacher_output)):
                 if output.ndim < 4:
                     raise ModelError(
                         f"the output of {path} has the shape {list(output.shape)} and is no map [B,C,h,w]",
                         where="modules",
                         fix="attention_transfer is for convolutional nets; for texts take attention_kl, else hint",
                     )
-            found.append(attention_transfer(ours, theirs, self.settings.power))
+            found.append(attention_transfer(student_output, teacher_output, self.settings.power))
         return torch.stack(found).mean(0)
 
 
 @implements(Hint)
 class HintLoss(TappedObjective[Hint]):
-    """Squared difference of a guided and a hint module's output, through a learned regressor where the channels differ.
+    """Squared difference of a guided and a hint module's output, through a learned regressor if the channels differ.
     Romero et al. 2015 (FitNets), eq. 3.
 
-    [B,C,h,w] has its channels second, [B,C] and [B,T,C] at the end. Of texts, what a module gives for each token is
-    averaged over those of an example, padding aside.
+    Channels are the second axis of [B,C,h,w], and the last of [B,C] and [B,T,C]. For texts, values per token are
+    averaged over an example, without padding.
     """
 
     def names(self, dims: Dims) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -90,66 +89,70 @@ class HintLoss(TappedObjective[Hint]):
         return (f"module:{pair.student}",), (f"module:{pair.teacher}",)
 
     def build(self, dims: Dims) -> Regressor:
-        """A regressor without parameters yet: channels are no part of the sizes of a model, so `initialise` makes them
-        of the first batch."""
+        """A regressor without parameters: the number of channels is not among a model's sizes, so `initialise` creates
+        the parameters from the first batch."""
         return Regressor()
 
     def initialise(self, module: nn.Module, student: Signals, teacher: Signals | None, batch: Batch) -> None:
-        """Makes the regressor's parameters, where the channels differ.
+        """Create the regressor's parameters, if the channels differ.
 
         Raises:
             ModelError: the outputs' sizes differ by more than their channels.
         """
         assert isinstance(module, Regressor)
-        ours, theirs = _outputs(self.settings.modules, student, self.taught(teacher))
-        axis = channel_axis(ours)
-        module.materialise(ours.shape[axis], theirs.shape[axis])
+        student_output, teacher_output = _outputs(self.settings.modules, student, self.taught(teacher))
+        axis = channel_axis(student_output)
+        module.materialise(student_output.shape[axis], teacher_output.shape[axis])
 
     def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " E"]:
-        """Per example.
+        """Values per example.
 
         Raises:
-            ModelError: the outputs' sizes differ by more than their channels, or by these without a regressor.
+            ModelError: the outputs' sizes differ by more than their channels, or by channels without a regressor.
         """
         pair, view = self.settings.modules, batch.student
-        ours, theirs = _outputs(pair, student, teacher)
+        student_output, teacher_output = _outputs(pair, student, teacher)
         if module is not None:
-            ours = module(widened(ours))
-        if ours.shape != theirs.shape:
-            raise ModelError(_differ(pair, ours, theirs), where="modules", fix="train it with what its build returns")
-        if isinstance(view, View) and ours.ndim == 3 and ours.shape[:2] == view.input_ids.shape:
-            ids = example_ids_of(batch)
-            squares = (widened(ours) - widened(theirs.detach())).square().mean(-1)
-            return per_example(squares, ids) / per_example(torch.ones_like(squares), ids)
-        if ours.shape[0] != view.examples:
+            student_output = module(widened(student_output))
+        if student_output.shape != teacher_output.shape:
             raise ModelError(
-                f"the output of {pair.student} has the shape {list(ours.shape)} for {view.examples} examples",
+                _differ(pair, student_output, teacher_output),
+                where="modules",
+                fix="train it with what its build returns",
+            )
+        if isinstance(view, View) and student_output.ndim == 3 and student_output.shape[:2] == view.input_ids.shape:
+            ids = example_ids_of(batch)
+            squares = (widened(student_output) - widened(teacher_output.detach())).square().mean(-1)
+            return per_example(squares, ids) / per_example(torch.ones_like(squares), ids)
+        if student_output.shape[0] != view.examples:
+            raise ModelError(
+                f"the output of {pair.student} has the shape {list(student_output.shape)} for {view.examples} examples",
                 where="modules",
                 fix="set train.packing: false, or name a module that gives a state for each token",
             )
-        return hint(ours, theirs)
+        return hint(student_output, teacher_output)
 
 
 def _outputs(pair: Modules, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
-    ours = tap(student, f"module:{pair.student}", "student")
-    theirs = tap(teacher, f"module:{pair.teacher}", "teacher")
-    if _sizes(ours) != _sizes(theirs):
+    student_output = tap(student, f"module:{pair.student}", "student")
+    teacher_output = tap(teacher, f"module:{pair.teacher}", "teacher")
+    if _sizes(student_output) != _sizes(teacher_output):
         raise ModelError(
-            _differ(pair, ours, theirs),
+            _differ(pair, student_output, teacher_output),
             where="modules",
             fix="name modules whose outputs agree in all but their channels, as those after as many strides",
         )
-    return ours, theirs
+    return student_output, teacher_output
 
 
 def _sizes(output: Tensor) -> tuple[int, ...]:
-    """All but the channels."""
+    """All sizes but the channels."""
     axis = channel_axis(output)
     return (*output.shape[:axis], *output.shape[axis + 1 :])
 
 
-def _differ(pair: Modules, ours: Tensor, theirs: Tensor) -> str:
+def _differ(pair: Modules, student_output: Tensor, teacher_output: Tensor) -> str:
     return (
-        f"the output of the student's {pair.student} has the shape {list(ours.shape)}, and that of the teacher's "
-        f"{pair.teacher} {list(theirs.shape)}"
+        f"the output of the student's {pair.student} has the shape {list(student_output.shape)}, and that of "
+        f"the teacher's {pair.teacher} {list(teacher_output.shape)}"
     )

@@ -1,4 +1,4 @@
-"""Directions of vectors, with a gradient that is finite where there is none to take."""
+"""Unit vectors, with a finite gradient also at zero."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def unit(vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-    """Vectors divided by their length; those of no length stay 0, and get no gradient.
+    """Vectors divided by their norm; zero vectors stay 0, and get no gradient.
 
-    Dividing by max(length, ε), as is usual, makes 0 of a zero vector too, but multiplies its gradient by 1/ε.
+    The usual division by max(norm, ε) also maps a zero vector to 0, but multiplies its gradient by 1/ε.
     """
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     long = length > 0

@@ -1,4 +1,4 @@
-"""From what a model gives for a batch to one vector per example."""
+"""From the outputs of a model for a batch to one vector per example."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def pool(
 ) -> Float[Tensor, "E H"]:
     """One vector per example: the mean or the maximum of its tokens' states, or that of its first or last token.
 
-    In fp32 (fp64 for fp64 states). Where rows are packed an example is a segment of one; padding changes nothing. Where
-    several tokens share a maximum, so they do its gradient.
+    In fp32 (fp64 for fp64 states). In packed rows an example is a segment; padding has no effect. Tokens that share a
+    maximum share its gradient.
     """
     real = (example_ids_BT.flatten() >= 0).nonzero().squeeze(-1)
     ids = example_ids_BT.flatten()[real]
@@ -36,11 +36,11 @@ def pool(
 
 
 def one_vector_each(output: Float[Tensor, "B ..."], view: View | ImageView, pooling: Pooling) -> Float[Tensor, "E D"]:
-    """One vector per example of what a hidden state or a module gives: [B,T,H] over a view's own tokens is pooled, any
-    other flattened behind its first axis.
+    """One vector per example from a hidden state or a module's output: [B,T,H] over a view's tokens is pooled, any
+    other shape flattened after its first axis.
 
     Raises:
-        ModelError: it has not one row per example.
+        ModelError: it does not have one row per example.
     """
     if isinstance(view, View) and output.ndim == 3 and output.shape[:2] == view.input_ids.shape:
         return pool(output, view.example_ids, pooling)

@@ -1,4 +1,4 @@
-"""Learned linear maps from the student's width to the teacher's, trained along and stripped at export."""
+"""Learned linear maps from the student's width to the teacher's, trained along and removed at export."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from potstill.errors import ModelError
 
 
 def linear_projections(student_width: int, teacher_width: int, number: int) -> nn.ModuleList:
-    """Linear maps [H_student → H_teacher] without bias, random as `nn.Linear` draws them."""
+    """Linear maps [H_student → H_teacher] without bias, initialised as `nn.Linear` does."""
     return nn.ModuleList(nn.Linear(student_width, teacher_width, bias=False) for _ in range(number))
 
 
 def principal_directions(states_NH: Float[Tensor, "N H"], number: int) -> Float[Tensor, "H K"]:
-    """Up to `number` orthonormal directions in which states lie, the one of most energy first.
+    """Up to `number` orthonormal principal directions of states, in order of decreasing energy.
 
-    K is the least of `number`, N and H. They are about the origin, not about the mean: the maps made of them have no
-    bias, so the mean is a thing that they must carry too. Signs are such that each direction's largest entry is
-    positive. In fp32, or fp64 for fp64 states.
+    K is the least of `number`, N and H. The directions are about the origin, not the mean: the maps have no bias, so
+    they must represent the mean too. Signs make each direction's largest entry positive. In fp32, or fp64 for fp64
+    states.
     """
     wide = states_NH.to(torch.promote_types(states_NH.dtype, torch.float32))
     directions: Tensor = torch.linalg.svd(wide, full_matrices=False).Vh[:number].T
@@ -30,11 +30,11 @@ def principal_directions(states_NH: Float[Tensor, "N H"], number: int) -> Float[
 
 
 def start_at_principal_directions(projection: nn.Linear, states_NH: Float[Tensor, "N H"]) -> None:
-    """Sets a map's weight so that the student's coordinate i stands for the teacher's i-th principal component.
+    """Set a map's weight so that the student's coordinate i corresponds to the teacher's i-th principal component.
 
-    Column i of the weight [H_teacher, H_student] becomes the i-th principal direction of the teacher's states. Where
-    there are fewer states than columns, further columns are directions orthogonal to those, made of what was drawn;
-    where the student is wider than the teacher, the columns left over are 0 (they learn all the same).
+    Column i of the weight [H_teacher, H_student] becomes the i-th principal direction of the teacher's states. With
+    fewer states than columns, further columns are directions orthogonal to those, made from the random initialisation;
+    if the student is wider than the teacher, the remaining columns are 0 (they are still trained).
     """
     weight = projection.weight
     teacher_width, student_width = weight.shape
@@ -44,17 +44,17 @@ def start_at_principal_directions(projection: nn.Linear, states_NH: Float[Tensor
         drawn = weight[:, found.shape[1] : min(teacher_width, student_width)].to(found.dtype)
         basis = torch.linalg.qr(torch.cat([found, drawn], 1)).Q
         start[:, : basis.shape[1]] = basis
-        start[:, : found.shape[1]] = found  # as they are: QR may turn a sign
+        start[:, : found.shape[1]] = found  # unchanged: QR may flip a sign
         weight.copy_(start)
 
 
 class Regressor(nn.Module):
-    """An affine map of channels, whose numbers it learns from the first outputs; nothing where these agree.
+    """An affine map of channels, whose sizes come from the first outputs; the identity if the channels agree.
 
     A 1×1 convolution over maps [B,C,h,w] (or of more axes), a linear map of [B,C] and of [B,T,C]. Its parameters do
-    not exist until `materialise` has seen the channels, or until a state that has them is loaded: `channels` [2],
-    0 before and the student's and teacher's number after, is part of the state and says so. What they are
-    drawn from is decided when it is built.
+    not exist until `materialise` is called, or a state that has them is loaded. The buffer `channels` [2] is part of
+    the state: 0 before, the student's and teacher's numbers after. The seed of the initial parameters is drawn at
+    construction.
     """
 
     channels: Tensor
@@ -64,11 +64,11 @@ class Regressor(nn.Module):
         super().__init__()
         self.register_buffer("channels", torch.zeros(2, dtype=torch.long))
         self.seed = int(torch.randint(2**62, ()))
-        self.made = False  # as `channels` says, without waiting for the device
+        self.made = False  # the same as `channels` > 0, without a device synchronisation
         self.register_module("map", None)
 
     def materialise(self, student_channels: int, teacher_channels: int) -> None:
-        """Makes the parameters, on the device of `channels`."""
+        """Create the parameters, on the device of `channels`."""
         self.channels.copy_(torch.tensor([student_channels, teacher_channels]))
         self.made = True
         self.map = None
@@ -78,11 +78,11 @@ class Regressor(nn.Module):
                 self.map = nn.Linear(student_channels, teacher_channels).to(self.channels.device)
 
     def forward(self, output: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        """The student's output in the teacher's number of channels.
+        """Map the student's output to the teacher's number of channels.
 
         Raises:
-            RuntimeError: it has not seen the channels yet.
-            ModelError: it was made for another number of them.
+            RuntimeError: `materialise` has not been called.
+            ModelError: it was made for another number of channels.
         """
         if not self.made:
             raise RuntimeError("the regressor has no sizes yet: show it a first batch (`Objective.initialise`)")
@@ -101,10 +101,10 @@ class Regressor(nn.Module):
         sizes: Tensor | None = state_dict.get(prefix + "channels")
         if sizes is not None and sizes.any() and not torch.equal(sizes.cpu(), self.channels.cpu()):
             self.materialise(*(int(n) for n in sizes))
-            # The loader goes on to the children that are there when this returns.
+            # The loader then loads the children that exist when this returns.
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def channel_axis(output: Tensor) -> int:
-    """Where an output has its channels: [B,C] and [B,T,C] at the end, [B,C,h,w] second."""
+    """The axis of an output's channels: the last of [B,C] and [B,T,C], the second of [B,C,h,w]."""
     return 1 if output.ndim > 3 else output.ndim - 1

@@ -1,7 +1,7 @@
 """Objectives on the response: the distribution over the next token, or over the classes. Each is a row rule of the
-fused sweep, held equal to the function of the same name in `divergences.py`.
+fused sweep; tests hold it equal to the function of the same name in `divergences.py`.
 
-Between two distributions through their mixture: `mixtures.py`. Target against all others: `decoupled.py`.
+Divergences from a mixture of both distributions: `mixtures.py`. Target against all others: `decoupled.py`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SoftCERule(SoftRule[SoftCE]):
 def _add_difference(
     rows: Rows, coefficient: Float[Tensor, "R 1"], p: Exponentials, q: Exponentials, out: Float[Tensor, "R V"]
 ) -> None:
-    """Adds coefficient · (q − p), of the difference, not term by term: it is exactly zero where the two agree."""
+    """Add coefficient · (q − p), as a difference and not term by term: exactly zero where the two are equal."""
     torch.addcmul(p.values, q.values, p.total / q.total, value=-1, out=out)
     rows.add_gradient(-coefficient / p.total, out)
 

@@ -1,8 +1,8 @@
-"""What all row rules between two softened distributions have in common.
+"""The parts that all row rules between two softened distributions share.
 
-With p and q the softmax of teacher and student at T, and f the value as a function of q alone, a gradient with respect
-to the student's logits is gain · q (∂f/∂q − Σ q ∂f/∂q) / T. Every rule here forms the bracket from a quantity that is
-exactly zero where p = q, so that a student like its teacher gets exactly no gradient.
+With p and q the softmax of teacher and student at T, and f the value as a function of q alone, the gradient with
+respect to the student's logits is gain · q (∂f/∂q − Σ q ∂f/∂q) / T. Every rule here computes the bracket from a
+quantity that is exactly zero where p = q, so that a student equal to its teacher gets exactly no gradient.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from potstill.recipe.response import SoftSettings
 from potstill.recipe.schedules import value_at
 
 TakesSparse = Literal["none", "linear", "bounded_tail"]
-"""What a rule may be given of a sparse signal: `linear` in p, so right on any unbiased sample and biased by a stated
-amount on a cut one; `bounded_tail` cut ones only; `none`, where it would be biased without bound."""
+"""Which sparse signals a rule accepts: `linear` in p (exact in expectation on any unbiased sample, with a stated bias
+on a truncated one); `bounded_tail` (truncated ones only); `none` (the bias would be unbounded)."""
 
 
 S = TypeVar("S", bound=SoftSettings)
@@ -49,14 +49,14 @@ class SoftRule(ABC, Generic[S]):
 
 
 class Softening(TypedDict):
-    """The arguments that every rule at a temperature takes."""
+    """The arguments of every rule at a temperature."""
 
     temperature: float
     scale_by_temperature_squared: bool
 
 
 def softening(settings: SoftSettings, progress: float) -> Softening:
-    """Those of an objective's settings, at a progress of training."""
+    """The arguments in an objective's settings, at a training progress."""
     return {
         "temperature": value_at(settings.temperature, progress),
         "scale_by_temperature_squared": settings.scale_by_temperature_squared,
@@ -64,17 +64,17 @@ def softening(settings: SoftSettings, progress: float) -> Softening:
 
 
 def smallest(like: Tensor) -> float:
-    """The smallest normal number of a dtype: what a probability that has underflowed is taken for under a logarithm or
-    in a divisor. V of them do not move a sum."""
+    """The smallest normal number of a dtype: replaces an underflowed probability under a logarithm or in a divisor. V
+    of them do not change a sum."""
     return torch.finfo(like.dtype).tiny
 
 
 def linear_values(
     rows: Rows, coefficient: Float[Tensor, "R 1"], rule: SoftRule[Any], *, less_entropy: bool
 ) -> Float[Tensor, " R"]:
-    """Σ w (−log q) of a tile, less the teacher's entropy if asked; adds coefficient × gain / T × ((Σ w) q − w).
+    """Σ w (−log q) of a tile, minus the teacher's entropy if requested; adds coefficient × gain / T × ((Σ w) q − w).
 
-    Held equal to `divergences.sparse_soft_ce` and `sparse_forward_kl`.
+    Tests hold it equal to `divergences.sparse_soft_ce` and `sparse_forward_kl`.
     """
     sparse, at, shared = rows.sparse, rule.temperature, rows.shared
     if sparse is None:

@@ -1,4 +1,4 @@
-"""What evaluation measures per token, from the same sweep, without gradients."""
+"""Per-token statistics for evaluation, from the same sweep, without gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from potstill.signals import Dense, Head
 class TokenStatistics:
     """Per target token, at T = 1, in fp32; nats. Without a teacher the last three are None.
 
-    `top1_agree` says whether student and teacher put the same token first, among the tokens that both have.
+    `top1_agree`: whether student and teacher rank the same token first, among the tokens that both have.
     """
 
     nll_student: Float[Tensor, " N"]
@@ -46,8 +46,8 @@ class _TopOneAgreement:
 def token_statistics(
     student: Head | Dense, teacher: Head | Dense | None, target_ids: Int[Tensor, " N"]
 ) -> TokenStatistics:
-    """NLL of both, KL(teacher ‖ student) and top-1 agreement, chunked, with the products in fp32 whatever the models'
-    dtype and whether or not autocast is on.
+    """NLL of both, KL(teacher ‖ student) and top-1 agreement, computed in chunks, with products in fp32 whatever the
+    models' dtype and regardless of autocast.
 
     `nll_teacher` is over all rows of the teacher's head and `nll_student` over all of the student's; KL and agreement
     are over the shared tokens.

@@ -121,7 +121,8 @@ class DistillModule(nn.Module):
     def _signals_of_teacher(self, batch: Batch, ask: Ask) -> Signals | None:
         if not ask:
             return None
-        assert self.teacher is not None
+        if self.teacher is None:
+            raise ValueError("an objective needs a teacher, and there is none")
         return self.teacher.signals(batch, ask)
 
     # What `transformers.Trainer` and its callbacks ask of a model.

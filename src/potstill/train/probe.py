@@ -135,9 +135,8 @@ def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows]:
 
 
 def _answered(record: Record, chat: ChatTokenizer, length: int) -> Tokenized:
-    asked: str | Sequence[Any] | None = record.messages if record.messages is not None else record.prompt
-    assert asked is not None
-    ids = prompt_ids(asked, chat, record.tools)
+    prompt: str | Sequence[Any] = record.messages or record.prompt or ""
+    ids = prompt_ids(prompt, chat, record.tools)
     answer = list(islice(cycle(ids), length))
     return Tokenized(ids + answer, [IGNORE] * len(ids) + answer)
 

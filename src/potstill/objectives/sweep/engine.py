@@ -5,27 +5,27 @@ For N rows, V vocabulary, H_s and H_t hidden widths, and chunks of C rows:
     for each chunk of C rows                                   operations (multiply and add)
         student logits  [C,V] = hidden_s @ weight_sᵀ           2·C·V·H_s
         teacher logits  [C,V] = hidden_t @ weight_tᵀ           2·C·V·H_t
-        for each tile of R rows, on threads of their own       some 15 passes over R·V that stay in the cache
+        for each tile of R rows, each on one thread       some 15 passes over R·V that stay in the cache
             each rule: values [R], ∂/∂logits into one shared [R,V]
             scale and soft-cap: chain rule in place
-            the tile of gradients goes where the tile of student logits was
+            the gradient tile overwrites the tile of student logits
         ∂hidden [C,H_s] = gradients @ weight_s                 2·C·V·H_s
         ∂weight [V,H_s] += gradientsᵀ @ hidden_s               2·C·V·H_s
 
-Operations: 2·N·V·(3·H_s + H_t), the least there is, whatever the number of objectives. A frozen head or a frozen
-hidden state saves its product, and a call under `no_grad` saves both. Nothing is recomputed in the backward pass, which
-only multiplies the finished gradients by the incoming one.
+Operations: 2·N·V·(3·H_s + H_t), the minimum, whatever the number of objectives. A frozen head or a frozen hidden state
+saves its product, and a call under `no_grad` saves both. Nothing is recomputed in the backward pass, which only
+multiplies the finished gradients by the incoming one.
 
-Memory beyond the gradients themselves: two buffers [C,V] (one without a teacher, or where it is `Dense`), whose size
-is decided in `chunks.py`, and a handful of tiles. For 2,048 rows and V = 49,152 in fp32: C = 342, 128 MiB. Statistics
-are in fp32 (fp64 for fp64 models) whatever the dtype of the products, and a weight gradient narrower than fp32 is
-summed in fp32 where there are three chunks or more.
+Memory beyond the gradients: two buffers [C,V] (one without a teacher, or if it is `Dense`), sized by `chunks.py`, and
+a few tiles. For 2,048 rows and V = 49,152 in fp32: C = 342, 128 MiB. Statistics are in fp32 (fp64 for fp64 models)
+whatever the dtype of the products, and a weight gradient narrower than fp32 is summed in fp32 if there are three
+chunks or more.
 
-Under autocast the products are in autocast's dtype, as they are in the models; the logits are rounded to it once and
-all that follows is in fp32.
+Under autocast the products are in autocast's dtype, as in the models; the logits are rounded to it once and everything
+after is in fp32.
 
-The gradients are computed in the forward pass, and only if grad mode was on when `fused_sweep` was called. That is read
-outside the autograd function: inside, grad mode is always off and `ctx.needs_input_grad` is true under `no_grad` too.
+The gradients are computed in the forward pass, and only if grad mode was on when `fused_sweep` was called. Grad mode
+is read outside the autograd function: inside, it is always off and `ctx.needs_input_grad` is true under `no_grad` too.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from potstill.objectives.sweep.tiles import TileWorkers, divide_threads
 from potstill.signals import Dense, Head, Sparse
 
 TILE_BYTES = 1536 * 2**10
-"""Bytes of one tile buffer per CPU thread. Smaller tiles fit the second-level cache better and cost more calls: at
-200 KiB the tiles took 0.72 s of a sweep of 2,048 rows over 49,152 tokens, at 400 KiB 0.53, at 800 KiB 0.40, at
-1,600 KiB 0.37; and at 3 MiB a fifth more again."""
+"""Bytes of one tile buffer per CPU thread. Smaller tiles fit the second-level cache better and need more calls: at 200
+KiB the tiles took 0.72 s of a sweep of 2,048 rows over 49,152 tokens, at 400 KiB 0.53, at 800 KiB 0.40, at 1,600 KiB
+0.37, and at 3 MiB 20 % more than that."""
 
 ACCELERATOR_TILE_BYTES = 256 * 2**20
 """Bytes of one tile buffer on a GPU: enough rows to fill it. Larger ones are no faster, and a rule holds several."""
@@ -60,13 +60,14 @@ ACCELERATOR_TILE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep gives.
+    """The result of a sweep.
 
     Attributes:
         loss: Σ over rules and rows of coefficient × value; differentiable.
         values: per rule and row, without coefficients; detached.
-        student_cut_mass, teacher_cut_mass: where the heads have different numbers of rows, the probability (T = 1) of
-            each row's tokens that only one head has; else None.
+        student_cut_mass, teacher_cut_mass: if the heads have different numbers of rows, the probability (T = 1) in
+        each row
+            of the tokens that only one head has; else None.
     """
 
     loss: Float[Tensor, ""]
@@ -83,23 +84,24 @@ def fused_sweep(
     *,
     product_dtype: torch.dtype | None = None,
 ) -> Swept:
-    """Runs rules over all rows, each with its coefficient: weight ÷ count as a scalar, or [N] with a weight per row.
+    """Run rules over all rows, each with its coefficient: weight ÷ count as a scalar, or [N] with a weight per row.
 
     The loss is differentiable in the student's hidden states, weight and bias (or its dense logits); the teacher gets
-    no gradient. `product_dtype` overrides the dtype in which heads are projected. Logits must be finite: a token that a
-    model cannot say is cut (rule 5), not given −∞, whose 0 · ∞ would be NaN.
+    no gradient. `product_dtype` overrides the dtype in which heads are projected. Logits must be finite: tokens that a
+    model lacks are cut (rule 5), not given −∞, whose 0 · ∞ would be NaN.
 
-    A `Sparse` teacher serves rules that are linear in its probabilities, at its own temperature.
+    A `Sparse` teacher works with rules that are linear in its probabilities, at its own temperature.
 
     Raises:
         ValueError: student, teacher and targets have different numbers of rows; a rule needs a teacher and there is
-            none, or cannot do with a sparse one; a stored token is none of the student's.
+        none, or
+            does not accept a sparse one; a stored token is not in the student's vocabulary.
     """
     taught = any(rule.needs_teacher for rule, _ in rules)
     if taught and teacher is None:
         raise ValueError("a rule needs the teacher's distribution, and there is no teacher")
     source = logits_of(student, product_dtype)
-    # A teacher that nobody asks is not projected.
+    # A teacher that no rule reads is not projected.
     rows, statistics = source.rows, torch.float64 if source.dtype == torch.float64 else torch.float32
     reference: Logits | SparseTeacher | None = None
     if taught and teacher is not None:
@@ -125,7 +127,7 @@ def _per_row(coefficient: Tensor | float, rows: int, dtype: torch.dtype, device:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some rows: logits of student and teacher as projected, and where the gradient of the student's is written."""
+    """Some rows: projected logits of student and teacher, and the buffer for the gradient of the student's."""
 
     rows: slice
     raw: Tensor
@@ -164,7 +166,7 @@ class _Engine:
 
     def run(self) -> tuple[Tensor | None, ...]:
         """(loss, values, cut mass of student and of teacher, and the gradients of the leaves)."""
-        # Its buffers are given back before the gradients are cast to their leaves' dtype, which needs room of its own.
+        # Free the buffers before the gradients are cast to their leaves' dtype, which needs memory too.
         self._sweep_chunks()
         loss = sum((self.values[i] @ c for i, c in enumerate(self.coefficients.unbind(1))), self.values.new_zeros(()))
         return loss, self.values, *self.masses, *self.student.gradients()
@@ -192,7 +194,7 @@ class _Engine:
                     student.take_gradient(rows, room)
 
     def _sweep_tiles(self, chunk: _Chunk, tile: int, scratches: Sequence[Scratch], worker: int) -> None:
-        """One worker's tiles of a chunk: every so-many-th one, all rules on each."""
+        """One worker's tiles of a chunk: every n-th tile, all rules on each."""
         count = chunk.rows.stop - chunk.rows.start
         for at in range(worker * tile, count, tile * len(scratches)):
             part = slice(at, min(at + tile, count))
@@ -214,8 +216,8 @@ class _Engine:
 
 
 def rows_of_chunk(student: Logits, teacher: Logits | None, wanted: tuple[bool, ...], statistics: torch.dtype) -> int:
-    """How many rows a sweep projects at once, where gradients of the leaves that are `wanted` are summed in the dtype
-    of the statistics."""
+    """The number of rows that a sweep projects at once, if gradients of the `wanted` leaves are summed in the dtype of
+    the statistics."""
     return chunk_rows(
         student.rows,
         sum(side.vocab * side.dtype.itemsize for side in _buffered(student, teacher)),
@@ -226,7 +228,7 @@ def rows_of_chunk(student: Logits, teacher: Logits | None, wanted: tuple[bool, .
 
 
 def _accelerator_bytes(device: torch.device) -> int | None:
-    """The memory of a GPU, or a guess for another kind of accelerator; None for a CPU."""
+    """The memory of a GPU, an estimate for other accelerators, None for a CPU."""
     if device.type == "cpu":
         return None
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 8 * 2**30
@@ -237,7 +239,7 @@ def _buffered(student: Logits, teacher: Logits | None) -> list[Logits]:
 
 
 def _tiling(chunk: int, bytes_per_row: int, device: torch.device) -> tuple[int, int, int]:
-    """(rows of a tile, workers, threads of each). Off the CPU one worker takes them in turn."""
+    """(rows of a tile, workers, threads of each). Off the CPU a single worker processes all tiles."""
     if device.type != "cpu":
         return min(chunk, max(1, ACCELERATOR_TILE_BYTES // bytes_per_row)), 1, 1
     fit = max(1, TILE_BYTES // bytes_per_row)
@@ -252,8 +254,8 @@ class _Sweep(torch.autograd.Function):
     def forward(ctx: Any, engine: _Engine, *leaves: Tensor | None) -> tuple[Tensor | None, ...]:
         with torch.autocast(engine.student.device.type, enabled=False):
             loss, values, student_mass, teacher_mass, *gradients = engine.run()
-        # As saved tensors they are freed when the backward pass has used them, so the parameter takes the very buffer
-        # over; and if the graph is retained, autograd sees that they are held and copies.
+        # Saved tensors are freed after use in the backward pass, so the parameter takes over the buffer itself; if
+        # the graph is retained, autograd sees that they are still held and copies.
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(*(t for t in (values, student_mass, teacher_mass) if t is not None))
         return loss, values, student_mass, teacher_mass

@@ -1,5 +1,5 @@
-"""Where a sweep's logits come from, and where their gradient goes: a head that is projected chunk by chunk, or
-logits that exist already."""
+"""Sources of a sweep's logits and destinations of their gradients: a head that is projected chunk by chunk, or
+existing logits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from potstill.signals import Dense, Head
 
 
 def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype in which a head is projected: autocast's where it is on, as `F.linear` would; else the wider of both.
+    """The dtype in which a head is projected: autocast's if it is on, as in `F.linear`; else the wider of both.
 
-    fp64 is left alone by autocast, and so here.
+    fp64 is exempt from autocast, and so here.
     """
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     kind = hidden.device.type
@@ -28,13 +28,13 @@ def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Cap:
-    """What a model does to its logits after the projection: times `scale`, then softcap · tanh(logits / softcap)."""
+    """What a model applies to its projected logits: times `scale`, then softcap · tanh(logits / softcap)."""
 
     scale: float = 1.0
     softcap: float | None = None
 
     def apply(self, raw: Float[Tensor, "R V"], scratch: Scratch, name: str) -> Float[Tensor, "R V"]:
-        """A tile's logits in the dtype of the statistics. Where there is nothing to do it is `raw` itself."""
+        """A tile's logits in the dtype of the statistics; `raw` itself if nothing has to be done."""
         if self.scale == 1.0 and self.softcap is None and raw.dtype == scratch.dtype:
             return raw
         logits = scratch.take((name, "logits"), *raw.shape).copy_(raw)
@@ -45,7 +45,7 @@ class Cap:
         return logits
 
     def chain(self, gradient: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scratch: Scratch) -> None:
-        """Turns ∂/∂logits, in place, into ∂/∂(hidden @ weightᵀ + bias): times scale · (1 − (logits/softcap)²)."""
+        """Turn ∂/∂logits, in place, into ∂/∂(hidden @ weightᵀ + bias): times scale · (1 − (logits/softcap)²)."""
         if self.softcap is not None:
             slope = scratch.take("softcap slope", *logits.shape)
             torch.mul(logits, logits, out=slope)
@@ -58,7 +58,7 @@ class Cap:
 class HeadLogits:
     """Logits of a `Head`, projected in chunks.
 
-    Products are in `dtype`; the weight is cast to it once per sweep. Gradients are kept only for what `wants` names.
+    Products are in `dtype`; the weight is cast to it once per sweep. Only the `wanted` gradients are kept.
     """
 
     buffered = True
@@ -78,24 +78,23 @@ class HeadLogits:
 
     @property
     def leaves(self) -> tuple[Tensor | None, ...]:
-        """What gradients flow to."""
+        """The tensors that gradients flow to."""
         return (self.head.hidden, self.head.weight, self.head.bias)
 
     def project(self, rows: slice, buffer: Tensor | None) -> Float[Tensor, "C V"]:
         """hidden @ weightᵀ + bias of some rows, into the buffer."""
-        assert buffer is not None
-        hidden, out = self._hidden[rows], buffer[: rows.stop - rows.start]
+        hidden, out = self._hidden[rows], None if buffer is None else buffer[: rows.stop - rows.start]
         if self._bias is None:
             return torch.mm(hidden, self._weight.t(), out=out)
         return torch.addmm(self._bias, hidden, self._weight.t(), out=out)
 
     def bytes_saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
-        """What the weight's gradient takes less of few chunks than of many."""
+        """Memory saved in summing the weight's gradient if there are few chunks."""
         return bytes_saved_by_few(self.head.weight, self.dtype, accumulate_in) if wanted[1] else 0
 
     def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype, chunks: int) -> None:
-        """Makes room for the gradients of (hidden, weight, bias); those of weight and bias are summed over so many
-        chunks, in `accumulate_in`."""
+        """Allocate the gradients of (hidden, weight, bias); those of weight and bias are summed over `chunks` chunks,
+        in `accumulate_in`."""
         if wanted[0]:
             self._hidden_gradient = torch.empty_like(self.head.hidden, memory_format=torch.contiguous_format)
         if wanted[1]:
@@ -104,11 +103,11 @@ class HeadLogits:
             self._bias_gradient = torch.zeros(self.head.bias.shape, dtype=accumulate_in, device=self.device)
 
     def gradient_room(self, rows: slice, raw: Float[Tensor, "C V"]) -> Float[Tensor, "C V"]:
-        """Where the gradient of a chunk is written: over its logits, which nobody reads again."""
+        """The buffer for the gradient of a chunk: its logits, which are not read again."""
         return raw
 
     def take_gradient(self, rows: slice, gradient_CV: Float[Tensor, "C V"]) -> None:
-        """The two products of a chunk, each only where it is wanted."""
+        """Compute the two products of a chunk, each only if wanted."""
         if self._hidden_gradient is not None:
             target = self._hidden_gradient[rows]
             if target.dtype == self.dtype:
@@ -132,7 +131,7 @@ class HeadLogits:
 
 
 class DenseLogits:
-    """Logits that exist already, read in chunks. Their gradient is as large as they are."""
+    """Existing logits, read in chunks. Their gradient is as large as they are."""
 
     buffered = False
 
@@ -146,11 +145,11 @@ class DenseLogits:
 
     @property
     def leaves(self) -> tuple[Tensor | None, ...]:
-        """What gradients flow to."""
+        """The tensors that gradients flow to."""
         return (self.logits,)
 
     def project(self, rows: slice, buffer: Tensor | None) -> Float[Tensor, "C V"]:
-        """Some rows, as they are."""
+        """Some rows, unchanged."""
         return self._values[rows]
 
     def bytes_saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
@@ -158,17 +157,17 @@ class DenseLogits:
         return 0
 
     def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype, chunks: int) -> None:
-        """Makes room for the gradient of the logits."""
+        """Allocate the gradient of the logits."""
         if wanted[0]:
             self._gradient = torch.empty_like(self._values, memory_format=torch.contiguous_format)
 
     def gradient_room(self, rows: slice, raw: Float[Tensor, "C V"]) -> Float[Tensor, "C V"]:
-        """Where the gradient of a chunk is written."""
+        """The buffer for the gradient of a chunk."""
         assert self._gradient is not None
         return self._gradient[rows]
 
     def take_gradient(self, rows: slice, gradient_CV: Float[Tensor, "C V"]) -> None:
-        """It is in its place already."""
+        """Nothing to do: the gradient is already in its place."""
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """The gradient of the logits."""

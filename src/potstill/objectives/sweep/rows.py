@@ -1,7 +1,7 @@
-"""A tile of rows, and the rule that an objective writes for it.
+"""A tile of rows, and the protocol of a row rule.
 
-The sweep (`engine.py`) hands every rule the same tile: some rows of the student's logits, of the teacher's, and the
-targets. What several rules need, such as the student's softmax at T = 1, is computed once per tile.
+The sweep (`engine.py`) gives every rule the same tile: some rows of the student's logits, of the teacher's, and the
+targets. Results that several rules need, such as the student's softmax at T = 1, are computed once per tile.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from potstill.objectives.divergences import shared_tokens
 
 
 class Scratch:
-    """Named buffers that live as long as a sweep: a tile's worth each, allocated at first use and reused."""
+    """Named tile-sized buffers for the duration of a sweep, allocated on first use and reused."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
         self._flat: dict[object, Tensor] = {}
 
     def take(self, name: object, rows: int, width: int) -> Float[Tensor, "R V"]:
-        """The buffer of that name as [rows, width], holding whatever was last written."""
+        """The buffer of that name as [rows, width]; its content is whatever was last written."""
         flat = self._flat.get(name)
         if flat is None or flat.numel() < rows * width:
             flat = self._flat[name] = torch.empty(rows * width, dtype=self.dtype, device=self.device)
@@ -38,9 +38,9 @@ class Scratch:
 
 
 class Exponentials(NamedTuple):
-    """An unnormalised softmax: `values` exp((z − the row's greatest) / T), and their sum, so that `values` ÷ `total` is
-    softmax(z / T); and `log_partition` log Σ exp(z / T). A rule that divides only what it sums up, or its coefficient,
-    saves a pass."""
+    """An unnormalised softmax: `values` are exp((z − the row's maximum) / T), `total` their sum, so that `values` ÷
+    `total` is softmax(z / T); `log_partition` is log Σ exp(z / T). A rule that divides only its sums, or its
+    coefficient, saves a pass."""
 
     values: Float[Tensor, "R width"]
     total: Float[Tensor, "R 1"]
@@ -53,8 +53,8 @@ class SparseRows:
 
     Attributes:
         row_of, ids, weights: each entry's row in the tile, its token and its weight.
-        entropy: of the dense distribution of each row, in nats.
-        kept: entries of each row.
+        entropy: of the full distribution of each row, in nats.
+        kept: number of entries of each row.
         cut: whether the entries are the most probable ones (`top_k`), so that mass is missing.
         vocab: the number of tokens that student and store share.
     """
@@ -78,11 +78,10 @@ class SparseRows:
 
 
 class Rows:
-    """One tile: `student` logits [R,V], `teacher` logits [R,W] or None, `target_ids` [R], in fp32 (fp64 if the models
-    are), after scale and soft-cap. What its methods return is shared between rules: read it, never write to it.
-
-    Where the teacher's distribution is a stored one, `sparse` holds its entries and there are no logits of it: only
-    rules that take it (`sparse` of the rule) are then called.
+    """One tile: `student` logits [R,V], `teacher` logits [R,W] or None, `target_ids` [R], in fp32 (fp64 for fp64
+    models), after scale and soft-cap. Results of its methods are shared between rules: read them, never write to them.
+    If the teacher's distribution is a stored one, `sparse` holds its entries and there are no teacher logits; only
+    rules that accept it (their attribute `sparse`) are then called.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class Rows:
         return self._exponentials("teacher", teacher, temperature, width or teacher.shape[1])
 
     def add_gradient(self, coefficient: Float[Tensor, "R 1"], derivative: Float[Tensor, "R width"]) -> None:
-        """Adds coefficient × ∂value/∂logits into the one gradient buffer that all rules share.
+        """Add coefficient × ∂value/∂logits to the gradient buffer that all rules share.
 
         A derivative narrower than the vocabulary is zero on the cut rows.
         """
@@ -142,20 +141,20 @@ class Rows:
             width = derivative.shape[1]
             if width == self.vocab:
                 torch.mul(derivative, coefficient, out=self._gradient)
-            else:  # in two passes: a compiler takes no `out` with gaps
+            else:  # in two passes: the compiler does not accept a strided `out`
                 self._gradient[:, :width].copy_(derivative).mul_(coefficient)
                 self._gradient[:, width:] = 0
         else:
             self._gradient[:, : derivative.shape[1]].addcmul_(derivative, coefficient)
 
     def add_gradient_at(self, ids: Int[Tensor, " R"], values: Float[Tensor, "R 1"]) -> None:
-        """Adds one value per row at one token per row."""
+        """Add one value per row at one token per row."""
         self.gradient.scatter_add_(1, ids[:, None], values)
 
     def add_gradient_entries(
         self, row_of: Int[Tensor, " E"], ids: Int[Tensor, " E"], values: Float[Tensor, " E"]
     ) -> None:
-        """Adds values at any entries, each given by its row in the tile and its token; an entry may come twice."""
+        """Add values at any entries, each given by its row in the tile and its token; an entry may occur twice."""
         self.gradient.index_put_((row_of, ids), values, accumulate=True)
 
     @property
@@ -187,7 +186,7 @@ class Rows:
         name = (side, temperature, width)
         if name not in self._softmaxes:
             known = self._exponentials(side, logits, temperature, width)
-            # Not in their place: another rule may hold them.
+            # Not in place: another rule may hold them.
             out = self.scratch.take(("softmax", *name), logits.shape[0], width)
             self._softmaxes[name] = torch.div(known.values, known.total, out=out)
         return self._softmaxes[name]
@@ -196,10 +195,10 @@ class Rows:
 def exponentials_into(
     out: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], temperature: float = 1.0
 ) -> Exponentials:
-    """The exponentials of logits / T into `out`, which may be `logits` itself. A logit may be −∞.
+    """The exponentials of logits / T, written to `out`, which may be `logits` itself. A logit may be −∞.
 
-    `exp2` takes a quarter of the time of `exp` on some processors, and gradients are as near to fp64 with it; the
-    quicker exponential of `torch.softmax` on CPUs leaves those of KL up to four times as far.
+    `exp2` takes a quarter of the time of `exp` on some processors, and gradients are equally close to fp64; the faster
+    exponential of `torch.softmax` on CPUs leaves those of KL up to four times as far from fp64.
     """
     greatest = logits.amax(-1, keepdim=True)
     torch.sub(logits, greatest, out=out)
@@ -210,14 +209,14 @@ def exponentials_into(
 
 @runtime_checkable
 class RowRule(Protocol):
-    """What a vocabulary-sized objective does to a tile.
+    """What a vocabulary-sized objective computes on a tile.
 
-    It returns its value per row [R], and where `rows.wants_gradient` calls `rows.add_gradient(coefficient, ∂value/∂z)`,
-    z the student's logits. `coefficient` [R,1] is weight ÷ count (times a token weight, if there are any); values are
-    returned without it. It is called for several tiles at once, on several threads, and keeps no state.
+    It returns its value per row [R], and if `rows.wants_gradient` calls `rows.add_gradient(coefficient, ∂value/∂z)`, z
+    the student's logits. `coefficient` [R,1] is weight ÷ count (times a token weight, if there are any); values are
+    returned without it. It is called for several tiles concurrently, on several threads, and keeps no state.
 
-    A rule that can do with a stored distribution says so by an attribute `sparse` (`soft.TakesSparse`), and looks at
-    `rows.sparse`; one without it is never called with one.
+    A rule that accepts a stored distribution declares it by an attribute `sparse` (`soft.TakesSparse`), and reads
+    `rows.sparse`; a rule without the attribute is never called with one.
     """
 
     needs_teacher: bool

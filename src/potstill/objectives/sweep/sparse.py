@@ -1,13 +1,13 @@
-"""What a stored or sampled distribution gives instead of a teacher's logits.
+"""A stored or sampled distribution in place of a teacher's logits.
 
 For objectives that are linear in the teacher's probabilities, Σ w (−log q) over the stored entries has the right
 expectation whenever the weights do, and so has its gradient (Σ w) · q − w. Nothing is renormalised: weights divided by
-their own sum would no longer have it.
+their own sum would have another expectation.
 
-A `top_k` store is biased. Its remaining mass r = 1 − Σ w is held against all tokens that are not stored, as one:
-r · (−log Q), with Q the student's mass on them. By the chain rule of KL, what is missing from the value is
-r · KL(tail of the teacher ‖ tail of the student), each normalised; so the value is a lower bound, and the gradient is
-off by at most √2 · r in L2 (on a token that is not stored it is q − r · q/Q instead of q − p).
+A `top_k` store is biased. Its remaining mass r = 1 − Σ w is matched against all tokens that are not stored, as one: r
+· (−log Q), with Q the student's mass on them. By the chain rule of KL, the value lacks r · KL(tail of the teacher ‖
+tail of the student), each normalised; so the value is a lower bound, and the gradient is off by at most √2 · r in L2
+(on a token that is not stored it is q − r · q/Q instead of q − p).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from potstill.signals import Sparse
 
 
 class SparseTeacher:
-    """A sparse signal, cut into tiles. Offsets are read once, for slices are made of them."""
+    """A sparse signal, cut into tiles. Offsets are copied to the host once, since slices need them."""
 
     def __init__(self, sparse: Sparse, student_vocab: int, dtype: torch.dtype) -> None:
         self.sparse, self.dtype = sparse, dtype
@@ -35,7 +35,7 @@ class SparseTeacher:
             )
 
     def tile(self, rows: slice) -> SparseRows:
-        """Some rows."""
+        """The entries of some rows."""
         sparse, kept = self.sparse, self.sparse.offsets[rows.start : rows.stop + 1].diff()
         entries = slice(self._offsets[rows.start], self._offsets[rows.stop])
         return SparseRows(
@@ -50,10 +50,10 @@ class SparseTeacher:
 
 
 def check_takes(rules: Sequence[object], sparse: Sparse) -> None:
-    """Whether each rule can do with this signal.
+    """Check that each rule accepts this signal.
 
     Raises:
-        ValueError: one cannot, or asks for another temperature than the stored one.
+        ValueError: one does not, or needs another temperature than the stored one.
     """
     for rule in rules:
         name, takes = type(rule).__name__, getattr(rule, "sparse", "none")

@@ -1,13 +1,13 @@
 """The work on one tile: all rules, run operation by operation or compiled into a few kernels.
 
-Run operation by operation, a rule reads and writes its tile some fifteen times. A CPU's cache hides that. On a GPU it
-is half of the time of a sweep, so there the same function goes through `torch.compile`: 8,192 rows in bf16
-(V = 128,256, H 2,048 and 4,096, H200) took 73 ms operation by operation and 37 ms compiled, where the four products
-alone take 31.5.
-On CPUs compiling gained nothing: its kernels compute each exponential anew wherever one is needed.
+Run operation by operation, a rule reads and writes its tile about fifteen times. On a CPU the cache absorbs that. On a
+GPU it is half of a sweep's time, so there the same function goes through `torch.compile`: 8,192 rows in bf16 (V =
+128,256, H 2,048 and 4,096, H200) took 73 ms operation by operation and 37 ms compiled; the four products alone take
+31.5.
+On CPUs compiling gained nothing: its kernels recompute each exponential wherever it is needed.
 
-The first sweep with a set of rules waits for the compiler, some seconds to half a minute. `TORCH_COMPILE_DISABLE=1`, a
-variable of torch, turns it off.
+The first sweep with a set of rules waits for the compiler, for a few seconds up to half a minute.
+`TORCH_COMPILE_DISABLE=1`, a variable of torch, turns it off.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from potstill.objectives.sweep.rows import RowRule, Rows, Scratch, SparseRows
 COMPILED_DEVICES = ("cuda",)
 
 LEAST_COMPILED_VOCAB = 4096
-"""With fewer tokens or classes a sweep is too short for compiling to be worth the wait."""
+"""With fewer tokens or classes a sweep is too short for compiling to pay."""
 
 MOST_VARIANTS = 6
-"""Sets of rules, with their settings, that are compiled in one process; torch allows eight graphs of a function. Rules
-whose temperature changes from step to step soon run operation by operation."""
+"""Maximum number of sets of rules, with their settings, that are compiled in one process; torch allows eight graphs of
+a function. Rules whose temperature changes at each step soon run operation by operation."""
 
 
 @dataclass(frozen=True)
 class TileWork:
-    """What is the same for all tiles of a sweep."""
+    """The inputs that all tiles of a sweep share."""
 
     rules: tuple[RowRule, ...]
     student_cap: Cap
@@ -46,7 +46,7 @@ class TileWork:
 
 @dataclass(frozen=True)
 class TileInputs:
-    """Some rows: logits of both models as projected, targets, and a coefficient per rule and row."""
+    """Some rows: projected logits of both models, targets, and a coefficient per rule and row."""
 
     student: Float[Tensor, "R V"]
     teacher: Float[Tensor, "R W"] | None
@@ -57,14 +57,13 @@ class TileInputs:
 
 @dataclass(frozen=True)
 class TileOutputs:
-    """What becomes of them.
+    """The results of one tile.
 
     Attributes:
         values: per rule and row, without coefficients.
         gradient: Σ coefficient × ∂value/∂(student as projected), in the dtype of the statistics or narrower; None if
             not wanted.
-        cut_masses: of student and teacher, the probability of the tokens that only that head has; None where it has
-            none.
+        cut_masses: of student and teacher, the probability of the tokens that only that head has; None if it has none.
     """
 
     values: Float[Tensor, "rules R"]
@@ -93,7 +92,7 @@ def tile_function(work: TileWork, device: torch.device, vocab: int) -> Callable[
         return run_tile(work, inputs, scratch)
 
     def compiled(inputs: TileInputs, scratch: Scratch) -> TileOutputs:
-        # A stored distribution has another number of entries in every tile; a single row would be a graph of its own.
+        # The number of stored entries differs between tiles, and a single row would be a graph of its own.
         if inputs.sparse is not None or inputs.student.shape[0] < 2 or not _Compiler.admits(work):
             return as_written(inputs, scratch)
         return _Compiler.run(work, inputs, scratch)
@@ -102,7 +101,7 @@ def tile_function(work: TileWork, device: torch.device, vocab: int) -> Callable[
 
 
 class _Fresh(Scratch):
-    """Buffers that are never reused: the compiler decides which of them exist at all."""
+    """Buffers that are never reused: the compiler decides which of them to allocate."""
 
     def take(self, name: object, rows: int, width: int) -> Float[Tensor, "R V"]:
         return torch.empty(rows, width, dtype=self.dtype, device=self.device)
@@ -119,12 +118,12 @@ def run_fresh(
     """`run_tile` as a function of tensors, for the compiler: values, gradient, and the cut masses of both."""
     inputs = TileInputs(student, teacher, target_ids, coefficients)
     done = run_tile(work, inputs, _Fresh(statistics, student.device))
-    # Rounded here, so that the kernel that computes a gradient writes it as narrow as it is kept.
+    # Rounded here, so that the kernel that computes a gradient writes it in its final dtype.
     return done.values, None if done.gradient is None else done.gradient.to(student.dtype), *done.cut_masses
 
 
 class _Compiler:
-    """The compiled function of this process, what it has been compiled for, and whether compiling has failed."""
+    """The compiled function of this process, the rules it has been compiled for, and whether compiling has failed."""
 
     broken = False
     _variants: ClassVar[set[str]] = set()
@@ -141,7 +140,7 @@ class _Compiler:
 
     @classmethod
     def run(cls, work: TileWork, inputs: TileInputs, scratch: Scratch) -> TileOutputs:
-        """One tile. Kernels are made for any number of rows, since every batch has another."""
+        """Run one tile. Kernels are compiled for any number of rows, since it differs between batches."""
         import torch._dynamo  # takes seconds, and only GPUs need it
 
         if cls._function is None:

@@ -1,9 +1,9 @@
-"""Tiles on threads of their own.
+"""Worker threads, each with whole tiles.
 
-One operation on a tile that fits the cache takes some tens of microseconds. Split over all cores, as torch splits it,
-it makes them meet ten times per tile; and where another process holds a core, each meeting waits for the scheduler: on
-two cores with such a process, a sweep took up to ten times as long. Here each thread takes whole tiles, and they meet
-once per chunk.
+One operation on a tile that fits the cache takes tens of microseconds. Split over all cores, as torch does, it needs
+ten synchronisations per tile; if another process holds a core, each of them waits for the scheduler: on two cores with
+such a process, a sweep took up to ten times as long. Here each thread takes whole tiles, and threads synchronise once
+per chunk.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from types import TracebackType
 import torch
 
 MOST_WORKERS = 8
-"""Beyond this the interpreter's lock is the limit: further cores are given to the workers' own operations instead."""
+"""With more workers the interpreter's lock is the limit: further cores are given to the workers' own operations."""
 
 
 def divide_threads(threads: int, tiles: int) -> tuple[int, int]:
-    """(workers, threads of each): no more workers than tiles, and all threads at work."""
+    """(workers, threads of each): at most one worker per tile, with all threads in use."""
     workers = max(1, min(threads, tiles, MOST_WORKERS))
     return workers, max(1, threads // workers)
 
 
 class TileWorkers:
-    """Threads for the time of a `with` block; one worker is the calling thread itself.
+    """Threads for the duration of a `with` block; one worker is the calling thread itself.
 
-    Work must not depend on another worker's. It runs without grad mode, and in inference mode if the caller is.
+    A worker's function must not depend on another worker's. It runs without grad mode, and in inference mode if the
+    caller does.
     """
 
     def __init__(self, workers: int, threads_each: int) -> None:
@@ -42,15 +43,15 @@ class TileWorkers:
             all_started = threading.Barrier(self.workers)
 
             def prepare() -> None:
-                # A thread takes the default over when it first asks; after that, what it sets stays.
+                # A thread reads the default on first use; after that, its own setting stays.
                 torch.get_num_threads()
                 torch.set_num_threads(self.threads_each)
                 all_started.wait()
 
             for started in [self._pool.submit(prepare) for _ in range(self.workers)]:
                 started.result()
-            # A thread's setting is also the default of threads to come. It is put back from a thread that ends at once,
-            # so that nothing is set in the caller's.
+            # A thread's setting is also the default of later threads. Restore it from a thread that ends at once, so
+            # that the caller's own setting is not changed.
             restore = threading.Thread(target=torch.set_num_threads, args=(threads,))
             restore.start()
             restore.join()
@@ -63,7 +64,7 @@ class TileWorkers:
             self._pool.shutdown()
 
     def run(self, work: Callable[[int], None]) -> None:
-        """Calls `work(worker)` for each worker, and returns when all are done; the first error is raised."""
+        """Call `work(worker)` for each worker, and return when all are done; the first error is raised."""
         if self._pool is None:
             work(0)
             return

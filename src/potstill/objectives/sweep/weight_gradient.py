@@ -1,9 +1,9 @@
-"""The gradient of an output weight: Σ over chunks of gradientᵀ @ hidden, which is as large as the weight itself.
+"""The gradient of an output weight: Σ over chunks of gradientᵀ @ hidden, as large as the weight itself.
 
-A product of bf16 comes in bf16, so where products are narrower than their sum, each is rounded once and the sum is not.
-Then the sum costs more than the products do: it is read and written for every chunk, and what is as large as a weight
-is new memory at every call. So for a weight of the products' dtype it is held in fp32 only where there are three or
-more to add: one product has been rounded already, and a sum of two is rounded once, at its end, as it is made.
+A product of bf16 factors is rounded to bf16, so if products are narrower than their sum, each is rounded once and the
+sum is not. The wide sum then costs more than the products: it is read and written for every chunk, and its memory is
+allocated at every call. So for a weight of the products' dtype the sum is in fp32 only if there are three products or
+more: a single product is rounded already, and a sum of two is rounded once, at its end, anyway.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 FEW_PRODUCTS = 2
-"""So many products can be summed in their own dtype, and the sum is rounded no more often than in a wider one."""
+"""This many products can be summed in their own dtype, with no more roundings than in a wider one."""
 
 _BLOCK_ROWS = 4096
-"""Vocabulary rows per product where it is added to a wider sum. It needs a buffer of its own, and this size keeps it in
+"""Vocabulary rows per product if it is added to a wider sum. Such a product needs its own buffer, and this size fits
 the cache."""
 
 _PIECE_BYTES = 64 * 2**20
-"""Least size of what is given back at once: smaller ones glibc keeps (its threshold grows to 32 MiB)."""
+"""Minimum size of a block of memory that is returned to the system: glibc keeps smaller ones (its threshold grows to
+32 MiB)."""
 
 
 def bytes_saved_by_few(weight: Tensor, product_dtype: torch.dtype, sum_dtype: torch.dtype) -> int:
-    """What the sum of `FEW_PRODUCTS` or fewer takes less than that of more."""
+    """Memory that a sum of at most `FEW_PRODUCTS` products saves over one of more."""
     narrower = max(0, sum_dtype.itemsize - product_dtype.itemsize)
     return weight.numel() * narrower if weight.dtype == product_dtype else 0
 
@@ -41,14 +42,14 @@ class WeightGradient:
         held_in = product_dtype if weight.dtype == product_dtype and chunks <= FEW_PRODUCTS else sum_dtype
         height = vocab
         if held_in.itemsize > weight.dtype.itemsize:
-            # In pieces, which are given back one by one as they are rounded at the end.
+            # In pieces, which are freed one by one as they are rounded at the end.
             height = _BLOCK_ROWS * math.ceil(_PIECE_BYTES / (_BLOCK_ROWS * width * held_in.itemsize))
         heights = [min(height, vocab - start) for start in range(0, vocab, height)] if chunks else []
         self._pieces = [torch.empty(h, width, dtype=held_in, device=weight.device) for h in heights]
         self._product: Tensor | None = None
 
     def add(self, gradient_CV: Float[Tensor, "C V"], hidden_CH: Float[Tensor, "C H"]) -> None:
-        """One chunk's product."""
+        """Add one chunk's product."""
         self._added += 1
         start = 0
         for piece in self._pieces:
@@ -62,7 +63,7 @@ class WeightGradient:
             start += piece.shape[0]
 
     def take(self) -> Float[Tensor, "V H"]:
-        """The sum in the weight's dtype. It is no longer held here.
+        """The sum in the weight's dtype; releases it.
 
         Raises:
             RuntimeError: chunks are missing.
@@ -82,7 +83,7 @@ class WeightGradient:
         return whole
 
     def _add_rounded(self, piece: Tensor, gradient_PC: Tensor, hidden_CH: Tensor) -> None:
-        """The product is made block by block: the first where it stays, if it may be as narrow there."""
+        """Compute the product block by block: directly into the result, for the first one, if that is as narrow."""
         first = self._added == 1
         for start in range(0, piece.shape[0], _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
