@@ -70,7 +70,7 @@ def test_experts_by_a_name_and_a_number_are_known_too() -> None:
 def test_looking_for_what_is_reached_changes_nothing(tmp_path: Path) -> None:
     once = trainer(tmp_path / "a", objectives=BELOW, rows=conversations(8))
     again = trainer(tmp_path / "b", objectives=BELOW, rows=conversations(8))
-    again._say_unreached(again._first_rows())
+    again._warn_of_unreached(again._first_rows())
 
     once.train()
     again.train()

@@ -1,10 +1,10 @@
-"""`potstill check`: whether a recipe can work, and what it will cost. Loads no model and no torch, and fetches nothing.
+"""`potstill check`: whether a recipe can work, and its cost. Loads no model and no torch, and fetches nothing.
 
-A check is a list of preconditions, each a function that reads files and gives findings. A run begins with the same
-list, so that what can be known from files is known before anything is fetched, generated or trained.
+A check is a list of preconditions: functions that read files and return findings. A run begins with the same list, so
+that problems in files are found before anything is fetched, generated or trained.
 
     findings.py    errors, warnings and facts, and the figures behind them
-    inputs.py      what files tell about a recipe, each read once
+    inputs.py      the files of a recipe, each read once
     data.py        both sides of the data
     models.py      teachers, student, and whether they fit each other
     generation.py  prompts, verifiers, servers
@@ -68,15 +68,15 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (cost.disk_suffices, ("train",)),
     (cost.time_is_estimated, ("generate", "train")),
 )
-"""Every precondition, in order, and the verbs that it stands before. A stage that comes later in a run is held up by
-what would stop it, before an earlier one has cost anything."""
+"""Every precondition, in order, with the verbs that require it. A problem of a later stage thus stops a run before an
+earlier stage has cost anything."""
 
 
 def check_recipe(recipe: Recipe, verbs: Iterable[str] = _ALL) -> Findings:
-    """Go through the preconditions of some verbs, all of them by default.
+    """Check the preconditions of some verbs, by default of all.
 
-    Nothing is raised for a recipe that cannot work: its `Findings` have errors, each once. Data and models that would
-    have to be fetched are not looked at, and are named.
+    A recipe that cannot work raises nothing: its `Findings` have errors, each once. Data and models that would have to
+    be fetched are named but not checked.
     """
     inputs, wanted = Inputs(recipe), set(verbs)
     found: list[Finding] = []
@@ -96,7 +96,7 @@ def check_recipe(recipe: Recipe, verbs: Iterable[str] = _ALL) -> Findings:
 
 
 def _topic(precondition: Precondition) -> str:
-    """The paragraph for an error of a precondition: that of its module."""
+    """The topic of a precondition's error: that of its module."""
     topics = {data: "data", models: "teachers", generation: "generate", training: "train", cost: "cost"}
     return next(topic for module, topic in topics.items() if module.__name__ == precondition.__module__)
 

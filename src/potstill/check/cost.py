@@ -1,7 +1,7 @@
-"""What a run costs on this machine: time, memory and disk, before anything is loaded.
+"""The cost of a run on this machine: time, memory and disk, before anything is loaded.
 
-The time is a rough one, from the rate of a matrix product that is measured here; `potstill check --probe` times a step
-of the training itself.
+The time is a rough estimate from the measured rate of a matrix product; `potstill check --probe` times a training
+step.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _OPTIMISER_BYTES = 8
 """AdamW's two moments, in fp32."""
 
 _TRAINS_AT, _WRITES_AT, _READS_AT = 0.35, 0.1, 0.5
-"""Shares of the rate of a matrix product at which models train, write (one token at a time) and read."""
+"""Fractions of the rate of a matrix product at which models train, write (one token at a time) and read."""
 
 _UNSURE = 2.0
-"""Estimated times are given from 1/2 to 2 times the estimate."""
+"""Estimated times are given as half to twice the estimate."""
 
 GIGABYTE = 1e9
 
 
 def product_rate(size: int = 768, seconds: float = 0.05) -> float:
-    """Operations per second of fp32 matrix products on this machine's processor, now."""
+    """Operations per second of fp32 matrix products on this machine's processor, measured now."""
     import numpy as np
 
     one = np.ones((size, size), dtype=np.float32)
@@ -58,7 +58,7 @@ def conversions_are_announced(inputs: Inputs) -> Iterator[Finding]:
 
 
 def memory_is_estimated(inputs: Inputs) -> Iterator[Finding]:
-    """The memory of teacher, student and optimiser in training, apart and together."""
+    """The memory of teacher, student and optimiser in training, separately and together."""
     recipe = inputs.recipe
     student = inputs.figures.get("student_parameters")
     if recipe.train is None or student is None:
@@ -80,7 +80,7 @@ def memory_is_estimated(inputs: Inputs) -> Iterator[Finding]:
 
 
 def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
-    """Roughly how long generation by a teacher here, and training with its controls, take on this processor."""
+    """Rough durations of generation by a local teacher, and of training with its controls, on this processor."""
     recipe, figures = inputs.recipe, inputs.figures
     student, train = figures.get("student_parameters"), recipe.train
     local = [m for m in members_of(inputs.teacher) if weights_of(m) is not None]
@@ -108,7 +108,7 @@ def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
 
 
 def _trained_tokens(inputs: Inputs) -> int:
-    """The most tokens that one training reads."""
+    """The maximum number of tokens that one training reads."""
     train, figures = inputs.recipe.train, inputs.figures
     if train is None or not inputs.task.reads_text or not figures.get("records"):
         return 0
@@ -129,7 +129,7 @@ def disk_suffices(inputs: Inputs) -> Iterator[Finding]:
     student, train = inputs.figures.get("student_parameters"), inputs.recipe.train
     if student is None or train is None:
         return
-    kept = int(train.args.get("save_total_limit") or 2) + 1  # one is written before another goes
+    kept = int(train.args.get("save_total_limit") or 2) + 1  # one is written before another is removed
     needed = student * (4 * (1 + len(train.controls) + len(inputs.recipe.export)) + kept * (4 + _OPTIMISER_BYTES))
     inputs.figures["disk_bytes"] = needed
     free = shutil.disk_usage(Path()).free
@@ -145,7 +145,7 @@ def _within_memory(needed: float, finding: Finding) -> Finding:
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that this process may still take: of the machine, or of its control group; None if unknown."""
+    """Bytes of memory that this process may still use, of the machine or its control group; None if unknown."""
     found = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

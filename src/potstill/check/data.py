@@ -1,4 +1,4 @@
-"""Preconditions on data: that they can be read, and that both sides hold something that the stages can use."""
+"""Preconditions on data: they can be read, and both sides hold something that the stages can use."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from potstill.types import Record, Reject
 
 _NAMES_SHOWN = 20
 _MUCH = 0.1
-"""The share of records from which it is a warning that they are cut, or left out."""
+"""A warning is given if at least this share of records is cut, or left out."""
 
 
 def data_are_read(inputs: Inputs) -> Iterator[Finding]:
-    """The source exists, is well formed and is not empty; how many records there are on each side."""
+    """The source exists, is well formed and is not empty; the number of records on each side."""
     sides, recipe = inputs.sides, inputs.recipe
     if sides is None:
         yield Finding("data", f"{recipe.data.kind}: will be fetched, and is not looked at before")
@@ -48,7 +48,7 @@ def training_side_is_not_empty(inputs: Inputs) -> None:
 
 
 def sides_have_no_twins(inputs: Inputs) -> Iterator[Finding]:
-    """Held-out records are not asked, in nearly the same words, on the training side."""
+    """Held-out prompts do not occur, in nearly the same words, on the training side."""
     if inputs.sides is not None and (twins := near_twins(inputs.sides.train, inputs.sides.held_out)).found:
         inputs.figures["held_out_with_near_twins"] = twins.found
         yield warning("data", str(twins))
@@ -68,8 +68,8 @@ def intervals_have_two_groups(inputs: Inputs) -> None:
 
 
 def rows_can_be_learned(inputs: Inputs) -> Iterator[Finding]:
-    """Without `generate`, the records themselves are learned: some on each side must have an answer to learn, and a
-    length that fits."""
+    """Without `generate`, the student learns from the records themselves: some on each side must have an answer, and
+    fit `max_length`."""
     recipe, sides = inputs.recipe, inputs.sides
     if recipe.train is None or recipe.generate is not None or sides is None:
         return
@@ -122,8 +122,8 @@ def rows_can_be_learned(inputs: Inputs) -> Iterator[Finding]:
 
 
 def prompts_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
-    """A program that answers records finds prompts on the training side, and on the held-out side if there is an
-    evaluation."""
+    """A program that answers records finds prompts on the training side, and for an evaluation also on the held-out
+    side."""
     recipe, sides = inputs.recipe, inputs.sides
     generate = recipe.generate
     if generate is None or not generate.asks or sides is None or not generate.answers_records:
@@ -147,7 +147,7 @@ def prompts_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
 
 
 def evaluation_sets_are_there(inputs: Inputs) -> Iterator[Finding]:
-    """The sets that records are held against exist, and leave something to train on."""
+    """The evaluation sets to compare with exist, and leave something to train on."""
     generate = inputs.recipe.generate
     if generate is None or generate.decontaminate is None:
         return

@@ -1,4 +1,4 @@
-"""What a check found: errors, warnings and facts, by topic, and the figures behind them."""
+"""The findings of a check: errors, warnings and facts, by topic, and the figures behind them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, Literal
 from potstill.errors import PotstillError, UserError
 
 Level = Literal["error", "warning", "fact"]
-"""An `error` stops a run before it begins; a `warning` is shown; a `fact` is what will be done, or what it costs."""
+"""An `error` stops a run before it begins; a `warning` is shown; a `fact` is what the run will do, or its cost."""
 
 TOPICS = ("data", "teachers", "student", "generate", "train", "evaluate", "export", "cost", "probe", "stages")
-"""The paragraphs of a check, in the order in which they are shown."""
+"""The topics of a check, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check found.
+    """One finding of a check.
 
     Attributes:
-        topic: the paragraph that it belongs to, one of `TOPICS`.
-        text: what is wrong, or what will be done.
-        level: whether a run may begin.
-        error: of an error, what the run itself would have raised.
+        topic: one of `TOPICS`.
+        text: the problem, or what the run will do.
+        level: an error stops a run.
+        error: for an error, the exception that the run would have raised.
     """
 
     topic: str
@@ -37,26 +37,26 @@ class Finding:
         return cls(topic, error.what, "error", error)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it; `where` and `fix` are null unless it is an error that has them."""
+        """The finding as JSON values; `where` and `fix` are null except for errors that have them."""
         where, fix = (getattr(self.error, name, None) for name in ("where", "fix"))
         return {"topic": self.topic, "level": self.level, "text": self.text, "where": where, "fix": fix}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a check found."""
+    """All findings of a check."""
 
     found: tuple[Finding, ...]
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """What stops a run."""
+        """The findings that stop a run."""
         return tuple(finding for finding in self.found if finding.level == "error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """What a person should know before a run."""
+        """The findings to show before a run."""
         return tuple(finding for finding in self.found if finding.level == "warning")
 
     @property
@@ -66,10 +66,10 @@ class Findings:
         return {topic: tuple(f.text for f in self.found if f.topic == topic) for topic in topics}
 
     def refuse(self) -> None:
-        """Raise what stops a run, if anything does.
+        """Raise the errors, if any.
 
         Raises:
-            PotstillError: the one error; a UserError that lists them where there are several.
+            PotstillError: a single error; for several, a UserError that lists them.
         """
         errors = [finding.error for finding in self.errors if finding.error is not None]
         if len(errors) == 1:
@@ -79,7 +79,7 @@ class Findings:
             raise UserError(f"{len(errors)} things must be fixed before this recipe can run:\n{listed}")
 
     def text(self) -> str:
-        """One paragraph per topic; errors and warnings say so."""
+        """One paragraph per topic; errors and warnings are marked."""
         rows = [(finding.topic, line) for finding in self._in_order() for line in _shown(finding)]
         width = max((len(topic) for topic, _ in rows), default=0)
         before = [None, *(topic for topic, _ in rows)]

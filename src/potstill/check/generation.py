@@ -1,4 +1,4 @@
-"""Preconditions on generation: what is asked, of whom, by which verifiers, and what it costs at most."""
+"""Preconditions on generation: prompts, teachers, verifiers, and the maximum cost."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from potstill.recipe.verify import Judge, Language, leaves_of, references_of
 from potstill.types import Record, Sampling
 
 _MUCH = 0.1
-"""The share of prompts from which it is a warning that they do not fit."""
+"""A warning is given if at least this share of prompts does not fit."""
 
 
 def verifiers_of(recipe: Recipe) -> Iterator[VerifierSettings]:
-    """Every verifier of a recipe, those in composites too."""
+    """Every verifier of a recipe, including those in composites."""
     solve = recipe.evaluate.solve if recipe.evaluate is not None else None
     for section, key in ((recipe.generate, "verify"), (recipe.generate, "language"), (solve, "verify")):
         yield from leaves_of(getattr(section, key, None))
@@ -41,10 +41,10 @@ def verifiers_can_be_opened(inputs: Inputs) -> None:
     """The packages that verifiers need are installed, languages are known, and programs have a sandbox."""
     for leaf in verifiers_of(inputs.recipe):
         if isinstance(leaf, Judge):
-            continue  # it is asked through a teacher
+            continue  # it judges through a teacher
         opened = registry.build(leaf)
         if isinstance(leaf, Language):
-            opened.verify(Record(text=""), "")  # which looks its languages up
+            opened.verify(Record(text=""), "")  # this looks up its languages
         opened.close()
     needs_overlap = isinstance(inputs.recipe.generate, SelfInstructProgram)
     if needs_overlap and importlib.util.find_spec("rapidfuzz") is None:
@@ -72,7 +72,7 @@ def verifiers_can_judge(inputs: Inputs) -> None:
 
 
 def endpoints_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
-    """The keys of servers are set, tokenizers that render for them are here, and conversations can be rendered."""
+    """The servers' keys are set, tokenizers for rendering are on this machine, and conversations can be rendered."""
     generate = inputs.recipe.generate
     for name in generate.asked if generate is not None else ():
         for teacher in members_of(inputs.recipe.teachers[name]):
@@ -82,7 +82,7 @@ def endpoints_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
             try:
                 opened.secret()
             except RecipeError as error:
-                # A check may be made on another machine than the run.
+                # A check may run on another machine than the run.
                 yield warning("generate", f"{name}: {error.what} here ({error.fix})")
             if teacher.tokenizer is not None and locate(teacher.tokenizer) is None:
                 yield Finding("teachers", f"{name}: its tokenizer, {teacher.tokenizer}, will be fetched")
@@ -93,7 +93,7 @@ def endpoints_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
 
 
 def prompts_fit(inputs: Inputs) -> Iterator[Finding]:
-    """Prompts as the teacher's template renders them leave room for an answer in its context."""
+    """Prompts rendered by the teacher's template leave room for an answer in its context."""
     recipe = inputs.recipe
     generate = recipe.generate
     if generate is None or not generate.asks or inputs.sides is None or not generate.answers_records:
@@ -192,7 +192,7 @@ def conversations_can_be_counted(inputs: Inputs) -> Iterator[Finding]:
 
 
 def generation_is_estimated(inputs: Inputs) -> Iterator[Finding]:
-    """How many answers, and how many tokens and dollars at most."""
+    """The number of answers, and the maximum of tokens and dollars."""
     recipe = inputs.recipe
     if recipe.generate is None or inputs.sides is None:
         return

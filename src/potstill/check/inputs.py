@@ -1,4 +1,4 @@
-"""What files tell about a recipe: its data, the sizes of its models, its tokenizers. Each is read once, on demand."""
+"""The files of a recipe: its data, the sizes of its models, its tokenizers. Each is read once, on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RECORDS_READ = 2000
-"""The most records that are tokenised: a check answers at once."""
+"""Maximum number of records that are tokenised, so that a check is quick."""
 
 
 def is_here(source: DataSettings) -> bool:
@@ -33,7 +33,7 @@ def is_here(source: DataSettings) -> bool:
 
 
 def gguf_file(model: str | None) -> Path | None:
-    """The GGUF file that a recipe's model names, if it is one that is here."""
+    """The GGUF file that a recipe's model names, if it exists."""
     if model is None or model.startswith("run:"):
         return None
     path = Path(model)
@@ -41,9 +41,9 @@ def gguf_file(model: str | None) -> Path | None:
 
 
 class Inputs:
-    """What a check reads. Everything here raises the PotstillError that a run would raise.
+    """The inputs of a check. Methods raise the PotstillError that a run would raise.
 
-    `figures` takes the numbers behind the findings.
+    `figures` collects the numbers behind the findings.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -53,14 +53,14 @@ class Inputs:
 
     @property
     def task(self) -> TaskSpec:
-        """What student and teacher are for."""
+        """The task of student and teacher."""
         return self.recipe.spec
 
     # ---- data ------------------------------------------------------------------------------------------------
 
     @property
     def sides(self) -> Sides | None:
-        """Both sides of the data; None where they would have to be fetched."""
+        """Both sides of the data; None if they would have to be fetched."""
         from potstill.data import read_sides
 
         data = self.recipe.data
@@ -72,7 +72,7 @@ class Inputs:
         return [example for example in examples if isinstance(example, Record)]
 
     def asked(self) -> tuple[list[Record], Mapping[str, int]]:
-        """The training records that are in no evaluation set, and how many are in each."""
+        """The training records that are in no evaluation set, and the number of matches with each set."""
         generate = self.recipe.generate
         settings = generate.decontaminate if generate is not None else None
         if settings is None or not all(map(is_here, settings.against.values())):
@@ -84,14 +84,14 @@ class Inputs:
     # ---- models ----------------------------------------------------------------------------------------------
 
     def source(self, settings: object) -> ModelSource | None:
-        """The model on disk of a teacher's or student's settings; None where it has none, or it is not ready here."""
+        """The model on disk of a teacher's or student's settings; None if it has none, or it is not ready."""
         model, revision = weights_of(settings), getattr(settings, "revision", None)
         if model is None:
             return None
         return self._once(f"source {model} {revision}", lambda: locate(model, revision))
 
     def facts(self, settings: object) -> ModelFacts | None:
-        """The sizes of the model of some settings: of its folder, or of a GGUF file that is not converted yet."""
+        """The sizes of a model: of its folder, or of a GGUF file that is not converted yet."""
         source, model = self.source(settings), weights_of(settings)
         if source is not None:
             return self._once(f"facts {source.path}", lambda: facts_of_folder(source.path))
@@ -106,19 +106,19 @@ class Inputs:
 
     @property
     def is_taught(self) -> bool:
-        """Whether an objective of the training reads signals of the teacher's."""
+        """Whether a training objective reads signals of the teacher."""
         train = self.recipe.train
         return train is not None and any(objective.needs().teacher for objective in train.all_objectives)
 
     @property
     def student_source(self) -> ModelSource | None:
-        """The model on disk that the student begins as, if it begins as one that exists."""
+        """The model on disk that the student starts from, if it is an existing one."""
         student = self.recipe.student
         return self.source(student) if isinstance(student, Existing) else None
 
     @property
     def own_tokenizer(self) -> Path | None:
-        """The folder of the tokenizer that the student brings; None where it takes the teacher's, or is not here."""
+        """The folder of the student's own tokenizer; None if it uses the teacher's, or is not on this machine."""
         student = self.recipe.student
         if isinstance(student, FromConfig) and student.tokenizer is not None:
             return check_tokenizer_folder(student.tokenizer, "student.tokenizer")
@@ -127,7 +127,7 @@ class Inputs:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder of the student's tokenizer; None where it is not here yet, or the task reads no text."""
+        """The folder of the student's tokenizer; None if it is not on this machine yet, or the task reads no text."""
         if not self.task.reads_text:
             return None
         student = self.recipe.student
@@ -138,7 +138,7 @@ class Inputs:
 
     @property
     def reader(self) -> TaskReader | None:
-        """What makes the rows of the training; None where tokenizer or classes are not known yet."""
+        """The reader for training rows; None if tokenizer or classes are not known yet."""
         from potstill.data import reader_of
 
         sides, tokenizer = self.sides, self.tokenizer
@@ -147,7 +147,7 @@ class Inputs:
         return self._once("reader", lambda: reader_of(self.recipe, tokenizer, sides.classes))
 
     def chat(self, settings: TeacherSettings) -> ChatTokenizer | None:
-        """The tokenizer that a teacher's prompts are rendered by; None where it is not here."""
+        """The tokenizer that renders a teacher's prompts; None if it is not on this machine."""
         from potstill.data import ChatTokenizer
 
         source = self.source(settings)
@@ -159,8 +159,8 @@ class Inputs:
         return self._once(f"chat {source.path}", lambda: ChatTokenizer.from_folder(source.path))
 
     def student_config(self) -> Mapping[str, Any] | None:
-        """The `config.json` of a student `from_config`, as far as it is known without `transformers`: that of the file,
-        or the teacher's with its changes.
+        """The `config.json` of a student `from_config`, as far as it is known without `transformers`: the file's, or
+        the teacher's with its changes.
 
         Raises:
             ModelError: a file that it names is missing or is no JSON.
@@ -178,7 +178,7 @@ class Inputs:
     # ---- inside ----------------------------------------------------------------------------------------------
 
     def _once(self, name: str, read: Callable[[], T]) -> T:
-        """Read something once; an error is raised again, the same one, to whoever asks later."""
+        """Read something once; an error is raised again, the same one, on later calls."""
         if name not in self._read:
             try:
                 self._read[name] = read()
@@ -200,7 +200,7 @@ def all_teachers(teachers: Mapping[str, TeacherSettings]) -> Iterator[tuple[str,
 
 
 def usable_rows(reader: TaskReader, examples: Any) -> Iterator[Any]:
-    """The rows to train on among some examples, one by one."""
+    """The training rows among some examples, one by one."""
     for example in examples:
         for row in reader.rows(example):
             if not isinstance(row, Reject):

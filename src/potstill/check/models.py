@@ -1,4 +1,4 @@
-"""Preconditions on models: that teachers and student exist, are of the right kind, and fit each other.
+"""Preconditions on models: teachers and student exist, are of the right kind, and fit each other.
 
 Everything is read from `config.json`, the headers of weights and tokenizer files.
 """
@@ -57,7 +57,7 @@ def teachers_are_usable(inputs: Inputs) -> Iterator[Finding]:
 
 
 def student_model_is_usable(inputs: Inputs) -> Iterator[Finding]:
-    """The same of a student that exists."""
+    """The same for a student that is an existing model."""
     student = inputs.recipe.student
     if isinstance(student, Existing):
         yield from _model_is_usable(inputs, "student", student, "student")
@@ -127,7 +127,8 @@ def _millions(parameters: int) -> str:
 
 
 def teachers_give_what_is_asked(inputs: Inputs) -> None:
-    """What objectives and programs ask is given by the teacher as its files are, and not only by its kind."""
+    """The teacher's own capabilities, as far as its files tell, and not only its kind's, cover objectives and
+    programs."""
     for who, name, alternatives in inputs.recipe.asked_of_teachers():
         teacher = inputs.recipe.teachers[name]
         if reason := cannot_give(who, teacher, alternatives, teacher.capabilities_here()):
@@ -135,7 +136,7 @@ def teachers_give_what_is_asked(inputs: Inputs) -> None:
 
 
 def ensembles_agree(inputs: Inputs) -> None:
-    """The members of an ensemble give logits, over the same tokens or classes; and it is asked for logits alone."""
+    """The members of an ensemble give logits, over the same tokens or classes; and only logits are read."""
     for name, teacher in all_teachers(inputs.recipe.teachers):
         members = getattr(teacher, "members", ())
         for number, member in enumerate(members):
@@ -157,7 +158,7 @@ def ensembles_agree(inputs: Inputs) -> None:
 
 
 def student_can_be_built(inputs: Inputs) -> Iterator[Finding]:
-    """What the student is made of is there and fits; its layers and its size."""
+    """The student's inputs exist and fit; its layers and its size."""
     student = inputs.recipe.student
     match student:
         case FromTeacher():
@@ -205,13 +206,13 @@ def _of_teacher(inputs: Inputs, student: FromTeacher) -> Iterator[Finding]:
         return
     if isinstance(student.layers, ByInfluence):
         layers = choose_layers(student.layers, known.layers, [0.0] * known.layers)
-        said = f"{len(layers)} of the teacher's {known.layers} layers, chosen by influence in the run"
+        text = f"{len(layers)} of the teacher's {known.layers} layers, chosen by influence in the run"
     else:
         layers = choose_layers(student.layers, known.layers)
         shown = ", ".join(map(str, layers[:_LAYERS_SHOWN])) + (" …" if len(layers) > _LAYERS_SHOWN else "")
-        said = f"{len(layers)} of the teacher's {known.layers} layers: {shown}"
+        text = f"{len(layers)} of the teacher's {known.layers} layers: {shown}"
         inputs.figures["layers"] = layers
-    yield _size(inputs, known.parameters_of_layers(layers), said, of=known.parameters)
+    yield _size(inputs, known.parameters_of_layers(layers), text, of=known.parameters)
 
 
 def _of_config(inputs: Inputs, student: FromConfig) -> Iterator[Finding]:
@@ -351,22 +352,24 @@ def tokenizers_agree(inputs: Inputs) -> None:
     elif source is None and (file := gguf_file(weights_of(teacher))) is not None:
         from tokenizers import Tokenizer
 
-        theirs, ours = tokens_of_gguf(file), Tokenizer.from_file(str(own / "tokenizer.json")).get_vocab()
-        differ = sum(ours.get(token) != number for number, token in enumerate(theirs) if token is not None)
-        if theirs and differ > _FEW * len(theirs):
+        in_file = tokens_of_gguf(file)
+        student_ids = Tokenizer.from_file(str(own / "tokenizer.json")).get_vocab()
+        differ = sum(student_ids.get(token) != number for number, token in enumerate(in_file) if token is not None)
+        if in_file and differ > _FEW * len(in_file):
             raise TokenizerMismatch(
-                f"teacher and student speak different tokens: {differ:,} differ, of {len(theirs):,} and {len(ours):,}",
+                f"teacher and student have different tokens: {differ:,} differ, of {len(in_file):,} and "
+                f"{len(student_ids):,}",
                 fix="use a student with the teacher's tokenizer; or distil at the sequence level: have the teacher "
                 "write (generate), and train on its text alone (objectives: hard_ce)",
             )
 
 
 _FEW = 0.01
-"""The share of tokens of a GGUF file that its conversion may write differently (unused and special ones)."""
+"""The share of a GGUF file's tokens that its conversion may write differently (unused and special ones)."""
 
 
 def tokens_of_gguf(file: Path) -> list[str | None]:
-    """The tokens of a GGUF file by number; None for those that are not used."""
+    """The tokens of a GGUF file by number; None for unused ones."""
     keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
     stated = read_header(file, keep=keys).metadata
     names, kinds = (stated.get(key) or [] for key in keys)
@@ -375,7 +378,7 @@ def tokens_of_gguf(file: Path) -> list[str | None]:
 
 
 def a_tokenizer_is_there(inputs: Inputs) -> None:
-    """A training on text has a tokenizer: the student's own, or that of a teacher on this machine."""
+    """Training on text has a tokenizer: the student's own, or that of a teacher on this machine."""
     recipe = inputs.recipe
     if recipe.train is None or not inputs.task.reads_text:
         return
@@ -390,7 +393,7 @@ def a_tokenizer_is_there(inputs: Inputs) -> None:
 
 
 def objectives_fit_the_models(inputs: Inputs) -> None:
-    """Layers that objectives compare exist in both models, and their attention has the heads that it takes."""
+    """Layers that objectives compare exist in both models, and attention heads fit."""
     recipe, teacher = inputs.recipe, inputs.facts(inputs.teacher)
     if recipe.train is None or teacher is None:
         return
@@ -423,16 +426,16 @@ def _sizes_of(config: Mapping[str, Any]) -> Mapping[str, int | None]:
 def _check_layers(
     objective: ObjectiveSettings, student: Mapping[str, int | None], teacher: Mapping[str, int | None]
 ) -> None:
-    ours, theirs = student["layers"], teacher["layers"]
-    if not ours or not theirs:
+    student_layers, teacher_layers = student["layers"], teacher["layers"]
+    if not student_layers or not teacher_layers:
         return
     if isinstance(objective, HiddenSettings):
-        pairs_of_states(objective.layers, ours, theirs)
+        pairs_of_states(objective.layers, student_layers, teacher_layers)
     if isinstance(objective, PooledSettings) and not hasattr(objective.at, "student"):
         at: Any = objective.at
-        pairs_of_states(at if at == "last" else (at,), ours, theirs)
+        pairs_of_states(at if at == "last" else (at,), student_layers, teacher_layers)
     if isinstance(objective, (AttentionScores, AttentionKL)):
-        pairs_of_attention(objective.layers, ours, theirs)
+        pairs_of_attention(objective.layers, student_layers, teacher_layers)
     heads = student["heads"], teacher["heads"]
     if isinstance(objective, (AttentionScores, AttentionKL, MiniLMv1)) and all(heads) and heads[0] != heads[1]:
         raise ModelError(
@@ -442,14 +445,14 @@ def _check_layers(
             fix="use minilm_v2, which splits heads anew, or a student with as many heads",
         )
     if isinstance(objective, MiniLMv2):
-        if not -theirs <= objective.teacher_layer < theirs:
+        if not -teacher_layers <= objective.teacher_layer < teacher_layers:
             raise ModelError(
-                f"attention layer {objective.teacher_layer} of the teacher, which has 0 to {theirs - 1}",
+                f"attention layer {objective.teacher_layer} of the teacher, which has 0 to {teacher_layers - 1}",
                 where="teacher_layer",
-                fix=f"give one of those, or count from the end: -1 to -{theirs}",
+                fix=f"give one of those, or count from the end: -1 to -{teacher_layers}",
             )
         for who, width in (("student", student["queries"]), ("teacher", teacher["queries"])):
-            # Keys and values may be narrower (grouped heads): the model itself is asked about those when it runs.
+            # Keys and values may be narrower (grouped heads); that is checked when the model runs.
             if "queries" in objective.relations and width and width % objective.relation_heads:
                 raise ModelError(
                     f"the {who}'s {width} dimensions cannot be split into {objective.relation_heads} relation heads",
@@ -459,7 +462,7 @@ def _check_layers(
 
 
 def unused_teachers(inputs: Inputs) -> Iterator[Finding]:
-    """Teachers that nothing asks: most often a name that was changed in one place."""
+    """Teachers that nothing uses: usually a name that was changed in one place only."""
     recipe = inputs.recipe
     asked = set(recipe.generate.asked) if recipe.generate is not None else set()
     if recipe.train is not None and (inputs.is_taught or isinstance(recipe.student, (FromTeacher, FromConfig))):

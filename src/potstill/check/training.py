@@ -1,4 +1,4 @@
-"""Preconditions on training, evaluation and export, and what a training will do."""
+"""Preconditions on training, evaluation and export, and a summary of the training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_BATCH = 8
 
 
 def objectives_are_listed(inputs: Inputs) -> Iterator[Finding]:
-    """The loss of every stage, what changes while it is trained, and what depends on the size of micro-batches."""
+    """The loss of every stage, schedules, and objectives that depend on the size of micro-batches."""
     train = inputs.recipe.train
     if train is None:
         return

@@ -1,10 +1,10 @@
-"""The teacher writes: programs, the journal, budgets, resume. The stage is in `stage.py`."""
+"""Generation: a teacher writes. Programs, the journal, budgets, resume. The stage is in `stage.py`."""
 
 from potstill.generate.answering import Answered, Answering, Failure, ask_all
 from potstill.generate.journal import Journal
 from potstill.generate.sequence import Sequence
 
 KINDS = {"conversations": "conversations", "reasoning": "reasoning", "self_instruct": "self_instruct"}
-"""Modules of programs, by kind, that are loaded where a recipe names them."""
+"""Modules of programs, by kind; loaded on first use."""
 
 __all__ = ["Answered", "Answering", "Failure", "Journal", "Sequence", "ask_all"]

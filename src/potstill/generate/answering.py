@@ -1,7 +1,7 @@
-"""Answers to requests: through the journal, within the budget, in the order in which they were asked.
+"""Answers to requests: through the journal, within the budget, in the order of the requests.
 
-Programs are written against `Answering`, and do not know whether a model on this machine answers batches that were
-planned over all requests (`local.py`), or a server answers many requests side by side (`endpoint.py`).
+Programs are written against `Answering`. Behind it, a model on this machine answers batches planned over all requests
+(`local.py`), or a server answers many requests concurrently (`endpoint.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NO_JUDGES: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no answer. `text` is what was written all the same."""
+    """Why there is no answer. `text` is any text that was written."""
 
     reason: Reason
     detail: str = ""
@@ -31,14 +31,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What came of a request.
+    """The outcome of a request.
 
     Attributes:
-        request: what was asked.
-        result: the answer, its reasoning set apart, or why there is none.
+        request: the request.
+        result: the answer, with its reasoning split off, or why there is none.
         from_journal: whether it had been answered before.
-        raw: the answer as the teacher gave it and as the journal holds it.
-        seed: of the sampling.
+        raw: the answer as the teacher gave it, as in the journal.
+        seed: the sampling seed.
     """
 
     request: Request
@@ -54,13 +54,13 @@ class Answered:
 
     @property
     def failure(self) -> Failure | None:
-        """Why there is no answer, if there is none."""
+        """Why there is no answer, or None."""
         return self.result if isinstance(self.result, Failure) else None
 
 
 @dataclass
 class Counts:
-    """Answers that were handed on, and their tokens."""
+    """Counts of answers and their tokens."""
 
     answers: int = 0
     finished: int = 0
@@ -93,15 +93,16 @@ class Answering(Protocol):
     """Answers requests. A context manager.
 
     Attributes:
-        judges: what answers for the recipe's other teachers that are asked, by name: in the same journal, within the
-            same caps. Opened and closed by whoever opens this one.
+        judges: the `Answering` of each teacher that only judges, by name, with the same journal and caps. They are
+        opened and
+            closed together with this one.
     """
 
     judges: Mapping[str, Answering]
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether further requests are under way while an answer is looked at."""
+        """Whether later requests may be in progress while an answer is processed."""
         ...
 
     @property
@@ -111,16 +112,16 @@ class Answering(Protocol):
 
     @property
     def turns(self) -> bool:
-        """Whether a plain prompt is the user's turn (or else continued as it stands)."""
+        """Whether a plain prompt becomes the user's turn (rather than being continued verbatim)."""
         ...
 
     @property
     def context_length(self) -> int | None:
-        """How many tokens are read and written in all; None if that is not known."""
+        """Maximum number of tokens read and written together; None if unknown."""
         ...
 
     def prompt_tokens(self, request: Request) -> int | None:
-        """The exact length of the prompt as rendered; None where only a server knows.
+        """The exact length of the rendered prompt; None if only a server knows it.
 
         Raises:
             DataError: it cannot be rendered.
@@ -128,19 +129,19 @@ class Answering(Protocol):
         ...
 
     def rendered(self, request: Request) -> str | None:
-        """The prompt as the teacher sees it; None where only a server knows. Raises as `prompt_tokens`."""
+        """The rendered prompt; None if only a server knows it. Raises as `prompt_tokens`."""
         ...
 
     def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
-        """What comes of requests, in their order, each answer committed before it is yielded.
+        """The outcomes of requests, in order; each answer is committed before it is yielded.
 
-        A server is sent requests while they are being read, some thousands ahead of what is yielded; a local teacher
-        answers when all are known, and the samples of a prompt should stand side by side.
+        A server receives requests while they are being read, some thousands ahead of the yielded ones. A local teacher
+        answers when all are known; the samples of a prompt should be adjacent.
 
         Args:
-            requests: what to ask. Equal requests (all of prompt, sampling and sample) get one answer.
+            requests: the requests. Equal ones (with the same prompt, sampling and sample) get one answer.
             side_of: the side of the split of a request, for the order of a local teacher's batches: both sides get a
-                share of a budget that does not reach.
+                share of a budget that is too small for all.
         """
         ...
 
@@ -164,8 +165,8 @@ class NothingToClose:
 
 
 class PassingOn(NothingToClose):
-    """An `Answering` that delegates to another, for those that change how it is asked. The owner of the other opens and
-    closes it."""
+    """An `Answering` that delegates to another; base of those that change how requests are sent. The other's owner
+    opens and closes it."""
 
     reads_ahead = False
 
@@ -199,15 +200,15 @@ class PassingOn(NothingToClose):
 
 
 def ask_all(answering: Answering, writer: str, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
-    """The answers to some requests, through the same journal and budget: what a judge asks by.
+    """The answers to a judge's requests, through the same journal and budget.
 
-    A request without an answer gets an empty one that was cut short; so do those that a preview does not ask.
+    A request without an answer gets an empty one that counts as cut short; so do requests that a preview skips.
 
     Args:
         answering: for the teacher that writes.
         writer: its name.
-        teacher: who is asked: one of `answering.judges`, or the one that writes (None, or its name).
-        requests: the questions.
+        teacher: one of `answering.judges`, or the one that writes (None, or its name).
+        requests: the requests.
     """
     nothing = Answer("", "length", 0, 0)
     if teacher not in (None, writer):
@@ -219,7 +220,7 @@ def ask_all(answering: Answering, writer: str, teacher: str | None, requests: Se
 
 
 def parsed(request: Request, raw: Answer, *, from_journal: bool, seed: int | None, required: bool = False) -> Answered:
-    """A raw answer with its reasoning set apart, or the failure that it is."""
+    """A raw answer with its reasoning split off, or a failure."""
     return Answered(request, _result(raw, required=required), from_journal, raw, seed)
 
 
@@ -235,7 +236,7 @@ def _result(raw: Answer, *, required: bool) -> Answer | Failure:
 
 
 class NoTeacher(NothingToClose):
-    """Null object for programs that need no teacher: no identity, no facts; asking it is an error."""
+    """Null client for programs that need no teacher: no identity, no facts; a request is an error."""
 
     identity: Mapping[str, Any] = {}
     judges: Mapping[str, Answering] = NO_JUDGES

@@ -16,13 +16,13 @@ UNITS_PER_DOLLAR = 10**11
 
 
 class TokenBudget:
-    """Counts the tokens that answers have, and never lets them be more than `cap`.
+    """Counts the tokens of answers, and keeps them within `cap`.
 
-    Before a batch begins, its worst case is reserved; when it is answered, the reservation becomes what it really
-    had. Answers from the journal count like new ones: the cap is on the artifact, however often it was interrupted.
+    Before a batch begins, its worst case is reserved; afterwards the reservation is replaced by the actual number.
+    Answers from the journal count like new ones: the cap applies to the artifact, however often it was interrupted.
 
     Args:
-        cap: the most tokens in all; None is no cap.
+        cap: maximum number of tokens; None for no cap.
     """
 
     def __init__(self, cap: int | None) -> None:
@@ -36,20 +36,20 @@ class TokenBudget:
         return None if self.cap is None else self.cap - self.spent - self.reserved
 
     def fits(self, tokens: int) -> bool:
-        """Whether so many could be reserved."""
+        """Whether this many tokens could be reserved."""
         return self.left is None or tokens <= self.left
 
     def reserve(self, tokens: int) -> None:
-        """Set tokens aside for work about to begin. Ask `fits` first."""
+        """Reserve tokens for work about to begin. Call `fits` first."""
         if not self.fits(tokens):
             raise PotstillError(f"{tokens} tokens do not fit into the budget: {self.left} of {self.cap} are left")
         self.reserved += tokens
 
     def settle(self, reserved: int, spent: int) -> None:
-        """Replace a reservation by what the work really took.
+        """Replace a reservation by the actual number.
 
         Raises:
-            PotstillError: it took more than was reserved: the teacher did not keep to `max_new_tokens`.
+            PotstillError: more than was reserved: the teacher exceeded `max_new_tokens`.
         """
         if spent > reserved:
             raise PotstillError(f"the teacher broke its limit: {spent} tokens where at most {reserved} were asked for")
@@ -59,8 +59,8 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class Cost:
-    """What requests cost: how many they are, tokens written, tokens read and written, and money in billionths of a cent
-    (whole numbers, so that sums are exact; 0 where nobody asks)."""
+    """The cost of requests: their number, tokens written, tokens read and written, and money in billionths of a cent
+    (whole numbers, so that sums are exact; 0 for local teachers)."""
 
     requests: int = 0
     written: int = 0
@@ -84,11 +84,11 @@ class Cost:
         )
 
     def times(self, factor: int) -> Cost:
-        """So many of it."""
+        """The cost of `factor` such requests."""
         return Cost(self.requests * factor, self.written * factor, self.tokens * factor, self.money * factor)
 
     def at_least(self, other: Cost) -> Cost:
-        """The greater of both, each by itself."""
+        """The larger of each component."""
         return Cost(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
 
     def to_dict(self) -> dict[str, int]:
@@ -97,7 +97,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Caps:
-    """The most of each; None is no cap."""
+    """A maximum for each component of a cost; None for no cap."""
 
     requests: int | None = None
     written: int | None = None
@@ -106,7 +106,7 @@ class Caps:
 
     @classmethod
     def of(cls, budget: BudgetSettings, token_budget: int | None) -> Caps:
-        """Those of a recipe."""
+        """The caps of a recipe."""
         money = None if budget.money is None else int(budget.money * UNITS_PER_DOLLAR)
         return cls(budget.requests, token_budget, budget.tokens, money)
 
@@ -123,23 +123,23 @@ _REASONS = {
 
 
 class Budget:
-    """Several caps at once, for requests that are under way side by side. Safe to use from several threads.
+    """Several caps, for concurrent requests. Thread-safe.
 
-    Before a request is sent its worst case is reserved; when it is answered the reservation becomes what it cost. An
-    attempt that failed, and that may have been billed all the same (no answer in time, a broken connection), stays
-    spent at its worst case.
+    Before a request is sent its worst case is reserved; after its answer the reservation is replaced by the actual
+    cost. A failed attempt that may have been billed (a timeout, a broken connection) counts as spent at its worst
+    case.
 
-    What a killed process had under way may have been billed too. So the journal holds, before anything is sent, how
-    much may be out (`held`), in steps, so that few flushes are needed; and whoever begins with a `held` that was never
-    cleared counts it as spent.
+    Requests under way in a killed process may have been billed too. So before anything is sent, the journal stores how
+    much may be under way (`held`), in large steps that need few flushes; a process that starts with a `held` that was
+    never cleared counts it as spent.
 
-    Answers that the journal holds are spent as they come up again, in order, so that which requests a cap leaves out
-    does not depend on interruptions. Those that were paid for under these caps (`paid`) are money gone all the same,
-    though they may stand behind requests that are yet to be sent: these have room only beside them.
+    Answers from the journal count as spent when they come up again, in order, so that interruptions do not change
+    which requests a cap excludes. Answers that were paid for under these caps (`paid`) are spent money even before
+    they come up again, so requests still to be sent have only the remaining room.
 
     Args:
         caps: the limits.
-        entry: what the journal's ledger holds, from earlier processes.
+        entry: the journal's ledger entry, from earlier processes.
     """
 
     def __init__(self, caps: Caps, entry: Mapping[str, Any] | None = None) -> None:
@@ -153,12 +153,12 @@ class Budget:
         self._lock = threading.Lock()
 
     def exceeded(self, cost: Cost) -> Reason | None:
-        """The cap into which a cost does not fit; None if it fits."""
+        """The cap that a cost exceeds; None if it fits."""
         return self._exceeded(self.spent + self.reserved + cost) if self.caps else None
 
     def reserve(self, cost: Cost, *, to_send: bool = True) -> Reason | None:
-        """Set aside what a request may cost, before it is sent; the cap into which it does not fit, if there is one.
-        `to_send`: it is not answered yet."""
+        """Reserve the cost of a request before it is sent; returns the cap that it exceeds, if any. `to_send`: it is
+        not answered yet."""
         with self._lock:
             over = self.exceeded(cost) or (self._overdrawn(cost) if to_send else None)
             if over is None:
@@ -166,15 +166,15 @@ class Budget:
             return over
 
     def begin(self, reserved: Cost) -> bool:
-        """A request with this reservation is about to be sent for the first time; whether the journal must be given a
-        new `entry` before that, since it holds less than may then be out."""
+        """Note that a request with this reservation is about to be sent for the first time; returns whether the
+        journal needs a new `entry` first, because its `held` is too small."""
         with self._lock:
             self.out += reserved
             return self._hold()
 
     def settle(self, reserved: Cost, spent: Cost, *, answered: bool = True, begun: bool = True) -> None:
-        """Replace a reservation by what the request cost. `answered`: the journal holds an answer that says so;
-        `begun`: it was sent by this process."""
+        """Replace a reservation by the actual cost. `answered`: the journal holds the answer; `begun`: this process
+        sent the request."""
         with self._lock:
             self.reserved -= reserved
             if begun:
@@ -184,8 +184,8 @@ class Budget:
                 self.lost += spent
 
     def fail(self, reserved: Cost, attempt: Cost) -> bool:
-        """An attempt failed, and another is due: `attempt` is spent. Whether the reservation still stands for the next;
-        where the caps leave no room for both, it does not, and a new one is to be made."""
+        """Note a failed attempt, with another to follow: `attempt` is spent. Returns whether the reservation still
+        holds for the next attempt; if the caps leave no room for both, a new reservation is needed."""
         with self._lock:
             stands = self.exceeded(attempt) is None and self._overdrawn(attempt) is None
             if not stands:
@@ -196,12 +196,11 @@ class Budget:
             return stands
 
     def broken(self) -> Reason | None:
-        """A cap that was exceeded all the same, since the teacher did not keep to its limits; None if all is well."""
+        """A cap that was exceeded because the teacher exceeded its limits; None if there is none."""
         return self._exceeded(self.spent)
 
     def hold(self) -> bool:
-        """Whether the journal must be given a new `entry` before anything more is sent: it holds less than may be
-        out."""
+        """Whether the journal needs a new `entry` before anything more is sent, because its `held` is too small."""
         with self._lock:
             return self._hold()
 
@@ -215,9 +214,9 @@ class Budget:
         return True
 
     def entry(self, *, paid: Cost | None = None, over: bool = False) -> Mapping[str, Any]:
-        """What the journal's ledger is to hold now; whoever asks commits it before anybody else can ask.
+        """The entry to store in the journal's ledger; the caller must commit it before the next call.
 
-        `paid`: what the answers cost that are committed with it. `over`: nothing is under way any more.
+        `paid`: the cost of the answers that are committed with it. `over`: nothing is under way any more.
         """
         with self._lock:
             if paid is not None:
@@ -236,7 +235,7 @@ class Budget:
         return Cost(**values)
 
     def _overdrawn(self, cost: Cost) -> Reason | None:
-        """The cap that sending would exceed by what was really paid for, whatever came up again of it."""
+        """The cap that sending would exceed, counting everything paid for, whether or not it has come up again."""
         return self._exceeded(self.lost + self.paid + self.reserved + cost) if self.caps else None
 
     def _exceeded(self, cost: Cost) -> Reason | None:

@@ -1,4 +1,4 @@
-"""The dataset card: what is in the records, where they come from, what was kept out, and why."""
+"""The dataset card: contents, origin, and rejects with their reasons."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{1,40}")
 
 @dataclass
 class Statistics:
-    """Counts of what a program yielded."""
+    """Counts of a program's output."""
 
     kept: int = 0
     unfinished: int = 0
@@ -31,7 +31,7 @@ class Statistics:
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, record: Record, side: str) -> None:
-        """A record that was kept."""
+        """Count a record that is kept."""
         self.kept += 1
         self.unfinished += not record.finished
         self.sides[side] += 1
@@ -41,20 +41,20 @@ class Statistics:
             self.verdicts[verdict.verifier, verdict.outcome] += 1
 
     def reject(self, reject: Reject) -> None:
-        """A record that was not."""
+        """Count a reject."""
         self.rejected[reject.reason] += 1
 
 
 def write_card(path: Path, recipe: Recipe, work: Work, statistics: Statistics) -> None:
-    """Write `README.md` beside the records: `datasets.load_dataset(<folder>)` reads its head, people the rest.
+    """Write `README.md` beside the records: `datasets.load_dataset(<folder>)` reads its head.
 
-    It says nothing that would differ between an interrupted run and another.
+    Its content does not depend on interruptions of the run.
     """
     write_atomically(path, dataset_card(recipe, work.facts, statistics))
 
 
 def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistics) -> str:
-    """The card, as Markdown with a YAML head. `facts` are those of the stage's manifest."""
+    """The card, as Markdown with a YAML head. `facts` come from the stage's manifest."""
     from huggingface_hub import DatasetCardData
 
     section = recipe.required_generate
@@ -65,7 +65,7 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistic
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "records.parquet"}]}],
     )
     settings = section.model_dump(mode="json", exclude_defaults=True) | {"kind": section.kind}
-    settings.pop("decontaminate", None)  # its paths are those of a machine; the names have a line of their own
+    settings.pop("decontaminate", None)  # it has private paths; the names have their own line
     teachers: list[tuple[str, str]] = []
     if section.asks:
         teacher = facts["teacher"]
@@ -120,7 +120,7 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistic
 
 
 def _rejected(statistics: Statistics) -> list[str]:
-    """A table of what was kept out, by reason."""
+    """A table of rejects, by reason."""
     if not statistics.rejected:
         return ["Nothing."]
     asked = statistics.kept + sum(statistics.rejected.values())

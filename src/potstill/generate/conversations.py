@@ -1,7 +1,8 @@
-"""Exports of real conversations into conversations to learn from: Vicuna's path from ShareGPT (Chiang et al. 2023).
+"""Exports of real conversations → training conversations, as Vicuna did with ShareGPT's (Chiang et al. 2023).
 
-HTML becomes Markdown, turns alternate strictly, what is broken is left out, the same conversation counts once, and what
-is longer than the context is split between pairs of turns. Whatever does not come out is in the reject ledger.
+HTML becomes Markdown, user and assistant alternate strictly, broken conversations are left out, duplicates count once,
+and a conversation longer than the context is split between pairs of turns. Everything left out is in the reject
+ledger.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from potstill.generate.answering import Answering
 from potstill.generate.markdown import Markdown, is_html
 from potstill.recipe.programs import ConversationsProgram
 from potstill.registry import implements
-from potstill.types import Message, Record, Reject, digest, group_of
+from potstill.types import Message, Reason, Record, Reject, digest, group_of
 
 if TYPE_CHECKING:
     from potstill.data.chat import ChatTokenizer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """Pairs `start` up to, not including, `stop`. Where it does not fit, it is one pair that is too long by itself."""
+    """Pairs `start` to `stop` (exclusive). A piece that does not fit is a single pair that is too long."""
 
     start: int
     stop: int
@@ -37,7 +38,7 @@ class Piece(NamedTuple):
 
 
 def split_pairs(pairs: int, tokens_of: Callable[[int, int], int], limit: int | None) -> Iterator[Piece]:
-    """Pieces in order, which together are 0 … `pairs` without gap or overlap, each as long as the limit allows.
+    """Consecutive pieces that cover all pairs, each as long as the limit allows.
 
     Args:
         pairs: how many there are.
@@ -93,7 +94,7 @@ class Conversations:
         side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
-        """What becomes of each conversation, in order: its pieces, and rejects.
+        """The pieces and rejects of each conversation, in order.
 
         Raises:
             ModelError: the tokenizer cannot be opened.
@@ -146,7 +147,7 @@ class Conversations:
     # ---- one conversation -------------------------------------------------------------------------------------
 
     def _cleaned(self, record: Record, markdown: Markdown | None, work: Work) -> Iterator[Record | Reject]:
-        """The conversation with what is wrong at its ends taken off, or why it is left out as a whole."""
+        """The conversation without broken turns at its ends, or why it is left out."""
         turns = _turns(record)
         if turns is None:
             yield Reject.of(record, "a text is no conversation")
@@ -184,13 +185,13 @@ class Conversations:
         yield replace(record, messages=(*system, *said), prompt=None, completion=None, group=group)
 
     def _plain(self, turn: Message, markdown: Markdown | None, work: Work) -> str:
-        """A turn's text, as Markdown. Raises `ValueError` with the reason where it cannot be had."""
+        """A turn's text, as Markdown. Raises `ValueError` with the reason if there is none."""
         text = turn.get("content")
         if not isinstance(text, str):
             raise ValueError("a turn without text")
         if markdown is None:
             return text.strip()
-        # What a person wrote into a chat window is no HTML, though it may well be about some.
+        # A user's turn is no HTML, though it may be about HTML.
         if self.settings.html == "always" or (turn["role"] == "assistant" and is_html(text)):
             text = markdown.of(text)
             work.count("turns from HTML to Markdown")
@@ -241,15 +242,15 @@ class Conversations:
         except DataError as refusal:
             if refusal.fix is not None:
                 raise
-            yield Reject.of(record, "the chat template refuses it", detail=refusal.what)
+            yield Reject.of(record, Reason.TEMPLATE_REFUSES, detail=refusal.what)
             return
         if len(pieces) > 1:
             work.count("conversations split")
         for number, piece in enumerate(pieces):
             part = turns[2 * piece.start : 2 * piece.stop]
             if not piece.fits:
-                said = f"pair {piece.start + 1} of {pairs}: {piece.tokens:,} tokens of {self.settings.max_length:,}"
-                yield Reject.of(record, "a pair of turns is longer than max_length", str(part[0]["content"]), said)
+                detail = f"pair {piece.start + 1} of {pairs}: {piece.tokens:,} tokens of {self.settings.max_length:,}"
+                yield Reject.of(record, "a pair of turns is longer than max_length", str(part[0]["content"]), detail)
                 continue
             work.count("pairs of turns kept", piece.stop - piece.start)
             metadata = dict(record.metadata)
@@ -268,14 +269,14 @@ def _turns(record: Record) -> list[Message] | None:
 
 
 def _out_of_turn(turns: list[Message]) -> tuple[str, str, str] | None:
-    """Reason, text and detail, where user and assistant do not take turns."""
+    """Reason, text and detail if user and assistant do not alternate, else None."""
     for place, turn in enumerate(turns):
         role, expected = str(turn["role"]), ("user", "assistant")[place % 2]
-        said = str(turn.get("content", ""))
+        text = str(turn.get("content", ""))
         if role not in ("user", "assistant"):
-            return "a turn of another role", said, f"turn {place + 1}: {role}"
+            return "a turn of another role", text, f"turn {place + 1}: {role}"
         if role != expected:
-            return "turns do not alternate", said, f"turn {place + 1}: {role} again"
+            return "turns do not alternate", text, f"turn {place + 1}: {role} again"
     return None
 
 

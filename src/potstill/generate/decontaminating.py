@@ -1,7 +1,7 @@
-"""Evaluation sets kept out of what a program writes: prompts before they are asked, answers after they came.
+"""Keep evaluation sets out of a program's records: prompts before requests, answers after.
 
-Only the training side is filtered: a held-out record that stands in an evaluation set is no leak into training. Such
-records are counted.
+Only the training side is filtered: a held-out record in an evaluation set does not leak into training. Such records
+are counted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ _WHERE = "generate.decontaminate.against"
 
 
 class Decontaminating:
-    """A program whose training records are not in evaluation sets.
+    """A program whose training records contain no evaluation items.
 
     Args:
         inner: the program.
-        settings: the sets, and what counts as containing.
-        asks: whether the program asks for answers: then a record whose prompt is caught never reaches it, and nothing
-            is paid for it.
+        settings: the sets, and what counts as a match.
+        asks: whether the program sends requests. If so, records whose prompt matches never reach it, and cost nothing.
     """
 
     def __init__(self, inner: Program, settings: Decontamination, *, asks: bool) -> None:
@@ -45,7 +44,7 @@ class Decontaminating:
         side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
-        """What the program yields, with rejects in the place of what is caught.
+        """The program's output, with rejects in place of records that match.
 
         Raises:
             DataError: an evaluation set cannot be read.
@@ -89,7 +88,7 @@ class Decontaminating:
 
 
 def open_sets(settings: Decontamination, work: Work | None = None) -> Decontaminator:
-    """The evaluation sets, read into memory. What cannot be read of them is a warning.
+    """The evaluation sets, read into memory. Unusable rows are a warning.
 
     Raises:
         DataError: a set is not there, or nothing in it is usable.
@@ -115,7 +114,7 @@ def open_sets(settings: Decontamination, work: Work | None = None) -> Decontamin
 
 
 def set_digests(settings: Decontamination) -> dict[str, str]:
-    """Digests of the sets' files, by set and name: part of the stage's key.
+    """Digests of the sets' files, by set and name; part of the stage's key.
 
     Raises:
         DataError: a set is not there.
@@ -130,14 +129,15 @@ def set_digests(settings: Decontamination) -> dict[str, str]:
 
 
 def match_of_prompt(look: Decontaminator, record: Record) -> Match | None:
-    """Where that which would be asked of a record stands in an evaluation set. Its own answer is not looked at: a
-    teacher writes another in its place."""
+    """The evaluation-set match for a record's prompt, if any. Its own answer is ignored: a teacher writes a new
+    one."""
     asked = _asked(record)
     return None if asked is None else look.match(asked)
 
 
 def without_caught(settings: Decontamination, train: Sequence[Record]) -> tuple[list[Record], Mapping[str, int]]:
-    """The training records that would be asked, and how many would not, by set. Raises as `open_sets`."""
+    """The training records whose prompts match no evaluation set, and the number of matches by set. Raises as
+    `open_sets`."""
     look = open_sets(settings)
     kept: list[Record] = []
     caught: Counter[str] = Counter()

@@ -1,8 +1,7 @@
-"""A teacher behind a server: many requests side by side, through the journal, within the caps, in order.
+"""A teacher behind a server: many concurrent requests, through the journal, within the caps, in order.
 
-Requests are read a little ahead of what is under way, and answers wait for those before them, up to a bound: memory
-does not grow with the number of prompts. Every answer is committed in the client's writer thread, whatever the program
-is doing with earlier ones.
+Requests are read a little ahead, and answers wait for earlier ones, up to a bound: memory does not grow with the
+number of prompts. Answers are committed in the client's writer thread, while the program processes earlier ones.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ if TYPE_CHECKING:
     from potstill.teachers.endpoint_client import Call, EndpointClient, Stream
 
 _CHUNK = 64
-"""Requests that are looked up, and answers that are yielded, at a time."""
+"""Number of requests that are looked up, and answers that are yielded, at a time."""
 _REORDERED = 32
 """Size of the reorder buffer, as a multiple of `max_in_flight`."""
 _POLL_SECONDS = 0.05
 
 
 class _Slot:
-    """A request in the order of the input, until it is yielded.
+    """A request in input order, until it is yielded.
 
     Attributes:
-        answered: what came of it, once that is known.
-        twin: an earlier slot of an equal request, whose answer is this one's too.
-        worst: the most that it can cost; `reserved`: what of that is set aside now.
-        begun: whether it was sent, so that the journal counts it as being out.
+        answered: its outcome, once known.
+        twin: an earlier slot of an equal request, whose answer this one shares.
+        worst: its maximum cost; `reserved`: the part that is reserved now.
+        begun: whether it was sent, so that the journal counts it as under way.
     """
 
     __slots__ = ("answered", "begun", "key", "request", "reserved", "seed", "twin", "worst")
@@ -56,23 +55,23 @@ class _Slot:
 
     @property
     def outcome(self) -> Answered | None:
-        """What came of the request, or of its twin."""
+        """The outcome of the request, or of its twin."""
         return self.answered if self.twin is None else self.twin.outcome
 
 
 class EndpointAnswering:
-    """Use it as a context manager. Nothing is sent, and no key asked for, while the journal has the answers.
+    """Use it as a context manager. Nothing is sent, and no key is needed, while the journal has the answers.
 
     Args:
         teacher: the endpoint.
-        journal: where answers go before anything else.
-        budget: the caps, which several of these may share.
-        scope: whose budget it is: what an interrupted process spent counts for the same scope (a stage's key).
+        journal: stores every answer before it is used.
+        budget: the caps, which several instances may share.
+        scope: the budget's owner (a stage's key): earlier processes of the same scope count.
         seed: the recipe's.
-        console: for progress, and for what the client says.
+        console: for progress, and the client's messages.
 
     Raises:
-        RecipeError: money is capped and the price is not known.
+        RecipeError: money is capped and the price is unknown.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class EndpointAnswering:
         self._client: EndpointClient | None = None
         self._open = ExitStack()
         self._over: Reason | None = None
-        self._parked: set[_Slot] = set()  # failed, and without room in the caps for a second try as yet
+        self._parked: set[_Slot] = set()  # failed, and waiting for room in the caps for a retry
         self.counts = Counts()
         self.cost = 0
         self._first: tuple[Request, str] | None = None
@@ -147,7 +146,7 @@ class EndpointAnswering:
                 if stream is not None and waiting:
                     self._note(stream.take(0.0 if ready else _POLL_SECONDS), waiting)
                 elif not ready and slots:
-                    time.sleep(_POLL_SECONDS)  # other streams are under way, and hold what the caps allow
+                    time.sleep(_POLL_SECONDS)  # other streams are under way, and hold reservations
                 if not slots:
                     return
                 came = 0
@@ -157,7 +156,7 @@ class EndpointAnswering:
                 task.advance(came, note=self._under_way())
 
     def facts(self) -> dict[str, Any]:
-        """Counts, and what was sent by this process."""
+        """Counts, and the requests that this process sent."""
         facts: dict[str, Any] = {
             **self.counts.facts(),
             "tokens_read": self.counts.read,
@@ -183,7 +182,7 @@ class EndpointAnswering:
     # ---- inside: reading and sending --------------------------------------------------------------------------
 
     def _read(self, source: Iterator[Request], slots: deque[_Slot], waiting: dict[str, _Slot]) -> Sequence[_Slot]:
-        """Some more requests in their places; those that are to be paid for, or were."""
+        """Read some requests into slots; returns those that cost, or have cost, money."""
         new = [_Slot(request, *self.teacher.key_of(request, self.seed)) for request in islice(source, _CHUNK)]
         slots.extend(new)
         first: dict[str, _Slot] = {}
@@ -201,8 +200,8 @@ class EndpointAnswering:
         return list(first.values())
 
     def _afford(self, slots: deque[_Slot], waiting: dict[str, _Slot]) -> list[Call]:
-        """Take from `slots` what the caps allow now, in order: whatever comes first is paid for first, answered or not,
-        so that which requests a cap leaves out does not depend on what the journal holds."""
+        """Take from `slots` what the caps allow now, in order: earlier requests are paid for first, whether or not
+        they are answered, so that the journal's content does not change which requests a cap excludes."""
         calls: list[Call] = []
         while slots:
             slot = slots[0]
@@ -225,18 +224,18 @@ class EndpointAnswering:
         return calls
 
     def _reserve(self, slot: _Slot, *, to_send: bool) -> bool:
-        """Set aside what a request may cost, or enter that no cap has room for it; False if that is not known yet."""
+        """Reserve the cost of a request, or record that a cap excludes it; False if that is still open."""
         if self._parked:
-            return False  # second tries come first
+            return False  # retries come first
         idle = self.budget.reserved == Cost()
         over = self.budget.reserve(slot.worst, to_send=to_send)
         if over is None:
             slot.reserved = slot.worst
         elif not idle:
-            return False  # what is under way may turn out to cost less
+            return False  # requests under way may turn out to cost less
         elif self.budget.exceeded(slot.worst) is not None:
             self._over = over
-        else:  # what is left was paid for answers further on
+        else:  # the remainder was paid for later answers
             slot.answered = Answered(slot.request, Failure(over))
         return True
 
@@ -268,8 +267,8 @@ class EndpointAnswering:
         return answered
 
     def _compare(self, request: Request, raw: Answer) -> None:
-        """See whether a further sample says something else than the first: some servers take a temperature and do not
-        draw."""
+        """Check whether a further sample differs from the first: some servers accept a temperature but do not
+        sample."""
         if request.sampling.temperature == 0:
             return
         if request.sample == 0:
@@ -289,14 +288,14 @@ class EndpointAnswering:
     # ---- inside: the budget, from the client's threads --------------------------------------------------------
 
     def begin(self, call: Call) -> None:
-        """See to it that the journal knows how much may be out."""
+        """Make sure that the journal knows how much may be under way."""
         if self.budget.caps and not call.tag.begun:
             call.tag.begun = True
             if self.budget.begin(call.tag.reserved):
                 self.journal.put_batch([], ledger=(self.scope, self.budget.entry))
 
     def keep(self, answered: Sequence[tuple[Call, Answer]]) -> None:
-        """Commit answers, and reconcile what was reserved for them."""
+        """Commit answers, and replace their reservations by actual costs."""
         rows = [(call.tag.key, answer) for call, answer in answered]
         costs = [self._cost(answer) for _, answer in answered]
         entry = partial(self.budget.entry, paid=sum(costs, Cost()))
@@ -323,8 +322,8 @@ class EndpointAnswering:
             self.journal.put_batch([], ledger=(self.scope, self.budget.entry))
 
     def ready(self, call: Call) -> bool | Reason:
-        """Whether a second try has room in the caps: False if it may have later, since what is under way may turn out
-        to cost less; the cap that leaves no room, if it never has."""
+        """Whether a retry fits the caps: False if it may fit later, when requests under way turn out to cost less; the
+        cap that excludes it, if it never will."""
         slot: _Slot = call.tag
         if slot not in self._parked:
             return True
@@ -352,6 +351,6 @@ class EndpointAnswering:
         return Cost(1, written, read + written, self.prices.of(read, written) if self.prices is not None else 0)
 
     def _attempt(self, call: Call, trouble: Trouble) -> Cost:
-        """What a failed attempt is taken to have cost: the worst, unless the server surely did nothing."""
+        """The assumed cost of a failed attempt: the worst case, unless the server certainly did nothing."""
         reserved: Cost = call.tag.reserved
         return reserved if trouble.billed else Cost(requests=1)

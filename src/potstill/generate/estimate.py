@@ -1,4 +1,4 @@
-"""What a generation asks for and costs at most, before anything is spent."""
+"""The requests and the maximum cost of a generation, before anything is spent."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from potstill.types import Record, Request, Sampling
 from potstill.verify.judge import asking, questions_of
 
 Reads = Callable[[str, Request], int]
-"""At least as many tokens as the teacher of that name reads for a request."""
+"""An upper bound on the tokens that the teacher of that name reads for a request."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one teacher is asked at most, for what it writes or for what it judges."""
+    """The maximum demand on one teacher, for writing or for judging."""
 
     teacher: str
     answers: int
@@ -48,14 +48,14 @@ def of_judges(
     longest: int,
     reads: Reads,
 ) -> Iterator[Demand]:
-    """What the judges of a verifier are asked, one after the other.
+    """The demand on each judge of a verifier.
 
     Args:
         verify: its settings.
-        writer: the name of the teacher that writes, which a judge without one is.
-        judged: how many answers of how many prompts: (answers, prompt with its reference) each.
-        longest: tokens of the longest answer, taken to have four bytes each.
-        reads: of a request.
+        writer: the name of the teacher that writes; it is also the judge if none is named.
+        judged: (number of answers, prompt with its reference) each.
+        longest: tokens of the longest answer, at four bytes each.
+        reads: bounds the tokens of a request.
     """
     judges, text = tuple(judges_of(verify)), "x" * 4 * longest
     prompts = list(judged) if judges else []
@@ -72,13 +72,13 @@ def of_judges(
 def of_reasoning(
     settings: ReasoningProgram, records: Iterable[Record], *, turns: bool, reads: Reads
 ) -> tuple[Demand, ...]:
-    """An upper bound of a whole run: no sample saved, no problem solved without its hint, every answer judged.
+    """An upper bound for a whole run: all samples of every problem, a hint for each, every answer judged.
 
     Args:
-        settings: of the program.
-        records: whose problems are put.
+        settings: the program's.
+        records: the problems.
         turns: whether a plain prompt becomes the user's turn.
-        reads: of a request.
+        reads: bounds the tokens of a request.
     """
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
     judged: list[tuple[int, Record]] = []
@@ -94,7 +94,7 @@ def of_reasoning(
             if settings.hint is not None and reference is not None:
                 put.append((settings.hint_samples, render_request(settings.hint, prompt, sampling, 0, reference)))
         except ValueError:
-            continue  # the problem is not a text, and not asked
+            continue  # the problem is not a text
         answers = sum(samples for samples, _ in put)
         chains += answers
         read += sum(samples * reads(settings.teacher, request) for samples, request in put)
@@ -108,9 +108,9 @@ _EXAMPLES = 8
 
 
 def of_self_instruct(settings: SelfInstructProgram, records: Iterable[Record], *, reads: Reads) -> tuple[Demand, ...]:
-    """An upper bound of a whole run: every call made, every answer as long as it may be, every round asking for as many
-    examples as are wanted in all, every task judged (of style `self_instruct` with at most eight examples each). A
-    generated task that is shown again is taken to have four bytes a token, or to be as long as the longest seed."""
+    """An upper bound for a whole run: every call made, every answer of maximum length, every round requesting examples
+    for the whole target, every task judged (in style `self_instruct` with at most eight examples each). A generated
+    task that is shown again counts four bytes a token, or as much as the longest seed."""
     seeds = [seed for record in records if (seed := seed_of(record)) is not None]
     own_words = "x" * 12 * settings.most_words
     make = tasks_prompt if settings.style == "alpaca" else instructions_prompt
@@ -132,7 +132,7 @@ def of_self_instruct(settings: SelfInstructProgram, records: Iterable[Record], *
         if settings.classification:
             answers, written = answers + wanted, written + 3 * wanted
             read += wanted * len(classification_prompt(own_words).encode())
-    # What is around a prompt in the body of a request is counted with each.
+    # The text around a prompt in a request's body is counted with each.
     read += answers * reads(settings.teacher, Request(Sampling(settings.max_new_tokens), prompt=""))
     writes = Demand(settings.teacher, answers, written, read)
     task = Record(prompt=own_words + "x" * 4 * settings.max_new_tokens)  # an instruction, and its input
@@ -141,11 +141,11 @@ def of_self_instruct(settings: SelfInstructProgram, records: Iterable[Record], *
 
 
 def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Lines for a person, and the figures behind them: answers, tokens, and money where the price is known. Upper
-    bounds: every answer as long as it may be, every byte of a prompt a token.
+    """Lines for a person, and the figures behind them: answers, tokens, and money if the price is known. Upper bounds:
+    every answer of maximum length, every byte of a prompt a token.
 
     Raises:
-        RecipeError: money is capped, and a price is not known.
+        RecipeError: money is capped, and a price is unknown.
     """
     settings = recipe.required_generate
     if not settings.asks:
@@ -174,7 +174,7 @@ def estimate(recipe: Recipe, records: Sequence[Record]) -> tuple[tuple[str, ...]
 
 
 def _prompts(settings: VerifiedSettings, records: Sequence[Record], turns: bool) -> list[Record]:
-    """What is judged, with the references that it is compared with."""
+    """The prompts to judge, with their references."""
     keys = references_of(settings.verify)
     found = ((as_prompt(record, turns), record) for record in records)
     return [with_reference(prompt, record, *keys) for prompt, record in found if isinstance(prompt, Record)]
@@ -207,7 +207,7 @@ def _lines(
 def _of_endpoint(
     settings: GenerateSettings, teacher: EndpointTeacher, demands: Sequence[Demand], prefix: str
 ) -> tuple[list[str], float | None]:
-    """Lines about an endpoint, and what it costs at most in dollars, if that is known."""
+    """Lines about an endpoint, and its maximum cost in dollars, if known."""
     answers, written, read = (sum(getattr(d, key) for d in demands) for key in ("answers", "written", "read"))
     written = _within(settings, written)
     prices, lines, most = check_price(teacher, capped=settings.budget.money is not None), [], None
@@ -233,6 +233,6 @@ def _capped(settings: GenerateSettings) -> list[str]:
 
 def _bound(asked: Request, teacher: EndpointTeacher) -> int:
     prompt = str([dict(m) for m in asked.messages]) if asked.messages is not None else asked.prompt
-    # A template that is rendered here writes around the turns what a server's would.
+    # A template that is rendered here adds the text that a server's would.
     around = 128 if teacher.api == "completions" and teacher.tokenizer is not None else 0
     return bound_tokens(body_of(asked, teacher, prompt, None)) + around

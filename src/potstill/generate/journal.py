@@ -1,24 +1,23 @@
-"""The journal: every answer that a teacher gave, committed before it is used.
+"""The journal: every answer of a teacher, committed before it is used.
 
-One SQLite file per run, outside every artifact, so that answers outlive the artifact they were written for. An
-answer is found by the content of its request and by who was asked (`Request.key`), and by the *batch* in which it
-was written: the low-precision answers of a local model depend on what else is in the batch, and sampled ones on the
-batch's seed, so an answer only stands for the same answer of an uninterrupted run if its whole batch was the same.
-Teachers that answer every request by itself (endpoints) use the batch `""`.
+One SQLite file per run, outside every artifact, so that answers outlive the artifact that they were written for. An
+answer is found by the content of its request and the teacher's identity (`Request.key`), and by the *batch* in which
+it was written: low-precision answers of a local model depend on the rest of the batch, and sampled ones on the batch's
+seed, so an answer can replace that of an uninterrupted run only if its whole batch was the same. Teachers that answer
+each request separately (endpoints) use the batch `""`.
 
-What it survives. A batch is one transaction, so it is there whole or not at all. The file is in WAL mode with
-`synchronous=FULL`: the log is flushed to the disk at every commit. So what was committed survives the end of the
-process at any instruction (`kill -9`, out of memory), a crash of the operating system and a loss of power, as far as
-the disk keeps what it says it has flushed. It does not survive the loss of the disk, nor damage to the file; damage
-is found (page checks at opening, a checksum per answer when it is read) and said, never passed over. A flush costs
-some milliseconds, little beside a batch of a local model; answers of endpoints, which come by the thousand a second,
-are committed some at a time, and none of them is used, nor its place among the requests under way given to another,
-before its commit.
+Durability. A batch is one transaction, stored whole or not at all. The file is in WAL mode with `synchronous=FULL`:
+the log is flushed to disk at every commit. So committed answers survive the end of the process at any instruction
+(`kill -9`, out of memory), a crash of the operating system and a loss of power, as far as the disk really flushes.
+They do not survive the loss of the disk, nor damage to the file; damage is detected (page checks at opening, a
+checksum per answer when it is read) and reported. A flush takes some milliseconds, little beside a batch of a local
+model; answers of endpoints, which arrive by the thousand a second, are committed in groups, and an answer is used, and
+its slot given to another request, only after its commit.
 
-Beside the answers it holds, for stages with a budget, what was spent on requests that have no answer here (`ledger`).
+For stages with a budget it also stores the cost of requests that have no answer here (`ledger`).
 
-One process at a time: SQLite's exclusive lock is taken at opening and lasts until `close` or the end of the process.
-Inside it, any thread may call. Nothing in it tells the time or who ran it.
+One process at a time: SQLite's exclusive lock is taken at opening and held until `close` or the end of the process.
+Within the process it is thread-safe. It records neither times nor users.
 """
 
 from __future__ import annotations
@@ -49,18 +48,19 @@ CREATE TABLE batches (batch TEXT PRIMARY KEY, seconds REAL NOT NULL) WITHOUT ROW
 """
 _LEDGER = "CREATE TABLE IF NOT EXISTS ledger (scope TEXT PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID"
 _AT_ONCE = 500
-"""Keys in one question to SQLite."""
+"""Keys per SQLite query."""
 
 
 class Journal:
     """The answers of one run folder. Use it as a context manager, or `close` it.
 
     Args:
-        path: the file; it is made if there is none.
+        path: the file; created if missing.
 
     Raises:
-        RunError: another process uses it, it is damaged or of another program, it cannot be opened, or (at any
-            later call) the disk is full.
+        RunError: another process uses it, it is damaged or of another program, it cannot be opened, or (at any later
+        call)
+            the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class Journal:
             self._open()
 
     def get(self, key: str, batch: str = "") -> Answer | None:
-        """The answer to a request as it was given in that batch, or None."""
+        """The answer to a request in that batch, or None."""
         with self._explained():
             row = self._database.execute(
                 "SELECT answer, checksum FROM answers WHERE key = ? AND batch = ?", (key, batch)
@@ -78,7 +78,7 @@ class Journal:
         return None if row is None else self._read(key, batch, *row)
 
     def get_many(self, keys: Sequence[str], batch: str = "") -> dict[str, Answer]:
-        """Those of some answers that are there, by key."""
+        """The answers that exist, by key."""
         found: dict[str, Answer] = {}
         for start in range(0, len(keys), _AT_ONCE):
             some = keys[start : start + _AT_ONCE]
@@ -91,7 +91,7 @@ class Journal:
         return found
 
     def get_batch(self, keys: Sequence[str], batch: str) -> list[Answer] | None:
-        """All answers of a batch, in the order of `keys`; None unless every one is there."""
+        """All answers of a batch, in the order of `keys`; None if any is missing."""
         answers = []
         for key in keys:
             answer = self.get(key, batch)
@@ -101,12 +101,12 @@ class Journal:
         return answers
 
     def holds(self, batch: str) -> bool:
-        """Whether a batch was answered."""
+        """Whether a batch has been answered."""
         with self._explained():
             return self._database.execute("SELECT 1 FROM batches WHERE batch = ?", (batch,)).fetchone() is not None
 
     def seconds_of(self, batch: str) -> float:
-        """How long the teacher wrote at a batch, in seconds; 0 for one that is not there."""
+        """The teacher's seconds for a batch; 0 if it is not there."""
         with self._explained():
             row = self._database.execute("SELECT seconds FROM batches WHERE batch = ?", (batch,)).fetchone()
         return 0.0 if row is None else float(row[0])
@@ -118,11 +118,11 @@ class Journal:
         seconds: float = 0.0,
         ledger: tuple[str, Callable[[], Mapping[str, Any]]] | None = None,
     ) -> None:
-        """Commit answers by key, in one transaction, and a ledger's entry with them: its scope, and what says its
-        content once nobody else can commit, so that a later entry is never overwritten by an earlier one. When this
-        returns they are on the disk.
+        """Commit answers by key, in one transaction, with a ledger entry: its scope, and a function that returns its
+        content when no other thread can commit, so that an earlier entry never overwrites a later one. They are on
+        disk when this returns.
 
-        An answer that is there already stays: what was paid for first is what was used.
+        An existing answer is kept: the answer paid for first is the one that is used.
         """
         rows = []
         for key, answer in answers:
@@ -149,7 +149,7 @@ class Journal:
             return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
-        """Fold the log into the file and let go of it."""
+        """Merge the log into the file and release the lock."""
         with self._explained():
             self._database.close()
 
@@ -162,12 +162,12 @@ class Journal:
         self.close()
 
     def _open(self) -> None:
-        # isolation_level=None: transactions are begun by name, and nothing else begins one.
+        # isolation_level=None: transactions begin explicitly, and only so.
         self._database = database = sqlite3.connect(
             self.path, timeout=1.0, isolation_level=None, check_same_thread=False
         )
         try:
-            # Exclusive before the first access: the log then needs no shared memory, and works on network disks.
+            # Exclusive mode before the first access: the log then needs no shared memory, and works on network disks.
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             application = database.execute("PRAGMA application_id").fetchone()[0]
             version = database.execute("PRAGMA user_version").fetchone()[0]
@@ -181,7 +181,7 @@ class Journal:
                 )
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
-            # A transaction, committed or not, is what takes the lock.
+            # A transaction, committed or not, takes the lock.
             database.execute("BEGIN IMMEDIATE")
             if empty:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
@@ -204,7 +204,7 @@ class Journal:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What SQLite says, in the user's words."""
+        """Turn SQLite's errors into errors for the user."""
         try:
             with self._lock:
                 yield

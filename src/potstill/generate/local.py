@@ -1,4 +1,4 @@
-"""A teacher on this machine: batches that are planned over all requests, through the journal, within a budget."""
+"""A teacher on this machine: batches planned over all requests, through the journal, within a budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Shown:
-    """The tokens of one batch that its progress has shown, while they are written."""
+    """The tokens of one batch that progress has shown, while it is being written."""
 
     task: Progress
     tokens: int = 0
@@ -36,16 +36,16 @@ class _Shown:
 
 
 class JournaledTeacher:
-    """Answers planned batches, in their order: from the journal where they are in it, else from the teacher.
+    """Answers planned batches, in order: from the journal if it has them, else from the teacher.
 
-    Every answer is committed to the journal before it is yielded (rule 11), and every batch fits into the budget
-    before it begins (rule 12): the last one is cut to what is left, and what no longer fits is in `unanswered`.
-    Since answers from the journal are replayed in the same order against the same budget, an interrupted run ends
-    with the same batches as an uninterrupted one.
+    Every answer is committed to the journal before it is yielded (rule 11), and every batch fits the budget before it
+    begins (rule 12): the last one is cut to what is left, and requests that no longer fit are in `unanswered`. Answers
+    from the journal are replayed in the same order against the same budget, so an interrupted run ends with the same
+    batches as an uninterrupted one.
 
     Attributes:
-        counts: of what was yielded.
-        seconds: that the teacher took for it, in this process or an earlier one.
+        counts: of the yielded answers.
+        seconds: the teacher's time for them, in this process or an earlier one.
         unanswered: requests that no longer fit into the budget.
     """
 
@@ -54,10 +54,10 @@ class JournaledTeacher:
         self.unanswered: list[Request] = []
         self.counts = Counts()
         self.seconds = 0.0
-        self._new_answers = self._new_tokens = 0  # written by this process
+        self._new_answers = self._new_tokens = 0  # by this process
 
     def answer(self, batches: Sequence[PlannedBatch]) -> Iterator[tuple[PlannedBatch, list[Answer], bool]]:
-        """Yield each batch with its answers, in the order of its requests, and whether the journal had them."""
+        """Yield each batch with its answers, in the order of its requests, and whether they came from the journal."""
         waiting = sum(len(b.requests) for b in batches if not self.journal.holds(b.digest))
         most = max((r.sampling.max_new_tokens for b in batches for r in b.requests), default=0)
         with self.console.task("generating", total=self._expected(waiting, most), unit="tokens") as task:
@@ -84,7 +84,7 @@ class JournaledTeacher:
         }
 
     def _fitting(self, queue: deque[PlannedBatch]) -> PlannedBatch | None:
-        """The next batch, or as much of it as the budget allows; the rest goes back to the head of the queue."""
+        """The next batch, or the part of it that fits the budget; the rest goes back to the front of the queue."""
         batch = queue.popleft()
         left = self.budget.left
         if left is None or batch.most_tokens <= left:
@@ -95,7 +95,7 @@ class JournaledTeacher:
         return first
 
     def _answer(self, batch: PlannedBatch, shown: _Shown) -> tuple[list[Answer], bool]:
-        """The answers of a batch, and whether the journal had them."""
+        """The answers of a batch, and whether they came from the journal."""
         self.budget.reserve(batch.most_tokens)
         found = self.journal.get_batch(batch.keys, batch.digest)
         answers = self._ask(batch, shown) if found is None else found
@@ -123,17 +123,17 @@ class JournaledTeacher:
         shown.task.advance(rest, note=f"{waiting:,} answers left", total=expected)
 
     def _expected(self, answers: int, mean_tokens: float) -> float:
-        """How many more tokens are to be written: as long as so far, within the budget."""
+        """The expected number of further tokens, at the mean length so far, within the budget."""
         tokens = answers * mean_tokens
         return tokens if self.budget.left is None else min(tokens, self.budget.left)
 
 
 class LocalAnswering(NothingToClose):
-    """A teacher on this machine: answers batches that are planned over all requests (`generate.plan`).
+    """A teacher on this machine; answers batches planned over all requests (`generate.plan`).
 
     Args:
         journaled: the teacher, with journal and budget.
-        batch_size: sequences side by side.
+        batch_size: number of sequences in a batch.
     """
 
     def __init__(self, journaled: JournaledTeacher, *, batch_size: int) -> None:
@@ -181,8 +181,8 @@ class LocalAnswering(NothingToClose):
         return self.journaled.facts()
 
     def _planned(self, asked: Sequence[Request], keys: Sequence[str], side_of: SideOf | None) -> Iterator[Any]:
-        """The batches of requests of one sampling setting after the other, in the order in which they first occur. The
-        samples of a prompt are one question, wherever they stand."""
+        """The batches of requests, one sampling setting after the other, in order of first occurrence. The samples of
+        a prompt are one question, wherever they are."""
         once: dict[str, Request] = {}
         for request, key in zip(asked, keys, strict=True):
             once.setdefault(key, request)

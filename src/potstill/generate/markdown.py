@@ -13,7 +13,7 @@ _BEGINS = re.compile(rf"\s*<(?:!doctype\b|(?:{_TAGS})(?:\s[^<>]*)?/?>)", re.IGNO
 _COPY = re.compile(r"\A\s*([\w+#.-]*?)\s*Copy code\s*")
 _CONTROL = re.compile(r"\d+ / \d+|(?:Copy)?\d+ chars / \d+ words")
 _ANSWER = ".markdown, .prose"
-"""The element in which a chat window shows an answer."""
+"""The element that holds an answer in a chat window."""
 
 
 def is_html(text: str) -> bool:
@@ -54,10 +54,10 @@ class Markdown:
 
 
 def _drop_controls(soup: Any) -> None:
-    """Leave out the window's own counters: "2 / 3" beside a regenerated answer, "Copy123 chars / 45 words" below it.
+    """Remove the window's own counters: "2 / 3" beside a regenerated answer, "Copy123 chars / 45 words" below it.
 
-    Each is an element of its own beside that which holds the answer. Where no element is known to hold the answer,
-    nothing is left out: "3 / 4" may be the answer.
+    Each is an element beside the one that holds the answer. If no element is known to hold the answer, nothing is
+    removed: "3 / 4" may be the answer.
     """
     answers = soup.select(_ANSWER)
     if not answers:
@@ -70,7 +70,7 @@ def _drop_controls(soup: Any) -> None:
 
 
 def _plain_formula(formula: Any) -> None:
-    """A formula stands in the page three times: as TeX, as MathML, and drawn. The TeX is kept."""
+    """A page contains a formula three times: as TeX, as MathML, and drawn. Keep the TeX."""
     tex = formula.find("annotation")
     if tex is None:
         return
@@ -98,5 +98,5 @@ def _converter() -> Any:
             fence = "`" * max(3, longest + 1)
             return f"\n\n{fence}{language}\n{source}\n{fence}\n\n"
 
-    # The words are what people read, without escapes: a model learns to write them so.
+    # No escapes: a model would learn to write them.
     return Converter(heading_style=ATX, bullets="-", escape_asterisks=False, escape_underscores=False, autolinks=False)

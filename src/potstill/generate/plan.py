@@ -1,15 +1,14 @@
-"""The plan: which requests a local teacher answers together, in which order, with which seeds.
+"""The plan of a local teacher: which requests form a batch, in which order, with which seeds.
 
-The plan is a pure function of *all* requests, of who is asked and of the recipe's seed, never of what is answered
-already. So a run that was interrupted plans as the uninterrupted one did, finds its whole batches in the journal, and
-does the others as they would have been done: low-precision answers depend on what else is in the batch.
+The plan is a pure function of *all* requests, the teacher's identity and the recipe's seed, never of existing answers.
+So an interrupted run plans as the uninterrupted one, finds whole batches in the journal, and answers the others in the
+same way: low-precision answers depend on the rest of the batch.
 
-Each side of the split is planned by itself, since held-out prompts are answered too, for evaluation: then answers to
-held-out prompts do not change when training prompts are added. Inside a side prompts are sorted by length, so that
-little is padding, and cut into batches of nearly equal size. The batches are then put into an order that has nothing
-to do with length (that of their digests, which is as good as drawn by lot), and the two sides are dealt out in
-proportion, a held-out batch first: wherever a token budget ends the work, long prompts and short ones, training
-prompts and held-out ones have had the same chance, and some held-out ones are answered.
+Each side of the split is planned separately, since held-out prompts are answered too, for evaluation: answers to
+held-out prompts then do not change when training prompts are added. Within a side, prompts are sorted by length, to
+save padding, and cut into batches of nearly equal size. The batches are ordered by their digests, which is independent
+of length, and the two sides are interleaved in proportion, a held-out batch first: so wherever a token budget ends the
+work, long and short prompts, training and held-out ones had the same chance, and some held-out ones are answered.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ from potstill.types import Request, digest
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt, as requests (its samples, in order), with what planning needs to know.
-
-    `prompt_tokens` is the length of the prompt as rendered.
-    """
+    """One prompt, as requests (its samples, in order), with its length as rendered (`prompt_tokens`)."""
 
     requests: tuple[Request, ...]
     side: SplitSide
@@ -40,9 +36,9 @@ class Question:
 class PlannedBatch:
     """Requests that are answered together, in one call of `Teacher.generate`.
 
-    `keys` are the journal's keys of the requests, `digest` is the batch's own: of the keys in their order and, for
-    sampled answers, of the recipe's seed. `seed` follows from the digest. `step` requests belong together (the beams
-    of a prompt): where the batch is cut, it is cut at a multiple of it.
+    `keys` are the journal's keys of the requests; `digest` is that of the batch: of the keys in order and, for sampled
+    answers, of the recipe's seed. `seed` is derived from the digest. `step` requests belong together (the beams of a
+    prompt): a batch is cut only at a multiple of it.
     """
 
     requests: tuple[Request, ...]
@@ -53,12 +49,12 @@ class PlannedBatch:
 
     @property
     def most_tokens(self) -> int:
-        """The most tokens that its answers can have: what is reserved before it begins."""
+        """Maximum number of tokens of its answers: the reservation before it begins."""
         return sum(r.sampling.max_new_tokens for r in self.requests)
 
 
 def make_batch(requests: Sequence[Request], teacher: Mapping[str, Any], seed: int, step: int = 1) -> PlannedBatch:
-    """A batch of requests in this order, to this teacher (`Teacher.identity`)."""
+    """A batch of requests in this order, for this teacher (`Teacher.identity`)."""
     keys = tuple(r.key(teacher) for r in requests)
     sampled = any(r.sampling.temperature > 0 for r in requests)
     own = digest([keys, seed if sampled else None])
@@ -68,7 +64,7 @@ def make_batch(requests: Sequence[Request], teacher: Mapping[str, Any], seed: in
 def cut(
     batch: PlannedBatch, most: int, teacher: Mapping[str, Any], seed: int
 ) -> tuple[PlannedBatch | None, PlannedBatch | None]:
-    """The first at most `most` requests of a batch, and the rest, each a batch of its own (None if empty)."""
+    """The first at most `most` requests of a batch, and the rest, each as a batch (None if empty)."""
     first = most // batch.step * batch.step
     parts = batch.requests[:first], batch.requests[first:]
     one, other = (make_batch(part, teacher, seed, batch.step) if part else None for part in parts)
@@ -78,14 +74,15 @@ def cut(
 def plan_batches(
     questions: Sequence[Question], teacher: Mapping[str, Any], *, batch_size: int, seed: int
 ) -> list[PlannedBatch]:
-    """All batches, in the order in which they are done.
+    """All batches, in order.
 
     Args:
-        questions: every prompt, each once, with equal sampling settings. Those with more samples than others have
-            batches of their own.
+        questions: every prompt, each once, with equal sampling settings. Prompts with more samples than others get
+        their own
+            batches.
         teacher: `Teacher.identity`.
-        batch_size: how many sequences are written side by side. The samples of a prompt stay together, unless they
-            alone are more than that; each of a prompt's beams is a sequence too.
+        batch_size: number of sequences in a batch. The samples of a prompt stay together, unless they alone are more;
+            each of a prompt's beams is a sequence too.
         seed: the recipe's.
     """
     placed: list[tuple[float, int, PlannedBatch]] = []
@@ -106,8 +103,8 @@ def plan_batches(
 
 
 def _by_length(questions: Sequence[Question], batch_size: int) -> list[tuple[list[Request], int]]:
-    """Requests in batches by length, and how many of them belong together; all questions have as many samples."""
-    # Equal lengths are told apart by content: the order of the data does not matter.
+    """Requests in batches by length, and how many of them belong together; all questions have equally many samples."""
+    # Equal lengths are ordered by content: the order of the data does not matter.
     ordered = sorted(questions, key=lambda q: (q.prompt_tokens, q.requests[0].key({})))
     beams = ordered[0].requests[0].sampling.beams
     samples = len(ordered[0].requests)

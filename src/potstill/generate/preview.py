@@ -1,4 +1,4 @@
-"""A look before spending: the first few requests as the teacher sees them, and its answers as they are read."""
+"""Preview before spending: the first few requests as rendered, and the teacher's answers as parsed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from potstill.recipe import Recipe
 from potstill.types import Record, Request
 
 _ROWS_READ = 1000
-"""A preview looks for requests among so many rows."""
+"""A preview looks for requests in at most this many rows."""
 
 
 class Watched(PassingOn):
-    """Passes the first few requests on, keeps what came of them, and ends there. No other teacher is asked."""
+    """Passes on the first few requests, records their outcomes, and then stops. No other teacher is used."""
 
     def __init__(self, inner: Answering, most: int) -> None:
         super().__init__(inner)
@@ -39,14 +39,13 @@ class Watched(PassingOn):
 
 
 def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str, Any]:
-    """Ask the first `count` requests of a recipe and no more. The answers go into the run's journal: an endpoint's are
-    found there by the run itself. No artifact is written.
+    """Answer only the first `count` requests of a recipe. The answers go into the run's journal, where the run itself
+    finds those of an endpoint. No artifact is written.
 
     Returns:
-        `requests` (prompt as rendered, or the messages where the server renders; raw answer, and answer, reasoning or
-        failure as read), `kept` and `rejected` (of the program, by reason), `judged` (of each answer that a verifier
-        saw or a filter left out, what it said), `advice` (what to change so that more is kept; empty if all is) and
-        `facts`.
+        `requests` (the rendered prompt, or the messages if the server renders; the raw answer, and answer, reasoning
+        or failure as parsed), `kept` and `rejected` (by reason), `judged` (the verdict on each answer that a verifier
+        judged or a filter removed), `advice` (what to change so that more is kept; empty if all is) and `facts`.
     """
     program = open_program(recipe)
     side_of = split_of(recipe.data).side_of
@@ -79,7 +78,7 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
 
 
 def preview_text(found: Mapping[str, Any]) -> str:
-    """The same for a person."""
+    """The preview as text for a person."""
     lines: list[str] = []
     total = len(found["requests"])
     for number, shown in enumerate(found["requests"], 1):

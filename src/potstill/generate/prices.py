@@ -1,6 +1,6 @@
-"""What an endpoint costs: stated in the recipe, or from the table of `genai-prices`, which is looked up offline.
+"""The price of an endpoint: stated in the recipe, or from the table of `genai-prices`, without network access.
 
-A model that is in neither has an unknown price, which is never taken for nothing.
+A model in neither has an unknown price, which never counts as zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from potstill.recipe import EndpointTeacher
 
 @dataclass(frozen=True)
 class Prices:
-    """Units (`UNITS_PER_DOLLAR`) per token read and written, per request, and where they are from."""
+    """Units (`UNITS_PER_DOLLAR`) per token read and written, per request, and the source of the prices."""
 
     read: Decimal
     written: Decimal
@@ -25,15 +25,15 @@ class Prices:
     source: str
 
     def of(self, read: int, written: int, requests: int = 1) -> int:
-        """What a request costs, in units, rounded up."""
+        """The cost of a request, in units, rounded up."""
         return math.ceil(self.read * read + self.written * written + self.request * requests)
 
 
 def prices_of(settings: EndpointTeacher) -> Prices | None:
-    """The prices of an endpoint; None if they are not known.
+    """The prices of an endpoint; None if unknown.
 
-    Where a price rises with the length of the prompt, the highest counts: a cap is then kept, and what is reported may
-    be too much. Discounts (cached prompts, batches) are left out for the same reason.
+    If a price rises with the length of the prompt, the highest is used: a cap is then kept, and the reported cost may
+    be too high. Discounts (cached prompts, batches) are ignored for the same reason.
     """
     per_token = Decimal(UNITS_PER_DOLLAR) / 1_000_000
     if settings.price is not None:
@@ -47,7 +47,7 @@ def prices_of(settings: EndpointTeacher) -> Prices | None:
         if settings.price_provider is not None:
             found = genai_prices.calc_price(usage, settings.model, provider_id=settings.price_provider)
         else:
-            # By the address alone: a model of the same name on one's own machine costs something else.
+            # By address only: a model of the same name on the user's own machine has another price.
             found = genai_prices.calc_price(usage, settings.model, provider_api_url=settings.base_url)
     except LookupError:
         return None
@@ -61,10 +61,10 @@ def prices_of(settings: EndpointTeacher) -> Prices | None:
 
 
 def check_price(settings: EndpointTeacher, *, capped: bool) -> Prices | None:
-    """The prices, if they are known. `capped`: money is, so that they must be.
+    """The prices, if known. `capped`: money is capped, so they must be known.
 
     Raises:
-        RecipeError: money is capped, and the price is not known.
+        RecipeError: money is capped, and the price is unknown.
     """
     prices = prices_of(settings)
     if capped and prices is None:
@@ -79,7 +79,7 @@ def check_price(settings: EndpointTeacher, *, capped: bool) -> Prices | None:
 
 
 def dollars(units: int) -> float:
-    """Money for a person."""
+    """Units as dollars."""
     return units / UNITS_PER_DOLLAR
 
 

@@ -1,4 +1,4 @@
-"""What a generation program is, and what programs share: records into prompts, answers into records, rejects."""
+"""The contract of a generation program, and functions that programs share: prompts, records with answers, rejects."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ class Program(Protocol):
         side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
-        """Have the teacher answer, and yield what came of it, in an order that depends on the input and the answers
-        alone (not on when they came). Whatever is not kept is a reject, with its reason.
+        """Yield records and rejects, in an order that depends only on the input and the answers, not on their timing.
+        Everything that is not kept is a reject, with its reason.
 
-        Memory must not grow with the number of records, but for some bytes each.
+        Memory may grow by some 100 bytes a record, no more.
 
         Args:
-            records: the prompts, or records whose last answer is to be written anew; and rows that were rejected while
-                they were read, which are passed on in their place.
-            answering: asks, journals, and keeps to the budget.
-            side_of: the side of the split that a record is on; its answers inherit it.
-            work: where counts go (the stage counts what is yielded).
+            records: the prompts, or records whose last answer is to be replaced; and rejected rows, which are passed
+            on in
+                place.
+            answering: answers requests, through the journal and within the budget.
+            side_of: the side of the split of a record; its answers inherit it.
+            work: counts (the stage counts the yielded items itself).
         """
         ...
 
@@ -43,14 +44,14 @@ class Program(Protocol):
 def asked_of(
     record: Record, answering: Answering, seen: set[int], work: Work, request_for: Callable[[Record], Request]
 ) -> Record | Reject:
-    """The record without its answer, held against the teacher's template and context; or why it is not asked.
+    """The record without its answer, checked against the teacher's template and context; or why it is not sent.
 
     Args:
         record: with or without an answer of its own.
         answering: knows the teacher's template and context.
-        seen: the prompts before it.
-        work: takes the count of prompts whose answers have less room than they may take.
-        request_for: the request for a prompt; raises ValueError, with the reason, where the prompt cannot be put.
+        seen: keys (`prompt_key`) of the earlier prompts.
+        work: counts prompts with less room for an answer than `max_new_tokens`.
+        request_for: the request for a prompt; raises ValueError, with the reason, if there is none.
 
     Raises:
         DataError: no prompt can be rendered, and the fix is in the recipe.
@@ -83,7 +84,7 @@ def asked_of(
 
 
 def provenance_of(prompt: Record, answered: Answered, identity: Mapping[str, Any]) -> Provenance:
-    """Where an answer comes from: the teacher, and how it was asked."""
+    """The origin of an answer: the teacher, and its sampling settings."""
     kind, server = str(identity.get("kind", "")), identity.get("server")
     return replace(
         prompt.provenance,
@@ -97,7 +98,7 @@ def provenance_of(prompt: Record, answered: Answered, identity: Mapping[str, Any
 
 
 def with_answer(prompt: Record, request: Request, answer: Answer, provenance: Provenance) -> Record:
-    """The prompt with its answer: a message more, or a completion."""
+    """The prompt with its answer: as a further message, or as a completion."""
     messages, completion = prompt.messages, prompt.completion
     if messages is None:
         completion = answer.text
@@ -119,10 +120,10 @@ def with_answer(prompt: Record, request: Request, answer: Answer, provenance: Pr
 
 
 def failed(prompt: Record, request: Request, failure: Failure) -> Reject:
-    """The reject of a prompt that has no answer that can be used."""
+    """The reject of a prompt without a usable answer."""
     return Reject.of(prompt, failure.reason, failure.text, of_sample(request.sample, failure.detail))
 
 
 def of_sample(sample: int, detail: str) -> str:
-    """A detail, and which of a prompt's answers it is about."""
+    """A detail, with the number of the prompt's sample."""
     return f"sample {sample}: {detail}" if detail else f"sample {sample}"

@@ -1,10 +1,12 @@
-"""Chain of thought with rejection sampling: the teacher reasons, a verifier decides, and the right chains are learned.
+"""Chain of thought with rejection sampling: the teacher reasons, a verifier judges, and accepted chains are learned.
 
-Ho et al. 2022 (arXiv 2212.10071): several chains a problem, those with the right answer kept. DeepSeek-R1 (2501.12948,
-§2.3.3): more is filtered than the answer. STaR (2203.14465): where no chain is right, the answer is given as a hint,
-and the chain is learned without it; its rounds are several recipes, each with the last one's student as teacher.
+Ho et al. 2022 (arXiv 2212.10071): several chains a problem, of which those with the right answer are kept. DeepSeek-R1
+(2501.12948, §2.3.3): further filters on the chain. STaR (2203.14465): if no chain is right, the answer is given as a
+hint, and the chain is learned without the hint; its rounds are several recipes, each with the last one's student as
+teacher.
 
-Problems are worked on a thousand at a time, in rounds: who has enough accepted chains is not asked for more.
+Problems are solved a thousand at a time, in rounds: no more samples are requested once a problem has enough accepted
+chains.
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ Form = Literal["reasoning_content", "think"]
 
 @dataclass
 class Problem:
-    """A problem, and what became of its samples so far.
+    """A problem, and the outcomes of its samples so far.
 
     Attributes:
         prompt: the problem as a record, without an answer.
-        asked: samples asked for.
-        answered: samples answered, of which `passed` were accepted.
-        texts: digests of chains, and the sample that each was first met in.
-        results: by sample, its record or the reject that it is.
+        asked: number of samples requested.
+        answered: number of samples answered, of which `passed` were accepted.
+        texts: digests of chains, with the first sample of each.
+        results: by sample, its record or its reject.
         chains: those that may be kept, all different.
     """
 
@@ -58,11 +60,11 @@ class Problem:
 
     @property
     def accepted(self) -> int:
-        """The number of different chains that were accepted, with a hint or without."""
+        """The number of different accepted chains, with or without a hint."""
         return sum(chain.accepted for chain in self.chains)
 
     def add(self, chain: Chain, record: Record) -> None:
-        """Take a chain that may be kept."""
+        """Add a chain that may be kept."""
         self.chains.append(chain)
         self.results[chain.sample] = record
 
@@ -73,8 +75,9 @@ def render_request(
     """The request for one sample of a problem.
 
     Args:
-        template: how the problem is put; its `{problem}` becomes the last turn's text, `{reference}` the reference. The
-            problem as it stands where None.
+        template: the prompt; its `{problem}` becomes the last turn's text, `{reference}` the reference. None: the
+        problem
+            itself.
 
     Raises:
         ValueError: the last turn is not a text.
@@ -97,7 +100,7 @@ def _filled(template: str, problem: str, reference: str) -> str:
 
 
 def reference_of(prompt: Record, key: str) -> str | None:
-    """The reference that a hint gives away; None without one."""
+    """The reference for a hint, or None."""
     return next(iter(references(prompt, key)), None)
 
 
@@ -112,7 +115,7 @@ def form_for(answering: Answering) -> tuple[Form, bool]:
     try:
         assistant_turns([user, {"role": "assistant", "content": thought.text}], None, chat)
     except Unlearnable:
-        return "reasoning_content", True  # it keeps no answer at all, with or without reasoning
+        return "reasoning_content", True  # it drops the answer, with or without reasoning
     forms: tuple[Form, ...] = ("reasoning_content", "think")
     for form in forms:
         try:
@@ -124,8 +127,8 @@ def form_for(answering: Answering) -> tuple[Form, bool]:
 
 
 def answer_only(answer: Answer) -> str | None:
-    """The final answer alone: what is marked as such, else all that stands behind reasoning set apart, else what the
-    text ends with. None where none is found."""
+    """The final answer alone: the marked one, else everything after separate reasoning, else the value at the end of
+    the text. None if there is none."""
     found = marked(answer.text)
     if found is None:
         found = answer.text if answer.reasoning else final_value(answer.text)
@@ -141,7 +144,7 @@ def learned(
     verdict: Verdict,
     identity: Mapping[str, Any],
 ) -> Record | None:
-    """The record of an accepted chain; None where only the answer is wanted and none is found."""
+    """The record of an accepted chain; None if only the answer is wanted and none is found."""
     if target == "answer":
         text = answer_only(answer)
         if text is None:
@@ -150,7 +153,7 @@ def learned(
     record = with_answer(prompt, answered.request, answer, provenance_of(prompt, answered, identity))
     if answer.reasoning is not None:
         if record.messages is None:
-            # A plain text has no field of its own for reasoning.
+            # A plain text has no separate field for reasoning.
             record = replace(record, completion=_inline(answer))
         else:
             record = replace(record, messages=(*record.messages[:-1], _message(answer, form)))
@@ -168,13 +171,13 @@ def _inline(answer: Answer) -> str:
 
 
 _AT_ONCE = 1024
-"""Problems worked on together; only theirs are held in memory."""
+"""Number of problems solved together; only these are held in memory."""
 _SPEAKS_OF_HINT = re.compile(
     r"\bhint(?:s|ed)?\b|\b(?:given|provided|stated|known)\s+(?:final\s+)?answer\b", re.IGNORECASE
 )
 
 Sampled = tuple[Problem, Answered, Answer]
-"""A problem, what came of one request, and the answer in it."""
+"""A problem, the outcome of one request, and the answer in it."""
 
 
 @implements(ReasoningProgram)
@@ -194,13 +197,13 @@ class Reasoning:
         side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
-        """Have every problem solved.
+        """Solve every problem.
 
         Raises:
-            DataError: the verifier can judge none of the (first thousand) problems, since what it needs is in none.
+            DataError: the verifier can judge none of the (first thousand) problems, because none has what it needs.
             Besides as the teacher, the journal, the budget and the verifier do.
 
-        Samples of a problem come out side by side, each as its record or as the reject that it is.
+            The samples of a problem are adjacent, each as a record or a reject.
         """
         settings, form = self.settings, self._form(answering, work)
         rates: Counter[str] = Counter()
@@ -209,7 +212,8 @@ class Reasoning:
             for block in self._blocks(records, answering, work):
                 problems = [item for item in block if isinstance(item, Problem)]
                 if problems and not (solver.began or settings.accept_all or settings.unjudged == "accept"):
-                    # A later problem might have what the verifier needs; but a thousand without it are not paid for.
+                    # A later problem might have what the verifier needs, but a thousand without it should cost
+                    # nothing.
                     called = f"{'first ' if len(problems) == _AT_ONCE else ''}{len(problems):,} problems"
                     asked = [problem.prompt for problem in problems]
                     refuse_unjudgeable(settings.verify, asked, called=called, where="generate")
@@ -242,7 +246,8 @@ class Reasoning:
             yield block
 
     def _problem(self, record: Record, answering: Answering, seen: set[int], work: Work) -> Problem | Reject:
-        """The record as a problem, its own answer being the reference if it has no other; or why it is not asked."""
+        """The record as a problem, with its own answer as the reference if there is no other; or why it is not
+        sent."""
         put = partial(render_request, self.settings.instruction, sampling=self.sampling, sample=0)
         prompt = asked_of(record, answering, seen, work, put)
         if isinstance(prompt, Reject):
@@ -265,7 +270,7 @@ class Reasoning:
     # ---- what is kept -------------------------------------------------------------------------------------------
 
     def _kept(self, problem: Problem, work: Work, rates: Counter[str]) -> Iterator[Record | Reject]:
-        """The samples of a problem that was worked on, in order."""
+        """The samples of a solved problem, in order."""
         settings, results = self.settings, problem.results
         rate = problem.passed / problem.answered if problem.answered else None
         rates.update({"samples": problem.answered, "passed": problem.passed})
@@ -289,7 +294,7 @@ class Reasoning:
             yield result
 
     def _choose(self, problem: Problem) -> None:
-        """Leave only the chains that are kept; the others become rejects."""
+        """Keep the chosen chains; the others become rejects."""
         results = problem.results
         chosen, others = choose(problem.chains, self.settings.keep, self.settings.kept)
         texts = {chain.sample: chain.text for chain in problem.chains}
@@ -301,13 +306,13 @@ class Reasoning:
             record = results[sample]
             first = first_of.setdefault(digest(record.content), sample) if isinstance(record, Record) else sample
             if first != sample:
-                # Chains differ, but what is learned of them may not: a final answer is the same for all.
+                # Chains differ, but the learned text may not: a final answer can be the same for all.
                 detail = f"sample {sample} as sample {first}"
                 results[sample] = Reject.of(problem.prompt, Reason.REPEATED_ANSWER, texts[sample], detail)
 
 
 class _Solver:
-    """Works on problems: asks, filters, verifies."""
+    """Solves problems: requests, filters, verifies."""
 
     def __init__(
         self,
@@ -322,10 +327,10 @@ class _Solver:
         self.side_of, self.work, self.form = side_of, work, form
         self.settings = program.settings
         self.began = False
-        self.over = False  # no further request is answered: a preview has seen enough
+        self.over = False  # no further request is answered: a preview has ended
 
     def solve(self, problems: Sequence[Problem]) -> None:
-        """Round after round, until each problem has enough accepted chains, or all its samples."""
+        """Rounds of requests, until each problem has enough accepted chains, or all its samples."""
         of = self.settings
         self.began = self.began or bool(problems)
         open_problems: Sequence[Problem] = problems
@@ -351,7 +356,7 @@ class _Solver:
             self._hint([problem for problem in problems if not problem.accepted], of.hint)
 
     def _hint(self, problems: Sequence[Problem], template: str) -> None:
-        """STaR: the unsolved ones again, with the answer as a hint."""
+        """STaR: request the unsolved problems again, with the answer as a hint."""
         of = self.settings
         hinted: list[Problem] = []
         wanted: list[tuple[Problem, Request]] = []
@@ -368,7 +373,7 @@ class _Solver:
             except ValueError:
                 self.work.count("no hint, since the problem is not a text")
                 continue
-            # So far, problems were compared with the context as they are put without a hint.
+            # So far, problems were checked against the context without a hint.
             most, tokens = self.answering.context_length, self.answering.prompt_tokens(requests[0])
             if most is not None and tokens is not None and tokens >= most:
                 self.work.count("hints that fill the teacher's context")
@@ -379,13 +384,13 @@ class _Solver:
         self.work.count("problems solved with a hint", sum(bool(problem.accepted) for problem in hinted))
 
     def _round(self, wanted: Sequence[tuple[Problem, Request]], *, hinted: bool) -> None:
-        """Ask some requests, and enter what becomes of each with its problem."""
+        """Send some requests, and add each outcome to its problem."""
         if not wanted:
             return
         self.work.count("samples asked with a hint" if hinted else "samples asked", len(wanted))
         answered = self._answered(wanted, hinted)
         candidates: Iterable[Sampled] = (
-            # A judge asks too, and not while another question is under way.
+            # A judge sends requests too, and must not while another is under way.
             list(answered) if self.verification.asks else answered
         )
         under_way: deque[Sampled] = deque()
@@ -399,13 +404,13 @@ class _Solver:
             self._enter(*under_way.popleft(), verdict, hinted)
 
     def _answered(self, wanted: Sequence[tuple[Problem, Request]], hinted: bool) -> Iterator[Sampled]:
-        """The answers that are to be verified; the others become rejects here."""
+        """The answers to verify; the others become rejects here."""
         owners = {id(request): problem for problem, request in wanted}
         found = self.answering.answers(
             (request for _, request in wanted), side_of=lambda request: self.side_of(owners[id(request)].prompt)
         )
         came = 0
-        for (problem, request), answered in zip(wanted, found, strict=False):  # a preview asks fewer
+        for (problem, request), answered in zip(wanted, found, strict=False):  # a preview answers fewer
             came += 1
             # Answers to hints, and requests without an answer, do not count in the pass rate.
             problem.answered += answered.raw is not None and not hinted
@@ -419,7 +424,7 @@ class _Solver:
         self.over = came < len(wanted)
 
     def _fault(self, problem: Problem, request: Request, answer: Answer, hinted: bool) -> Reject | None:
-        """Why an answer is not even verified."""
+        """The reject of an answer that is not worth verifying, or None."""
         text = chain_of(answer)
         fault = self.program.filter.fault(problem.prompt, answer)
         if fault is None and hinted and (match := _SPEAKS_OF_HINT.search(text)):
@@ -430,7 +435,7 @@ class _Solver:
         return Reject.of(problem.prompt, reason, text, of_sample(request.sample, detail))
 
     def _enter(self, problem: Problem, answered: Answered, answer: Answer, verdict: Verdict, hinted: bool) -> None:
-        """Take a verified answer, or reject it."""
+        """Add a verified answer, or its reject."""
         of, sample, text = self.settings, answered.request.sample, chain_of(answer)
         accepted = verdict.outcome == "accept" or (verdict.outcome == "cannot_judge" and of.unjudged == "accept")
         problem.passed += accepted and not hinted

@@ -1,5 +1,5 @@
-"""What chains are like (length, repetition, languages, paragraphs, code), which samples are asked for, and which of the
-accepted are kept. Pure functions of text."""
+"""Properties of chains (length, repetition, languages, paragraphs, code), the next samples to request, and the choice
+among accepted ones. Pure functions of text."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits, single signs of punctuation, single signs of scripts that are
-    written without spaces."""
+    """The words of a text: runs of letters and digits, single punctuation marks, and single characters of scripts
+    without spaces."""
     return _WORD.findall(text)
 
 
 def repeated_share(words: list[str], run: int) -> float:
-    """The share, in [0, 1), of runs of `run` words that have stood in the text before. 0 where there is no run."""
+    """The share, in [0, 1), of runs of `run` words that occurred earlier in the text; 0 if there is no run."""
     runs = [tuple(words[start : start + run]) for start in range(len(words) - run + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 class ChainFilter:
-    """Finds why the chain of an answer is left out, cheap tests first. Does not judge correctness."""
+    """Finds why an answer's chain is left out, cheap tests first. Does not judge correctness."""
 
     def __init__(self, settings: ChainFilters) -> None:
         self.settings = settings
@@ -46,7 +46,7 @@ class ChainFilter:
     def fault(self, record: Record, answer: Answer) -> tuple[str, str] | None:
         """The reason and a detail; None if there is none.
 
-        A chain that was cut short is rejected first: the answer in it may be there by chance.
+        A chain that was cut short is rejected first: an answer in it may be there by chance.
         """
         of = self.settings
         if answer.finish != "stop":
@@ -83,13 +83,13 @@ def chain_of(answer: Answer) -> str:
 
 T = TypeVar("T")
 _RUN = 3
-"""Words of the runs by which chains are compared."""
+"""Length of the word runs by which chains are compared."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain that may be kept: which sample it is, its text, its length in the teacher's tokens, whether it was
-    accepted (with `accept_all` others may be kept too), and the score of its verdict, if that has one."""
+    """A chain that may be kept: its sample number, its text, its length in the teacher's tokens, whether it was
+    accepted (with `accept_all` others may be kept too), and the score of its verdict, if any."""
 
     sample: int
     text: str
@@ -99,7 +99,7 @@ class Chain:
 
 
 def next_samples(asked: int, accepted: int, *, samples: int, at_once: int | None, stop_at: int | None) -> range:
-    """The samples to ask for next; empty when there are `samples` of them, or `stop_at` are accepted."""
+    """The next samples to request; empty once there are `samples` of them, or `stop_at` accepted ones."""
     if stop_at is not None and accepted >= stop_at:
         return range(asked, asked)
     return range(asked, min(samples, asked + (at_once or samples)))
@@ -110,10 +110,10 @@ def choose(
 ) -> tuple[list[int], list[int]]:
     """The samples that are kept and those that are not, in order of sample.
 
-    `all`: the first `kept`, or all. `shortest`: the `kept` (by itself 1) with fewest tokens. `diverse`: the shortest,
-    and then again and again the chain that is farthest from the nearest of those chosen; the distance is 1 less the
-    share of runs of three words that two chains have in common (Jaccard). `best`: those with the highest score, and
-    last what has none. Ties go to the earlier sample.
+    `all`: the first `kept`, or all. `shortest`: the `kept` (default 1) with fewest tokens. `diverse`: the shortest,
+    then repeatedly the chain that is farthest from its nearest chosen one; the distance is 1 minus the share of
+    three-word runs that two chains have in common (Jaccard). `best`: those with the highest scores, those without a
+    score last. Ties go to the earlier sample.
     """
     ordered = sorted(chains, key=lambda c: c.sample)
     by_length = sorted(ordered, key=lambda c: (c.tokens, c.sample))
@@ -130,7 +130,8 @@ def choose(
 
 
 def best(items: Sequence[T], scores: Sequence[float | None], count: int) -> list[T]:
-    """The `count` items with the highest scores, the highest first; of equals the earlier, and last what has none."""
+    """The `count` items with the highest scores, the highest first; ties go to the earlier item, and items without a
+    score come last."""
     ranked = sorted(zip(items, scores, strict=True), key=lambda pair: math.inf if pair[1] is None else -pair[1])
     return [item for item, _ in ranked[:count]]
 

@@ -3,11 +3,10 @@
 Lin 2004 (ROUGE: A Package for Automatic Evaluation of Summaries, §3.1, sentence level, β = 1): with the longest common
 subsequence LCS of two texts of m and n tokens, F = 2·LCS / (m + n).
 
-Only texts that can reach the threshold are compared. The tokens that two texts share, each as often as it stands in
-both, are at least as many as any common subsequence has; so where 2·shared / (m + n) does not exceed the threshold, F
-does not either. Bound and verdict are the same floating-point expression of a whole number, and that expression never
-falls when the number rises: leaving texts out never changes a verdict. (`shared` is at most the shorter length, so the
-bound by lengths is part of it.)
+Only texts that can reach the threshold are compared. The number of tokens that two texts share, as multisets, is an
+upper bound on any common subsequence; so if 2·shared / (m + n) does not exceed the threshold, F does not either. Bound
+and F are the same floating-point expression of a whole number, which never decreases as the number grows: skipping
+texts never changes a result. (`shared` is at most the shorter length, so a bound by lengths is included.)
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ _WORDS = re.compile(r"[぀-ヿ㐀-䶿一-鿿]|[^\W_぀-ヿ㐀-䶿一-鿿]+")
 
 
 def rouge_tokens(text: str) -> list[str]:
-    """Words as ROUGE counts them: lower case, without punctuation. In ASCII, as the package `rouge-score` without
-    stemming; of other scripts it would leave nothing. Where no spaces part words, every character is one."""
+    """Words as ROUGE counts them: lower case, without punctuation. For ASCII as in the package `rouge-score` without
+    stemming, which drops all other scripts. In scripts without spaces, every character is a word."""
     return _WORDS.findall(text.lower())
 
 
@@ -43,14 +42,14 @@ def rouge_l(one: str, other: str) -> float:
 
 @dataclass(frozen=True)
 class Similar:
-    """A text of the pool: its number (from 0, in the order in which texts came), and F."""
+    """A similar text of the pool: its number (from 0, in order of arrival), and F."""
 
     index: int
     f: float
 
 
 class Pool:
-    """Texts, and whether a new one is too similar to one of them.
+    """A pool of texts, with a search for texts too similar to a new one.
 
     Raises:
         MissingExtra: rapidfuzz is not installed.
@@ -61,13 +60,13 @@ class Pool:
         self._ids: dict[str, int] = {}
         self._texts: list[str] = []  # token ids as characters: rapidfuzz compares texts fastest
         self._lengths = array("i")
-        self._holding: dict[tuple[int, int], array[int]] = {}  # (token, its how-many-eth) → the texts that have it
+        self._holding: dict[tuple[int, int], array[int]] = {}  # (token, occurrence number) → the texts that contain it
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def add(self, text: str) -> None:
-        """Put a text into the pool, similar or not."""
+        """Add a text, similar or not."""
         tokens = [self._ids.setdefault(token, len(self._ids)) for token in rouge_tokens(text)]
         for feature in _counted(tokens):
             self._holding.setdefault(feature, array("i")).append(len(self._texts))
@@ -75,13 +74,13 @@ class Pool:
         self._lengths.append(len(tokens))
 
     def most_similar(self, text: str, above: float) -> Similar | None:
-        """The text of the pool with the greatest F, the first of equals, if F > `above`; else None.
+        """The text of the pool with the greatest F, the first of ties, if F > `above`; else None.
 
         Args:
             text: the new text.
             above: the threshold, in [0, 1).
         """
-        # Tokens that the pool does not know are like no other: they only count in the length.
+        # Tokens that are not in the pool match nothing: they only count in the length.
         new = len(self._ids)
         tokens = [self._ids.get(token, new + place) for place, token in enumerate(rouge_tokens(text))]
         best: Similar | None = None
@@ -95,22 +94,22 @@ class Pool:
         return best
 
     def _candidates(self, tokens: list[int], above: float) -> Any:
-        """Numbers of the texts whose bound exceeds the threshold, rising."""
+        """Numbers of the texts whose bound exceeds the threshold, in increasing order."""
         shared = np.zeros(len(self._texts), dtype=np.int32)
         for feature in _counted(tokens):
             if (holding := self._holding.get(feature)) is not None:
-                shared[np.frombuffer(holding, dtype=np.int32)] += 1  # a text has each feature at most once
+                shared[np.frombuffer(holding, dtype=np.int32)] += 1  # a text contains each feature at most once
         lengths = np.frombuffer(self._lengths, dtype=np.int32)
         return np.flatnonzero(_f(shared, lengths + len(tokens)) > above)
 
 
 def _f(common: Any, lengths: Any) -> Any:
-    """F of a common number of tokens: of LCS, ROUGE-L; of the shared tokens, its bound."""
+    """F for a common number of tokens: from the LCS it is ROUGE-L, from the shared tokens its bound."""
     return 2.0 * common / lengths
 
 
 def _counted(tokens: list[int]) -> list[tuple[int, int]]:
-    """Each token with how often it has stood before: sets of these have as many in common as multisets of tokens."""
+    """Each token with its occurrence number: the intersection of such sets is as large as that of the multisets."""
     before: dict[int, int] = {}
     features = []
     for token in tokens:

@@ -1,10 +1,10 @@
-"""New instructions from a few that people wrote, each with its answer.
+"""New instructions, with answers, from a few that people wrote.
 
-Self-Instruct (Wang et al. 2022, arXiv 2212.10560) and Alpaca (Taori et al. 2023): the teacher is shown some tasks and
-writes more of them; what is too much like an earlier one, or is of no use, is left out; the rest joins the pool.
+Self-Instruct (Wang et al. 2022, arXiv 2212.10560) and Alpaca (Taori et al. 2023): the teacher sees some tasks and
+writes more; those that are too similar to earlier ones, or unusable, are left out; the rest joins the pool.
 
-The work goes in rounds. The prompts of a round are drawn by its number, the seed, and what earlier rounds kept; so they
-follow from the recipe and the answers alone, and an interrupted run asks the same again, which the journal answers.
+The work is done in rounds. The prompts of a round depend only on its number, the seed, and the tasks kept in earlier
+rounds; so an interrupted run sends the same requests again, and the journal answers them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def fault_of_instruction(instruction: str, settings: SelfInstructProgram) -> tup
     if settings.ascii_start and not instruction[0].isascii():
         return "instruction begins outside ASCII", instruction[0]
     for opening in settings.without_openings:
-        # Such instructions leave open whether the program is to be written or its result to be given.
+        # Such instructions do not say whether to write the program or to give its result.
         if instruction.lower().startswith(opening.lower()):
             return "unwanted opening", opening
     for word in settings.blacklist:
@@ -63,7 +63,7 @@ def fault_of_instruction(instruction: str, settings: SelfInstructProgram) -> tup
 
 
 def fault_of_example(given: str, output: str) -> str | None:
-    """Why one input with its output is left out, if it is."""
+    """Why one input with its output is left out, or None."""
     if not output.strip():
         return "empty output"
     if given.strip() == output.strip():
@@ -74,7 +74,7 @@ def fault_of_example(given: str, output: str) -> str | None:
 
 
 def fault_of_examples(examples: Sequence[tuple[str, str]]) -> str | None:
-    """Why all examples of one instruction are left out, if they are: then no output is to be trusted."""
+    """Why all examples of an instruction are left out, or None: then none of its outputs can be trusted."""
     outputs: dict[str, str] = {}
     for given, output in examples:
         if given and outputs.setdefault(given, output) != output:
@@ -94,7 +94,7 @@ SHOWN_EXAMPLES = 4
 
 @dataclass(frozen=True)
 class _Call:
-    """A call for tasks: its number, from 1, and the seeds (by row) and generated tasks (by row) that it shows."""
+    """A call for tasks: its number, from 1, and the seeds and generated tasks (by row) that it shows."""
 
     number: int
     seeds: tuple[int, ...]
@@ -103,7 +103,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """An instruction that passed, of the `place`-th task of a call; with its example where it has one."""
+    """An accepted instruction, from the `place`-th task of a call; with its example if it has one."""
 
     call: _Call
     place: int
@@ -154,7 +154,7 @@ class SelfInstruct:
             else:
                 yield from self._instructions_first(asked, answering)
             if self.came == before:
-                return  # no further request is answered: a preview has seen enough
+                return  # no further request is answered: a preview has ended
         work.count("instructions kept", len(self.kept))
         if len(self.kept) < of.target:
             why = "the budget was used up" if self.over else f"all {calls} calls had been made"
@@ -184,7 +184,7 @@ class SelfInstruct:
             sources.setdefault(record.provenance.source)
             if record.messages and record.messages[0]["role"] == "system":
                 self.system = (record.messages[0],)
-        needed = self.settings.shown  # the first round has no others to show
+        needed = self.settings.shown  # the first round has no generated ones
         if len(self.seeds) < needed:
             raise DataError(
                 f"{len(self.seeds)} seeds, and a prompt shows {needed}",
@@ -209,7 +209,7 @@ class SelfInstruct:
         shown = [self.seeds[index] for index in call.seeds] + [self.kept[index] for index in call.generated]
         self._drawn("order", call.number).shuffle(shown)
         make = tasks_prompt if self.settings.style == "alpaca" else instructions_prompt
-        # The number of the call is that of the sample: two calls that show the same are two questions.
+        # The call's number serves as sample number: two calls with the same prompt are two requests.
         request = Request(self.sampling, prompt=make(shown, self.settings.tasks), sample=call.number)
         tokens = answering.prompt_tokens(request)
         if tokens is not None and answering.context_length is not None and tokens >= answering.context_length:
@@ -278,15 +278,16 @@ class SelfInstruct:
                 yield from self._examples(of, text, by_label, answered, answering.identity)
 
     def _are_classifications(self, wanted: Sequence[_Wanted], answering: Answering) -> list[bool]:
-        """Whether each is one. Without an answer it is taken for none."""
+        """Whether each is a classification; False without an answer."""
         if not self.settings.classification:
             return [False] * len(wanted)
         requests = [Request(Sampling(3), prompt=classification_prompt(of.task.instruction)) for of in wanted]
-        said = [a.answer is not None and says_yes(a.answer.text) for a in answering.answers(requests)]
-        return said + [False] * (len(wanted) - len(said))  # a preview asks fewer
+        classified = [a.answer is not None and says_yes(a.answer.text) for a in answering.answers(requests)]
+        return classified + [False] * (len(wanted) - len(classified))  # a preview answers fewer
 
     def _shown_examples(self) -> list[Task]:
-        """The same for every instruction: seeds with an input, and as many without, as far as there are any."""
+        """The same examples for every instruction: seeds with an input, and as many without, as far as there are
+        any."""
         half = SHOWN_EXAMPLES // 2
         chosen = [seed for seed in self.seeds if seed.input][:half]
         return chosen + [seed for seed in self.seeds if not seed.input][: SHOWN_EXAMPLES - len(chosen)]
@@ -321,7 +322,7 @@ class SelfInstruct:
     # ---- both -------------------------------------------------------------------------------------------------
 
     def _answered(self, calls: Sequence[_Call], answering: Answering) -> Iterator[tuple[_Call, Answered]]:
-        """Calls for tasks with what came of them; a preview asks fewer."""
+        """Calls for tasks with their outcomes; a preview answers fewer."""
         requests = [self._request(call, answering) for call in calls]
         for call, answered in zip(calls, answering.answers(requests), strict=False):
             self.came += 1
@@ -330,7 +331,7 @@ class SelfInstruct:
     def _usable(
         self, call: _Call, answered: Answered, of: _Wanted | None = None
     ) -> Generator[Reject, None, str | None]:
-        """Yields the reject of an answer that cannot be used, else returns its text."""
+        """Yields the reject of an unusable answer, else returns its text."""
         place, instruction = (of.place, of.task.instruction) if of is not None else (0, "")
         result = answered.result
         if isinstance(result, Failure):
@@ -344,7 +345,7 @@ class SelfInstruct:
         return result.text
 
     def _fault(self, instruction: str, waiting: int = 0) -> tuple[str, str] | None:
-        """Reason and detail. `waiting` are those of the round that have no example yet."""
+        """Reason and detail, or None. `waiting` counts instructions of the round that have no example yet."""
         fault = (
             fault_of_instruction(instruction, self.settings) if instruction else ("instruction too short", "0 words")
         )
@@ -376,10 +377,10 @@ class SelfInstruct:
         )
         return replace(record, provenance=provenance_of(record, answered, identity))
 
-    def _reject(self, reason: str, call: _Call, place: int, said: str, detail: str = "") -> Reject:
+    def _reject(self, reason: str, call: _Call, place: int, text: str, detail: str = "") -> Reject:
         where = f"task {place}" if place else "the whole answer"
         return Reject(
-            reason, SOURCE, call.number, said[: Reject.EXCERPT_CHARACTERS], f"{where}: {detail}" if detail else where
+            reason, SOURCE, call.number, text[: Reject.EXCERPT_CHARACTERS], f"{where}: {detail}" if detail else where
         )
 
 

@@ -1,7 +1,7 @@
-"""Prompts that ask a teacher for new tasks, and what it wrote read as tasks, instructions or examples.
+"""Prompts that request new tasks from a teacher, and parsers for its answers: tasks, instructions or examples.
 
-After Alpaca's prompt, and after those of Self-Instruct (tables 5-8 there), in words of our own. Every prompt ends where
-the teacher goes on, so that models with and without a chat template can."""
+Based on Alpaca's prompt and those of Self-Instruct (tables 5-8 there), in words of our own. Every prompt ends where
+the teacher continues, so that models with and without a chat template can use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_INPUT = "<noinput>"
 
 @dataclass(frozen=True)
 class Task:
-    """An instruction, what it is to be done with (often nothing), and how it is done."""
+    """An instruction, its input (often empty), and its output."""
 
     instruction: str
     input: str = ""
@@ -38,7 +38,7 @@ The {count} tasks:
 
 
 def tasks_prompt(shown: Sequence[Task], count: int) -> str:
-    """Alpaca: whole tasks at once, `count` of them with those shown."""
+    """Alpaca: whole tasks at once, `count` of them including those shown."""
     lines = []
     for number, task in enumerate(shown, 1):
         lines.append(
@@ -75,7 +75,7 @@ def classification_prompt(instruction: str) -> str:
 
 
 def examples_prompt(instruction: str, shown: Sequence[Task]) -> str:
-    """Self-Instruct, input first: an example or more of a task that is no classification."""
+    """Self-Instruct, input first: one or more examples of a task that is no classification."""
     lines = [
         f"Task: {task.instruction}\nExample 1\nInput: {task.input or NO_INPUT}\nOutput: {task.output}\n"
         for task in shown
@@ -113,8 +113,8 @@ Task: """
 
 
 def labelled_examples_prompt(instruction: str) -> str:
-    """Self-Instruct, output first: inputs made for each label, since a model that begins with the input tends to write
-    all of them for one label."""
+    """Self-Instruct, output first: inputs for each label, since a model that begins with the input tends to write all
+    of them for one label."""
     return f"{_LABELLED}{instruction}\nExample 1\nOutput:"
 
 
@@ -132,7 +132,7 @@ _NEXT = re.compile(rf"^[ \t]*{_BOLD}(?:Example[ \t]*\d+|Task:).*", re.MULTILINE 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A piece of an answer that is not in the form that was asked for."""
+    """A piece of an answer that is not in the requested form."""
 
     text: str
 
@@ -141,8 +141,8 @@ def read_tasks(text: str, first: int) -> list[Task | Unreadable]:
     """Whole tasks, in order. Words before the first one ("Sure, here are 17 tasks") are no task.
 
     Args:
-        text: an answer to `tasks_prompt`: it goes on behind its last words, or begins with them again.
-        first: the number of the first task that was asked for.
+        text: an answer to `tasks_prompt`: it continues the prompt, or repeats its last words first.
+        first: the number of the first requested task.
     """
     marks = list(_TASK_MARK.finditer(text))
     begins = next((m.start() for m in marks if m["field"] == "Instruction"), len(text))
@@ -150,7 +150,7 @@ def read_tasks(text: str, first: int) -> list[Task | Unreadable]:
         text = f"{first}. Instruction:{text}"
         marks = list(_TASK_MARK.finditer(text))
     if any(m["number"] for m in marks):
-        # An output may well hold a line "Input: …"; the marks of the tasks have numbers.
+        # An output may contain a line "Input: …"; the marks of tasks are numbered.
         marks = [m for m in marks if m["number"]]
     starts = [index for index, m in enumerate(marks) if m["field"] == "Instruction"]
     tasks: list[Task | Unreadable] = []
@@ -167,11 +167,11 @@ def read_tasks(text: str, first: int) -> list[Task | Unreadable]:
 
 
 def read_instructions(text: str) -> list[str]:
-    """Numbered instructions, in order, each on one line. An answer to `instructions_prompt` goes on behind "Task 9:",
-    or begins with it again; words before that are none of them."""
+    """Numbered instructions, in order, each on one line. An answer to `instructions_prompt` continues "Task 9:", or
+    repeats it first; words before that are none of them."""
     marks = list(_NUMBERED.finditer(text))
     before = text[: marks[0].start()] if marks else text
-    # What goes on behind the number is one line; what leads in to a list ends with a colon.
+    # The continuation after the number is one line; an introduction to a list ends with a colon.
     found = [before] if before.strip() and not before.rstrip().endswith((":", "!")) else []
     ends = [*(m.start() for m in marks[1:]), len(text)]
     found += [text[m.end() : end] for m, end in zip(marks, ends, strict=False)]
@@ -179,7 +179,7 @@ def read_instructions(text: str) -> list[str]:
 
 
 def read_examples(text: str, *, output_first: bool) -> list[tuple[str, str]]:
-    """Pairs of input and output, in order; what is not a whole pair is left out.
+    """Pairs of input and output, in order; incomplete pairs are left out.
 
     Args:
         text: an answer to `examples_prompt`, or with `output_first` to `labelled_examples_prompt`.
@@ -205,7 +205,7 @@ def read_examples(text: str, *, output_first: bool) -> list[tuple[str, str]]:
 
 
 def says_yes(text: str) -> bool:
-    """Whether an answer to `classification_prompt` says that it is one."""
+    """Whether an answer to `classification_prompt` says yes."""
     return text.strip(" \t\n*_.:\"'").lower().startswith("yes")
 
 

@@ -1,7 +1,7 @@
-"""Sequence-level distillation: the teacher answers each prompt, and its answers are what the student learns.
+"""Sequence-level distillation: the teacher answers each prompt, and the student learns its answers.
 
 Kim & Rush 2016, arXiv 1606.07947 (by beam search in the paper). Greedy, sampled or by beams, one answer a prompt or
-several. Where a record already has an answer, that reference is dropped and the teacher answers in its place.
+several. If a record has an answer already, the teacher's replaces it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Sequence:
         work: Work,
     ) -> Iterator[Record | Reject]:
         """Answer every record's prompt. Raises as the teacher, the journal and the budget do."""
-        places: deque[Reject | Record] = deque()  # what was read and has not come out yet, in order
-        owners: dict[int, Record] = {}  # by identity of the request, which lives as long
+        places: deque[Reject | Record] = deque()  # read and not yet yielded, in order
+        owners: dict[int, Record] = {}  # by identity of the request, which lives as long as its entry
 
         def requests() -> Iterator[Request]:
             seen: set[int] = set()
@@ -67,7 +67,7 @@ class Sequence:
         yield from (place for place in places if isinstance(place, Reject))
 
     def _prompt(self, record: Record, answering: Answering, seen: set[int], work: Work) -> Record | Reject:
-        """The record without its answer, or why it is not asked."""
+        """The record without its answer, or why it is not sent."""
         prompt = asked_of(record, answering, seen, work, lambda prompt: self._request(prompt, 0))
         if isinstance(prompt, Reject):
             return prompt
@@ -91,7 +91,7 @@ class Sequence:
         return Request(self.sampling, prompt.messages, prompt.prompt, prompt.tools, sample)
 
     def _fault(self, answer: Answer) -> Reason | None:
-        """Why an answer is not kept, if it is not."""
+        """Why an answer is not kept, or None."""
         if not answer.text.strip():
             return Reason.EMPTY
         if answer.finish == "length" and not self.settings.keep_unfinished:

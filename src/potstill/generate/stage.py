@@ -1,4 +1,4 @@
-"""The stage `generate`: from prompts to records with the teacher's answers. No torch until it works."""
+"""The stage `generate`: from prompts to records with the teacher's answers. No torch at import."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 CONTRACT = 2
 MANY_CUT = 0.2
-"""A share of answers that were cut short from which on it is a warning."""
+"""A warning is given if at least this share of answers was cut short."""
 
 
 def stage(recipe: Recipe) -> Stage:
     """The stage of a recipe that has a `generate` section.
 
     Its artifact holds `records.parquet` (both sides of the split, column `side`), `rejects.jsonl`, and a dataset card,
-    `README.md`; `records.jsonl` too where the section says so.
+    `README.md`; also `records.jsonl` if the section says so.
     """
     section = recipe.required_generate
     settings = {"data": recipe.data.key_fields(), "generate": section.key_fields()}
@@ -47,7 +47,7 @@ def stage(recipe: Recipe) -> Stage:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    """Digests of the data, of evaluation sets that are kept out, and of the teachers' weights where they have some."""
+    """Digests of the data, of the evaluation sets, and of the teachers' weights if they have any."""
     from potstill.data import source_digests
     from potstill.models import locate, model_digests
 
@@ -74,7 +74,7 @@ def _role(section: GenerateSettings, name: str) -> str:
 
 
 def _write(context: Context) -> None:
-    """Read, ask, save, each while the others go on."""
+    """Read, generate and save concurrently."""
     from potstill.data.read import split_of
     from potstill.data.store import RecordWriter
     from potstill.generate.card import Statistics, write_card
@@ -111,7 +111,7 @@ def _facts(answering: Answering) -> dict[str, Any]:
 
 
 def open_program(recipe: Recipe) -> Program:
-    """The program of the section, its records verified and evaluation sets kept out where it says so."""
+    """The section's program, with verification and decontamination if the section has them."""
     settings = recipe.required_generate
     program: Program = registry.build(settings)
     if isinstance(settings, VerifiedSettings) and settings.verify is not None:
@@ -129,12 +129,12 @@ def open_program(recipe: Recipe) -> Program:
 def open_answering(
     recipe: Recipe, journal: Journal, *, scope: str, console: Console, judges: bool = True
 ) -> Iterator[Answering]:
-    """What answers for the teacher that the section names, and (in its `judges`, unless they are not wanted) for those
-    that only judge: all within one budget.
+    """The `Answering` of the section's teacher, and (in its `judges`, unless disabled) of those that only judge: all
+    within one budget.
 
     Raises:
         CapabilityError: a teacher cannot generate.
-        RecipeError: money is capped, and a price is not known.
+        RecipeError: money is capped, and a price is unknown.
     """
     settings = recipe.required_generate
     if not settings.asks:
@@ -162,7 +162,7 @@ def open_answering(
         return opened.enter_context(local)
 
     def over() -> None:
-        # When the last has ended: until then, what one of them has under way may still be billed.
+        # At the end of the last one: before, requests under way may still be billed.
         if budget.held != Cost():
             journal.put_batch([], ledger=(scope, partial(budget.entry, over=True)))
 
@@ -184,10 +184,10 @@ def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:
 
 
 def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:
-    """Counts and warnings.
+    """Counts and warnings at the end.
 
     Raises:
-        DataError: no answer was kept at all.
+        DataError: no answer was kept.
     """
     section, rejected = recipe.required_generate, statistics.rejected
     if not statistics.kept:
@@ -220,7 +220,7 @@ def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:
 
 
 def advice(section: GenerateSettings, rejected: Mapping[str, int]) -> str:
-    """What to change so that more is kept: keys that the section really has, by the reasons of the rejects."""
+    """What to change so that more is kept: keys that the section has, by the reasons of the rejects."""
     reasons = [reason for reason in Reason if reason in rejected]
     fixes = []
     if any(reason.is_cut for reason in reasons) and hasattr(section, "max_new_tokens"):

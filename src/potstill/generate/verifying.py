@@ -1,9 +1,9 @@
-"""Verdicts on what a program writes, before it is kept: rejection sampling and best-of-n for any program of answers.
+"""Verdicts on a program's records before they are kept: rejection sampling and best-of-n for any program of answers.
 
-Records are judged a block at a time: memory does not grow with their number, and a judge is asked many questions
-together. Judges ask a teacher. Their questions are gathered from many answers and asked by the thread that called,
-since `Answering` is not for several threads. A group is asked when every verdict under way waits for an answer: so the
-same answers give the same groups, on which what a local teacher says depends.
+Records are judged block by block: memory does not grow with their number, and a judge gets many questions together.
+Judges use a teacher. Their questions are gathered from many answers and sent by the calling thread, since `Answering`
+is not thread-safe. A group is sent when every verdict in progress waits for an answer, so the same answers give the
+same groups, which affect a local teacher's output.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from potstill.verify.preconditions import refuse_unjudgeable
 
 _JUDGED_AT_ONCE = 64
 _AT_ONCE = 1024
-"""Records of a block, and those beyond it that have the same prompt as its last."""
+"""Records in a block, plus those beyond it that have the same prompt as its last."""
 
 _Question = tuple[int, str | None, Sequence[Request], "Future[list[Answer]]"]
-"""Number of the verdict, teacher that is asked, requests, and where the answers go."""
+"""Number of the verdict, teacher, requests, and the future for the answers."""
 
 
 class Verification:
-    """A verifier, opened, and how many answers it is given at once. A context manager.
+    """A verifier, opened, and the number of answers it judges concurrently. A context manager.
 
     Args:
         settings: of the verifier.
@@ -121,7 +121,7 @@ class Verification:
             self._questions.put(None)
 
     def _gathered(self, teacher: str | None, requests: Sequence[Request]) -> list[Answer]:
-        """In a verdict's own thread: hand its questions over, and wait."""
+        """In a verdict's own thread: hand over its questions, and wait."""
         future: Future[list[Answer]] = Future()
         self._questions.put((self._place.number, teacher, requests, future))
         return future.result()
@@ -155,7 +155,7 @@ class Verifying:
         side_of: Callable[[Record], SplitSide],
         work: Work,
     ) -> Iterator[Record | Reject]:
-        """What the program yields, with rejects in the place of what the verifier does not accept.
+        """The program's output, with rejects in place of records that the verifier does not accept.
 
         Raises:
             DataError: the verifier can judge none of the (first thousand) prompts, since what it needs is in none.
@@ -189,8 +189,8 @@ class Verifying:
 
 
 class _Drained(PassingOn):
-    """Answers a whole block of requests before yielding any of it, so that nothing is under way while a judge is asked:
-    then what a cap leaves out follows from the requests alone, and errors of the server are raised."""
+    """Answers a whole block of requests before yielding any, so that nothing is under way while a judge is used: the
+    requests alone then determine what a cap excludes, and errors of the server are raised."""
 
     def answers(self, requests: Iterable[Request], *, side_of: SideOf | None = None) -> Iterator[Answered]:
         stream = iter(requests)
@@ -199,7 +199,7 @@ class _Drained(PassingOn):
 
 
 def _blocks(items: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]:
-    """Blocks of items; the samples of a prompt, which stand side by side, are in one block."""
+    """Blocks of items; the samples of a prompt, which are adjacent, are in one block."""
     block: list[Record | Reject] = []
     for item in items:
         if len(block) >= _AT_ONCE and _place(item) != _place(block[-1]):
@@ -211,7 +211,7 @@ def _blocks(items: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]
 
 
 def _with_references(record: Record, verify: VerifierSettings) -> Record | None:
-    """The prompt of a row with the references for its verdict; None where the row is not asked."""
+    """The prompt of a row with the references for its verdict; None if the row has none."""
     prompt = as_prompt(record, turns=True)
     return None if isinstance(prompt, str) else with_reference(prompt, record, *references_of(verify))
 
@@ -236,7 +236,7 @@ def _answer(record: Record) -> Answer:
 
 
 def _chosen(items: Sequence[Record | Reject], kept: int) -> Iterator[Record | Reject]:
-    """Of the records of each prompt the `kept` with the highest score; the others as rejects, in their places."""
+    """For each prompt, the `kept` records with the highest scores; the others as rejects, in place."""
     of_prompt: dict[str, list[Record]] = {}
     among: dict[int, int] = {}  # how many were accepted beside one that is not kept
     for item in items:

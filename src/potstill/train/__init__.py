@@ -1,6 +1,6 @@
-"""The student learns from objectives: `DistillTrainer` on `transformers.Trainer`, and the stage around it.
+"""Training: `DistillTrainer` on `transformers.Trainer`, and the stage around it.
 
-`DistillTrainer` is loaded when it is asked for, so that the stage's key can be made without torch.
+`DistillTrainer` is loaded on first use, so that the stage's key can be computed without torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `TrainingArguments` of a recipe: what it says, and what it leaves to us."""
+"""The `TrainingArguments` of a recipe: its own values over potstill's defaults."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from potstill.recipe import Existing, Recipe, TrainStage
 from potstill.tasks import SPECS
 
 MOST_LOGS = 500
-"""Steps are logged one by one, up to so many; longer trainings log every so many steps."""
+"""Up to this many steps, each step is logged; longer trainings log at intervals."""
 
 
 def defaults(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """What training does where the recipe is silent.
+    """The training arguments that the recipe does not set.
 
-    One epoch in steps of 8 rows, AdamW, cosine decay after 5 % warm-up, clipped at norm 1, in bf16 where the device
-    multiplies in it (weights stay fp32). The learning rate is 5e-4 for a student that has much to learn (of the
-    teacher's layers, or of random weights), 5e-5 for a whole model that exists, and 2e-4 for an adapter.
+    One epoch in steps of 8 rows, AdamW, cosine decay after 5 % warm-up, clipped at norm 1, in bf16 if the device
+    multiplies in it (weights stay fp32). The learning rate is 5e-4 for a student with much to learn (made of the
+    teacher's layers, or of random weights), 5e-5 for an existing whole model, and 2e-4 for an adapter.
     """
     rate = 5e-4
     if recipe.required_student.lora is not None:
@@ -45,7 +45,7 @@ def defaults(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 def training_arguments(
     recipe: Recipe, folder: Path, device: torch.device, rows: int, stage: TrainStage | None = None
 ) -> TrainingArguments:
-    """The arguments of a stage (by default the first) of the recipe's training of `rows` rows, with a folder for its
+    """The arguments of a stage (by default the first) of the recipe's training on `rows` rows, with a folder for its
     checkpoints.
 
     Raises:
@@ -75,16 +75,16 @@ def training_arguments(
 
 
 def _criterion(recipe: Recipe) -> str:
-    """What the best weights are chosen by: one criterion for students and controls, so that none is favoured.
+    """The criterion for the best weights: the same for students and controls, so that neither is favoured.
 
-    A student's KL could choose, but a control that learns without the teacher has no KL while it trains: each would be
-    chosen by its own criterion, and the comparison in KL would count the choice as the teacher's worth.
+    A student's KL could be used, but a control that trains without the teacher has no KL meanwhile: each would be
+    chosen by its own criterion, and the comparison in KL would attribute the difference in choice to the teacher.
     """
     return "eval_nll" if SPECS[recipe.task].has_response else "eval_loss"
 
 
 def steps_of(arguments: dict[str, Any], rows: int) -> int:
-    """Optimiser steps that arguments and a number of rows come to, in one process."""
+    """The number of optimiser steps for some arguments and a number of rows, in one process."""
     if int(arguments.get("max_steps", -1)) > 0:
         return int(arguments["max_steps"])
     step = int(arguments["per_device_train_batch_size"]) * int(arguments.get("gradient_accumulation_steps", 1))

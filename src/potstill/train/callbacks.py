@@ -1,4 +1,4 @@
-"""When to save and to measure, and what the person sees meanwhile."""
+"""When to save and to evaluate, and progress on the console."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from potstill.console import Console, Progress
 
 
 class SaveBySeconds(TrainerCallback):
-    """A checkpoint whenever so many seconds have passed since the last one; the first process decides for all.
+    """Saves a checkpoint when `seconds` have passed since the last one; the first process decides for all.
 
-    At the last step only with `at_the_end`: usually what is done then is written by whoever called for training.
+    At the last step only with `at_the_end`: usually the caller writes the result itself.
     """
 
     def __init__(self, seconds: float, *, at_the_end: bool = False) -> None:
@@ -37,7 +37,7 @@ class SaveBySeconds(TrainerCallback):
 
 
 class EvaluateEvenly(TrainerCallback):
-    """So many evaluations, evenly spaced, the last one at the last step."""
+    """Evaluates `times` times, evenly spaced, the last time at the last step."""
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -47,12 +47,12 @@ class EvaluateEvenly(TrainerCallback):
             control.should_evaluate = True
 
     def steps(self, max_steps: int) -> set[int]:
-        """The optimiser steps after which is measured."""
+        """The optimiser steps after which to evaluate."""
         return {max(1, round(max_steps * k / self.times)) for k in range(1, self.times + 1)}
 
 
 class CountsTokens(Protocol):
-    """What a `ConsoleProgress` reads: tokens seen so far, and in the whole of the training."""
+    """What a `ConsoleProgress` reads: tokens seen so far, and in the whole training."""
 
     tokens_seen: int
 
@@ -60,7 +60,7 @@ class CountsTokens(Protocol):
 
 
 class ConsoleProgress(TrainerCallback):
-    """Tokens (or what `unit` names) per second, loss and time left, on a `Console`. Only the first process speaks."""
+    """Tokens (or `unit`) per second, loss and time left, on a `Console`. Only the first process prints."""
 
     def __init__(self, console: Console, label: str, unit: str = "tokens") -> None:
         self.console, self.label, self.unit = console, label, unit
@@ -113,12 +113,12 @@ class ConsoleProgress(TrainerCallback):
             return
         shown = {"eval_kl": "KL {:.3f}", "eval_nll": "NLL {:.3f}", "eval_top1_agreement": "agreement {:.3f}"}
         shown |= {"eval_accuracy": "accuracy {:.3f}", "eval_objectives": "loss {:.4f}"}
-        said = ", ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
+        text = ", ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
         facts = {name.removeprefix("eval_"): metrics[name] for name in shown if name in metrics}
-        self.console.say(f"held out, step {state.global_step}: {said}", step=state.global_step, **facts)
+        self.console.say(f"held out, step {state.global_step}: {text}", step=state.global_step, **facts)
 
     def close(self) -> None:
-        """End the task, also where training was broken off."""
+        """End the task, also after an interruption."""
         if self._close is not None:
             self._close.__exit__(None, None, None)
             self._close = self._task = None
@@ -127,6 +127,6 @@ class ConsoleProgress(TrainerCallback):
 def _first_decides(decision: bool, args: TrainingArguments) -> bool:
     if args.world_size <= 1:
         return decision
-    told = torch.tensor(int(decision), device=args.device)
-    torch.distributed.broadcast(told, src=0)
-    return bool(told.item())
+    decided = torch.tensor(int(decision), device=args.device)
+    torch.distributed.broadcast(decided, src=0)
+    return bool(decided.item())

@@ -1,14 +1,14 @@
-"""A checkpoint counts when it is whole (rule 15).
+"""Checkpoints that count only when they are whole (rule 15).
 
-It is written to `.partial-checkpoint-<step>`, gets a list of its files with their sizes (`complete.json`), is
-brought to disk, and only then renamed to `checkpoint-<step>`. What has no list, or does not match it, is passed over
-when training resumes. No torch.
+A checkpoint is written to `.partial-checkpoint-<step>`, gets a list of its files with their sizes (`complete.json`),
+is flushed to disk, and then renamed to `checkpoint-<step>`. A checkpoint without a list, or that does not match it, is
+skipped when training resumes. No torch.
 
 checkpoint-<step>/
   config.json, model.safetensors (or the adapter), tokenizer …   the student: opens with from_pretrained
-  projectors.safetensors                                         what is trained along and never exported
-  optimizer.pt, scheduler.pt, rng_state*.pth                     the library's pickles, read with weights_only=True
-  trainer_state.json                                             the library's record: step, logs, best so far
+  projectors.safetensors                                         modules trained along and never exported
+  optimizer.pt, scheduler.pt, rng_state*.pth                     pickles of transformers, read with weights_only=True
+  trainer_state.json                                             transformers' state: step, logs, best so far
   complete.json                                                  every file's size; written last
 """
 
@@ -38,21 +38,21 @@ class CheckpointStore:
     """The checkpoints of one training, in one folder.
 
     Args:
-        folder: where they are.
-        writes: whether this process renames and removes; the others only put their own files into a checkpoint.
-        wait: called by every process where all must have come as far.
+        folder: their folder.
+        writes: whether this process renames and removes; other processes only add their own files to a checkpoint.
+        wait: a barrier, called by every process.
     """
 
     def __init__(self, folder: Path, *, writes: bool = True, wait: Callable[[], object] = lambda: None) -> None:
         self.folder, self.writes, self.wait = folder, writes, wait
 
     def path(self, step: int) -> Path:
-        """The folder of a step's checkpoint, whether or not it is there."""
+        """The folder of a step's checkpoint, whether or not it exists."""
         return self.folder / f"checkpoint-{step}"
 
     @contextmanager
     def writing(self, step: int, facts: Mapping[str, Any]) -> Iterator[Path]:
-        """A folder to write a checkpoint into; it gets its name when the block ends without an error.
+        """A folder to write a checkpoint into; it is renamed if the block ends without an error.
 
         Raises:
             RunError: the disk is full, or cannot be written to.
@@ -73,7 +73,7 @@ class CheckpointStore:
             raise disk_error(error, self.folder) from error
 
     def keep(self, limit: int | None, best: str | None) -> None:
-        """Remove the oldest whole checkpoints until `limit` are left, and never the best.
+        """Remove the oldest whole checkpoints until `limit` are left, but never the best.
 
         Raises:
             RunError: they cannot be removed.
@@ -86,10 +86,10 @@ class CheckpointStore:
         self.wait()
 
     def to_resume(self, asked: str | bool | None) -> Path | None:
-        """The checkpoint that training goes on from: the one named, or with True the newest whole one.
+        """The checkpoint to resume from: the given one, or with True the newest whole one.
 
         Raises:
-            RunError: the one named is not whole, or there is none.
+            RunError: the given one is not whole, or there is none.
         """
         if self.writes and self.folder.is_dir():
             sweep(self.folder)
@@ -114,12 +114,12 @@ class CheckpointStore:
 
 
 def aside(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is written before it is whole."""
+    """The folder in which a step's checkpoint is written before it is whole."""
     return folder / f".partial-checkpoint-{step}"
 
 
 def seal(partial: Path, final: Path, facts: Mapping[str, Any]) -> None:
-    """Give a folder its valid name, once every file in it is on disk. `facts` are kept in its list of files."""
+    """Rename a folder to its valid name, once every file in it is on disk. `facts` are stored in its list of files."""
     files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
     files.pop(COMPLETE, None)
     (partial / COMPLETE).write_text(json.dumps({"files": files, "facts": dict(facts)}, indent=1), encoding="utf-8")
@@ -133,7 +133,7 @@ def seal(partial: Path, final: Path, facts: Mapping[str, Any]) -> None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint is there, in its full size."""
+    """Whether every file of a checkpoint exists with its full size."""
     try:
         listed = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in listed.items())
@@ -142,7 +142,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def facts_of(checkpoint: Path) -> dict[str, Any]:
-    """The facts that were sealed with a whole checkpoint."""
+    """The facts stored with a whole checkpoint."""
     facts: dict[str, Any] = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["facts"]
     return facts
 
@@ -160,13 +160,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Whatever bears the name of a checkpoint, whole or not, oldest step first."""
+    """Everything with the name of a checkpoint, whole or not, oldest step first."""
     found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and _NAME.fullmatch(p.name)]
     return sorted(found, key=step_of)
 
 
 def last_whole(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest whole checkpoint, and the newer ones that had to be passed over because they are not whole."""
+    """The newest whole checkpoint, and the newer ones that are not whole."""
     passed_over: list[Path] = []
     for checkpoint in reversed(checkpoints_in(folder)):
         if is_whole(checkpoint):
@@ -176,18 +176,18 @@ def last_whole(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 def rotate(folder: Path, limit: int, best: Path | None) -> None:
-    """Remove the oldest whole checkpoints until `limit` are left, the best one and those that are not whole aside."""
+    """Remove the oldest whole checkpoints until `limit` are left, except the best one and those that are not whole."""
     whole = [p for p in checkpoints_in(folder) if is_whole(p)]
     spare = [p for p in whole[: -max(limit, AT_LEAST_KEPT)] if best is None or p.name != best.name]
     for checkpoint in spare:
-        # Renamed first: a removal that is cut short must not leave half a checkpoint under a valid name.
+        # Rename first: an interrupted removal must not leave half a checkpoint under a valid name.
         leaving = checkpoint.with_name(f".old-{checkpoint.name}")
         os.replace(checkpoint, leaving)
         shutil.rmtree(leaving)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted save or removal left behind."""
+    """Remove remains of an interrupted save or removal."""
     for pattern in (".partial-checkpoint-*", ".old-checkpoint-*"):
         for left in folder.glob(pattern):
             shutil.rmtree(left)

@@ -1,4 +1,4 @@
-"""What `DistillTrainer` is given, in whichever form, as student, teacher and objectives."""
+"""The arguments of `DistillTrainer`, in any accepted form, as student, teacher and objectives."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 
 class GivenTeacher:
-    """A loaded model or module as a teacher. It gives distributions and inner states; it is not asked to write.
+    """A loaded model or module as a teacher. It gives distributions and inner states, but does not write.
 
-    It is put into evaluation mode before every batch, whatever has been done to it in between (rule 8).
+    It is put into evaluation mode before every batch, whatever its mode was before (rule 8).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,12 +47,12 @@ class GivenTeacher:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What a model for its task gives, but for text."""
+        """The capabilities of a model for its task, except `generate`."""
         return capabilities_for(spec_of(self.model)) - {"generate"}
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Its class and configured name: all that is known of a model that was handed over."""
+        """Its class and configured name: all that is known of a loaded model."""
         config: Any = getattr(self.model, "config", None)
         return {"class": type(self.model).__name__, "model": getattr(config, "name_or_path", "")}
 
@@ -63,16 +63,16 @@ class GivenTeacher:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The names of its classes, if it has any."""
+        """The class names, if it has any."""
         return labels_of(self.model)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer that lies where the model came from, if it is still there."""
+        """The tokenizer in the folder that the model came from, if it is still there."""
         return tokenizer_beside(self.model)
 
     def signals(self, batch: Batch, ask: Ask) -> Signals:
-        """What is asked of it for a batch, in its own precision and without gradient."""
+        """The requested tensors for a batch, in its own precision and without gradient."""
         self.model.eval()
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
             return live_signals(self.model, batch, "teacher", ask)
@@ -80,7 +80,7 @@ class GivenTeacher:
     def generate(
         self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
     ) -> list[Answer]:
-        """It does not declare `generate`.
+        """A loaded model does not write.
 
         Raises:
             CapabilityError: always.
@@ -91,7 +91,7 @@ class GivenTeacher:
 
 
 def given_student(model: str | nn.Module, peft_config: PeftConfig | None = None) -> nn.Module:
-    """The student, opened in fp32 if it is given by name, with its adapter; what is trained of it is in fp32.
+    """The student, opened in fp32 if given by name, with its adapter; its trainable weights are in fp32.
 
     Raises:
         ModelError: it cannot be found or used.
@@ -103,7 +103,8 @@ def given_student(model: str | nn.Module, peft_config: PeftConfig | None = None)
         model = get_peft_model(model, peft_config)
     embeddings = unwrap(model).get_input_embeddings() if SPECS[task_of(model)].reads_text else None
     if isinstance(embeddings, nn.Embedding):
-        # Padding is known by length, never by its id: a pad token that is the end token too must learn (rule 4).
+        # Padding is marked by length, never by token id: a pad token that is also the end token must be trained (rule
+        # 4).
         embeddings.padding_idx = None
     narrow = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
     if narrow:
@@ -124,10 +125,10 @@ def given_reader(
     masking: Masking | None,
     seed: int,
 ) -> TaskReader:
-    """The reader of a student's rows: by its task, its tokenizer and its classes."""
+    """The reader of a student's rows, from its task, its tokenizer and its classes."""
     spec, classes = SPECS[task_of(student)], tuple[str, ...]()
     if not spec.has_vocabulary:
-        # Of a module that does not name its classes, their numbers are the names.
+        # If a module does not name its classes, their numbers are the names.
         classes = labels_of(student) or tuple(str(number) for number in range(dims(student).vocab))
     return reader_for(
         spec.name, tokenizer=tokenizer, max_length=max_length, classes=classes, masking=masking, seed=seed
@@ -143,33 +144,33 @@ def given_tokenizer(model: str | nn.Module) -> PreTrainedTokenizerBase | None:
 
 
 def tokenizer_beside(model: nn.Module) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the folder that a model was opened from, if that is known and still there."""
+    """The tokenizer in the folder that a model was opened from, if it is known and still there."""
     name = getattr(getattr(model, "config", None), "name_or_path", "")
     try:
         source = locate(name) if name else None
         return load_tokenizer(source) if source is not None else None
     except ModelError:
-        # Its weights may be in a form that potstill does not open; here they have been opened already.
+        # potstill may be unable to open its weights, but they are loaded already.
         return None
 
 
 def check_same_outputs(teacher: Teacher, student: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Hold what the outputs of both models stand for against each other: tokens, or classes (rule 6).
+    """Compare the meaning of both models' outputs: tokens, or classes (rule 6).
 
-    `tokenizer` is the student's, if it was given; rows that are token ids already need none, and then the one beside
-    the student is taken. What cannot be compared is logged.
+    `tokenizer` is the student's, if it was given; rows of token ids need none, and then the one in the student's
+    folder is used. Comparisons that are impossible are logged.
 
     Raises:
-        TokenizerMismatch: other tokens.
+        TokenizerMismatch: different tokens.
         ModelError: other classes, or another number of them.
     """
     spec = SPECS[task_of(student)]
     if spec.reads_text:
-        ours, theirs = tokenizer or tokenizer_beside(student), teacher.tokenizer
-        if ours is not None and theirs is not None:
-            check_same_tokenizer(theirs, ours)
+        student_tokenizer, teacher_tokenizer = tokenizer or tokenizer_beside(student), teacher.tokenizer
+        if student_tokenizer is not None and teacher_tokenizer is not None:
+            check_same_tokenizer(teacher_tokenizer, student_tokenizer)
         else:
-            unknown = "student's" if ours is None else "teacher's"
+            unknown = "student's" if student_tokenizer is None else "teacher's"
             logger.warning("the %s tokenizer is not known, so the two models' tokenizers were not compared", unknown)
     if not spec.has_classes:
         return
@@ -199,7 +200,8 @@ def given_teacher(
 
     Raises:
         UserError: it shares modules with the student, which would be put into evaluation mode with it, or weights that
-            the student trains.
+        the
+            student trains.
         ModelError: it cannot be found or used.
     """
     if teacher is None:
@@ -216,10 +218,10 @@ def given_teacher(
 
 
 def _refuse_shared(teacher: nn.Module, student: nn.Module) -> None:
-    """A teacher that changes while its student learns teaches nothing: the KL between them stays 0.
+    """Refuse a teacher that would change along with its student: the KL between them would stay 0.
 
-    Weights are compared by their memory, since two parameters, or views of one tensor, may lie on the same. A frozen
-    weight may be shared.
+    Weights are compared by memory, since two parameters, or views of one tensor, may share it. A frozen weight may be
+    shared.
     """
     copy = "give a copy: teacher=copy.deepcopy(model)"
     if {id(m) for m in teacher.modules()} & {id(m) for m in student.modules()}:
@@ -229,7 +231,7 @@ def _refuse_shared(teacher: nn.Module, student: nn.Module) -> None:
             fix=copy,
         )
     memory = {_memory(t) for t in (*teacher.parameters(), *teacher.buffers())} - {None}
-    # Buffers that are saved, such as running means, change in the student's forward pass.
+    # Saved buffers, such as running means, change in the student's forward pass.
     saved = student.state_dict(keep_vars=True).keys()
     changing = {
         **{name: p for name, p in student.named_parameters() if p.requires_grad},
@@ -245,14 +247,14 @@ def _refuse_shared(teacher: nn.Module, student: nn.Module) -> None:
 
 
 def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
-    """Where a tensor's storage begins; None of one that has none."""
+    """The address of a tensor's storage; None if it has none."""
     if tensor.is_meta or tensor.numel() == 0:
         return None
     return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def given_objectives(objectives: Sequence[ObjectiveSettings | Mapping[str, Any]] | None) -> list[ObjectiveSettings]:
-    """Settings of objectives; a mapping is read as the recipe reads it. None is `forward_kl` and `hard_ce`.
+    """Settings of objectives; a mapping is read as in a recipe. None means `forward_kl` and `hard_ce`.
 
     Raises:
         RecipeError: an unknown kind or key, or none at all.
@@ -269,7 +271,7 @@ def _read(mapping: Mapping[str, Any], index: int) -> ObjectiveSettings:
     if not isinstance(mapping, Mapping) or "kind" not in mapping:
         raise RecipeError(f"{mapping!r} is neither settings nor a mapping with a 'kind'", where=where)
     kind = settings_class("objectives", str(mapping["kind"]))
-    # A plug-in is named by its file; its class knows its short name.
+    # A plug-in is named by its file; its class holds its short name.
     fields = {key: value for key, value in mapping.items() if key != "kind"}
     for key in fields:
         if key not in kind.model_fields:  # type: ignore[attr-defined]
@@ -284,5 +286,5 @@ def _read(mapping: Mapping[str, Any], index: int) -> ObjectiveSettings:
 
 
 def built(settings: Sequence[ObjectiveSettings]) -> list[Objective[Any]]:
-    """The objectives that settings describe."""
+    """The objectives for some settings."""
     return [build(s) for s in settings]

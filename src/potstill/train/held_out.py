@@ -1,5 +1,5 @@
-"""Held-out KL, NLL, top-1 agreement and accuracy, target by target, never through whole-batch logits; and where there
-is no response to measure, the objectives themselves."""
+"""Held-out KL, NLL, top-1 agreement and accuracy per target, without materialising a batch's logits; for models
+without logits, the objectives themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from potstill.train.rows import Row, length_of
 
 
 def batches_by_length(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    """Every row once, in batches of like length, longest first."""
+    """Every row once, in batches of similar length, longest first."""
     longest_first = sorted(rows, key=lambda row: -length_of(row))
     return [longest_first[start : start + size] for start in range(0, len(longest_first), size)]
 
@@ -31,19 +31,19 @@ def measure_held_out(
     precision: Callable[[], AbstractContextManager[Any]],
     sum_over_processes: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """The mean of each of the module's statistics over all targets, and `targets`, their number; of a module without
-    statistics (a sentence embedding) `objectives`, Σ weight · Σ values ÷ count over all rows.
+    """The mean of each of the module's statistics over all targets, and `targets`, their number. A module without
+    statistics (a sentence embedding) gives `objectives`, Σ weight · Σ values ÷ count over all rows.
 
-    The module is measured without dropout, and is put back into the mode it was in (rule 8).
+    The module runs without dropout; its mode is restored (rule 8).
 
     Args:
-        wrapped: the module in whatever wraps it for several processes.
-        inputs: what the collator made of each batch of this process, on the module's device.
-        precision: the context in which training computes (autocast).
+        wrapped: the module with its wrapper for several processes.
+        inputs: the collated batches of this process, on the module's device.
+        precision: the autocast context of training.
         sum_over_processes: collective: called once on every process.
 
     Raises:
-        DataError: no target is learned.
+        DataError: there are no targets.
     """
     training = wrapped.training
     wrapped.eval()

@@ -1,4 +1,4 @@
-"""What a recipe trains on and with: its records as rows, its student, its teacher."""
+"""The inputs of a recipe's training: its records as rows, its student, its teacher."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from potstill.types import Reject
 
 _ROWS_PER_BATCH = 8
 _MANY = 0.1
-"""The share of records that are cut from which it is a warning."""
+"""A warning is given if at least this share of records is cut."""
 FEW_CHOOSING = 10
-"""With fewer held-out groups to choose the best weights by, a warning says so."""
+"""A warning is given if fewer held-out groups choose the best weights."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Both sides of the split, as rows of tokens (or images), and the names of the classes, if there are any."""
+    """Both sides of the split, as rows of tokens (or images), and the class names, if any."""
 
     train: list[Row]
     held_out: list[Row]
@@ -46,8 +46,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Models:
-    """Where the models of a training are: the teacher's folder, if it has one, and that of the student's tokenizer,
-    if the task has one."""
+    """The models of a training on disk: the teacher's folder, and that of the student's tokenizer, each if there is
+    one."""
 
     settings: TeacherSettings | None
     teacher: ModelSource | None
@@ -56,17 +56,17 @@ class Models:
 
     @property
     def trust_remote_code(self) -> bool:
-        """Whether the teacher may run code of its own."""
+        """Whether the teacher may run its own code."""
         return bool(getattr(self.settings, "trust_remote_code", False))
 
 
 def find_models(recipe: Recipe, console: Console) -> Models:
-    """Find the models of a recipe, and hold their tokenizers against each other.
+    """Find the models of a recipe, and compare their tokenizers.
 
     Raises:
-        ModelError: one, or a tokenizer, cannot be found or fetched.
-        TokenizerMismatch: an objective compares distributions or states, and the tokens are not the same (rule 6), or
-            would not be once the student has been saved.
+        ModelError: a model or tokenizer cannot be found or fetched.
+        TokenizerMismatch: an objective compares distributions or states, and the tokenizers differ (rule 6), or the
+            student's would after saving.
     """
     settings = recipe.teachers.get(recipe.required_train.teacher)
     teacher = _source(settings, console) if settings is not None else None
@@ -90,7 +90,7 @@ def find_models(recipe: Recipe, console: Console) -> Models:
 
 
 def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, work: Work) -> tuple[TaskReader, Rows]:
-    """The recipe's records, as rows, and what read them. What is cut or left out is counted.
+    """The recipe's records as rows, and the reader that made them. Rows that are cut or left out are counted.
 
     Args:
         generated: `records.parquet` of the stage `generate`, if the recipe has one.
@@ -127,10 +127,10 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
 
 
 def _measured(sides: Sides, recipe: Recipe, work: Work) -> Sequence[Example]:
-    """The held-out examples that are measured while training: with `keep: best` those of the groups that choose.
+    """The held-out examples that are measured during training: with `keep: best` those of the groups that choose.
 
     Raises:
-        DataError: too few groups to choose by and to report on.
+        DataError: too few groups to choose by or to report on.
     """
     if not recipe.required_train.keeps_best:
         return sides.held_out
@@ -160,7 +160,7 @@ def make_student(recipe: Recipe, models: Models, reader: TaskReader, rows: Rows,
 
 
 def make_teacher(models: Models) -> Teacher | None:
-    """The recipe's teacher, on the device of training unless it names its own."""
+    """The recipe's teacher, on the training device unless it names its own."""
     if models.settings is None:
         return None
     settings = models.settings
@@ -171,7 +171,7 @@ def make_teacher(models: Models) -> Teacher | None:
 
 
 def _own_tokenizer(student: StudentSettings, console: Console) -> Path | None:
-    """The folder of the tokenizer that a student has of itself; None where it is to speak as its teacher does."""
+    """The folder of the student's own tokenizer; None if it uses the teacher's."""
     if isinstance(student, FromConfig) and student.tokenizer is not None:
         return check_tokenizer_folder(student.tokenizer, "student.tokenizer")
     source = _source(student, console) if isinstance(student, Existing) else None

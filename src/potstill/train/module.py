@@ -1,8 +1,8 @@
 """Student and projectors in one module whose forward computes the loss (rule 14).
 
-What is wrapped for several processes is this module, so that the student's weights, the projectors' and the effective
-head are used inside the wrapped forward, where the wrapper sees them. The teacher stands aside: it is not registered,
-so it is in no state dict, no optimiser and no synchronisation, and `train()` does not reach it.
+This module, not the student, is wrapped for several processes, so the student's weights, the projectors' and the
+effective head are used inside the wrapped forward, where the wrapper sees them. The teacher is not registered: it is
+in no state dict, no optimiser and no synchronisation, and `train()` does not reach it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ METRIC = "metric/"
 
 
 class DistillModule(nn.Module):
-    """What `transformers.Trainer` trains.
+    """The model that `transformers.Trainer` trains.
 
     Args:
         student: a model in fp32: a language model or encoder of `transformers`, wrapped by peft or not, or any module.
-        teacher: what gives the signals; None where no objective needs it.
-        objectives: built objectives. Their projectors become submodules, drawn from the current random state.
+        teacher: gives the signals; None if no objective needs one.
+        objectives: built objectives. Their projectors become submodules, initialised from the current random state.
     """
 
     def __init__(self, student: nn.Module, teacher: Teacher | None, objectives: Sequence[Objective[Any]]) -> None:
@@ -59,20 +59,20 @@ class DistillModule(nn.Module):
 
     @property
     def teacher(self) -> Teacher | None:
-        """The teacher, which is no part of this module."""
+        """The teacher, which is no submodule."""
         return self._aside[0]
 
     def forward(self, inputs: Mapping[str, Tensor], counts: Tensor | None = None) -> dict[str, Tensor]:
         """The loss of a micro-batch, or with `counts` None the statistics of its targets.
 
         Args:
-            inputs: what the collator made (see `Batch.from_inputs`).
+            inputs: a collated batch (see `Batch.from_inputs`).
             counts: [objectives], each objective's count over the whole optimiser step and all processes.
 
         Returns:
             `loss`, this micro-batch's share of the global loss; `sums` [objectives], Σ values of each; and metrics,
-            prefixed. Or, per target, what `statistics` names: `nll`, with a teacher `kl` and `top1_agreement`, and of
-            classes `accuracy`.
+            with a prefix. Without `counts`: per target the entries of `statistics`: `nll`, with a teacher `kl` and
+            `top1_agreement`, and for classes `accuracy`.
         """
         batch = Batch.from_inputs(inputs)
         if counts is None:
@@ -101,7 +101,7 @@ class DistillModule(nn.Module):
         return {name: values for name in self.statistics if (values := found[name]) is not None}
 
     def initialise_projectors(self, inputs: Mapping[str, Tensor]) -> None:
-        """Gives projectors the first weights that their objectives choose, of a first batch (see
+        """Give projectors the initial weights that their objectives choose, from a first batch (see
         `Objective.initialise`)."""
         if not self.projectors:
             return
@@ -125,11 +125,11 @@ class DistillModule(nn.Module):
             raise ValueError("an objective needs a teacher, and there is none")
         return self.teacher.signals(batch, ask)
 
-    # What `transformers.Trainer` and its callbacks ask of a model.
+    # Attributes that `transformers.Trainer` and its callbacks read.
 
     @property
     def config(self) -> Any:
-        """The student's configuration; None of a plain module."""
+        """The student's configuration; None for a plain module."""
         return getattr(self._inner, "config", None)
 
     @property
@@ -149,7 +149,7 @@ class DistillModule(nn.Module):
         inner.activation_checkpointing_enable(*args, **kwargs)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """The same, under the name that earlier versions of the library call."""
+        """The same, under the name that earlier versions of `transformers` call."""
         inner: Any = self._inner
         inner.gradient_checkpointing_enable(*args, **kwargs)
 
@@ -171,7 +171,7 @@ def objective_names(objectives: Sequence[Objective[Any]]) -> tuple[str, ...]:
 
 
 def _statistics(task: Task, teacher: Teacher | None) -> tuple[str, ...]:
-    """What is measured of each target; nothing where the student gives no logits."""
+    """The statistics measured per target; none if the student gives no logits."""
     spec = SPECS[task]
     if not spec.has_response:
         return ()

@@ -1,4 +1,4 @@
-"""What would go wrong without a word is refused, with the fix, or said."""
+"""Reject settings that would fail silently; warn about the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_arguments(args: TrainingArguments) -> None:
-    """Arguments that the loss cannot honour.
+    """Refuse arguments that the loss cannot honour.
 
     Raises:
         UserError: one of them is set.
@@ -78,7 +78,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
 
 
 def refuse_metrics(compute_metrics: Any) -> None:
-    """Metrics that are computed from whole-batch logits.
+    """Refuse metrics that are computed from a batch's logits.
 
     Raises:
         UserError: there is one.
@@ -92,10 +92,10 @@ def refuse_metrics(compute_metrics: Any) -> None:
 
 
 def check_task(task: Task, objectives: Sequence[ObjectiveSettings]) -> None:
-    """Hold what the objectives read against what the student's task has.
+    """Check that the student's task has everything that the objectives read.
 
     Raises:
-        UserError: one is impossible; it is said what can be used.
+        UserError: an objective is impossible; the error names alternatives.
     """
     for objective in objectives:
         if reason := why_not(task, objective):
@@ -103,10 +103,10 @@ def check_task(task: Task, objectives: Sequence[ObjectiveSettings]) -> None:
 
 
 def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher | None) -> None:
-    """Hold what the objectives need against what the teacher declares.
+    """Compare the needs of the objectives with the teacher's capabilities.
 
     Raises:
-        CapabilityError: one needs what the teacher cannot give.
+        CapabilityError: an objective needs a capability that the teacher lacks.
     """
     able = teacher.capabilities if teacher is not None else frozenset()
     for objective in objectives:
@@ -123,7 +123,8 @@ def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher
 
 
 def say_batch_statistics(student: nn.Module, args: TrainingArguments) -> None:
-    """Warn where batch normalisation makes it matter how a step is split. Over processes it may be synchronised."""
+    """Warn if batch normalisation makes the result depend on how a step is split. Over processes it may be
+    synchronised."""
     accumulation, processes = args.gradient_accumulation_steps, args.world_size
     norms = [part for part in student.modules() if isinstance(part, _BatchNorm)]
     apart = [norm for norm in norms if accumulation > 1 or not isinstance(norm, nn.SyncBatchNorm)]

@@ -1,4 +1,4 @@
-"""`potstill check --probe`: load what training needs, compare heads with logits, and time one step."""
+"""`potstill check --probe`: load the models, compare heads with logits, and time one training step."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ from potstill.types import Record, Reject
 
 
 def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[str, Any]]:
-    """Try the recipe's training for one step, in a folder that does not stay.
+    """Run one training step of the recipe, in a temporary folder.
 
     Returns:
-        Lines for a person, and figures: `head_difference` (student's, as a share of the largest logit), `step_seconds`,
-        `step_tokens`, `training_seconds` (the whole, held-out measures aside), `student_parameters`.
+        Lines for a person, and figures: `head_difference` (student's, as a share of the largest logit),
+        `step_seconds`, `step_tokens`, `training_seconds` (the whole training, without held-out measurements),
+        `student_parameters`.
 
     Raises:
-        PotstillError: a model cannot be loaded, the tokenizers differ, a head cannot be read, or an objective is in
-            need of something.
+        PotstillError: a model cannot be loaded, the tokenizers differ, a head cannot be read, or an objective lacks
+        something
+            that it needs.
     """
     if recipe.train is None:
         return ["there is no train section, so nothing to try"], {}
@@ -72,10 +74,10 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
     seconds, tokens = clock.seconds, trainer.tokens_seen
     whole, precision = seconds * steps, "bf16" if arguments.bf16 else "fp32"
     text = SPECS[recipe.task].reads_text
-    told = f"the student's logits, as the losses read them, are its own (within {difference:.0e} of the largest)"
+    head_line = f"the student's logits, as the losses read them, are its own (within {difference:.0e} of the largest)"
     lines = [
         *(["student and teacher speak the same tokens, through the same template"] if taught and text else []),
-        *([told] if SPECS[recipe.task].has_vocabulary else []),
+        *([head_line] if SPECS[recipe.task].has_vocabulary else []),
         f"a step of {len(rows.train[:rows_per_step])} {'records' if text else 'images'}"
         f"{f', {tokens:,} tokens' if text else ''}: {seconds:,.1f} s, {tokens / max(seconds, 1e-9):,.0f} "
         f"{'tokens' if text else 'images'}/s in {precision} on {models.device.type}",
@@ -93,7 +95,7 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
 
 
 class _Clock(TrainerCallback):
-    """Seconds of the one step."""
+    """Measures the seconds of the one step."""
 
     seconds = 0.0
 
@@ -108,16 +110,15 @@ class _Clock(TrainerCallback):
 
 def _steps(recipe: Recipe, device: torch.device, rows: int) -> int:
     """Optimiser steps of all stages."""
-    ours = defaults(recipe, device)
+    own = defaults(recipe, device)
     return sum(
-        steps_of({**ours, **recipe.required_train.args, **stage.args}, rows)
-        for stage in recipe.required_train.in_stages
+        steps_of({**own, **recipe.required_train.args, **stage.args}, rows) for stage in recipe.required_train.in_stages
     )
 
 
 def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows]:
-    """The rows to train on. A prompt that is yet to be answered gets as long an answer as `generate` allows, of its own
-    tokens over and over: only its length matters here."""
+    """The training rows. A prompt that is not answered yet gets an answer of the maximum length of `generate`, made of
+    its own tokens repeated: only its length matters here."""
     sides = read_sides(recipe.data)
     reader = reader_of(recipe, tokenizer, sides.classes)
     samples = getattr(recipe.generate, "samples", 1)

@@ -1,4 +1,4 @@
-"""From a data set, as users of `transformers` hand one over, to rows that a student reads."""
+"""From a user's data set, in the forms usual with `transformers`, to training rows."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def length_of(row: Row) -> int:
 
 
 def rows_of(dataset: Any, reader: TaskReader, *, packing: bool = False, name: str = "train_dataset") -> list[Row]:
-    """Every row of a data set. What is cut or left out is counted in one warning.
+    """Every row of a data set. Rows that are cut or left out are counted in one warning.
 
     Args:
-        dataset: a `datasets.Dataset`, or any sequence of mappings, or of rows that a reader made already.
-        reader: reads the rows of one task.
+        dataset: a `datasets.Dataset`, or any sequence of mappings, or of rows already made by a reader.
+        reader: makes the rows for one task.
         packing: put several rows of a causal model into one, kept apart by their positions.
-        name: what the data set is called in messages.
+        name: the data set's name in messages.
 
     Raises:
-        DataError: not a data set with a length, a row that cannot be read, or nothing that can be learned.
+        DataError: not a data set with a length, a row that cannot be read, or no row with anything to learn.
     """
     items = _items(dataset, name)
     rows: list[Row] = []
@@ -53,9 +53,9 @@ def rows_of(dataset: Any, reader: TaskReader, *, packing: bool = False, name: st
         raise DataError(f"there is nothing to learn from{why}", where=name, fix=f"give rows with {FORMS[reader.task]}")
     cut = sum(bool(getattr(row, "cut", False)) for row in rows)
     if dropped or cut:
-        said = [f"{_counted(dropped)} left out"] if dropped else []
-        said += [f"{cut} cut at {reader.max_length} tokens"] if cut else []
-        logger.warning("%s: of %d rows, %s", name, len(items), ", ".join(said))
+        changes = [f"{_counted(dropped)} left out"] if dropped else []
+        changes += [f"{cut} cut at {reader.max_length} tokens"] if cut else []
+        logger.warning("%s: of %d rows, %s", name, len(items), ", ".join(changes))
     loose = [row for row in rows if isinstance(row, Tokenized)]
     packed = packing and SPECS[reader.task].writes and len(loose) == len(rows)
     return [*pack(loose, reader.max_length)] if packed else rows

@@ -1,4 +1,4 @@
-"""The stage `train`, and its controls: from records to a student. No torch until it works."""
+"""The stage `train`, and its controls: from records to a student. No torch at import."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from potstill.stage import Context, Stage
 CONTRACT = 2
 
 _UNSEEN_ARGUMENTS = ("report_to", "run_name", "project")
-"""Training arguments that change nothing in the artifact."""
+"""Training arguments that do not affect the artifact."""
 
 
 def stage(recipe: Recipe, control: str | None = None) -> Stage:
     """The stage of a recipe that has a `train` section, or one of its controls.
 
-    Its artifact holds `model/` (a plain model folder with tokenizer; an adapter is merged, and lies beside it in
+    Its artifact holds `model/` (a plain model folder with tokenizer; an adapter is merged, and also kept in
     `adapter/`), `student.json` (how the student was built, steps, tokens, seconds), `history.jsonl` (one object per
-    log and per evaluation), and `projectors.safetensors` where there are any.
+    log and per evaluation), and `projectors.safetensors` if there are any.
 
-    The control `text_only` is the same student on the same rows in the same order, for the same steps (and stages) by
-    the same schedule, with `hard_ce` of weight 1 alone.
+    The control `text_only` is the same student on the same rows in the same order, for the same steps (and stages)
+    with the same schedule, with `hard_ce` of weight 1 alone.
     """
     name = "train" if control is None else f"train.{control}"
     recipe = controlled(recipe, control)
@@ -46,7 +46,7 @@ def stage(recipe: Recipe, control: str | None = None) -> Stage:
 
 
 def controlled(recipe: Recipe, control: str | None) -> Recipe:
-    """The recipe that a control trains by."""
+    """The recipe of a control."""
     if control is None:
         return recipe
     assert control == "text_only"
@@ -58,7 +58,7 @@ def controlled(recipe: Recipe, control: str | None) -> Recipe:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    """Digests of the weights that are read, and of the data where no stage has read them before."""
+    """Digests of the weights that are read, and of the data if no earlier stage has read them."""
     from potstill.data import source_digests
     from potstill.models import model_digests
 

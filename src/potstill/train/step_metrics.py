@@ -1,4 +1,4 @@
-"""What the objectives did since the last log."""
+"""The objectives' metrics since the last log."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 class StepMetrics:
     """Sums over the micro-batches of this process, until they are logged.
 
-    An objective's value is the mean over the steps of Σ values ÷ count, both over the whole step and all processes:
-    what the loss is made of. Its count is the sum over the steps.
+    An objective's value is the mean over the steps of Σ values ÷ count, both over the whole step and all processes, as
+    in the loss. Its count is the sum over the steps.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ class StepMetrics:
         self._batches = 0
 
     def begin_step(self, targets: int, counts: Tensor) -> None:
-        """A new optimiser step, with its number of targets and each objective's count."""
+        """Begin an optimiser step, with its number of targets and each objective's count."""
         self.steps += 1
         self.targets += targets
         self.counts += counts
@@ -35,20 +35,20 @@ class StepMetrics:
 
     @property
     def at_first_batch(self) -> bool:
-        """Whether nothing of the step has been computed yet."""
+        """Whether no micro-batch of the step has been computed yet."""
         return self._batches == 0
 
     def add(self, sums: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        """What one micro-batch gave: Σ values per objective, and metrics summed over its targets."""
+        """Add one micro-batch: Σ values per objective, and metrics summed over its targets."""
         self._batches += 1
         counts = self._of_step.clamp(min=1)
-        # Kept where they were computed: reading them at every micro-batch would make an accelerator wait.
+        # Keep them on their device: reading them at every micro-batch would make an accelerator wait.
         self._values = self._values.to(sums.device) + sums.detach() / counts.to(sums.device)
         for name, value in metrics.items():
             self._metrics[name] = self._metrics.get(name, 0) + value.detach()
 
     def summary(self, weights: Sequence[float], accelerator: Any) -> dict[str, float]:
-        """What is logged, over all processes; every process must ask."""
+        """The metrics to log, over all processes. Collective: call on every rank."""
         several = accelerator.num_processes > 1
         reduced = accelerator.reduce(self._values, "sum") if several else self._values
         values = (reduced.double() / self.steps).tolist()

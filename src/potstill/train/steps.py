@@ -1,11 +1,11 @@
-"""Which rows make an optimiser step, and how a step is dealt out into micro-batches.
+"""The rows of an optimiser step, and their division into micro-batches.
 
 A *step source* gives the rows of optimiser step n as a function of n and its seed. So a checkpoint needs to keep n
-alone, and every process computes the same rows and takes its share. How a step is split into micro-batches, and over
-how many processes, changes nothing about the rows in it.
+alone, and every process computes the same rows and takes its share. The division of a step into micro-batches and
+processes does not affect its rows.
 
-Where rows run out, the last step of an epoch is smaller. No row is repeated to fill it up (it would count twice): the
-rows are spread evenly, and a process that gets none takes part with a batch that has no tokens.
+The last step of an epoch may be smaller. No row is repeated to fill it up (it would count twice): the rows are spread
+evenly, and a process without rows takes part with a batch that has no tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS_PER_WINDOW = 16
 
 
 class StepSource(Protocol):
-    """The rows of every optimiser step, counted from 0 and over all epochs."""
+    """The rows of every optimiser step, counted from 0 over all epochs."""
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -43,17 +43,17 @@ class StepSource(Protocol):
 
 
 class FixedRows:
-    """The step source of a data set: in every epoch each row once, in an order of the seed and the epoch.
+    """The step source of a data set: each row once per epoch, in an order that depends on the seed and the epoch.
 
-    Rows of like length stand together, which keeps padding small.
+    Rows of similar length are in the same step, which keeps padding small.
 
     Args:
-        rows: what is trained on.
+        rows: the training rows.
         rows_per_step: rows of a whole optimiser step.
-        seed: what the order depends on, beside the epoch.
+        seed: determines the order, together with the epoch.
         shuffle: False keeps the rows' own order.
         drop_last: leave out the last, smaller step of an epoch.
-        visits: give each row with its epoch (`Visit`), for rows that are not the same in every epoch, masked anew say.
+        visits: wrap each row with its epoch (`Visit`), for rows that differ between epochs (by masking, say).
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FixedRows:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens of an epoch, padding aside; of a dropped last step, those of epoch 0."""
+        """Tokens of an epoch without padding; if the last step is dropped, those of epoch 0."""
         return sum(int(self._lengths[rows].sum()) for rows in self.order(0))
 
     def size(self, n: int) -> int:
@@ -163,19 +163,19 @@ class MicroBatches(Sampler[list[Any]]):
         return range(first, first + self.source.steps_per_epoch)
 
     def _rounds(self, rows: int) -> int:
-        """Micro-batches that each process has of a step."""
+        """The number of micro-batches of each process in a step."""
         return math.ceil(rows / (self.batch_size * self.processes))
 
 
 class _AsGiven(Dataset[Any]):
-    """A data set whose keys are its rows, so that a batch sampler deals out rows themselves."""
+    """A data set whose keys are its rows, so that a batch sampler yields the rows themselves."""
 
     def __getitem__(self, row: Any) -> Any:
         return row
 
 
 class _EpochLoader(DataLoader[Any]):
-    """A loader that the training loop tells the epoch."""
+    """A loader with the method `set_epoch`, which the training loop calls."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch."""
@@ -200,7 +200,7 @@ def loader(
         collate_fn=collate,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-        # A generator of its own: a loader takes a random number whenever it is begun, and dropout must not see it.
+        # Its own generator: a loader draws a random number at the start of each pass, which must not shift dropout's.
         generator=torch.Generator().manual_seed(args.seed),
         **workers,
     )

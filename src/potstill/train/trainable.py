@@ -1,4 +1,4 @@
-"""Which parameters learn: those that a stage does not freeze, and that its objectives reach."""
+"""The parameters that are trained: those that a stage does not freeze, and that its objectives reach."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from potstill.train.module import DistillModule
 
 
 def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
-    """The names of the parameters that any pattern matches (`*` stands for anything, dots too).
+    """The names of the parameters that any pattern matches (`*` matches anything, dots too).
 
     Raises:
         RecipeError: a pattern matches none.
@@ -36,7 +36,7 @@ def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]
 
 @contextmanager
 def frozen(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Keep some parameters from learning for a while; afterwards each is as it was found."""
+    """Freeze some parameters within the context; each is restored afterwards."""
     parameters = dict(model.named_parameters())
     before = {name: parameters[name].requires_grad for name in names}
     for name in names:
@@ -50,7 +50,7 @@ def frozen(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back to what it held: the running statistics that a forward pass in training mode moves."""
+    """Restore every buffer after the context: a forward pass in training mode changes running statistics."""
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
@@ -61,8 +61,8 @@ def unchanged_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
-    """The names of the parameters of a module that get no gradient from its objectives on a batch: layers above the
-    state that is matched, say, and the head. Weights and modes are left as they were found.
+    """The names of the parameters that get no gradient from the module's objectives on a batch: layers above the
+    matched state, say, and the head. Weights and modes are unchanged.
     """
     learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
     counts = module.counts(Batch.from_inputs(inputs))
@@ -73,17 +73,17 @@ def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
 
 
 def has_experts(model: nn.Module) -> bool:
-    """Whether a model has experts with weights of their own, which get no gradient where no token chooses them."""
+    """Whether a model has experts with their own weights, which get no gradient if no token chooses them."""
     return any(re.search(r"(^|\.)experts\.\w*\d+\.", name) for name, _ in model.named_parameters())
 
 
 def may_leave_out(module: DistillModule, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether some step may leave a parameter out: this batch does, or the student has experts to choose from."""
+    """Whether a step may leave a parameter without gradient: this batch does, or the student has experts."""
     return has_experts(module.student) or bool(unreached(module, inputs))
 
 
 def initialise(model: nn.Module, names: Sequence[str], seed: int) -> None:
-    """Give some parameters fresh weights, as their family draws them. The caller's random state is untouched.
+    """Give some parameters fresh weights, by their family's initialisation. The caller's random state is unchanged.
 
     Raises:
         RecipeError: a parameter whose module does not say how it is initialised.
@@ -106,7 +106,7 @@ def initialise(model: nn.Module, names: Sequence[str], seed: int) -> None:
 def _reset(model: nn.Module, part: nn.Module, name: str) -> None:
     inside: Any = part
     if isinstance(model, PreTrainedModel):
-        # The library marks what has been initialised, and would pass over it.
+        # `transformers` marks initialised parameters, and would skip them.
         for marked in (part, *part.parameters(recurse=False)):
             if hasattr(marked, "_is_hf_initialized"):
                 del marked._is_hf_initialized

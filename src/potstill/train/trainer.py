@@ -1,8 +1,8 @@
 """`DistillTrainer`: a `transformers.Trainer` whose loss is a list of objectives and whose model has a teacher.
 
-Ours are the counts over the whole optimiser step (rule 1), the rows of each step (`steps.py`), the loss inside the
-wrapped forward (`module.py`), held-out KL (`held_out.py`), and checkpoints that are whole or do not count
-(`checkpoints.py`). The loop, mixed precision, DDP, schedules, optimisers and trackers are the library's.
+Added here: the counts over the whole optimiser step (rule 1), the rows of each step (`steps.py`), the loss inside the
+wrapped forward (`module.py`), held-out KL (`held_out.py`), and checkpoints that count only when whole
+(`checkpoints.py`). The loop, mixed precision, DDP, schedules, optimisers and trackers are those of `transformers`.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ from potstill.train.weights import load_projectors, load_student, save_projector
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 64
-"""Rows that the first weights of projectors are taken on, at most."""
+"""Maximum number of rows for the initial weights of projectors."""
 RELATED_ROWS = 4
-"""Fewer examples than three have no angles."""
+"""Angles need at least three examples."""
 
 
 class DistillTrainer(Trainer):
     """Trains a student on objectives: a causal or masked language model, a classifier of texts or images, an encoder,
-    or any module that gives logits. What it is for is read off the student; objectives do not know.
+    or any module that gives logits. The student determines the task; objectives are the same for all tasks.
 
         trainer = DistillTrainer(model=student, teacher=teacher, args=TrainingArguments("out", learning_rate=5e-4),
                                  objectives=[ForwardKL(temperature=2.0), HardCE()],
@@ -74,30 +74,30 @@ class DistillTrainer(Trainer):
         trainer.train()
         trainer.save_model("student")
 
-    `evaluate()` gives `eval_kl`, `eval_nll` and `eval_top1_agreement` per target (a token or an example), at
-    temperature 1, summed in fp32 over all targets and processes, and of classes `eval_accuracy`. "The loss" of an
-    evaluation, by which `load_best_model_at_end` chooses, is the KL (the NLL where there is no teacher, and for a
-    sentence embedding its objectives). Logs hold `loss`, and of each objective `<name>/value`, `/count`, `/weight`.
+    `evaluate()` returns `eval_kl`, `eval_nll` and `eval_top1_agreement` per target (a token or an example), at
+    temperature 1, summed in fp32 over all targets and processes, and for classes `eval_accuracy`. The "loss" of an
+    evaluation, by which `load_best_model_at_end` chooses, is the KL (the NLL without a teacher; for a sentence
+    embedding its objectives). Logs hold `loss`, and for each objective `<name>/value`, `/count`, `/weight`.
 
     Args:
         model: the student: a model or module, or the name or path of one (opened in fp32).
-        teacher: a model over the same tokens or classes, its name or path, or a `Teacher`. None where no objective
-            needs one.
+        teacher: a model over the same tokens or classes, its name or path, or a `Teacher`. None if no objective needs
+        one.
         args: plain `TrainingArguments`; they are copied, not changed.
         objectives: settings (`ForwardKL(temperature=2.0)`) or mappings (`{"kind": "forward_kl", "temperature": 2}`).
             Default: forward_kl and hard_ce.
-        train_dataset: rows with `messages`, `prompt` and `completion`, `text`, or `input_ids` and `labels`. Learned are
-            the assistant's words and the token that ends the turn; of a text, all. For classes: `text` (or `input_ids`,
-            or `pixel_values`) and `label`.
+        train_dataset: rows with `messages`, `prompt` and `completion`, `text`, or `input_ids` and `labels`. The
+        assistant's
+            words and the token that ends the turn are learned; for a text, everything. For classes: `text` (or
+            `input_ids`, or `pixel_values`) and `label`.
         eval_dataset: the same, held out; or several by name.
         processing_class: the student's tokenizer.
         peft_config: an adapter for the student.
         callbacks, optimizers: as in `Trainer`.
         max_length: longer rows are cut at the end, and counted.
         packing: several rows in one, which do not see each other.
-        masking: of a masked language model: how texts are masked, anew in every epoch.
-        reader: reads the rows of both data sets; by default made of the student's task, its tokenizer and its
-            classes.
+        masking: for a masked language model: how texts are masked in each epoch.
+        reader: reads the rows of both data sets; by default from the student's task, its tokenizer and its classes.
         log_gradient_norms: at every logged step, the norm of each objective's own gradient (`<name>/grad_norm`,
             weight included, on the step's first micro-batch). It costs a forward and backward pass per objective and
             changes nothing else.
@@ -106,7 +106,7 @@ class DistillTrainer(Trainer):
         UserError: an argument that the loss cannot honour (fp16, `nn.DataParallel`, label smoothing, sharded weights,
             `compute_metrics`), with what to do instead.
         CapabilityError: an objective needs what the teacher cannot give.
-        TokenizerMismatch: student and teacher do not speak the same tokens.
+        TokenizerMismatch: student and teacher have different tokenizers.
         DataError: rows that cannot be read, or nothing to learn.
     """
 
@@ -149,12 +149,13 @@ class DistillTrainer(Trainer):
         check_task(task, settings)
         check_capabilities(settings, taught)
         with torch.random.fork_rng():
-            # So that projectors take nothing from the random numbers that dropout will draw.
+            # So that projectors do not use the random numbers of dropout.
             torch.manual_seed(args.seed)
             module = DistillModule(student, taught, built(settings))
         self._looks_for_unreached = args.ddp_find_unused_parameters is None
         if self._looks_for_unreached:
-            # What the objectives do not reach is frozen while they train; where it cannot be, `train` sees to it.
+            # Parameters that the objectives do not reach are frozen during training if possible; `train` handles the
+            # others.
             args.ddp_find_unused_parameters = False
 
         use_cache = getattr(module.config, "use_cache", None)
@@ -169,16 +170,18 @@ class DistillTrainer(Trainer):
             optimizers=optimizers,
         )
         if use_cache is not None:
-            # The library turns it off for training; ours never uses it, and the student is saved with its own.
+            # transformers turns the cache off for training; it is never used here, and the student keeps its own
+            # setting.
             module.config.use_cache = use_cache
-        # The loss is divided by the counts of the whole step already.
+        # The loss is already divided by the counts of the whole step.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
         self.log_gradient_norms = log_gradient_norms
         self.first_projectors: Mapping[str, Tensor] = {}
-        """First weights of projectors, by name, over those that their objectives choose: another stage's, say."""
+        """Initial weights of projectors, by name; they replace those that their objectives choose (another stage's,
+        say)."""
         self.tokens_seen = 0
-        """Tokens (padding aside) trained on so far, resumed work included."""
+        """Tokens trained on so far, without padding, including resumed work."""
         self.seconds_before = self._began = 0.0
         self._since_log = StepMetrics(module.names)
 
@@ -197,8 +200,8 @@ class DistillTrainer(Trainer):
 
     @property
     def seconds_trained(self) -> float:
-        """Seconds of training so far, resumed work included, that of an interrupted attempt after its last checkpoint
-        left out."""
+        """Seconds of training so far, including resumed work, but not what an interrupted attempt did after its last
+        checkpoint."""
         return self.seconds_before + (time.monotonic() - self._began if self._began else 0.0)
 
     # ---- data ---------------------------------------------------------------------------------------------
@@ -221,7 +224,7 @@ class DistillTrainer(Trainer):
         return loader(dealt, self.collate, self.args)
 
     def step_source(self) -> FixedRows:
-        """What gives the rows of each optimiser step.
+        """The step source: the rows of each optimiser step.
 
         Raises:
             UserError: there are no rows.
@@ -238,7 +241,7 @@ class DistillTrainer(Trainer):
         )
 
     def tokens_in_all(self, max_steps: int) -> int:
-        """Tokens (padding aside) that training will have seen at its end; an estimate where an epoch is cut short."""
+        """Tokens of the whole training, without padding; an estimate if an epoch is cut short."""
         source = self.step_source()
         return round(source.tokens_per_epoch * max_steps / max(source.steps_per_epoch, 1))
 
@@ -269,7 +272,7 @@ class DistillTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | None]:
         """The micro-batches of one optimiser step, and each objective's count over all of them and all processes."""
         if self.state.global_step >= self.state.max_steps:
-            # Resumed from a checkpoint of the last step, in the middle of an epoch: there is nothing left to do.
+            # Resumed from a checkpoint of the last step, in the middle of an epoch: nothing is left to do.
             return [], None
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         counted = [self._counted(batch) for batch in batches]
@@ -297,13 +300,13 @@ class DistillTrainer(Trainer):
         outputs = model(inputs, num_items_in_batch)
         metrics = {name.removeprefix(METRIC): value for name, value in outputs.items() if name.startswith(METRIC)}
         self._since_log.add(outputs["sums"], metrics)
-        # Under DDP gradients are averaged over the processes; each process's share is of the global loss already.
+        # DDP averages gradients over the processes, but each process's share is of the global loss already.
         loss = outputs["loss"] * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
     @property
     def progress(self) -> float:
-        """How far training is, in [0, 1]: where weights and temperatures that change are read."""
+        """The training progress in [0, 1], for weights and temperatures that change."""
         return self.state.global_step / max(self.state.max_steps, 1)
 
     def training_step(
@@ -332,7 +335,7 @@ class DistillTrainer(Trainer):
             # An objective whose count is 0 contributes nothing.
             alone = torch.zeros_like(counts)
             alone[index] = counts[index]
-            # Dropout draws here what it would have drawn anyway, and running statistics move once a step.
+            # Restore the random state and running statistics: dropout and averages must be the same as without this.
             with torch.random.fork_rng(devices), unchanged_buffers(module):
                 with self.accelerator.autocast():
                     loss = module(inputs, alone)["loss"]
@@ -345,7 +348,7 @@ class DistillTrainer(Trainer):
         """The optimiser, with every projector among its parameters.
 
         Raises:
-            UserError: it was given, and does not train a projector.
+            UserError: the optimiser was given, and does not train a projector.
         """
         optimizer = super().create_optimizer(model)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -367,9 +370,9 @@ class DistillTrainer(Trainer):
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the objectives did since the last log, then log as usual."""
+        """Add the objectives' metrics since the last log, then log as usual."""
         if "loss" in logs and self._since_log.steps > 0:
-            # Those of the last step, as it was computed.
+            # The values of the last step.
             progress = self.module.progress
             weights = [value_at(o.settings.weight, progress) for o in self.module.objectives]
             logs |= self._since_log.summary(weights, self.accelerator)
@@ -385,12 +388,12 @@ class DistillTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; with `resume_from_checkpoint` True, from the newest whole checkpoint in `output_dir`.
 
-        First the head, as the losses read it, is compared with the student's own logits (rule 14), and packed rows with
-        rows of their own.
+        First the head, as the losses read it, is compared with the student's own logits (rule 14), and packed rows
+        with separate ones.
 
         Raises:
             ModelError: they differ.
-            RunError: the checkpoint named is not whole, or there is none.
+            RunError: the given checkpoint is not whole, or there is none.
         """
         checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
         unreached: list[str] = []
@@ -400,16 +403,16 @@ class DistillTrainer(Trainer):
             if self.module.projectors:
                 self._begin_projectors(first)
             if not self.module.asks["student"].response:
-                # With gradient: as many rows as a step of training has, and enough for relations among them.
-                unreached = self._say_unreached(first[: max(RELATED_ROWS, self._train_batch_size)])
+                # With gradient: as many rows as in a training step, and enough for relations among them.
+                unreached = self._warn_of_unreached(first[: max(RELATED_ROWS, self._train_batch_size)])
             elif self.args.world_size > 1 and self._looks_for_unreached:
-                self._wait_for_no_unreached(first[:1])
+                self._configure_unused_parameters(first[:1])
         self.tokens_seen, self.seconds_before, self._began = 0, 0.0, time.monotonic()
         with frozen(self.module, unreached):
             return super().train(str(checkpoint) if checkpoint is not None else None, *args, **kwargs)
 
     def _first_rows(self) -> list[Row]:
-        """The rows of the first steps, the same in every process and however steps are split."""
+        """The rows of the first steps, the same in every process and for any division of steps."""
         in_order = chain.from_iterable(self.step_source().order(0))
         return [self.train_rows[int(index)] for index in islice(in_order, FIRST_ROWS)]
 
@@ -432,15 +435,17 @@ class DistillTrainer(Trainer):
         if self.first_projectors:
             self.module.projectors.load_state_dict(self.first_projectors, strict=False)
 
-    def _wait_for_no_unreached(self, rows: Sequence[Row]) -> None:
-        """A response may leave weights out: an auxiliary head in every step, an expert in those in which no token chose
-        it. They are not frozen, for the next step may reach them; so each step looks which they are."""
+    def _configure_unused_parameters(self, rows: Sequence[Row]) -> None:
+        """Let DDP look for unused parameters if a response may leave weights without gradient: an auxiliary head in
+        every step, an expert in steps in which no token chose it. They are not frozen, since the next step may reach
+        them."""
         if (handler := self.accelerator.ddp_handler) is not None:
             with self.accelerator.autocast():
                 handler.find_unused_parameters = may_leave_out(self.module, self._inputs_of(rows))
 
-    def _say_unreached(self, rows: Sequence[Row]) -> list[str]:
-        """What the objectives do not reach is frozen: processes would wait for its gradient."""
+    def _warn_of_unreached(self, rows: Sequence[Row]) -> list[str]:
+        """Parameters that the objectives do not reach; they are frozen, since processes would wait for their
+        gradients."""
         names = unreached(self.module, self._inputs_of(rows))
         if names:
             logger.warning(
@@ -456,10 +461,10 @@ class DistillTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Held-out KL(teacher ‖ student), NLL (both in nats), top-1 agreement, and accuracy of classes, per target. Of
-        a sentence embedding, which has no response, the objectives: Σ weight · Σ values ÷ count over all rows.
+        """Held-out KL(teacher ‖ student), NLL (both in nats), top-1 agreement, and accuracy of classes, per target.
+        For a sentence embedding, which has no response, the objectives: Σ weight · Σ values ÷ count over all rows.
 
-        The student computes with the precision of training. No logits are kept: values are summed token by token.
+        The student computes in the precision of training. No logits are kept: values are summed token by token.
         """
         given = self.eval_rows if eval_dataset is None else eval_dataset
         if isinstance(given, Mapping):
@@ -480,7 +485,7 @@ class DistillTrainer(Trainer):
             )
         finally:
             self._set_optimizer_mode("train")
-        # By the first of these "the loss" of an evaluation is known.
+        # The first of these is the "loss" of the evaluation.
         found["loss"] = next(found[name] for name in ("kl", "nll", "objectives") if name in found)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 3)
@@ -506,7 +511,7 @@ class DistillTrainer(Trainer):
             switch()
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Whole-batch logits are not kept.
+        """Not available: it would keep a whole batch's logits.
 
         Raises:
             UserError: always.
@@ -523,7 +528,8 @@ class DistillTrainer(Trainer):
         return CheckpointStore(folder, writes=self.args.should_save, wait=self.accelerator.wait_for_everyone)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The student (its adapter, if it has one) and the tokenizer as a plain model; no projector and no pickle."""
+        """Save the student (its adapter, if it has one) and the tokenizer as a plain model; no projectors, no
+        pickles."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir or "")
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.student, folder)
@@ -557,7 +563,7 @@ class DistillTrainer(Trainer):
             self.state.save_to_json(str(partial / "trainer_state.json"))
 
     def _note_callbacks(self) -> None:
-        """The state of callbacks that have one (early stopping, say) goes into the trainer's."""
+        """Store the state of callbacks that have one (early stopping, say) in the trainer's state."""
         states: dict[str, Any] = {}
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
@@ -584,10 +590,10 @@ class DistillTrainer(Trainer):
 
 
 def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
-    """A copy of the user's arguments, with what is ours set."""
+    """A copy of the user's arguments, with those that potstill sets."""
     args = copy.copy(args) if args is not None else TrainingArguments("student")
     refuse_arguments(args)
-    # Rows are our own; the library would look for columns that the model's forward names.
+    # Rows are made here; transformers would look for columns that the model's forward names.
     args.remove_unused_columns = False
     if args.metric_for_best_model in ("loss", "eval_loss"):
         # The loss of an evaluation is its KL.

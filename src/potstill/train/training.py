@@ -37,7 +37,7 @@ _RUN_SUMMARY = "train_runtime"
 
 
 class Training:
-    """Trains by a recipe, which may be a control's and so differ from the context's."""
+    """Trains by a recipe; for a control it differs from the context's."""
 
     def __init__(self, recipe: Recipe, context: Context, name: str) -> None:
         self.recipe, self.settings, self.context, self.name = recipe, recipe.required_train, context, name
@@ -48,7 +48,7 @@ class Training:
         """Train, from the last whole checkpoint if there is one, and write the artifact.
 
         Raises:
-            PotstillError: whatever is wrong with data, models or settings.
+            PotstillError: any problem of data, models or settings.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RunError(
@@ -81,7 +81,7 @@ class Training:
         return reader, rows
 
     def _folder(self, stage: TrainStage) -> Path:
-        """Where a stage's checkpoints are."""
+        """The folder of a stage's checkpoints."""
         return self.checkpoints / stage.name if self.settings.stages else self.checkpoints
 
     def _trainer(
@@ -110,20 +110,20 @@ class Training:
             trainer.first_projectors = _of_the_same_objectives(done[-1], trainer)
         trainer.remove_callback(PrinterCallback)
         self.context.work.facts["arguments"] = {
-            name: value for name, value in arguments.to_dict().items() if name in _told_arguments(self.recipe)
+            name: value for name, value in arguments.to_dict().items() if name in _recorded_arguments(self.recipe)
         }
         return trainer
 
     def _callbacks(self, stage: TrainStage, measured: bool) -> list[TrainerCallback]:
         settings = self.settings
-        # A stage that another one follows leaves its weights behind, so that an interrupted run begins where it ended.
+        # A stage with a successor keeps its weights, so that an interrupted run resumes after it.
         last = stage == settings.in_stages[-1]
         callbacks: list[TrainerCallback] = [SaveBySeconds(settings.checkpoint_seconds, at_the_end=not last)]
         return [*callbacks, EvaluateEvenly(settings.evaluations)] if measured else callbacks
 
     @property
     def _unit(self) -> str:
-        """What training counts."""
+        """The unit that training counts."""
         return "images" if SPECS[self.recipe.task].reads_images else "tokens"
 
     @cached_property
@@ -177,7 +177,7 @@ class Training:
         self.context.work.count(self._unit, facts["tokens"])
         save_projectors(last.module.projectors, out)
         for folder in ("model", "adapter"):
-            # Left half written by an attempt that was interrupted here.
+            # Remains of an attempt that was interrupted here.
             shutil.rmtree(out / folder, ignore_errors=True)
         student: Any = last.student.eval()
         if isinstance(student, PeftModel):
@@ -188,7 +188,7 @@ class Training:
             self._tokenizer.save_pretrained(str(out / "model"))
 
     def _history(self, done: Sequence[DistillTrainer]) -> Iterator[dict[str, Any]]:
-        """The logs of all stages, with steps counted through."""
+        """The logs of all stages, with steps numbered continuously."""
         before = 0
         for stage, trainer in zip(self.settings.in_stages, done, strict=True):
             for entry in trainer.state.log_history:
@@ -200,7 +200,7 @@ class Training:
 
 
 def _of_the_same_objectives(before: DistillTrainer, now: DistillTrainer) -> dict[str, Tensor]:
-    """The projections of a stage that the next one has too: of objectives with the same settings, weight aside."""
+    """The projections that the next stage takes over: of objectives with the same settings, except the weight."""
     settings = [
         {
             name: o.settings.model_copy(update={"weight": 1.0})
@@ -213,8 +213,8 @@ def _of_the_same_objectives(before: DistillTrainer, now: DistillTrainer) -> dict
     return {name: weight for name, weight in weights.items() if name.partition(".")[0] in same}
 
 
-def _told_arguments(recipe: Recipe) -> set[str]:
-    """The arguments that a reader of the manifest may want: those of the recipe, and those that it left to us."""
-    ours = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "lr_scheduler_type")
+def _recorded_arguments(recipe: Recipe) -> set[str]:
+    """The arguments to record in the manifest: those of the recipe, and the most important defaults."""
+    important = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "lr_scheduler_type")
     given = recipe.required_train.args
-    return {*given, *ours, "warmup_steps", "max_grad_norm", "bf16", "optim", "weight_decay", "use_cpu"}
+    return {*given, *important, "warmup_steps", "max_grad_norm", "bf16", "optim", "weight_decay", "use_cpu"}

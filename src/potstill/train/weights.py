@@ -18,7 +18,7 @@ PROJECTORS = "projectors.safetensors"
 
 
 def load_student(student: nn.Module, folder: Path) -> None:
-    """Put the weights of a checkpoint into the student.
+    """Load the weights of a checkpoint into the student.
 
     Raises:
         RunError: the checkpoint is of another model.
@@ -32,7 +32,7 @@ def load_student(student: nn.Module, folder: Path) -> None:
             load_weights(student, folder / WEIGHTS)
             return
         inner = unwrap(student)
-        # Opened as any model is, so that ties and renamed weights are whatever `transformers` makes of them.
+        # Opened like any model, so that `transformers` handles ties and renamed weights.
         saved = type(inner).from_pretrained(folder, dtype=inner.dtype, local_files_only=True, use_safetensors=True)
         assert isinstance(saved, PreTrainedModel)
         inner.load_state_dict(saved.state_dict())
@@ -46,14 +46,14 @@ def load_student(student: nn.Module, folder: Path) -> None:
 
 
 def save_projectors(projectors: nn.Module, folder: Path) -> None:
-    """Write the projectors, if there are any."""
+    """Write the projectors, if any."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in projectors.state_dict().items()}
     if weights:
         save_file(weights, folder / PROJECTORS)
 
 
 def load_projectors(projectors: nn.Module, folder: Path) -> None:
-    """Read the projectors back, if there are any.
+    """Read the projectors, if any.
 
     Raises:
         RunError: the checkpoint has others, or none.
