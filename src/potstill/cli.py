@@ -248,14 +248,66 @@ def studio(runs: RunsFolder = Path("runs"), port: Port = 8765, open_browser: Ope
     _serve(runs, port, "", open_browser)
 
 
-def _serve(runs: Path, port: int, first_page: str, open_browser: bool) -> None:
+learn = typer.Typer(
+    invoke_without_command=True, help="Learn distillation by doing it: four lessons, labs, a test. In the browser."
+)
+app.add_typer(learn, name="learn")
+LearnRuns = Annotated[
+    Path, typer.Option("--runs", metavar="DIR", help="The folder of runs, and of what you have done.")
+]
+
+
+@learn.callback()
+def learn_pages(
+    context: typer.Context, runs: LearnRuns = Path("runs"), port: Port = 8765, open_browser: Open = False
+) -> None:
+    """Learn distillation by doing it: four lessons, labs, a test. In the browser."""
+    context.obj = runs
+    if context.invoked_subcommand is None:
+        _serve(runs, port, "learn", open_browser)
+
+
+@learn.command(name="run")
+def learn_run(
+    context: typer.Context,
+    lab: Annotated[int, typer.Argument(min=1, max=4, help="The lab's number.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    step: Annotated[list[str] | None, typer.Option("--step", help="This step alone; may be given again.")] = None,
+    fields: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A field of a step.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do the steps of a lab without a browser."""
+    _studio_import()
+    from potstill.studio.course.command import run_lab
+
+    given = dict(field.partition("=")[::2] for field in fields or ())
     try:
-        from potstill.studio.server import serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "markdown_it", "bm25s"):
-            raise
-        raise MissingExtra(error.name or "", "studio", "the studio") from error
+        outcomes = run_lab(
+            context.obj, lab, step or (), given, _console(json, quiet), ask=None if yes else typer.confirm
+        )
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted", fix="the same command continues where it stopped") from error
+    if json:
+        emit_json({"event": "result", "lab": lab, "steps": outcomes})
+    if not all(outcome["passed"] for outcome in outcomes.values()):
+        raise typer.Exit(UserError.exit_code)
+
+
+def _serve(runs: Path, port: int, first_page: str, open_browser: bool) -> None:
+    _studio_import()
+    from potstill.studio.server import serve
+
     serve(runs, port, first_page, open_browser=open_browser)
+
+
+def _studio_import() -> None:
+    """Raises: MissingExtra."""
+    from importlib.util import find_spec
+
+    for package in ("starlette", "uvicorn", "markdown_it", "bm25s"):
+        if find_spec(package) is None:
+            raise MissingExtra(package, "studio", "the studio")
 
 
 def _preview(recipe: Path, overrides: list[str] | None, run: Path | None, count: int, json: bool, quiet: bool) -> None:

@@ -107,6 +107,7 @@ class Console:
     @contextmanager
     def events_to(self, path: Path) -> Iterator[None]:
         """Append what happens meanwhile to a file of events. A file that cannot be written ends nothing."""
+        before = self._events
         try:
             self._events = path.open("a", encoding="utf-8")
         except OSError:
@@ -114,7 +115,7 @@ class Console:
         try:
             yield
         finally:
-            events, self._events = self._events, None
+            events, self._events = self._events, before
             if events is not None:
                 with suppress(OSError):
                     events.close()

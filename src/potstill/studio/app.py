@@ -14,7 +14,7 @@ from starlette.routing import Route
 from potstill.errors import PotstillError
 from potstill.studio.guard import Guard
 from potstill.studio.live import Broadcast
-from potstill.studio.pages import runs
+from potstill.studio.pages import learn, runs
 from potstill.studio.render import NoSuchRun, page, problem
 from potstill.studio.workspace import Workspace
 
@@ -30,7 +30,7 @@ class Studio:
 
 def make_app(studio: Studio, port: int | None = None) -> Guard:
     """The application behind its guard. `port` is the one that is served (see `Guard`)."""
-    routes = [Route("/static/{name}", _static), *runs.ROUTES]
+    routes = [Route("/static/{name}", _static), *runs.ROUTES, *learn.ROUTES]
     app = Starlette(
         routes=routes,
         exception_handlers={PotstillError: _mistake, HTTPException: _http_error},  # type: ignore[dict-item]

@@ -70,13 +70,26 @@ def bars(values: Sequence[tuple[str, float]], *, title: str, unit: str = "", mos
     rows = "".join(
         f'<li><span class="name">{escape(name)}</span><svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" '
         f'aria-hidden="true"><rect class="track" width="100" height="10"/>'
-        f'<rect class="fill c{number % 6}" width="{100 * max(value, 0) / top:.2f}" height="10"/></svg>'
+        f'<rect class="fill c0" width="{100 * max(value, 0) / top:.2f}" height="10"/></svg>'
         f'<span class="value">{_value(value)}{escape(unit)}</span></li>'
         for number, (name, value) in enumerate(values)
     )
     return Markup(
         f'<figure class="bars"><figcaption><strong>{escape(title)}</strong></figcaption><ul>{rows}</ul></figure>'
     )
+
+
+def pixels(rows: Sequence[Sequence[float]], title: str) -> Markup:
+    """A grey picture [H][W] of 0 to 255, dark on light as ink on paper."""
+    height, width = len(rows), len(rows[0])
+    dots = "".join(
+        f'<rect x="{x}" y="{y}" width="1" height="1" fill-opacity="{value / 255:.2f}"/>'
+        for y, row in enumerate(rows)
+        for x, value in enumerate(row)
+        if value > 0
+    )
+    named = f'role="img" aria-label="{escape(title, quote=True)}"'
+    return Markup(f'<svg class="pixels" viewBox="0 0 {width} {height}" {named}>{dots}</svg>')
 
 
 def _value(value: float) -> str:

@@ -63,6 +63,8 @@ class Story:
     said: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     end: Mapping[str, Any] | None = None
+    step: str | None = None
+    run: str | None = None
     began: float | None = None
     last: float | None = None
 
@@ -72,6 +74,8 @@ class Story:
         self.last = float(moment) if isinstance(moment, int | float) else self.last
         if kind == "begin":
             self.began, self.end, self.task, self.warnings = self.last, None, None, []
+            if isinstance(event.get("step"), str):  # of a lab
+                self.step, self.run = event["step"], None
         elif kind == "end":
             self.end, self.task = event, None
         elif kind == "task" and {"task", "done"} <= event.keys():
@@ -85,6 +89,8 @@ class Story:
 
     def _say(self, event: Mapping[str, Any]) -> None:
         text = str(event.get("text", ""))
+        if isinstance(event.get("run"), str):
+            self.run = event["run"]
         if isinstance(event.get("stage"), str) and event["stage"] != self.stage:
             self.stage, self.task = event["stage"], None
         if event.get("level") == "warning":
