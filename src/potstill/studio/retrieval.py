@@ -16,21 +16,23 @@ from pathlib import Path
 
 import bm25s
 import numpy as np
+from numpy.typing import NDArray
 
 from potstill.studio.course import content
 
 LEAST_EVIDENCE = 2.3
-"""What the best score, times the share of the question's words (by rarity) that one of the best passages has, must reach
-for a question to be of the course. Chosen on tests/studio/questions.yaml: outside questions reach at most 2.1 there."""
+"""What the best score, times the share of the question's words (by rarity) that one of the best passages has, must
+reach for a question to be of the course. Chosen on tests/studio/questions.yaml: outside questions reach at most 2.1 there."""
 LESSONS_FIRST = 1.25
 """What the score of a lesson counts, against the documentation's: the reader is in the course."""
 _WORD = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
 _STOP = set(
-    "a about above after again all also am an and any are as at be because been before being below between both but by can "
-    "could did do does doing down each few for from further had has have he her here him his how i if in into is it its "
-    "just me more most my no nor not of off on once only or other our out over own same she should so some such than that "
-    "the their them then there these they this those through to too under until up us very was we were what when where "
-    "which while who whom why will with would you your t s explain tell give name happen happens mean use used".split()
+    """a about above after again all also am an and any are as at be because been before being below between both
+    but by can could did do does doing down each few for from further had has have he her here him his how i if
+    in into is it its just me more most my no nor not of off on once only or other our out over own same she
+    should so some such than that the their them then there these they this those through to too under until up
+    us very was we were what when where which while who whom why will with would you your t s explain tell give
+    name happen happens mean use used""".split()
 )
 _LONGEST_WORDS = 260
 """Words of a passage; a longer section is cut at paragraphs."""
@@ -84,10 +86,14 @@ def terms(text: str) -> list[str]:
     return [_stem(word) for word in _WORD.findall(text) if word not in _STOP]
 
 
+_ENDINGS = (("isation", 4), ("ization", 4), ("ational", 4), ("ation", 4), ("ing", 4), ("ies", 3), ("ed", 4), ("ly", 4),
+            ("es", 4), ("s", 3), ("e", 4))  # fmt: skip
+"""Endings, and how many letters must be left."""
+
+
 def _stem(word: str) -> str:
     """English endings off: plural, past, -ing, -ly, -ation. Crude, and the same for both sides."""
-    for ending, least in (("isation", 4), ("ization", 4), ("ational", 4), ("ation", 4), ("ing", 4), ("ies", 3), ("ed", 4),
-                          ("ly", 4), ("es", 4), ("s", 3), ("e", 4)):  # fmt: skip
+    for ending, least in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= least and not word.endswith("ss"):
             return word[: -len(ending)] + ("y" if ending == "ies" else "")
     return word
@@ -105,11 +111,11 @@ class _Index:
         self._vocabulary = set().union(*self._sets)
         self._count = {word: sum(word in s for s in self._sets) for word in self._vocabulary}
 
-    def scores(self, words: Sequence[str]) -> np.ndarray:  # type: ignore[type-arg]
+    def scores(self, words: Sequence[str]) -> NDArray[np.float64]:
         known = [word for word in words if word in self._vocabulary]
         if not known:
             return np.zeros(len(self.passages))
-        scores: np.ndarray = self._bm25.get_scores(known) * self._weights  # type: ignore[type-arg]
+        scores: NDArray[np.float64] = self._bm25.get_scores(known) * self._weights
         return scores
 
     def covered(self, words: Sequence[str], passages: Iterable[Passage]) -> float:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from potstill.data.source import Row
+from potstill.data.source import SourceRow
 from potstill.recipe import DataSettings
 from potstill.registry import implements
 from potstill.types import Record, group_of
@@ -36,7 +36,7 @@ class AdditionsSource:
     def __init__(self, settings: Additions) -> None:
         self.settings = settings
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """A record per problem."""
         settings = self.settings
         seen: set[tuple[int, int]] = set()
@@ -54,7 +54,7 @@ class AdditionsSource:
                 group=group_of(question),
                 metadata={"reference": str(sum(pair))},
             )
-            yield Row(record, "additions", number, f"additions, problem {number}")
+            yield SourceRow(record, "additions", number, f"additions, problem {number}")
 
     def digests(self) -> dict[str, str]:
         """What the settings do not say: how steps are written."""

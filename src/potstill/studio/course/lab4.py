@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from potstill.console import Console, Task
+from potstill.console import Console, Progress
 from potstill.data import Pixels, read_sides
 from potstill.errors import UserError
 from potstill.models.generator import stop_token_ids, write
@@ -153,7 +153,7 @@ def refusals(bench: Bench) -> Outcome:
     return Outcome(True, says, [table(["refused", "teacher", "student"], rows), *blocks])
 
 
-def _step(task: Task, tokens: int) -> None:
+def _step(task: Progress, tokens: int) -> None:
     task.advance(1)
 
 
