@@ -22,7 +22,7 @@ from potstill.studio.course import content
 
 LEAST_EVIDENCE = 2.3
 """What the best score, times the share of the question's words (by rarity) that one of the best passages has, must
-reach for a question to be of the course. Chosen on tests/studio/questions.yaml, where outside ones reach at most 2.1."""
+reach for a question to be of the course. Chosen on tests/studio/questions.yaml: outside ones reach 2.1 there."""
 LESSONS_FIRST = 1.25
 """What the score of a lesson counts, against the documentation's: the reader is in the course."""
 _WORD = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
