@@ -154,7 +154,7 @@ class Record:
 
     @property
     def is_prompt(self) -> bool:
-        """Whether it has no answer, so that it can only be answered."""
+        """Whether it is a prompt without an answer, so there is nothing to learn yet."""
         if self.text is not None or self.completion is not None:
             return False
         return self.messages is None or not self.messages or self.messages[-1]["role"] != "assistant"

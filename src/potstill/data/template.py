@@ -64,7 +64,7 @@ def reasoning_of(message: Message) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}`: what the model itself writes."""
+    """The tag `{% generation %} … {% endgeneration %}`, which marks text that the model itself writes."""
 
     tags = {"generation"}
 

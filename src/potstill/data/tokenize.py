@@ -98,7 +98,7 @@ def prompt_ids(
 
 
 def _labelled(record: Record, chat: ChatTokenizer) -> tuple[list[int], list[int], str]:
-    """Ids, labels and note, before anything is cut."""
+    """Ids, labels, and a note for the user, before the cut at `max_length`."""
     if record.text is not None:
         ids = [*chat.leading, *chat.encode(record.text).ids]
         return ids, [IGNORE] * len(chat.leading) + ids[len(chat.leading) :], ""

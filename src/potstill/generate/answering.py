@@ -94,8 +94,7 @@ class Answering(Protocol):
 
     Attributes:
         judges: the `Answering` of each teacher that only judges, by name, with the same journal and caps. They are
-        opened and
-            closed together with this one.
+            opened and closed together with this one.
     """
 
     judges: Mapping[str, Answering]

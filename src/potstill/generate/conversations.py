@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from potstill.artifacts import Work
-from potstill.data.split import SplitSide
 from potstill.errors import DataError, ModelError
 from potstill.generate.answering import Answering
 from potstill.generate.markdown import Markdown, is_html
+from potstill.generate.program import Item, SideOfRecord
 from potstill.recipe.programs import ConversationsProgram
 from potstill.registry import implements
 from potstill.types import Message, Reason, Record, Reject, digest, group_of
@@ -87,13 +87,8 @@ class Conversations:
         self.words = [(w, re.compile(rf"\b{re.escape(w)}\b", re.IGNORECASE)) for w in settings.without_words]
 
     def write(
-        self,
-        records: Iterable[Record | Reject],
-        answering: Answering,
-        *,
-        side_of: Callable[[Record], SplitSide],
-        work: Work,
-    ) -> Iterator[Record | Reject]:
+        self, records: Iterable[Item], answering: Answering, *, side_of: SideOfRecord, work: Work
+    ) -> Iterator[Item]:
         """The pieces and rejects of each conversation, in order.
 
         Raises:

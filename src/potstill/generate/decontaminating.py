@@ -7,16 +7,15 @@ are counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt
 from potstill.data.read import source_digests, stream_records
-from potstill.data.split import SplitSide
 from potstill.errors import DataError
 from potstill.generate.answering import Answering
-from potstill.generate.program import Program
+from potstill.generate.program import Item, Program, SideOfRecord
 from potstill.recipe import Decontamination
 from potstill.types import DataReason, Reason, Record, Reject
 from potstill.verify import Decontaminator, Match
@@ -37,13 +36,8 @@ class Decontaminating:
         self.inner, self.settings, self.asks = inner, settings, asks
 
     def write(
-        self,
-        records: Iterable[Record | Reject],
-        answering: Answering,
-        *,
-        side_of: Callable[[Record], SplitSide],
-        work: Work,
-    ) -> Iterator[Record | Reject]:
+        self, records: Iterable[Item], answering: Answering, *, side_of: SideOfRecord, work: Work
+    ) -> Iterator[Item]:
         """The program's output, with rejects in place of records that match.
 
         Raises:

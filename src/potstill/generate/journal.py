@@ -59,8 +59,7 @@ class Journal:
 
     Raises:
         RunError: another process uses it, it is damaged or of another program, it cannot be opened, or (at any later
-        call)
-            the disk is full.
+            call) the disk is full.
     """
 
     def __init__(self, path: Path) -> None:

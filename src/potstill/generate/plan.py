@@ -78,8 +78,7 @@ def plan_batches(
 
     Args:
         questions: every prompt, each once, with equal sampling settings. Prompts with more samples than others get
-        their own
-            batches.
+            their own batches.
         teacher: `Teacher.identity`.
         batch_size: number of sequences in a batch. The samples of a prompt stay together, unless they alone are more;
             each of a prompt's beams is a sequence too.

@@ -13,27 +13,26 @@ from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering, Failure
 from potstill.types import Answer, Provenance, Reason, Record, Reject, Request
 
+Item = Record | Reject
+"""What a program reads and yields: a record, or a row or answer that is kept out."""
+
+SideOfRecord = Callable[[Record], SplitSide]
+
 
 class Program(Protocol):
     """One way to have a teacher write. Built by `registry.build(settings)`."""
 
     def write(
-        self,
-        records: Iterable[Record | Reject],
-        answering: Answering,
-        *,
-        side_of: Callable[[Record], SplitSide],
-        work: Work,
-    ) -> Iterator[Record | Reject]:
+        self, records: Iterable[Item], answering: Answering, *, side_of: SideOfRecord, work: Work
+    ) -> Iterator[Item]:
         """Yield records and rejects, in an order that depends only on the input and the answers, not on their timing.
         Everything that is not kept is a reject, with its reason.
 
         Memory may grow by some 100 bytes a record, no more.
 
         Args:
-            records: the prompts, or records whose last answer is to be replaced; and rejected rows, which are passed
-            on in
-                place.
+            records: the prompts, or records whose last answer is to be replaced; and rejected rows, which are passed on
+                in place.
             answering: answers requests, through the journal and within the budget.
             side_of: the side of the split of a record; its answers inherit it.
             work: counts (the stage counts the yielded items itself).

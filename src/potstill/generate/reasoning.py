@@ -24,7 +24,7 @@ from potstill.data.spans import Unlearnable, assistant_turns
 from potstill.data.split import SplitSide
 from potstill.data.thinking import CLOSE, OPEN
 from potstill.generate.answering import Answered, Answering, Failure, ask_all
-from potstill.generate.program import asked_of, failed, of_sample, provenance_of, with_answer
+from potstill.generate.program import Item, SideOfRecord, asked_of, failed, of_sample, provenance_of, with_answer
 from potstill.generate.reasoning_chains import Chain, ChainFilter, chain_of, choose, next_samples
 from potstill.generate.verifying import Verification
 from potstill.recipe.reasoning import ReasoningProgram
@@ -76,8 +76,7 @@ def render_request(
 
     Args:
         template: the prompt; its `{problem}` becomes the last turn's text, `{reference}` the reference. None: the
-        problem
-            itself.
+            problem itself.
 
     Raises:
         ValueError: the last turn is not a text.
@@ -190,13 +189,8 @@ class Reasoning:
         self.filter = ChainFilter(settings.filters)
 
     def write(
-        self,
-        records: Iterable[Record | Reject],
-        answering: Answering,
-        *,
-        side_of: Callable[[Record], SplitSide],
-        work: Work,
-    ) -> Iterator[Record | Reject]:
+        self, records: Iterable[Item], answering: Answering, *, side_of: SideOfRecord, work: Work
+    ) -> Iterator[Item]:
         """Solve every problem.
 
         Raises:

@@ -12,16 +12,15 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from potstill.artifacts import Work
-from potstill.data.split import SplitSide
 from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering, Failure
-from potstill.generate.program import provenance_of
+from potstill.generate.program import Item, SideOfRecord, provenance_of
 from potstill.generate.rouge import Pool
 from potstill.generate.self_instruct_text import (
     Task,
@@ -129,13 +128,8 @@ class SelfInstruct:
         self.system: tuple[Message, ...] = ()
 
     def write(
-        self,
-        records: Iterable[Record | Reject],
-        answering: Answering,
-        *,
-        side_of: Callable[[Record], SplitSide],
-        work: Work,
-    ) -> Iterator[Record | Reject]:
+        self, records: Iterable[Item], answering: Answering, *, side_of: SideOfRecord, work: Work
+    ) -> Iterator[Item]:
         """Rejected seeds, then every task that the teacher wrote, kept or not, in the order of the calls.
 
         Raises:

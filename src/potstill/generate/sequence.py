@@ -7,14 +7,14 @@ several. If a record has an answer already, the teacher's replaces it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from potstill.artifacts import Work
 from potstill.data.problems import with_reference
 from potstill.data.split import SplitSide
 from potstill.generate.answering import Answered, Answering, Failure
-from potstill.generate.program import asked_of, failed, of_sample, provenance_of, with_answer
+from potstill.generate.program import Item, SideOfRecord, asked_of, failed, of_sample, provenance_of, with_answer
 from potstill.recipe import SequenceProgram
 from potstill.recipe.verify import references_of
 from potstill.registry import implements
@@ -33,13 +33,8 @@ class Sequence:
         self.references = references_of(settings.verify)
 
     def write(
-        self,
-        records: Iterable[Record | Reject],
-        answering: Answering,
-        *,
-        side_of: Callable[[Record], SplitSide],
-        work: Work,
-    ) -> Iterator[Record | Reject]:
+        self, records: Iterable[Item], answering: Answering, *, side_of: SideOfRecord, work: Work
+    ) -> Iterator[Item]:
         """Answer every record's prompt. Raises as the teacher, the journal and the budget do."""
         places: deque[Reject | Record] = deque()  # read and not yet yielded, in order
         owners: dict[int, Record] = {}  # by identity of the request, which lives as long as its entry

@@ -9,7 +9,7 @@ same groups, which affect a local teacher's output.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -20,10 +20,9 @@ from typing import Any
 
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt, own_answer, prompt_hash, with_reference
-from potstill.data.split import SplitSide
 from potstill.errors import PotstillError
 from potstill.generate.answering import Answered, Answering, PassingOn, SideOf, ask_all
-from potstill.generate.program import Program, of_sample
+from potstill.generate.program import Item, Program, SideOfRecord, of_sample
 from potstill.generate.reasoning_chains import best
 from potstill.recipe.generate import VerifiedSettings
 from potstill.recipe.verify import VerifierSettings, judges_of, references_of, workers_of
@@ -148,13 +147,8 @@ class Verifying:
         self.inner, self.settings, self.verify = inner, settings, verify
 
     def write(
-        self,
-        records: Iterable[Record | Reject],
-        answering: Answering,
-        *,
-        side_of: Callable[[Record], SplitSide],
-        work: Work,
-    ) -> Iterator[Record | Reject]:
+        self, records: Iterable[Item], answering: Answering, *, side_of: SideOfRecord, work: Work
+    ) -> Iterator[Item]:
         """The program's output, with rejects in place of records that the verifier does not accept.
 
         Raises:

@@ -45,8 +45,7 @@ def fetch(model: str, revision: str | None, *, trust_remote_code: bool, console:
 
     Raises:
         ModelError: the hub cannot be reached, has no such model or revision, or requires accepting terms; or the
-        weights
-            are only there as pickles; or potstill cannot use this kind of model.
+            weights are only there as pickles; or potstill cannot use this kind of model.
     """
     try:
         info = HfApi().model_info(model, revision=revision, files_metadata=True)

@@ -102,8 +102,7 @@ def load_model(
 
     Raises:
         ModelError: the model cannot be used this way, its classes are others, its weights do not fit its
-        configuration, or
-            something requested is missing (the attention implementation, bitsandbytes, the device).
+            configuration, or something requested is missing (the attention implementation, bitsandbytes, the device).
     """
     model, new = open_model(
         source,

@@ -46,8 +46,7 @@ def tapped(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tenso
 
     Raises:
         ModelError: no such name, layer or module (the error suggests the nearest); this family's attention does not
-        use
-            the interface; or, when the context closes, a tensor was never seen.
+            use the interface; or, when the context closes, a tensor was never seen.
     """
     taps: dict[str, Tensor] = {}
     with ExitStack() as stack:

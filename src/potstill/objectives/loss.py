@@ -1,4 +1,4 @@
-"""The loss of one micro-batch: what the trainer calls."""
+"""The loss of one micro-batch: Σ weight · Σ values ÷ count, divided by each objective's count over the whole step."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class Loss:
         total: Σ weight · Σ values ÷ count, this micro-batch's share of the global loss; differentiable.
         sums: Σ values per objective, without weight and count; detached.
         metrics: by name, each a **sum over this batch's targets**; detached. `student_cut_mass` and `teacher_cut_mass`
-        exist
-            if the heads have different numbers of rows.
+            exist if the heads have different numbers of rows.
     """
 
     total: Float[Tensor, ""]
@@ -46,8 +45,7 @@ def total_loss(
 
     Args:
         counts: the divisor of each objective over the *global* batch (all micro-batches of the step, all ranks); an
-        objective
-            whose count is 0 contributes 0.
+            objective whose count is 0 contributes 0.
         modules: from `build` of each objective.
         progress: of training, in [0, 1], for weights and temperatures that change.
 

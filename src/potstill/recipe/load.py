@@ -27,8 +27,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: no such file, not YAML, an unknown key (the error suggests the nearest), a value out of range, or
-        an
-            impossible combination.
+            an impossible combination.
     """
     path = Path(path)
     if not _is_file(path):

@@ -38,9 +38,8 @@ class Window:
     of answers. It is halved
 
     - where more than `SHARE` of a windowful of outcomes are signs of overload: a 503, or no answer in time. An
-    overloaded
-      server refuses everything beyond its capacity; a few such failures among good answers do not depend on the number
-      under way, and a window that shrinks at each of them would never grow again;
+      overloaded server refuses everything beyond its capacity; a few such failures among good answers do not depend on
+      the number under way, and a window that shrinks at each of them would never grow again;
     - after an answer that took more than half of the time allowed, or where latency rises (`Latency`). Latency never
       shrinks it below its start: a server that is slow for other reasons would never let it grow again.
 

@@ -73,8 +73,7 @@ class Redactor:
 
     Args:
         key: the key; None if there is none. Keys of fewer than 8 characters (`none`, `EMPTY`) are placeholders and are
-        not
-            removed: answers may well contain the word.
+            not removed: answers may well contain the word.
     """
 
     SHORTEST = 8

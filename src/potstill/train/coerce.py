@@ -200,8 +200,7 @@ def given_teacher(
 
     Raises:
         UserError: it shares modules with the student, which would be put into evaluation mode with it, or weights that
-        the
-            student trains.
+            the student trains.
         ModelError: it cannot be found or used.
     """
     if teacher is None:

@@ -38,8 +38,7 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
 
     Raises:
         PotstillError: a model cannot be loaded, the tokenizers differ, a head cannot be read, or an objective lacks
-        something
-            that it needs.
+            something that it needs.
     """
     if recipe.train is None:
         return ["there is no train section, so nothing to try"], {}

@@ -87,9 +87,8 @@ class DistillTrainer(Trainer):
         objectives: settings (`ForwardKL(temperature=2.0)`) or mappings (`{"kind": "forward_kl", "temperature": 2}`).
             Default: forward_kl and hard_ce.
         train_dataset: rows with `messages`, `prompt` and `completion`, `text`, or `input_ids` and `labels`. The
-        assistant's
-            words and the token that ends the turn are learned; for a text, everything. For classes: `text` (or
-            `input_ids`, or `pixel_values`) and `label`.
+            assistant's words and the token that ends the turn are learned; for a text, everything. For classes: `text`
+            (or `input_ids`, or `pixel_values`) and `label`.
         eval_dataset: the same, held out; or several by name.
         processing_class: the student's tokenizer.
         peft_config: an adapter for the student.

@@ -45,8 +45,7 @@ def chunk_rows(
         accelerator_bytes: the memory of the GPU; None on a CPU.
         narrow_products: products are in a narrower dtype than the statistics.
         saved_bytes: memory saved in summing the weight's gradient if there are at most `FEW_PRODUCTS` chunks. On a CPU
-        the
-            buffers may use it beyond their budget, if there are then no more chunks.
+            the buffers may use it beyond their budget, if there are then no more chunks.
     """
     if accelerator_bytes is not None:
         budget = min(MOST_ACCELERATOR_BYTES, accelerator_bytes // ACCELERATOR_SHARE)

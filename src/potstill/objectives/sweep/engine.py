@@ -66,8 +66,7 @@ class Swept:
         loss: Σ over rules and rows of coefficient × value; differentiable.
         values: per rule and row, without coefficients; detached.
         student_cut_mass, teacher_cut_mass: if the heads have different numbers of rows, the probability (T = 1) in
-        each row
-            of the tokens that only one head has; else None.
+            each row of the tokens that only one head has; else None.
     """
 
     loss: Float[Tensor, ""]
@@ -94,8 +93,7 @@ def fused_sweep(
 
     Raises:
         ValueError: student, teacher and targets have different numbers of rows; a rule needs a teacher and there is
-        none, or
-            does not accept a sparse one; a stored token is not in the student's vocabulary.
+            none, or does not accept a sparse one; a stored token is not in the student's vocabulary.
     """
     taught = any(rule.needs_teacher for rule, _ in rules)
     if taught and teacher is None:

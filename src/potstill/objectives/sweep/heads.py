@@ -153,7 +153,7 @@ class DenseLogits:
         return self._values[rows]
 
     def bytes_saved_by_few_chunks(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype) -> int:
-        """There is no weight."""
+        """0: there is no weight."""
         return 0
 
     def want_gradients(self, wanted: tuple[bool, ...], accumulate_in: torch.dtype, chunks: int) -> None:
