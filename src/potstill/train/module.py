@@ -90,9 +90,9 @@ class DistillModule(nn.Module):
     def _statistics_of(self, batch: Batch) -> dict[str, Tensor]:
         taught = None
         if "kl" in self.statistics:
-            taught = _response(self._signals_of_teacher(batch, Ask(response=True)))
+            teacher = self._signals_of_teacher(batch, Ask(response=True))
+            taught = None if teacher is None else _response(teacher)
         response = _response(live_signals(self.student, batch, "student", Ask(response=True)))
-        assert response is not None
         measured = token_statistics(response, taught, batch.target_ids)
         found = {"nll": measured.nll_student, "kl": measured.kl, "top1_agreement": measured.top1_agree}
         if "accuracy" in self.statistics:
@@ -179,5 +179,8 @@ def _statistics(task: Task, teacher: Teacher | None) -> tuple[str, ...]:
     return ("nll", *(("kl", "top1_agreement") if taught else ()), *(("accuracy",) if spec.has_classes else ()))
 
 
-def _response(signals: Signals | None) -> Head | Dense | None:
-    return None if signals is None else signals.head or signals.dense
+def _response(signals: Signals) -> Head | Dense:
+    response = signals.head or signals.dense
+    if response is None:
+        raise ValueError("the model gives neither a head nor dense logits")
+    return response

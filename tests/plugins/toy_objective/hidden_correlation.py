@@ -1,4 +1,4 @@
-"""An objective of one's own: Pearson's correlation of hidden states."""
+"""A custom objective: Pearson's correlation of hidden states."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from potstill.signals import Ask, Batch, Dims, ModelDims, Side, Signals, Term
 
 
 class HiddenCorrelation(ObjectiveSettings):
-    """1 − ρ of the last hidden states, ρ being Pearson's correlation over the width: it looks past a state's mean and
-    length. Correlation in the place of KL is Huang et al.'s (2022, arXiv 2205.10536), there on predictions."""
+    """1 − ρ of the last hidden states, with Pearson's correlation ρ over the width: it ignores a state's mean and norm.
+    Huang et al. (2022, arXiv 2205.10536) use correlation in place of KL, on predictions."""
 
     kind: Literal["hidden_correlation"] = "hidden_correlation"
 
@@ -27,14 +27,14 @@ class HiddenCorrelation(ObjectiveSettings):
 
 def correlation_distance(student_NH: Tensor, teacher_NH: Tensor) -> Tensor:
     """1 − ρ per row [N], in [0, 2]. The gradient flows to the student only."""
-    ours = student_NH - student_NH.mean(-1, keepdim=True)
-    theirs = teacher_NH.detach() - teacher_NH.detach().mean(-1, keepdim=True)
-    return 1.0 - torch.cosine_similarity(ours, theirs, dim=-1)
+    student_centred = student_NH - student_NH.mean(-1, keepdim=True)
+    teacher_centred = teacher_NH.detach() - teacher_NH.detach().mean(-1, keepdim=True)
+    return 1.0 - torch.cosine_similarity(student_centred, teacher_centred, dim=-1)
 
 
 @implements(HiddenCorrelation)
 class HiddenCorrelationLoss(DirectObjective[HiddenCorrelation]):
-    """A value per target, from the last state of either model."""
+    """A value per target, from the last states of both models."""
 
     def ask(self, dims: Dims) -> Mapping[Side, Ask]:
         if dims.student.hidden != dims.teacher.hidden:
@@ -57,7 +57,7 @@ def _last(dims: ModelDims) -> frozenset[str]:
 
 
 def _targets(signals: Signals, batch: Batch, side: Side) -> Tensor:
-    """The rows [N,H] of the last state. Other objectives may have asked for others."""
+    """The rows [N,H] of the last state. `signals` may hold other states for other objectives."""
     assert signals.dims is not None
     (name,) = _last(signals.dims)
     return signals.taps[name].flatten(0, 1)[batch.positions("targets", side)]

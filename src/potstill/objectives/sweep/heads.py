@@ -163,7 +163,8 @@ class DenseLogits:
 
     def gradient_room(self, rows: slice, raw: Float[Tensor, "C V"]) -> Float[Tensor, "C V"]:
         """The buffer for the gradient of a chunk."""
-        assert self._gradient is not None
+        if self._gradient is None:
+            raise RuntimeError("want_gradients comes before gradient_room")
         return self._gradient[rows]
 
     def take_gradient(self, rows: slice, gradient_CV: Float[Tensor, "C V"]) -> None:
