@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from potstill.artifacts import Artifact, Work
 from potstill.console import Console
 from potstill.data import ChatTokenizer, read_records, read_sides, save_records, split_of
 from potstill.evaluate.held_out import HeldOut, of_tokens
 from potstill.models import resolve
+from potstill.models.live import evaluating, live_signals
 from potstill.recipe import Recipe
+from potstill.signals import Ask, Batch, Side, Signals
 from potstill.stage import Context
 from potstill.students import build_student
 from potstill.types import Record, group_of
@@ -44,6 +47,17 @@ def held_out(made: list[Record], max_length: int = 200) -> HeldOut:
     return of_tokens(made, rows, CHAT.pad_id)  # type: ignore[arg-type]
 
 
+class InMemory:
+    """A model (or the members of an ensemble) of a test, as an evaluation sees an open one."""
+
+    def __init__(self, *models: nn.Module, side: Side = "student") -> None:
+        self.modules, self.side = models, side
+
+    def signals(self, batch: Batch, ask: Ask) -> Signals:
+        with torch.no_grad(), evaluating(self.modules[0]):
+            return live_signals(self.modules[0], batch, self.side, ask)
+
+
 class SmallRun:
     """A run folder with a teacher, a data file, and the artifacts of `generate`, `train` and `train.text_only`.
 
@@ -71,9 +85,8 @@ class SmallRun:
             plain[section] = values if whole else {**plain[section], **values}
         self.recipe = Recipe.model_validate(plain)
         self.inputs: dict[str, Artifact] = {}
-        self._trained("train", away=0.05)
-        if text_only:
-            self._trained("train.text_only", away=0.1)
+        for training in self.recipe.required_train.trainings:
+            self._trained(training.stage, away=0.1 if training.control else 0.05, seed=1 + training.seed)
         if generate:
             (folder / "generate").mkdir()
             save_records(
@@ -83,7 +96,7 @@ class SmallRun:
             )
             self.inputs["generate"] = Artifact(folder / "generate", {})
 
-    def _trained(self, name: str, away: float) -> None:
+    def _trained(self, name: str, away: float, seed: int) -> None:
         assert self.recipe.student is not None
         made = build_student(
             self.recipe.student,
@@ -92,7 +105,7 @@ class SmallRun:
             seed=self.recipe.seed,
             console=Console("quiet"),
         )
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         with torch.no_grad():
             for weight in made.model.parameters():
                 weight.add_(away * torch.randn_like(weight))

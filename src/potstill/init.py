@@ -29,7 +29,7 @@ train:
   objectives:
     - {kind: forward_kl, weight: 1.0}
     - {kind: hidden_cosine, weight: 1.0}
-  controls: [text_only]        # the same student, trained equally long without the teacher's distribution
+  controls: [text_only]        # the same student, as many steps without the teacher's distribution
   args: {learning_rate: 5.0e-4, num_train_epochs: 2}   # any field of transformers.TrainingArguments
 
 evaluate: {}

@@ -1,27 +1,38 @@
 """What `evaluate` writes and `report` reads: `measures.json`, as frozen records. No torch.
 
-Every comparison is paired by group, with a bootstrap interval (rule 10). Units: nats per target at temperature 1 for
-NLL and KL (a target is a token, a masked token or an example, by the task), shares in [0, 1] for accuracy,
-agreement and problems solved, seconds and bytes as their names say.
+The file explains itself: beside the values it holds the `MetricSpec` of each metric, with its name as people read it,
+unit, direction and meaning, so that page, card, terminal and studio show a metric that they have never heard of.
+
+Every comparison is paired by group, with a bootstrap interval (rule 10).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from potstill.errors import RunError
 from potstill.tasks import Task
 
-Metric = Literal["accuracy", "solved", "nll", "kl", "top1_agreement"]
-HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"accuracy", "solved", "top1_agreement"})
-MODELS = ("teacher", "student", "text_only", "untrained")
+FORMAT = 2
+"""The version of `measures.json`. Version 1, without this number, had a field per metric."""
+
+MODELS = ("teacher", "student", "text_only", "text_only_equal_seconds", "untrained")
 """Model names, in the order in which they are shown. A control may be absent."""
 
+Unit = Literal["nats", "share", "number"]
+"""What a metric is counted in: nats per target; a share in [0, 1], shown in percent; a plain number."""
 
-@dataclass(frozen=True)
+_CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class Interval:
     """An estimate with its bootstrap interval."""
 
@@ -30,7 +41,51 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CONFIG)
+class MetricSpec:
+    """One metric, as evaluation, comparison, page, card and terminal know it.
+
+    Attributes:
+        name: in files and recipes (`kl`).
+        label: at the beginning of a line ("KL from the teacher").
+        short: as the head of a column ("KL").
+        unit: what it is counted in.
+        higher_is_better: its direction.
+        per: what one value is of ("token", "problem"); in the plural for shares.
+        explanation: one or two sentences for the list of terms; empty if the label says all.
+        note: what stands below its key figure; None if it has none.
+        decides: whether the verdict on what the teacher was worth rests on it.
+        charted: whether its values are drawn.
+    """
+
+    name: str
+    label: str
+    short: str
+    unit: Unit
+    higher_is_better: bool
+    per: str = "example"
+    explanation: str = ""
+    note: str | None = None
+    decides: bool = False
+    charted: bool = False
+
+    @property
+    def in_sentence(self) -> str:
+        """The label within a sentence: "accuracy", but "KL from the teacher" and "recall@1"."""
+        return self.label if self.label[:2].isupper() else self.label[:1].lower() + self.label[1:]
+
+    @property
+    def term(self) -> str:
+        """The head of its column, as an entry of the list of terms."""
+        return self.short[:1].upper() + self.short[1:]
+
+    @property
+    def head(self) -> str:
+        """The head of its column, with the unit where the values do not show it."""
+        return f"{self.short}, nats" if self.unit == "nats" else self.short
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class Speed:
     """Rates of one model, medians over repetitions measured in turn with the other models; spreads are
     (minimum, maximum) over the repetitions. What writes text has prefill and decode rates, all others examples per
@@ -46,70 +101,46 @@ class Speed:
     examples_spread: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Flips:
-    """Where a model differs from its teacher in being right: equal accuracy can hide many (Dutta et al. 2024,
-    arXiv 2407.09141). Shares of all examples: `lost` are those that the teacher has right and the model wrong, `won`
-    the other way round; accuracy is the teacher's − lost + won."""
-
-    lost: Interval
-    won: Interval
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CONFIG)
 class ModelMeasures:
-    """One model on the held-out records; what its task has no meaning for is None.
+    """One model on the held-out records.
 
-    `kl` is KL(teacher ‖ model); `top1_agreement` the share of targets where its first choice is the teacher's, and of
-    embeddings the share of examples whose nearest neighbour is the teacher's; both are None for the teacher itself.
-    `perplexity` is exp(NLL), of a masked model its pseudo-perplexity over masked tokens. `accuracy` is that of classes,
-    or of embeddings recall@1: the share of examples whose nearest neighbour has their label. `kept` is the accuracy as
-    a share of the teacher's, None where the teacher is at chance (rule 10). `similarity_correlation` is Spearman's
-    between the cosines of pairs of examples in this model and in the teacher. `solved` is the share of held-out
-    problems to which its greedy answer is right (see `Solving`).
+    `metrics` holds those that mean something for the model and its task: KL and agreement are with the teacher, so that
+    the teacher has neither. `by_seed` holds the values of the single training seeds, where there were several.
     """
 
     name: str
     parameters: int
     bytes: int
     layers: int
-    nll: Interval | None = None
-    perplexity: float | None = None
-    kl: Interval | None = None
-    top1_agreement: Interval | None = None
+    metrics: Mapping[str, Interval] = field(default_factory=dict)
+    by_seed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     speed: Speed | None = None
-    accuracy: Interval | None = None
-    kept: Interval | None = None
-    flips: Flips | None = None
-    similarity_correlation: Interval | None = None
-    solved: Interval | None = None
+
+    def get(self, metric: str) -> Interval | None:
+        """A metric of this model; None if it has none of that name."""
+        return self.metrics.get(metric)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CONFIG)
 class Comparison:
-    """`metric` of `model` minus that of `against`, paired by group. Negative is better for nll and kl, positive for
-    the metrics of `HIGHER_IS_BETTER`."""
+    """A metric of `model` minus that of `against`, paired by group; `Measures.better` says which side it favours."""
 
     model: str
     against: str
-    metric: Metric
+    metric: str
     difference: Interval
 
     @property
     def excludes_zero(self) -> bool:
         return self.difference.low > 0 or self.difference.high < 0
 
-    @property
-    def better(self) -> bool:
-        """Whether the model's side is the better one, by the estimate alone."""
-        return (self.difference.value > 0) == (self.metric in HIGHER_IS_BETTER)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CONFIG)
 class Solving:
-    """What was put to models that solve problems, and by model how many answers are not solved for a reason other than
-    being wrong: `unfinished` ones were cut at `max_new_tokens` (or where the model takes no more), `unjudged` ones the
-    verifier could not judge, and `too_long` prompts leave the model no room to answer. `verifier` is its name and
+    """The problems that models were asked to solve, and by model how many answers are not solved for a reason other
+    than being wrong: `unfinished` ones were cut at `max_new_tokens` (or where the model takes no more), `unjudged` ones
+    the verifier could not judge, and `too_long` prompts leave the model no room to answer. `verifier` is its name and
     version. `groups` are what intervals are drawn from.
     """
 
@@ -122,14 +153,19 @@ class Solving:
     too_long: Mapping[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CONFIG)
 class Measures:
-    """The whole of `measures.json`. `chance` is the accuracy of what knows nothing but the labels' frequencies: of
-    classes the share of the largest, of embeddings the mean share of the other examples that have an example's
-    label. `taught` says whether an objective asked the teacher for anything; `teacher_unmeasured`, why the teacher was
-    not measured; None where it was, or where there is none."""
+    """The whole of `measures.json`.
+
+    `metrics` are the specifications of all metrics that occur, in the order in which they are shown. `chance` is the
+    accuracy of what knows nothing but the labels' frequencies: of classes the share of the largest, of embeddings the
+    mean share of the other examples that have an example's label. `taught` says whether an objective read the teacher's
+    signals; `teacher_unmeasured`, why the teacher was not measured; None where it was, or where there is none. `seeds`
+    is how many trainings, which differ in their seed alone, a value of the student and its controls is the mean of.
+    """
 
     models: Mapping[str, ModelMeasures]
+    metrics: Mapping[str, MetricSpec]
     comparisons: tuple[Comparison, ...]
     groups: int
     records: int
@@ -142,41 +178,47 @@ class Measures:
     solving: Solving | None = None
     taught: bool = True
     teacher_unmeasured: str | None = None
+    seeds: int = 1
+    format: int = FORMAT
 
-    def comparison(self, model: str, against: str, metric: Metric) -> Comparison | None:
+    def comparison(self, model: str, against: str, metric: str) -> Comparison | None:
         """The comparison of two models, if it was made."""
         for c in self.comparisons:
             if (c.model, c.against, c.metric) == (model, against, metric):
                 return c
         return None
 
+    def better(self, comparison: Comparison) -> bool:
+        """Whether the first side of a comparison is the better one, by the estimate alone."""
+        return (comparison.difference.value > 0) == self.metrics[comparison.metric].higher_is_better
+
+    @property
+    def deciding(self) -> list[MetricSpec]:
+        """The metrics that the verdict on what the teacher was worth rests on."""
+        return [spec for spec in self.metrics.values() if spec.decides]
+
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        path.write_text(json.dumps(_MEASURES.dump_python(self, mode="json"), indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Measures:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        models = {name: _model(m) for name, m in raw.pop("models").items()}
-        comparisons = tuple(
-            Comparison(**{**c, "difference": Interval(**c["difference"])}) for c in raw.pop("comparisons")
-        )
-        if raw.get("solving") is not None:
-            raw["solving"] = Solving(**raw["solving"])
-        return cls(models=models, comparisons=comparisons, **{**raw, "notes": tuple(raw["notes"])})
+        """What `save` wrote.
+
+        Raises:
+            RunError: the file is of another version, or damaged.
+            OSError: it cannot be read.
+        """
+        try:
+            raw: Any = json.loads(path.read_text(encoding="utf-8"))
+            version = raw.get("format", 1) if isinstance(raw, dict) else None
+            if version != FORMAT:
+                raise ValueError(f"it has format {version}, and this potstill reads format {FORMAT}")
+            return _MEASURES.validate_python(raw)
+        except (ValueError, ValidationError) as error:
+            why = f"{error}".splitlines()[0]
+            raise RunError(
+                f"measures.json cannot be read: {why}", where=str(path.parent), fix="run potstill evaluate --force"
+            ) from error
 
 
-_INTERVALS = ("nll", "kl", "top1_agreement", "accuracy", "kept", "similarity_correlation", "solved")
-_SPREADS = ("prefill_spread", "decode_spread", "examples_spread")
-
-
-def _model(raw: dict[str, Any]) -> ModelMeasures:
-    read = dict(raw)
-    for name in _INTERVALS:
-        if read.get(name) is not None:
-            read[name] = Interval(**read[name])
-    if (flips := read.get("flips")) is not None:
-        read["flips"] = Flips(Interval(**flips["lost"]), Interval(**flips["won"]))
-    if (speed := read.get("speed")) is not None:
-        spreads = {name: tuple(speed[name]) for name in _SPREADS if speed.get(name) is not None}
-        read["speed"] = Speed(**{**speed, **spreads})
-    return ModelMeasures(**read)
+_MEASURES = TypeAdapter(Measures)

@@ -105,15 +105,11 @@ def _measures_table(measures: Measures, table_type: Any) -> Any:
         f"held out: {measures.groups} groups, {measures.targets:,} targets; intervals at {measures.confidence:.0%}"
     )
     shown = [measures.models[name] for name in MODELS if name in measures.models]
-    columns: dict[str, list[str]] = {
-        "accuracy": [_interval(model.accuracy) for model in shown],
-        "solved": [_interval(model.solved) for model in shown],
-        "KL": [_interval(model.kl) for model in shown],
-        "agreement": [_interval(model.top1_agreement) for model in shown],
-        "perplexity": [_NONE if model.perplexity is None else f"{model.perplexity:,.2f}" for model in shown],
+    present = {
+        spec.short: [_interval(model.get(spec.name)) for model in shown]
+        for spec in measures.metrics.values()
+        if spec.charted
     }
-    # Leave out columns that the task does not have.
-    present = {head: cells for head, cells in columns.items() if set(cells) != {_NONE}}
     table = table_type("", "M params", *present, title=held_out, title_justify="left", box=None)
     for index, model in enumerate(shown):
         table.add_row(

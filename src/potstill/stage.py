@@ -16,6 +16,7 @@ from typing import Any
 from potstill.artifacts import Artifact, Work
 from potstill.console import Console
 from potstill.recipe import KindSettings, Recipe, Settings
+from potstill.recipe.train import Training
 from potstill.registry import digests_of
 from potstill.types import digest
 
@@ -65,8 +66,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if recipe.generate is not None:
         stages.append(_stage("generate", recipe))
     if recipe.train is not None:
-        stages.append(_stage("train", recipe))
-        stages.extend(_stage("train", recipe, control) for control in recipe.train.controls)
+        stages.extend(_stage("train", recipe, training) for training in recipe.train.trainings)
     if recipe.evaluate is not None:
         stages.append(_stage("evaluate", recipe))
         stages.append(_stage("report", recipe))
@@ -79,7 +79,7 @@ def stage_names(recipe: Recipe) -> list[str]:
     return [stage.name for stage in stages_of(recipe)]
 
 
-def _stage(room: str, recipe: Recipe, *which: str | int) -> Stage:
+def _stage(room: str, recipe: Recipe, *which: Training | int) -> Stage:
     # Rooms load on demand: a recipe without `train` never imports it.
     made: Stage = import_module(f"potstill.{room}.stage").stage(recipe, *which)
     return made

@@ -17,7 +17,7 @@ from potstill.evaluate.fidelity import Batches, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut
 from potstill.evaluate.scores import Scores
 from potstill.objectives.sweep.chunks import MOST_CHUNK_ROWS
-from small_run import CHAT, held_out, records
+from small_run import CHAT, InMemory, held_out, records
 from tiny_models import tiny_model
 
 ROWS = held_out(records(9))
@@ -33,8 +33,8 @@ def nothing(_: float) -> None:
 
 def scored(student: nn.Module, teacher: nn.Module, folder: Path, of: Batches | None = None) -> Scores:
     of = of or batches()
-    _, rows = measure_teacher(teacher, of, folder, nothing)
-    return measure(student, of, rows, nothing)
+    _, rows = measure_teacher(InMemory(teacher, side="teacher"), of, folder, nothing)
+    return measure(InMemory(student), of, rows, nothing)
 
 
 def naive(student: nn.Module, teacher: nn.Module, shared: int) -> Scores:
@@ -75,8 +75,8 @@ def test_a_padded_vocabulary_is_cut_for_the_divergence_and_kept_for_the_nll(tmp_
 
 def test_a_teacher_held_against_itself_loses_nothing(tmp_path: Path) -> None:
     teacher, of = tiny_model(seed=0), batches()
-    own, rows = measure_teacher(teacher, of, tmp_path, nothing)
-    again = measure(teacher, of, rows, nothing)
+    own, rows = measure_teacher(InMemory(teacher, side="teacher"), of, tmp_path, nothing)
+    again = measure(InMemory(teacher), of, rows, nothing)
     assert again.kl is not None and again.agree is not None
     assert np.abs(again.kl).max() < 1e-6 and again.agree.all()
     np.testing.assert_array_equal(again.nll, own.nll)
@@ -163,11 +163,11 @@ def test_logits_of_a_whole_batch_are_never_made(tmp_path: Path) -> None:
 def test_losses_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
     student, teacher = tiny_model(seed=1, layers=2), tiny_model(seed=0)
     of = batches()
-    _, rows = measure_teacher(teacher, of, tmp_path, nothing)
+    _, rows = measure_teacher(InMemory(teacher, side="teacher"), of, tmp_path, nothing)
     with torch.no_grad():
         student.get_input_embeddings().weight[CHAT.encode("q").ids[0]] = float("inf")
     with pytest.raises(ModelError):
-        measure(student, of, rows, nothing)
+        measure(InMemory(student), of, rows, nothing)
 
 
 def test_means_by_row_weigh_every_target_of_a_row_alike() -> None:

@@ -19,7 +19,7 @@ from potstill.evaluate.solving import Solvers
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.recipe import parse_recipe
-from small_run import CHAT, SmallRun
+from small_run import CHAT, InMemory, SmallRun
 from tiny_models import TURN_END, tiny_model
 
 COUNT = 24
@@ -106,10 +106,10 @@ def test_the_share_is_that_of_the_right_answers_among_all_held_out_problems(scri
     run, held_out, found = scripted
     many, solving = len(held_out), found.measures.solving
     assert (solving.problems, solving.groups, solving.verifier) == (many, many, "numeric@2")
-    student = found.measures.models["student"].solved
+    student = found.measures.models["student"].get("solved")
     assert student.value == pytest.approx((many - 3) / many)
     assert student.low < student.value < student.high
-    assert found.measures.models["text_only"].solved.value == pytest.approx(1 / many)
+    assert found.measures.models["text_only"].get("solved").value == pytest.approx(1 / many)
     assert found.table["record_id"] == [record.id for record in run.held_out_records]
     assert found.table["solved_student"] == [False, False, False, *[True] * (many - 3)]
     assert found.table["solved_text_only"] == [False, False, False, True, *[False] * (many - 4)]
@@ -124,9 +124,11 @@ def test_the_student_is_held_against_the_others_on_the_same_problems(scripted: A
     for other in ("teacher", "text_only", "untrained"):
         c = found.measures.comparison("student", other, "solved")
         models = found.measures.models
-        assert c.difference.value == pytest.approx(models["student"].solved.value - models[other].solved.value)
+        assert c.difference.value == pytest.approx(
+            models["student"].get("solved").value - models[other].get("solved").value
+        )
     c = found.measures.comparison("student", "text_only", "solved")
-    assert c.better and c.excludes_zero
+    assert found.measures.better(c) and c.excludes_zero
     assert c.difference.value == pytest.approx((len(held_out) - 4) / len(held_out))
 
 
@@ -203,7 +205,7 @@ def test_prompts_without_room_are_counted_and_do_not_stop_it(tmp_path: Path) -> 
     longest = max(lengths)
     assert min(lengths) < longest
     done: list[float] = []
-    solvers.ask("student", tiny_model("gpt2", n_positions=longest), longest, done.append)
+    solvers.ask("student", InMemory(tiny_model("gpt2", n_positions=longest)), longest, done.append)
     outcomes = [solution.outcome for solution in solvers.by_model["student"]]
     assert [outcome == "too_long" for outcome in outcomes] == [length == longest for length in lengths]
     assert sum(done) == len(lengths)
@@ -219,7 +221,7 @@ def test_reasoning_is_set_apart_before_an_answer_is_judged(tmp_path: Path) -> No
     teach(run.folder / "train" / "model", says)
     solvers = Solvers(run.recipe, CHAT, Work(tmp_path, resumed=False))
     model = AutoModelForCausalLM.from_pretrained(run.folder / "train" / "model").eval()
-    solvers.ask("student", model, 512, lambda amount: None)
+    solvers.ask("student", InMemory(model), 512, lambda amount: None)
     first, *others = solvers.by_model["student"]
     assert (first.outcome, first.reason) == ("reject", "the reasoning has no end")
     assert others and all(solution.solved for solution in others)
@@ -228,7 +230,7 @@ def test_reasoning_is_set_apart_before_an_answer_is_judged(tmp_path: Path) -> No
 def test_what_does_not_write_by_itself_is_left_out_and_this_is_said(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
     solvers = Solvers(run.recipe, CHAT, Work(tmp_path, resumed=False))
-    solvers.ask("teacher", torch.nn.ModuleList([tiny_model()]), 512, lambda amount: None)
+    solvers.ask("teacher", InMemory(tiny_model(), tiny_model()), 512, lambda amount: None)
     assert solvers.by_model == {}
     assert solvers.notes == ["What the teacher solves was not measured: it is no single model that writes."]
 

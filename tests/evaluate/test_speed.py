@@ -11,21 +11,21 @@ from potstill.console import Console
 from potstill.data import Tokenized
 from potstill.errors import ModelError
 from potstill.evaluate import passes, speed
+from potstill.evaluate.compared_models import ComparedModel
 from potstill.evaluate.held_out import of_tokens
-from potstill.evaluate.measured import Measured
 from potstill.evaluate.memory import Peak, forget_peak, peak_of, peak_resident
 from potstill.evaluate.passes import Seconds, Writing, one_pass
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
-from potstill.models import ModelSource
+from potstill.recipe import LocalTeacher
 from small_run import SmallRun
 from tiny_models import make_tiny_causal_lm, tiny_model
 
 SIXTY = Writing((5,) * 60, speed.NEW_TOKENS)
 
 
-def measured(folder: Path, name: str = "student") -> Measured:
-    return Measured(name, ModelSource(folder, name, revision="", digest="", licence=""), {"device": "cpu"})
+def measured(folder: Path, name: str = "student") -> ComparedModel:
+    return ComparedModel(name, LocalTeacher(model=str(folder), device="cpu"), "causal_lm")
 
 
 def test_a_pass_writes_as_many_tokens_as_asked_with_a_cache() -> None:

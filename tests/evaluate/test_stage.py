@@ -49,9 +49,9 @@ def test_every_model_stands_beside_the_others_with_intervals(done: Any) -> None:
     _, _, measures, _, _ = done
     assert list(measures.models) == ["teacher", "student", "text_only", "untrained"]
     for name, model in measures.models.items():
-        assert model.nll.low <= model.nll.value <= model.nll.high
-        assert model.perplexity == pytest.approx(np.exp(model.nll.value))
-        assert (model.kl is None) == (model.top1_agreement is None) == (name == "teacher")
+        assert model.get("nll").low <= model.get("nll").value <= model.get("nll").high
+        assert model.metrics["perplexity"].value == pytest.approx(np.exp(model.metrics["nll"].value))
+        assert (model.get("kl") is None) == (model.get("top1_agreement") is None) == (name == "teacher")
     for other in ("text_only", "untrained"):
         for metric in ("kl", "nll", "top1_agreement"):
             assert measures.comparison("student", other, metric) is not None
@@ -63,9 +63,28 @@ def test_a_comparison_is_the_difference_of_the_means(done: Any) -> None:
     _, _, measures, _, _ = done
     difference = measures.comparison("student", "text_only", "kl").difference
     models = measures.models
-    assert difference.value == pytest.approx(models["student"].kl.value - models["text_only"].kl.value)
+    assert difference.value == pytest.approx(models["student"].get("kl").value - models["text_only"].get("kl").value)
     # The student was moved less far from the teacher's layers than the control.
     assert difference.high < 0
+
+
+def test_several_seeds_are_one_student_with_the_spread_of_both(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, train={"seeds": 2}, evaluate={"samples_shown": 1})
+    measures, documents, tokens = evaluated(run)
+    assert measures.seeds == 2 and list(measures.models) == ["teacher", "student", "text_only", "untrained"]
+    student, control = measures.models["student"], measures.models["text_only"]
+    ours = [np.mean(tokens[f"kl_student{seed}"]) for seed in ("", "_seed1")]
+    assert student.by_seed["kl"] == pytest.approx(ours) and ours[0] != ours[1]
+    kl = student.metrics["kl"]
+    assert kl.value == pytest.approx(np.mean(ours))
+    # With two seeds, Student's interval over seeds alone reaches 12.7 / √2 standard deviations to each side.
+    assert kl.high - kl.value > 12.7 * np.std(ours, ddof=1) / np.sqrt(2)
+    difference = measures.comparison("student", "text_only", "kl").difference
+    by_hand = np.mean(ours) - np.mean([np.mean(tokens[f"kl_text_only{seed}"]) for seed in ("", "_seed1")])
+    assert difference.value == pytest.approx(by_hand) == pytest.approx(kl.value - control.metrics["kl"].value)
+    assert measures.models["teacher"].by_seed == {} == measures.models["untrained"].by_seed
+    assert any("trained 2 times" in note for note in measures.notes)
+    assert set(documents[0]["answers"]) == {"teacher", "student", "text_only"}
 
 
 def test_only_held_out_records_are_measured_and_all_of_them(done: Any) -> None:
@@ -79,8 +98,8 @@ def test_only_held_out_records_are_measured_and_all_of_them(done: Any) -> None:
 
 def test_measures_are_the_means_of_the_tokens(done: Any) -> None:
     _, _, measures, documents, tokens = done
-    assert measures.models["student"].kl.value == pytest.approx(np.mean(tokens["kl_student"]), rel=1e-6)
-    assert measures.models["text_only"].top1_agreement.value == pytest.approx(np.mean(tokens["agree_text_only"]))
+    assert measures.models["student"].get("kl").value == pytest.approx(np.mean(tokens["kl_student"]), rel=1e-6)
+    assert measures.models["text_only"].get("top1_agreement").value == pytest.approx(np.mean(tokens["agree_text_only"]))
     ids, nll = np.array(tokens["record_id"]), np.array(tokens["nll_teacher"])
     for document in documents:
         assert document["nll_teacher"] == pytest.approx(nll[ids == document["record_id"]].mean(), rel=1e-5)
@@ -202,7 +221,7 @@ def test_a_teacher_of_other_tokens_is_not_compared_with_and_this_is_said(tmp_pat
     exchange_two_tokens(run)
     measures, documents, tokens = evaluated(run)
     assert list(measures.models) == ["student", "untrained"]
-    assert measures.models["student"].kl is None and "kl_student" not in tokens
+    assert measures.models["student"].get("kl") is None and "kl_student" not in tokens
     assert measures.comparison("student", "untrained", "nll") is not None
     assert measures.teacher_unmeasured is not None and "2 tokens differ" in measures.teacher_unmeasured
     assert any("no KL, no agreement" in note for note in measures.notes)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
-from potstill.evaluate.bootstrap import PairedBootstrap, expanded_levels, rank_correlation
-from potstill.evaluate.measured import Size
+from potstill.errors import RunError
+from potstill.evaluate import summary
+from potstill.evaluate.bootstrap import PairedBootstrap, expanded_levels, mean_of, rank_correlation
+from potstill.evaluate.metrics import Metric, f1_of
 from potstill.evaluate.scores import Scores, chance_of
-from potstill.evaluate.summary import Draws, summarise
-from potstill.measures import Measures
+from potstill.evaluate.summary import Draws, Size, summarise
+from potstill.measures import Measures, MetricSpec
+from potstill.report.sections import differences_table, models_table
+from potstill.report.terminology import terms_of
+from potstill.show import describe_run, print_run
 from potstill.tasks import Task
 
 # Ten examples, six times over.
@@ -28,7 +38,7 @@ def measures_of(
             correct=student, nll=np.ones(60, np.float32), kl=np.ones(60, np.float32), agree=teacher == student
         )
     return summarise(
-        scores,
+        {name: [of_model] for name, of_model in scores.items()},
         dict.fromkeys(scores, Size(10, 40, 1)),
         {},
         [f"g{i}" for i in range(60)],
@@ -43,35 +53,42 @@ def measures_of(
 def test_accuracy_share_kept_and_flips_are_those_counted_by_hand() -> None:
     measures = measures_of()
     student = measures.models["student"]
-    assert student.accuracy is not None and student.kept is not None and student.flips is not None
-    assert student.accuracy.value == pytest.approx(7 / 10)
-    assert student.kept.value == pytest.approx(7 / 8)
+    assert student.get("accuracy") is not None and student.get("kept") is not None and student.get("lost") is not None
+    assert student.get("accuracy").value == pytest.approx(7 / 10)
+    assert student.get("kept").value == pytest.approx(7 / 8)
     # Two are lost to the teacher, one is won: equal accuracy would hide all three.
-    assert (student.flips.lost.value, student.flips.won.value) == (pytest.approx(0.2), pytest.approx(0.1))
-    theirs = measures.models["teacher"].accuracy
+    assert (student.get("lost").value, student.get("won").value) == (pytest.approx(0.2), pytest.approx(0.1))
+    theirs = measures.models["teacher"].get("accuracy")
     assert theirs is not None
-    assert student.accuracy.value == pytest.approx(theirs.value - student.flips.lost.value + student.flips.won.value)
+    assert student.get("accuracy").value == pytest.approx(
+        theirs.value - student.get("lost").value + student.get("won").value
+    )
     against = measures.comparison("student", "teacher", "accuracy")
-    assert against is not None and against.difference.value == pytest.approx(-0.1) and not against.better
+    assert against is not None and against.difference.value == pytest.approx(-0.1) and not measures.better(against)
 
 
 def test_of_classes_there_is_no_perplexity() -> None:
-    assert measures_of().models["student"].perplexity is None
+    assert measures_of().models["student"].get("perplexity") is None
 
 
 def test_no_share_is_kept_of_a_teacher_at_chance_and_this_is_said() -> None:
     always_the_largest = LABELS == 0
     measures = measures_of(teacher=always_the_largest)
     assert measures.chance == pytest.approx(0.4)
-    assert measures.models["student"].kept is None
+    assert measures.models["student"].get("kept") is None
     assert any("not shown to be better than chance (40.0 %)" in note for note in measures.notes)
-    assert measures.models["student"].flips is not None
+    assert measures.models["student"].get("lost") is not None
 
 
 def test_without_a_teacher_there_is_accuracy_alone() -> None:
     student = measures_of(teacher=None).models["student"]
-    assert student.accuracy is not None
-    assert (student.kept, student.flips, student.kl, student.top1_agreement) == (None, None, None, None)
+    assert student.get("accuracy") is not None
+    assert (student.get("kept"), student.get("lost"), student.get("kl"), student.get("top1_agreement")) == (
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 def test_chance_is_the_largest_class_or_for_neighbours_the_share_of_others_with_the_label() -> None:
@@ -87,6 +104,73 @@ def test_measures_come_back_from_their_file(tmp_path) -> None:  # type: ignore[n
     measures = measures_of()
     measures.save(tmp_path / "measures.json")
     assert Measures.load(tmp_path / "measures.json") == measures
+
+
+def test_measures_of_another_format_are_refused_with_the_fix(tmp_path: Path) -> None:
+    file = tmp_path / "measures.json"
+    measures_of().save(file)
+    raw = json.loads(file.read_text())
+    del raw["format"]
+    file.write_text(json.dumps(raw))
+    with pytest.raises(RunError, match="it has format 1, and this potstill reads format 2") as caught:
+        Measures.load(file)
+    assert "potstill evaluate --force" in str(caught.value)
+
+
+BALANCED = Metric(
+    MetricSpec("balanced", "Balanced accuracy", "balanced", "share", True, "examples", "Recall, averaged.", note=""),
+    lambda c: None if c.mine.correct is None else mean_of(c.mine.correct),
+)
+
+
+def test_a_new_metric_is_one_entry_and_reaches_file_page_and_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = summary.metrics_of
+    spec = replace(BALANCED.spec, charted=True)
+    monkeypatch.setattr(summary, "metrics_of", lambda task: (*known(task), replace(BALANCED, spec=spec)))
+    (tmp_path / "evaluate").mkdir()
+    measures_of().save(tmp_path / "evaluate" / "measures.json")
+    measures = Measures.load(tmp_path / "evaluate" / "measures.json")
+    assert measures.models["student"].metrics["balanced"].value == pytest.approx(0.7)
+    assert measures.comparison("student", "teacher", "balanced") is not None
+    table = models_table(measures)
+    assert table.rows[1][list(table.head).index("balanced")].startswith("70.0 % [")
+    assert any(row[1] == "balanced accuracy" and row[2].endswith(" points") for row in differences_table(measures).rows)
+    assert ("Balanced", "Recall, averaged.") in terms_of(measures)
+    (tmp_path / "recipe.yaml").write_text("name: small\n")
+    print_run(describe_run(tmp_path))
+    assert "balanced" in capsys.readouterr().out
+
+
+def test_macro_f1_is_scikit_learns_and_its_gradient_that_of_finite_differences() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(6, 300, p=[0.5, 0.2, 0.15, 0.1, 0.04, 0.01])
+    predicted = np.where(rng.random(300) < 0.6, labels, rng.integers(0, 7, 300))
+    statistic = f1_of(labels, predicted)
+    bootstrap = PairedBootstrap([f"g{i // 3}" for i in range(300)], resamples=300, confidence=0.95, seed=0)
+    found = bootstrap.interval(statistic)
+    assert found.value == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
+    assert 0 < found.low < found.value < found.high < 1
+    one = bootstrap.value(f1_of(labels, predicted, only=1))
+    assert one == pytest.approx(f1_score(labels, predicted, labels=[1], average="macro"), abs=1e-12)
+    sums = np.asarray(statistic.columns.sum(0))
+    assert statistic.gradient is not None
+    for k in range(len(sums)):
+        step = np.zeros_like(sums)
+        step[k] = 1e-5 * sums.max()
+        numeric = (statistic.of(sums + step) - statistic.of(sums - step)) / (2 * step[k])
+        if sums[k] > 0:
+            assert statistic.gradient(sums)[k] == pytest.approx(numeric, rel=1e-3, abs=1e-9)
+
+
+def test_what_the_accuracy_of_one_common_class_hides_macro_f1_shows() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    lazy = np.zeros(100, dtype=np.int64)
+    bootstrap = PairedBootstrap([f"g{i}" for i in range(100)], resamples=100, confidence=0.95, seed=0)
+    assert (lazy == labels).mean() == 0.9
+    # F1 of the common class is 180 / 190, of the rare one 0.
+    assert bootstrap.value(f1_of(labels, lazy)) == pytest.approx(0.5 * 180 / 190)
 
 
 def test_a_ratio_is_of_the_same_draws_so_what_both_share_falls_out() -> None:

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 
 from potstill.artifacts import Artifact, read_artifact, write_artifact
 from potstill.console import Console
+from potstill.evaluate.metrics import SOLVED, metrics_of
 from potstill.measures import Comparison, Interval, Measures, ModelMeasures, Solving, Speed
 from potstill.recipe import Recipe, parse_recipe
 from potstill.report.stage import stage
 from potstill.stage import Context
+from potstill.tasks import SPECS
 from tiny_models import make_tiny_causal_lm
 
 HOSTILE = (
@@ -72,6 +74,13 @@ def recipe_of(shape: Shape, teacher: Path) -> Recipe:
     return parse_recipe(document, base=Path("/"))
 
 
+def with_perplexity(**metrics: Interval) -> dict[str, Interval]:
+    """Metrics with the perplexity of their NLL."""
+    nll = metrics["nll"]
+    ends = (float(np.exp(end)) for end in (nll.value, nll.low, nll.high))
+    return {**metrics, "perplexity": Interval(*ends)}
+
+
 def measures_of(shape: Shape) -> Measures:
     """The measures of such a run."""
     speed = Speed(720_000_000, "bfloat16", 210.0, (204.0, 216.0), 21.0, (20.1, 21.6))
@@ -82,24 +91,31 @@ def measures_of(shape: Shape) -> Measures:
         parameters=81_412_416,
         bytes=325_700_000,
         layers=15,
-        nll=Interval(2.31, 2.18, 2.45),
-        perplexity=float(np.exp(2.31)),
-        kl=Interval(1.93, 1.80, 2.07),
-        top1_agreement=Interval(0.412, 0.39, 0.435),
+        metrics=with_perplexity(
+            nll=Interval(2.31, 2.18, 2.45),
+            kl=Interval(1.93, 1.80, 2.07),
+            top1_agreement=Interval(0.412, 0.39, 0.435),
+        ),
         speed=faster if shape.speed else None,
     )
     models = {
         "teacher": ModelMeasures(
-            "teacher", 134_515_008, 538_090_408, 30, Interval(0.71, 0.66, 0.77), 2.03, None, None, speed
+            "teacher",
+            134_515_008,
+            538_090_408,
+            30,
+            with_perplexity(nll=Interval(0.71, 0.66, 0.77)),
+            speed=speed,
         ),
         "student": student,
         "untrained": replace(
             student,
             name="untrained",
-            nll=Interval(15.9, 15.5, 16.3),
-            perplexity=8_040_000.0,
-            kl=Interval(15.4, 15.0, 15.8),
-            top1_agreement=Interval(0.0004, 0.0, 0.001),
+            metrics=with_perplexity(
+                nll=Interval(15.9, 15.5, 16.3),
+                kl=Interval(15.4, 15.0, 15.8),
+                top1_agreement=Interval(0.0004, 0.0, 0.001),
+            ),
             speed=None,
         ),
     }
@@ -111,10 +127,11 @@ def measures_of(shape: Shape) -> Measures:
         models["text_only"] = replace(
             student,
             name="text_only",
-            nll=Interval(2.31 - shape.nll[0], 2.28, 2.58),
-            perplexity=float(np.exp(2.31 - shape.nll[0])),
-            kl=Interval(1.93 - (shape.kl or (0, 0, 0))[0], 2.15, 2.47),
-            top1_agreement=Interval(0.371, 0.35, 0.392),
+            metrics=with_perplexity(
+                nll=Interval(2.31 - shape.nll[0], 2.28, 2.58),
+                kl=Interval(1.93 - (shape.kl or (0, 0, 0))[0], 2.15, 2.47),
+                top1_agreement=Interval(0.371, 0.35, 0.392),
+            ),
             speed=None,
         )
         if shape.kl is not None:
@@ -125,15 +142,20 @@ def measures_of(shape: Shape) -> Measures:
     if shape.solve:
         shares = {"teacher": (0.8, 0.7, 0.88), "student": (0.425, 0.33, 0.52), "text_only": (0.3, 0.22, 0.39)}
         shares |= {"untrained": (0.0, 0.0, 0.0)}
-        models = {name: replace(model, solved=Interval(*shares[name])) for name, model in models.items()}
+        models = {
+            name: replace(model, metrics={"solved": Interval(*shares[name]), **model.metrics})
+            for name, model in models.items()
+        }
         compared.append(Comparison("student", "teacher", "solved", Interval(-0.375, -0.47, -0.28)))
         if shape.control:
             compared.append(Comparison("student", "text_only", "solved", Interval(0.125, 0.03, 0.22)))
         unfinished = {name: 80 if name == "untrained" else 3 for name in models}
         none = dict.fromkeys(models, 0)
         solving = Solving(80, 78, "numeric@1", 256, unfinished, {**none, "student": 2}, none)
+    specs = [SOLVED.spec] * shape.solve + [metric.spec for metric in metrics_of(SPECS["causal_lm"])]
     return Measures(
         models=models,
+        metrics={spec.name: spec for spec in specs if any(m.get(spec.name) for m in models.values())},
         comparisons=tuple(compared),
         groups=DOCUMENTS,
         records=DOCUMENTS,

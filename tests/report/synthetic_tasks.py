@@ -25,9 +25,8 @@ from potstill.evaluate.documents import (
     save_tokens,
 )
 from potstill.evaluate.held_out import HeldOut
-from potstill.evaluate.measured import Size
 from potstill.evaluate.scores import Scores
-from potstill.evaluate.summary import Draws, summarise
+from potstill.evaluate.summary import Draws, Size, summarise
 from potstill.measures import Speed
 from potstill.recipe import Recipe, parse_recipe
 from potstill.report.findings import Findings, read_findings
@@ -142,7 +141,7 @@ def scores_of(shape: TaskShape, held_out: HeldOut) -> dict[str, Scores]:
                 agree=agree,
                 correct=right if shape.labels else None,
                 predicted=nearest,
-                confidence=random.uniform(0.5, 0.99, count).astype(np.float32),
+                cosine=random.uniform(0.5, 0.99, count).astype(np.float32),
                 regret=regret,
                 pairs=np.linspace(0, 1, count // 2) + random.normal(0, 1.1 - skill, count // 2),
             )
@@ -183,7 +182,7 @@ def write_task_run(run: Path, shape: TaskShape) -> tuple[Recipe, dict[str, Artif
         for name in scores
     }
     measures = summarise(
-        scores,
+        {name: [of_model] for name, of_model in scores.items()},
         sizes,
         speeds,
         held_out.target_groups,

@@ -145,8 +145,8 @@ def test_losses_that_are_not_numbers_are_said(tmp_path: Path) -> None:
     recipe, inputs = write_run(tmp_path)
     file = inputs["evaluate"].path / "measures.json"
     raw = json.loads(file.read_text())
-    raw["models"]["student"]["nll"] = {"value": float("nan"), "low": float("nan"), "high": float("inf")}
-    raw["models"]["student"]["perplexity"] = float("inf")
+    raw["models"]["student"]["metrics"]["nll"] = {"value": float("nan"), "low": float("nan"), "high": float("inf")}
+    raw["models"]["student"]["metrics"]["perplexity"]["value"] = float("inf")
     file.write_text(json.dumps(raw))
     log = inputs["train"].path / "history.jsonl"
     log.write_text('{"loss": NaN, "step": 1}\n{"loss": 2.0, "step": 2}\n')

@@ -70,10 +70,10 @@ def test_tables_have_it_and_why_answers_are_not_solved(run: tuple[Path, Findings
 
 
 def test_cards_and_charts_have_it(run: tuple[Path, Findings]) -> None:
-    card = next(card for card in cards_of(run[1]) if card.label == "Solved")
-    assert (card.value, card.note) == ("42.5 %", "of 80 held-out problems; teacher 80.0 %")
+    card = next(card for card in cards_of(run[1]) if card.label == "Share of problems solved")
+    assert (card.value, card.note) == ("42.5 %", "teacher 80.0 %")
     titles = [figure.title for figure in against_figures(run[1])]
-    assert "Problems solved" in titles
+    assert "Share of problems solved" in titles
 
 
 def test_page_and_model_card_say_it(run: tuple[Path, Findings]) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from report.synthetic import Shape, recipe_of
 
-from potstill.evaluate.teacher import teacher_name
 from potstill.recipe import parse_recipe
 from potstill.report.stage import stage
-from potstill.teachers.origin import origin_of_teacher
+from potstill.teachers.origin import origin_of_teacher, teacher_name
 
 
 def test_it_reads_what_the_recipe_has(tiny_llama: Path) -> None:

@@ -16,8 +16,8 @@ BETTER, WORSE, NOTHING = (-0.38, -0.51, -0.26), (0.38, 0.26, 0.51), (-0.05, -0.1
 @pytest.mark.parametrize(
     ("kl", "nll", "outcome", "said"),
     [
-        (BETTER, BETTER, "better", "It is better than the same student trained equally long on the text alone"),
-        (WORSE, WORSE, "worse", "It is worse than the same student trained equally long on the text alone"),
+        (BETTER, BETTER, "better", "It is better than the same student trained for as many steps on the text alone"),
+        (WORSE, WORSE, "worse", "It is worse than the same student trained for as many steps on the text alone"),
         (NOTHING, NOTHING, "unclear", "That the teacher’s distributions were worth anything is not shown"),
         (BETTER, NOTHING, "mixed", "lower by 0.38 nats [0.26, 0.51] but no difference in NLL is shown"),
         (NOTHING, WORSE, "mixed", "no difference in KL from the teacher is shown"),
@@ -69,18 +69,18 @@ def test_a_student_that_is_larger_or_reads_better_than_its_teacher_is_described_
 
 def test_a_student_without_a_teacher_has_a_verdict() -> None:
     measures = measures_of(Shape(kl=None, nll=None))
-    alone = replace(measures.models["student"], kl=None, top1_agreement=None)
+    alone = replace(measures.models["student"], metrics={"nll": measures.models["student"].metrics["nll"]})
     assert "no teacher to hold it against" in judge(replace(measures, models={"student": alone}, comparisons=())).kept
 
 
 def test_a_teacher_that_was_not_measured_is_not_called_absent_nor_worthless() -> None:
     measures = measures_of(Shape(kl=None, nll=NOTHING))
-    alone = replace(measures.models["student"], kl=None, top1_agreement=None)
+    alone = replace(measures.models["student"], metrics={"nll": measures.models["student"].metrics["nll"]})
     models = {"student": alone, "text_only": measures.models["text_only"]}
     verdict = judge(replace(measures, models=models, teacher_unmeasured="its weights cannot be opened here"))
     assert "its teacher was not measured (its weights cannot be opened here)" in verdict.kept
     assert verdict.outcome == "unknown"
-    assert "was not measured (no KL from the teacher)" in verdict.worth
+    assert "Whether it came nearer to its teacher was not measured; " in verdict.worth
     assert "no teacher" not in verdict.text and "worth anything is not shown" not in verdict.text
 
 

@@ -211,8 +211,8 @@ def test_every_shipped_comparison_is_one(path: Path, tmp_path: Path) -> None:
 
 
 def measured(kl: float) -> Measures:
-    model = ModelMeasures("student", 10, 40, 2, nll=Interval(kl + 1, kl, kl + 2), kl=Interval(kl, kl, kl))
-    return Measures({"student": model}, (), groups=2, records=2, targets=2, confidence=0.95, resamples=10)
+    model = ModelMeasures("student", 10, 40, 2, {"nll": Interval(kl + 1, kl, kl + 2), "kl": Interval(kl, kl, kl)})
+    return Measures({"student": model}, {}, (), groups=2, records=2, targets=2, confidence=0.95, resamples=10)
 
 
 class Pretended:
@@ -379,8 +379,8 @@ def write_solved(folder: Path, solved: list[bool], ids: str = "abcdefgh") -> Non
     evaluate = folder / "evaluate"
     evaluate.mkdir(parents=True)
     share = sum(solved) / len(solved)
-    model = ModelMeasures("student", 10, 40, 2, solved=Interval(share, share, share))
-    Measures({"student": model}, (), groups=8, records=8, targets=9, confidence=0.95, resamples=10).save(
+    model = ModelMeasures("student", 10, 40, 2, {"solved": Interval(share, share, share)})
+    Measures({"student": model}, {}, (), groups=8, records=8, targets=9, confidence=0.95, resamples=10).save(
         evaluate / "measures.json"
     )
     names = list(ids)
@@ -478,8 +478,8 @@ def test_questions_of_capacity_are_answered_from_sizes_tokens_and_losses_of_the_
         (folder / "train").mkdir()
         (folder / "train" / "manifest.json").write_text(json.dumps({"counts": {"tokens": tokens}}))
         kl = 0.5 + (parameters / 2000) ** -1.0 + 0.5 * (tokens / 4000) ** -0.5
-        model = ModelMeasures("student", parameters, 4 * parameters, layers, kl=Interval(kl, kl, kl))
-        Measures({"student": model}, (), groups=2, records=2, targets=2, confidence=0.95, resamples=10).save(
+        model = ModelMeasures("student", parameters, 4 * parameters, layers, {"kl": Interval(kl, kl, kl)})
+        Measures({"student": model}, {}, (), groups=2, records=2, targets=2, confidence=0.95, resamples=10).save(
             folder / "evaluate" / "measures.json"
         )
 

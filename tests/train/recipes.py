@@ -21,6 +21,7 @@ from train.small import conversations
 from potstill.artifacts import Artifact, read_artifact, write_artifact
 from potstill.console import Console
 from potstill.recipe import Recipe, load_recipe
+from potstill.recipe.train import STUDENT, Training
 from potstill.stage import Context
 from potstill.train import training  # noqa: F401 (imported before a process is forked)
 from potstill.train.stage import stage
@@ -48,12 +49,18 @@ def write_recipe(folder: Path, teacher: Path, **changes: Any) -> Path:
     return path
 
 
-def run_stage(recipe: Recipe, run: Path, control: str | None = None, console: Console | None = None) -> Artifact:
+def run_stage(
+    recipe: Recipe,
+    run: Path,
+    which: Training = STUDENT,
+    console: Console | None = None,
+    inputs: Mapping[str, Artifact] | None = None,
+) -> Artifact:
     """Run the stage, as the pipeline does."""
-    made = stage(recipe, control)
+    made = stage(recipe, which)
     key, digests = made.key(recipe, {})
     with write_artifact(run, made.name, key, settings=made.settings, inputs=digests, seed=recipe.seed) as work:
-        made.write(Context(recipe, run, {}, work, console or Console("quiet")))
+        made.write(Context(recipe, run, inputs or {}, work, console or Console("quiet")))
     artifact = read_artifact(run / made.name)
     assert artifact is not None
     return artifact

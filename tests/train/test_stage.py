@@ -19,7 +19,9 @@ from potstill.data import read_sides, selects
 from potstill.errors import DataError, ModelError, RecipeError, TokenizerMismatch
 from potstill.evaluate.held_out import read_held_out
 from potstill.recipe import Recipe, load_recipe, parse_recipe
-from potstill.train.stage import stage
+from potstill.recipe.train import Training
+from potstill.stage import stage_names
+from potstill.train.stage import stage, steps_of_equal_seconds, trained_by
 from tiny_models import make_tiny_causal_lm, make_tiny_convnet, make_tiny_tokenizer
 
 
@@ -80,7 +82,7 @@ def test_text_only_is_the_same_student_on_the_same_batches_without_a_teacher(
     now = "train"
     ours = run_stage(recipe, tmp_path / "run")
     now = "train.text_only"
-    control = run_stage(recipe, tmp_path / "run", "text_only")
+    control = run_stage(recipe, tmp_path / "run", Training("text_only"))
     assert len(seen["train"]) == len(seen["train.text_only"]) > 0
     assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
     assert all(torch.equal(began["train"][name], began["train.text_only"][name]) for name in began["train"])
@@ -95,9 +97,65 @@ def test_a_change_of_objectives_leaves_the_control_fresh(tmp_path: Path, tiny_ll
     path = write_recipe(tmp_path, tiny_llama, train={"controls": ["text_only"], "objectives": objectives})
     base, other = load_recipe(path), load_recipe(path, ["train.objectives.0.weight=3"])
     assert stage(base).key(base, {}) != stage(other).key(other, {})
-    assert stage(base, "text_only").key(base, {}) == stage(other, "text_only").key(other, {})
+    assert stage(base, Training("text_only")).key(base, {}) == stage(other, Training("text_only")).key(other, {})
     shown = load_recipe(path, ["train.log_gradient_norms=true", "train.checkpoint_seconds=1", "train.controls=[]"])
     assert stage(base).key(base, {}) == stage(shown).key(shown, {})
+
+
+def test_each_seed_is_a_training_of_its_own_and_the_first_stays_fresh(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write_recipe(tmp_path, tiny_llama, train={"controls": ["text_only"]})
+    one, three = load_recipe(path), load_recipe(path, ["train.seeds=3"])
+    names = [name for name in stage_names(three) if name.startswith("train")]
+    assert names == [
+        "train",
+        "train.text_only",
+        "train.seed1",
+        "train.text_only.seed1",
+        "train.seed2",
+        "train.text_only.seed2",
+    ]
+    for training in one.required_train.trainings:
+        assert stage(one, training).key(one, {}) == stage(three, training).key(three, {})
+    assert trained_by(three, Training(None, 2)).seed == three.seed + 2
+    keys = {stage(three, training).key(three, {})[0] for training in three.required_train.trainings}
+    assert len(keys) == 6
+
+
+def test_another_seed_sees_the_same_rows_in_another_order(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, tiny_llama, train={"seeds": 2}))
+    first, second = (run_stage(recipe, tmp_path / "run", training) for training in recipe.required_train.trainings)
+    assert facts(first)["steps"] == facts(second)["steps"] and facts(first)["tokens"] == facts(second)["tokens"]
+    losses = [[entry["loss"] for entry in history(made) if "loss" in entry] for made in (first, second)]
+    assert losses[0] != losses[1]
+
+
+def test_a_control_of_equal_seconds_takes_as_many_steps_as_fit_into_them(tmp_path: Path, tiny_llama: Path) -> None:
+    # 40 steps in 10 s against 40 in 8 s: 50 steps of the control take 10 s.
+    assert steps_of_equal_seconds({"steps": 40, "seconds": 10.0}, {"steps": 40, "seconds": 8.0}) == 50
+    assert steps_of_equal_seconds({"steps": 40, "seconds": 0.0}, {"steps": 40, "seconds": 0.0}) == 40
+    train = {"controls": ["text_only", "text_only_equal_seconds"]}
+    recipe = load_recipe(write_recipe(tmp_path, tiny_llama, train=train))
+    run, made = tmp_path / "run", Training("text_only_equal_seconds")
+    assert stage(recipe, made).reads == ("train", "train.text_only")
+    plain = {"train": run_stage(recipe, run), "train.text_only": run_stage(recipe, run, Training("text_only"))}
+    file = plain["train"].path / "student.json"
+    file.write_text(json.dumps({**facts(plain["train"]), "seconds": 1.5 * facts(plain["train.text_only"])["seconds"]}))
+    control = run_stage(recipe, run, made, inputs=plain)
+    assert facts(control)["steps"] == round(1.5 * facts(plain["train.text_only"])["steps"])
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"controls": ["text_only_equal_seconds"]}, "add text_only to the controls"),
+        ({"seeds": 0}, "seeds"),
+    ],
+)
+def test_controls_and_seeds_that_cannot_be_trained_are_refused(
+    tmp_path: Path, tiny_llama: Path, train: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(write_recipe(tmp_path, tiny_llama, train=train))
 
 
 def test_an_adapter_is_merged_and_lies_beside(tmp_path: Path, tiny_llama: Path) -> None:
@@ -134,8 +192,8 @@ def test_the_best_student_and_the_best_control_are_chosen_by_one_criterion_on_gr
     objectives = [{"kind": "forward_kl"}]
     train = {"keep": "best", "evaluations": 8, "controls": ["text_only"], "objectives": objectives}
     recipe = load_recipe(write_recipe(tmp_path, tiny_llama, data={"held_out": 0.5}, train=train))
-    for control in (None, "text_only"):
-        made = run_stage(recipe, tmp_path / "run", control)
+    for training in (Training(), Training("text_only")):
+        made = run_stage(recipe, tmp_path / "run", training)
         curve = {entry["step"]: entry["eval_nll"] for entry in history(made) if "eval_nll" in entry}
         assert facts(made)["kept_step"] == min(curve, key=curve.__getitem__)
     held_out = read_sides(recipe.data).held_out

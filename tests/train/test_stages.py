@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from potstill.errors import RecipeError
 from potstill.recipe import Recipe, load_recipe
+from potstill.recipe.train import Training
 from potstill.train import training
 from tiny_models import make_tiny_classifier
 
@@ -103,14 +104,14 @@ def test_a_training_interrupted_in_any_stage_ends_as_if_it_had_not_been(
             if (self.name, state.global_step) == (stage, step):
                 raise KeyboardInterrupt
 
-    usual = training.Training._callbacks
+    usual = training.TrainingRun._callbacks
     with monkeypatch.context() as patched:
-        patched.setattr(training.Training, "_callbacks", lambda self, s, m: [*usual(self, s, m), Interrupt(s.name)])
+        patched.setattr(training.TrainingRun, "_callbacks", lambda self, s, m: [*usual(self, s, m), Interrupt(s.name)])
         with pytest.raises(KeyboardInterrupt):
             run_stage(recipe, tmp_path / "torn")
     begun.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(training.Training, "_callbacks", lambda self, s, m: [*usual(self, s, m), Interrupt("again")])
+        patched.setattr(training.TrainingRun, "_callbacks", lambda self, s, m: [*usual(self, s, m), Interrupt("again")])
         again = run_stage(recipe, tmp_path / "torn")
 
     assert {
@@ -139,13 +140,13 @@ def test_projections_are_handed_on_only_where_it_is_said(tmp_path: Path, monkeyp
     again = {**LAYERS, "name": "again", "keep_projections": True}
     recipe = load_recipe(write(tmp_path, LAYERS, again))
     made: list[Any] = []
-    usual = training.Training._trainer
+    usual = training.TrainingRun._trainer
 
     def noted(self: Any, *given: Any) -> Any:
         made.append(usual(self, *given))
         return made[-1]
 
-    monkeypatch.setattr(training.Training, "_trainer", noted)
+    monkeypatch.setattr(training.TrainingRun, "_trainer", noted)
     run_stage(recipe, tmp_path / "run")
 
     assert (
@@ -165,7 +166,7 @@ def test_the_control_of_a_training_in_stages_is_in_stages(recipe: Recipe, tmp_pa
     assert recipe.train is not None
     control = recipe.model_copy(update={"train": recipe.train.model_copy(update={"controls": ("text_only",)})})
 
-    artifact = run_stage(control, tmp_path / "run", "text_only")
+    artifact = run_stage(control, tmp_path / "run", Training("text_only"))
 
     facts = json.loads((artifact.path / "student.json").read_text())
     assert [stage["name"] for stage in facts["stages"]] == ["layers", "prediction"]

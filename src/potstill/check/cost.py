@@ -98,9 +98,11 @@ def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
     if tokens and student and train is not None:
         once = 6 * student * tokens / (rate * _TRAINS_AT)
         read = 2 * teacher * tokens / (rate * _READS_AT) if inputs.is_taught else 0.0
-        seconds = once * (1 + len(train.controls)) + read
+        seconds = once * len(train.trainings) + read * train.seeds
         figures["training_seconds_estimated"] = round(seconds)
         controls = f" with {len(train.controls)} control{'s' * (len(train.controls) > 1)}" if train.controls else ""
+        if train.seeds > 1:
+            controls += f", by {train.seeds} seeds"
         yield Finding(
             "cost",
             f"training{controls}: {_between(seconds)} on this machine's processor, roughly (--probe measures a step)",
@@ -130,7 +132,7 @@ def disk_suffices(inputs: Inputs) -> Iterator[Finding]:
     if student is None or train is None:
         return
     kept = int(train.args.get("save_total_limit") or 2) + 1  # one is written before another is removed
-    needed = student * (4 * (1 + len(train.controls) + len(inputs.recipe.export)) + kept * (4 + _OPTIMISER_BYTES))
+    needed = student * (4 * (len(train.trainings) + len(inputs.recipe.export)) + kept * (4 + _OPTIMISER_BYTES))
     inputs.figures["disk_bytes"] = needed
     free = shutil.disk_usage(Path()).free
     if needed > free:

@@ -71,6 +71,8 @@ def steps_are_counted(inputs: Inputs) -> Iterator[Finding]:
     answers = len(sides.train) * (best or samples)
     about = "about " if train.packing or recipe.generate is not None or inputs.task.masks else ""
     controls = f", and as many for each of: {', '.join(train.controls)}" if train.controls else ""
+    if train.seeds > 1:
+        controls += f", each by {train.seeds} seeds"
     total = 0
     for stage in train.in_stages:
         args = {**train.args, **stage.args}

@@ -67,6 +67,15 @@ class Statistic:
     values: Floats | None = None
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Spearman's correlation of two values per unit [P]; units must not depend on each other, and are resampled by
+    themselves."""
+
+    a: Values
+    b: Values
+
+
 def mean_of(values: Values, bounds: Bounds | None = None) -> Statistic:
     """The mean of one value per target [N]; of booleans it is a share, and bounded by 0 and 1."""
     if bounds is None:
@@ -188,10 +197,30 @@ class PairedBootstrap:
         averaged = average_of(several)
         found = self._over_groups(averaged)
         if len(several) > 1:
-            values = [float(one.of(self._sums(one).sum(0))) for one in several]
-            found = _moved(found, _half_width_over(values, self.confidence))
+            found = _moved(found, _half_width_over([self.value(one) for one in several], self.confidence))
         low, high = averaged.bounds
         return Interval(found.value, max(found.low, low), min(found.high, high))
+
+    def value(self, statistic: Statistic) -> float:
+        """A statistic of all targets, without an interval."""
+        return float(statistic.of(np.asarray(self._sums(statistic).sum(0))))
+
+    def rank_correlation(self, several: Sequence[Ranks]) -> Interval | None:
+        """The correlation, over units instead of groups; of several seeds the mean, with an interval over seeds too
+        (its half widths over units are the means of the seeds', which is never too narrow). None where it is not
+        defined."""
+        one_by_one = [
+            rank_correlation(ranks.a, ranks.b, resamples=self.resamples, confidence=self.confidence, seed=self.seed)
+            for ranks in several
+        ]
+        found = [interval for interval in one_by_one if interval is not None]
+        if len(found) < len(several):
+            return None
+        value, low, high = np.mean([(i.value, i.low, i.high) for i in found], axis=0).tolist()
+        if len(found) == 1:
+            return found[0]
+        moved = _moved(Interval(value, low, high), _half_width_over([i.value for i in found], self.confidence))
+        return Interval(value, max(moved.low, -1.0), min(moved.high, 1.0))
 
     def mean(self, values: Values, bounds: Bounds | None = None) -> Interval:
         """The mean of one value per target [N], with its interval."""

@@ -125,9 +125,9 @@ def examples_of(held_out: HeldOut, scores: Mapping[str, Scores]) -> list[dict[st
     found = []
     for i in np.argsort(-student.nll, kind="stable")[:MOST_EXAMPLES].tolist():
         predictions = {
-            name: {"class": _named(held_out, int(of.predicted[i])), "probability": float(of.confidence[i])}
+            name: {"class": _named(held_out, int(of.predicted[i])), "probability": float(of.probability[i])}
             for name, of in scores.items()
-            if of.predicted is not None and of.confidence is not None
+            if of.predicted is not None and of.probability is not None
         }
         found.append(
             _shown(held_out, i)
@@ -150,18 +150,18 @@ def neighbours_of(held_out: HeldOut, scores: Mapping[str, Scores]) -> list[dict[
     loss: NDArray[Any] = np.zeros(len(labels))
     if student.regret is not None:
         loss = student.regret
-    elif student.correct is not None and student.confidence is not None:
-        loss = np.where(student.correct, 0.0, 1.0 + student.confidence)
+    elif student.correct is not None and student.cosine is not None:
+        loss = np.where(student.correct, 0.0, 1.0 + student.cosine)
     found = []
     for i in np.argsort(-loss, kind="stable")[:MOST_EXAMPLES].tolist():
         neighbours = {
             name: {
                 "text": _text(held_out, int(of.predicted[i])),
                 "label": _named(held_out, int(labels[of.predicted[i]])),
-                "cosine": float(of.confidence[i]),
+                "cosine": float(of.cosine[i]),
             }
             for name, of in scores.items()
-            if of.predicted is not None and of.confidence is not None
+            if of.predicted is not None and of.cosine is not None
         }
         regret = None if student.regret is None else float(student.regret[i])
         found.append(
@@ -217,7 +217,7 @@ def save_examples(path: Path, held_out: HeldOut, scores: Mapping[str, Scores]) -
 
     Columns: `record_id`, `group`, `label` (empty where there is none), and of each model, where it is measured,
     `nll_<model>`, `kl_<model>`, `agree_<model>`, `correct_<model>`, `class_<model>`, `nearest_<model>` (the row of the
-    neighbour), `confidence_<model>` (the probability of the class, or the cosine of the neighbour) and
+    neighbour), `probability_<model>` (of the class that it puts first), `cosine_<model>` (of the neighbour) and
     `regret_<model>`.
     """
     columns: dict[str, Any] = {
@@ -240,7 +240,7 @@ def _save(path: Path, columns: dict[str, Any], scores: Mapping[str, Scores]) -> 
     import pyarrow.parquet as pq
 
     for name, of_model in scores.items():
-        for value in ("nll", "kl", "agree", "correct", "confidence", "regret"):
+        for value in ("nll", "kl", "agree", "correct", "probability", "cosine", "regret"):
             if (column := getattr(of_model, value)) is not None:
                 columns[f"{value}_{name}"] = column
     pq.write_table(pa.table(columns), path)

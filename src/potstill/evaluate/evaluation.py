@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from potstill.data import ChatTokenizer
 from potstill.evaluate.answers import Written, write_answers
-from potstill.evaluate.cast import Cast
+from potstill.evaluate.compared_models import ComparedModel, ComparedModels, size_of
 from potstill.evaluate.documents import (
     Document,
     blanked,
@@ -30,22 +28,18 @@ from potstill.evaluate.documents import (
 )
 from potstill.evaluate.fidelity import Batches, TeacherRows, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out
-from potstill.evaluate.measured import Measured, Size, size_of
 from potstill.evaluate.neighbours import Embedded, embed, nearest, pairs_of, score_neighbours
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.solving import Solvers
 from potstill.evaluate.speed import NEW_TOKENS, forward_of, measure_speed, speed_dtype, writing_of
-from potstill.evaluate.summary import Draws, summarise
-from potstill.evaluate.teacher import pooling_of
-from potstill.measures import Measures, Speed
+from potstill.evaluate.summary import Draws, Found, Size, summarise
+from potstill.measures import Speed
 from potstill.stage import Context
 from potstill.tasks import SPECS
+from potstill.teachers.base import OpenTeacher
 
 _WORK = "checkpoints"
-"""Folder of what is needed for a while: it does not become part of the artifact."""
-
-Told = TeacherRows | Embedded | None
-"""What the teacher said, in the form in which the others are compared with it."""
+"""Folder of temporary files: it does not become part of the artifact."""
 
 
 class Evaluation:
@@ -54,13 +48,14 @@ class Evaluation:
     def __init__(self, context: Context) -> None:
         recipe = context.recipe
         self.context, self.settings, self.task = context, recipe.required_evaluate, recipe.task
-        self.scores: dict[str, Scores] = {}
+        self.scores: dict[str, list[Scores]] = {}
+        self.teacher_rows: TeacherRows | None = None
+        self.teacher_vectors: Embedded | None = None
         self.sizes: dict[str, Size] = {}
         trained = context.inputs["train"].path
-        facts = json.loads((trained / "student.json").read_text(encoding="utf-8"))
         self.held_out = self._held_out()
-        self.cast = Cast(context, trained / "model", facts, self.held_out.classes, context.out / _WORK)
-        self.notes = [self._how(), *self._best, *self._cut, *self.cast.notes]
+        self.models = ComparedModels(context, self.held_out.classes, context.out / _WORK)
+        self.notes = [self._how(), *self._best, *self._cut, *self._seeds, *self.models.notes]
         self.batches = Batches(self.held_out, self.settings.tokens_per_batch)
         writes = SPECS[self.task].has_vocabulary
         self.chat = ChatTokenizer.from_folder(trained / "model") if writes else None
@@ -86,6 +81,18 @@ class Evaluation:
         return [f"{cut} of {records} held-out records were cut at train.max_length."] if cut else []
 
     @property
+    def _seeds(self) -> list[str]:
+        """What several seeds are, where there are several."""
+        seeds = self.context.recipe.required_train.seeds
+        if seeds == 1:
+            return []
+        return [
+            f"Student and controls were trained {seeds} times, by seeds that differ in initialisation, order and "
+            "dropout, on the same data. Values are means over the seeds, and intervals are over seeds and groups. "
+            "Sizes, rates, answers and worst records are of the first; so is the untrained student."
+        ]
+
+    @property
     def _best(self) -> list[str]:
         """How the weights were chosen, where they are not the last ones."""
         train = self.context.recipe.train
@@ -105,21 +112,23 @@ class Evaluation:
             return how + masked
         return (
             "All models were measured in fp32 and evaluation mode. An example's embedding is its last hidden states, "
-            f"pooled ({pooling_of(self.context.recipe)}) and of length 1; its nearest neighbour is the held-out "
-            "example of another group with the largest cosine."
+            f"pooled ({self.context.recipe.required_train.pooling}) and of length 1; its nearest neighbour is the "
+            "held-out example of another group with the largest cosine."
         )
 
     # ---- measuring -----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Measure everything and write the artifact's files."""
-        told = self._measure_teacher(self.cast.teacher) if self.cast.teacher is not None else None
-        for measured in (self.cast.student, *self.cast.controls):
-            self._measure(measured, told)
-        del told
-        if self.cast.teacher is not None and self._asks:
-            with self._opened(self.cast.teacher) as model:
-                self._answer(self.cast.teacher, model)
+        teacher = self.models.teacher
+        if teacher is not None:
+            self._measure_teacher(teacher)
+        for compared in self.models.students:
+            self._measure(compared)
+        self.teacher_rows = self.teacher_vectors = None
+        if teacher is not None and self._asks:
+            with self._opened(teacher) as model:
+                self._answer(teacher, model)
             del model
         self._save(self._speed())
 
@@ -128,64 +137,67 @@ class Evaluation:
         """Whether models are asked to write."""
         return SPECS[self.task].writes and self.settings.samples_shown > 0
 
-    def _measure_teacher(self, teacher: Measured) -> Told:
+    def _measure_teacher(self, teacher: ComparedModel) -> None:
+        """Scores of the teacher, and what the others are compared with."""
         with self._opened(teacher) as model:
             with self._progress(teacher) as advance:
-                if not SPECS[self.task].has_response:
-                    return self._embedded(model, "teacher", None, advance)
-                folder = self.context.out / _WORK / "teacher"
-                self.scores["teacher"], rows = measure_teacher(model, self.batches, folder, advance)
-            self._solve(teacher, model)
-        return rows
-
-    def _measure(self, measured: Measured, told: Told) -> None:
-        """Scores and answers of one model. The student comes first: its scores say which documents are shown."""
-        with self._opened(measured) as model:
-            with self._progress(measured) as advance:
-                if isinstance(told, Embedded) or not SPECS[self.task].has_response:
-                    assert not isinstance(told, TeacherRows)
-                    self._embedded(model, measured.name, told, advance)
+                if SPECS[self.task].has_response:
+                    folder = self.context.out / _WORK / "teacher"
+                    scores, self.teacher_rows = measure_teacher(model, self.batches, folder, advance)
                 else:
-                    self.scores[measured.name] = measure(model, self.batches, told, advance, measured.name)
-            if measured.name == "student":
-                self.documents = self._documents()
-            if self._asks and measured.name != "untrained":
-                self._answer(measured, model)
-            self._solve(measured, model)
+                    scores, self.teacher_vectors = self._embedded(model, "teacher", advance)
+                self.scores["teacher"] = [scores]
+            self._solve(teacher, model)
 
-    def _solve(self, measured: Measured, model: nn.Module) -> None:
+    def _measure(self, compared: ComparedModel) -> None:
+        """Scores and answers of one model. The student comes first: its scores say which documents are shown."""
+        name = compared.name
+        with self._opened(compared) as model:
+            with self._progress(compared) as advance:
+                if SPECS[self.task].has_response:
+                    scores = measure(model, self.batches, self.teacher_rows, advance, name)
+                else:
+                    scores, _ = self._embedded(model, name, advance)
+            self.scores.setdefault(name, []).append(scores)
+            if name == "student" and compared.is_first:
+                self.documents = self._documents()
+            if self._asks and compared.is_first and name != "untrained":
+                self._answer(compared, model)
+            self._solve(compared, model)
+
+    def _solve(self, compared: ComparedModel, model: OpenTeacher) -> None:
         """Put the held-out problems to one model."""
         if self.solvers is None:
             return
         console, count = self.context.console, len(self.solvers.problems)
-        with console.task(f"problems of {measured.name}", count, "problems") as task:
-            self.solvers.ask(measured.name, model, self.sizes[measured.name].positions, task.advance)
-        if (solutions := self.solvers.by_model.get(measured.name)) is not None:
+        with console.task(f"problems of {compared.label}", count, "problems") as task:
+            solutions = self.solvers.ask(compared.name, model, self.sizes[compared.name].positions, task.advance)
+        if solutions is not None:
             solved = sum(solution.solved for solution in solutions)
-            console.say(f"the {measured.name} solves {solved} of {count} held-out problems", solved=solved)
+            console.say(f"the {compared.label} solves {solved} of {count} held-out problems", solved=solved)
 
-    def _embedded(self, model: nn.Module, name: str, teacher: Embedded | None, advance: Any) -> Embedded:
+    def _embedded(self, model: OpenTeacher, name: str, advance: Any) -> tuple[Scores, Embedded]:
         recipe, groups = self.context.recipe, self.held_out.target_groups
-        vectors = embed(model, self.batches, pooling_of(recipe), advance, name)
+        vectors = embed(model, self.batches, recipe.required_train.pooling, advance, name)
         found = Embedded(vectors, nearest(vectors, groups))
         pairs = pairs_of(groups, recipe.seed)
-        self.scores[name] = score_neighbours(found, teacher, self.held_out.target_ids, pairs)
-        return found
+        return score_neighbours(found, self.teacher_vectors, self.held_out.target_ids, pairs), found
 
     @contextmanager
-    def _opened(self, measured: Measured) -> Iterator[nn.Module]:
-        # The model before it is gone by now, but for what refers to itself.
+    def _opened(self, compared: ComparedModel) -> Iterator[OpenTeacher]:
+        # The model before it is gone by now, but for reference cycles.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        model = measured.open("float32")
-        self.sizes[measured.name] = size_of(model, measured)
+        model = compared.open("float32")
+        if compared.is_first:
+            self.sizes[compared.name] = size_of(model, compared)
         yield model
 
     @contextmanager
-    def _progress(self, measured: Measured) -> Iterator[Any]:
+    def _progress(self, compared: ComparedModel) -> Iterator[Any]:
         unit = "tokens" if SPECS[self.task].has_vocabulary else "examples"
-        with self.context.console.task(f"measuring {measured.name}", self.batches.targets, unit) as task:
+        with self.context.console.task(f"measuring {compared.label}", self.batches.targets, unit) as task:
             yield task.advance
 
     # ---- what a person reads -------------------------------------------------------------------------------------
@@ -201,17 +213,21 @@ class Evaluation:
         else:
             rows = zip(held_out.records, held_out.rows, strict=True)
             questions = [question_of(record, row, chat) for record, row in rows]
-        return documents_of(held_out, questions, self.scores["student"], self.scores.get("teacher"))
+        return documents_of(held_out, questions, self.scores["student"][0], self._first("teacher"))
 
-    def _answer(self, measured: Measured, model: nn.Module) -> None:
+    def _first(self, name: str) -> Scores | None:
+        """The scores of a model, of several seeds those of the first; None if it was not measured."""
+        return next(iter(self.scores.get(name, ())), None)
+
+    def _answer(self, compared: ComparedModel, opened: OpenTeacher) -> None:
         """Answers of one model to the questions of the first documents; each question once."""
-        shown = self.documents[: self.settings.samples_shown]
+        shown, model = self.documents[: self.settings.samples_shown], opened.modules[0]
         if not shown or self.chat is None:
             return
-        if not isinstance(model, PreTrainedModel):
+        if compared.is_ensemble or not isinstance(model, PreTrainedModel):
             return  # an ensemble's members do not write as one
         questions: dict[tuple[int, ...], Question] = {document.question.ids: document.question for document in shown}
-        with self.context.console.task(f"answers of {measured.name}", len(questions), "prompts") as task:
+        with self.context.console.task(f"answers of {compared.name}", len(questions), "prompts") as task:
             written = write_answers(
                 model,
                 list(questions),
@@ -221,14 +237,16 @@ class Evaluation:
             )
         by_question: dict[tuple[int, ...], Written] = dict(zip(questions, written, strict=True))
         for document in shown:
-            document.answers[measured.name] = by_question[document.question.ids]
+            document.answers[compared.name] = by_question[document.question.ids]
 
     # ---- rates ---------------------------------------------------------------------------------------------------
 
     def _speed(self) -> Mapping[str, Speed]:
         if not self.settings.speed:
             return {}
-        teacher, student = self.cast.teacher, self.cast.student
+        teacher, student = self.models.teacher, self.models.student
+        if teacher is not None and teacher.is_ensemble and SPECS[self.task].writes:
+            teacher = None  # its members do not write as one
         models = [student] if teacher is None else [teacher, student]
         work: Any
         if SPECS[self.task].writes:
@@ -253,9 +271,14 @@ class Evaluation:
         return rates.speeds
 
     def _save(self, speeds: Mapping[str, Speed]) -> None:
-        draws = Draws(self.settings.resamples, self.settings.confidence, self.context.recipe.seed)
+        recipe, out = self.context.recipe, self.context.out
+        draws = Draws(self.settings.resamples, self.settings.confidence, recipe.seed)
         of_examples = self.chat is None
-        measures: Measures = summarise(
+        solved, solving, about_solving = Found(), None, list[str]()
+        if self.solvers is not None:
+            solved, solving, about_solving = self.solvers.found(draws)
+            self.solvers.save(out)
+        measures = summarise(
             self.scores,
             self.sizes,
             speeds,
@@ -265,19 +288,22 @@ class Evaluation:
             records=self.held_out.measured_records,
             draws=draws,
             notes=self.notes,
+            solved=solved,
         )
-        train = self.context.recipe.train
-        taught = train is not None and any(o.needs().teacher for o in train.all_objectives)
-        measures = replace(measures, taught=taught, teacher_unmeasured=self.cast.teacher_unmeasured)
-        out = self.context.out
-        if self.solvers is not None:
-            measures = self.solvers.added_to(measures, draws)
-            self.solvers.save(out)
-        measures.save(out / "measures.json")
+        taught = any(o.needs().teacher for o in recipe.required_train.all_objectives)
+        replace(
+            measures,
+            notes=(*measures.notes, *about_solving),
+            solving=solving,
+            taught=taught,
+            teacher_unmeasured=self.models.teacher_unmeasured,
+        ).save(out / "measures.json")
+        scores = {name: of_model[0] for name, of_model in self.scores.items()}
+        others = {f"{name}_seed{i}": s for name, of_model in self.scores.items() for i, s in enumerate(of_model) if i}
         if of_examples:
             make = examples_of if SPECS[self.task].has_classes else neighbours_of
-            save_documents(out / "documents.json", make(self.held_out, self.scores))
-            save_examples(out / "examples.parquet", self.held_out, self.scores)
+            save_documents(out / "documents.json", make(self.held_out, scores))
+            save_examples(out / "examples.parquet", self.held_out, scores | others)
         else:
             save_documents(out / "documents.json", [document.to_dict() for document in self.documents])
-            save_tokens(out / "tokens.parquet", self.held_out, self.scores)
+            save_tokens(out / "tokens.parquet", self.held_out, scores | others)

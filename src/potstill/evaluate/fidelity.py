@@ -13,26 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from potstill.errors import ModelError
 from potstill.evaluate.held_out import HeldOut
-from potstill.evaluate.members import response
 from potstill.evaluate.scores import Scores
-from potstill.models.live import check_head, evaluating
+from potstill.models.live import check_head
 from potstill.objectives import token_statistics
-from potstill.signals import Batch, Dense, Head, Side
+from potstill.signals import Ask, Batch, Dense, Head, Side
 from potstill.tasks import SPECS
+from potstill.teachers.base import OpenTeacher
 
 Advance = Callable[[float], None]
-"""Told after each batch how many targets were measured."""
+"""Called after each batch with the number of targets measured."""
 
 
 class Batches:
@@ -64,11 +63,11 @@ class Batches:
 
 
 class TeacherRows:
-    """What the teacher says of each batch, when it is itself no longer in memory.
+    """The teacher's response to each batch, once it is no longer in memory.
 
     Args:
         batches: the held-out rows.
-        folder: where its hidden rows, or its logits over classes, are put.
+        folder: takes its hidden rows, or its logits over classes.
     """
 
     def __init__(self, batches: Batches, folder: Path) -> None:
@@ -76,15 +75,15 @@ class TeacherRows:
         self._batches, self._folder = batches, folder
         self._whole_logits = SPECS[batches.held_out.task].has_classes
         self._head: Head | None = None
-        self._model: nn.Module | None = None
+        self._teacher: OpenTeacher | None = None
 
-    def keep(self, model: nn.Module, index: int, signal: Head | Dense) -> None:
-        """Put a batch's rows on disk; of the head, which is the same for all, the first is kept. A teacher whose head
-        over a vocabulary cannot be taken apart is kept itself, and runs again for each model."""
+    def keep(self, teacher: OpenTeacher, index: int, signal: Head | Dense) -> None:
+        """Write a batch's rows to disk; of the head, which is the same for all, keep the first. A teacher whose head
+        over a vocabulary cannot be taken apart stays in memory, and runs again for each model."""
         if self._whole_logits:
             save_file({"logits": logits_of(signal).contiguous().cpu()}, self._file(index))
         elif isinstance(signal, Dense):
-            self._model = model
+            self._teacher = teacher
         else:
             save_file({"hidden": signal.hidden.contiguous().cpu()}, self._file(index))
             if self._head is None:
@@ -94,10 +93,10 @@ class TeacherRows:
         """The teacher's side of a batch."""
         if self._whole_logits:
             return Dense(load_file(self._file(index))["logits"])
-        if self._model is not None:
-            with torch.no_grad(), evaluating(self._model):
-                return response(self._model, self._batches.batch(index, device_of(self._model)), "teacher")
-        assert self._head is not None
+        if self._teacher is not None:
+            return response(self._teacher, self._batches.batch(index, device_of(self._teacher)))
+        if self._head is None:
+            raise ValueError(f"batch {index} of the teacher was not kept")
         hidden = load_file(self._file(index))["hidden"]
         return replace(self._head, hidden=hidden.to(self._head.weight.device))
 
@@ -105,58 +104,74 @@ class TeacherRows:
         return self._folder / f"rows-{index:06d}.safetensors"
 
 
-def measure_teacher(model: nn.Module, batches: Batches, folder: Path, advance: Advance) -> tuple[Scores, TeacherRows]:
-    """The teacher's own NLL, and what the other models are compared with.
+def response(model: OpenTeacher, batch: Batch) -> Head | Dense:
+    """A model's response at the targets of a batch.
+
+    Raises:
+        ModelError: it gives none (an encoder without a head).
+    """
+    signals = model.signals(batch, Ask(response=True))
+    signal = signals.head if signals.head is not None else signals.dense
+    if signal is None:
+        raise ModelError("the model gives no response: it has no head")
+    return signal
+
+
+def measure_teacher(model: OpenTeacher, batches: Batches, folder: Path, advance: Advance) -> tuple[Scores, TeacherRows]:
+    """The teacher's own NLL, and its rows, which the other models are compared with.
 
     Args:
         model: the teacher, in fp32.
         batches: the held-out rows.
-        folder: where its rows are put.
-        advance: told of progress.
+        folder: takes its rows.
+        advance: takes the progress.
 
     Raises:
         ModelError: its losses are not numbers.
     """
     rows = TeacherRows(batches, folder)
-    return _measure(model, batches, None, "teacher", advance, partial(rows.keep, model)), rows
+    return _measure(model, batches, None, "teacher", advance, rows), rows
 
 
 def measure(
-    model: nn.Module, batches: Batches, teacher: TeacherRows | None, advance: Advance, name: str = "student"
+    model: OpenTeacher, batches: Batches, teacher: TeacherRows | None, advance: Advance, name: str = "student"
 ) -> Scores:
-    """One model on every held-out target. The model is left in the mode in which it was found.
+    """One model on every held-out target.
 
     Args:
         model: a language model or classifier, in fp32.
         batches: the held-out rows.
-        teacher: as `measure_teacher` gives it; None where there is none to compare with.
-        advance: told of progress.
-        name: what the model is called in messages.
+        teacher: from `measure_teacher`; None where there is none to compare with.
+        advance: takes the progress.
+        name: of the model, for messages.
 
     Raises:
         ModelError: its losses are not numbers.
     """
-    return _measure(model, batches, teacher, name, advance, lambda index, signal: None)
+    return _measure(model, batches, teacher, name, advance, None)
 
 
 def _measure(
-    model: nn.Module,
+    model: OpenTeacher,
     batches: Batches,
     teacher: TeacherRows | None,
     name: str,
     advance: Advance,
-    seen: Callable[[int, Head | Dense], None],
+    kept: TeacherRows | None,
 ) -> Scores:
+    """`kept` takes the rows, if any."""
     side: Side = "teacher" if name == "teacher" else "student"
     classes = _Classes(batches.targets) if SPECS[batches.held_out.task].has_classes else None
     nll = np.full(batches.targets, np.nan, dtype=np.float32)
     kl, agree = np.full_like(nll, np.nan), np.zeros(batches.targets, dtype=np.bool_)
-    with torch.no_grad(), evaluating(model):
-        check_head(model, batches.batch(0, device_of(model)), side)
+    with torch.no_grad():
+        for module in model.modules:
+            check_head(module, batches.batch(0, device_of(model)), side)
         for index in range(len(batches)):
             batch, numbers = batches.batch(index, device_of(model)), batches.numbers(index)
-            signal = response(model, batch, side)
-            seen(index, signal)
+            signal = response(model, batch)
+            if kept is not None:
+                kept.keep(model, index, signal)
             told = None if teacher is None else _on(teacher.signal(index), _place(signal))
             targets = batch.target_ids.to(_place(signal))
             statistics = token_statistics(signal, told, targets)
@@ -168,7 +183,7 @@ def _measure(
             advance(len(numbers))
     check_numbers(nll if teacher is None else nll + kl, name)
     found = Scores(nll) if teacher is None else Scores(nll, kl, agree)
-    return found if classes is None else classes.added_to(found)
+    return found if classes is None else classes.added_to(found, batches.held_out.target_ids)
 
 
 class _Classes:
@@ -176,16 +191,18 @@ class _Classes:
 
     def __init__(self, targets: int) -> None:
         self.predicted = np.full(targets, -1, dtype=np.int64)
-        self.confidence = np.full(targets, np.nan, dtype=np.float32)
+        self.probability = np.full(targets, np.nan, dtype=np.float32)
         self.correct = np.zeros(targets, dtype=np.bool_)
 
     def add(self, numbers: NDArray[np.int64], logits: Tensor, targets: Tensor) -> None:
-        confidence, predicted = logits.float().softmax(-1).max(-1)
-        self.predicted[numbers], self.confidence[numbers] = predicted.cpu().numpy(), confidence.cpu().numpy()
+        probability, predicted = logits.float().softmax(-1).max(-1)
+        self.predicted[numbers], self.probability[numbers] = predicted.cpu().numpy(), probability.cpu().numpy()
         self.correct[numbers] = (predicted == targets).cpu().numpy()
 
-    def added_to(self, scores: Scores) -> Scores:
-        return replace(scores, predicted=self.predicted, confidence=self.confidence, correct=self.correct)
+    def added_to(self, scores: Scores, labels: NDArray[np.int64]) -> Scores:
+        return replace(
+            scores, predicted=self.predicted, probability=self.probability, correct=self.correct, labels=labels
+        )
 
 
 def logits_of(signal: Head | Dense) -> Tensor:
@@ -205,9 +222,9 @@ def _place(signal: Head | Dense) -> torch.device:
     return tensor.device
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where inputs go: beside the weights of the first layer (the embeddings, of a language model)."""
-    return next(model.parameters()).device
+def device_of(model: OpenTeacher) -> torch.device:
+    """The device of the first layer's weights (the embeddings, of a language model), where inputs go."""
+    return next(model.modules[0].parameters()).device
 
 
 def check_numbers(values: NDArray[np.floating], name: str) -> None:

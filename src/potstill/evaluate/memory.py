@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.errors import ModelError
-from potstill.evaluate.measured import Dtype, Measured
+from potstill.evaluate.compared_models import ComparedModel
+from potstill.teachers.opening import Dtype
 
 if TYPE_CHECKING:
     from potstill.evaluate.passes import Work
@@ -36,7 +37,7 @@ class Peak:
     of: str
 
 
-def peak_of(model: Measured, work: Work, dtype: Dtype) -> Peak:
+def peak_of(model: ComparedModel, work: Work, dtype: Dtype) -> Peak:
     """Peak memory of one model over one pass.
 
     Raises:
@@ -61,7 +62,7 @@ def peak_of(model: Measured, work: Work, dtype: Dtype) -> Peak:
         why = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode} (-9: out of memory)"]
         raise ModelError(
             f"peak memory of {model.name} could not be measured: {why[0]}",
-            where=", ".join(map(str, model.folders)),
+            where=model.where,
             fix="free some memory, or set evaluate.speed: false",
         )
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
@@ -78,8 +79,8 @@ def _measure(request: dict[str, Any]) -> Peak:
         work = Writing(tuple(asked["prompt"]), asked["new_tokens"])
     else:
         work = Forward(Path(asked["file"]), asked["examples"])
-    model = Measured.from_dict(request["model"]).open(request["dtype"])
-    if next(model.parameters()).device.type == "cuda":
+    model = ComparedModel.from_dict(request["model"]).open(request["dtype"])
+    if next(model.modules[0].parameters()).device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         run_once(model, work)
         on_devices = sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from potstill.errors import ModelError
 from potstill.evaluate.fidelity import Advance, Batches, check_numbers, device_of
 from potstill.evaluate.scores import Scores
 from potstill.models.anatomy import dims
-from potstill.models.live import evaluating, live_signals
 from potstill.recipe import Pooling
 from potstill.signals import Ask, Side, View
+from potstill.teachers.base import OpenTeacher
 
 _BLOCK_ROWS = 1024
 MOST_PAIRS = 5000
@@ -41,27 +42,27 @@ class Embedded:
 
 
 def embed(
-    model: nn.Module, batches: Batches, pooling: Pooling, advance: Advance, name: str = "student"
+    model: OpenTeacher, batches: Batches, pooling: Pooling, advance: Advance, name: str = "student"
 ) -> Float[Tensor, "N D"]:
-    """The vectors of all held-out examples, in order, in fp32 on the processor. The model is left in the mode in which
-    it was found.
+    """The vectors of all held-out examples, in order, in fp32 on the processor.
 
     Raises:
         ModelError: they are not numbers.
     """
     side: Side = "teacher" if name == "teacher" else "student"
-    tap = f"hidden.{dims(model).layers}"
+    tap = f"hidden.{dims(model.modules[0]).layers}"
     vectors: Tensor | None = None
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad():
         for index in range(len(batches)):
             batch, numbers = batches.batch(index, device_of(model)), batches.numbers(index)
-            states = live_signals(model, batch, side, Ask(taps=frozenset({tap}))).taps[tap]
+            states = model.signals(batch, Ask(taps=frozenset({tap}))).taps[tap]
             made = torch.nn.functional.normalize(pooled(states.float(), batch.text(side), pooling), dim=-1).cpu()
             if vectors is None:
                 vectors = torch.empty(batches.targets, made.shape[-1])
             vectors[torch.from_numpy(numbers)] = made
             advance(len(numbers))
-    assert vectors is not None
+    if vectors is None:
+        raise ModelError("there is nothing to embed", where=name)
     check_numbers(vectors.sum(-1).numpy(), name)
     return vectors
 
@@ -119,7 +120,7 @@ def score_neighbours(
         agree=None if teacher is None else mine.nearest == teacher.nearest,
         correct=None if (labels < 0).any() else labels[mine.nearest] == labels,
         predicted=mine.nearest,
-        confidence=mine.cosines(mine.nearest),
+        cosine=mine.cosines(mine.nearest),
         regret=regret,
         pairs=(left * right).sum(-1).double().numpy(),
     )

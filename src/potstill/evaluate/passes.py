@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.evaluate.members import Members
+from potstill.teachers.base import OpenTeacher
 
 LEAST_SECONDS = 0.25
 """A batch that is done sooner is given again and again for so long: one pass of a small model is mostly noise."""
@@ -33,9 +33,9 @@ class Writing:
     prompt: tuple[int, ...]
     new_tokens: int
 
-    def rates(self, model: nn.Module) -> dict[str, float]:
+    def rates(self, model: OpenTeacher) -> dict[str, float]:
         """Tokens per second: `prefill` of the prompt, `decode` of what is written."""
-        seconds = one_pass(model, self.prompt, self.new_tokens)
+        seconds = one_pass(model.modules[0], self.prompt, self.new_tokens)
         return {"prefill": len(self.prompt) / seconds.prefill, "decode": self.new_tokens / seconds.decode}
 
 
@@ -51,9 +51,9 @@ class Forward:
         """The batch, on a device."""
         return {name: column.to(device) for name, column in load_file(self.file).items()}
 
-    def rates(self, model: nn.Module) -> dict[str, float]:
+    def rates(self, model: OpenTeacher) -> dict[str, float]:
         """`examples` per second, over as many passes as fill `LEAST_SECONDS`."""
-        inputs = self.inputs(_device(model))
+        inputs = self.inputs(_device(model.modules[0]))
         first = forward_seconds(model, inputs, 1)
         passes = max(1, min(_MOST_PASSES, math.ceil(LEAST_SECONDS / max(first, 1e-9))))
         return {"examples": passes * self.examples / forward_seconds(model, inputs, passes)}
@@ -70,12 +70,12 @@ class Seconds:
     decode: float
 
 
-def run_once(model: nn.Module, work: Work) -> None:
+def run_once(model: OpenTeacher, work: Work) -> None:
     """One pass, not timed."""
     if isinstance(work, Writing):
-        one_pass(model, work.prompt, work.new_tokens)
+        one_pass(model.modules[0], work.prompt, work.new_tokens)
     else:
-        forward_seconds(model, work.inputs(_device(model)), 1)
+        forward_seconds(model, work.inputs(_device(model.modules[0])), 1)
 
 
 def one_pass(model: Any, prompt: tuple[int, ...], new_tokens: int) -> Seconds:
@@ -99,16 +99,15 @@ def one_pass(model: Any, prompt: tuple[int, ...], new_tokens: int) -> Seconds:
     return Seconds(read - begun, time.perf_counter() - read)
 
 
-def forward_seconds(model: nn.Module, inputs: Mapping[str, Tensor], passes: int) -> float:
-    """How long a batch takes, given so many times; all members of an ensemble run, one after the other."""
-    parts = list(model.models) if isinstance(model, Members) else [model]
+def forward_seconds(model: OpenTeacher, inputs: Mapping[str, Tensor], passes: int) -> float:
+    """Seconds for a number of passes over a batch; all members of an ensemble run, one after the other."""
     with torch.inference_mode():
-        _wait(model)
+        _wait(model.modules[0])
         begun = time.perf_counter()
         for _ in range(passes):
-            for part in parts:
-                _call(part, inputs)
-        _wait(model)
+            for module in model.modules:
+                _call(module, inputs)
+        _wait(model.modules[0])
     return time.perf_counter() - begun
 
 

@@ -12,13 +12,20 @@ from potstill.tasks import SPECS, Task
 
 @dataclass(frozen=True)
 class Scores:
-    """One model on every held-out target, in order [N]; nats. What a task has no meaning for is None, and so is what
-    compares with a teacher where there is none.
+    """One model on every held-out target, in order [N]. A field is None where the task has no such value, and so are
+    those that compare with a teacher where there is none.
 
-    `predicted` is the class that a classifier puts first, and `confidence` its probability; of an embedding,
-    `predicted` is the number of the nearest other example. `correct` says whether the class, or the neighbour's, is the
-    example's own. `regret` is how much less like the example its neighbour is than the teacher's choice, as the teacher
-    sees it (a difference of cosines, 0 where they agree). `pairs` [P] are cosines of fixed pairs of examples.
+    Attributes:
+        nll: −log of the probability of the target, nats.
+        kl: KL(teacher ‖ model), nats.
+        agree: whether the first choice (of an embedding the nearest neighbour) is the teacher's.
+        correct: whether the class, or the neighbour's, is the example's own.
+        predicted: the class that a classifier puts first; of an embedding, the number of the nearest other example.
+        probability: of the class that a classifier puts first, in [0, 1].
+        cosine: of an embedding and its nearest neighbour's, in [−1, 1].
+        regret: how much smaller the teacher's cosine to this model's neighbour is than to its own; 0 where they agree.
+        pairs: cosines of fixed pairs of examples [P].
+        labels: the class of each example, of a classification.
     """
 
     nll: NDArray[np.float32] | None = None
@@ -26,9 +33,11 @@ class Scores:
     agree: NDArray[np.bool_] | None = None
     correct: NDArray[np.bool_] | None = None
     predicted: NDArray[np.int64] | None = None
-    confidence: NDArray[np.float32] | None = None
+    probability: NDArray[np.float32] | None = None
+    cosine: NDArray[np.float32] | None = None
     regret: NDArray[np.float32] | None = None
     pairs: NDArray[np.float64] | None = None
+    labels: NDArray[np.int64] | None = None
 
 
 def chance_of(labels: NDArray[np.int64], task: Task) -> NDArray[np.float64] | None:

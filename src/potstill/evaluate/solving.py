@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
 from transformers import PreTrainedModel
 
 from potstill.artifacts import Work
@@ -23,19 +22,19 @@ from potstill.data import ChatTokenizer
 from potstill.data.thinking import split_reasoning
 from potstill.errors import DataError
 from potstill.evaluate.answers import Written, write_answers
-from potstill.evaluate.bootstrap import FEW_GROUPS, PairedBootstrap
+from potstill.evaluate.bootstrap import FEW_GROUPS
+from potstill.evaluate.metrics import SOLVED
 from potstill.evaluate.problems import Problem, read_problems
-from potstill.evaluate.summary import Draws
-from potstill.measures import MODELS, Comparison, Measures, Solving
+from potstill.evaluate.scores import Scores
+from potstill.evaluate.summary import Draws, Found, find
+from potstill.measures import MODELS, Solving
 from potstill.recipe import Recipe
 from potstill.recipe.verify import workers_of
+from potstill.teachers.base import OpenTeacher
 from potstill.types import Answer, Verdict
 from potstill.verify import open_verifier, verdicts
 
 Outcome = Literal["accept", "reject", "cannot_judge", "unfinished", "too_long"]
-
-_AGAINST = ("teacher", "text_only", "untrained")
-"""What the student is held against."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +77,37 @@ class Solvers:
                 fix="hold out a larger share, give more problems, or raise evaluate.solve.limit",
             )
         work.facts["verifier"] = self.identity
-        self.by_model: dict[str, list[Solution]] = {}
+        self.by_seed: dict[str, list[list[Solution]]] = {}
         self.notes: list[str] = []
+
+    @property
+    def by_model(self) -> dict[str, list[Solution]]:
+        """The solutions of each model, of several seeds those of the first."""
+        return {name: seeds[0] for name, seeds in self.by_seed.items()}
 
     # ---- one model -----------------------------------------------------------------------------------------------
 
-    def ask(self, name: str, model: nn.Module, positions: int | None, advance: Callable[[float], None]) -> None:
-        """Put every problem to a model, in evaluation mode.
+    def ask(
+        self, name: str, opened: OpenTeacher, positions: int | None, advance: Callable[[float], None]
+    ) -> list[Solution] | None:
+        """Put every problem to a model; of one that was asked already, this is another seed.
 
         Args:
             name: what it is called in the measures.
-            model: of this machine; what does not write by itself (an ensemble) is left out, with a note.
+            opened: a model that does not write by itself (an ensemble) is left out, with a note.
             positions: how many tokens it takes, prompt and answer together (None: any number).
             advance: told how many problems were answered.
         """
-        if not isinstance(model, PreTrainedModel):
+        model = opened.modules[0]
+        if len(opened.modules) > 1 or not isinstance(model, PreTrainedModel):
             self.notes.append(f"What the {name} solves was not measured: it is no single model that writes.")
-            return
+            return None
         written = self._written(model, positions, advance)
         answers = {i: _answer(self.problems[i], found) for i, found in written.items() if found.finished}
         judged = dict(zip(answers, self._verdicts(answers), strict=True))
-        self.by_model[name] = [
-            _solution(written.get(i), answers.get(i), judged.get(i)) for i in range(len(self.problems))
-        ]
+        solutions = [_solution(written.get(i), answers.get(i), judged.get(i)) for i in range(len(self.problems))]
+        self.by_seed.setdefault(name, []).append(solutions)
+        return solutions
 
     def _written(
         self, model: PreTrainedModel, positions: int | None, advance: Callable[[float], None]
@@ -137,26 +144,15 @@ class Solvers:
 
     # ---- all of them ---------------------------------------------------------------------------------------------
 
-    def added_to(self, measures: Measures, draws: Draws) -> Measures:
-        """The measures with what was solved: shares with intervals, over groups of problems, and the student's paired
-        differences. What a reader must know is among the notes, and what hides something among the warnings."""
-        bootstrap = PairedBootstrap(
-            self.groups, resamples=draws.resamples, confidence=draws.confidence, seed=draws.seed
-        )
-        solved = {
-            name: np.array([solution.solved for solution in self.by_model[name]])
+    def found(self, draws: Draws) -> tuple[Found, Solving, list[str]]:
+        """The share of problems solved by each model, over groups of problems; why answers are not solved; and notes
+        for the reader. What hides something is warned of too."""
+        bootstrap = draws.of(self.groups)
+        scores = {
+            name: [Scores(correct=np.array([solution.solved for solution in seed])) for seed in self.by_seed[name]]
             for name in MODELS
-            if name in self.by_model
+            if name in self.by_seed
         }
-        models = {
-            name: replace(of_model, solved=bootstrap.mean(solved[name])) if name in solved else of_model
-            for name, of_model in measures.models.items()
-        }
-        compared = tuple(
-            Comparison("student", other, "solved", bootstrap.difference(solved["student"], solved[other]))
-            for other in _AGAINST
-            if other in solved and "student" in solved
-        )
         solving = Solving(
             problems=len(self.problems),
             groups=bootstrap.groups,
@@ -166,16 +162,10 @@ class Solvers:
             unjudged=self._counts("cannot_judge"),
             too_long=self._counts("too_long"),
         )
-        notes = [*measures.notes, self._how(solving), *self.notes, *self._said(solving)]
+        notes = [self._how(solving), *self.notes, *self._unsolved(solving)]
         if bootstrap.groups < FEW_GROUPS:
             notes.append(f"Only {bootstrap.groups} groups of problems: the intervals of what is solved are rough.")
-        return replace(
-            measures,
-            models=models,
-            comparisons=(*compared, *measures.comparisons),
-            notes=tuple(notes),
-            solving=solving,
-        )
+        return find(scores, (SOLVED,), bootstrap), solving, notes
 
     def _counts(self, outcome: Outcome) -> dict[str, int]:
         return {
@@ -191,23 +181,23 @@ class Solvers:
             "solved."
         )
 
-    def _said(self, solving: Solving) -> list[str]:
+    def _unsolved(self, solving: Solving) -> list[str]:
         """Answers that are not solved, and not because they are wrong."""
-        said = []
+        notes = []
         for what, counts in (
             (f"were not finished within {solving.max_new_tokens} tokens", solving.unfinished),
             ("could not be judged", solving.unjudged),
             ("were not given, the prompt being too long for the model", solving.too_long),
         ):
-            told = {name: amount for name, amount in counts.items() if amount}
-            if not told:
+            reported = {name: amount for name, amount in counts.items() if amount}
+            if not reported:
                 continue
-            listed = ", ".join(f"{amount} of the {name}" for name, amount in told.items())
+            listed = ", ".join(f"{amount} of the {name}" for name, amount in reported.items())
             text = f"Of {solving.problems} answers {what}, and count as not solved: {listed}."
-            said.append(text)
-            if set(told) != {"untrained"}:  # of which nobody expects that it stops
+            notes.append(text)
+            if set(reported) != {"untrained"}:  # of which nobody expects that it stops
                 self.work.warn(text)
-        return said
+        return notes
 
     def save(self, folder: Path) -> None:
         """Write `solved.parquet` and `solutions.jsonl`, a row per problem, in the order of the data.
@@ -220,8 +210,10 @@ class Solvers:
         import pyarrow.parquet as pq
 
         columns: dict[str, Any] = {"record_id": [problem.id for problem in self.problems], "group": self.groups}
-        for name, solutions in self.by_model.items():
-            columns[f"solved_{name}"] = [solution.solved for solution in solutions]
+        for name, seeds in self.by_seed.items():
+            for number, solutions in enumerate(seeds):
+                column = f"solved_{name}" + (f"_seed{number}" if number else "")
+                columns[column] = [solution.solved for solution in solutions]
         pq.write_table(pa.table(columns), folder / "solved.parquet")
         # Half of a surrogate pair, which data may hold, is written as JSON's own escape.
         with (folder / "solutions.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:

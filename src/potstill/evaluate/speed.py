@@ -18,16 +18,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from potstill.console import Console, Progress
+from potstill.evaluate.compared_models import ComparedModel
 from potstill.evaluate.held_out import HeldOut
-from potstill.evaluate.measured import Dtype, Measured
 from potstill.evaluate.memory import peak_of
 from potstill.evaluate.passes import Forward, Work, Writing
 from potstill.measures import Speed
 from potstill.models.load import has_fast_bf16, pick_device
 from potstill.tasks import SPECS
+from potstill.teachers.base import OpenTeacher
+from potstill.teachers.opening import Dtype
 
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 32, 256
@@ -35,9 +36,9 @@ MOST_REPETITIONS, LEAST_REPETITIONS, ENOUGH_SECONDS = 5, 3, 25.0
 """After so many seconds no further repetition is begun, if there are enough."""
 
 
-def speed_dtype(model: Measured) -> Dtype:
+def speed_dtype(model: ComparedModel) -> Dtype:
     """The precision in which rates are measured, the same for all models: bf16 where the device multiplies in it."""
-    return "bfloat16" if has_fast_bf16(pick_device(str(model.opened_with.get("device", "auto")))) else "float32"
+    return "bfloat16" if has_fast_bf16(pick_device(model.first.device)) else "float32"
 
 
 def writing_of(held_out: HeldOut, positions: int | None = None) -> Writing:
@@ -74,7 +75,7 @@ class Rates:
     peak_of: str
 
 
-def measure_speed(models: Sequence[Measured], work: Work, dtype: Dtype, console: Console) -> Rates:
+def measure_speed(models: Sequence[ComparedModel], work: Work, dtype: Dtype, console: Console) -> Rates:
     """Rates and peak memory of each model.
 
     Args:
@@ -94,12 +95,14 @@ def measure_speed(models: Sequence[Measured], work: Work, dtype: Dtype, console:
     opened = {model.name: model.open(dtype) for model in models}
     with console.task("speed", total=(1 + MOST_REPETITIONS) * len(models), unit="passes") as task:
         rates = _in_turn(opened, work, task)
-    said = {model.name: dtype if model.quantization == "none" else f"{model.quantization}, {dtype}" for model in models}
-    speeds = {name: _speed(rates[name], peaks[name].bytes, said[name]) for name in opened}
+    dtypes = {
+        model.name: dtype if (how := model.first.quantization) == "none" else f"{how}, {dtype}" for model in models
+    }
+    speeds = {name: _speed(rates[name], peaks[name].bytes, dtypes[name]) for name in opened}
     return Rates(speeds, min(map(len, rates.values())), " or ".join(sorted({peak.of for peak in peaks.values()})))
 
 
-def _in_turn(opened: Mapping[str, nn.Module], work: Work, task: Progress) -> dict[str, list[dict[str, float]]]:
+def _in_turn(opened: Mapping[str, OpenTeacher], work: Work, task: Progress) -> dict[str, list[dict[str, float]]]:
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in opened}
     begun = time.monotonic()
     for repetition in range(1 + MOST_REPETITIONS):

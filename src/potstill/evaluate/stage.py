@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from potstill.evaluate.teacher import pooling_of, teacher_name
 from potstill.recipe import Recipe, members_of
 from potstill.stage import Context, Stage
 from potstill.tasks import SPECS
+from potstill.teachers.origin import teacher_name
 
-CONTRACT = 2
+CONTRACT = 3
 
 
 def stage(recipe: Recipe) -> Stage:
@@ -37,8 +37,8 @@ def stage(recipe: Recipe) -> Stage:
     if SPECS[recipe.task].masks:
         settings["masking"] = recipe.required_train.masking.key_fields()
     if not SPECS[recipe.task].has_response:
-        settings["pooling"] = pooling_of(recipe)
-    trained = ("train", *(f"train.{control}" for control in recipe.required_train.controls))
+        settings["pooling"] = recipe.required_train.pooling
+    trained = tuple(training.stage for training in recipe.required_train.trainings)
     reads = (*trained, "generate") if recipe.generate is not None else trained
     return Stage("evaluate", CONTRACT, reads, settings, partial(_sources, recipe), _write)
 

@@ -1,33 +1,31 @@
-"""From values per target to `measures.json`: means with their intervals, and differences, paired. No torch."""
+"""From values per target to `measures.json`: every metric of every model with its interval, and paired differences.
+No torch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.evaluate.bootstrap import FEW_GROUPS, PairedBootstrap, Values, rank_correlation
+from potstill.evaluate.bootstrap import FEW_GROUPS, PairedBootstrap, Ranks, Statistic, difference_of, mean_of
+from potstill.evaluate.metrics import Compared, Metric, metrics_of
 from potstill.evaluate.scores import Scores, chance_of
-from potstill.measures import MODELS, Comparison, Flips, Interval, Measures, Metric, ModelMeasures, Speed
-from potstill.tasks import Task
+from potstill.measures import MODELS, Comparison, Interval, Measures, MetricSpec, ModelMeasures, Speed
+from potstill.tasks import SPECS, Task
 
-if TYPE_CHECKING:
-    from potstill.evaluate.measured import Size
-
-_ALL: tuple[Metric, ...] = ("accuracy", "kl", "nll", "top1_agreement")
-_COMPARED: tuple[tuple[str, str, tuple[Metric, ...]], ...] = (
-    ("student", "teacher", ("accuracy", "nll")),
-    ("student", "text_only", _ALL),
-    ("student", "untrained", _ALL),
-    ("text_only", "untrained", _ALL),
+PAIRS = (
+    ("student", "teacher"),
+    ("student", "text_only"),
+    ("student", "text_only_equal_seconds"),
+    ("student", "untrained"),
+    ("text_only", "untrained"),
 )
-"""Model, what it is held against, and in what."""
+"""A model, and the one that it is compared with."""
 
-_FIELDS: Mapping[Metric, str] = {"accuracy": "correct", "nll": "nll", "kl": "kl", "top1_agreement": "agree"}
+Seeds = Sequence[Scores]
+"""The scores of one model, one for each training seed; of the teacher, one."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,92 @@ class Draws:
     confidence: float
     seed: int
 
+    def of(self, groups: Sequence[str]) -> PairedBootstrap:
+        """The draws over the groups of N targets.
+
+        Raises:
+            DataError: fewer than two groups.
+        """
+        return PairedBootstrap(groups, resamples=self.resamples, confidence=self.confidence, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model weighs. Tied weights count once; `bytes` are those of its weights as the user has them on disk. An
+    ensemble weighs as much as its members together. `layers` is 0 where a plain module has none that can be told.
+    `positions` is how many tokens a sequence may have (None: any number)."""
+
+    parameters: int
+    bytes: int
+    layers: int
+    positions: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Metrics of models on one set of targets."""
+
+    specs: Mapping[str, MetricSpec] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    """By model and metric."""
+    by_seed: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+
+
+def find(
+    scores: Mapping[str, Seeds], metrics: Sequence[Metric], bootstrap: PairedBootstrap, *, above_chance: bool = False
+) -> Found:
+    """Metrics of all models, and the differences of `PAIRS`.
+
+    Args:
+        scores: per model and seed, per target [N].
+        metrics: which ones; one that means nothing for a model is left out.
+        bootstrap: over the groups of the targets.
+        above_chance: whether the teacher's accuracy is shown to be above chance.
+    """
+    teacher = scores["teacher"][0] if "teacher" in scores else None
+    specs: dict[str, MetricSpec] = {}
+    values: dict[str, dict[str, Interval]] = {name: {} for name in scores}
+    by_seed: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in scores}
+    statistics: dict[tuple[str, str], list[Statistic]] = {}
+    for metric in metrics:
+        for name, seeds in scores.items():
+            beside = None if name == "teacher" else teacher
+            made = [metric.of(Compared(mine, beside, above_chance)) for mine in seeds]
+            several = [one for one in made if isinstance(one, Statistic)]
+            ranks = [one for one in made if isinstance(one, Ranks)]
+            if len(several) == len(seeds):
+                interval = bootstrap.interval(several)
+                statistics[name, metric.spec.name] = several
+                single = [bootstrap.value(one) for one in several]
+            elif len(ranks) == len(seeds) and (found := bootstrap.rank_correlation(ranks)) is not None:
+                interval, single = found, []
+            else:
+                continue
+            through = metric.through or float
+            specs[metric.spec.name] = metric.spec
+            values[name][metric.spec.name] = Interval(*map(through, (interval.value, interval.low, interval.high)))
+            if len(single) > 1:
+                by_seed[name][metric.spec.name] = tuple(map(through, single))
+    comparisons = tuple(
+        Comparison(model, against, metric.spec.name, bootstrap.interval(_differences(ours, theirs)))
+        for model, against in PAIRS
+        for metric in metrics
+        if metric.paired
+        and (ours := statistics.get((model, metric.spec.name))) is not None
+        and (theirs := statistics.get((against, metric.spec.name))) is not None
+    )
+    return Found(specs, values, by_seed, comparisons)
+
+
+def _differences(ours: Sequence[Statistic], theirs: Sequence[Statistic]) -> list[Statistic]:
+    """Seed by seed; a model that was measured once is the same beside every seed."""
+    others = list(theirs) * len(ours) if len(theirs) == 1 else theirs
+    return [difference_of(mine, other) for mine, other in zip(ours, others, strict=True)]
+
 
 def summarise(
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, Seeds],
     sizes: Mapping[str, Size],
     speeds: Mapping[str, Speed],
     groups: Sequence[str],
@@ -50,11 +131,12 @@ def summarise(
     records: int,
     draws: Draws,
     notes: Sequence[str],
+    solved: Found = Found(),
 ) -> Measures:
     """The measures of all models.
 
     Args:
-        scores: per model, per target [N].
+        scores: per model and training seed, per target [N].
         sizes: per model.
         speeds: per model whose rates were measured.
         groups: the group of each target [N].
@@ -63,105 +145,57 @@ def summarise(
         records: how many records the targets are of.
         draws: of the bootstrap.
         notes: what a reader must know; what is found here is added.
+        solved: what was found on other targets, the held-out problems.
 
     Raises:
         DataError: fewer than two groups.
     """
-    bootstrap = PairedBootstrap(groups, resamples=draws.resamples, confidence=draws.confidence, seed=draws.seed)
+    bootstrap = draws.of(groups)
     chance = None if labels is None else chance_of(labels, task)
-    teacher = scores.get("teacher")
+    teacher = scores["teacher"][0] if "teacher" in scores else None
     above_chance = teacher is not None and _above(teacher, chance, bootstrap)
-    models = {}
-    for name in (name for name in MODELS if name in scores):
-        measured = _model(name, scores[name], sizes[name], speeds.get(name), bootstrap)
-        if teacher is not None and name != "teacher":
-            measured = _beside(measured, scores[name], teacher, bootstrap, draws, above_chance=above_chance)
-        models[name] = measured
-    found = list(notes)
+    ordered = {name: scores[name] for name in MODELS if name in scores}
+    found = find(ordered, metrics_of(SPECS[task]), bootstrap, above_chance=above_chance)
+    models = {
+        name: ModelMeasures(
+            name=name,
+            parameters=sizes[name].parameters,
+            bytes=sizes[name].bytes,
+            layers=sizes[name].layers,
+            metrics={**solved.values.get(name, {}), **found.values[name]},
+            by_seed={**solved.by_seed.get(name, {}), **found.by_seed[name]},
+            speed=speeds.get(name),
+        )
+        for name in ordered
+    }
+    said = list(notes)
     if chance is not None and teacher is not None and teacher.correct is not None and not above_chance:
-        found.append(
+        said.append(
             f"The teacher is not shown to be better than chance ({100 * float(chance.mean()):.1f} %), so no share of "
             "its accuracy is given."
         )
     if bootstrap.groups < FEW_GROUPS:
-        found.append(
+        said.append(
             f"Only {bootstrap.groups} held-out groups: intervals of skewed losses cover less often than they say."
         )
     return Measures(
         models=models,
-        comparisons=_comparisons(scores, bootstrap),
+        metrics={**solved.specs, **found.specs},
+        comparisons=(*solved.comparisons, *found.comparisons),
         groups=bootstrap.groups,
         records=records,
         targets=len(groups),
         confidence=draws.confidence,
         resamples=draws.resamples,
-        notes=tuple(found),
+        notes=tuple(said),
         task=task,
         chance=None if chance is None else float(chance.mean()),
+        seeds=max(map(len, scores.values())),
     )
-
-
-def _comparisons(scores: Mapping[str, Scores], bootstrap: PairedBootstrap) -> tuple[Comparison, ...]:
-    return tuple(
-        Comparison(model, against, metric, bootstrap.difference(values, others))
-        for model, against, metrics in _COMPARED
-        for metric in metrics
-        if model in scores
-        and against in scores
-        and (values := getattr(scores[model], _FIELDS[metric])) is not None
-        and (others := getattr(scores[against], _FIELDS[metric])) is not None
-    )
-
-
-def _model(name: str, scores: Scores, size: Size, speed: Speed | None, bootstrap: PairedBootstrap) -> ModelMeasures:
-    def mean(values: Values | None) -> Interval | None:
-        return None if values is None else bootstrap.mean(values)
-
-    nll = mean(scores.nll)
-    return ModelMeasures(
-        name=name,
-        parameters=size.parameters,
-        bytes=size.bytes,
-        layers=size.layers,
-        nll=nll,
-        # Of classes nobody speaks of perplexity.
-        perplexity=None if nll is None or scores.correct is not None else _exponential(nll.value),
-        kl=mean(scores.kl),
-        top1_agreement=mean(scores.agree),
-        speed=speed,
-        accuracy=mean(scores.correct),
-    )
-
-
-def _beside(
-    measured: ModelMeasures,
-    scores: Scores,
-    teacher: Scores,
-    bootstrap: PairedBootstrap,
-    draws: Draws,
-    *,
-    above_chance: bool,
-) -> ModelMeasures:
-    """A model with what compares it with the teacher beyond differences of means."""
-    mine, theirs = scores.correct, teacher.correct
-    if mine is not None and theirs is not None:
-        flips = Flips(lost=bootstrap.mean(theirs & ~mine), won=bootstrap.mean(mine & ~theirs))
-        kept = bootstrap.ratio(mine, theirs) if above_chance else None
-        measured = replace(measured, flips=flips, kept=kept)
-    if scores.pairs is not None and teacher.pairs is not None:
-        correlation = rank_correlation(
-            scores.pairs, teacher.pairs, resamples=draws.resamples, confidence=draws.confidence, seed=draws.seed
-        )
-        measured = replace(measured, similarity_correlation=correlation)
-    return measured
 
 
 def _above(teacher: Scores, chance: NDArray[np.float64] | None, bootstrap: PairedBootstrap) -> bool:
     """Whether the teacher's accuracy is above chance by more than its interval (rule 10)."""
     if teacher.correct is None or chance is None:
         return False
-    return bootstrap.difference(teacher.correct, chance).low > 0
-
-
-def _exponential(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf
+    return bootstrap.interval(difference_of(mean_of(teacher.correct), mean_of(chance))).low > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,6 +17,7 @@ from pydantic import (
 from potstill.recipe.arguments import check_arguments
 from potstill.recipe.base import LONGEST_NAME, Cosmetic, Count, PartIfSet, Settings, Tokens, one_of
 from potstill.recipe.objectives import ObjectiveSettings
+from potstill.recipe.relations import PooledSettings, Pooling
 from potstill.recipe.response import ForwardKL, HardCE
 from potstill.recipe.schedules import may_be_positive
 
@@ -59,6 +61,36 @@ class TrainStage(Settings):
         return check_arguments(args)
 
 
+Control = Literal["text_only", "text_only_equal_seconds"]
+"""`text_only`: the same initialisation, batches, order, steps and schedule, with `hard_ce` alone.
+`text_only_equal_seconds`: likewise, for as many steps as fit into the seconds that the student trained for."""
+
+SEEDS_AT_MOST = 100
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a recipe: of the student (`control` None) or of a control, by the seed `recipe.seed + seed`."""
+
+    control: Control | None = None
+    seed: int = 0
+
+    @property
+    def stage(self) -> str:
+        """The name of its stage: `train`, `train.text_only`, `train.seed1`, `train.text_only.seed1` …"""
+        parts = ("train", self.control, f"seed{self.seed}" if self.seed else None)
+        return ".".join(part for part in parts if part is not None)
+
+    @property
+    def model(self) -> str:
+        """The name of its model in the measures."""
+        return self.control or "student"
+
+
+STUDENT = Training()
+"""The student of the first seed: the one that is shown and exported."""
+
+
 class TrainSettings(Settings):
     """How the student is trained: by `objectives`, or in several `stages`, one after the other.
 
@@ -68,15 +100,17 @@ class TrainSettings(Settings):
     which have none: the lowest objectives), for students and controls alike, on a third of the held-out groups; the
     evaluation reports on the others. A checkpoint is written every `checkpoint_seconds`.
 
-    `controls` are variants of this stage with their own artifacts: `text_only` has the same initialisation, batches,
-    order, steps and schedule, with `hard_ce` alone.
+    `controls` are variants of this stage with artifacts of their own (see `Control`). `seeds` trains student and
+    controls that often, by the seeds that follow the recipe's (initialisation, order, dropout), on the same data; the
+    first is the one that is exported.
     """
 
     objectives: tuple[one_of(ObjectiveSettings), ...] = Field((ForwardKL(), HardCE()), min_length=1)  # type: ignore[valid-type]
     stages: tuple[TrainStage, ...] = ()
     masking: Masking = Masking()
     teacher: str = "main"
-    controls: tuple[Literal["text_only"], ...] = ()
+    controls: tuple[Control, ...] = ()
+    seeds: int = Field(1, ge=1, le=SEEDS_AT_MOST)
     max_length: Tokens = 1024
     packing: bool = False
     teacher_system: Annotated[str | None, PartIfSet(), Field(min_length=1)] = None
@@ -97,6 +131,11 @@ class TrainSettings(Settings):
         return self.stages or (TrainStage(name="train", objectives=self.objectives, keep=self.keep),)
 
     @property
+    def trainings(self) -> tuple[Training, ...]:
+        """The trainings of student and controls, seed by seed, in the order in which they run."""
+        return tuple(Training(control, seed) for seed in range(self.seeds) for control in (None, *self.controls))
+
+    @property
     def keeps_best(self) -> bool:
         """Whether a stage keeps its best weights, so that some held-out groups are used to choose and are not reported
         on."""
@@ -106,6 +145,12 @@ class TrainSettings(Settings):
     def all_objectives(self) -> tuple[ObjectiveSettings, ...]:
         """The objectives of all stages, in order."""
         return tuple(objective for stage in self.in_stages for objective in stage.objectives)
+
+    @property
+    def pooling(self) -> Pooling:
+        """How one vector is made of an example's states: as the first objective that pools does it, else by their
+        mean."""
+        return next((o.pooling for o in self.all_objectives if isinstance(o, PooledSettings)), "mean")
 
     @model_serializer(mode="wrap")
     def _one_of_both(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -126,6 +171,16 @@ class TrainSettings(Settings):
             if not any(may_be_positive(o.weight) for o in stage.objectives):
                 where = f"in stage {stage.name!r} " if self.stages else ""
                 raise ValueError(f"{where}every objective has weight 0: give at least one a weight above 0")
+        if "text_only_equal_seconds" in self.controls:
+            if "text_only" not in self.controls:
+                raise ValueError(
+                    "text_only_equal_seconds takes its seconds per step from text_only: add text_only to the controls"
+                )
+            if self.stages:
+                raise ValueError(
+                    "text_only_equal_seconds is for a training in one stage: drop it, or give objectives instead of "
+                    "stages"
+                )
         names = [stage.name for stage in self.stages]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two stages have the name {twice[0]!r}: rename one")

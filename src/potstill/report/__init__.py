@@ -3,9 +3,10 @@
 stage.py         the stage: reads artifacts, writes report.html and README.md
 findings.py      what was found, read from the artifacts of a run
 figures.py       numbers as a person reads them
+terminology.py   what models and targets are called, by task
 verdict.py       two sentences: what was kept and lost, and what the teacher was worth
 distribution.py  how the loss is spread over tokens
-looks.py         colour, dash and shape of each model, the same in every chart
+palette.py       colour, dash and shape of each model, the same in every chart
 charts.py        the charts, as altair specifications
 svg.py           a specification as static SVG without script, style or link
 sections.py      tables and texts, ready for the template

@@ -14,21 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from potstill.markdown import escape_markdown
-from potstill.recipe import Existing, FromTeacher, ImageSettings, ModuleStudent, PooledSettings
+from potstill.recipe import Existing, FromTeacher, ImageSettings, ModuleStudent
 from potstill.recipe.schedules import schedule_text
 from potstill.report import figures, sections
 from potstill.report.findings import Findings
+from potstill.report.terminology import words_of
 from potstill.report.verdict import judge
-from potstill.report.words import words_of
-from potstill.tasks import SPECS, Task
+from potstill.tasks import SPECS
 
-_PIPELINES: dict[Task, str] = {
-    "causal_lm": "text-generation",
-    "masked_lm": "fill-mask",
-    "sequence_classification": "text-classification",
-    "sentence_embedding": "sentence-similarity",
-    "image_classification": "image-classification",
-}
 _SPDX_LIKE = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
 
 
@@ -48,7 +41,7 @@ def render_card(findings: Findings) -> str:
         **licence,
         base_model=base.hub_id if base is not None else None,
         library_name=None if findings.is_module else "transformers",
-        pipeline_tag=_PIPELINES[findings.recipe.task],
+        pipeline_tag=SPECS[findings.recipe.task].pipeline_tag,
         tags=["knowledge-distillation", "potstill"],
         # No model-index: the figures are of held-out records of this run, which are no benchmark that others can run.
     )
@@ -63,11 +56,10 @@ def render_card(findings: Findings) -> str:
         verdict=judge(findings.measures),
         words=words_of(findings.measures),
         solving=sections.solving_table(findings.measures),
-        flips=sections.flips_table(findings.measures),
         begins=_begins_with_weights(findings),
         normalised=_normalised(findings.recipe.data),
         input_shape=", ".join(map(str, findings.manifests["evaluate"]["facts"].get("image_shape", ()))),
-        pooling=_pooling(findings),
+        pooling=findings.recipe.required_train.pooling,
         models=sections.models_table(findings.measures),
         differences=sections.differences_table(findings.measures),
         sizes=sections.size_table(findings.measures),
@@ -121,13 +113,6 @@ def _begins_with_weights(findings: Findings) -> str:
 def _normalised(data: Any) -> tuple[float, float] | None:
     """Mean and deviation that images are normalised with."""
     return (data.mean, data.std) if isinstance(data, ImageSettings) else None
-
-
-def _pooling(findings: Findings) -> str:
-    """How an embedding was made of hidden states, where it was measured."""
-    train = findings.recipe.train
-    pooled = [o.pooling for o in train.all_objectives if isinstance(o, PooledSettings)] if train is not None else []
-    return pooled[0] if pooled else "mean"
 
 
 def _text_of(findings: Findings) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from potstill.measures import Interval
 from potstill.report.distribution import BEND
-from potstill.report.looks import GRID, INK, LOOKS, RULE, SOFT, shown
+from potstill.report.palette import GRID, INK, LOOKS, RULE, SOFT, shown
 from potstill.report.svg import draw
 
 WIDE, SMALL, NARROW = 470, 288, 320

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from potstill.report import figures
 from potstill.report.findings import Findings
@@ -15,28 +17,45 @@ _COMMONEST = 10
 
 
 def class_table(findings: Findings) -> Table | None:
-    """Of each class how many examples there are, and how many of these student and teacher have right; the worst of the
-    student first, MOST_CLASSES of them."""
+    """Examples, recall, precision and F1 of each class, for student and teacher; the smallest F1 of the student first,
+    MOST_CLASSES of them."""
     labels, student, teacher = (findings.classes.get(name) for name in ("label", "student", "teacher"))
     if not labels or student is None:
         return None
     sizes = Counter(labels)
-    right = Counter(label for label, said in zip(labels, student, strict=True) if label == said)
-    theirs = None
-    if teacher is not None:
-        theirs = Counter(label for label, said in zip(labels, teacher, strict=True) if label == said)
-    worst = sorted(sizes, key=lambda name: (right[name] / sizes[name], name))[:MOST_CLASSES]
-    head = ("class", "examples", "student has right", *(("teacher has right",) if theirs is not None else ()))
+    mine = _ByClass.of(labels, student)
+    theirs = None if teacher is None else _ByClass.of(labels, teacher)
+    worst = sorted(sizes, key=lambda name: (mine.f1(name), name))[:MOST_CLASSES]
+    beside = [("student", mine), *([("teacher", theirs)] if theirs is not None else [])]
+    heads = [f"{name}: {what}" for name, _ in beside for what in ("recall", "precision", "F1")]
     rows = [
-        (
-            name,
-            figures.count(sizes[name]),
-            _share(right[name], sizes[name]),
-            *((_share(theirs[name], sizes[name]),) if theirs is not None else ()),
-        )
+        (name, figures.count(sizes[name]), *(cell for _, of_model in beside for cell in of_model.cells(name)))
         for name in worst
     ]
-    return Table(head, rows)
+    return Table(("class", "examples", *heads), rows)
+
+
+@dataclass(frozen=True)
+class _ByClass:
+    """Counts of one model by class."""
+
+    right: Counter[str]
+    labelled: Counter[str]
+    predicted: Counter[str]
+
+    @classmethod
+    def of(cls, labels: Sequence[str], predicted: Sequence[str]) -> _ByClass:
+        right = Counter(label for label, said in zip(labels, predicted, strict=True) if label == said)
+        return cls(right, Counter(labels), Counter(predicted))
+
+    def f1(self, name: str) -> float:
+        return 2 * self.right[name] / (self.labelled[name] + self.predicted[name])
+
+    def cells(self, name: str) -> tuple[str, str, str]:
+        """Recall with its count, precision (none where the class is never predicted), and F1."""
+        predicted = self.predicted[name]
+        precision = figures.percent(self.right[name] / predicted) if predicted else figures.NONE
+        return _share(self.right[name], self.labelled[name]), precision, figures.percent(self.f1(name))
 
 
 def confusions_table(findings: Findings) -> Table | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from potstill.report import figures
 from potstill.report.findings import Findings
-from potstill.report.looks import LOOKS
-from potstill.report.words import Words, words_of
+from potstill.report.palette import LOOKS
+from potstill.report.terminology import Words, words_of
 
 TEXT_SHOWN = 4000
 """Characters of a text; what is longer is cut, and said."""
@@ -64,8 +64,8 @@ def worst_of(findings: Findings) -> str:
     student = findings.student
     match findings.measures.task:
         case "causal_lm" | "masked_lm":
-            return "the student is " + ("farthest from its teacher" if student.kl else "least sure of the text")
-        case "sentence_embedding" if student.top1_agreement:
+            return "the student is " + ("farthest from its teacher" if student.get("kl") else "least sure of the text")
+        case "sentence_embedding" if student.get("top1_agreement"):
             return "the student’s nearest neighbour is least like the text in its teacher’s eyes"
         case "sentence_embedding":
             return "the student’s nearest neighbour has another label"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from potstill.measures import Interval
+from potstill.measures import Interval, MetricSpec
 
 NONE = "–"
 _MINUS = "\N{MINUS SIGN}"
@@ -77,6 +77,31 @@ def points(found: Interval) -> str:
     """A difference of shares in percentage points: `+4.1 [+1.0, +7.2]`."""
     low, high = signed(100 * found.low, 1), signed(100 * found.high, 1)
     return f"{signed(100 * found.value, 1)} [{low}, {high}]"
+
+
+def of_metric(spec: MetricSpec, found: Interval | None) -> str:
+    """A value of a metric in its unit: `41.2 % [39.0, 43.5]`, `1.93 [1.80, 2.07]`."""
+    if spec.unit == "share":
+        return percent_interval(found)
+    if found is not None and math.isfinite(found.value) and abs(found.value) >= 1000:
+        return f"{large(found.value)} [{_large(found.low)}, {_large(found.high)}]"
+    return interval(found)
+
+
+def value_of_metric(spec: MetricSpec, found: Interval) -> str:
+    """The value alone: `41.2 %`."""
+    return of_metric(spec, found).partition(" [")[0]
+
+
+def difference_of_metric(spec: MetricSpec, found: Interval) -> str:
+    """A difference in its unit: `+4.1 [+1.0, +7.2] points`, `−0.38 [−0.51, −0.26] nats`."""
+    if spec.unit == "share":
+        return f"{points(found)} points"
+    return f"{difference(found)} nats" if spec.unit == "nats" else difference(found)
+
+
+def _large(value: float) -> str:
+    return large(value) if math.isfinite(value) else number(value)
 
 
 def count(value: float) -> str:

@@ -98,7 +98,7 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
         values=_read(table, _losses),
         classes={} if of_tokens else _read(table, _classes),
         trained={name: _read(a.path / "student.json", _json) for name, a in trainings.items()},
-        history={name: _read(a.path / "history.jsonl", _json_lines) for name, a in trainings.items()},
+        history={name: _read(a.path / "history.jsonl", _json_lines) for name, a in trainings.items() if name in MODELS},
         manifests={name: inputs[name].manifest for name in order if name in inputs},
         teacher=teacher,
         has_template=_has_template(model),

@@ -18,10 +18,10 @@ from potstill.report import figures, sections
 from potstill.report.confusion import class_table, confusion_matrix, confusions_table
 from potstill.report.entries import entries_of, worst_of
 from potstill.report.findings import Findings
-from potstill.report.looks import LOOKS
+from potstill.report.palette import LOOKS
 from potstill.report.plots import against_figures, curve_figures, measured_models, size_figures, spread_figures
+from potstill.report.terminology import terms_of, words_of
 from potstill.report.verdict import judge
-from potstill.report.words import terms_of, words_of
 
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
@@ -51,7 +51,6 @@ def render_page(findings: Findings) -> str:
             kl_spread=sections.spread_table(findings, "kl", measured_models(findings)),
             nll_spread=sections.spread_table(findings, "nll", measured_models(findings)),
             solving=sections.solving_table(findings.measures),
-            flips=sections.flips_table(findings.measures),
             of_classes=class_table(findings),
             confusions=confusions_table(findings),
             matrix=confusion_matrix(findings),

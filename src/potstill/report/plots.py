@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.measures import HIGHER_IS_BETTER, Interval, Metric
+from potstill.measures import Interval, MetricSpec, Unit
 from potstill.recipe.schedules import schedule_text
 from potstill.report import figures
 from potstill.report.charts import Bar, Figure, bar_figure, curve_figure, histogram_figure, interval_figure
 from potstill.report.distribution import histogram
 from potstill.report.findings import Findings
 from potstill.report.sections import RATES, rate_of
-from potstill.report.words import words_of
+from potstill.report.terminology import words_of
 
 _OFF_SCALE = 3.0
 """A model this many times as far off as the student is left out of a chart (it stands in the table)."""
@@ -27,82 +27,78 @@ def against_figures(findings: Findings) -> list[Figure]:
 
 
 def _difference_figures(findings: Findings) -> list[Figure]:
-    words = words_of(findings.measures)
-    title = f"Student − {words.control}, paired"
-    crosses = "An interval that crosses the line shows no difference."
+    """One figure for each unit, since one axis has one."""
+    measures, words = findings.measures, words_of(findings.measures)
+    rows: dict[tuple[Unit, str], list[tuple[str, Interval, str]]] = {}
+    for spec in _charted(findings):
+        c = measures.comparison("student", "text_only", spec.name)
+        if c is None or not _finite(c.difference):
+            continue
+        d, decimals = _in_percent(spec, c.difference), 1 if spec.unit == "share" else figures.decimals_of(c.difference)
+        rows.setdefault((spec.unit, spec.per), []).append((spec.short, d, figures.signed(d.value, decimals)))
     made = []
-    if told := _comparisons(findings, ("solved",)):
-        caption = f"Right of 0 the student is better. {crosses}"
-        axis = "percentage points of problems"
-        made.append(interval_figure(title, caption, told, axis=axis, zero_line=True, named=words.shown))
-    shares: tuple[Metric, ...] = ("accuracy", "top1_agreement")
-    if words.accuracy and (told := _comparisons(findings, shares)):
-        axis = f"percentage points of {words.units}"
-        caption = f"Right of 0 the student is better. {crosses}"
-        made.append(interval_figure(title, caption, told, axis=axis, zero_line=True, named=words.shown))
-    if told := _comparisons(findings, ("kl", "nll")):
-        axis = f"nats per {words.unit}"
-        caption = f"Left of 0 the student is better. {crosses}"
-        made.append(interval_figure(title, caption, told, axis=axis, zero_line=True, named=words.shown))
+    for (unit, per), found in rows.items():
+        side = (
+            "Right" if any(s.higher_is_better for s in _charted(findings) if (s.unit, s.per) == (unit, per)) else "Left"
+        )
+        made.append(
+            interval_figure(
+                f"Student − {words.control}, paired",
+                f"{side} of 0 the student is better. An interval that crosses the line shows no difference.",
+                found,
+                axis=f"percentage points of {per}" if unit == "share" else f"nats per {per}",
+                zero_line=True,
+                named=words.shown,
+            )
+        )
     return made
 
 
 def _share_figures(findings: Findings) -> list[Figure]:
-    """Shares of what is held out: problems solved, accuracy, and agreement with the teacher."""
+    """Shares of the held-out targets or problems."""
     measures, words = findings.measures, words_of(findings.measures)
     made = []
-    chance = "" if measures.chance is None else f"Chance is {figures.percent(measures.chance, 1)}."
-    for title, field, caption, units in (
-        ("Problems solved", "solved", "", "problems"),
-        (words.accuracy, "accuracy", chance, words.units),
-        (words.agrees[:1].upper() + words.agrees[1:], "top1_agreement", "", words.units),
-    ):
+    for spec in _charted(findings):
         rows = [
-            (m.name, Interval(100 * i.value, 100 * i.low, 100 * i.high), figures.percent(i.value, 1))
+            (m.name, _in_percent(spec, i), figures.percent(i.value, 1))
             for m in findings.models
-            if (i := getattr(m, field)) is not None and _finite(i)
+            if spec.unit == "share" and (i := m.get(spec.name)) is not None and _finite(i)
         ]
         if rows:
-            axis = f"% of held-out {units}; higher is better"
+            chance = spec.name == "accuracy" and measures.chance is not None
+            caption = f"Chance is {figures.percent(measures.chance or 0.0, 1)}." if chance else ""
+            axis = f"% of held-out {spec.per}; {'higher' if spec.higher_is_better else 'lower'} is better"
             top = min(100.0, 1.12 * max(i.high for _, i, _ in rows) + 1)
             bounds = (-0.04 * top, 1.04 * top)
-            made.append(interval_figure(title, caption, rows, axis=axis, bounds=bounds, named=words.shown))
+            made.append(interval_figure(spec.label, caption, rows, axis=axis, bounds=bounds, named=words.shown))
     return made
 
 
 def _loss_figures(findings: Findings) -> list[Figure]:
     student, words = findings.student, words_of(findings.measures)
     made = []
-    of = "the right class" if words.accuracy else "held-out text"
-    for title, field, reference in (("KL from the teacher", "kl", student.kl), (f"NLL of {of}", "nll", student.nll)):
-        found = [(m.name, getattr(m, field)) for m in findings.models]
-        near = [(n, i) for n, i in found if i is not None and reference is not None and _near(i, reference)]
-        off = [(n, i) for n, i in found if i is not None and (n, i) not in near]
-        far = [f"{words.shown(n)} ({figures.number(i.value)})" for n, i in off]
+    for spec in _charted(findings):
+        if spec.unit != "nats" or (reference := student.get(spec.name)) is None:
+            continue
+        found = [(m.name, i) for m in findings.models if (i := m.get(spec.name)) is not None]
+        near = [(n, i) for n, i in found if _near(i, reference)]
+        far = [f"{words.shown(n)} ({figures.number(i.value)})" for n, i in found if (n, i) not in near]
         caption = f"Off the scale: {', '.join(far)}." if far else ""
         rows = [(n, i, figures.number(i.value, figures.decimals_of(i))) for n, i in near]
         if rows:
-            axis = f"nats per {words.unit}; lower is better"
-            made.append(interval_figure(title, caption, rows, axis=axis, named=words.shown))
+            axis = f"nats per {spec.per}; lower is better"
+            made.append(interval_figure(spec.label, caption, rows, axis=axis, named=words.shown))
     return made
 
 
-def _comparisons(findings: Findings, metrics: Sequence[Metric]) -> list[tuple[str, Interval, str]]:
-    words = words_of(findings.measures)
-    names: dict[Metric, str] = {"kl": "KL", "nll": "NLL", "accuracy": words.accuracy, "top1_agreement": "agreement"}
-    names["solved"] = "solved"
-    rows = []
-    for metric in metrics:
-        found = findings.measures.comparison("student", "text_only", metric)
-        if found is None or not _finite(found.difference):
-            continue
-        d, name = found.difference, names[metric].lower() if metric in HIGHER_IS_BETTER else names[metric]
-        if metric in HIGHER_IS_BETTER:
-            d = Interval(100 * d.value, 100 * d.low, 100 * d.high)
-            rows.append((name, d, figures.signed(d.value, 1)))
-        else:
-            rows.append((name, d, figures.signed(d.value, figures.decimals_of(d))))
-    return rows
+def _charted(findings: Findings) -> list[MetricSpec]:
+    return [spec for spec in findings.measures.metrics.values() if spec.charted]
+
+
+def _in_percent(spec: MetricSpec, found: Interval) -> Interval:
+    """Shares are drawn in percent."""
+    factor = 100 if spec.unit == "share" else 1
+    return Interval(factor * found.value, factor * found.low, factor * found.high)
 
 
 def size_figures(findings: Findings) -> list[Figure]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from potstill.measures import HIGHER_IS_BETTER, Comparison, Interval, Measures, ModelMeasures, Speed
+from potstill.measures import Comparison, Measures, MetricSpec, ModelMeasures, Speed
 from potstill.report import figures
 from potstill.report.distribution import QUANTILES, Spread, spread_of
 from potstill.report.findings import Findings
-from potstill.report.looks import LOOKS
+from potstill.report.palette import LOOKS
+from potstill.report.terminology import Words, words_of
 from potstill.report.verdict import Verdict
-from potstill.report.words import Words, words_of
 from potstill.tasks import SPECS
 
 
@@ -68,35 +68,11 @@ def cards_of(findings: Findings) -> list[Card]:
     teacher = measures.models.get("teacher")
     fewer = f"teacher {figures.large(teacher.parameters)}" if teacher else ""
     cards = [Card("Parameters", figures.large(student.parameters), _relative(student, teacher), fewer)]
-    if student.accuracy is not None:
-        chance = "" if measures.chance is None else f"chance {figures.percent(measures.chance, 1)}"
-        theirs = teacher.accuracy if teacher is not None else None
-        note = f"teacher {figures.percent(theirs.value, 1)}" if theirs is not None else chance
-        cards.append(_share_card(words.accuracy, student.accuracy, note))
-    if student.solved is not None and measures.solving is not None:
-        theirs = teacher.solved if teacher is not None else None
-        note = f"of {figures.count(measures.solving.problems)} held-out problems"
-        note += f"; teacher {figures.percent(theirs.value, 1)}" if theirs is not None else ""
-        cards.append(_share_card("Solved", student.solved, note))
-    if student.kept is not None:
-        cards.append(_share_card("Kept", student.kept, f"of the teacher’s {words.accuracy.lower()}"))
-    if student.top1_agreement is not None:
-        cards.append(_share_card(words.agreement, student.top1_agreement, words.agrees))
-    if student.flips is not None:
-        won = figures.percent(student.flips.won.value, 1)
-        cards.append(_share_card("Lost to the teacher", student.flips.lost, f"right there, wrong here; reverse {won}"))
-    if student.similarity_correlation is not None:
-        value, _, beside = figures.interval(student.similarity_correlation).partition(" ")
-        cards.append(Card("Similarity correlation", value, beside, "cosines of pairs, with the teacher’s"))
-    if student.kl is not None:
-        value, _, beside = figures.interval(student.kl).partition(" ")
-        cards.append(Card("KL from the teacher", value, beside, f"nats per {words.unit}; 0 is the teacher itself"))
-    if student.perplexity is not None and student.nll is not None:
-        note = "on held-out text"
-        if teacher is not None and teacher.perplexity is not None:
-            note = f"teacher {_exponential(teacher.perplexity)}"
-        value = _exponential(student.perplexity)
-        cards.append(Card(words.perplexity, value, _perplexity_brackets(student.nll), note))
+    cards += [
+        _metric_card(measures, spec, student, teacher)
+        for spec in measures.metrics.values()
+        if spec.note is not None and student.get(spec.name) is not None
+    ]
     if (worth := _worth_card(measures, words)) is not None:
         cards.append(worth)
     if student.speed is not None:
@@ -104,24 +80,31 @@ def cards_of(findings: Findings) -> list[Card]:
     return cards
 
 
-def _share_card(label: str, found: Interval, note: str) -> Card:
-    value, _, beside = figures.percent_interval(found).partition(" [")
-    return Card(label, value, f"[{beside}", note)
+def _metric_card(measures: Measures, spec: MetricSpec, student: ModelMeasures, teacher: ModelMeasures | None) -> Card:
+    """The student's value of a metric, with its teacher's, or else with chance."""
+    value, _, beside = figures.of_metric(spec, student.get(spec.name)).partition(" [")
+    notes = [spec.note] if spec.note else []
+    if teacher is not None and (theirs := teacher.get(spec.name)) is not None:
+        notes.append(f"teacher {figures.value_of_metric(spec, theirs)}")
+    elif spec.name == "accuracy" and measures.chance is not None:
+        notes.append(f"chance {figures.percent(measures.chance, 1)}")
+    return Card(spec.label, value, f"[{beside}", "; ".join(notes))
 
 
 def _worth_card(measures: Measures, words: Words) -> Card | None:
-    """The paired difference to the control, in the first metric that there is."""
-    compared = (measures.comparison("student", "text_only", metric) for metric in words.metrics)
+    """The paired difference to the control, in the first deciding metric that there is."""
+    compared = (measures.comparison("student", "text_only", spec.name) for spec in measures.deciding)
     worth = next((c for c in compared if c is not None), None)
     if worth is None:
         return None
+    spec = measures.metrics[worth.metric]
+    value, _, rest = figures.difference_of_metric(spec, worth.difference).partition(" ")
+    beside, _, unit = rest.rpartition(" ")
+    direction = "above" if spec.higher_is_better else "below"
+    per = f" per {spec.per}" if spec.unit == "nats" else ""
     zero = "" if worth.excludes_zero else "; includes 0"
-    name = f"{words.metric(worth.metric).split()[0]} against {words.control}"
-    if worth.metric in HIGHER_IS_BETTER:
-        value, _, beside = figures.points(worth.difference).partition(" ")
-        return Card(name[:1].upper() + name[1:], value, beside, f"points; above 0 is better{zero}")
-    value, _, beside = figures.difference(worth.difference).partition(" ")
-    return Card(name, value, beside, f"nats per {words.unit}; below 0 is better{zero}")
+    label = f"{spec.term} against {words.control}"
+    return Card(label, value, beside, f"{unit}{per}; {direction} 0 is better{zero}")
 
 
 def _speed_card(mine: Speed, other: Speed | None) -> list[Card]:
@@ -139,14 +122,7 @@ def models_table(measures: Measures) -> Table:
     words = words_of(measures)
     present = [measures.models[name] for name in LOOKS if name in measures.models]
     columns: list[tuple[str, Callable[[ModelMeasures], str]]] = [
-        (words.accuracy.lower(), lambda m: figures.percent_interval(m.accuracy)),
-        ("solved", lambda m: figures.percent_interval(m.solved)),
-        ("kept", lambda m: figures.percent_interval(m.kept)),
-        ("KL, nats", lambda m: figures.interval(m.kl)),
-        (words.agreement.lower(), lambda m: figures.percent_interval(m.top1_agreement)),
-        ("similarity correlation", lambda m: figures.interval(m.similarity_correlation)),
-        ("NLL, nats", lambda m: figures.interval(m.nll)),
-        (words.perplexity.lower(), _perplexity),
+        *((spec.head, partial(_cell, spec)) for spec in measures.metrics.values()),
         ("parameters", lambda m: figures.large(m.parameters)),
         ("layers", lambda m: str(m.layers) if m.layers else figures.NONE),
     ]
@@ -156,18 +132,8 @@ def models_table(measures: Measures) -> Table:
     return Table(("", *(head for head, _ in told)), rows, [m.name for m in present])
 
 
-def flips_table(measures: Measures) -> Table | None:
-    """Who is right where the teacher is wrong, and the other way round."""
-    words = words_of(measures)
-    told = [(m.name, m.flips) for name in LOOKS if (m := measures.models.get(name)) is not None and m.flips is not None]
-    if not told:
-        return None
-    head = ("", "teacher right, model wrong", "teacher wrong, model right")
-    rows = [
-        (words.shown(name), figures.percent_interval(flips.lost), figures.percent_interval(flips.won))
-        for name, flips in told
-    ]
-    return Table(head, rows, [name for name, _ in told])
+def _cell(spec: MetricSpec, model: ModelMeasures) -> str:
+    return figures.of_metric(spec, model.get(spec.name))
 
 
 def solving_table(measures: Measures) -> Table | None:
@@ -177,7 +143,7 @@ def solving_table(measures: Measures) -> Table | None:
         return None
     present = [name for name in LOOKS if name in solving.unfinished]
     columns = [
-        ("solved", [figures.percent_interval(measures.models[name].solved) for name in present]),
+        ("solved", [figures.percent_interval(measures.models[name].get("solved")) for name in present]),
         (f"cut at {figures.count(solving.max_new_tokens)} tokens", _amounts(solving.unfinished, present)),
         ("not judged", _amounts(solving.unjudged, present)),
         ("prompt too long", _amounts(solving.too_long, present)),
@@ -197,9 +163,9 @@ def differences_table(measures: Measures) -> Table:
     rows = [
         (
             f"{words.shown(c.model)} − {words.shown(c.against)}",
-            words.metric(c.metric),
-            f"{figures.points(c.difference)} points" if c.metric in HIGHER_IS_BETTER else _nats(c),
-            _reading(c, words),
+            measures.metrics[c.metric].in_sentence,
+            figures.difference_of_metric(measures.metrics[c.metric], c.difference),
+            _reading(measures, c, words),
         )
         for c in measures.comparisons
     ]
@@ -332,30 +298,10 @@ def _relative(student: ModelMeasures, teacher: ModelMeasures | None) -> str:
     return f"{figures.signed(100 * share, 1)} %"
 
 
-def _perplexity(model: ModelMeasures) -> str:
-    if model.perplexity is None or model.nll is None:
-        return figures.NONE
-    return f"{_exponential(model.perplexity)} {_perplexity_brackets(model.nll)}"
-
-
-def _exponential(value: float) -> str:
-    return figures.large(value) if math.isfinite(value) and value >= 1000 else figures.number(value)
-
-
-def _perplexity_brackets(nll: Interval) -> str:
-    """Perplexity is exp(NLL), and so are the ends of its interval."""
-    low, high = (math.exp(end) if end < 700 else math.inf for end in (nll.low, nll.high))
-    return f"[{_exponential(low)}, {_exponential(high)}]"
-
-
-def _nats(c: Comparison) -> str:
-    return f"{figures.difference(c.difference)} nats"
-
-
-def _reading(c: Comparison, words: Words) -> str:
+def _reading(measures: Measures, c: Comparison, words: Words) -> str:
     if not c.excludes_zero:
         return "interval includes 0: no difference is shown"
-    return f"{words.shown(c.model)} is {'better' if c.better else 'worse'}"
+    return f"{words.shown(c.model)} is {'better' if measures.better(c) else 'worse'}"
 
 
 def _spread(spread: tuple[float, float]) -> str:

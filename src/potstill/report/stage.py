@@ -8,7 +8,7 @@ from potstill.recipe import Recipe
 from potstill.stage import Context, Stage
 from potstill.teachers.origin import origin_digests, origin_of_teacher
 
-CONTRACT = 1
+CONTRACT = 2
 
 
 def stage(recipe: Recipe) -> Stage:
@@ -17,7 +17,7 @@ def stage(recipe: Recipe) -> Stage:
     Its artifact holds `report.html` and `README.md`, the model card that exporters take along. The page shows the
     whole recipe, so the whole recipe is in its key.
     """
-    reads = ["evaluate", "train", *(f"train.{control}" for control in recipe.required_train.controls)]
+    reads = ["evaluate", *(training.stage for training in recipe.required_train.trainings)]
     if recipe.generate is not None:
         reads.append("generate")
     settings = recipe.model_dump(mode="json", warnings=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from potstill.report.looks import CLASSES
+from potstill.report.palette import CLASSES
 
 _SVG = "http://www.w3.org/2000/svg"
 _ELEMENTS = frozenset({"svg", "g", "path", "line", "rect", "text", "tspan"})
@@ -26,7 +26,7 @@ def draw(chart: Any, label: str) -> Markup:
     """Draw an altair chart.
 
     Args:
-        chart: the chart; its colours are those of `looks.py` only.
+        chart: the chart; its colours are those of `palette.py` only.
         label: what the chart says, for those who cannot see it.
 
     Returns:

@@ -9,9 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from potstill.measures import HIGHER_IS_BETTER, Comparison, Interval, Measures, ModelMeasures
-from potstill.report.figures import count, difference, interval, large, number, percent, percent_interval, points
-from potstill.report.words import Words, words_of
+from potstill.measures import Comparison, Interval, Measures, ModelMeasures
+from potstill.report.figures import (
+    count,
+    difference,
+    difference_of_metric,
+    interval,
+    large,
+    number,
+    percent,
+    percent_interval,
+    points,
+)
+from potstill.report.terminology import Words, words_of
 from potstill.tasks import SPECS
 
 Worth = Literal["better", "unclear", "worse", "mixed", "unknown", "untaught", "alone"]
@@ -45,22 +55,23 @@ def judge(measures: Measures) -> Verdict:
 def _kept(measures: Measures, words: Words) -> str:
     student, teacher = measures.models["student"], measures.models.get("teacher")
     held_out = f"{count(measures.targets)} held-out {words.units}"
-    if teacher is None or student.top1_agreement is None:
+    if teacher is None or student.get("top1_agreement") is None:
         return _alone(measures, student, words, held_out)
     smaller = (
         f"The student has {_fewer(student, teacher)} than its teacher ({large(student.parameters)} of "
         f"{large(teacher.parameters)})"
     )
-    if student.accuracy is not None and teacher.accuracy is not None:
-        return f"{smaller} and {_right(student, teacher, words, held_out)}."
+    if student.get("accuracy") is not None and teacher.get("accuracy") is not None:
+        return f"{smaller} and {_right(measures, held_out)}."
     agrees = _agrees(student, words, held_out)
-    if student.kl is None:
-        found = student.similarity_correlation
+    kl = student.get("kl")
+    if kl is None:
+        found = student.get("similarity_correlation")
         similar = "" if found is None else f"; the cosines of pairs correlate with the teacher’s at {interval(found)}"
         return f"{smaller} and its {agrees}{similar}."
     lost = measures.comparison("student", "teacher", "nll")
     return (
-        f"{smaller} and its {agrees}; what it lost is a KL of {interval(student.kl)} nats per {words.unit}"
+        f"{smaller} and its {agrees}; what it lost is a KL of {interval(kl)} nats per {words.unit}"
         + (_loss_on_text(lost) if lost is not None else "")
         + "."
     )
@@ -69,44 +80,44 @@ def _kept(measures: Measures, words: Words) -> str:
 def _solves(measures: Measures) -> str:
     """What it solves, with the paired difference to its teacher, as a sentence more; empty where no problems were
     put."""
-    student, solving = measures.models["student"], measures.solving
-    if student.solved is None or solving is None:
+    solved, solving = measures.models["student"].get("solved"), measures.solving
+    if solved is None or solving is None:
         return ""
-    said = f" It solves {percent_interval(student.solved)} of {count(solving.problems)} held-out problems"
+    said = f" It solves {percent_interval(solved)} of {count(solving.problems)} held-out problems"
     teacher, c = measures.models.get("teacher"), measures.comparison("student", "teacher", "solved")
-    if teacher is None or teacher.solved is None or c is None:
+    if teacher is None or c is None:
         return f"{said}."
     shown = "" if c.excludes_zero else ", which shows no difference"
-    return f"{said}, its teacher {percent_interval(teacher.solved)} ({points(c.difference)} points{shown})."
+    return f"{said}, its teacher {percent_interval(teacher.get('solved'))} ({points(c.difference)} points{shown})."
 
 
 def _agrees(student: ModelMeasures, words: Words, held_out: str) -> str:
     """`first choice of token is the teacher's on 41 % of 480 held-out tokens`."""
-    first = "first choice of token is the teacher’s" if "token" in words.unit else words.agrees
-    return f"{first} on {percent_interval(student.top1_agreement)} of {held_out}"
+    return f"{words.agrees} on {percent_interval(student.get('top1_agreement'))} of {held_out}"
 
 
-def _right(student: ModelMeasures, teacher: ModelMeasures, words: Words, held_out: str) -> str:
+def _right(measures: Measures, held_out: str) -> str:
     """Accuracy beside the teacher's, the share kept, and what the two numbers hide."""
+    student, teacher = measures.models["student"], measures.models["teacher"]
     said = (
-        f"{_a(words)} of {percent_interval(student.accuracy)} on {held_out}, where its teacher has "
-        f"{percent_interval(teacher.accuracy)}"
+        f"{_an_accuracy(measures)} of {percent_interval(student.get('accuracy'))} on {held_out}, where its teacher has "
+        f"{percent_interval(teacher.get('accuracy'))}"
     )
-    if student.kept is not None:
-        said += f", so it keeps {percent_interval(student.kept)} of it"
-    if student.flips is not None:
-        lost, won = (percent_interval(share) for share in (student.flips.lost, student.flips.won))
+    if (kept := student.get("kept")) is not None:
+        said += f", so it keeps {percent_interval(kept)} of it"
+    if student.get("lost") is not None:
+        lost, won = (percent_interval(student.get(name)) for name in ("lost", "won"))
         said += f"; {lost} are right with the teacher and wrong with the student, {won} the other way round"
     return said
 
 
 def _alone(measures: Measures, student: ModelMeasures, words: Words, held_out: str) -> str:
     """A student that is held against no teacher."""
-    if student.accuracy is not None:
+    if (accuracy := student.get("accuracy")) is not None:
         chance = "" if measures.chance is None else f" (chance is {percent(measures.chance, 1)})"
-        said = f"{_a(words)} of {percent_interval(student.accuracy)} on {held_out}{chance}"
-    elif student.nll is not None:
-        said = f"an NLL of {interval(student.nll)} nats per {words.unit} on {held_out}"
+        said = f"{_an_accuracy(measures)} of {percent_interval(accuracy)} on {held_out}{chance}"
+    elif (nll := student.get("nll")) is not None:
+        said = f"an NLL of {interval(nll)} nats per {words.unit} on {held_out}"
     else:
         said = f"no label to be right about on {held_out}"
     why = measures.teacher_unmeasured
@@ -114,8 +125,8 @@ def _alone(measures: Measures, student: ModelMeasures, words: Words, held_out: s
     return f"The student has {large(student.parameters)} parameters and {said}; {against}."
 
 
-def _a(words: Words) -> str:
-    named = words.accuracy.lower()
+def _an_accuracy(measures: Measures) -> str:
+    named = measures.metrics["accuracy"].in_sentence
     return f"an {named}" if named[:1] in "aeiou" else f"a {named}"
 
 
@@ -131,42 +142,42 @@ def _loss_on_text(lost: Comparison) -> str:
     if not lost.excludes_zero:
         return f", while no difference to its teacher in NLL is shown ({difference(lost.difference)} nats)"
     if lost.difference.value > 0:
-        return f", and an NLL higher than its teacher’s by {_size(lost)}"
-    return f", while its NLL is lower than its teacher’s by {_size(lost)}"
+        return f", and an NLL higher than its teacher’s by {_nats(lost)}"
+    return f", while its NLL is lower than its teacher’s by {_nats(lost)}"
 
 
 # ---- what the teacher was worth ----------------------------------------------------------------------------------
 
 
 def _worth(measures: Measures, words: Words) -> tuple[Worth, str]:
-    told = [c for metric in words.metrics if (c := measures.comparison("student", "text_only", metric)) is not None]
+    deciding = measures.deciding
+    told = [c for spec in deciding if (c := measures.comparison("student", "text_only", spec.name)) is not None]
     if not told:
         return _without_control(measures, words)
-    outcome = _outcome(told)
+    outcome = _outcome(measures, told)
     at = f"{number(100 * measures.confidence, 0)} %"
-    paired = f"paired over {count(measures.groups)} groups"
-    against = f"the same student trained equally long on {words.alone}"
+    paired = _paired(measures)
+    against = f"the same student trained for as many steps on {words.alone}"
     if outcome == "unclear":
-        found = " and ".join(f"in {words.metric(c.metric)} {_difference(c)}" for c in told)
+        found = " and ".join(f"in {_named(measures, c)} {_difference(measures, c)}" for c in told)
         zero = "both intervals include 0" if len(told) == 2 else "the interval includes 0"
         result = f"against {against}, the difference is {found}, and {zero} ({at}, {paired})"
-        missing = [words.metric(m) for m in words.metrics if m not in {c.metric for c in told}]
-        if missing and measures.teacher_unmeasured is not None:
+        if measures.teacher_unmeasured is not None:
             # A gain that nobody looked for is not one that was not found.
-            return "unknown", f"Whether it came nearer to its teacher was not measured (no {missing[0]}); {result}."
+            return "unknown", f"Whether it came nearer to its teacher was not measured; {result}."
         return outcome, f"That the teacher’s distributions were worth anything is not shown: {result}."
-    said = " and ".join(_beside(c, words) for c in told)
+    said = " and ".join(_beside(measures, c) for c in told)
     if outcome == "worse":
         return outcome, f"It is worse than {against}: {said} ({at} intervals, {paired})."
     if outcome == "mixed":
-        said = " but ".join(_beside(c, words) for c in told)
+        said = " but ".join(_beside(measures, c) for c in told)
         return outcome, f"Compared with {against}, {said} ({at} intervals, {paired})."
     return outcome, f"It is better than {against}: {said} ({at} intervals, {paired})."
 
 
-def _outcome(told: list[Comparison]) -> Worth:
+def _outcome(measures: Measures, told: list[Comparison]) -> Worth:
     """Better or worse only where both metrics exclude 0 and point the same way."""
-    signs = {(1 if c.better else -1) if c.excludes_zero else 0 for c in told}
+    signs = {(1 if measures.better(c) else -1) if c.excludes_zero else 0 for c in told}
     if signs == {1}:
         return "better"
     if signs == {-1}:
@@ -175,9 +186,9 @@ def _outcome(told: list[Comparison]) -> Worth:
 
 
 def _without_control(measures: Measures, words: Words) -> tuple[Worth, str]:
-    metrics = words.metrics if "teacher" in measures.models else ("accuracy", "nll")
+    metrics = [s.name for s in measures.deciding] if "teacher" in measures.models else ["accuracy", "nll"]
     found = next((c for m in metrics if (c := measures.comparison("student", "untrained", m)) is not None), None)
-    compared = "" if found is None else f"compared with the untrained student, {_beside(found, words)}"
+    compared = "" if found is None else f"compared with the untrained student, {_beside(measures, found)}"
     if "teacher" not in measures.models and not SPECS[measures.task].writes:
         return "alone", f"{compared[:1].upper()}{compared[1:] or 'It was compared with no other model'}."
     if not measures.taught:
@@ -193,29 +204,45 @@ def _without_control(measures: Measures, words: Words) -> tuple[Worth, str]:
     return "unknown", f"{missing}; {compared}." if compared else f"{missing}."
 
 
+def _paired(measures: Measures) -> str:
+    """What the intervals are over. Other seeds are not in them where there was one training."""
+    groups = f"{count(measures.groups)} groups"
+    if measures.seeds > 1:
+        return f"paired over {groups} and {measures.seeds} training seeds"
+    return f"paired over {groups}; with one training seed, of this student and not of the method"
+
+
 # ---- parts of sentences ------------------------------------------------------------------------------------------
 
 
-def _beside(c: Comparison, words: Words) -> str:
+def _named(measures: Measures, c: Comparison) -> str:
+    return measures.metrics[c.metric].in_sentence
+
+
+def _beside(measures: Measures, c: Comparison) -> str:
     """`its KL is lower by 0.38 nats [0.26, 0.51]`."""
-    name = words.metric(c.metric)
+    name = _named(measures, c)
     if not c.excludes_zero:
-        return f"no difference in {name} is shown ({_difference(c)})"
-    return f"its {name} is {'lower' if c.difference.value < 0 else 'higher'} by {_size(c)}"
+        return f"no difference in {name} is shown ({_difference(measures, c)})"
+    size = _nats(c) if measures.metrics[c.metric].unit != "share" else _points(c)
+    return f"its {name} is {'lower' if c.difference.value < 0 else 'higher'} by {size}"
 
 
-def _difference(c: Comparison) -> str:
-    if c.metric in HIGHER_IS_BETTER:
-        return f"{points(c.difference)} points"
-    return f"{difference(c.difference)} nats"
+def _difference(measures: Measures, c: Comparison) -> str:
+    return difference_of_metric(measures.metrics[c.metric], c.difference)
 
 
-def _size(c: Comparison) -> str:
-    """The size of a difference whose direction is said in words, with its interval."""
+def _size(c: Comparison) -> Interval:
+    """A difference whose direction is said in words."""
     d = c.difference
-    if d.value < 0:
-        d = Interval(-d.value, -d.high, -d.low)
-    if c.metric in HIGHER_IS_BETTER:
-        return f"{number(100 * d.value, 1)} points [{number(100 * d.low, 1)}, {number(100 * d.high, 1)}]"
-    value, _, brackets = interval(d).partition(" ")
+    return d if d.value >= 0 else Interval(-d.value, -d.high, -d.low)
+
+
+def _nats(c: Comparison) -> str:
+    value, _, brackets = interval(_size(c)).partition(" ")
     return f"{value} nats {brackets}"
+
+
+def _points(c: Comparison) -> str:
+    d = _size(c)
+    return f"{number(100 * d.value, 1)} points [{number(100 * d.low, 1)}, {number(100 * d.high, 1)}]"

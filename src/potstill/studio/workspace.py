@@ -191,7 +191,7 @@ def read_measures(run: Path) -> tuple[Measures | None, Verdict | None, str]:
         return None, None, ""
     try:
         return _measures(file, _mtime(file))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (PotstillError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, None, f"{file.parent.name}/{file.name} cannot be read by this version of potstill ({error})"
 
 

@@ -32,12 +32,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from potstill.errors import RecipeError, did_you_mean
-from potstill.measures import Metric
+from potstill.evaluate.metrics import metrics_of_tables
 from potstill.recipe import Recipe, Settings, load_recipe
 from potstill.recipe.reading import read_yaml
 
@@ -46,8 +46,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 def _known_metric(name: str) -> str:
-    if name not in get_args(Metric):
-        raise ValueError(f"{name!r} is no measure of a student{did_you_mean(name, get_args(Metric))}")
+    if name not in (known := metrics_of_tables()):
+        raise ValueError(f"{name!r} is no measure of a student{did_you_mean(name, known)}")
     return name
 
 

@@ -26,10 +26,8 @@ from scipy.stats import t
 
 from potstill.errors import RunError
 from potstill.evaluate.bootstrap import PairedBootstrap
-from potstill.measures import HIGHER_IS_BETTER, Interval, Measures
-
-COLUMNS = {"accuracy": "correct", "solved": "solved", "nll": "nll", "kl": "kl", "top1_agreement": "agree"}
-"""The column of each measure in the tables of single values: one value per target, or per problem."""
+from potstill.evaluate.metrics import metrics_of_tables
+from potstill.measures import Interval, Measures
 
 _TABLES = ("examples.parquet", "tokens.parquet")
 _PROBLEMS = "solved.parquet"
@@ -116,13 +114,13 @@ def _verdict(value: float, intervals: Sequence[Interval | None], measure: str) -
     known = [interval for interval in intervals if interval is not None]
     if not known or any(interval.low <= 0 <= interval.high for interval in known):
         return "not told apart"
-    return "better" if (value > 0) == (measure in HIGHER_IS_BETTER) else "worse"
+    return "better" if (value > 0) == metrics_of_tables()[measure].spec.higher_is_better else "worse"
 
 
 def value_of(measures: Measures, model: str, measure: str) -> float | None:
     """What was measured of a model; None where there is no such model, or the measure means nothing for it."""
     found = measures.models.get(model)
-    interval = getattr(found, measure) if found is not None else None
+    interval = found.get(measure) if found is not None else None
     return None if interval is None else float(interval.value)
 
 
@@ -132,7 +130,7 @@ def read_table(evaluate: Path, measure: str) -> Table | None:
 
     tables = (_PROBLEMS,) if measure == "solved" else _TABLES
     file = next((evaluate / name for name in tables if (evaluate / name).is_file()), None)
-    column = f"{COLUMNS[measure]}_student"
+    column = f"{metrics_of_tables()[measure].column}_student"
     if file is None or column not in (names := pq.read_schema(file).names):
         return None
     table = pq.read_table(file, columns=[n for n in ("record_id", "group", "position", column) if n in names])

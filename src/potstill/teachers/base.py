@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.tasks import TaskSpec
 from potstill.types import Answer, Capability, Request
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def capabilities_for(spec: TaskSpec) -> frozenset[Capability]:
@@ -53,4 +56,17 @@ class Teacher(Protocol):
     ) -> list[Answer]:
         """Answer a batch of requests with equal sampling settings, in order. The same batch and seed give the same
         answers. `wrote` is called with the number of tokens written since the last call."""
+        ...
+
+
+class OpenTeacher(Protocol):
+    """A teacher whose weights are in this process, as an evaluation needs it."""
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The models that it is made of: one, or the members of an ensemble."""
+        ...
+
+    def signals(self, batch: Batch, ask: Ask) -> Signals:
+        """As `Teacher.signals`."""
         ...

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from potstill.errors import CapabilityError, ModelError
 from potstill.models.labels import check_same_labels
@@ -24,17 +24,27 @@ from potstill.types import Answer, Capability, Request
 
 @implements(EnsembleTeacher)
 class Ensemble:
-    """The teacher of `kind: ensemble`. Its members are opened on first use; each reads the batch unchanged."""
+    """The teacher of `kind: ensemble`. Its members are opened on first use; each reads the batch unchanged.
 
-    def __init__(self, settings: EnsembleTeacher) -> None:
+    Args:
+        settings: the members, and how their logits are averaged.
+        members: the members, if they have been built already.
+    """
+
+    def __init__(self, settings: EnsembleTeacher, members: Sequence[Teacher] | None = None) -> None:
         self.settings = settings
-        self.members: tuple[Teacher, ...] = tuple(build(member) for member in settings.members)
+        self.members = tuple(map(build, settings.members) if members is None else members)
 
     @property
     def capabilities(self) -> frozenset[Capability]:
         """Whole logits, if all members give them; no inner tensors."""
         able = all(member.capabilities & {"head", "dense"} for member in self.members)
         return self.settings.capabilities if able else frozenset()
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The open models of all members."""
+        return tuple(module for member in self.members for module in getattr(member, "modules", ()))
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from potstill.models.load import has_fast_bf16, load_model, load_tokenizer, pick
 from potstill.models.resolve import resolve
 from potstill.recipe import LocalTeacher
 from potstill.registry import implements
-from potstill.signals import Ask, Batch, ModelDims, Signals
+from potstill.signals import Ask, Batch, ModelDims, Side, Signals
 from potstill.tasks import SPECS, Task
 from potstill.teachers.base import capabilities_for
 from potstill.teachers.cached import SignalCache
@@ -33,10 +33,25 @@ from potstill.types import Answer, Capability, Request
 @implements(LocalTeacher)
 class LocalModel:
     """The teacher of `kind: local`. Weights are loaded on first use, and twice if it writes in another precision than
-    it computes distributions in."""
+    it computes distributions in.
 
-    def __init__(self, settings: LocalTeacher) -> None:
-        self.settings = settings
+    Args:
+        settings: where the model is, and how it is opened.
+        opened_for: the task that it is opened for; None is the one it was saved for.
+        classes: names of the classes that it must have, of a classifier.
+        side: whose view of a batch it reads. An evaluation opens students like teachers.
+    """
+
+    def __init__(
+        self,
+        settings: LocalTeacher,
+        *,
+        opened_for: Task | None = None,
+        classes: Sequence[str] = (),
+        side: Side = "teacher",
+    ) -> None:
+        self.settings, self.side = settings, side
+        self._opened_for, self._classes = opened_for, classes
 
     @cached_property
     def source(self) -> ModelSource:
@@ -60,7 +75,9 @@ class LocalModel:
 
     @cached_property
     def task(self) -> Task:
-        """The task that the model was saved for; loads no weights."""
+        """The task that the model is opened for; loads no weights."""
+        if self._opened_for is not None:
+            return self._opened_for
         if is_module(self.source.path):
             return "image_classification"
         return task_in(read_config(self.source.path), where=str(self.source.path))
@@ -81,6 +98,11 @@ class LocalModel:
     def model(self) -> nn.Module:
         """The model for distributions and inner states: frozen, in evaluation mode."""
         return self._load(self._dtype)
+
+    @property
+    def modules(self) -> tuple[nn.Module]:
+        """The open model."""
+        return (self.model,)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
@@ -156,7 +178,7 @@ class LocalModel:
         self.model.eval()
         # The student's autocast must not apply to the teacher.
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):
-            return live_signals(self.model, batch, "teacher", ask)
+            return live_signals(self.model, batch, self.side, ask)
 
     def generate(self, requests: Sequence[Request], *, seed: int, wrote: Wrote | None = None) -> list[Answer]:
         """Answer a batch, in order. The answers depend only on the requests of this batch and the seed (in low
@@ -232,6 +254,8 @@ class LocalModel:
         settings = self.settings
         model = load_model(
             self.source,
+            task=self._opened_for,
+            labels=self._classes or None,
             dtype=_name(dtype),
             device=settings.device,
             device_map=settings.device_map,

@@ -1,12 +1,14 @@
-"""The stage `train`, and its controls: from records to a student. No torch at import."""
+"""The stages `train`, of student and controls: from records to a model. No torch until it works."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from potstill.recipe import Existing, HardCE, Recipe, members_of
+from potstill.recipe.train import STUDENT, Training
 from potstill.stage import Context, Stage
 
 CONTRACT = 2
@@ -15,20 +17,20 @@ _UNSEEN_ARGUMENTS = ("report_to", "run_name", "project")
 """Training arguments that do not affect the artifact."""
 
 
-def stage(recipe: Recipe, control: str | None = None) -> Stage:
-    """The stage of a recipe that has a `train` section, or one of its controls.
+def stage(recipe: Recipe, training: Training = STUDENT) -> Stage:
+    """The stage of one training of a recipe that has a `train` section: of the student, or of a control, by one seed.
 
     Its artifact holds `model/` (a plain model folder with tokenizer; an adapter is merged, and also kept in
     `adapter/`), `student.json` (how the student was built, steps, tokens, seconds), `history.jsonl` (one object per
     log and per evaluation), and `projectors.safetensors` if there are any.
 
-    The control `text_only` is the same student on the same rows in the same order, for the same steps (and stages)
-    with the same schedule, with `hard_ce` of weight 1 alone.
+    The control `text_only` is the same student on the same rows in the same order, for the same steps (and stages) by
+    the same schedule, with `hard_ce` of weight 1 alone. `text_only_equal_seconds` goes on with more of these steps, as
+    many as take the student's seconds.
     """
-    name = "train" if control is None else f"train.{control}"
-    recipe = controlled(recipe, control)
+    recipe = trained_by(recipe, training)
     train = recipe.required_train.key_fields()
-    del train["controls"]
+    del train["controls"], train["seeds"]
     for arguments in (train, *train["stages"]):
         arguments["args"] = {key: value for key, value in arguments["args"].items() if key not in _UNSEEN_ARGUMENTS}
     teacher = recipe.teachers.get(recipe.required_train.teacher)
@@ -41,20 +43,32 @@ def stage(recipe: Recipe, control: str | None = None) -> Stage:
     }
     if recipe.required_train.keeps_best:
         settings["best"] = "NLL on a third of the held-out groups"
+    if training.seed:
+        settings["seed"] = recipe.seed
     reads = ("generate",) if recipe.generate is not None else ()
-    return Stage(name, CONTRACT, reads, settings, partial(_sources, recipe), partial(_write, recipe, name))
+    if training.control == "text_only_equal_seconds":
+        reads = (*reads, *_timed_by(training))
+    return Stage(
+        training.stage, CONTRACT, reads, settings, partial(_sources, recipe), partial(_write, recipe, training)
+    )
 
 
-def controlled(recipe: Recipe, control: str | None) -> Recipe:
-    """The recipe of a control."""
-    if control is None:
+def trained_by(recipe: Recipe, training: Training) -> Recipe:
+    """The recipe that a training follows: a control has other objectives, a later seed another seed."""
+    if training.seed:
+        recipe = recipe.model_copy(update={"seed": recipe.seed + training.seed})
+    if training.control is None:
         return recipe
-    assert control == "text_only"
     text = {"objectives": (HardCE(),)}
     changes = {"stages": tuple(stage.model_copy(update=text) for stage in recipe.required_train.stages)}
     return recipe.model_copy(
         update={"train": recipe.required_train.model_copy(update=changes if recipe.required_train.stages else text)}
     )
+
+
+def _timed_by(training: Training) -> tuple[str, str]:
+    """The stages of the student and of its control of equal steps."""
+    return Training(None, training.seed).stage, Training("text_only", training.seed).stage
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
@@ -70,7 +84,28 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     return digests
 
 
-def _write(recipe: Recipe, name: str, context: Context) -> None:
-    from potstill.train.training import Training
+def _write(recipe: Recipe, training: Training, context: Context) -> None:
+    from potstill.train.training import TrainingRun
 
-    Training(recipe, context, name).run()
+    if training.control == "text_only_equal_seconds":
+        steps = steps_of_equal_seconds(*(_facts(context, name) for name in _timed_by(training)))
+        args = {**recipe.required_train.args, "max_steps": steps}
+        changed = recipe.required_train.model_copy(update={"args": args})
+        recipe = recipe.model_copy(update={"train": changed})
+    TrainingRun(recipe, context, training).run()
+
+
+def steps_of_equal_seconds(student: Mapping[str, Any], control: Mapping[str, Any]) -> int:
+    """How many steps of the control take as long as the student's training, by the seconds per step of both.
+
+    Args:
+        student: its `student.json`.
+        control: that of `text_only`, which has the same steps.
+    """
+    a_step = float(control["seconds"]) / max(int(control["steps"]), 1)
+    return max(1, round(float(student["seconds"]) / a_step)) if a_step > 0 else int(control["steps"])
+
+
+def _facts(context: Context, name: str) -> Mapping[str, Any]:
+    facts: Mapping[str, Any] = json.loads((context.inputs[name].path / "student.json").read_text(encoding="utf-8"))
+    return facts

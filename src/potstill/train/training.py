@@ -20,6 +20,7 @@ from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
 from potstill.models.saving import save_model
 from potstill.recipe import Recipe, TrainStage
+from potstill.recipe.train import Training
 from potstill.stage import Context
 from potstill.students import BuiltStudent
 from potstill.tasks import SPECS
@@ -32,15 +33,25 @@ from potstill.train.trainable import frozen, initialise, matching
 from potstill.train.trainer import DistillTrainer
 from potstill.train.weights import save_projectors
 
-_LABELS = {"train": "training", "train.text_only": "training on the text alone"}
+_LABELS = {
+    "student": "training",
+    "text_only": "training on the text alone",
+    "text_only_equal_seconds": "training on the text alone, for as many seconds",
+}
 _RUN_SUMMARY = "train_runtime"
 
 
-class Training:
-    """Trains by a recipe; for a control it differs from the context's."""
+class TrainingRun:
+    """One training under way.
 
-    def __init__(self, recipe: Recipe, context: Context, name: str) -> None:
-        self.recipe, self.settings, self.context, self.name = recipe, recipe.required_train, context, name
+    Args:
+        recipe: of this training; a control's, or that of another seed, differs from the context's.
+        context: of the stage.
+        training: which of the recipe's trainings it is.
+    """
+
+    def __init__(self, recipe: Recipe, context: Context, training: Training) -> None:
+        self.recipe, self.settings, self.context, self.training = recipe, recipe.required_train, context, training
         self.checkpoints = context.out / "checkpoints"
         self.models = find_models(recipe, context.console)
 
@@ -137,7 +148,9 @@ class Training:
 
     def _train(self, stage: TrainStage, trainer: DistillTrainer) -> None:
         """Train one stage, from its last whole checkpoint if there is one (of its last step, if it had ended)."""
-        label = _LABELS[self.name] + (f", {stage.name}" if self.settings.stages else "")
+        label = _LABELS[self.training.model] + (f", {stage.name}" if self.settings.stages else "")
+        if self.settings.seeds > 1:
+            label += f", seed {self.training.seed + 1} of {self.settings.seeds}"
         progress = ConsoleProgress(self.context.console, label, self._unit)
         progress.trainer = trainer
         trainer.add_callback(progress)
@@ -163,7 +176,7 @@ class Training:
             **built.facts,
             "steps": sum(steps),
             "tokens": sum(trainer.tokens_seen for trainer in done),
-            "seconds": round(sum(trainer.seconds_trained for trainer in done), 1),
+            "seconds": round(sum(trainer.seconds_trained for trainer in done), 3),
             "kept": stage.keep,
             "kept_step": sum(steps[:-1]) + int(kept or 0),
         }

@@ -16,7 +16,6 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from potstill.errors import PotstillError
-from potstill.report.words import words_of
 from potstill.studio import charts, control
 from potstill.studio.live import HELD_OUT, Broadcast, Reader, sse, time_left
 from potstill.studio.records import Found, find_records, find_rejects
@@ -44,13 +43,8 @@ def _facts(run: Run) -> dict[str, Any]:
     measures, verdict, unread = read_measures(run.path)
     columns: list[tuple[str, str]] = []
     if measures is not None:
-        models = measures.models.values()
-        names = {**_MEASURES, "accuracy": words_of(measures).accuracy}
-        columns = [(name, field) for field, name in names.items() if any(getattr(m, field) for m in models)]
+        columns = [(spec.term, spec.name) for spec in measures.metrics.values() if spec.charted]
     return {"measures": measures, "verdict": verdict, "unread": unread, "columns": columns}
-
-
-_MEASURES = {"kl": "KL", "top1_agreement": "Agreement", "nll": "NLL", "accuracy": "Accuracy", "solved": "Solved"}
 
 
 async def show(request: Request) -> Response:

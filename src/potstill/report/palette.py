@@ -26,6 +26,7 @@ LOOKS = {
     "teacher": Look("teacher", "#3b3b3b", (1, 0), "diamond"),
     "student": Look("student", "#0072b2", (1, 0), "circle"),
     "text_only": Look("text only", "#d55e00", (7, 4), "square"),
+    "text_only_equal_seconds": Look("text only, equal seconds", "#b58900", (1, 3), "cross"),
     "untrained": Look("untrained", "#aa4499", (2, 3), "triangle-up"),
 }
 assert tuple(LOOKS) == MODELS

@@ -1,0 +1,283 @@
+"""The models that are compared: the teacher, if the student can be compared with it, the student, and the controls.
+
+All are opened as teachers are (`teachers/opening.py`), students and controls from the student's view of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from potstill.console import Console
+from potstill.errors import ModelError, RunError, TokenizerMismatch
+from potstill.evaluate.summary import Size
+from potstill.models import resolve
+from potstill.models.anatomy import dims
+from potstill.models.load import load_tokenizer
+from potstill.models.quiet import quiet_loading
+from potstill.models.saving import save_model
+from potstill.models.tokenizers import check_same_tokenizer
+from potstill.recipe import (
+    ByInfluence,
+    EnsembleTeacher,
+    FromTeacher,
+    LocalTeacher,
+    Recipe,
+    TeacherSettings,
+    members_of,
+    weights_of,
+)
+from potstill.registry import settings_class
+from potstill.signals import Side
+from potstill.stage import Context
+from potstill.students import build_student
+from potstill.tasks import SPECS, Task
+from potstill.teachers.base import OpenTeacher
+from potstill.teachers.opening import Dtype, open_model
+from potstill.teachers.origin import origin_of_teacher, teacher_name
+
+_MUST_AGREE = ("layers", "parameters")
+"""Facts of a student that building it again must give."""
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """A model by its name in the measures, and how it is opened.
+
+    Attributes:
+        name: one of `measures.MODELS`.
+        settings: a local teacher or an ensemble; a student or control as a local model in its folder.
+        task: what it is opened for.
+        classes: names of the classes, of a classification.
+        side: whose view of a batch it reads.
+        seed: of several trainings by different seeds, which one; from 0.
+    """
+
+    name: str
+    settings: TeacherSettings
+    task: Task
+    classes: tuple[str, ...] = ()
+    side: Side = "student"
+    seed: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is of the first seed: that one is sized, timed, asked and shown."""
+        return self.seed == 0
+
+    @property
+    def label(self) -> str:
+        """For messages: `student`, `student, seed 2`."""
+        return self.name.replace("_", " ") + (f", seed {self.seed + 1}" if self.seed else "")
+
+    @property
+    def is_ensemble(self) -> bool:
+        return isinstance(self.settings, EnsembleTeacher)
+
+    @property
+    def first(self) -> LocalTeacher:
+        """The model itself, or an ensemble's first member."""
+        found = members_of(self.settings)[0]
+        if not isinstance(found, LocalTeacher):
+            raise ModelError(f"the {self.name} has no weights on this machine", fix="use kind: local")
+        return found
+
+    def open(self, dtype: Dtype) -> OpenTeacher:
+        """Load it, in evaluation mode, in one precision."""
+        return open_model(self.settings, dtype=dtype, task=self.task, classes=self.classes, side=self.side)
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights as the user has them: of a teacher that was converted, the file that the recipe names."""
+        return sum(_source(member).weight_bytes for member in members_of(self.settings))
+
+    @property
+    def where(self) -> str:
+        """The folders or names of its weights."""
+        return ", ".join(weights_of(member) or "" for member in members_of(self.settings))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for another process."""
+        return {**asdict(self), "kind": self.settings.kind, "settings": self.settings.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ComparedModel:
+        """What `to_dict` gave."""
+        settings = settings_class(TeacherSettings.room, raw["kind"]).model_validate(raw["settings"])  # type: ignore[attr-defined]
+        return cls(raw["name"], settings, raw["task"], tuple(raw["classes"]), raw["side"], raw["seed"])
+
+
+def size_of(opened: OpenTeacher, model: ComparedModel) -> Size:
+    """The size of an open model and of its files."""
+    config: Any = getattr(opened.modules[0], "config", None)
+    text = getattr(config, "text_config", None) or config
+    return Size(
+        parameters=sum(p.numel() for module in opened.modules for p in module.parameters()),
+        bytes=model.bytes,
+        layers=sum(dims(module).layers for module in opened.modules),
+        positions=getattr(text, "max_position_embeddings", None),
+    )
+
+
+def _source(settings: TeacherSettings) -> Any:
+    """Where the weights of a teacher are; nothing is fetched, since the run has done so before its first stage."""
+    return resolve(
+        weights_of(settings) or "",
+        revision=getattr(settings, "revision", None),
+        trust_remote_code=getattr(settings, "trust_remote_code", False),
+        console=Console("quiet"),
+    )
+
+
+class ComparedModels:
+    """The models of a run, none of them open yet.
+
+    Args:
+        context: of the stage.
+        classes: names of the classes, of a classification.
+        work: folder of temporary files.
+
+    Attributes:
+        notes: what a reader must know of them.
+        teacher_unmeasured: why the recipe's teacher is not among them.
+    """
+
+    def __init__(self, context: Context, classes: tuple[str, ...], work: Path) -> None:
+        self._context, self._recipe, self._work = context, context.recipe, work
+        self._classes = classes if SPECS[self._recipe.task].has_classes else ()
+        self._student_folder = context.inputs["train"].path / "model"
+        self.notes: list[str] = []
+        self.teacher_unmeasured: str | None = None
+        self.teacher = self._teacher()
+        self.student = self._of_folder("student", self._student_folder)
+
+    @cached_property
+    def students(self) -> list[ComparedModel]:
+        """The student and its controls, by all seeds, the student of the first seed first; and `untrained`, as it was
+        before its first step by the first seed."""
+        trainings = sorted(self._recipe.required_train.trainings, key=lambda t: (t.seed, t.control is not None))
+        found = [
+            self._of_folder(training.model, self._context.inputs[training.stage].path / "model", training.seed)
+            for training in trainings
+        ]
+        if "untrained" in self._recipe.required_evaluate.controls:
+            found.append(self._of_folder("untrained", self._untrained()))
+        return found
+
+    # ---- the teacher ---------------------------------------------------------------------------------------------
+
+    @property
+    def _settings(self) -> TeacherSettings | None:
+        name = teacher_name(self._recipe)
+        return None if name is None else self._recipe.teachers[name]
+
+    def _teacher(self) -> ComparedModel | None:
+        """The teacher, unless there is none that the student can be compared with, which is said."""
+        recipe, settings = self._recipe, self._settings
+        if not recipe.teachers and not SPECS[recipe.task].writes:
+            self.notes.append("The recipe has no teacher, so nothing was compared with one.")
+            return None
+        members = members_of(settings)
+        why = "the recipe has no teacher whose weights can be opened here"
+        if settings is not None and all(isinstance(member, LocalTeacher) for member in members):
+            try:
+                if SPECS[recipe.task].reads_text:
+                    for member in members:
+                        check_same_tokenizer(_source(member).path, self._student_folder)
+                origin = origin_of_teacher(recipe)
+                self.notes += [f"The teacher: {note}." for note in (origin.notes if origin is not None else ())]
+                return ComparedModel("teacher", settings, recipe.task, self._classes, "teacher")
+            except TokenizerMismatch as mismatch:
+                if _was_taught(recipe):
+                    raise  # its distributions were learned from, so they can be compared with: something went wrong
+                why = mismatch.what
+        missing = "no agreement" if not SPECS[recipe.task].has_response else "no KL, no agreement"
+        text = f"Nothing was compared with the teacher ({missing}): {why}."
+        self._context.work.warn(text)
+        self.notes.append(text)
+        self.teacher_unmeasured = why if recipe.teachers else None
+        return None
+
+    # ---- student and controls ------------------------------------------------------------------------------------
+
+    @property
+    def _leader(self) -> LocalTeacher | None:
+        """The teacher whose weights can be opened here, or an ensemble's first member."""
+        first = next(iter(members_of(self._settings)), None)
+        return first if isinstance(first, LocalTeacher) else None
+
+    def _of_folder(self, name: str, folder: Path, seed: int = 0) -> ComparedModel:
+        """A student or a control, on the teacher's device and with the teacher's kind of attention."""
+        asked: dict[str, Any] = {"trust_remote_code": getattr(self._recipe.student, "trust_remote_code", False)}
+        if (like := self._leader) is not None:
+            asked |= {"device": like.device, "attn_implementation": like.attn_implementation}
+            asked["trust_remote_code"] |= like.trust_remote_code
+        settings = LocalTeacher(model=str(folder.resolve()), **asked)
+        return ComparedModel(name, settings, self._recipe.task, self._classes, seed=seed)
+
+    def _untrained(self) -> Path:
+        """The student as it was before its first step, built again from the same settings and seed, and saved.
+
+        Adapters are left out: before the first step they add nothing. Layers that were chosen by their influence are
+        taken from what training noted, not measured again.
+
+        Raises:
+            RunError: what is built is not what was trained.
+        """
+        recipe, folder = self._recipe, self._work / "untrained"
+        tokenizer = None if SPECS[recipe.task].reads_images else self._student_folder
+        built = self._built(tokenizer)
+        with quiet_loading():
+            save_model(built.model, folder)
+        if tokenizer is not None:
+            load_tokenizer(tokenizer, self.student.first.trust_remote_code).save_pretrained(str(folder))
+        return folder
+
+    def _built(self, tokenizer: Path | None) -> Any:
+        recipe, leader = self._recipe, self._leader
+        facts = read_facts(self._context)
+        settings = recipe.required_student.model_copy(update={"lora": None})
+        if isinstance(settings, FromTeacher) and isinstance(settings.layers, ByInfluence):
+            settings = settings.model_copy(update={"layers": tuple(facts["layers"])})
+        try:
+            teacher = None if leader is None else _source(leader)
+        except ModelError:
+            teacher = None
+        with self._context.console.task("building the untrained student", 1, "models") as progress:
+            built = build_student(
+                settings,
+                teacher=teacher,
+                tokenizer_source=tokenizer,
+                seed=recipe.seed,
+                # It would repeat what it said of the student.
+                console=Console("quiet"),
+                trust_remote_code=leader is not None and leader.trust_remote_code,
+                task=recipe.task,
+                labels=list(self._classes) or None,
+            )
+            progress.advance(1)
+        for fact in _MUST_AGREE:
+            if built.facts[fact] != facts[fact]:
+                raise RunError(
+                    f"the untrained student was built with {fact} {built.facts[fact]}, the trained one with "
+                    f"{facts[fact]}",
+                    where="train/student.json",
+                    fix="train it again: potstill train --force",
+                )
+        return built
+
+
+def read_facts(context: Context) -> Mapping[str, Any]:
+    """How the student was built, as the training stage noted it."""
+    text = (context.inputs["train"].path / "student.json").read_text(encoding="utf-8")
+    facts: Mapping[str, Any] = json.loads(text)
+    return facts
+
+
+def _was_taught(recipe: Recipe) -> bool:
+    """Whether the student learned from what the teacher gives (and not from its text alone)."""
+    return recipe.train is not None and any(o.needs().teacher for o in recipe.train.all_objectives)
