@@ -128,7 +128,7 @@ def dark(bench: Bench) -> Outcome:
     rest = sorted(((f"{d}", 100 * float(p)) for d, p in enumerate(mean) if d != 7), key=lambda pair: -pair[1])[:5]
     blocks.append(bars("What the teacher gives, over all sevens, to other digits", rest, " %"))
     blocks.append(run_link(run.name, "the teacher's run"))
-    accuracy = measures.models["student"].accuracy
+    accuracy = measures.models["student"].get("accuracy")
     passed = accuracy is not None and accuracy.value > 0.8
     shown = "unknown" if accuracy is None else f"{100 * accuracy.value:.1f} %"
     return Outcome(passed, f"The teacher is right on {shown} of {len(held):,} digits that it never saw.", blocks)
@@ -147,9 +147,9 @@ def students(bench: Bench) -> Outcome:
     rows = []
     for name, called in (("teacher", "teacher"), ("student", "with soft targets"), ("text_only", "labels alone")):
         m = measures.models.get(name)
-        if m is not None and m.accuracy is not None:
-            right = percent(m.accuracy)
-            rows.append([called, f"{m.parameters:,}", right, "–" if m.kl is None else f"{m.kl.value:.3f}"])
+        if m is not None and (accuracy := m.get("accuracy")) is not None:
+            kl = m.get("kl")
+            rows.append([called, f"{m.parameters:,}", percent(accuracy), "–" if kl is None else f"{kl.value:.3f}"])
     blocks = [
         table(["", "parameters", "right, of unseen digits", "KL to the teacher"], rows),
         run_link(run.name, "the two trainings"),

@@ -112,7 +112,7 @@ def students(bench: Bench) -> Outcome:
         run = bench.run(f"learn-2-{arm}", recipe)
         measures, seconds = bench.measures(run), bench.seconds(run, "train")
         student = measures.models["student"]
-        kl, agreement, nll = student.kl, student.top1_agreement, student.nll
+        kl, agreement, nll = student.get("kl"), student.get("top1_agreement"), student.get("nll")
         assert kl is not None and agreement is not None and nll is not None
         rows.append([_CALLED[arm], f"{kl.value:.2f} [{kl.low:.2f}, {kl.high:.2f}]",
                      f"{100 * agreement.value:.0f} %", f"{nll.value:.2f}", f"{seconds:.0f}"])  # fmt: skip

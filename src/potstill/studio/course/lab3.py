@@ -55,7 +55,7 @@ def teacher(bench: Bench) -> Outcome:
     """A teacher of sums, stopped before it is sure."""
     run = bench.run("learn-3-teacher", TEACHER)
     measures = bench.measures(run)
-    nll = measures.models["student"].nll
+    nll = measures.models["student"].get("nll")
     shown = "" if nll is None else f" Its loss on unseen sums is {nll.value:.3f} nats a token."
     blocks: list[Block] = [
         {"kind": "text", "text": "4821+3977=1+7+0=08, 2+7+0=09, 8+9+0=17, 4+3+1=08, The answer is 8798"}
@@ -116,7 +116,7 @@ def _solved(bench: Bench, runs: dict[str, Path]) -> Outcome:
     for called, run in runs.items():
         measures = bench.measures(run)
         for name in ("teacher", "student") if not rows else ("student",):
-            solved = measures.models[name].solved if name in measures.models else None
+            solved = measures.models[name].get("solved") if name in measures.models else None
             if solved is not None:
                 rows.append([called if name == "student" else "their teacher", percent(solved)])
                 values.append((rows[-1][0], 100 * solved.value))

@@ -70,7 +70,7 @@ def plant(bench: Bench) -> Outcome:
         test_labels=np.array([image.label for image in held]),
     )
     run = bench.run(run_folder.name, PLANTED)
-    accuracy = bench.measures(run).models["student"].accuracy
+    accuracy = bench.measures(run).models["student"].get("accuracy")
     model = load_model(resolve(f"run:{run}", console=Console("quiet")), task="image_classification", device="cpu")
     with torch.no_grad():
         said = model(seen(np.stack([np.asarray(image.pixels) for image in held]))).argmax(-1).numpy()
@@ -164,9 +164,10 @@ def sizes(bench: Bench) -> Outcome:
     for width in WIDTHS:
         run = bench.run(f"learn-4-width-{width}", SIZED.replace("WIDTH", str(width)))
         student = bench.measures(run).models["student"]
-        assert student.accuracy is not None
-        points.append((float(np.log2(student.parameters)), 100 * student.accuracy.value))
-        rows.append([f"{width}", f"{student.parameters:,}", percent(student.accuracy)])
+        accuracy = student.get("accuracy")
+        assert accuracy is not None
+        points.append((float(np.log2(student.parameters)), 100 * accuracy.value))
+        rows.append([f"{width}", f"{student.parameters:,}", percent(accuracy)])
         links.append(run_link(run.name, f"width {width}"))
     chart: Block = {"kind": "lines", "title": "Accuracy by size", "x": "log₂ of parameters", "y": "%",
                     "curves": {"students of one teacher": points}}  # fmt: skip
