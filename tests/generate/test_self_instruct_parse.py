@@ -6,7 +6,7 @@ import pytest
 
 from potstill.generate.self_instruct import fault_of_example, fault_of_examples, fault_of_instruction
 from potstill.generate.self_instruct_text import (
-    Task,
+    InstructionTask,
     Unreadable,
     read_examples,
     read_instructions,
@@ -17,7 +17,10 @@ from potstill.generate.self_instruct_text import (
 from potstill.recipe import SelfInstructProgram
 
 ALPACA, SELF_INSTRUCT = SelfInstructProgram(), SelfInstructProgram(style="self_instruct")
-BIRDS, FIX = Task("Name two birds.", "", "Wren, crow"), Task("Fix the grammar.", "he go", "He goes.")
+BIRDS, FIX = (
+    InstructionTask("Name two birds.", "", "Wren, crow"),
+    InstructionTask("Fix the grammar.", "he go", "He goes."),
+)
 GOES_ON = """ Name two birds.
 4. Input:
 <noinput>
@@ -54,7 +57,7 @@ def test_what_is_shown_is_read_back() -> None:
 
 def test_an_output_may_hold_a_line_that_looks_like_a_mark() -> None:
     (task,) = read_tasks(" Show the form.\n4. Input:\nx\n4. Output:\nInput: a\nOutput: b", 4)
-    assert task == Task("Show the form.", "x", "Input: a\nOutput: b")
+    assert task == InstructionTask("Show the form.", "x", "Input: a\nOutput: b")
 
 
 def test_what_is_not_in_the_form_is_unreadable_and_takes_nothing_with_it() -> None:

@@ -64,7 +64,7 @@ class ImageSource(Protocol):
         """All images, in an order that does not change.
 
         Raises:
-            DataError: the source is missing or malformed (it is said where).
+            DataError: the source is missing or malformed (the error says where).
         """
         ...
 

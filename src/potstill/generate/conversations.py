@@ -163,7 +163,7 @@ class Conversations:
         if not turns:
             yield Reject.of(record, "no pair of question and answer")
             return
-        said: list[Message] = []
+        kept: list[Message] = []
         for turn in turns:
             try:
                 text = self._plain(turn, markdown, work)
@@ -173,11 +173,11 @@ class Conversations:
             if (why := self._broken(turn["role"], text)) is not None:
                 yield Reject.of(record, why[0], text, why[1])
                 return
-            said.append({**turn, "content": text})
+            kept.append({**turn, "content": text})
         group = record.group
         if early:
             group = group_of(str(turns[0]["content"]) if not system else [*system, turns[0]])
-        yield replace(record, messages=(*system, *said), prompt=None, completion=None, group=group)
+        yield replace(record, messages=(*system, *kept), prompt=None, completion=None, group=group)
 
     def _plain(self, turn: Message, markdown: Markdown | None, work: Work) -> str:
         """A turn's text, as Markdown. Raises `ValueError` with the reason if there is none."""

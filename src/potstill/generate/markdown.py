@@ -64,8 +64,8 @@ def _drop_controls(soup: Any) -> None:
         return
     inside = {id(part) for answer in answers for part in (answer, *answer.find_all(True), *answer.parents)}
     for element in soup(["div", "span"]):
-        said = "" if id(element) in inside or element.decomposed else " ".join(element.get_text().split())
-        if _CONTROL.fullmatch(said):
+        text = "" if id(element) in inside or element.decomposed else " ".join(element.get_text().split())
+        if _CONTROL.fullmatch(text):
             element.decompose()
 
 

@@ -23,7 +23,7 @@ from potstill.generate.answering import Answered, Answering, Failure
 from potstill.generate.program import Item, SideOfRecord, provenance_of
 from potstill.generate.rouge import Pool
 from potstill.generate.self_instruct_text import (
-    Task,
+    InstructionTask,
     Unreadable,
     classification_prompt,
     examples_prompt,
@@ -106,7 +106,7 @@ class _Wanted:
 
     call: _Call
     place: int
-    task: Task
+    task: InstructionTask
 
 
 @implements(SelfInstructProgram)
@@ -118,9 +118,9 @@ class SelfInstruct:
         temperature, top_p = settings.sampled_at
         self.sampling = Sampling(settings.max_new_tokens, temperature, top_p, settings.top_k)
         self.pool = Pool()
-        self.seeds: list[Task] = []
+        self.seeds: list[InstructionTask] = []
         self.seed_rows: list[int] = []
-        self.kept: list[Task] = []
+        self.kept: list[InstructionTask] = []
         self.row = 0
         self.over = False
         self.came = 0
@@ -255,7 +255,7 @@ class SelfInstruct:
                     yield self._reject(fault[0], call, place, instruction, fault[1])
                 else:
                     self.pool.add(instruction)
-                    wanted.append(_Wanted(call, place, Task(instruction)))
+                    wanted.append(_Wanted(call, place, InstructionTask(instruction)))
         labels = self._are_classifications(wanted, answering)
         requests = [
             Request(
@@ -279,7 +279,7 @@ class SelfInstruct:
         classified = [a.answer is not None and says_yes(a.answer.text) for a in answering.answers(requests)]
         return classified + [False] * (len(wanted) - len(classified))  # a preview answers fewer
 
-    def _shown_examples(self) -> list[Task]:
+    def _shown_examples(self) -> list[InstructionTask]:
         """The same examples for every instruction: seeds with an input, and as many without, as far as there are
         any."""
         half = SHOWN_EXAMPLES // 2
@@ -307,7 +307,7 @@ class SelfInstruct:
             if why is not None:
                 yield self._reject(why, of.call, of.place, instruction, given[: Reject.EXCERPT_CHARACTERS])
                 continue
-            task = Task(instruction, given, output)
+            task = InstructionTask(instruction, given, output)
             if first:
                 self.kept.append(task)
                 first = False
@@ -352,7 +352,7 @@ class SelfInstruct:
             return "beyond the target", ""
         return None
 
-    def _record(self, of: _Wanted, task: Task, answered: Answered, identity: Mapping[str, Any]) -> Record:
+    def _record(self, of: _Wanted, task: InstructionTask, answered: Answered, identity: Mapping[str, Any]) -> Record:
         self.row += 1
         question = f"{task.instruction}\n\n{task.input}" if task.input else task.instruction
         shown = {"seeds": [self.seed_rows[index] for index in of.call.seeds], "generated": list(of.call.generated)}
@@ -378,16 +378,16 @@ class SelfInstruct:
         )
 
 
-def _said(task: Task | Unreadable) -> str:
+def _said(task: InstructionTask | Unreadable) -> str:
     return task.text if isinstance(task, Unreadable) else task.instruction
 
 
-def seed_of(record: Record) -> Task | None:
+def seed_of(record: Record) -> InstructionTask | None:
     """Instruction, input and output of a record, if it has the first and the last."""
     if record.prompt is not None and record.completion is not None:
-        return Task(record.prompt, "", record.completion)
+        return InstructionTask(record.prompt, "", record.completion)
     turns = [m for m in record.messages or () if m["role"] != "system"]
     if [m["role"] for m in turns] != ["user", "assistant"]:
         return None
     given = str(record.metadata.get("input", ""))
-    return Task(str(turns[0]["content"]).removesuffix(given).strip(), given, str(turns[1]["content"]))
+    return InstructionTask(str(turns[0]["content"]).removesuffix(given).strip(), given, str(turns[1]["content"]))

@@ -13,7 +13,7 @@ NO_INPUT = "<noinput>"
 
 
 @dataclass(frozen=True)
-class Task:
+class InstructionTask:
     """An instruction, its input (often empty), and its output."""
 
     instruction: str
@@ -37,7 +37,7 @@ The {count} tasks:
 """
 
 
-def tasks_prompt(shown: Sequence[Task], count: int) -> str:
+def tasks_prompt(shown: Sequence[InstructionTask], count: int) -> str:
     """Alpaca: whole tasks at once, `count` of them including those shown."""
     lines = []
     for number, task in enumerate(shown, 1):
@@ -48,7 +48,7 @@ def tasks_prompt(shown: Sequence[Task], count: int) -> str:
     return _TASKS.format(count=count, no_input=NO_INPUT) + "".join(lines) + f"###\n{len(shown) + 1}. Instruction:"
 
 
-def instructions_prompt(shown: Sequence[Task], count: int) -> str:
+def instructions_prompt(shown: Sequence[InstructionTask], count: int) -> str:
     """Self-Instruct: instructions alone, up to task `count`."""
     lines = [f"Task {number}: {task.instruction}" for number, task in enumerate(shown, 1)]
     head = f"Come up with a series of {count} different tasks, one a line:\n\n"
@@ -74,7 +74,7 @@ def classification_prompt(instruction: str) -> str:
     return head + "\n".join([*lines, f"Task: {instruction}\nClassification:"])
 
 
-def examples_prompt(instruction: str, shown: Sequence[Task]) -> str:
+def examples_prompt(instruction: str, shown: Sequence[InstructionTask]) -> str:
     """Self-Instruct, input first: one or more examples of a task that is no classification."""
     lines = [
         f"Task: {task.instruction}\nExample 1\nInput: {task.input or NO_INPUT}\nOutput: {task.output}\n"
@@ -137,7 +137,7 @@ class Unreadable:
     text: str
 
 
-def read_tasks(text: str, first: int) -> list[Task | Unreadable]:
+def read_tasks(text: str, first: int) -> list[InstructionTask | Unreadable]:
     """Whole tasks, in order. Words before the first one ("Sure, here are 17 tasks") are no task.
 
     Args:
@@ -153,14 +153,14 @@ def read_tasks(text: str, first: int) -> list[Task | Unreadable]:
         # An output may contain a line "Input: …"; the marks of tasks are numbered.
         marks = [m for m in marks if m["number"]]
     starts = [index for index, m in enumerate(marks) if m["field"] == "Instruction"]
-    tasks: list[Task | Unreadable] = []
+    tasks: list[InstructionTask | Unreadable] = []
     for start, stop in zip(starts, [*starts[1:], len(marks)], strict=True):
         own = marks[start:stop]
         end = marks[stop].start() if stop < len(marks) else len(text)
         fields = _fields(text, own, end)
         if [m["field"] for m in own] in (["Instruction", "Input", "Output"], ["Instruction", "Output"]):
             given = _input(fields.get("Input", ""))
-            tasks.append(Task(_line(fields["Instruction"]), given, fields["Output"]))
+            tasks.append(InstructionTask(_line(fields["Instruction"]), given, fields["Output"]))
         else:
             tasks.append(Unreadable(text[own[0].start() : end].strip()))
     return tasks

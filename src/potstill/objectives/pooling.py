@@ -46,7 +46,7 @@ def one_vector_each(output: Float[Tensor, "B ..."], view: View | ImageView, pool
         return pool(output, view.example_ids, pooling)
     if output.shape[0] != view.examples:
         raise ModelError(
-            f"an output of shape {list(output.shape)} for {view.examples} examples: which row is whose cannot be told",
+            f"an output of shape {list(output.shape)} for {view.examples} examples: rows and examples do not match",
             where="at",
             fix="set train.packing: false, or name a module that gives a state for each token",
         )
