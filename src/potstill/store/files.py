@@ -1,0 +1,358 @@
+"""A store on disk: shards of sequences, an index beside each, and what the store is.
+
+    store.json              identity, grid, totals, and every shard with its size and SHA-256; written last
+    shard-00000.bin         the blobs of its sequences, one after another
+    shard-00000.jsonl       a line for each: record, digest of its tokens, targets, offset, bytes
+
+Which sequences are in which shard is planned before the first is written (`shards`), so a store that was killed, and
+goes on, ends byte for byte as one that was not. A shard in progress is `shard-00000.bin.part`, appended to batch by
+batch; its index `shard-00000.jsonl.part` is flushed after the bytes, so whatever it does not name is cut off when the
+writer comes back. No torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.artifacts import disk_error, file_digest, write_atomically
+from potstill.errors import DataError, RunError
+from potstill.store.codec import Entries, Grid, decode, encode
+
+VERSION = 1
+"""Of the format. A reader refuses another."""
+FACTS = "store.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One sequence of a store: the record that it is of, the digest of its tokens and targets, and its targets."""
+
+    record: str
+    tokens: str
+    targets: int
+
+
+def tokens_digest(input_ids: NDArray[np.integer], positions: NDArray[np.integer]) -> str:
+    """32 hex digits of a rendered sequence: its tokens, and the positions whose next token is learned."""
+    of = hashlib.sha256(np.ascontiguousarray(input_ids, "<i4").tobytes())
+    of.update(np.ascontiguousarray(positions, "<i4").tobytes())
+    return of.hexdigest()[:32]
+
+
+class StoreWriter:
+    """Writes a store into a folder, shard by shard, in the planned order. A context manager; one at a time.
+
+    `missing()` gives what is still to be written; `append` takes the next of it.
+
+    Raises:
+        RunError: another process writes into this folder; the folder holds another store; the disk is full (what was
+            complete is kept, and the same call goes on).
+    """
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], grid: Grid, shards: Sequence[Sequence[Planned]]
+    ) -> None:
+        self.folder, self.identity, self.grid, self.shards = folder, dict(identity), grid, shards
+        self._files: tuple[IO[bytes], IO[bytes]] | None = None
+        self._shard = self._within = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / ".lock").open("w")
+        except OSError as error:
+            raise disk_error(error, folder) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RunError("another process writes into this store", where=str(folder), fix="wait for it") from error
+        self._check_plan()
+        self._resume()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._files is not None:
+            for file in self._files:
+                file.close()
+        self._lock.close()
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """(shard, place in it) of every sequence that is not there yet, in order."""
+        for shard in range(self._shard, len(self.shards)):
+            if self._name(shard, "bin").is_file():
+                continue
+            for place in range(self._within if shard == self._shard else 0, len(self.shards[shard])):
+                yield shard, place
+
+    def append(self, batch: Sequence[tuple[Entries, NDArray[np.float64]]]) -> None:
+        """Write the next sequences: their entries, and a uniform number for each entry (see `codec.encode`). They are
+        on disk when this returns.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written.
+        """
+        try:
+            for entries, uniforms in batch:
+                self._append(entries, uniforms)
+            if self._files is not None:
+                for file in self._files:  # first the bytes, then the lines that name them
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+    def finish(self) -> None:
+        """Write `store.json`, which makes the folder a store.
+
+        Raises:
+            RunError: sequences are missing, or the disk is full.
+        """
+        if (left := next(self.missing(), None)) is not None:
+            raise RunError(f"sequence {left[1]} of shard {left[0]} is not written yet", where=str(self.folder))
+        shards = []
+        for number, sequences in enumerate(self.shards):
+            data, index = self._name(number, "bin"), self._name(number, "jsonl")
+            shards.append(
+                {
+                    "name": data.name,
+                    "sequences": len(sequences),
+                    "bytes": data.stat().st_size,
+                    "sha256": file_digest(data),
+                    "index_sha256": file_digest(index),
+                }
+            )
+        facts = {
+            "version": VERSION,
+            "identity": self.identity,
+            "grid": asdict(self.grid),
+            "sequences": sum(len(sequences) for sequences in self.shards),
+            "targets": sum(sequence.targets for sequences in self.shards for sequence in sequences),
+            "bytes": sum(int(str(shard["bytes"])) for shard in shards),
+            "shards": shards,
+        }
+        try:
+            write_atomically(self.folder / FACTS, json.dumps(facts, indent=1, sort_keys=True))
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+    def _append(self, entries: Entries, uniforms: NDArray[np.float64]) -> None:
+        shard, place = next(self.missing())
+        if self._files is None or shard != self._shard:
+            self._open(shard)
+        assert self._files is not None
+        sequence = self.shards[shard][place]
+        if entries.entropy.size != sequence.targets:
+            raise ValueError(f"{entries.entropy.size} targets of a sequence that has {sequence.targets}")
+        data, index = self._files
+        blob = encode(entries, self.grid, uniforms)
+        line = {**asdict(sequence), "offset": data.tell(), "bytes": len(blob)}
+        data.write(blob)
+        index.write(json.dumps(line, sort_keys=True).encode() + b"\n")
+        self._within = place + 1
+        if self._within == len(self.shards[shard]):
+            self._close()
+
+    def _open(self, shard: int) -> None:
+        self._shard, self._within = shard, 0
+        self._files = (self._part(shard, "bin").open("ab"), self._part(shard, "jsonl").open("ab"))
+
+    def _close(self) -> None:
+        """Give a complete shard its name: the index first, so that a `.bin` always has one."""
+        assert self._files is not None
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        for ending in ("jsonl", "bin"):
+            os.replace(self._part(self._shard, ending), self._name(self._shard, ending))
+        self._files, self._shard, self._within = None, self._shard + 1, 0
+
+    def _resume(self) -> None:
+        """Go on after the last sequence whose line and bytes are whole."""
+        for shard in range(len(self.shards)):
+            if self._name(shard, "bin").is_file():
+                continue
+            index, data = self._part(shard, "jsonl"), self._part(shard, "bin")
+            if self._name(shard, "jsonl").is_file():  # killed between the two renames: both are complete
+                os.replace(data, self._name(shard, "bin"))
+                continue
+            if not index.is_file() or not data.is_file():
+                index.unlink(missing_ok=True)
+                data.unlink(missing_ok=True)
+                continue
+            lines, size, kept = index.read_bytes().split(b"\n")[:-1], data.stat().st_size, 0
+            for line in lines:
+                if json.loads(line)["offset"] + json.loads(line)["bytes"] > size:
+                    break
+                kept += 1
+            last = json.loads(lines[kept - 1]) if kept else {"offset": 0, "bytes": 0}
+            os.truncate(data, last["offset"] + last["bytes"])
+            os.truncate(index, sum(len(line) + 1 for line in lines[:kept]))
+            self._open(shard)
+            self._within = kept
+            if kept == len(self.shards[shard]):
+                self._close()
+            return
+        first = next((n for n in range(len(self.shards)) if not self._name(n, "bin").is_file()), len(self.shards))
+        self._shard, self._within = first, 0
+
+    def _check_plan(self) -> None:
+        """Refuse a folder whose earlier attempt was of something else."""
+        plan = {"identity": self.identity, "grid": asdict(self.grid), "version": VERSION}
+        plan["sequences"] = hashlib.sha256(
+            json.dumps([[asdict(sequence) for sequence in shard] for shard in self.shards]).encode()
+        ).hexdigest()
+        file, text = self.folder / "plan.json", json.dumps(plan, indent=1, sort_keys=True)
+        if not file.is_file():
+            write_atomically(file, text)
+            return
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept != json.loads(text):
+            names = differences(kept["identity"], json.loads(text)["identity"])
+            names += [key for key in ("grid", "sequences", "version") if kept[key] != json.loads(text)[key]]
+            raise RunError(
+                f"the folder holds a store of something else: {'; '.join(names)}",
+                where=str(self.folder),
+                fix="choose another folder, or remove this one",
+            )
+
+    def _name(self, shard: int, ending: str) -> Path:
+        return self.folder / f"shard-{shard:05d}.{ending}"
+
+    def _part(self, shard: int, ending: str) -> Path:
+        return self.folder / f"shard-{shard:05d}.{ending}.part"
+
+
+def differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What two identities differ in, each as `name: … there, … here`."""
+    return [
+        f"{name}: {kept.get(name, 'none')} there, {wanted.get(name, 'none')} here"
+        for name in sorted({*kept, *wanted})
+        if kept.get(name) != wanted.get(name)
+    ]
+
+
+class SignalStore:
+    """A finished store, opened for reading. Shards are memory-mapped on first use.
+
+    Args:
+        folder: of a store.
+        identity: what it should be of (those keys that matter to the caller).
+
+    Raises:
+        DataError: there is no store; it is of another version; it is of something else (what differs is named); or a
+            file is missing or has another size.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder
+        try:
+            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError("there is no finished store", where=str(folder), fix="capture it first") from None
+        except ValueError as error:
+            raise DataError(f"{FACTS} is damaged: {error}", where=str(folder), fix="capture it again") from error
+        if facts.get("version") != VERSION:
+            raise DataError(
+                f"the store has format {facts.get('version')}, and this reads format {VERSION}", where=str(folder)
+            )
+        self.identity: Mapping[str, Any] = facts["identity"]
+        self.grid = Grid(**facts["grid"])
+        self.facts: Mapping[str, Any] = facts
+        if identity is not None:
+            kept = {name: self.identity.get(name) for name in identity}
+            if differing := differences(kept, identity):
+                raise DataError(
+                    f"the store is of something else: {'; '.join(differing)}",
+                    where=str(folder),
+                    fix="capture again with this teacher, data and template",
+                )
+        for shard in facts["shards"]:
+            file = folder / shard["name"]
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                raise DataError(
+                    f"{shard['name']} is missing or cut", where=str(folder), fix="repair() captures it anew"
+                )
+        self._maps: dict[int, mmap.mmap] = {}
+        self._places: dict[str, tuple[int, dict[str, Any]]] | None = None
+
+    def __len__(self) -> int:
+        return int(self.facts["sequences"])
+
+    def read(self, record: str, tokens: str) -> Entries:
+        """The entries of a record.
+
+        Args:
+            record: its id.
+            tokens: `tokens_digest` of what is trained on.
+
+        Raises:
+            DataError: the record is not in the store, or was rendered otherwise when it was captured.
+        """
+        if record not in self._index:
+            raise DataError(
+                f"record {record!r} is not in the store", where=str(self.folder), fix="capture it with these data"
+            )
+        shard, line = self._index[record]
+        if line["tokens"] != tokens:
+            raise DataError(
+                f"record {record!r} has other tokens than when it was captured",
+                where=str(self.folder),
+                fix="capture again, with the tokenizer, template and train.max_length of this recipe",
+            )
+        data = self._mapped(shard)[line["offset"] : line["offset"] + line["bytes"]]
+        try:
+            return decode(data, line["targets"], self.grid)
+        except ValueError as error:
+            raise DataError(
+                f"record {record!r}: {error}", where=str(self.folder), fix="repair() finds the shard"
+            ) from error
+
+    def damaged(self) -> list[str]:
+        """The names of shards whose bytes, or whose index's, are not those that were written. Reads everything."""
+        found = []
+        for shard in self.facts["shards"]:
+            data, index = self.folder / shard["name"], (self.folder / shard["name"]).with_suffix(".jsonl")
+            whole = data.is_file() and file_digest(data) == shard["sha256"]
+            if not whole or not index.is_file() or file_digest(index) != shard["index_sha256"]:
+                found.append(str(shard["name"]))
+        return found
+
+    @property
+    def _index(self) -> dict[str, tuple[int, dict[str, Any]]]:
+        if self._places is None:
+            self._places = {}
+            for number, shard in enumerate(self.facts["shards"]):
+                for line in (self.folder / shard["name"]).with_suffix(".jsonl").read_text().splitlines():
+                    entry = json.loads(line)
+                    self._places[entry["record"]] = number, entry
+        return self._places
+
+    def _mapped(self, shard: int) -> mmap.mmap:
+        if shard not in self._maps:
+            with (self.folder / self.facts["shards"][shard]["name"]).open("rb") as file:
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[shard]
+
+
+def discard(folder: Path, names: Sequence[str]) -> None:
+    """Remove damaged shards, so that a `StoreWriter` with the same plan writes them alone."""
+    (folder / FACTS).unlink(missing_ok=True)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).with_suffix(".jsonl").unlink(missing_ok=True)
