@@ -10,6 +10,7 @@ import torch
 from potstill.objectives import ForwardKLRule, fused_sweep
 from potstill.signals import Dense, Sparse
 from potstill.store.estimators import (
+    joined,
     sampled,
     squared_error_of_sampled,
     squared_error_of_threshold,
@@ -107,6 +108,14 @@ def test_top_p_keeps_as_few_as_hold_the_mass() -> None:
     log_p = torch.tensor([[0.5, 0.25, 0.15, 0.1]], dtype=torch.float64).log()
     assert topk(log_p, 4, top_p=0.74)[0].ids.tolist() == [0, 1]
     assert topk(log_p, 4, top_p=0.76)[0].ids.tolist() == [0, 1, 2]
+
+
+def test_rows_in_pieces_are_kept_as_the_whole() -> None:
+    log_p, starts_ = log_probabilities(11, 200, seed=9), starts(11)
+    whole = threshold(log_p, 0.02, starts_)
+    found = joined([threshold(log_p[at : at + 4], 0.02, starts_[at : at + 4]) for at in range(0, 11, 4)])
+    for name in ("offsets", "ids", "weights", "entropy"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
 
 
 def test_a_threshold_out_of_range_is_refused() -> None:

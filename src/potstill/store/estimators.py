@@ -14,6 +14,11 @@ Uniform numbers come from outside, one (or N) a row, so that the same record has
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,14 +44,38 @@ def threshold(log_p: Float[Tensor, "N V"], tau: float, uniforms: Float[Tensor, "
         raise ValueError(f"the threshold should be above 0 and at most 1, not {tau}")
     p = log_p.exp()
     exact = p >= tau
-    # Of double precision: V small terms are summed, and a draw hangs on where the sum passes an integer.
-    passed = torch.where(exact, 0.0, p.double() / tau).cumsum(1)
-    before = torch.cat([torch.zeros_like(passed[:, :1]), passed[:, :-1]], 1)
-    start = uniforms.double()[:, None]
-    drawn = (torch.floor(passed - start) > torch.floor(before - start)) & ~exact
-    kept = exact | drawn
-    weights = torch.where(exact, p, torch.full_like(p, tau))[kept]
-    return _sparse(kept, weights, log_p, "unbiased")
+    rows, ids = exact.nonzero().unbind(1)
+    drawn_rows, drawn_ids = _systematic(torch.where(exact, 0.0, p), tau, uniforms)
+    all_rows, all_ids = torch.cat([rows, drawn_rows]), torch.cat([ids, drawn_ids])
+    weights = torch.cat([p[rows, ids], torch.full_like(drawn_ids, 0, dtype=p.dtype) + tau])
+    order = (all_rows * p.shape[1] + all_ids).argsort()
+    return _sparse(all_rows[order], all_ids[order], weights[order], _entropy(log_p, p), "unbiased", p.shape[1])
+
+
+_BLOCK = 64
+
+
+def _systematic(tail: Float[Tensor, "N V"], tau: float, uniforms: Float[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+    """(rows, ids) of the tokens in which the cumulative mass passes (start + k) · τ, k = 0, 1, …
+
+    By blocks of tokens: of V terms only their sums are accumulated, in double precision (a small p added to a sum near
+    1 would be lost in single), and single terms only in the blocks that a draw falls into.
+    """
+    rows, vocab = tail.shape
+    padded = torch.nn.functional.pad(tail, (0, -vocab % _BLOCK)).view(rows, -1, _BLOCK)
+    passed = padded.sum(2).double().cumsum(1)
+    mass = passed[:, -1]
+    most = int(torch.ceil(mass.max() / tau)) if rows else 0
+    points = (uniforms.double()[:, None] + torch.arange(most, dtype=torch.float64)) * tau
+    row, point = (points < mass[:, None]).nonzero().unbind(1)
+    at = points[row, point]
+    block = torch.searchsorted(passed, points, right=True)[row, point]
+    before = torch.where(block > 0, passed[row, (block - 1).clamp_min(0)], 0.0)
+    inside = padded[row, block].double()
+    place = torch.searchsorted(inside.cumsum(1), (at - before)[:, None], right=True).squeeze(1)
+    # Rounding may put a draw behind the last token of its block: it is of the last one with any mass.
+    last = _BLOCK - 1 - (inside > 0).flip(1).to(torch.uint8).argmax(1)
+    return row, block * _BLOCK + torch.minimum(place, last)
 
 
 def sampled(log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Sparse:
@@ -61,8 +90,9 @@ def sampled(log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Spar
     counts = torch.zeros_like(log_p).scatter_add_(
         1, places.clamp(max=log_p.shape[1] - 1), torch.ones_like(uniforms, dtype=log_p.dtype)
     )
-    kept = counts > 0
-    return _sparse(kept, counts[kept] / uniforms.shape[1], log_p, "unbiased")
+    rows, ids = (counts > 0).nonzero().unbind(1)
+    weights = counts[rows, ids] / uniforms.shape[1]
+    return _sparse(rows, ids, weights, _entropy(log_p, log_p.exp()), "unbiased", log_p.shape[1])
 
 
 def topk(log_p: Float[Tensor, "N V"], k: int, top_p: float = 1.0) -> tuple[Sparse, Float[Tensor, " N"]]:
@@ -78,7 +108,23 @@ def topk(log_p: Float[Tensor, "N V"], k: int, top_p: float = 1.0) -> tuple[Spars
     enough = (before < top_p) | (top_p >= 1)  # a sum of all may round to 1 too early
     kept = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, ids, enough)
     rest = torch.where(kept, -torch.inf, log_p).logsumexp(1)
-    return _sparse(kept, log_p.exp()[kept], log_p, "top_k"), rest
+    p = log_p.exp()
+    rows, ids = kept.nonzero().unbind(1)
+    return _sparse(rows, ids, p[rows, ids], _entropy(log_p, p), "top_k", p.shape[1]), rest
+
+
+def joined(parts: Sequence[Sparse]) -> Sparse:
+    """The signals of consecutive rows as one: a vocabulary's rows are kept some at a time, while they are in the
+    processor's cache."""
+    first, starts = parts[0], [0, *itertools.accumulate(int(part.offsets[-1]) for part in parts)]
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+    return replace(
+        first,
+        offsets=torch.cat([first.offsets[:1], *offsets]),
+        ids=torch.cat([part.ids for part in parts]),
+        weights=torch.cat([part.weights for part in parts]),
+        entropy=torch.cat([part.entropy for part in parts]),
+    )
 
 
 def threshold_for(log_p: Float[Tensor, "N V"], entries: float) -> float:
@@ -107,8 +153,15 @@ def squared_error_of_sampled(log_p: Float[Tensor, "N V"], draws: int) -> Float[T
     return (p * (1 - p)).sum(1) / draws
 
 
-def _sparse(kept: Tensor, weights: Tensor, log_p: Tensor, estimator: str) -> Sparse:
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), kept.sum(1).cpu()]).cumsum(0)
-    entropy = -torch.special.xlogy(p := log_p.exp(), p).sum(1)
-    ids = kept.nonzero()[:, 1].to(torch.int32)
-    return Sparse(offsets, ids, weights, entropy, estimator, vocab=log_p.shape[1])  # type: ignore[arg-type]
+def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
+    """−Σ p log p a row; 0 · (−∞) counts as 0."""
+    return -torch.nan_to_num(p * log_p).sum(1)
+
+
+def _sparse(
+    rows: Tensor, ids: Tensor, weights: Tensor, entropy: Tensor, estimator: Literal["unbiased", "top_k"], vocab: int
+) -> Sparse:
+    """The signal of entries that are sorted by row."""
+    counts = torch.bincount(rows, minlength=entropy.shape[0])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    return Sparse(offsets, ids.to(torch.int32), weights, entropy, estimator, vocab=vocab)
