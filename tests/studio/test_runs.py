@@ -219,7 +219,7 @@ def long_run(site: Site) -> Iterator[Path]:
         control.stop(folder)
 
 
-def _wait(what: str, holds, seconds: float = 90.0) -> None:  # type: ignore[no-untyped-def]
+def _wait(what: str, holds, seconds: float = 300.0) -> None:  # type: ignore[no-untyped-def]
     for _ in range(int(seconds * 10)):
         if holds():
             return
@@ -253,6 +253,19 @@ def test_a_run_is_started_watched_killed_continued_and_stopped(site: Site, long_
     _wait("its end", lambda: process_at_work(long_run) is None)
     assert read_run(long_run).state == "interrupted"
     assert reader.read().end is not None and reader.read().end["state"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_started_by_a_studio_in_the_background_can_be_stopped(site: Site, long_run: Path) -> None:
+    """A shell starts `studio &` with interrupts ignored, which processes inherit."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        control.start(long_run)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    _wait("its start", lambda: process_at_work(long_run) is not None)
+    control.stop(long_run)
+    _wait("its end", lambda: not control.starting(long_run))
 
 
 def test_what_cannot_begin_says_why(site: Site) -> None:
@@ -317,5 +330,5 @@ def test_the_command_line_says_the_address(tmp_path: Path) -> None:
             address = process.stdout.readline()
         assert address.startswith("open http://127.0.0.1:") and len(address.split("/")[3]) == 43
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.kill()
+        process.wait()

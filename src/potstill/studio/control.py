@@ -26,6 +26,12 @@ from potstill.recipe.load import parse_recipe
 from potstill.recipe.reading import parse_yaml
 from potstill.studio.workspace import OUTPUT, check_name
 
+_WITH_INTERRUPTS = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from potstill.cli import main; main(sys.argv[1:])"
+)
+"""A studio that a shell has put into the background ignores interrupts, and so would what it starts: it could not be
+stopped."""
 _children: list[subprocess.Popen[bytes]] = []
 
 
@@ -37,7 +43,7 @@ def start(run: Path) -> int:
     """
     if process_at_work(run) is not None:
         raise RunError("this run is at work already", where=run.name, fix="wait for it, or stop it")
-    command = [sys.executable, "-m", "potstill.cli", "run", str(run / "recipe.yaml"), "--run", str(run)]
+    command = [sys.executable, "-c", _WITH_INTERRUPTS, "run", str(run / "recipe.yaml"), "--run", str(run)]
     try:
         with (run / OUTPUT).open("wb") as output:
             process = subprocess.Popen(
