@@ -24,6 +24,15 @@ def potstill(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
     )
 
 
+def test_no_summary_of_a_command_is_cut_at_eighty_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
 def test_init_writes_a_recipe_that_parses_and_never_overwrites(tmp_path: Path) -> None:
     done = potstill("init", str(tmp_path))
     assert done.returncode == 0, done.stderr

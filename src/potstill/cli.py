@@ -82,7 +82,7 @@ def check(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say whether a recipe will work and what it will cost, before anything is spent."""
+    """Say beforehand whether a recipe works, and what it costs."""
     from potstill.check import check_recipe, probe_recipe
     from potstill.recipe import load_recipe
 
@@ -109,7 +109,7 @@ def run_command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do every stage that the recipe has; skip what is fresh, continue what was interrupted."""
+    """Run a recipe's stages: skip fresh ones, continue the others."""
     _run(recipe, overrides, run, None, force, verify, json, quiet, dry_run)
 
 
@@ -201,7 +201,7 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run one recipe in several arms and seeds: which is better, and how small may the student be?"""
+    """Run a recipe in several arms and seeds: compare, or fit a law."""
     from potstill.sweep.file import load_sweep
     from potstill.sweep.runs import FOLDER, is_fresh, planned, run_sweep
 
@@ -244,7 +244,7 @@ Open = Annotated[bool, typer.Option("--open/--no-open", help="Open it in the bro
 
 @app.command()
 def studio(runs: RunsFolder = Path("runs"), port: Port = 8765, open_browser: Open = False) -> None:
-    """Look at runs in the browser: live, side by side, record by record. On this machine alone."""
+    """Look at runs in the browser: live, side by side, in detail."""
     _serve(runs, port, "", open_browser)
 
 
