@@ -259,12 +259,20 @@ LearnRuns = Annotated[
 
 @learn.callback()
 def learn_pages(
-    context: typer.Context, runs: LearnRuns = Path("runs"), port: Port = 8765, open_browser: Open = False
+    context: typer.Context,
+    runs: LearnRuns = Path("runs"),
+    port: Port = 8765,
+    open_browser: Open = False,
+    tutor: Annotated[
+        str | None,
+        typer.Option("--tutor", metavar="URL", help="An OpenAI-compatible server, up to /v1; key: POTSTILL_TUTOR_KEY."),
+    ] = None,
+    tutor_model: Annotated[str, typer.Option("--tutor-model", metavar="NAME", help="The model's name there.")] = "",
 ) -> None:
     """Learn distillation by doing it: four lessons, labs, a test. In the browser."""
     context.obj = runs
     if context.invoked_subcommand is None:
-        _serve(runs, port, "learn", open_browser)
+        _serve(runs, port, "learn", open_browser, tutor, tutor_model)
 
 
 @learn.command(name="run")
@@ -294,11 +302,17 @@ def learn_run(
         raise typer.Exit(UserError.exit_code)
 
 
-def _serve(runs: Path, port: int, first_page: str, open_browser: bool) -> None:
+def _serve(
+    runs: Path, port: int, first_page: str, open_browser: bool, tutor: str | None = None, tutor_model: str = ""
+) -> None:
     _studio_import()
     from potstill.studio.server import serve
+    from potstill.studio.tutor import Endpoint
 
-    serve(runs, port, first_page, open_browser=open_browser)
+    if tutor is not None and (not tutor.startswith(("http://", "https://")) or not tutor_model):
+        raise UserError("the tutor needs an address and a model", fix="--tutor http://…/v1 --tutor-model NAME")
+    endpoint = None if tutor is None else Endpoint(tutor, tutor_model)
+    serve(runs, port, first_page, open_browser=open_browser, endpoint=endpoint)
 
 
 def _studio_import() -> None:

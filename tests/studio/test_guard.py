@@ -89,7 +89,7 @@ def test_every_answer_has_the_policy(site: Site) -> None:
         assert "unsafe" not in headers["content-security-policy"]
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["referrer-policy"] == "same-origin"
 
 
 def _send(served: Served, head: str, body: bytes, pieces: int = 1) -> bytes:

@@ -203,7 +203,15 @@ def test_a_curve_is_thinned_and_goes_back_with_its_checkpoint() -> None:
 @pytest.fixture
 def long_run(site: Site) -> Iterator[Path]:
     """A tiny model that would train for minutes."""
-    folder = site.studio.workspace.folder / "long"
+    folder = long_run_in(site.studio.workspace.folder)
+    yield folder
+    if process_at_work(folder):
+        control.stop(folder)
+
+
+def long_run_in(runs: Path) -> Path:
+    """The folder of a run that would train for minutes."""
+    folder = runs / "long"
     make_tiny_causal_lm(folder / "teacher")
     lines = [{"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a b c"}]}
              for i in range(64)]  # fmt: skip
@@ -214,9 +222,7 @@ def long_run(site: Site) -> Iterator[Path]:
         "train: {max_length: 64, checkpoint_seconds: 1, objectives: [{kind: forward_kl}],"
         " args: {max_steps: 100000, use_cpu: true, logging_steps: 5}}\n"
     )
-    yield folder
-    if process_at_work(folder):
-        control.stop(folder)
+    return folder
 
 
 def _wait(what: str, holds, seconds: float = 300.0) -> None:  # type: ignore[no-untyped-def]

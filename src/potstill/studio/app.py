@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,15 +16,19 @@ from starlette.routing import Route
 from potstill.errors import PotstillError
 from potstill.studio.guard import Guard
 from potstill.studio.live import Broadcast
-from potstill.studio.pages import learn, runs
+from potstill.studio.pages import learn, playground, runs, tutor
 from potstill.studio.render import NoSuchRun, page, problem
+from potstill.studio.tutor import Conversation, Endpoint
 from potstill.studio.workspace import Workspace
 
 
 class Studio:
-    """What the pages share."""
+    """What the pages share. `endpoint` is the tutor's model; without one it answers by templates."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, endpoint: Endpoint | None = None) -> None:
+        self.endpoint = endpoint
+        self.session = playground.Session()
+        self.conversations: dict[int, Conversation] = {}
         self.workspace = Workspace(folder)
         self.token = self.workspace.token()
         self.broadcasts: dict[str, Broadcast] = {}
@@ -30,9 +36,16 @@ class Studio:
 
 def make_app(studio: Studio, port: int | None = None) -> Guard:
     """The application behind its guard. `port` is the one that is served (see `Guard`)."""
-    routes = [Route("/static/{name}", _static), *runs.ROUTES, *learn.ROUTES]
+    routes = [Route("/static/{name}", _static), *runs.ROUTES, *tutor.ROUTES, *learn.ROUTES, *playground.ROUTES]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await studio.session.close()
+
     app = Starlette(
         routes=routes,
+        lifespan=lifespan,
         exception_handlers={PotstillError: _mistake, HTTPException: _http_error},  # type: ignore[dict-item]
     )
     app.state.studio = studio

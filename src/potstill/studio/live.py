@@ -7,7 +7,6 @@ and only when they changed.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -159,10 +158,11 @@ class Broadcast:
 
     Args:
         make: makes the text; runs in a thread, since it reads files.
+        every: seconds between two looks.
     """
 
-    def __init__(self, make: Callable[[], str]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], str], every: float = EVERY_SECONDS) -> None:
+        self._make, self._every = make, every
         self._listeners = 0
         self._text, self._version = "", 0
         self._changed = asyncio.Condition()
@@ -195,7 +195,7 @@ class Broadcast:
                     async with self._changed:
                         self._text, self._version = text, self._version + 1
                         self._changed.notify_all()
-                await asyncio.sleep(EVERY_SECONDS)
+                await asyncio.sleep(self._every)
         finally:
             self._task = None
 
@@ -206,11 +206,6 @@ def sse(data: str, event: str = "message") -> bytes:
         return b": still here\n\n"
     lines = "".join(f"data: {line}\n" for line in data.splitlines())
     return f"event: {event}\n{lines}\n".encode()
-
-
-def sse_json(event: str, **facts: Any) -> bytes:
-    """One server-sent event that holds a JSON object."""
-    return sse(json.dumps(facts), event)
 
 
 def time_left(task: Mapping[str, Any], now: float | None = None) -> float | None:

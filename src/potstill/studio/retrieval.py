@@ -80,6 +80,11 @@ def search(question: str, count: int = 3) -> list[Found]:
     return found
 
 
+def rarity(word: str) -> float:
+    """How much finding a word tells: larger for rarer ones."""
+    return _index().rarity(word)
+
+
 def terms(text: str) -> list[str]:
     """The words of a text that are looked for, reduced to their stems."""
     text = text.lower().replace("t²", "t-squared").replace("’", "'")
@@ -120,12 +125,12 @@ class _Index:
 
     def covered(self, words: Sequence[str], passages: Iterable[Passage]) -> float:
         """The largest share of the words, weighted by rarity, that one of the passages has."""
-        weights = {word: self._rarity(word) for word in set(words)}
+        weights = {word: self.rarity(word) for word in set(words)}
         whole = sum(weights.values())
         sets = [self._sets[self.passages.index(p)] for p in passages]
         return max(sum(weight for word, weight in weights.items() if word in there) / whole for there in sets)
 
-    def _rarity(self, word: str) -> float:
+    def rarity(self, word: str) -> float:
         return math.log(1 + len(self.passages) / (0.5 + self._count.get(word, 0)))
 
 

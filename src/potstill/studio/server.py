@@ -10,6 +10,7 @@ import uvicorn
 from potstill.console import emit
 from potstill.errors import RunError
 from potstill.studio.app import Studio, make_app
+from potstill.studio.tutor import Endpoint
 
 HOST = "127.0.0.1"
 PORT = 8765
@@ -35,13 +36,13 @@ def free_socket(port: int) -> socket.socket:
     raise RunError(f"no port from {port} on is free", fix="name another with --port")
 
 
-def serve(folder: Path, port: int, first_page: str, *, open_browser: bool) -> None:
+def serve(folder: Path, port: int, first_page: str, *, open_browser: bool, endpoint: Endpoint | None = None) -> None:
     """Serve until interrupted. `first_page` is the path whose address is printed (and opened).
 
     Raises:
         RunError: no port is free, or the folder cannot be used.
     """
-    studio = Studio(folder)
+    studio = Studio(folder, endpoint)
     with free_socket(port) as listening:
         taken = listening.getsockname()[1]
         if taken != port:

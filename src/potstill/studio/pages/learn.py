@@ -26,7 +26,8 @@ def _progress(request: Request) -> Progress:
     return Progress.load(request.app.state.studio.workspace.own / "course.json")
 
 
-def _number(request: Request) -> int:
+def lesson_number(request: Request) -> int:
+    """The lesson that the address names."""
     number = str(request.path_params["number"])
     if number not in map(str, content.LESSONS):
         raise HTTPException(404)
@@ -49,7 +50,7 @@ async def index(request: Request) -> Response:
 
 async def lesson(request: Request) -> Response:
     """One lesson, with its quiz at the end."""
-    number, progress = _number(request), _progress(request)
+    number, progress = lesson_number(request), _progress(request)
     if number not in progress.read:
         progress.read.append(number)
         progress.save()
@@ -61,7 +62,7 @@ async def lesson(request: Request) -> Response:
 
 async def answer(request: Request) -> Response:
     """One question of a quiz, answered. It may be answered again."""
-    number, progress, form = _number(request), _progress(request), await form_of(request)
+    number, progress, form = lesson_number(request), _progress(request), await form_of(request)
     for question in content.quiz(number):
         given = form.get(question.key, "")
         if given.isdecimal() and int(given) < len(question.choices):
@@ -78,7 +79,7 @@ async def lab(request: Request) -> Response:
 
 
 async def _lab(request: Request, error: PotstillError | None = None) -> Response:
-    number = _number(request)
+    number = lesson_number(request)
     live = await asyncio.to_thread(_maker(request, number))
     return page(request, "lab.html.jinja", 400 if error else 200, number=number, lab=content.lab(number), live=live,
                 problem=None if error is None else problem(error))  # fmt: skip
@@ -86,7 +87,7 @@ async def _lab(request: Request, error: PotstillError | None = None) -> Response
 
 async def do_step(request: Request) -> Response:
     """Start or stop a step."""
-    number, form = _number(request), await form_of(request)
+    number, form = lesson_number(request), await form_of(request)
     workspace = request.app.state.studio.workspace
     try:
         if form.get("do") == "stop":
@@ -100,7 +101,7 @@ async def do_step(request: Request) -> Response:
 
 async def lab_events(request: Request) -> Response:
     """The steps of a lab, whenever they change."""
-    number, studio = _number(request), request.app.state.studio
+    number, studio = lesson_number(request), request.app.state.studio
     broadcast = studio.broadcasts.setdefault(f"lab {number}", Broadcast(_maker(request, number)))
 
     async def stream() -> AsyncIterator[bytes]:
@@ -176,7 +177,7 @@ def distribution_at(made: Mapping[str, Any], folder: Path, temperature: float) -
 
 async def distribution(request: Request) -> Response:
     """The kept distribution of a lab at another temperature."""
-    number, asked = _number(request), request.query_params.get("temperature", "1")
+    number, asked = lesson_number(request), request.query_params.get("temperature", "1")
     try:
         temperature = min(max(float(asked), 0.1), 20.0)
     except ValueError:

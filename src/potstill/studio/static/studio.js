@@ -38,3 +38,15 @@ function follow(region) {
 }
 
 document.querySelectorAll("[data-stream]").forEach(follow);
+
+// [data-at]: a token of the playground; its distributions are shown in #at.
+document.addEventListener("click", async (event) => {
+  const token = event.target.closest("[data-at]");
+  const at = document.getElementById("at");
+  if (!token || !at) return;
+  document.querySelectorAll("[data-at][aria-pressed]").forEach((other) => other.removeAttribute("aria-pressed"));
+  token.setAttribute("aria-pressed", "true");
+  const answer = await fetch(token.dataset.at);
+  at.innerHTML = await answer.text();
+  htmx.process(at);
+});

@@ -1,0 +1,223 @@
+"""The playground: one prompt to several models side by side, streamed, with every distribution to look at."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from potstill.errors import PotstillError
+from potstill.studio import charts
+from potstill.studio.control import parsed
+from potstill.studio.live import Broadcast, sse
+from potstill.studio.render import form_of, page, problem, redirect, text
+from potstill.studio.workspace import Workspace
+
+_MEMORY = "it may have run out of memory: choose a run with smaller models"
+
+
+@dataclass
+class Session:
+    """The worker and what it has written. One at a time: models are large, and the machine is small."""
+
+    process: asyncio.subprocess.Process | None = None
+    number: int = 0
+    models: dict[str, str] = field(default_factory=dict)
+    prompt: str = ""
+    colour: str = "kl"
+    temperature: float = 0.7
+    columns: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    state: str = ""
+    error: dict[str, str] | None = None
+    answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    asked: int = 1_000_000
+    reading: asyncio.Task[None] | None = None
+
+    async def send(self, **request: Any) -> None:
+        """To the worker, which is started if there is none."""
+        if self.process is None or self.process.returncode is not None:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "potstill.studio.worker", stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, limit=1 << 22,
+            )  # fmt: skip
+            self.reading = asyncio.create_task(self._read(self.process))
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        await self.process.stdin.drain()
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            said = json.loads(line)
+            if said.get("token") == self.number:
+                self.state = "writing"
+                self.columns[said["of"]].append(said)
+            elif said.get("done") == self.number:
+                self.state = "stopped" if said["stopped"] else "done"
+            elif "at" in said or said.get("error") in self.answers:
+                waiting = self.answers.pop(said.get("at") or said["error"], None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(said)
+            elif said.get("error") == self.number:
+                self.state, self.error = "failed", {name: said[name] for name in ("what", "where", "fix")}
+        if self.state in ("loading", "writing"):
+            self.state = "failed"
+            self.error = {"what": "the process with the models ended", "where": "", "fix": _MEMORY}
+
+    async def write(self, models: dict[str, str], prompt: str, temperature: float, tokens: int) -> None:
+        """Begin a text; one that is being written is stopped."""
+        if self.state in ("loading", "writing"):
+            await self.send(stop=True)
+        self.number += 1
+        self.models, self.prompt, self.temperature = models, prompt, temperature
+        self.columns, self.state, self.error = {role: [] for role in models}, "loading", None
+        await self.send(write=self.number, models=models, prompt=prompt, temperature=temperature, tokens=tokens, seed=0)
+
+    async def at(self, of: str, place: int, temperature: float) -> dict[str, Any]:
+        """All models' distributions at a token. Raises: PotstillError."""
+        self.asked += 1
+        number = self.asked
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.answers[number] = future
+        await self.send(at=number, of=of, place=place, temperature=temperature, likeliest=10)
+        said = await asyncio.wait_for(future, 30)
+        if "error" in said:
+            raise PotstillError(said["what"])
+        return said
+
+    async def close(self) -> None:
+        """End the worker."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
+def choices(workspace: Workspace) -> list[dict[str, Any]]:
+    """The runs whose models can be put side by side: causal students, with their teacher and their control."""
+    found = []
+    for name in workspace.names():
+        run = workspace.folder / name
+        recipe = parsed(run)
+        if recipe.get("task", "causal_lm") != "causal_lm" or not _model(run / "train"):
+            continue
+        models = {"student": f"run:{run}"}
+        teachers = recipe.get("teachers")
+        teacher = teachers.get("main") if isinstance(teachers, dict) else recipe.get("teacher")
+        if isinstance(teacher, dict) and teacher.get("kind") == "local" and isinstance(teacher.get("model"), str):
+            models = {"teacher": teacher["model"], **models}
+        if _model(run / "train.text_only"):
+            models["control"] = str(run / "train.text_only" / "model")
+        found.append({"run": name, "models": models})
+    return found
+
+
+def _model(stage: Path) -> bool:
+    return (stage / "manifest.json").is_file() and (stage / "model" / "config.json").is_file()
+
+
+async def show(request: Request) -> Response:
+    """The form, and what was written last."""
+    return await _show(request)
+
+
+async def _show(request: Request, error: PotstillError | None = None) -> Response:
+    studio = request.app.state.studio
+    found = await asyncio.to_thread(choices, studio.workspace)
+    return page(request, "playground.html.jinja", 400 if error else 200, choices=found, session=studio.session,
+                live=_live(request), problem=None if error is None else problem(error))  # fmt: skip
+
+
+def _live(request: Request) -> str:
+    studio = request.app.state.studio
+    session: Session = studio.session
+    columns = [
+        {"role": role, "model": session.models.get(role, ""), "tokens": [_token(session, role, t) for t in tokens]}
+        for role, tokens in session.columns.items()
+    ]
+    return text(studio.token, "_playground.html.jinja", session=session, columns=columns)
+
+
+def _token(session: Session, writer: str, said: dict[str, Any]) -> dict[str, Any]:
+    """One token as it is shown: its class by KL, or by which of teacher and student was surer."""
+    first = next(iter(session.models))
+    other = next((role for role in session.models if role != first), first)
+    seen = writer if writer != first else other
+    if session.colour == "surer":
+        gap = said["p"].get(first, 0.0) - said["p"].get(seen, 0.0)
+        name = ("t" if gap > 0 else "s") + str(min(9, int(10 * abs(gap))))
+        title = f"{first} {said['p'].get(first, 0):.2f}, {seen} {said['p'].get(seen, 0):.2f}"
+    else:
+        far = said["kl"].get(seen, 0.0)
+        name, title = f"k{min(9, int(3 * far))}", f"KL {far:.2f} nats"
+    return {"text": "⟂" if said["end"] else said["text"], "class": name, "title": title}
+
+
+async def begin(request: Request) -> Response:
+    """Write, or stop."""
+    studio, form = request.app.state.studio, await form_of(request)
+    session: Session = studio.session
+    if form.get("do") == "stop":
+        await session.send(stop=True)
+        return redirect(request, "playground")
+    found = await asyncio.to_thread(choices, studio.workspace)
+    chosen = next((c for c in found if c["run"] == form.get("run")), None)
+    prompt = form.get("prompt", "").strip()[:4000]
+    if chosen is None or not prompt:
+        what = "no run is chosen" if chosen is None else "there is no prompt"
+        return await _show(request, PotstillError(what, fix="choose a run and write a prompt"))
+    session.colour = "surer" if form.get("colour") == "surer" else "kl"
+    temperature, tokens = _number(form, "temperature", 0.7, 0.0, 4.0), int(_number(form, "tokens", 40, 1, 120))
+    await session.write(chosen["models"], prompt, temperature, tokens)
+    return redirect(request, "playground")
+
+
+def _number(form: dict[str, str], name: str, default: float, low: float, high: float) -> float:
+    try:
+        return min(max(float(form.get(name, default)), low), high)
+    except ValueError:
+        return default
+
+
+async def events(request: Request) -> Response:
+    """What is written, as it is written."""
+    studio = request.app.state.studio
+    broadcast = studio.broadcasts.setdefault("playground", Broadcast(lambda: _live(request), every=0.25))
+
+    async def stream() -> Any:
+        async for made in broadcast.listen():
+            yield sse(made)
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+async def at(request: Request) -> Response:
+    """The distributions at one token."""
+    session: Session = request.app.state.studio.session
+    asked = dict(request.query_params)
+    of, place = asked.get("of", ""), asked.get("place", "0")
+    if of not in session.columns or not place.isdecimal() or int(place) >= len(session.columns[of]):
+        return page(request, "_at.html.jinja", 404, shown=None, of=of, place=0, temperature=1.0)
+    temperature = _number(asked, "temperature", 1.0, 0.1, 10.0)
+    said = await session.at(of, int(place), temperature)
+    most = 100 * max(p[role] for _, p in said["tokens"] for role in p)
+    shown = []
+    for role, entropy in said["entropy"].items():
+        values = [(token.strip() or repr(token)[1:-1], 100 * p[role]) for token, p in said["tokens"]]
+        shown.append({"bars": charts.bars(values, title=role, unit=" %", most=most), "entropy": entropy})
+    return page(request, "_at.html.jinja", shown=shown, of=of, place=int(place), temperature=temperature,
+                written=said["written"])  # fmt: skip
+
+
+ROUTES = [
+    Route("/playground", show),
+    Route("/playground", begin, methods=["POST"]),
+    Route("/playground/events", events),
+    Route("/playground/at", at),
+]

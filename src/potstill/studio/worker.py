@@ -1,0 +1,195 @@
+"""The process that holds models for the playground: JSON lines in, JSON lines out. The studio itself never loads torch.
+
+→ {"write": 1, "models": {"teacher": "smollm2-135m-instruct", "student": "run:…"}, "prompt": "…",
+   "temperature": 0.7, "tokens": 40, "seed": 0}
+← {"token": 1, "of": "student", "text": " the", "kl": 0.41, "p": {"teacher": 0.2, "student": 0.6}}   for each
+← {"done": 1}
+→ {"at": 2, "of": "student", "place": 3, "temperature": 2.0, "likeliest": 8}
+← {"at": 2, "tokens": [[" the", {"teacher": 0.2, "student": 0.6}], …], "entropy": {…}}
+→ {"stop": true}      ends the text that is being written
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from potstill.console import Console
+from potstill.errors import PotstillError
+from potstill.models.generator import draw, stop_token_ids
+from potstill.models.load import load_model, load_tokenizer
+from potstill.models.resolve import resolve
+
+MOST_TOKENS = 120
+
+
+class Models:
+    """The models of the last request, kept open."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Any] = {}
+        self._tokenizers: dict[str, Any] = {}
+
+    def get(self, names: Mapping[str, str]) -> tuple[dict[str, Any], Any]:
+        """The models by role, and the first one's tokenizer.
+
+        Raises:
+            PotstillError: one cannot be opened, or their tokens are not the same.
+        """
+        for gone in set(self._open) - set(names.values()):
+            del self._open[gone], self._tokenizers[gone]
+        for name in names.values():
+            if name not in self._open:
+                source = resolve(name, console=Console("quiet"))
+                self._open[name] = load_model(source, task="causal_lm")
+                self._tokenizers[name] = load_tokenizer(source)
+        first = next(iter(names.values()))
+        ours = self._tokenizers[first].get_vocab()
+        for role, name in names.items():
+            if self._tokenizers[name].get_vocab() != ours:
+                raise PotstillError(
+                    f"the {role} has other tokens than the first model", fix="choose models of one tokenizer"
+                )
+        return {role: self._open[name] for role, name in names.items()}, self._tokenizers[first]
+
+
+class Text:
+    """What one model writes, with every model's logits at each of its tokens. Each model has a cache of its own."""
+
+    def __init__(self, writer: str, models: Mapping[str, Any], prompt: Sequence[int]) -> None:
+        self.writer, self.models = writer, models
+        self._caches: dict[str, Any] = {}
+        self._next: dict[str, Any] = {}
+        self.ids: list[int] = []
+        self.logits: dict[str, list[Any]] = {role: [] for role in models}
+        self._feed(list(prompt))
+
+    def _feed(self, ids: Sequence[int]) -> None:
+        for role, model in self.models.items():
+            made = model(torch.tensor([list(ids)]), past_key_values=self._caches.get(role), use_cache=True)
+            self._caches[role], self._next[role] = made.past_key_values, made.logits[0, -1].float()
+
+    def step(self, temperature: float, generator: torch.Generator) -> int:
+        """Write one token; all models read it."""
+        own = self._next[self.writer]
+        if temperature > 0:
+            token = int(draw((own / temperature).softmax(-1)[None], generator))
+        else:
+            token = int(own.argmax())
+        for role in self.models:
+            self.logits[role].append(self._next[role].half())
+        self.ids.append(token)
+        self._feed([token])
+        return token
+
+
+def kl(p_logits: Any, q_logits: Any) -> float:
+    """KL(p ‖ q) in nats over the rows that both have."""
+    rows = min(p_logits.shape[-1], q_logits.shape[-1])
+    p, q = p_logits[:rows].float().log_softmax(-1), q_logits[:rows].float().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum().clamp(min=0))
+
+
+class Worker:
+    """Answers requests in turn; a text can be stopped while it is written."""
+
+    def __init__(self) -> None:
+        self.requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.stopped = threading.Event()
+        self.models = Models()
+        self.texts: dict[str, Text] = {}
+        self.tokenizer: Any = None
+
+    def listen(self) -> None:
+        """Read requests until the other end is gone."""
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request.get("stop"):
+                self.stopped.set()
+            else:
+                self.requests.put(request)
+        self.stopped.set()
+        self.requests.put(None)
+
+    def work(self) -> None:
+        """Answer requests until there are no more."""
+        while (request := self.requests.get()) is not None:
+            number = request.get("write") or request.get("at")
+            try:
+                if "write" in request:
+                    self.stopped.clear()
+                    self._write(request)
+                else:
+                    say(at=number, **self._at(request))
+            except PotstillError as error:
+                say(error=number, what=error.what, where=error.where or "", fix=error.fix or "")
+            except (RuntimeError, ValueError, KeyError, IndexError, MemoryError) as error:
+                say(error=number, what=f"{type(error).__name__}: {error}", where="", fix="")
+
+    @torch.no_grad()
+    def _write(self, request: Mapping[str, Any]) -> None:
+        models, tokenizer = self.models.get(request["models"])
+        self.tokenizer = tokenizer
+        prompt = prompt_ids(tokenizer, str(request["prompt"]))
+        self.texts = {role: Text(role, models, prompt) for role in models}
+        ends = {i for model in models.values() for i in stop_token_ids(model, tokenizer.eos_token_id)}
+        going = list(models)
+        reference = next(iter(models))
+        draws = {role: torch.Generator().manual_seed(int(request.get("seed", 0))) for role in models}
+        for _ in range(min(int(request["tokens"]), MOST_TOKENS)):
+            for role in list(going):
+                if self.stopped.is_set():
+                    say(done=request["write"], stopped=True)
+                    return
+                text = self.texts[role]
+                token = text.step(float(request["temperature"]), draws[role])
+                last = {name: logits[-1] for name, logits in text.logits.items()}
+                p = {name: float(logits.float().softmax(-1)[token]) for name, logits in last.items()}
+                far = {name: kl(last[reference], logits) for name, logits in last.items() if name != reference}
+                say(token=request["write"], of=role, text=tokenizer.decode([token]), p=p, kl=far, end=token in ends)
+                if token in ends:
+                    going.remove(role)
+        say(done=request["write"], stopped=False)
+
+    def _at(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        text, place, temperature = self.texts[request["of"]], int(request["place"]), float(request["temperature"])
+        rows = {role: (logits[place].float() / temperature).softmax(-1) for role, logits in text.logits.items()}
+        shared = min(map(len, rows.values()))
+        best = torch.stack([row[:shared] for row in rows.values()]).sum(0).topk(int(request["likeliest"])).indices
+        tokens = [
+            [self.tokenizer.decode([i]), {role: float(row[i]) for role, row in rows.items()}] for i in best.tolist()
+        ]
+        entropy = {role: float(-(row * row.clamp(min=1e-30).log()).sum()) for role, row in rows.items()}
+        return {"tokens": tokens, "entropy": entropy, "written": self.tokenizer.decode([text.ids[place]])}
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """A prompt as the user's turn where the tokenizer has a chat template, else as it stands."""
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": prompt}]
+        ids: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        return ids[-1024:]
+    plain: list[int] = tokenizer(prompt)["input_ids"]
+    return plain[-1024:]
+
+
+def say(**facts: Any) -> None:
+    """One line to the studio."""
+    print(json.dumps(facts), file=_OUT, flush=True)
+
+
+# Standard output is for answers alone: what a library prints goes to standard error.
+_OUT = os.fdopen(os.dup(1), "w", encoding="utf-8")
+
+if __name__ == "__main__":
+    os.dup2(2, 1)
+    worker = Worker()
+    threading.Thread(target=worker.listen, daemon=True).start()
+    worker.work()
