@@ -37,7 +37,8 @@ UNKNOWN = (
 KEY = "POTSTILL_TUTOR_KEY"
 """The environment variable with the endpoint's key."""
 _ABOUT_RUNS = re.compile(
-    r"\b(?:my|our) (?:own )?(?:runs?|students?|results?|lab|figures|numbers|steps?|teacher)\b|what happened", re.I
+    r"\b(?:my|our) (?:own )?(?:runs?|students?|results?|lab|figures|numbers|steps?|teacher)\b|what happened",
+    re.IGNORECASE,
 )
 _LONGEST_QUESTION = 600
 _MOST_TURNS_SENT = 6
