@@ -30,7 +30,7 @@ train:
   objectives: [{kind: hard_ce}]
   max_length: 64
   evaluations: 4
-  args: {max_steps: 370, per_device_train_batch_size: 64, learning_rate: 3.0e-3, lr_scheduler_type: linear,
+  args: {max_steps: 430, per_device_train_batch_size: 64, learning_rate: 3.0e-3, lr_scheduler_type: linear,
          warmup_steps: 0.1, weight_decay: 0.0, bf16: true}
 evaluate: {speed: false, controls: []}
 """
@@ -163,13 +163,9 @@ def draft(bench: Bench) -> Outcome:
                        "note": "The darker, the likelier refused. Point at a token for p and q."})  # fmt: skip
     alpha = sum(shares) / max(len(shares), 1)
     says = f"On average {100 * alpha:.0f} % of the draft's probability is the teacher's too (α = Σ min(p, q)). "
-    says += "At γ = 4 that would be {:.2f} tokens a round, if acceptances were independent."
     rounds = (1 - alpha**5) / (1 - alpha) if alpha < 1 else 5.0
-    return Outcome(
-        bool(blocks),
-        f"{says}At γ = 4 that would be {rounds:.2f} tokens a round, if acceptances were independent.",
-        blocks,
-    )
+    says += f"At γ = 4 that would be {rounds:.2f} tokens a round, if acceptances were independent."
+    return Outcome(bool(blocks), says, blocks)
 
 
 def _next(model: Any, prompt: list[int], written: list[int]) -> list[list[float]]:
