@@ -25,7 +25,7 @@ SHOTS = os.environ.get("STUDIO_SHOTS")
 """A folder for screenshots, to be looked at."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while Playwright is open, its event loop is this thread's
 def chrome(chromium: str) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 440, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 42
 
 
 def lines(curves: Mapping[str, Points], *, x: str, y: str, title: str, upto: float | None = None) -> Markup:
@@ -24,7 +24,8 @@ def lines(curves: Mapping[str, Points], *, x: str, y: str, title: str, upto: flo
         return Markup("")
     xs = [p[0] for points in shown.values() for p in points]
     ys = [p[1] for points in shown.values() for p in points]
-    x0, x1 = min(0.0, *xs), max([*xs, upto or 0.0, 1e-9])
+    x1 = max([*xs, upto or 0.0, 1e-9])
+    x0 = min(xs) if min(xs) > 0.4 * x1 else min(0.0, *xs)
     y0, y1 = _range(ys)
 
     def place(point: tuple[float, float]) -> str:
@@ -41,8 +42,8 @@ def lines(curves: Mapping[str, Points], *, x: str, y: str, title: str, upto: flo
         )
     for tick in _ticks(x0, x1):
         across = place((tick, y0)).split(",")[0]
-        parts.append(f'<text class="tick" x="{across}" y="{HEIGHT - 12}" text-anchor="middle">{_short(tick)}</text>')
-    parts.append(f'<text class="tick" x="{WIDTH - _RIGHT}" y="{HEIGHT}" text-anchor="end">{escape(x)}</text>')
+        parts.append(f'<text class="tick" x="{across}" y="{HEIGHT - 24}" text-anchor="middle">{_short(tick)}</text>')
+    parts.append(f'<text class="tick" x="{WIDTH - _RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(x)}</text>')
     told = []
     for number, (name, points) in enumerate(shown.items()):
         path = " ".join(map(place, points))
@@ -93,7 +94,7 @@ def pixels(rows: Sequence[Sequence[float]], title: str) -> Markup:
 
 
 def _value(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 0.01 and value else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:.2g}" if abs(value) < 0.1 and value else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -149,7 +149,7 @@ def draft(bench: Bench) -> Outcome:
     shares: list[float] = []
     for text in sums:
         ids = tokenizer(text if text.endswith("=") else f"{text}=")["input_ids"]
-        drawn = write(small, [ids], Sampling(40, temperature=1.0), samples=[0], most_new=40,  # type: ignore[arg-type]
+        drawn = write(small, [ids], Sampling(60, temperature=1.0), samples=[0], most_new=60,  # type: ignore[arg-type]
                       stop_ids=[tokenizer.eos_token_id], pad_id=0, seed=1)[0]  # fmt: skip
         p, q = (_next(model, ids, drawn) for model in (big, small))
         chance = [min(1.0, p[t][i] / max(q[t][i], 1e-12)) for t, i in enumerate(drawn)]
