@@ -25,7 +25,7 @@ def lines(curves: Mapping[str, Points], *, x: str, y: str, title: str, upto: flo
     xs = [p[0] for points in shown.values() for p in points]
     ys = [p[1] for points in shown.values() for p in points]
     x1 = max([*xs, upto or 0.0, 1e-9])
-    x0 = min(xs) if min(xs) > 0.4 * x1 else min(0.0, *xs)
+    x0 = min(xs) if 0.4 * x1 < min(xs) < x1 else min(0.0, *xs)
     y0, y1 = _range(ys)
 
     def place(point: tuple[float, float]) -> str:
