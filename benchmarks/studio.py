@@ -2,8 +2,8 @@
 
     python -m benchmarks.studio --json
 
-A tiny training goes on in a process of its own while windows without and with watchers take turns. Its speed differs from
-window to window by itself; the medians and the server's own share of a core are both given. Run it on a quiet machine.
+A tiny training goes on in a process of its own while windows without and with watchers take turns. Its speed differs
+from window to window by itself, so the server's own share of a core is given too. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from benchmarks.claims import Aim, claims_of
 
@@ -49,9 +50,7 @@ train: {max_length: 64, objectives: [{kind: forward_kl}], args: {max_steps: 1000
 def make_run(folder: Path) -> None:
     """A run whose tiny model trains for hours."""
     sys.path.insert(0, str(_TESTS))
-    from tiny_models import make_tiny_causal_lm
-
-    make_tiny_causal_lm(folder / "teacher")
+    import_module("tiny_models").make_tiny_causal_lm(folder / "teacher")
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a b c"}]
     rows = [{"messages": [{**turns[0], "content": f"q {number}"}, turns[1]]} for number in range(64)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -109,10 +108,9 @@ async def measure(rounds: int) -> dict[str, Any]:
         make_run(runs / "long")
         command = [sys.executable, "-m", "potstill.cli", "studio", folder, "--port", "48765"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        training = subprocess.Popen(
-            [sys.executable, "-m", "potstill.cli", "run", str(runs / "long/recipe.yaml"), "--run", str(runs / "long"), "-q"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        run = runs / "long"
+        command = [sys.executable, "-m", "potstill.cli", "run", str(run / "recipe.yaml"), "--run", str(run), "-q"]
+        training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             assert process.stdout is not None
             address = next(line.split()[1] for line in process.stdout if line.startswith("open "))
@@ -136,7 +134,7 @@ def figures(found: Mapping[str, Any]) -> dict[str, float | None]:
     """The values of the aims, by name."""
 
     def median(windows: str, name: str) -> float:
-        return statistics.median(window[name] for window in found[windows])
+        return float(statistics.median(window[name] for window in found[windows]))
 
     watched = found["watched"]
     values = (
