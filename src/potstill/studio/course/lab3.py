@@ -45,7 +45,7 @@ train:
   objectives: [{kind: hard_ce}]
   max_length: 64
   evaluations: 2
-  args: {max_steps: 200, per_device_train_batch_size: 64, learning_rate: 1.0e-3, lr_scheduler_type: linear,
+  args: {max_steps: 340, per_device_train_batch_size: 64, learning_rate: 1.0e-3, lr_scheduler_type: linear,
          warmup_steps: 0.1, weight_decay: 0.0, bf16: true}
 evaluate: {speed: false, controls: [], solve: {verify: {kind: numeric}, max_new_tokens: 48}}
 """
