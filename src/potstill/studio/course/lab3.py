@@ -30,7 +30,7 @@ train:
   objectives: [{kind: hard_ce}]
   max_length: 64
   evaluations: 4
-  args: {max_steps: 430, per_device_train_batch_size: 64, learning_rate: 3.0e-3, lr_scheduler_type: linear,
+  args: {max_steps: 460, per_device_train_batch_size: 64, learning_rate: 3.0e-3, lr_scheduler_type: linear,
          warmup_steps: 0.1, weight_decay: 0.0, bf16: true}
 evaluate: {speed: false, controls: []}
 """
