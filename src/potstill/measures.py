@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import RunError
@@ -56,6 +56,7 @@ class MetricSpec:
         note: what stands below its key figure; None if it has none.
         decides: whether the verdict on what the teacher was worth rests on it.
         charted: whether its values are drawn.
+        section: the measure whose section of the page has it; empty for the table of all models.
     """
 
     name: str
@@ -68,6 +69,7 @@ class MetricSpec:
     note: str | None = None
     decides: bool = False
     charted: bool = False
+    section: str = ""
 
     @property
     def in_sentence(self) -> str:
@@ -154,6 +156,97 @@ class Solving:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class Band:
+    """A part of the targets: a class, a band of frequency, a slice.
+
+    Attributes:
+        name: of the part.
+        targets: how many it has.
+        values: by model.
+        excess: the student less its teacher, paired.
+        excess_of_control: the same of the control `text_only`.
+        adjusted_p: the chance of so large a difference to the other targets, adjusted for the number of parts looked
+            at (Benjamini and Hochberg); None where it was not tested.
+    """
+
+    name: str
+    targets: int
+    values: Mapping[str, Interval]
+    excess: Interval | None = None
+    excess_of_control: Interval | None = None
+    adjusted_p: float | None = None
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Bands:
+    """A metric by parts of the targets. `of` says what the parts are."""
+
+    title: str
+    text: str
+    section: str
+    metric: MetricSpec
+    of: str
+    bands: tuple[Band, ...]
+    type: Literal["bands"] = "bands"
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Bin:
+    """One bin of a reliability diagram: the mean probability of the first choice, and how often it was right."""
+
+    probability: float
+    right: Interval
+    targets: int
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Reliability:
+    """A reliability diagram, by model."""
+
+    title: str
+    text: str
+    section: str
+    curves: Mapping[str, tuple[Bin, ...]]
+    type: Literal["reliability"] = "reliability"
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Figures:
+    """Single figures of several models: by label, an interval of each model, in one unit per label."""
+
+    title: str
+    text: str
+    section: str
+    rows: tuple[tuple[MetricSpec, Mapping[str, Interval]], ...]
+    type: Literal["figures"] = "figures"
+
+
+Finding = Annotated[Bands | Reliability | Figures, Field(discriminator="type")]
+"""What a measure finds beside its metrics. The report draws it by its type."""
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Loss:
+    """A loss that the verdict may name: what part of the student's excess over its teacher has this form.
+
+    Attributes:
+        section: of the page, where it is shown.
+        text: a clause that begins with the student: "is over-confident by 4.1 points".
+        nats: its size in nats per target, paired; losses are ordered by it.
+        remedy: what to try.
+    """
+
+    section: str
+    text: str
+    nats: Interval
+    remedy: str = ""
+
+    @property
+    def beyond_noise(self) -> bool:
+        return self.nats.low > 0
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class Measures:
     """The whole of `measures.json`.
 
@@ -162,6 +255,7 @@ class Measures:
     mean share of the other examples that have an example's label. `taught` says whether an objective read the teacher's
     signals; `teacher_unmeasured`, why the teacher was not measured; None where it was, or where there is none. `seeds`
     is how many trainings, which differ in their seed alone, a value of the student and its controls is the mean of.
+    `findings` are what measures found beside their metrics, and `losses` those that the verdict may name.
     """
 
     models: Mapping[str, ModelMeasures]
@@ -179,6 +273,8 @@ class Measures:
     taught: bool = True
     teacher_unmeasured: str | None = None
     seeds: int = 1
+    findings: tuple[Finding, ...] = ()
+    losses: tuple[Loss, ...] = ()
     format: int = FORMAT
 
     def comparison(self, model: str, against: str, metric: str) -> Comparison | None:
@@ -191,6 +287,11 @@ class Measures:
     def better(self, comparison: Comparison) -> bool:
         """Whether the first side of a comparison is the better one, by the estimate alone."""
         return (comparison.difference.value > 0) == self.metrics[comparison.metric].higher_is_better
+
+    @property
+    def named_losses(self) -> list[Loss]:
+        """The losses beyond noise, the largest first."""
+        return sorted((loss for loss in self.losses if loss.beyond_noise), key=lambda loss: -loss.nats.value)
 
     @property
     def deciding(self) -> list[MetricSpec]:

@@ -13,9 +13,10 @@ from sklearn.metrics import f1_score
 from potstill.errors import RunError
 from potstill.evaluate import summary
 from potstill.evaluate.bootstrap import PairedBootstrap, expanded_levels, mean_of, rank_correlation
-from potstill.evaluate.metrics import Metric, f1_of
+from potstill.evaluate.measures.base import Draws
+from potstill.evaluate.measures.fidelity import Metric, f1_of
 from potstill.evaluate.scores import Scores, chance_of
-from potstill.evaluate.summary import Draws, Size, summarise
+from potstill.evaluate.summary import Size, summarise
 from potstill.measures import Measures, MetricSpec
 from potstill.report.sections import differences_table, models_table
 from potstill.report.terminology import terms_of

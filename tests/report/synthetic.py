@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from potstill.artifacts import Artifact, read_artifact, write_artifact
 from potstill.console import Console
-from potstill.evaluate.metrics import SOLVED, metrics_of
+from potstill.evaluate.measures.fidelity import SOLVED, metrics_of
 from potstill.measures import Comparison, Interval, Measures, ModelMeasures, Solving, Speed
 from potstill.recipe import Recipe, parse_recipe
 from potstill.report.stage import stage

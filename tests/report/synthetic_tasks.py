@@ -25,8 +25,9 @@ from potstill.evaluate.documents import (
     save_tokens,
 )
 from potstill.evaluate.held_out import HeldOut
+from potstill.evaluate.measures.base import Draws
 from potstill.evaluate.scores import Scores
-from potstill.evaluate.summary import Draws, Size, summarise
+from potstill.evaluate.summary import Size, summarise
 from potstill.measures import Speed
 from potstill.recipe import Recipe, parse_recipe
 from potstill.report.findings import Findings, read_findings

@@ -205,6 +205,12 @@ class PairedBootstrap:
         """A statistic of all targets, without an interval."""
         return float(statistic.of(np.asarray(self._sums(statistic).sum(0))))
 
+    def error(self, statistic: Statistic) -> float:
+        """The standard error over groups, by the jackknife."""
+        sums = self._sums(statistic)
+        left_out = self._jackknife(statistic, sums, np.asarray(sums.sum(0)))
+        return float(np.sqrt(np.square(left_out - left_out.mean()).sum() * (self.groups - 1) / self.groups))
+
     def rank_correlation(self, several: Sequence[Ranks]) -> Interval | None:
         """The correlation, over units instead of groups; of several seeds the mean, with an interval over seeds too
         (its half widths over units are the means of the seeds', which is never too narrow). None where it is not

@@ -27,13 +27,15 @@ from potstill.evaluate.documents import (
     save_tokens,
 )
 from potstill.evaluate.fidelity import Batches, TeacherRows, measure, measure_teacher
-from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out
+from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out, training_counts
+from potstill.evaluate.measures.base import Draws, Measure, Table
 from potstill.evaluate.neighbours import Embedded, embed, nearest, pairs_of, score_neighbours
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.solving import Solvers
 from potstill.evaluate.speed import NEW_TOKENS, forward_of, measure_speed, speed_dtype, writing_of
-from potstill.evaluate.summary import Draws, Found, Size, summarise
+from potstill.evaluate.summary import Size, Values, summarise
 from potstill.measures import Speed
+from potstill.registry import build
 from potstill.stage import Context
 from potstill.tasks import SPECS
 from potstill.teachers.base import OpenTeacher
@@ -49,6 +51,8 @@ class Evaluation:
         recipe = context.recipe
         self.context, self.settings, self.task = context, recipe.required_evaluate, recipe.task
         self.scores: dict[str, list[Scores]] = {}
+        self.measures: tuple[Measure, ...] = tuple(map(build, self.settings.measures_for(SPECS[self.task])))
+        self.columns = tuple(dict.fromkeys(column for measure in self.measures for column in measure.columns))
         self.teacher_rows: TeacherRows | None = None
         self.teacher_vectors: Embedded | None = None
         self.sizes: dict[str, Size] = {}
@@ -143,7 +147,7 @@ class Evaluation:
             with self._progress(teacher) as advance:
                 if SPECS[self.task].has_response:
                     folder = self.context.out / _WORK / "teacher"
-                    scores, self.teacher_rows = measure_teacher(model, self.batches, folder, advance)
+                    scores, self.teacher_rows = measure_teacher(model, self.batches, folder, advance, self.columns)
                 else:
                     scores, self.teacher_vectors = self._embedded(model, "teacher", advance)
                 self.scores["teacher"] = [scores]
@@ -155,7 +159,7 @@ class Evaluation:
         with self._opened(compared) as model:
             with self._progress(compared) as advance:
                 if SPECS[self.task].has_response:
-                    scores = measure(model, self.batches, self.teacher_rows, advance, name)
+                    scores = measure(model, self.batches, self.teacher_rows, advance, name, self.columns)
                 else:
                     scores, _ = self._embedded(model, name, advance)
             self.scores.setdefault(name, []).append(scores)
@@ -270,11 +274,29 @@ class Evaluation:
         self.notes.append(f"Rates: {how}. Peak memory is that of {rates.peak_of}.")
         return rates.speeds
 
+    def _table(self, draws: Draws) -> Table:
+        """Everything that was computed per target, for the measures."""
+        held_out, recipe = self.held_out, self.context.recipe
+        generated = self.context.inputs.get("generate")
+        records = None if generated is None else generated.path / "records.parquet"
+        student = self.context.inputs["train"].path / "model"
+        return Table(
+            task=SPECS[self.task],
+            groups=held_out.target_groups,
+            ids=held_out.target_ids,
+            names=held_out.classes,
+            positions=np.array([place for targets in held_out.targets for place, _ in targets], dtype=np.int64),
+            lengths=np.repeat(held_out.counts, held_out.counts),
+            scores=self.scores,
+            draws=draws,
+            counts=partial(training_counts, recipe, records, student),
+        )
+
     def _save(self, speeds: Mapping[str, Speed]) -> None:
         recipe, out = self.context.recipe, self.context.out
         draws = Draws(self.settings.resamples, self.settings.confidence, recipe.seed)
         of_examples = self.chat is None
-        solved, solving, about_solving = Found(), None, list[str]()
+        solved, solving, about_solving = Values(), None, list[str]()
         if self.solvers is not None:
             solved, solving, about_solving = self.solvers.found(draws)
             self.solvers.save(out)
@@ -289,6 +311,8 @@ class Evaluation:
             draws=draws,
             notes=self.notes,
             solved=solved,
+            measures=self.measures,
+            table=self._table(draws),
         )
         taught = any(o.needs().teacher for o in recipe.required_train.all_objectives)
         replace(

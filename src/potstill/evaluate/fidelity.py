@@ -11,7 +11,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from potstill.evaluate.held_out import HeldOut
 from potstill.evaluate.scores import Scores
 from potstill.models.live import check_head
 from potstill.objectives import token_statistics
+from potstill.objectives.statistics import TEMPERED
 from potstill.signals import Ask, Batch, Dense, Head, Side
 from potstill.tasks import SPECS
 from potstill.teachers.base import OpenTeacher
@@ -117,7 +118,9 @@ def response(model: OpenTeacher, batch: Batch) -> Head | Dense:
     return signal
 
 
-def measure_teacher(model: OpenTeacher, batches: Batches, folder: Path, advance: Advance) -> tuple[Scores, TeacherRows]:
+def measure_teacher(
+    model: OpenTeacher, batches: Batches, folder: Path, advance: Advance, columns: Sequence[str] = ()
+) -> tuple[Scores, TeacherRows]:
     """The teacher's own NLL, and its rows, which the other models are compared with.
 
     Args:
@@ -125,16 +128,22 @@ def measure_teacher(model: OpenTeacher, batches: Batches, folder: Path, advance:
         batches: the held-out rows.
         folder: takes its rows.
         advance: takes the progress.
+        columns: what else to compute per target (`objectives.statistics.Column`).
 
     Raises:
         ModelError: its losses are not numbers.
     """
     rows = TeacherRows(batches, folder)
-    return _measure(model, batches, None, "teacher", advance, rows), rows
+    return _measure(model, batches, None, "teacher", advance, rows, columns), rows
 
 
 def measure(
-    model: OpenTeacher, batches: Batches, teacher: TeacherRows | None, advance: Advance, name: str = "student"
+    model: OpenTeacher,
+    batches: Batches,
+    teacher: TeacherRows | None,
+    advance: Advance,
+    name: str = "student",
+    columns: Sequence[str] = (),
 ) -> Scores:
     """One model on every held-out target.
 
@@ -144,11 +153,12 @@ def measure(
         teacher: from `measure_teacher`; None where there is none to compare with.
         advance: takes the progress.
         name: of the model, for messages.
+        columns: as for `measure_teacher`.
 
     Raises:
         ModelError: its losses are not numbers.
     """
-    return _measure(model, batches, teacher, name, advance, None)
+    return _measure(model, batches, teacher, name, advance, None, columns)
 
 
 def _measure(
@@ -158,12 +168,14 @@ def _measure(
     name: str,
     advance: Advance,
     kept: TeacherRows | None,
+    columns: Sequence[str],
 ) -> Scores:
     """`kept` takes the rows, if any."""
     side: Side = "teacher" if name == "teacher" else "student"
     classes = _Classes(batches.targets) if SPECS[batches.held_out.task].has_classes else None
     nll = np.full(batches.targets, np.nan, dtype=np.float32)
     kl, agree = np.full_like(nll, np.nan), np.zeros(batches.targets, dtype=np.bool_)
+    more: dict[str, NDArray[np.float32]] = {}
     with torch.no_grad():
         for module in model.modules:
             check_head(module, batches.batch(0, device_of(model)), side)
@@ -174,16 +186,32 @@ def _measure(
                 kept.keep(model, index, signal)
             told = None if teacher is None else _on(teacher.signal(index), _place(signal))
             targets = batch.target_ids.to(_place(signal))
-            statistics = token_statistics(signal, told, targets)
+            statistics = token_statistics(signal, told, targets, columns)
             nll[numbers] = statistics.nll_student.cpu().numpy()
             if statistics.kl is not None and statistics.top1_agree is not None:
                 kl[numbers], agree[numbers] = statistics.kl.cpu().numpy(), statistics.top1_agree.cpu().numpy()
+            for column, values in statistics.more.items():
+                more.setdefault(column, np.full_like(nll, np.nan))[numbers] = values.cpu().numpy()
             if classes is not None:
                 classes.add(numbers, logits_of(signal), targets)
             advance(len(numbers))
     check_numbers(nll if teacher is None else nll + kl, name)
-    found = Scores(nll) if teacher is None else Scores(nll, kl, agree)
+    found = _with(Scores(nll) if teacher is None else Scores(nll, kl, agree), more)
     return found if classes is None else classes.added_to(found, batches.held_out.target_ids)
+
+
+def _with(scores: Scores, columns: Mapping[str, NDArray[np.float32]]) -> Scores:
+    """Scores with further columns."""
+    tempered = {float(name.removeprefix(TEMPERED)): v for name, v in columns.items() if name.startswith(TEMPERED)}
+    hit = columns.get("hit")
+    return replace(
+        scores,
+        probability=columns.get("probability"),
+        hit=None if hit is None else hit > 0.5,
+        entropy=columns.get("entropy"),
+        collision=columns.get("collision"),
+        nll_at=tempered,
+    )
 
 
 class _Classes:

@@ -141,6 +141,28 @@ def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -
     return HeldOut(recipe.task, records, rows, targets, collate, reader.max_length, tuple(sides.classes))
 
 
+def training_counts(recipe: Recipe, generated: Path | None, tokenizer: Path) -> NDArray[np.int64]:
+    """How often each token or class is a target in training, by its number [V]; of masked models, which may mask any
+    token, how often each token occurs."""
+    from potstill.data.reader import reader_of
+
+    sides = read_sides(recipe.data)
+    records: Sequence[Any] = sides.train if generated is None else load_records(generated, side="train")
+    reader = reader_of(recipe, tokenizer, sides.classes)
+    spec = SPECS[recipe.task]
+    found = np.zeros(0, dtype=np.int64)
+    for record in records:
+        rows: Sequence[Any] = reader.rows(record)
+        for row in rows:
+            if isinstance(row, Reject):
+                continue
+            ids = [row.label] if not spec.has_vocabulary else row.input_ids if spec.masks else row.labels
+            counts = np.bincount([number for number in ids if number is not None and number >= 0], minlength=len(found))
+            counts[: len(found)] += found
+            found = counts
+    return found
+
+
 def reported_on(held_out: Sequence[Grouped], recipe: Recipe, work: Work) -> list[Grouped]:
     """The held-out examples that figures are of: with `keep: best`, those of the groups that did not choose."""
     if recipe.train is None or not recipe.train.keeps_best:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,15 @@ class Scores:
         agree: whether the first choice (of an embedding the nearest neighbour) is the teacher's.
         correct: whether the class, or the neighbour's, is the example's own.
         predicted: the class that a classifier puts first; of an embedding, the number of the nearest other example.
-        probability: of the class that a classifier puts first, in [0, 1].
+        probability: of the first choice, in [0, 1].
         cosine: of an embedding and its nearest neighbour's, in [−1, 1].
         regret: how much smaller the teacher's cosine to this model's neighbour is than to its own; 0 where they agree.
         pairs: cosines of fixed pairs of examples [P].
         labels: the class of each example, of a classification.
+        hit: whether the target (a token, a class) is the model's first choice.
+        entropy: of the model's distribution, nats.
+        collision: Σ q², the sum of its squared probabilities.
+        nll_at: the NLL at other temperatures.
     """
 
     nll: NDArray[np.float32] | None = None
@@ -38,6 +43,10 @@ class Scores:
     regret: NDArray[np.float32] | None = None
     pairs: NDArray[np.float64] | None = None
     labels: NDArray[np.int64] | None = None
+    hit: NDArray[np.bool_] | None = None
+    entropy: NDArray[np.float32] | None = None
+    collision: NDArray[np.float32] | None = None
+    nll_at: Mapping[float, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def chance_of(labels: NDArray[np.int64], task: Task) -> NDArray[np.float64] | None:

@@ -23,10 +23,11 @@ from potstill.data.thinking import split_reasoning
 from potstill.errors import DataError
 from potstill.evaluate.answers import Written, write_answers
 from potstill.evaluate.bootstrap import FEW_GROUPS
-from potstill.evaluate.metrics import SOLVED
+from potstill.evaluate.measures.base import Draws
+from potstill.evaluate.measures.fidelity import SOLVED
 from potstill.evaluate.problems import Problem, read_problems
 from potstill.evaluate.scores import Scores
-from potstill.evaluate.summary import Draws, Found, find
+from potstill.evaluate.summary import Values, find
 from potstill.measures import MODELS, Solving
 from potstill.recipe import Recipe
 from potstill.recipe.verify import workers_of
@@ -144,7 +145,7 @@ class Solvers:
 
     # ---- all of them ---------------------------------------------------------------------------------------------
 
-    def found(self, draws: Draws) -> tuple[Found, Solving, list[str]]:
+    def found(self, draws: Draws) -> tuple[Values, Solving, list[str]]:
         """The share of problems solved by each model, over groups of problems; why answers are not solved; and notes
         for the reader. What hides something is warned of too."""
         bootstrap = draws.of(self.groups)

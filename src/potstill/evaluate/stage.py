@@ -10,7 +10,7 @@ from potstill.stage import Context, Stage
 from potstill.tasks import SPECS
 from potstill.teachers.origin import teacher_name
 
-CONTRACT = 3
+CONTRACT = 4
 
 
 def stage(recipe: Recipe) -> Stage:
@@ -34,6 +34,7 @@ def stage(recipe: Recipe) -> Stage:
         settings["best"] = "chosen on a third of the held-out groups"
     if recipe.required_train.teacher_system is not None:
         settings["teacher_system"] = recipe.required_train.teacher_system
+    settings["measures"] = [m.key_fields() for m in recipe.required_evaluate.measures_for(SPECS[recipe.task])]
     if SPECS[recipe.task].masks:
         settings["masking"] = recipe.required_train.masking.key_fields()
     if not SPECS[recipe.task].has_response:

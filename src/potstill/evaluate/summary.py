@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.evaluate.bootstrap import FEW_GROUPS, PairedBootstrap, Ranks, Statistic, difference_of, mean_of
-from potstill.evaluate.metrics import Compared, Metric, metrics_of
+from potstill.evaluate.measures.base import Compared, Draws, Measure, Metric, Table, first_half
 from potstill.evaluate.scores import Scores, chance_of
 from potstill.measures import MODELS, Comparison, Interval, Measures, MetricSpec, ModelMeasures, Speed
 from potstill.tasks import SPECS, Task
@@ -29,23 +29,6 @@ Seeds = Sequence[Scores]
 
 
 @dataclass(frozen=True)
-class Draws:
-    """How intervals are drawn."""
-
-    resamples: int
-    confidence: float
-    seed: int
-
-    def of(self, groups: Sequence[str]) -> PairedBootstrap:
-        """The draws over the groups of N targets.
-
-        Raises:
-            DataError: fewer than two groups.
-        """
-        return PairedBootstrap(groups, resamples=self.resamples, confidence=self.confidence, seed=self.seed)
-
-
-@dataclass(frozen=True)
 class Size:
     """What a model weighs. Tied weights count once; `bytes` are those of its weights as the user has them on disk. An
     ensemble weighs as much as its members together. `layers` is 0 where a plain module has none that can be told.
@@ -58,7 +41,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Found:
+class Values:
     """Metrics of models on one set of targets."""
 
     specs: Mapping[str, MetricSpec] = field(default_factory=dict)
@@ -69,8 +52,13 @@ class Found:
 
 
 def find(
-    scores: Mapping[str, Seeds], metrics: Sequence[Metric], bootstrap: PairedBootstrap, *, above_chance: bool = False
-) -> Found:
+    scores: Mapping[str, Seeds],
+    metrics: Sequence[Metric],
+    bootstrap: PairedBootstrap,
+    *,
+    above_chance: bool = False,
+    first: NDArray[np.bool_] | None = None,
+) -> Values:
     """Metrics of all models, and the differences of `PAIRS`.
 
     Args:
@@ -78,6 +66,7 @@ def find(
         metrics: which ones; one that means nothing for a model is left out.
         bootstrap: over the groups of the targets.
         above_chance: whether the teacher's accuracy is shown to be above chance.
+        first: the targets of one half of the groups [N].
     """
     teacher = scores["teacher"][0] if "teacher" in scores else None
     specs: dict[str, MetricSpec] = {}
@@ -87,7 +76,7 @@ def find(
     for metric in metrics:
         for name, seeds in scores.items():
             beside = None if name == "teacher" else teacher
-            made = [metric.of(Compared(mine, beside, above_chance)) for mine in seeds]
+            made = [metric.of(Compared(mine, beside, above_chance, first)) for mine in seeds]
             several = [one for one in made if isinstance(one, Statistic)]
             ranks = [one for one in made if isinstance(one, Ranks)]
             if len(several) == len(seeds):
@@ -111,7 +100,7 @@ def find(
         and (ours := statistics.get((model, metric.spec.name))) is not None
         and (theirs := statistics.get((against, metric.spec.name))) is not None
     )
-    return Found(specs, values, by_seed, comparisons)
+    return Values(specs, values, by_seed, comparisons)
 
 
 def _differences(ours: Sequence[Statistic], theirs: Sequence[Statistic]) -> list[Statistic]:
@@ -131,7 +120,9 @@ def summarise(
     records: int,
     draws: Draws,
     notes: Sequence[str],
-    solved: Found = Found(),
+    solved: Values = Values(),
+    measures: Sequence[Measure] = (),
+    table: Table | None = None,
 ) -> Measures:
     """The measures of all models.
 
@@ -145,7 +136,9 @@ def summarise(
         records: how many records the targets are of.
         draws: of the bootstrap.
         notes: what a reader must know; what is found here is added.
-        solved: what was found on other targets, the held-out problems.
+        solved: metrics on other targets, the held-out problems.
+        measures: which metrics and findings there are.
+        table: all that was computed per target, for findings.
 
     Raises:
         DataError: fewer than two groups.
@@ -155,7 +148,9 @@ def summarise(
     teacher = scores["teacher"][0] if "teacher" in scores else None
     above_chance = teacher is not None and _above(teacher, chance, bootstrap)
     ordered = {name: scores[name] for name in MODELS if name in scores}
-    found = find(ordered, metrics_of(SPECS[task]), bootstrap, above_chance=above_chance)
+    metrics = [metric for measure in measures for metric in measure.metrics(SPECS[task])]
+    found = find(ordered, metrics, bootstrap, above_chance=above_chance, first=first_half(groups))
+    others = [measure.findings(table) for measure in measures] if table is not None else []
     models = {
         name: ModelMeasures(
             name=name,
@@ -174,6 +169,7 @@ def summarise(
             f"The teacher is not shown to be better than chance ({100 * float(chance.mean()):.1f} %), so no share of "
             "its accuracy is given."
         )
+    said += [note for other in others for note in other.notes]
     if bootstrap.groups < FEW_GROUPS:
         said.append(
             f"Only {bootstrap.groups} held-out groups: intervals of skewed losses cover less often than they say."
@@ -191,6 +187,8 @@ def summarise(
         task=task,
         chance=None if chance is None else float(chance.mean()),
         seeds=max(map(len, scores.values())),
+        findings=tuple(finding for other in others for finding in other.findings),
+        losses=tuple(loss for other in others for loss in other.losses),
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from potstill.objectives.response import ForwardKLRule, HardCERule
+from potstill.objectives.response import ForwardKLRule, HardCERule, ReverseKLRule, TotalVariationRule
 from potstill.objectives.sweep.engine import fused_sweep
-from potstill.objectives.sweep.rows import RowRule, Rows
+from potstill.objectives.sweep.rows import RowRule, Rows, exponentials_into
+from potstill.recipe.response import ReverseKL, TotalVariation
 from potstill.signals import Dense, Head
 
 
@@ -22,9 +25,90 @@ class TokenStatistics:
     """
 
     nll_student: Float[Tensor, " N"]
+    more: Mapping[str, Float[Tensor, " N"]] = field(default_factory=dict)
+    """The columns that were asked for beyond these, by name."""
     nll_teacher: Float[Tensor, " N"] | None = None
     kl: Float[Tensor, " N"] | None = None
     top1_agree: Bool[Tensor, " N"] | None = None
+
+
+Column = Literal["probability", "hit", "entropy", "collision", "reverse_kl", "total_variation"]
+"""What can be asked for per target. Of the student alone: the `probability` of its first choice; `hit`, whether the
+target is its first choice; its `entropy`; `collision`, Σ q². Beside a teacher: KL(student ‖ teacher), and
+½ Σ |p − q|."""
+
+OF_BOTH: frozenset[str] = frozenset({"reverse_kl", "total_variation"})
+"""Columns that need a teacher."""
+
+
+class _First:
+    """The probability of the first choice: the largest unnormalised value is 1."""
+
+    needs_teacher = False
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        return 1 / rows.student_exponentials().total.squeeze(1)
+
+
+class _Hit:
+    needs_teacher = False
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        at_target = rows.student_exponentials().values.gather(1, rows.target_ids[:, None])
+        return (at_target == 1).to(rows.student.dtype).squeeze(1)
+
+
+class _Entropy:
+    """−Σ q log q; a logit of −∞ adds nothing."""
+
+    needs_teacher = False
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        q = rows.student_exponentials()
+        found: Tensor = (q.total.log() + torch.special.entr(q.values).sum(-1, keepdim=True) / q.total).squeeze(1)
+        return found
+
+
+class _Collision:
+    needs_teacher = False
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        q = rows.student_exponentials()
+        squares: Tensor = torch.linalg.vecdot(q.values, q.values)
+        return squares / q.total.squeeze(1) ** 2
+
+
+@dataclass(frozen=True)
+class _TemperedNLL:
+    """−log softmax(z / T) of the target."""
+
+    temperature: float
+    needs_teacher = False
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        at_target = rows.student.gather(1, rows.target_ids[:, None]) / self.temperature
+        # Not `student_exponentials`, which keeps a buffer for every temperature.
+        out = rows.scratch.take("tempered", *rows.student.shape)
+        return (exponentials_into(out, rows.student, self.temperature).log_partition - at_target).squeeze(1)
+
+
+def _rule(column: str) -> RowRule:
+    if column.startswith(TEMPERED):
+        return _TemperedNLL(float(column.removeprefix(TEMPERED)))
+    return _RULES[column]()
+
+
+TEMPERED = "nll@"
+"""Prefix of the columns of NLL at another temperature: `nll@1.5`."""
+
+_RULES: Mapping[str, Callable[[], RowRule]] = {
+    "probability": _First,
+    "hit": _Hit,
+    "entropy": _Entropy,
+    "collision": _Collision,
+    "reverse_kl": lambda: ReverseKLRule.of(ReverseKL()),
+    "total_variation": lambda: TotalVariationRule.of(TotalVariation()),
+}
 
 
 class _TeacherNLL:
@@ -44,7 +128,10 @@ class _TopOneAgreement:
 
 
 def token_statistics(
-    student: Head | Dense, teacher: Head | Dense | None, target_ids: Int[Tensor, " N"]
+    student: Head | Dense,
+    teacher: Head | Dense | None,
+    target_ids: Int[Tensor, " N"],
+    columns: Iterable[str] = (),
 ) -> TokenStatistics:
     """NLL of both, KL(teacher ‖ student) and top-1 agreement, computed in chunks, with products in fp32 whatever the
     models' dtype and regardless of autocast.
@@ -52,12 +139,15 @@ def token_statistics(
     `nll_teacher` is over all rows of the teacher's head and `nll_student` over all of the student's; KL and agreement
     are over the shared tokens.
     """
-    rules: list[RowRule] = [HardCERule()]
+    asked = [column for column in columns if teacher is not None or column not in OF_BOTH]
+    rules: list[RowRule] = [HardCERule(), *map(_rule, asked)]
     if teacher is not None:
         rules += [_TeacherNLL(), ForwardKLRule(), _TopOneAgreement()]
     with torch.no_grad():
         swept = fused_sweep(student, teacher, target_ids, [(rule, 0.0) for rule in rules], product_dtype=torch.float32)
+    nll_student, *others = swept.values
+    more = dict(zip(asked, others, strict=False))
     if teacher is None:
-        return TokenStatistics(swept.values[0])
-    nll_student, nll_teacher, kl, agree = swept.values
-    return TokenStatistics(nll_student, nll_teacher, kl, agree > 0.5)
+        return TokenStatistics(nll_student, more)
+    nll_teacher, kl, agree = others[len(asked) :]
+    return TokenStatistics(nll_student, more, nll_teacher, kl, agree > 0.5)

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from potstill.recipe.base import COUNT_AT_MOST, Count, PartIfSet, Settings, Tokens, one_of
+from potstill.recipe.measures import MeasureSettings, default_measures
 from potstill.recipe.verify import VerifierSettings, judges_of
+from potstill.tasks import TaskSpec
 
 
 class SolveSettings(Settings):
@@ -48,6 +50,18 @@ class EvaluateSettings(Settings):
     sample_tokens: Tokens = 64
     controls: tuple[Literal["untrained"], ...] = ("untrained",)
     solve: Annotated[SolveSettings | None, PartIfSet()] = None
+    measures: Annotated[tuple[one_of(MeasureSettings), ...] | None, PartIfSet()] = None  # type: ignore[valid-type]
+
+    def measures_for(self, task: TaskSpec) -> tuple[MeasureSettings, ...]:
+        """The measures: those of the recipe, else all that fit the task and cost no further pass."""
+        return default_measures(task) if self.measures is None else self.measures
+
+    @model_validator(mode="after")
+    def _each_measure_once(self) -> EvaluateSettings:
+        kinds = [measure.kind for measure in self.measures or ()]
+        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ValueError(f"measures: {twice[0]} stands there twice: drop one")
+        return self
 
 
 class ReportSettings(Settings):

@@ -132,6 +132,9 @@ class Recipe(Settings):
                 f"evaluate.solve has models write answers, and the task is {self.task!r}: drop it, or set task: "
                 "causal_lm"
             )
+        for measure in (self.evaluate.measures or ()) if self.evaluate is not None else ():
+            if reason := measure.why_not(spec):
+                raise ValueError(reason)
         if train is None:
             return
         if train.packing and not spec.writes:

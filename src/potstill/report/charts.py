@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from potstill.measures import Interval
+from potstill.measures import Bin, Interval
 from potstill.report.distribution import BEND
 from potstill.report.palette import GRID, INK, LOOKS, RULE, SOFT, shown
 from potstill.report.svg import draw
@@ -99,6 +99,39 @@ def _around_one_value(values: Sequence[float]) -> list[float] | None:
         return None
     room = abs(low) / 10 or 1.0
     return [low - room, high + room]
+
+
+def reliability_figure(curves: Mapping[str, Sequence[Bin]], *, named: Named = shown) -> Figure:
+    """How often the first choice is right against its probability, by model, with the diagonal of calibration."""
+    values = [
+        {"model": name, "x": 100 * one.probability, "y": 100 * one.right.value}
+        | {"low": 100 * one.right.low, "high": 100 * one.right.high}
+        for name, curve in curves.items()
+        for one in curve
+    ]
+    models = _models_in(values)
+
+    def chart(width: int) -> Any:
+        import altair as alt
+
+        scale = alt.Scale(domain=[0, 100], nice=False)
+        base = alt.Chart(alt.InlineData(values=values)).encode(
+            x=alt.X("x:Q", title="probability of the first choice, %", scale=scale, axis=alt.Axis(tickCount=5)),
+            y=alt.Y("y:Q", title="first choice is right, %", scale=scale, axis=alt.Axis(tickCount=5)),
+            color=_colours(),
+        )
+        ends = alt.InlineData(values=[{"x": 0, "y": 0}, {"x": 100, "y": 100}])
+        diagonal = alt.Chart(ends).mark_line(strokeDash=[4, 3]).encode(x="x:Q", y="y:Q", color=alt.value(RULE))
+        layers = [
+            diagonal,
+            base.mark_rule(strokeWidth=1).encode(y="low:Q", y2="high:Q"),
+            base.mark_line(strokeWidth=2).encode(strokeDash=_dashes()),
+            base.mark_point(size=45, filled=True, opacity=1).encode(shape=_shapes()),
+        ]
+        return _finished(alt.layer(*layers), width, 300)
+
+    label = ", ".join(map(named, models))
+    return _both("Reliability", "Lines through the points: intervals.", chart, f"Reliability: {label}", legend=models)
 
 
 @dataclass(frozen=True)

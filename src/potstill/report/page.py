@@ -18,6 +18,7 @@ from potstill.report import figures, sections
 from potstill.report.confusion import class_table, confusion_matrix, confusions_table
 from potstill.report.entries import entries_of, worst_of
 from potstill.report.findings import Findings
+from potstill.report.measured import measured_sections
 from potstill.report.palette import LOOKS
 from potstill.report.plots import against_figures, curve_figures, measured_models, size_figures, spread_figures
 from potstill.report.terminology import terms_of, words_of
@@ -54,6 +55,7 @@ def render_page(findings: Findings) -> str:
             of_classes=class_table(findings),
             confusions=confusions_table(findings),
             matrix=confusion_matrix(findings),
+            measured=measured_sections(findings.measures),
             entries=entries_of(findings),
             worst=worst_of(findings),
             counts=sections.counts_table(findings),

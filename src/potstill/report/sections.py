@@ -118,18 +118,29 @@ def _speed_card(mine: Speed, other: Speed | None) -> list[Card]:
 
 
 def models_table(measures: Measures) -> Table:
-    """All models on the held-out records, in what the task knows."""
+    """All models on the held-out records, in the metrics that belong to no measure's section, with their size."""
+    return metrics_table(
+        measures,
+        [spec for spec in measures.metrics.values() if not spec.section],
+        ("parameters", lambda m: figures.large(m.parameters)),
+        ("layers", lambda m: str(m.layers) if m.layers else figures.NONE),
+    )
+
+
+def metrics_table(
+    measures: Measures, specs: Sequence[MetricSpec], *others: tuple[str, Callable[[ModelMeasures], str]]
+) -> Table:
+    """All models in some metrics; a column that no model has is left out."""
     words = words_of(measures)
     present = [measures.models[name] for name in LOOKS if name in measures.models]
     columns: list[tuple[str, Callable[[ModelMeasures], str]]] = [
-        *((spec.head, partial(_cell, spec)) for spec in measures.metrics.values()),
-        ("parameters", lambda m: figures.large(m.parameters)),
-        ("layers", lambda m: str(m.layers) if m.layers else figures.NONE),
+        *((spec.head, partial(_cell, spec)) for spec in specs),
+        *others,
     ]
-    said = [(head, [value(m) for m in present]) for head, value in columns]
-    told = [(head, cells) for head, cells in said if any(cell != figures.NONE for cell in cells)]
-    rows = [(words.shown(m.name), *(cells[i] for _, cells in told)) for i, m in enumerate(present)]
-    return Table(("", *(head for head, _ in told)), rows, [m.name for m in present])
+    filled = [(head, [value(m) for m in present]) for head, value in columns]
+    used = [(head, cells) for head, cells in filled if any(cell != figures.NONE for cell in cells)]
+    rows = [(words.shown(m.name), *(cells[i] for _, cells in used)) for i, m in enumerate(present)]
+    return Table(("", *(head for head, _ in used)), rows, [m.name for m in present])
 
 
 def _cell(spec: MetricSpec, model: ModelMeasures) -> str:

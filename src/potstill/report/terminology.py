@@ -84,7 +84,9 @@ def words_of(measures: Measures) -> Words:
 
 def terms_of(measures: Measures) -> list[tuple[str, str]]:
     """The terms of the tables with their meaning, of those that are used."""
-    terms = [(spec.term, spec.explanation) for spec in measures.metrics.values() if spec.explanation]
+    terms = [
+        (spec.term, spec.explanation) for spec in measures.metrics.values() if spec.explanation and not spec.section
+    ]
     if "text_only" in measures.models:
         terms.append((words_of(measures).title, _CONTROL))
     if "text_only_equal_seconds" in measures.models:

@@ -31,22 +31,40 @@ the teacher, alone without one."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """`kept` and `worth` are one sentence each; `kept` is two where problems were put to the models."""
+    """`kept` and `worth` are one sentence each; `kept` is two where problems were put to the models. `losses` are the
+    named losses beyond noise, the largest first."""
 
     kept: str
     worth: str
     outcome: Worth
+    losses: tuple[NamedLoss, ...] = ()
 
     @property
     def text(self) -> str:
-        return f"{self.kept} {self.worth}"
+        named = (
+            f" Its largest losses beyond noise: {'; '.join(loss.text for loss in self.losses)}." if self.losses else ""
+        )
+        return f"{self.kept} {self.worth}{named}"
+
+
+@dataclass(frozen=True)
+class NamedLoss:
+    """A loss, with its size: a clause, the section that shows it, and what to try."""
+
+    text: str
+    section: str
+    remedy: str
 
 
 def judge(measures: Measures) -> Verdict:
     """The verdict on a student, in plain text."""
     words = words_of(measures)
     outcome, worth = _worth(measures, words)
-    return Verdict(_kept(measures, words) + _solves(measures), worth, outcome)
+    losses = tuple(
+        NamedLoss(f"it {loss.text} ({interval(loss.nats)} nats per {words.unit})", loss.section, loss.remedy)
+        for loss in measures.named_losses
+    )
+    return Verdict(_kept(measures, words) + _solves(measures), worth, outcome, losses)
 
 
 # ---- what it kept ------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from potstill.errors import RecipeError, did_you_mean
-from potstill.evaluate.metrics import metrics_of_tables
+from potstill.evaluate.measures.fidelity import metrics_of_tables
 from potstill.recipe import Recipe, Settings, load_recipe
 from potstill.recipe.reading import read_yaml
 

@@ -26,7 +26,7 @@ from scipy.stats import t
 
 from potstill.errors import RunError
 from potstill.evaluate.bootstrap import PairedBootstrap
-from potstill.evaluate.metrics import metrics_of_tables
+from potstill.evaluate.measures.fidelity import metrics_of_tables
 from potstill.measures import Interval, Measures
 
 _TABLES = ("examples.parquet", "tokens.parquet")

@@ -1,4 +1,4 @@
-"""The table of metrics: each is a `MetricSpec` and the function that computes it from the scores. No torch.
+"""How near a model is to the text and to its teacher: NLL, KL, agreement, accuracy, flips, neighbours. No torch.
 
 A new metric is one entry of `metrics_of`: its interval, its paired differences, its place in `measures.json`, on the
 page, in the card and in the terminal follow from it.
@@ -8,53 +8,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 
-from potstill.evaluate.bootstrap import SHARE, Floats, Ranks, Statistic, Values, mean_of, ratio_of
-from potstill.evaluate.scores import Scores
-from potstill.measures import MetricSpec
+from potstill.evaluate.bootstrap import SHARE, Floats, Ranks, Statistic, Values, difference_of, mean_of, ratio_of
+from potstill.evaluate.measures.base import Compared, Found, Metric, Table
+from potstill.measures import Band, Bands, MetricSpec
+from potstill.recipe.measures import Fidelity
+from potstill.registry import implements
 from potstill.tasks import SPECS, TaskSpec
 
 Flags = NDArray[np.bool_]
 Classes = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One model beside its teacher: what a metric is computed from.
+@implements(Fidelity)
+class FidelityMeasure:
+    """How near a model is to the text and to its teacher."""
 
-    Attributes:
-        mine: the model's scores.
-        teacher: the teacher's; None for the teacher itself, and where none was measured.
-        above_chance: whether the teacher's accuracy is shown to be above chance (rule 10).
-    """
+    columns = ()
 
-    mine: Scores
-    teacher: Scores | None = None
-    above_chance: bool = False
+    def __init__(self, settings: Fidelity) -> None:
+        self.settings = settings
 
+    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
+        """See `metrics_of`."""
+        return metrics_of(task)
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric and its function.
-
-    Attributes:
-        spec: how it is called, its unit and direction.
-        of: the statistic of a model; None where it means nothing for it.
-        through: a rising function that value and ends of the interval go through.
-        paired: whether models are compared in it.
-        column: the column of the table of values whose mean it is; None where it is no mean of one.
-    """
-
-    spec: MetricSpec
-    of: Callable[[Compared], Statistic | Ranks | None]
-    through: Callable[[float], float] | None = None
-    paired: bool = True
-    column: str | None = None
+    def findings(self, table: Table) -> Found:
+        """Of classes, F1 class by class."""
+        return Found(by_class(table)) if table.task.has_classes else Found()
 
 
 def metrics_of(task: TaskSpec) -> tuple[Metric, ...]:
@@ -310,6 +295,29 @@ def f1_of(labels: Classes, predicted: Classes, only: int | None = None) -> Stati
         return np.asarray(np.concatenate([by_hits, by_marked], -1) / present)
 
     return Statistic(csr_array(hstack([right, both])), of, gradient, SHARE)
+
+
+MOST_CLASSES = 50
+"""With more, only the commonest are measured one by one."""
+
+
+def by_class(table: Table) -> tuple[Bands, ...]:
+    """F1 of each class with its interval, and the student less its teacher."""
+    classes = np.argsort(-np.bincount(table.ids), kind="stable")[:MOST_CLASSES]
+    bootstrap = table.draws.of(table.groups)
+    rows = []
+    for number in classes.tolist():
+        f1 = {
+            name: [f1_of(table.ids, one.predicted, only=number) for one in seeds if one.predicted is not None]
+            for name, seeds in table.scores.items()
+        }
+        teacher, student = f1.get("teacher"), f1["student"]
+        against = None if not teacher else bootstrap.interval([difference_of(s, teacher[0]) for s in student])
+        values = {name: bootstrap.interval(several) for name, several in f1.items()}
+        name = table.names[number] if number < len(table.names) else str(number)
+        rows.append(Band(name, int((table.ids == number).sum()), values, against))
+    spec = MetricSpec("f1", label="F1", short="F1", unit="share", higher_is_better=True, per="classes")
+    return (Bands("Class by class", "F1 of each class, the commonest first.", "fidelity", spec, "class", tuple(rows)),)
 
 
 def _similarity(compared: Compared) -> Ranks | None:

@@ -1,0 +1,323 @@
+"""Calibration: whether a model is as often right as it is sure.
+
+The probability is that of the first choice (top-label calibration), of a token or a class. Over- and under-confidence
+of the student stand beside the teacher's and the control's: what the control has too is not the teacher's doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+from scipy.sparse import csr_array
+
+from potstill.evaluate.bootstrap import SHARE, Floats, PairedBootstrap, Statistic, difference_of, mean_of, ratio_of
+from potstill.evaluate.measures.base import Compared, Found, Metric, Table
+from potstill.evaluate.scores import Scores
+from potstill.measures import Bin, Figures, Finding, Interval, Loss, MetricSpec, Reliability
+from potstill.objectives.statistics import TEMPERED
+from potstill.recipe.measures import Calibration
+from potstill.registry import implements
+from potstill.tasks import TaskSpec
+
+Probabilities = NDArray[np.floating]
+Mask = NDArray[np.bool_]
+_SECTION = "calibration"
+_FINE = 400
+"""Temperatures between the smallest and the largest one at which the fitted curve is read."""
+
+
+@implements(Calibration)
+class CalibrationMeasure:
+    """ECE, over-confidence, Brier score, entropy, a reliability diagram, and a fitted temperature."""
+
+    def __init__(self, settings: Calibration) -> None:
+        self.settings = settings
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Beyond NLL, KL and agreement."""
+        tempered = (f"{TEMPERED}{temperature:g}" for temperature in self.settings.temperatures)
+        return ("probability", "hit", "entropy", "collision", *tempered)
+
+    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
+        """Of every model."""
+        per = "example" if not task.has_vocabulary else "masked token" if task.masks else "token"
+        bins = self.settings.bins
+
+        def spec(name: str, label: str, explanation: str, unit: str = "share") -> MetricSpec:
+            return MetricSpec(
+                name,
+                label=label,
+                short=label if label[:2].isupper() else label[:1].lower() + label[1:],
+                unit="nats" if unit == "nats" else "share" if unit == "share" else "number",
+                higher_is_better=False,
+                per=per if unit == "nats" else f"{per}s",
+                explanation=explanation,
+                section=_SECTION,
+            )
+
+        return (
+            Metric(
+                spec(
+                    "overconfidence",
+                    "Over-confidence",
+                    "The mean probability of the first choice less the share of first choices that are right; below 0 "
+                    "the model is less sure than it could be.",
+                ),
+                _overconfidence,
+                paired=False,
+            ),
+            Metric(
+                spec(
+                    "ece",
+                    "ECE",
+                    f"Expected calibration error: the mean over {bins} bins of equal mass of the distance between "
+                    "probability and share of right first choices. Chance alone makes it greater than 0.",
+                ),
+                lambda c: _if_known(c.mine, lambda p, hit: ece_of(p, hit, bins)),
+            ),
+            Metric(
+                spec(
+                    "ece_debiased",
+                    "Debiased ECE",
+                    "ECE whose direction in each bin is taken from one half of the targets’ groups and whose size from "
+                    "the other: 0 on average for a calibrated model, however few targets there are.",
+                ),
+                lambda c: _if_known(c.mine, lambda p, hit: _debiased(p, hit, c.first, bins)),
+            ),
+            Metric(
+                spec(
+                    "brier",
+                    "Brier score",
+                    "The squared distance between the probabilities and the truth, over all choices.",
+                    "number",
+                ),
+                _brier,
+            ),
+            Metric(
+                spec("entropy", "Entropy", "Of the model’s distribution: how undecided it is.", "nats"),
+                lambda c: None if c.mine.entropy is None else mean_of(c.mine.entropy, (0.0, np.inf)),
+                paired=False,
+            ),
+        )
+
+    def findings(self, table: Table) -> Found:
+        """The reliability diagram, debiased ECE, and the fitted temperature with what it gains."""
+        known = {name: seeds for name, seeds in table.scores.items() if seeds[0].hit is not None}
+        if not known:
+            return Found()
+        bootstrap = table.draws.of(table.groups)
+        curves = {name: reliability(seeds[0], self.settings.bins, bootstrap) for name, seeds in known.items()}
+        found: list[Finding] = [
+            Reliability(
+                "Reliability",
+                f"How often the first choice is right, by its probability, in {self.settings.bins} bins of equal mass. "
+                "On the diagonal a model is calibrated; below it, over-confident.",
+                _SECTION,
+                {name: curve for name, curve in curves.items() if name != "untrained"},
+            )
+        ]
+        tempered, losses = self._temperature(table, known)
+        return Found((*found, *tempered), losses)
+
+    def _temperature(
+        self, table: Table, known: dict[str, Sequence[Scores]]
+    ) -> tuple[tuple[Finding, ...], tuple[Loss, ...]]:
+        fit_on, report_on = table.halves
+        fitting, reporting = table.within(fit_on), table.within(report_on)
+        if fitting is None or reporting is None:
+            return (), ()
+        temperatures: dict[str, Interval] = {}
+        after: dict[str, list[Statistic]] = {}
+        for name, seeds in known.items():
+            temperatures[name] = fitting.interval([temperature_of(_part(one, fit_on)) for one in seeds])
+            after[name] = [
+                gain_of(_part(one, report_on), fitting.value(temperature_of(_part(one, fit_on)))) for one in seeds
+            ]
+        gains = {name: reporting.interval(several) for name, several in after.items()}
+        figures = Figures(
+            "A fitted temperature",
+            "Logits are divided by one temperature, fitted on one half of the groups; what that gains in NLL is "
+            "reported on the other half. Above 1 the model is over-confident.",
+            _SECTION,
+            (
+                (MetricSpec("temperature", "Temperature", "temperature", "number", False), temperatures),
+                (MetricSpec("gain", "NLL gained by it", "NLL gained", "nats", True, per="target"), gains),
+            ),
+        )
+        lost = after["student"]
+        if "teacher" in after:
+            lost = [difference_of(mine, after["teacher"][0]) for mine in lost]
+        kind = "over-confident" if temperatures["student"].value > 1 else "under-confident"
+        control = gains.get("text_only")
+        beside = (
+            "" if control is None else f"; of the control {100 * control.value / _nll(known['text_only'][0]):.1f} %"
+        )
+        loss = Loss(
+            _SECTION,
+            f"is {kind}: dividing its logits by {temperatures['student'].value:.2f} would win back "
+            f"{100 * gains['student'].value / _nll(known['student'][0]):.1f} % of its NLL{beside}",
+            reporting.interval(lost),
+            "divide the logits by the fitted temperature where probabilities matter",
+        )
+        return (figures,), (loss,)
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def bins_of(probability: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
+    """The bin of each target [N], from 0: bins of equal mass, between quantiles of the probabilities. Where many are
+    equal, some bins are empty."""
+    edges = np.quantile(probability, np.linspace(0, 1, bins + 1)[1:-1])
+    return np.searchsorted(edges, probability, side="left")
+
+
+def ece_of(probability: NDArray[np.floating], hit: NDArray[np.bool_], bins: int) -> Statistic:
+    """Σ over bins of |Σ (hit − probability)| ÷ N, bins being of equal mass."""
+    return ece_in(probability, hit, bins_of(probability, bins), bins)
+
+
+def ece_in(
+    probability: NDArray[np.floating], hit: NDArray[np.bool_], bin_of: NDArray[np.int64], bins: int
+) -> Statistic:
+    """As `ece_of`, in given bins [N]."""
+    targets = np.arange(len(bin_of))
+    gaps = csr_array((hit - probability.astype(np.float64), (targets, bin_of)), shape=(len(bin_of), bins))
+    columns = np.concatenate([gaps.toarray(), np.ones((len(bin_of), 1))], -1)
+
+    def of(sums: Floats) -> Floats:
+        return np.asarray(np.abs(sums[..., :-1]).sum(-1) / sums[..., -1])
+
+    def gradient(sums: Floats) -> Floats:
+        count = sums[..., -1:]
+        whole = np.abs(sums[..., :-1]).sum(-1, keepdims=True)
+        return np.asarray(np.concatenate([np.sign(sums[..., :-1]) / count, -whole / count**2], -1))
+
+    return Statistic(columns, of, gradient, SHARE)
+
+
+def debiased_ece_of(
+    probability: NDArray[np.floating], hit: NDArray[np.bool_], first: NDArray[np.bool_], bins: int
+) -> Statistic:
+    """ECE without the bias of taking absolute values of noise: in each bin the sign of the gap comes from one half of
+    the groups and its size from the other, both ways. Its mean is 0 for a calibrated model; gaps that are far beyond
+    noise count as in ECE.
+
+    Args:
+        probability: of the first choice [N].
+        hit: whether it is right [N].
+        first: the targets of the first half [N]; a group is in one half.
+        bins: of equal mass.
+    """
+    bin_of = bins_of(probability, bins)
+    targets = np.arange(len(bin_of))
+    gaps: Floats = hit - probability.astype(np.float64)
+    place = bin_of + np.where(first, 0, bins)
+    split = csr_array((gaps, (targets, place)), shape=(len(bin_of), 2 * bins)).toarray()
+    columns = np.concatenate([split, first[:, None], ~first[:, None]], -1).astype(np.float64)
+
+    def of(sums: Floats) -> Floats:
+        a, b = sums[..., :bins], sums[..., bins : 2 * bins]
+        of_a, of_b = np.maximum(sums[..., -2], 1e-300), np.maximum(sums[..., -1], 1e-300)
+        return np.asarray(((np.sign(b) * a).sum(-1) / of_a + (np.sign(a) * b).sum(-1) / of_b) / 2)
+
+    def gradient(sums: Floats) -> Floats:
+        a, b = sums[..., :bins], sums[..., bins : 2 * bins]
+        of_a, of_b = np.maximum(sums[..., -2:-1], 1e-300), np.maximum(sums[..., -1:], 1e-300)
+        by_counts = [
+            -(np.sign(b) * a).sum(-1, keepdims=True) / of_a**2,
+            -(np.sign(a) * b).sum(-1, keepdims=True) / of_b**2,
+        ]
+        return np.asarray(np.concatenate([np.sign(b) / of_a, np.sign(a) / of_b, *by_counts], -1) / 2)
+
+    return Statistic(columns, of, gradient, (-1.0, 1.0))
+
+
+def reliability(scores: Scores, bins: int, bootstrap: PairedBootstrap) -> tuple[Bin, ...]:
+    """The bins of a reliability diagram that are not empty."""
+    if scores.probability is None or scores.hit is None:
+        return ()
+    bin_of = bins_of(scores.probability, bins)
+    found = []
+    for number in np.unique(bin_of).tolist():
+        inside = bin_of == number
+        right = ratio_of(scores.hit & inside, inside)
+        interval = bootstrap.interval(right)
+        clipped = Interval(interval.value, max(interval.low, 0.0), min(interval.high, 1.0))
+        found.append(Bin(float(scores.probability[inside].mean()), clipped, int(inside.sum())))
+    return tuple(found)
+
+
+def temperature_of(scores: Scores) -> Statistic:
+    """The temperature at which the mean NLL is smallest, by a cubic spline through those that were computed."""
+    grid, columns = _grid(scores)
+    logs = np.log(grid)
+    fine = np.linspace(logs[0], logs[-1], _FINE)
+
+    def of(sums: Floats) -> Floats:
+        means = sums[..., :-1] / sums[..., -1:]
+        curve = CubicSpline(logs, means, axis=-1)
+        least = np.clip(curve(fine).argmin(-1), 1, _FINE - 2)
+        # The vertex of the parabola through the smallest value and its neighbours.
+        around = np.stack([np.take_along_axis(curve(fine), (least + d)[..., None], -1)[..., 0] for d in (-1, 0, 1)], -1)
+        bend = around[..., 0] - 2 * around[..., 1] + around[..., 2]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shift = np.where(bend > 0, (around[..., 0] - around[..., 2]) / (2 * bend), 0.0)
+        return np.asarray(np.exp(fine[least] + np.clip(shift, -1, 1) * (fine[1] - fine[0])))
+
+    return Statistic(np.concatenate([columns, np.ones((len(columns), 1))], -1), of, None, (grid[0], grid[-1]))
+
+
+def gain_of(scores: Scores, temperature: float) -> Statistic:
+    """Mean NLL at temperature 1 less that at another one; nats."""
+    grid, columns = _grid(scores)
+    at = CubicSpline(np.log(grid), columns, axis=-1)(np.log(temperature))
+    return mean_of(columns[:, int(np.flatnonzero(grid == 1.0)[0])] - at)
+
+
+def _grid(scores: Scores) -> tuple[Floats, Floats]:
+    """The temperatures [K], with 1 among them, and the NLL at each [N, K]."""
+    if scores.nll is None:
+        raise ValueError("a temperature is fitted to losses, and there are none")
+    known = {**scores.nll_at, 1.0: scores.nll}
+    grid = np.array(sorted(known))
+    return grid, np.stack([known[t].astype(np.float64) for t in grid.tolist()], -1)
+
+
+def _part(scores: Scores, mask: NDArray[np.bool_]) -> Scores:
+    """The NLL of some targets, at all temperatures."""
+    if scores.nll is None:
+        return scores
+    return Scores(nll=scores.nll[mask], nll_at={t: values[mask] for t, values in scores.nll_at.items()})
+
+
+def _nll(scores: Scores) -> float:
+    return 1.0 if scores.nll is None else float(scores.nll.mean())
+
+
+def _if_known(scores: Scores, of: Callable[[Probabilities, Mask], Statistic | None]) -> Statistic | None:
+    if scores.probability is None or scores.hit is None:
+        return None
+    return of(scores.probability, scores.hit)
+
+
+def _debiased(probability: Probabilities, hit: Mask, first: Mask | None, bins: int) -> Statistic | None:
+    return None if first is None or first.all() or not first.any() else debiased_ece_of(probability, hit, first, bins)
+
+
+def _overconfidence(compared: Compared) -> Statistic | None:
+    mine = compared.mine
+    if mine.probability is None or mine.hit is None:
+        return None
+    return mean_of(mine.probability.astype(np.float64) - mine.hit, (-1.0, 1.0))
+
+
+def _brier(compared: Compared) -> Statistic | None:
+    mine = compared.mine
+    if mine.collision is None or mine.nll is None:
+        return None
+    return mean_of(1 - 2 * np.exp(-mine.nll.astype(np.float64)) + mine.collision, (0.0, 2.0))

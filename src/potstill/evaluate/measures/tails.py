@@ -1,0 +1,254 @@
+"""Tails: where the student's excess loss over its teacher is, by how rare the target is, and by slices. No torch.
+
+A mean hides rare knowledge: an excess that is 0 on common targets and large on rare ones is small on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t
+
+from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, mean_of
+from potstill.evaluate.measures.base import Found, Metric, Table
+from potstill.measures import Band, Bands, Figures, Interval, Loss, MetricSpec
+from potstill.recipe.measures import Tails
+from potstill.registry import implements
+from potstill.tasks import TaskSpec
+
+_SECTION = "tails"
+_FALSE_DISCOVERIES = 0.05
+"""The share of slices reported that may be chance (Benjamini and Hochberg 1995)."""
+
+_FEW = 20
+"""A slice of fewer groups is not looked at."""
+
+Mask = NDArray[np.bool_]
+
+
+@implements(Tails)
+class TailsMeasure:
+    """Excess loss by training frequency of the target, and by slices of the held-out targets."""
+
+    columns = ("probability",)
+
+    def __init__(self, settings: Tails) -> None:
+        self.settings = settings
+
+    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
+        """None of its own."""
+        return ()
+
+    def findings(self, table: Table) -> Found:
+        """Bands of frequency, the share of the lost nats on the rarest targets, and slices."""
+        if "teacher" not in table.scores:
+            return Found(notes=("Where the loss is was not measured: there is no teacher to lose against.",))
+        excess = {name: _excess(table, name) for name in ("student", "text_only") if name in table.scores}
+        counts = table.counts()
+        frequency = np.where(table.ids < len(counts), counts[np.minimum(table.ids, len(counts) - 1)], 0)
+        rare = rarest(frequency, self.settings.rare)
+        bands = self._bands(table, frequency, rare, excess)
+        if not 0 < rare.sum() < len(rare):
+            return Found((bands,), notes=("All held-out targets are equally common in training.",))
+        bootstrap = table.draws.of(table.groups)
+        shares = {}
+        for name, several in excess.items():
+            lost = bootstrap.interval([mean_of(e) for e in several])
+            if lost.low > 0:  # of a loss that is not shown there is no share
+                shares[name] = bootstrap.interval([share_of(e, rare) for e in several])
+        beyond = bootstrap.interval([concentrated_in(e, rare) for e in excess["student"]])
+        what = "classes" if table.task.has_classes else "tokens"
+        percent = 100 * float(rare.mean())
+        carried = "lose more than the others"
+        if "student" in shares:
+            carried = f"carry {100 * shares['student'].value:.0f} % of its lost nats"
+        if len(shares) == 2:
+            carried += f" (of the control’s {100 * shares['text_only'].value:.0f} %)"
+        found: list[Bands | Figures] = [bands]
+        if shares:
+            spec = MetricSpec("share_of_lost", "Share of the lost nats", "share of the lost", "share", False)
+            found.append(
+                Figures(
+                    "What the rarest targets carry",
+                    f"The rarest {percent:.0f} % of the held-out targets, by their count in training, carry this share "
+                    "of what a model loses against its teacher.",
+                    _SECTION,
+                    ((spec, shares),),
+                )
+            )
+        slices = self._slices(table, excess["student"])
+        loss = Loss(
+            _SECTION,
+            f"loses most on rare {what}: the rarest {percent:.0f} % of the targets {carried}",
+            beyond,
+            f"train on more text with rare {what}, or longer",
+        )
+        return Found((*found, *([slices] if slices is not None else [])), (loss,))
+
+    def _bands(self, table: Table, frequency: NDArray[np.int64], rare: Mask, excess: dict[str, list[Floats]]) -> Bands:
+        common = frequency >= np.quantile(frequency, 0.5)
+        parts = {
+            "not in training": frequency == 0,
+            f"rarest {100 * float(rare.mean()):.0f} %": rare,
+            "middle": ~rare & ~common,
+            "most common half": common & ~rare,
+        }
+        rows = [band for name, inside in parts.items() if (band := _band(table, name, inside, excess)) is not None]
+        spec = MetricSpec("nll", "NLL", "NLL", "nats", False, per="target")
+        return Bands(
+            "By frequency",
+            "NLL of the held-out targets, by how often the target occurs among the targets of training, and what the "
+            "student loses against its teacher there.",
+            _SECTION,
+            spec,
+            "targets",
+            tuple(rows),
+        )
+
+    def _slices(self, table: Table, excess: list[Floats]) -> Bands | None:
+        """Slices that lose more than the others: looked for on one half of the groups, tested on the other."""
+        look, report = table.halves
+        looking, reporting = table.within(look), table.within(report)
+        if looking is None or reporting is None:
+            return None
+        averaged = np.mean(excess, axis=0)
+        suspected: list[tuple[str, Mask, Statistic]] = []
+        for name, inside in slices_of(table).items():
+            if min(_groups(table, inside & half) for half in (look, report)) < _FEW:
+                continue
+            first = _gap(averaged[look], inside[look])
+            if looking.value(first) > looking.error(first):
+                suspected.append((name, inside, _gap(averaged[report], inside[report])))
+        tested = [_p_value(reporting, gap) for _, _, gap in suspected]
+        adjusted = benjamini_hochberg(tested)
+        rows = []
+        for (name, inside, _), p in zip(suspected, adjusted, strict=True):
+            band = _band(table, name, inside & report, {"student": excess})
+            if p <= _FALSE_DISCOVERIES and band is not None:
+                rows.append(Band(band.name, band.targets, band.values, band.excess, None, p))
+        if not rows:
+            return None
+        rows.sort(key=lambda band: -(band.excess.value if band.excess is not None else 0.0))
+        return Bands(
+            "Slices that lose more than the rest",
+            f"Looked for on one half of the groups; figures and tests are of the other half. Of such slices at most "
+            f"{100 * _FALSE_DISCOVERIES:.0f} % are chance (Benjamini and Hochberg).",
+            _SECTION,
+            MetricSpec("nll", "NLL", "NLL", "nats", False, per="target"),
+            "targets",
+            tuple(rows),
+        )
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def rarest(frequency: NDArray[np.int64], share: float) -> Mask:
+    """The targets [N] with the smallest frequencies: at least `share` of them, and all that are as rare as the last."""
+    return frequency <= np.quantile(frequency, share, method="higher")
+
+
+def share_of(excess: Floats, inside: Mask) -> Statistic:
+    """Σ of the excess inside ÷ Σ of all. The whole excess must be above 0."""
+    columns = np.stack([excess * inside, excess], -1)
+
+    def of(sums: Floats) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(sums[..., 0] / sums[..., 1])
+
+    return Statistic(columns, of)
+
+
+def concentrated_in(excess: Floats, inside: Mask) -> Statistic:
+    """The part of the mean excess that would be gone if it were inside as it is outside: share × (inside − outside)."""
+    outside = ~inside
+    columns = np.stack([excess * inside, inside, excess * outside, outside], -1).astype(np.float64)
+
+    def of(sums: Floats) -> Floats:
+        within, without = np.maximum(sums[..., 1], 1e-300), np.maximum(sums[..., 3], 1e-300)
+        gap = sums[..., 0] / within - sums[..., 2] / without
+        return np.asarray(gap * within / (within + without))
+
+    return Statistic(columns, of)
+
+
+def _gap(excess: Floats, inside: Mask) -> Statistic:
+    """Mean excess inside less mean excess outside."""
+    outside = ~inside
+    columns = np.stack([excess * inside, inside, excess * outside, outside], -1).astype(np.float64)
+
+    def of(sums: Floats) -> Floats:
+        return np.asarray(
+            sums[..., 0] / np.maximum(sums[..., 1], 1e-300) - sums[..., 2] / np.maximum(sums[..., 3], 1e-300)
+        )
+
+    return Statistic(columns, of)
+
+
+def _p_value(bootstrap: PairedBootstrap, statistic: Statistic) -> float:
+    """Two-sided, of 0, by the jackknife's standard error and Student's law."""
+    error = bootstrap.error(statistic)
+    if error <= 0:
+        return 1.0
+    return float(2 * t.sf(abs(bootstrap.value(statistic)) / error, bootstrap.groups - 1))
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: rejecting those ≤ q keeps the expected share of false discoveries ≤ q."""
+    count = len(p_values)
+    order = np.argsort(p_values)
+    found = np.empty(count)
+    least = 1.0
+    for rank in range(count, 0, -1):
+        place = int(order[rank - 1])
+        least = min(least, p_values[place] * count / rank)
+        found[place] = least
+    return [float(p) for p in found]
+
+
+def slices_of(table: Table) -> dict[str, Mask]:
+    """Quarters of the targets by the teacher's probability, place, and length of the row."""
+    features: dict[str, NDArray[np.floating] | NDArray[np.int64]] = {}
+    teacher = table.scores["teacher"][0]
+    if teacher.probability is not None:
+        features["teacher’s first choice"] = teacher.probability
+    if table.task.has_vocabulary:
+        features["place in the text"] = table.positions
+        features["length of the answer"] = table.lengths
+    found: dict[str, Mask] = {}
+    for name, values in features.items():
+        edges = np.unique(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+        for low, high in pairwise(edges):
+            last = high == edges[-1]
+            inside = (values >= low) & ((values <= high) if last else (values < high))
+            if 0 < inside.sum() < len(inside):
+                found[f"{name} {low:.3g} to {high:.3g}"] = inside
+    return found
+
+
+def _excess(table: Table, name: str) -> list[Floats]:
+    """NLL of a model less that of its teacher [N], by seed."""
+    teacher = table.scores["teacher"][0].nll
+    found = [one.nll for one in table.scores[name]]
+    return [n.astype(np.float64) - teacher for n in found if n is not None and teacher is not None]
+
+
+def _band(table: Table, name: str, inside: Mask, excess: dict[str, list[Floats]]) -> Band | None:
+    """One part of the targets; None if it has too few groups for an interval."""
+    bootstrap = table.within(inside)
+    if bootstrap is None:
+        return None
+    values: dict[str, Interval] = {}
+    for model, seeds in table.scores.items():
+        nll = [mean_of(one.nll[inside]) for one in seeds if one.nll is not None]
+        if nll and model != "untrained":
+            values[model] = bootstrap.interval(nll)
+    lost = {model: bootstrap.interval([mean_of(e[inside]) for e in several]) for model, several in excess.items()}
+    return Band(name, int(inside.sum()), values, lost.get("student"), lost.get("text_only"))
+
+
+def _groups(table: Table, inside: Mask) -> int:
+    return len({group for group, at in zip(table.groups, inside, strict=True) if at})

@@ -1,0 +1,304 @@
+"""Claims about measures: they equal what peers define alike, and find the damage that was planted, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluate.planted import measured, rare_tokens, student_of, world
+from scipy.stats import false_discovery_control
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss
+
+from potstill.errors import RecipeError
+from potstill.evaluate.bootstrap import PairedBootstrap
+from potstill.evaluate.measures import calibration, tails
+from potstill.evaluate.measures.base import Compared, first_half
+from potstill.evaluate.scores import Scores
+from potstill.measures import Bands, Figures, Measures, Reliability
+from potstill.objectives import token_statistics
+from potstill.recipe import parse_recipe
+from potstill.recipe.measures import MeasureSettings
+from potstill.report.verdict import judge
+from potstill.signals import Dense
+from potstill.tasks import SPECS
+from small_run import SmallRun
+
+RNG = np.random.default_rng(0)
+# No edge between bins of equal mass falls on a target, where rounding would decide its side: 398 is no multiple of 3 or 5.
+LOGITS = torch.from_numpy(RNG.normal(0, 2, (399, 7))).float()
+TARGETS = torch.from_numpy(RNG.integers(0, 7, 399))
+GROUPS = [f"g{i // 4}" for i in range(399)]
+
+
+def bootstrap(groups: list[str] = GROUPS) -> PairedBootstrap:
+    return PairedBootstrap(groups, resamples=300, confidence=0.95, seed=0)
+
+
+# ---- per target ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_for_per_target_is_that_of_whole_distributions() -> None:
+    teacher = LOGITS + 0.5
+    teacher[:, 0] -= 3
+    asked = ("hit", "probability", "reverse_kl", "nll@2", "entropy", "collision", "total_variation")
+    got = token_statistics(Dense(LOGITS), Dense(teacher), TARGETS, asked)
+    q, p = LOGITS.double().softmax(-1), teacher.double().softmax(-1)
+    expected = {
+        "hit": (LOGITS.argmax(-1) == TARGETS).double(),
+        "probability": q.max(-1).values,
+        "entropy": -(q * q.log()).sum(-1),
+        "collision": q.square().sum(-1),
+        "reverse_kl": (q * (q / p).log()).sum(-1),
+        "total_variation": (p - q).abs().sum(-1) / 2,
+        "nll@2": torch.nn.functional.cross_entropy(LOGITS.double() / 2, TARGETS, reduction="none"),
+    }
+    assert got.more.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(got.more[name].double(), values, rtol=1e-5, atol=1e-6)
+    plain = token_statistics(Dense(LOGITS), Dense(teacher), TARGETS)
+    torch.testing.assert_close(got.kl, plain.kl)
+    assert torch.equal(got.top1_agree, plain.top1_agree)  # type: ignore[arg-type]
+    alone = token_statistics(Dense(LOGITS), None, TARGETS, asked)
+    assert set(alone.more) == set(asked) - {"reverse_kl", "total_variation"}
+
+
+def test_a_token_that_cannot_be_said_adds_nothing_to_the_entropy() -> None:
+    cut = LOGITS.clone()
+    cut[:, 3] = float("-inf")
+    q = torch.cat([LOGITS[:, :3], LOGITS[:, 4:]], -1).double().softmax(-1)
+    targets = torch.zeros(399, dtype=torch.long)
+    got = token_statistics(Dense(cut), None, targets, ("entropy",)).more["entropy"].double()
+    torch.testing.assert_close(got, -(q * q.log()).sum(-1), rtol=1e-5, atol=1e-6)
+
+
+# ---- calibration, against peers ------------------------------------------------------------------------------------
+
+
+def of_logits() -> Scores:
+    q = LOGITS.double().softmax(-1).numpy()
+    target = TARGETS.numpy()
+    return Scores(
+        nll=-np.log(q[np.arange(399), target]),
+        hit=q.argmax(-1) == target,
+        probability=q.max(-1),
+        collision=np.square(q).sum(-1),
+    )
+
+
+def test_ece_in_bins_of_equal_width_is_that_of_torchmetrics() -> None:
+    peer = pytest.importorskip("torchmetrics.functional.classification")
+    scores = of_logits()
+    width = np.minimum((scores.probability * 15).astype(int), 14)
+    ours = bootstrap().value(calibration.ece_in(scores.probability, scores.hit, width, 15))
+    q = LOGITS.double().softmax(-1)
+    theirs = peer.multiclass_calibration_error(q, TARGETS, num_classes=7, n_bins=15, norm="l1")
+    assert ours == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_bins_of_equal_mass_brier_and_nll_are_those_of_scikit_learn() -> None:
+    scores = of_logits()
+    right, sure = calibration_curve(scores.hit, scores.probability, n_bins=15, strategy="quantile")
+    bins = calibration.reliability(scores, 15, bootstrap())
+    assert [b.probability for b in bins] == pytest.approx(sure.tolist(), abs=1e-6)
+    assert [b.right.value for b in bins] == pytest.approx(right.tolist(), abs=1e-6)
+    assert sum(b.targets for b in bins) == 399 and max(b.targets for b in bins) - min(b.targets for b in bins) <= 1
+    assert all(b.right.low <= b.right.value <= b.right.high for b in bins)
+    by_hand = sum(b.targets * abs(b.right.value - b.probability) for b in bins) / 399
+    assert bootstrap().value(calibration.ece_of(scores.probability, scores.hit, 15)) == pytest.approx(by_hand)
+    q = LOGITS.double().softmax(-1).numpy()
+    brier = calibration._brier(Compared(scores))
+    assert brier is not None
+    # scikit-learn halves the score of two classes only, and not that of more.
+    expected = brier_score_loss(TARGETS.numpy(), q, labels=range(7), scale_by_half=False)
+    assert bootstrap().value(brier) == pytest.approx(expected, abs=1e-6)
+    assert scores.nll.mean() == pytest.approx(log_loss(TARGETS.numpy(), q, labels=range(7)), abs=1e-6)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    scores, first = of_logits(), first_half(GROUPS)
+    for statistic in (
+        calibration.ece_of(scores.probability, scores.hit, 15),
+        calibration.debiased_ece_of(scores.probability, scores.hit, first, 15),
+    ):
+        sums = np.asarray(statistic.columns.sum(0), dtype=np.float64)
+        assert statistic.gradient is not None
+        found = statistic.gradient(sums)
+        for k in range(len(sums)):
+            step = np.zeros_like(sums)
+            step[k] = 1e-6 * max(abs(sums[k]), 1e-3)
+            numeric = (statistic.of(sums + step) - statistic.of(sums - step)) / (2 * step[k])
+            assert found[k] == pytest.approx(numeric, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("groups", [100, 1000, 10_000])
+def test_debiased_ece_of_a_calibrated_model_is_nothing_where_plain_ece_is_something(groups: int) -> None:
+    rng = np.random.default_rng(groups)
+    probability = np.repeat(rng.uniform(0.3, 1, groups), 5)
+    # The five targets of a group are alike in part, which no formula for independent targets would see.
+    hit = np.where(rng.random(5 * groups) < 0.3, np.repeat(rng.random(groups), 5), rng.random(5 * groups)) < probability
+    names = [f"g{i:05}" for i in range(groups) for _ in range(5)]
+    drawn = bootstrap(names)
+    debiased = drawn.interval(calibration.debiased_ece_of(probability, hit, first_half(names), 15))
+    assert debiased.low < 0 < debiased.high
+    plain = drawn.interval(calibration.ece_of(probability, hit, 15))
+    assert plain.low > 0 and plain.value > 2 * abs(debiased.value)
+
+
+def test_debiased_ece_of_a_planted_gap_is_the_gap() -> None:
+    rng = np.random.default_rng(1)
+    probability = rng.uniform(0.4, 1, 20_000)
+    hit = rng.random(20_000) < probability - 0.1
+    names = [f"g{i // 10:05}" for i in range(20_000)]
+    found = bootstrap(names).interval(calibration.debiased_ece_of(probability, hit, first_half(names), 15))
+    assert found.low < 0.1 < found.high and found.value == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.25, 1.6])
+def test_the_fitted_temperature_undoes_a_scale(scale: float) -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 2, (6000, 20))
+    targets = torch.from_numpy((logits + rng.gumbel(size=logits.shape)).argmax(-1))
+    asked = tuple(f"nll@{t:g}" for t in (0.7, 0.85, 1.2, 1.5, 2.0))
+    got = token_statistics(Dense(torch.from_numpy(scale * logits).float()), None, targets, asked)
+    scores = Scores(nll=got.nll_student.numpy(), nll_at={float(n[4:]): v.numpy() for n, v in got.more.items()})
+    drawn = bootstrap([f"g{i // 10:04}" for i in range(6000)])
+    found = drawn.interval(calibration.temperature_of(scores))
+    assert found.low < scale < found.high and found.value == pytest.approx(scale, rel=0.03)
+    gain = drawn.interval(calibration.gain_of(scores, found.value))
+    assert gain.low > 0
+    exact = torch.nn.functional.cross_entropy(torch.from_numpy(scale * logits / found.value), targets)
+    assert gain.value == pytest.approx(float(got.nll_student.double().mean() - exact), abs=2e-4)
+
+
+# ---- tails ---------------------------------------------------------------------------------------------------------
+
+
+def test_adjusted_p_values_are_scipys() -> None:
+    p = np.random.default_rng(3).random(17) ** 3
+    assert tails.benjamini_hochberg(p.tolist()) == pytest.approx(false_discovery_control(p).tolist())
+    assert tails.benjamini_hochberg([]) == []
+
+
+def test_the_rarest_targets_and_what_they_carry_by_hand() -> None:
+    frequency = np.array([0, 1, 1, 5, 9, 9, 9, 9, 9, 9])
+    assert tails.rarest(frequency, 0.2).tolist() == [True, True, True] + [False] * 7
+    inside = tails.rarest(frequency, 0.2)
+    excess = np.array([2.0, 1.0, 1.0] + [0.0, 1.0] + [0.0] * 5)
+    drawn = bootstrap([f"g{i}" for i in range(10)])
+    assert drawn.value(tails.share_of(excess, inside)) == pytest.approx(4 / 5)
+    # 0.3 × (4/3 − 1/7)
+    assert drawn.value(tails.concentrated_in(excess, inside)) == pytest.approx(0.3 * (4 / 3 - 1 / 7))
+
+
+# ---- planted -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("damage", "section", "said"),
+    [
+        ({"by": 1.0}, "tails", "it loses most on rare tokens: the rarest"),
+        ({"scale": 1.4}, "calibration", "it is over-confident: dividing its logits by 1."),
+        ({"scale": 0.7}, "calibration", "it is under-confident: dividing its logits by 0."),
+    ],
+)
+def test_the_verdict_names_the_planted_loss_first(seed: int, damage: dict[str, float], section: str, said: str) -> None:
+    named = judge(measured(seed, **damage)).losses
+    assert named[0].section == section and named[0].text.startswith(said)
+    assert "nats per token)" in named[0].text and named[0].remedy
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_a_student_that_is_undamaged_nothing_is_named(seed: int) -> None:
+    measures = measured(seed)
+    assert judge(measures).losses == () and "beyond noise" not in judge(measures).text
+
+
+def test_rare_targets_carry_what_was_taken_from_them() -> None:
+    measures = measured(0, by=2.0)
+    bands = next(f for f in measures.findings if isinstance(f, Bands) and f.title == "By frequency")
+    rare = next(band for band in bands.bands if band.name.startswith("rarest"))
+    common = next(band for band in bands.bands if band.name == "most common half")
+    assert rare.excess is not None and common.excess is not None
+    assert rare.excess.low > 1.0 and common.excess.high < 0.1
+    assert rare.values["student"].value - rare.values["teacher"].value == pytest.approx(rare.excess.value)
+    carried = next(f for f in measures.findings if isinstance(f, Figures) and "rarest" in f.title)
+    teacher, targets, counts = world(0)
+    student = student_of(teacher, 0, rare=rare_tokens(targets, counts), by=2.0)
+    lost = [
+        torch.nn.functional.cross_entropy(torch.from_numpy(z), torch.from_numpy(targets), reduction="none").numpy()
+        for z in (student, teacher)
+    ]
+    excess = lost[0] - lost[1]
+    inside = tails.rarest(counts[targets], 0.1)
+    assert carried.rows[0][1]["student"].value == pytest.approx(excess[inside].sum() / excess.sum(), rel=1e-3)
+
+
+# ---- the stage, and what is refused --------------------------------------------------------------------------------
+
+
+def test_a_run_has_the_measures_that_fit_its_task(tmp_path: Path) -> None:
+    from potstill.evaluate.stage import stage
+
+    run = SmallRun(tmp_path, evaluate={"samples_shown": 0})
+    context = run.context()
+    stage(run.recipe).write(context)
+    measures = Measures.load(context.out / "measures.json")
+    assert {type(finding) for finding in measures.findings} >= {Reliability, Bands, Figures}
+    assert {"ece", "ece_debiased", "overconfidence", "brier", "entropy"} <= set(measures.metrics)
+    assert all(set(m.metrics) >= {"ece", "entropy"} for m in measures.models.values())
+
+
+def test_one_measure_alone_computes_nothing_for_the_others(tmp_path: Path) -> None:
+    from potstill.evaluate.stage import stage
+
+    run = SmallRun(tmp_path, evaluate={"samples_shown": 0, "measures": [{"kind": "fidelity"}]})
+    context = run.context()
+    stage(run.recipe).write(context)
+    measures = Measures.load(context.out / "measures.json")
+    assert measures.findings == () and measures.losses == () and "ece" not in measures.metrics
+    other = SmallRun(tmp_path / "other", evaluate={"samples_shown": 0})
+    assert stage(run.recipe).settings["measures"] != stage(other.recipe).settings["measures"]
+
+
+@pytest.mark.parametrize(
+    ("measures", "task", "said"),
+    [
+        ([{"kind": "calibration"}], "sentence_embedding", "a sentence embedding has none: drop it"),
+        ([{"kind": "callibration"}], "causal_lm", "did you mean 'calibration'"),
+        ([{"kind": "tails"}, {"kind": "tails"}], "causal_lm", "tails stands there twice"),
+        ([{"kind": "tails", "rare": 0.7}], "causal_lm", "rare"),
+    ],
+)
+def test_measures_that_cannot_be_are_refused_while_parsing(
+    measures: list[dict[str, object]], task: str, said: str, tmp_path: Path
+) -> None:
+    objectives = [{"kind": "rkd_distance"}] if task == "sentence_embedding" else [{"kind": "hard_ce"}]
+    document = {
+        "name": "small",
+        "task": task,
+        "teacher": {"kind": "local", "model": "org/name"},
+        "student": {"kind": "from_teacher"},
+        "data": {"kind": "jsonl", "path": "data.jsonl", "format": "text", "held_out": 0.5},
+        "train": {"objectives": objectives},
+        "evaluate": {"measures": measures},
+    }
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(document, base=tmp_path)
+
+
+def test_every_kind_of_measure_is_a_file_of_that_name() -> None:
+    from potstill import registry
+    from potstill.evaluate.measures import KINDS
+
+    kinds = set(registry._settings[MeasureSettings.room])
+    assert kinds == set(KINDS) - {"base"}
+    assert all(
+        SPECS[task].has_response or s().why_not(SPECS[task])
+        for task in SPECS
+        for k, s in registry._settings[MeasureSettings.room].items()
+        if k in ("calibration", "tails")
+    )
