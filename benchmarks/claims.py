@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("kd_loss", "train_step", "generate", "rouge", "promptness", "busy", "signal_store", "studio")
+BENCHMARKS = ("kd_loss", "train_step", "generate", "rouge", "promptness", "busy", "signal_store", "studio", "planted")
 """Modules that declare `AIMS`. Comparisons (`potstill sweep`) have one claim each, made from their result."""
 
 Claim = dict[str, Any]

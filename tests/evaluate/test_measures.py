@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluate.planted import measured, rare_tokens, student_of, world
 from scipy.stats import false_discovery_control
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
+from benchmarks.planted import measured, rare_tokens, student_of, world
 from potstill.errors import RecipeError
 from potstill.evaluate.bootstrap import PairedBootstrap
 from potstill.evaluate.measures import calibration, tails
@@ -27,7 +27,7 @@ from potstill.tasks import SPECS
 from small_run import SmallRun
 
 RNG = np.random.default_rng(0)
-# No edge between bins of equal mass falls on a target, where rounding would decide its side: 398 is no multiple of 3 or 5.
+# 398 is no multiple of 3 or 5, so that no edge between bins of equal mass falls on a target, where rounding decides.
 LOGITS = torch.from_numpy(RNG.normal(0, 2, (399, 7))).float()
 TARGETS = torch.from_numpy(RNG.integers(0, 7, 399))
 GROUPS = [f"g{i // 4}" for i in range(399)]

@@ -11,13 +11,15 @@ import pytest
 from sklearn.metrics import f1_score
 
 from potstill.errors import RunError
-from potstill.evaluate import summary
 from potstill.evaluate.bootstrap import PairedBootstrap, expanded_levels, mean_of, rank_correlation
+from potstill.evaluate.measures import fidelity
 from potstill.evaluate.measures.base import Draws
 from potstill.evaluate.measures.fidelity import Metric, f1_of
 from potstill.evaluate.scores import Scores, chance_of
 from potstill.evaluate.summary import Size, summarise
 from potstill.measures import Measures, MetricSpec
+from potstill.recipe.measures import Fidelity
+from potstill.registry import build
 from potstill.report.sections import differences_table, models_table
 from potstill.report.terminology import terms_of
 from potstill.show import describe_run, print_run
@@ -45,6 +47,7 @@ def measures_of(
         [f"g{i}" for i in range(60)],
         task=task,
         labels=LABELS,
+        measures=[build(Fidelity())],
         records=60,
         draws=Draws(500, 0.95, 0),
         notes=(),
@@ -127,9 +130,9 @@ BALANCED = Metric(
 def test_a_new_metric_is_one_entry_and_reaches_file_page_and_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known = summary.metrics_of
+    known = fidelity.metrics_of
     spec = replace(BALANCED.spec, charted=True)
-    monkeypatch.setattr(summary, "metrics_of", lambda task: (*known(task), replace(BALANCED, spec=spec)))
+    monkeypatch.setattr(fidelity, "metrics_of", lambda task: (*known(task), replace(BALANCED, spec=spec)))
     (tmp_path / "evaluate").mkdir()
     measures_of().save(tmp_path / "evaluate" / "measures.json")
     measures = Measures.load(tmp_path / "evaluate" / "measures.json")

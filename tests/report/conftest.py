@@ -13,7 +13,7 @@ from report.synthetic import HOSTILE, Shape, write_report
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run in which all went well."""
-    return write_report(tmp_path_factory.mktemp("good"))
+    return write_report(tmp_path_factory.mktemp("good"), Shape(measured=True))
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.planted import measured as damaged
 from potstill.artifacts import Artifact, read_artifact, write_artifact
 from potstill.console import Console
 from potstill.evaluate.measures.fidelity import SOLVED, metrics_of
-from potstill.measures import Comparison, Interval, Measures, ModelMeasures, Solving, Speed
+from potstill.measures import Comparison, Interval, Measures, MetricSpec, ModelMeasures, Solving, Speed
 from potstill.recipe import Recipe, parse_recipe
 from potstill.report.stage import stage
 from potstill.stage import Context
@@ -47,6 +48,8 @@ class Shape:
     text: str | None = None
     title: str | None = None
     solve: bool = False
+    measured: bool = False
+    """With the sections of measures."""
 
     @property
     def control(self) -> bool:
@@ -152,10 +155,22 @@ def measures_of(shape: Shape) -> Measures:
         unfinished = {name: 80 if name == "untrained" else 3 for name in models}
         none = dict.fromkeys(models, 0)
         solving = Solving(80, 78, "numeric@1", 256, unfinished, {**none, "student": 2}, none)
+    extra: dict[str, Any] = {}
+    in_sections: dict[str, MetricSpec] = {}
     specs = [SOLVED.spec] * shape.solve + [metric.spec for metric in metrics_of(SPECS["causal_lm"])]
+    if shape.measured:
+        planted = damaged(0, by=1.0)
+        own = {name: m.metrics for name, m in planted.models.items()}
+        in_sections = {n: spec for n, spec in planted.metrics.items() if spec.section}
+        models = {
+            name: replace(m, metrics={**m.metrics, **{n: own[name][n] for n in in_sections}}) if name in own else m
+            for name, m in models.items()
+        }
+        extra = {"findings": planted.findings, "losses": planted.losses}
     return Measures(
         models=models,
-        metrics={spec.name: spec for spec in specs if any(m.get(spec.name) for m in models.values())},
+        metrics={spec.name: spec for spec in specs if any(m.get(spec.name) for m in models.values())} | in_sections,
+        **extra,
         comparisons=tuple(compared),
         groups=DOCUMENTS,
         records=DOCUMENTS,

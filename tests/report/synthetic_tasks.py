@@ -30,6 +30,8 @@ from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import Size, summarise
 from potstill.measures import Speed
 from potstill.recipe import Recipe, parse_recipe
+from potstill.recipe.measures import Fidelity
+from potstill.registry import build
 from potstill.report.findings import Findings, read_findings
 from potstill.report.stage import stage
 from potstill.stage import Context
@@ -192,6 +194,7 @@ def write_task_run(run: Path, shape: TaskShape) -> tuple[Recipe, dict[str, Artif
         records=shape.examples,
         draws=Draws(200, 0.95, 0),
         notes=("All models were measured in fp32 and evaluation mode.",),
+        measures=[build(Fidelity())],
     )
     measures.save(evaluate.path / "measures.json")
     entries: Sequence[Mapping[str, Any]]

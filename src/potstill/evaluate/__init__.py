@@ -7,9 +7,9 @@ held_out.py         the held-out records as rows of tokens or images, every drop
 scores.py           the values of one model per target
 fidelity.py         NLL, KL, agreement and classes per target, without whole logits over a vocabulary
 neighbours.py       nearest neighbours of embeddings
-metrics.py          the table of metrics: specification and function of each
+measures/           the measures: fidelity, calibration, tails; each gives metrics and findings
 bootstrap.py        intervals by group, paired, and over seeds
-summary.py          from values per target to measures.json
+summary.py          every metric with its interval and paired differences, to measures.json
 documents.py        the records and their losses, worst first; all values as a table
 pictures.py         images as PNG
 problems.py         the held-out problems

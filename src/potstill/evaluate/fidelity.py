@@ -196,11 +196,11 @@ def _measure(
                 classes.add(numbers, logits_of(signal), targets)
             advance(len(numbers))
     check_numbers(nll if teacher is None else nll + kl, name)
-    found = _with(Scores(nll) if teacher is None else Scores(nll, kl, agree), more)
+    found = with_columns(Scores(nll) if teacher is None else Scores(nll, kl, agree), more)
     return found if classes is None else classes.added_to(found, batches.held_out.target_ids)
 
 
-def _with(scores: Scores, columns: Mapping[str, NDArray[np.float32]]) -> Scores:
+def with_columns(scores: Scores, columns: Mapping[str, NDArray[np.float32]]) -> Scores:
     """Scores with further columns."""
     tempered = {float(name.removeprefix(TEMPERED)): v for name, v in columns.items() if name.startswith(TEMPERED)}
     hit = columns.get("hit")

@@ -11,6 +11,7 @@ from potstill.report import figures
 from potstill.report.charts import Figure, interval_figure, reliability_figure
 from potstill.report.palette import LOOKS
 from potstill.report.sections import Table, metrics_table
+from potstill.report.svg import readable
 from potstill.report.terminology import Words, words_of
 
 _MOST_BANDS_DRAWN = 12
@@ -96,7 +97,7 @@ def _bands(finding: Bands, words: Words) -> Part:
         columns.append(("adjusted p", _adjusted))
     rows = [(band.name, figures.count(band.targets), *(cell(band) for _, cell in columns)) for band in finding.bands]
     table = Table((finding.of, words.units, *(head for head, _ in columns)), rows)
-    drawn = [(band.name, band.excess) for band in finding.bands if band.excess is not None]
+    drawn = [(readable(band.name), band.excess) for band in finding.bands if band.excess is not None]
     figure = None
     if 1 < len(drawn) <= _MOST_BANDS_DRAWN:
         factor = 100 if spec.unit == "share" else 1

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,10 +19,9 @@ from potstill.report.findings import Findings
 from potstill.report.measured import measured_sections
 from potstill.report.palette import LOOKS
 from potstill.report.plots import against_figures, curve_figures, measured_models, size_figures, spread_figures
+from potstill.report.svg import readable
 from potstill.report.terminology import terms_of, words_of
 from potstill.report.verdict import judge
-
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
 def render_page(findings: Findings) -> str:
@@ -75,11 +72,6 @@ def content_policy(style: str) -> str:
     """A policy under which the page can load nothing and run nothing, and has this one style."""
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-
-
-def readable(value: Any) -> str:
-    """Text of which every character can be written and seen: control characters and halves of pairs become �."""
-    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 @cache

@@ -6,6 +6,7 @@ here do not pass. Colours become classes, so that the page's style decides by da
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
@@ -13,6 +14,7 @@ from markupsafe import Markup
 
 from potstill.report.palette import CLASSES
 
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _SVG = "http://www.w3.org/2000/svg"
 _ELEMENTS = frozenset({"svg", "g", "path", "line", "rect", "text", "tspan"})
 _ATTRIBUTES = frozenset(
@@ -74,3 +76,8 @@ def _stripped(element: ElementTree.Element) -> ElementTree.Element | None:
     if name == "g" and len(kept) == 0:
         return None
     return kept
+
+
+def readable(value: Any) -> str:
+    """Text of which every character can be written and seen: control characters and halves of pairs become �."""
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value))

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from potstill.errors import PotstillError, RunError
 from potstill.measures import Interval
-from potstill.report.page import readable
+from potstill.report.svg import readable
 from potstill.studio.workspace import Run, read_run
 
 

@@ -64,7 +64,10 @@ class TailsMeasure:
         percent = 100 * float(rare.mean())
         carried = "lose more than the others"
         if "student" in shares:
-            carried = f"carry {100 * shares['student'].value:.0f} % of its lost nats"
+            part = shares["student"].value
+            carried = f"carry {100 * part:.0f} % of its lost nats"
+            if part > 1:  # others are better than the teacher's
+                carried = f"carry all of its lost nats, {part:.1f} times over"
         if len(shares) == 2:
             carried += f" (of the control’s {100 * shares['text_only'].value:.0f} %)"
         found: list[Bands | Figures] = [bands]

@@ -1,0 +1,152 @@
+"""Planted losses: does the page name the damage that was done, and accuse no undamaged student?
+
+    python -m benchmarks.planted --json [--plantings 40]
+
+Targets are drawn from the teacher's own distribution over 200 tokens, so that it is calibrated; a student's logits are
+the teacher's with small noise, and the damage: logits of rare tokens lowered, or all logits sharpened or flattened.
+What is computed per target is what an evaluation computes; no model is trained. `named first` is how often the
+verdict's first loss is the planted one, over all strengths; `accused` how often a measure names a loss of an undamaged
+student.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.claims import Aim, claims_of
+from potstill.evaluate.fidelity import with_columns
+from potstill.evaluate.measures.base import Draws, Table
+from potstill.evaluate.scores import Scores
+from potstill.evaluate.summary import Size, summarise
+from potstill.measures import Measures
+from potstill.objectives import token_statistics
+from potstill.recipe.measures import default_measures
+from potstill.registry import build
+from potstill.signals import Dense
+from potstill.tasks import SPECS
+
+VOCAB, GROUPS, PER_GROUP = 200, 150, 20
+Logits = NDArray[np.float64]
+
+
+def world(seed: int) -> tuple[Logits, NDArray[np.int64], NDArray[np.int64]]:
+    """The teacher's logits [N,V], the targets [N], and how often each token is a target in training [V]."""
+    rng = np.random.default_rng(seed)
+    zipf = -1.1 * np.log(np.arange(1, VOCAB + 1))
+    logits = zipf + rng.normal(0, 2.0, (GROUPS * PER_GROUP, VOCAB))
+    uniform = rng.gumbel(size=logits.shape)
+    targets = (logits + uniform).argmax(-1)
+    counts = np.bincount(rng.choice(targets, 20 * len(targets)), minlength=VOCAB)
+    return logits, targets, counts
+
+
+def rare_tokens(targets: NDArray[np.int64], counts: NDArray[np.int64], share: float = 0.1) -> NDArray[np.bool_]:
+    """The tokens [V] that are the rarest share of the targets."""
+    return counts <= np.quantile(counts[targets], share, method="higher")
+
+
+def student_of(
+    logits: Logits, seed: int, *, rare: NDArray[np.bool_] | None = None, by: float = 0.0, scale: float = 1.0
+) -> Logits:
+    """The teacher's logits with a little noise; rare tokens' lowered `by` so much; all multiplied by `scale`."""
+    noisy = logits + np.random.default_rng(1000 + seed).normal(0, 0.3, logits.shape)
+    if rare is not None:
+        noisy[:, rare] -= by
+    return scale * noisy
+
+
+def scores_of(logits: Logits, teacher: Logits | None, targets: NDArray[np.int64], columns: tuple[str, ...]) -> Scores:
+    """What an evaluation computes per target."""
+    other = None if teacher is None else Dense(torch.from_numpy(teacher).float())
+    found = token_statistics(Dense(torch.from_numpy(logits).float()), other, torch.from_numpy(targets), columns)
+    own = Scores(found.nll_student.numpy())
+    if found.kl is not None and found.top1_agree is not None:
+        own = Scores(found.nll_student.numpy(), found.kl.numpy(), found.top1_agree.numpy())
+    return with_columns(own, {name: values.numpy() for name, values in found.more.items()})
+
+
+def measured(seed: int, **damage: float) -> Measures:
+    """The measures of a student with a damage (`by`, `scale`), or none."""
+    teacher, targets, counts = world(seed)
+    rare = rare_tokens(targets, counts) if "by" in damage else None
+    student = student_of(teacher, seed, rare=rare, **damage)
+    task = SPECS["causal_lm"]
+    measures = [build(settings) for settings in default_measures(task)]
+    columns = tuple(dict.fromkeys(column for measure in measures for column in measure.columns))
+    scores = {
+        "teacher": [scores_of(teacher, None, targets, columns)],
+        "student": [scores_of(student, teacher, targets, columns)],
+    }
+    groups = [f"g{i:04}" for i in range(GROUPS) for _ in range(PER_GROUP)]
+    draws = Draws(300, 0.95, 0)
+    places = np.tile(np.arange(PER_GROUP), GROUPS)
+    table = Table(task, groups, targets, (), places, np.full(len(targets), PER_GROUP), scores, draws, lambda: counts)
+    return summarise(
+        scores,
+        dict.fromkeys(scores, Size(10, 40, 1)),
+        {},
+        groups,
+        records=GROUPS,
+        draws=draws,
+        notes=(),
+        measures=measures,
+        table=table,
+    )
+
+
+DAMAGES: dict[str, tuple[str, dict[str, float]]] = {
+    "rare tokens, weak": ("tails", {"by": 0.25}),
+    "rare tokens": ("tails", {"by": 0.5}),
+    "rare tokens, strong": ("tails", {"by": 1.0}),
+    "sharpened, weak": ("calibration", {"scale": 1.15}),
+    "sharpened": ("calibration", {"scale": 1.3}),
+    "sharpened, strong": ("calibration", {"scale": 1.6}),
+    "flattened, weak": ("calibration", {"scale": 0.87}),
+    "flattened": ("calibration", {"scale": 0.77}),
+    "flattened, strong": ("calibration", {"scale": 0.62}),
+}
+"""The section that should name it first, and the damage."""
+
+AIMS = [
+    *(Aim(f"found: {name}", "share", least=0.95) for name in DAMAGES if not name.endswith("weak")),
+    Aim("the planted loss is named first", "share", least=0.9),
+    Aim("undamaged students accused, per measure", "share", most=0.05),
+]
+
+
+def run(plantings: int) -> dict[str, Any]:
+    """Plant every damage so many times."""
+    values: dict[str, float | None] = {}
+    first = 0
+    for name, (section, damage) in DAMAGES.items():
+        named = [[loss.section for loss in measured(seed, **damage).named_losses] for seed in range(plantings)]
+        values[f"found: {name}"] = sum(section in sections for sections in named) / plantings
+        first += sum(sections[:1] == [section] for sections in named)
+        print(f"{name}: found {values[f'found: {name}']:.2f}, first {[s[:1] for s in named].count([section])}")
+    values["the planted loss is named first"] = first / (plantings * len(DAMAGES))
+    undamaged = [measured(10_000 + seed).losses for seed in range(plantings)]
+    accused = [loss.beyond_noise for losses in undamaged for loss in losses]
+    values["undamaged students accused, per measure"] = sum(accused) / len(accused)
+    return {"plantings": plantings, "values": values, "claims": claims_of(AIMS, values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plantings", type=int, default=40)
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    asked = parser.parse_args()
+    result = run(asked.plantings)
+    for claim in result["claims"]:
+        print(f"{claim['name']}: {claim['value']:.3f} (aim {claim['aim']}) {'met' if claim['met'] else 'NOT met'}")
+    if asked.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

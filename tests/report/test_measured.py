@@ -1,0 +1,80 @@
+"""Sections of measures: every finding is drawn by its type, and the verdict links to them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report.synthetic import HOSTILE, Shape, measures_of, write_run
+
+from potstill.measures import Band, Bands, Interval, Loss, MetricSpec
+from potstill.report.card import render_card
+from potstill.report.findings import Findings, read_findings
+from potstill.report.measured import measured_sections, part_of
+from potstill.report.page import render_page
+from potstill.report.terminology import WORDS
+from potstill.report.verdict import judge
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    recipe, inputs = write_run(tmp_path_factory.mktemp("run"), Shape(measured=True))
+    return read_findings(recipe, inputs, None)
+
+
+def test_each_measure_has_a_section_with_its_metrics_terms_and_findings(findings: Findings) -> None:
+    sections = {section.name: section for section in measured_sections(findings.measures)}
+    assert list(sections) == ["calibration", "tails"]
+    calibration, tails = sections["calibration"], sections["tails"]
+    assert calibration.table is not None
+    assert list(calibration.table.head) == [
+        "",
+        "over-confidence",
+        "ECE",
+        "debiased ECE",
+        "brier score",
+        "entropy, nats",
+    ]
+    assert [part.title for part in calibration.parts] == ["Reliability", "A fitted temperature"]
+    assert {"ECE", "Debiased ECE"} <= {term for term, _ in calibration.terms}
+    assert tails.table is None and tails.parts[0].figure is not None
+    assert {row[0] for row in tails.parts[0].table.rows} >= {"middle", "most common half"}  # type: ignore[union-attr]
+    assert measured_sections(measures_of(Shape())) == []
+
+
+def test_the_page_lists_the_losses_and_each_leads_to_its_section(findings: Findings) -> None:
+    page = render_page(findings)
+    targets = re.findall(r'<ol class="losses">.*?</ol>', page, re.DOTALL)[0]
+    links = re.findall(r'href="#([^"]+)"', targets)
+    assert links and links[0] == "tails" and all(f'id="{link}"' in page for link in links)
+    assert "it loses most on rare tokens" in page and "To try: train on more text" in page
+    assert "Its largest losses beyond noise" in render_card(findings)
+    assert judge(findings.measures).text.count("Its largest losses beyond noise: it loses most on rare tokens") == 1
+
+
+def test_every_number_of_a_named_loss_stands_in_the_measures(findings: Findings) -> None:
+    measures = findings.measures
+    first = measures.named_losses[0]
+    assert f"{first.nats.value:.2f}" in judge(measures).losses[0].text
+    sizes = [loss.nats.value for loss in measures.named_losses]
+    assert sizes == sorted(sizes, reverse=True) and all(loss.nats.low > 0 for loss in measures.named_losses)
+    noise = Loss("tails", "is unlucky", Interval(9.0, -0.1, 18.0))
+    assert judge(replace(measures, losses=(noise,))).losses == ()
+
+
+def test_names_of_classes_stay_text_and_many_are_a_table_without_a_figure(tmp_path: Path) -> None:
+    spec = MetricSpec("f1", "F1", "F1", "share", True)
+    band = Band(HOSTILE, 5, {"student": Interval(0.5, 0.4, 0.6)}, Interval(-0.1, -0.2, 0.0), None, 0.0001)
+    few = Bands("Class by class", "F1.", "fidelity", spec, "class", (band, replace(band, name="ale")))
+    many = replace(few, bands=(band,) * 40)
+    assert part_of(few, WORDS["sequence_classification"]).figure is not None
+    part = part_of(many, WORDS["sequence_classification"])
+    assert part.figure is None and part.table is not None and len(part.table.rows) == 40
+    assert part.table.rows[0][-1] == "< 0.001" and "student − teacher" in part.table.head
+    recipe, inputs = write_run(tmp_path)
+    measures = replace(measures_of(Shape()), findings=(few,))
+    measures.save(inputs["evaluate"].path / "measures.json")
+    page = render_page(read_findings(recipe, inputs, None))
+    assert "<script>" not in page.partition("<body>")[2] and "&lt;script&gt;" in page
