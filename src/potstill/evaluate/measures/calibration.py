@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.sparse import csr_array
 
-from potstill.evaluate.bootstrap import SHARE, Floats, PairedBootstrap, Statistic, difference_of, mean_of, ratio_of
+from potstill.evaluate.bootstrap import SHARE, Floats, PairedBootstrap, Statistic, difference_of, mean_of
 from potstill.evaluate.measures.base import Compared, Found, Metric, Table
 from potstill.evaluate.scores import Scores
 from potstill.measures import Bin, Figures, Finding, Interval, Loss, MetricSpec, Reliability
@@ -109,8 +109,7 @@ class CalibrationMeasure:
         known = {name: seeds for name, seeds in table.scores.items() if seeds[0].hit is not None}
         if not known:
             return Found()
-        bootstrap = table.draws.of(table.groups)
-        curves = {name: reliability(seeds[0], self.settings.bins, bootstrap) for name, seeds in known.items()}
+        curves = {name: reliability(seeds[0], self.settings.bins, table.within) for name, seeds in known.items()}
         found: list[Finding] = [
             Reliability(
                 "Reliability",
@@ -222,12 +221,13 @@ def debiased_ece_of(
 
     def of(sums: Floats) -> Floats:
         a, b = sums[..., :bins], sums[..., bins : 2 * bins]
-        of_a, of_b = np.maximum(sums[..., -2], 1e-300), np.maximum(sums[..., -1], 1e-300)
+        # A draw may have no group of one half: its sums are 0 then, and so is its part.
+        of_a, of_b = np.maximum(sums[..., -2], 1), np.maximum(sums[..., -1], 1)
         return np.asarray(((np.sign(b) * a).sum(-1) / of_a + (np.sign(a) * b).sum(-1) / of_b) / 2)
 
     def gradient(sums: Floats) -> Floats:
         a, b = sums[..., :bins], sums[..., bins : 2 * bins]
-        of_a, of_b = np.maximum(sums[..., -2:-1], 1e-300), np.maximum(sums[..., -1:], 1e-300)
+        of_a, of_b = np.maximum(sums[..., -2:-1], 1), np.maximum(sums[..., -1:], 1)
         by_counts = [
             -(np.sign(b) * a).sum(-1, keepdims=True) / of_a**2,
             -(np.sign(a) * b).sum(-1, keepdims=True) / of_b**2,
@@ -237,18 +237,18 @@ def debiased_ece_of(
     return Statistic(columns, of, gradient, (-1.0, 1.0))
 
 
-def reliability(scores: Scores, bins: int, bootstrap: PairedBootstrap) -> tuple[Bin, ...]:
-    """The bins of a reliability diagram that are not empty."""
+def reliability(scores: Scores, bins: int, within: Callable[[Mask], PairedBootstrap | None]) -> tuple[Bin, ...]:
+    """The bins of a reliability diagram that are not empty. Intervals are over the groups that a bin has, given by
+    `within`; of a single group it is all of [0, 1]."""
     if scores.probability is None or scores.hit is None:
         return ()
     bin_of = bins_of(scores.probability, bins)
     found = []
     for number in np.unique(bin_of).tolist():
         inside = bin_of == number
-        right = ratio_of(scores.hit & inside, inside)
-        interval = bootstrap.interval(right)
-        clipped = Interval(interval.value, max(interval.low, 0.0), min(interval.high, 1.0))
-        found.append(Bin(float(scores.probability[inside].mean()), clipped, int(inside.sum())))
+        hit, drawn = scores.hit[inside], within(inside)
+        right = Interval(float(hit.mean()), 0.0, 1.0) if drawn is None else drawn.mean(hit)
+        found.append(Bin(float(scores.probability[inside].mean()), right, int(inside.sum())))
     return tuple(found)
 
 

@@ -171,7 +171,7 @@ def concentrated_in(excess: Floats, inside: Mask) -> Statistic:
     columns = np.stack([excess * inside, inside, excess * outside, outside], -1).astype(np.float64)
 
     def of(sums: Floats) -> Floats:
-        within, without = np.maximum(sums[..., 1], 1e-300), np.maximum(sums[..., 3], 1e-300)
+        within, without = np.maximum(sums[..., 1], 1), np.maximum(sums[..., 3], 1)
         gap = sums[..., 0] / within - sums[..., 2] / without
         return np.asarray(gap * within / (within + without))
 
@@ -184,9 +184,7 @@ def _gap(excess: Floats, inside: Mask) -> Statistic:
     columns = np.stack([excess * inside, inside, excess * outside, outside], -1).astype(np.float64)
 
     def of(sums: Floats) -> Floats:
-        return np.asarray(
-            sums[..., 0] / np.maximum(sums[..., 1], 1e-300) - sums[..., 2] / np.maximum(sums[..., 3], 1e-300)
-        )
+        return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1) - sums[..., 2] / np.maximum(sums[..., 3], 1))
 
     return Statistic(columns, of)
 
