@@ -50,8 +50,13 @@ _HEADINGS = frozenset(
     method approach hint note page line equation eq lemma theorem""".split()
 )
 """Words whose number is no answer, unless the question asks for one: "Step 7"."""
+_CHANGES = frozenset({"by", "from"})
+"""Words before the size or the start of a change, and not its result: "it grows by 200"."""
 _CONNECTIVES = frozenset("so thus hence therefore then and but".split())
-_PARTING = re.compile(r"(?:i\s+)?(?:hope|let\s+me\s+know|please|feel\s+free|good\s+luck|thank)\b[^\d]*$", re.IGNORECASE)
+_PARTING = re.compile(
+    r"(?:i\s+)?(?:hope|let\s+me\s+know|please|feel\s+free|good\s+luck|thank|happy\s+\w+ing|have\s+a\s+\w+\s+(?:day|time|one))\b[^\d]*$",
+    re.IGNORECASE,
+)
 _YES = re.compile(r"(yes|no|true|false)\b\s*(?:[,.;:!–—-]\s*|$)", re.IGNORECASE)
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)(.*)")
 
@@ -145,6 +150,7 @@ def locate(text: str, known: frozenset[str] = frozenset()) -> Located | None:
 
 _BOX_IN_BOX = re.compile(r"\\boxed\s*\{\s*(\\boxed\s*\{[^{}]*\})\s*\}")
 _NUMBER = re.compile(r"\d+(?:[.,/]\d+)*")
+_LONE_CHOICE = re.compile(r"[(\[*]*[A-Z](?:[)\].:]|\s*$)")
 _LONE_LETTER = re.compile(r"[\s*(\[]*([A-Z])[\s*)\].]*")
 
 
@@ -175,6 +181,8 @@ def _goes_on(following: str, phrase: str) -> bool:
     line = following.split("\n", 1)[0].lstrip(" .,;:!*_$)")
     if re.match(r"(?:no|nope|or|not|make that|minus|plus|times)\b", line, re.IGNORECASE):
         return True
+    if _LONE_CHOICE.match(phrase):
+        return False  # a choice's explanation may hold numbers
     numbers = _NUMBER.findall(line)
     return bool(numbers) and numbers[-1] not in _NUMBER.findall(phrase)
 
@@ -276,6 +284,8 @@ def leads_to_value(before: str, known: frozenset[str], *, strict: bool) -> bool:
     head = words[: claims[-1]] if claims else []
     if tail and tail[-1].lower() in _HEADINGS and tail[-1].lower() not in known:
         return False
+    if tail and tail[-1].lower() in _CHANGES and tail[-1].lower() not in known:
+        return False
     if re.search(r"\bup\s+to\s*$", text, re.IGNORECASE):
         return False
     if tail and tail[-1].lower() == "of" and not (len(tail) > 1 and _is_measured(tail[-2])):
@@ -343,6 +353,23 @@ def final_answer(text: str) -> str:
     return found if found is not None else said
 
 
+_CHECK = re.compile(r"[*_#\s]*(?:quick\s+)?(?:check|verification)\b[*_\s]*:", re.IGNORECASE)
+_CHEERS = " 🎉🎊😊🙂😄👍🚀✨✅✓✔\ufe0f"
+
+
+def _checks(line: str, before: str) -> bool:
+    """Whether a line checks the result that the line before ends with ("Check: 36 + 12 = 48"), and doubts nothing."""
+    if len(line) > MOST_SENTENCE or not _CHECK.match(line):
+        return False
+    results = _NUMBER.findall(before[-MOST_SENTENCE:])
+    doubted = (
+        re.search(r"[≠?]|[.!;]\s+\S|\bshould\b", line)
+        or is_taken_back(line)
+        or any(is_doubt(word) for word in words_in(line))
+    )
+    return bool(results) and results[-1] in _NUMBER.findall(line) and not doubted
+
+
 def last_sentence(text: str) -> str | None:
     """The last sentence of a text, greetings at its end left out; None where there is none or it is too long."""
     lines = [line.strip() for line in without_reasoning(text).splitlines() if line.strip()]
@@ -350,7 +377,9 @@ def last_sentence(text: str) -> str | None:
         return None
     while len(lines) > 1 and _PARTING.match(lines[-1][:MOST_SENTENCE]):
         lines.pop()
-    last = lines[-1]
+    while len(lines) > 1 and _checks(lines[-1], lines[-2]):
+        lines.pop()
+    last = lines[-1].rstrip(_CHEERS)
     if len(last) > MOST_SENTENCE:
         return None
     last = last.replace("**", "").replace("__", "")

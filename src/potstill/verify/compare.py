@@ -148,7 +148,9 @@ def _ordered(reference: Value, answer: Value, symbolic: Symbolic) -> Judgement:
     if wrong is None:
         return next((j for j in judged if j.outcome == "cannot_judge"), SAME)
     if not brackets and _sets(reference, answer, symbolic).outcome == "accept":
-        return ANOTHER_ORDER
+        # Values of one unknown, "x = 2 or x = 3", have no order.
+        names = {part.of for part in (*reference.parts, *answer.parts)}
+        return SAME if len(names) == 1 and "" not in names else ANOTHER_ORDER
     place = judged.index(wrong) + 1
     return Judgement("reject", f"value {place}: {wrong.reason}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from potstill.recipe.verify import Math
 from potstill.registry import implements
 from potstill.types import Record, Verdict
+from potstill.verify.answer_extraction import without_reasoning
+from potstill.verify.asked import of_another
 from potstill.verify.base import question_text, references, shown
 from potstill.verify.compare import Judgement, compare
 from potstill.verify.surroundings import known_words
@@ -28,7 +30,7 @@ class MathVerifier(WorkerVerifier[Math]):
     comparison decides, or past the deadline.
     """
 
-    contract = 3
+    contract = 4
     function = "potstill.verify.algebra:judge"
     package = ("math_verify", "math-verify", "math")
 
@@ -49,6 +51,9 @@ class MathVerifier(WorkerVerifier[Math]):
             found = compare(reference, answer, self._symbolic)
             reason = f"{shown(answer.text)} for {shown(text)}: {found.reason}"
             if found.outcome == "accept":
+                other = of_another(text_of_question, without_reasoning(completion))
+                if other is not None:
+                    return self.cannot_judge(f"the answer speaks of {shown(other)}, and the question asks for another")
                 return self.accept(reason)
             judged.append((found.outcome, reason))
         doubts = [reason for outcome, reason in judged if outcome == "cannot_judge"]

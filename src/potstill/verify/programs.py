@@ -56,7 +56,7 @@ class PythonTestsVerifier(BaseVerifier[PythonTests]):
     def version(self) -> str:
         return f"{self.contract}+{self.sandbox.method}"
 
-    contract = 3
+    contract = 4
     guarded = False  # a sandbox that does not start concerns the run
 
     def judge(self, record: Record, completion: str) -> Verdict:
@@ -66,14 +66,15 @@ class PythonTestsVerifier(BaseVerifier[PythonTests]):
         )
         if not several:
             return self.cannot_judge(f"the record has no tests in metadata[{self._settings.tests!r}]")
-        program = program_in(completion, self._settings.block)
+        by_output = all(isinstance(t, Mapping) for t in several)
+        program = program_in(completion, self._settings.block, defines=not by_output)
         if not program.strip():
             return self.reject("no program was written")
         try:
             ast.parse(program)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return self.reject(f"not a program: {error}")
-        if all(isinstance(t, Mapping) for t in several):
+        if by_output:
             return self._by_output(program, several)
         if not all(isinstance(t, str) for t in several):
             return self.cannot_judge("tests are all texts, or all {input, output}")
@@ -126,14 +127,23 @@ class PythonTestsVerifier(BaseVerifier[PythonTests]):
         return self.accept(f"passed {len(tests)} {'test' if len(tests) == 1 else 'tests'}", 1.0)
 
 
-def program_in(text: str, block: str) -> str:
-    """The Python in a text: the last, the first, or all of its fenced blocks; the whole text if it has none."""
+_DEFINES = re.compile(r"^(?:async\s+def|def|class)\s|^\w+\s*=\s*lambda\b", re.MULTILINE)
+
+
+def program_in(text: str, block: str, *, defines: bool = False) -> str:
+    """The Python in a text: the last, the first, or all of its fenced blocks; the whole text if it has none.
+
+    Args:
+        defines: the last block that defines something is taken as the last one, if any does: what follows it is an
+            example of its use, or what that prints.
+    """
     said = without_reasoning(text)
     blocks = fenced_blocks(said)
     found = [body for language, body in blocks if language in _PYTHON]
     if not found:
         return "" if blocks else said
-    return {"last": found[-1], "first": found[0], "all": "\n".join(found)}[block]
+    defining = [body for body in found if _DEFINES.search(body)] if defines else []
+    return {"last": (defining or found)[-1], "first": found[0], "all": "\n".join(found)}[block]
 
 
 def _text(value: Any) -> str:

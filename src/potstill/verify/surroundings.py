@@ -53,7 +53,7 @@ MEASURED = frozenset(
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _TAKEN_BACK = re.compile(
-    r"\b(?:wait|actually|scratch\s+that|correction|oops|sorry|hmm+|instead|rather|however|on\s+second\s+thought|mistaken"
+    r"\b(?:wait|actually|scratch\s+that|correction|oops|sorry|hmm+|instead|rather|however|on\s+(?:second\s+thoughts?|reflection)|come\s+to\s+think|mistaken"
     r"|mistakes?|wrong|incorrect|not\s+(?:correct|right|true)|errors?|never\s+mind|recheck|reconsider"
     r"|(?:is|was|be|are)\s+not|(?:is|was|are)n['’]t|ignore|disregard|revised?|rethink|doubled?|halved?|subtract|must\s+be)\b",
     re.IGNORECASE,

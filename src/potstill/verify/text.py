@@ -18,6 +18,7 @@ from potstill.verify.answer_extraction import (
     locate,
     without_reasoning,
 )
+from potstill.verify.asked import of_another
 from potstill.verify.base import BaseVerifier, question_text, references, shown
 from potstill.verify.surroundings import is_taken_back, known_words
 from potstill.verify.units import asked_units
@@ -29,7 +30,7 @@ R = TypeVar("R", bound=ReferenceSettings)
 class _Compares(BaseVerifier[R]):
     """Base of the three: without a reference there is no judgement."""
 
-    contract = 3
+    contract = 4
 
     def judge(self, record: Record, completion: str) -> Verdict:
         known = references(record, self._settings.reference)
@@ -96,6 +97,9 @@ class NumericVerifier(_Compares[Numeric]):
             if other_unit(reference, answer, units):
                 return self.cannot_judge(f"{shown(answer.text)}: the question asks for {' or '.join(sorted(units))}")
             if self._near(reference, answer):
+                other = of_another(asked, said)
+                if other is not None:
+                    return self.cannot_judge(f"the answer speaks of {shown(other)}, and the question asks for another")
                 return self.accept(f"{shown(answer.text)} is {shown(text)}")
         return self.reject(f"{shown(answer.text)} is not {shown(known[0])}")
 
@@ -177,10 +181,12 @@ def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozense
     if found is not None and not found.text:
         return Chosen(None, doubtful=True)
     said = clean(found.text if found is not None else text)
+    plain = [_plain(c) for c in choices]
+    if found is not None and not found.delimited and _ends_with_another(text, said, letters, plain):
+        return Chosen(None, doubtful=True)
     whole = _WHOLE.fullmatch(said)
     if whole:
         return Chosen(whole[1].upper()) if whole[1].upper() in letters else Chosen(None)
-    plain = [_plain(c) for c in choices]
     if plain.count(_plain(said)) == 1:
         return Chosen(letters[plain.index(_plain(said))])
     led = _LED.fullmatch(said)
@@ -197,6 +203,7 @@ def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozense
         told = _REASON.sub("", _PRAISE.sub("", after))
         own = not _PLAIN.sub("", told) or _plain(told) == (plain[letters.index(mark[1])] if plain else None)
         led_to = not before.strip(" *($") or _LEADS_TO_LETTER.search(before) is not None
+        led_to = led_to and _labels_an_answer(before, known)
         if own and led_to and not is_taken_back(after) and leads_to_value(before, known, strict=True):
             return Chosen(mark[1])
         return Chosen(None, doubtful=True)
@@ -208,6 +215,29 @@ def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozense
     ):
         return Chosen(letters[plain.index(_plain(claimed["choice"]))])
     return Chosen(None, doubtful=bool(claimed))
+
+
+_LABEL = re.compile(r"([^\W\d_]+)[\s*_]*[:,=][\s*($]*$")
+_LABELS = frozenset(
+    """answer answers option choice letter solution result conclusion selection response final correct so thus hence
+    therefore then finally overall""".split()
+)
+
+
+def _labels_an_answer(before: str, known: frozenset[str]) -> bool:
+    """Whether the word before a colon or comma speaks of an answer or of the question: "Grade: C" does neither."""
+    label = _LABEL.search(before)
+    return label is None or label[1].lower() in _LABELS or bool(known_words(label[1]) & known)
+
+
+def _ends_with_another(text: str, said: str, letters: str, plain: Sequence[str]) -> bool:
+    """Whether the text after a marked letter ends by naming another choice ("Answer: A. On reflection, Venus.")."""
+    lone = re.match(r"[(\[*]*([A-Z])(?![A-Za-z])", said)
+    if lone is None or lone[1] not in letters:
+        return False
+    last = _plain(last_sentence(text) or "")
+    others = [p for at, p in enumerate(plain) if p and letters[at] != lone[1]]
+    return any(re.search(rf"(?:^|[,;:]|\b(?:is|be))\s*(?:the\s+)?{re.escape(other)}$", last) for other in others)
 
 
 def _plain(text: str) -> str:

@@ -21,7 +21,8 @@ _CANONICAL = {name: unit for unit, names in _SAME.items() for name in [unit, *na
 _NEVER_FIRST = frozenset("at by from with on for to of as into and since during then so".split())
 """Words that begin no unit: what follows them is about the number, not what it counts."""
 _POWERS = {"²": "^2", "³": "^3", "^2": "^2", "^3": "^3", "^{2}": "^2", "^{3}": "^3"}
-_COMPOUND = {"mi per h": "mph", "km per h": "km/h", "m per s": "m/s", "m/sec": "m/s", "km/hr": "km/h", "mi/h": "mph"}
+_COMPOUND = {"mi per h": "mph", "km per h": "km/h", "m per s": "m/s", "m/sec": "m/s", "km/hr": "km/h", "mi/h": "mph",
+             "° °C": "°C", "° °F": "°F"}  # fmt: skip
 _NO_UNIT = re.compile(r"\b(?:(?:in (?:total|all)|altogether|total|left|remaining|now)\s*)+$")
 UNIT = re.compile(
     r"(?P<number>.*[\d)}])(?P<gap>\s*)(?P<unit>°\s?[CF]?|[€£¢]|[A-Za-zµΩ][A-Za-zµΩ' /-]*(?:\^\{?[23]\}?|[²³])?)"
@@ -54,7 +55,10 @@ def unit_of(text: str, known: frozenset[str] = frozenset()) -> str | None:
     return _COMPOUND.get(unit, unit)
 
 
-_ASKED = re.compile(r"\b(?:how\s+(?:many|much)|number\s+of)\s+([A-Za-z]+)|\bin\s+([A-Za-z]+)\s*\?", re.IGNORECASE)
+_ASKED = re.compile(
+    r"\b(?:how\s+(?:many|much)|number\s+of)\s+([A-Za-z]+)|\bin\s+(?:degrees\s+)?([A-Za-z]+)\b(?!\s+(?:per|an?)\b)",
+    re.IGNORECASE,
+)
 
 
 def asked_units(question: str) -> frozenset[str]:

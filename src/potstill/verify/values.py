@@ -17,6 +17,7 @@ from potstill.verify.answer_extraction import (
     boxed,
     final_value,
     follows_value,
+    last_sentence,
     leads_to_value,
     locate,
     region_of,
@@ -25,6 +26,7 @@ from potstill.verify.answer_extraction import (
 )
 from potstill.verify.dates import dates, times
 from potstill.verify.numbers import exact_number, plain_signs
+from potstill.verify.surroundings import is_doubt, words_in
 from potstill.verify.units import UNIT, is_known, unit_of
 
 Kind = Literal[
@@ -78,6 +80,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:[ '’.\-][^\W\d_]+)*\.?")
 _PAIRS = {"(": ")", "[": "]", "{": "}", "⟨": "⟩"}
 _NAMES = {"pi": r"\pi", "π": r"\pi", "infinity": r"\infty", "∞": r"\infty", "∅": r"\emptyset"}
 _DRESS = (("$$", "$$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'), ("“", "”"))
+_FORMULAS = re.compile(r"\$[^$]+\$(?:\s*(?:,|,?\s+and|,?\s+or)\s*\$[^$]+\$)+")
+"""A list of formulas, each in dollar signs of its own."""
 _CLOCK = re.compile(r"[ap]\.m\.$", re.IGNORECASE)
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 
@@ -89,6 +93,8 @@ def clean(text: str) -> str:
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
     text = _without_stop(text)
+    if _FORMULAS.fullmatch(text):
+        text = text.replace("$", "")
     if len(text) > 2 and text[0] == text[-1] == "$" and text.count("$") == 2:
         text = _without_stop(text[1:-1])
     if text.startswith(("\\boxed", "\\fbox")) and text.endswith("}"):
@@ -437,17 +443,71 @@ def answer_value(completion: str, known: frozenset[str] = frozenset(), *, equati
         whole = read_value(said, known)
         if whole.kind not in ("nothing", "unclear") and not is_prose(whole):
             return _solved(whole, known, equation)
+    converted = _converted(said, known, equation)
+    if converted is not None:
+        return converted
     last = final_value(said, known)
-    if last is None:
+    value = None if last is None else _solved(read_value(last, known), known, equation)
+    if value is None or value.kind == "unclear":
+        value = computed_value(said, known) or value
+    if value is None:
         return Value("unclear", said[-60:]) if re.search(r"\d", said[-MOST_CHARACTERS:]) else None
-    value = _solved(read_value(last, known), known, equation)
     return None if value.kind == "expression" and is_prose(value) else value
+
+
+_ASIDE = re.compile(r"\s*\(([^()]{1,40})\)(?=[\s.!*]*$)")
+
+
+def _converted(said: str, known: frozenset[str], equation: bool) -> Value | None:
+    """The quantity before another in brackets, if both have a unit of measure: 100 °C of "100 °C (212 °F)"."""
+    aside = _ASIDE.search(said)
+    second = read_value(aside[1], known) if aside else None
+    if aside is None or second is None or second.kind != "quantity" or not is_known(second.unit):
+        return None
+    first = answer_value(said[: aside.start()] + said[aside.end() :], known, equation=equation)
+    if first is None or first.kind != "quantity" or not is_known(first.unit) or first.unit == second.unit:
+        return None
+    return first
+
+
+_MONEY_OR_BOLD = re.compile(r"[*_]{2}|\\?[$€£]")
+_COMMAND = re.compile(r"\\(?:frac|times|cdot|div)(?![a-z])")
+
+
+def computed_value(said: str, known: frozenset[str]) -> Value | None:
+    """The right side of an equation that ends a text and holds: 72 km/h of "Speed = 180 km ÷ 2.5 h = 72 km/h". None
+    where the side before it cannot be computed, gives another number, or has words before it that may change it."""
+    last = last_sentence(said)
+    if last is None or re.search(r"[?~±≈≠≤≥<>]|\\(?:approx|neq?|leq?|geq?|pm)(?![a-z])", last):
+        return None
+    text = clean(last.replace("**", ""))
+    left, equals, right = text.rpartition("=")
+    value = read_value(right, known)
+    if not equals or value.number is None or value.kind not in ("number", "quantity"):
+        return None
+    *_, side = left.split("=")
+    words = _MONEY_OR_BOLD.sub("", side).split()
+    kept: list[str] = []
+    while words and (_COMMAND.search(words[-1]) or not re.search(r"[A-Za-z]", words[-1]) or _counted(words, known)):
+        kept.append("" if _counted(words, known) else words[-1])
+        words.pop()
+    named = [side for side in left.split("=")[:-1] if not re.fullmatch(r"\s*[A-Za-z]\s*", side)]
+    before = " ".join([*named, " ".join(words)])
+    clause = re.split(r"[,;:.]\s", before)[-1]
+    if any(is_doubt(word) for word in words_in(last)) or not leads_to_value(clause, known, strict=True):
+        return None
+    return value if kept and exact_number(" ".join(reversed(kept))) == value.number else None
+
+
+def _counted(words: list[str], known: frozenset[str]) -> bool:
+    """Whether the last of the words is a unit or a counted noun after a number."""
+    return words[-1].isalpha() and any(c.isdigit() for c in "".join(words[-2:-1])) and bool(unit_of(words[-1], known))
 
 
 def _read_phrase(phrase: str, known: frozenset[str]) -> Value:
     """The value of the text after "the answer is": all of it, or the one value in it among harmless words."""
     value = read_value(phrase, known)
-    if value.kind != "unclear":
+    if value.kind != "unclear" and not is_prose(value):
         return value
     shorter = re.split(r",?\s+(?:because|since)\s", phrase, maxsplit=1)[0]
     if shorter != phrase:
@@ -473,6 +533,8 @@ def _solved(value: Value, known: frozenset[str], equation: bool) -> Value:
 def other_unit(reference: Value, answer: Value, asked: frozenset[str]) -> bool:
     """Whether an answer has a unit of measure that the question does not ask for, where the reference has none."""
     unit = answer.unit.partition(" per ")[0]
+    if unit == "°" and len(asked & {"°C", "°F"}) == 1:
+        return False
     return bool(unit) and not reference.unit and is_known(unit) and bool(asked) and unit not in asked
 
 
@@ -480,12 +542,15 @@ def right_side(text: str) -> str:
     """The right side of a chain of equations, where that is the value: "3 + 4 = 7", "Area = 7". All of an equation in
     unknowns, "2x + 1 = 7"."""
     left, equals, right = text.rpartition("=")
-    if not equals or left.endswith(("\\", "<", ">", "!")):
+    if not equals or left.endswith(("\\", "<", ">", "!")) or re.search(r"[≠≤≥≈~±]|\\neq?(?![a-z])", left):
         return text
-    first, value = left.split("=")[0].strip(), exact_number(right.strip())
+    first = left.split("=")[0].strip()
+    if _OPERATOR.match(first):
+        return right.strip()
     if _FORMULA.search(re.sub(r"\\[a-zA-Z]+", " ", first)):
         return text  # an equation in unknowns, `-x = 5`
-    sides = [exact_number(side.strip()) for side in left.split("=")]
+    value = exact_number(right.replace("$", "").strip())
+    sides = [exact_number(re.sub(r"[$€£]", "", side).strip(" :")) for side in left.split("=")]
     if value is not None and any(side is not None and side != value for side in sides):
         return text  # `2 + 2 = 5`
     names = re.sub(r"\\[a-zA-Z]+|_\{?\w+\}?", " ", left)
@@ -493,6 +558,8 @@ def right_side(text: str) -> str:
     return text if unknown else right.strip()
 
 
+_OPERATOR = re.compile(r"\\frac\s*\{d\}\s*\{d[a-z]\}|\\(?:int|lim|sum|prod)(?![a-z])")
+"""Begins a side that is to be computed, and no equation in unknowns."""
 _FORMULA = re.compile(r"^[-+]\s*[A-Za-z]|(?<![A-Za-z])[A-Za-z]\s*[-+*/·×÷^]|[-+*/·×÷]\s*[A-Za-z](?![A-Za-z])")
 
 

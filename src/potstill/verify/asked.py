@@ -1,0 +1,68 @@
+"""Whether the sentence of an answer speaks of something else than the question asks for: "28 boys" where the question
+counts 21 boys and asks for girls, "Ana has 36" where it asks what Tom has. The number alone would not tell."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+
+from potstill.verify.answer_extraction import last_sentence
+from potstill.verify.numbers import NUMBER_WORDS
+from potstill.verify.surroundings import known_words, words_in
+
+_HOW_MANY = re.compile(r"\b(?:how\s+(?:many|much)|number\s+of)\s+((?:[A-Za-z'’-]+\s*){1,4})", re.IGNORECASE)
+_ENDS_NOUN = frozenset(
+    "are is was were does did do will can could would should must has have had in on at per remain remains".split()
+)
+_COUNTED = re.compile(rf"(?:\d|\b(?:{'|'.join(sorted(NUMBER_WORDS))}))\s+((?:[a-z-]+\s+){{0,3}}[a-z-]+)", re.IGNORECASE)
+_ENDS_COUNTED = frozenset("and or of with for to each the a an from by as so then that which".split())
+_RATE = frozenset({"per", "each", "apiece"})
+_ASKS_RATE = _RATE | {"every", "average", "rate"}
+_NAME = re.compile(r"(?<=[a-z,]\s)[A-Z][a-z]+\b")
+_NAMED = re.compile(r"\b[A-Z][a-z]+\b")
+
+
+def of_another(question: str, said: str) -> str | None:
+    """What the last sentence of an answer speaks of instead of what is asked for; None if nothing says so.
+
+    Args:
+        question: text of the question. Its last sentence with a question mark says what is asked for.
+        said: the answer, without reasoning.
+    """
+    asking = [s for s in re.split(r"(?<=[.!?])\s+|\n", question[-4_000:]) if "?" in s]
+    last = last_sentence(said)
+    if not asking or last is None:
+        return None
+    return _other_noun(question[-4_000:], asking[-1], last) or _other_name(question[-4_000:], asking[-1], last)
+
+
+def _other_noun(question: str, asking: str, last: str) -> str | None:
+    wanted = [" ".join(_up_to_verb(m[1].split())) for m in _HOW_MANY.finditer(asking)]
+    if not wanted:
+        return None
+    asked = known_words(" ".join(wanted))
+    nouns = [m[1].split() for m in _COUNTED.finditer(question)]
+    counted = {form for words in nouns for form in known_words(" ".join(_up_to_verb(words)))} - asked
+    plain = re.sub(r"\\text\s*\{([^{}]*)\}|[*$}]|\\[ ,;]", lambda m: f" {m[1] or ''} ", last)
+    values = [m[1].split() for m in _COUNTED.finditer(plain)]
+    if not values:
+        return None
+    rate = next((word for word in values[-1] if word in _RATE), None)
+    if rate and not _ASKS_RATE & {word.lower() for word in words_in(question)}:
+        return " ".join(values[-1])
+    said = [" ".join(_up_to_verb(words)) for words in values]
+    if any(known_words(noun) & asked for noun in said):
+        return None
+    return said[-1] if known_words(said[-1]) & counted else None
+
+
+def _up_to_verb(words: list[str]) -> list[str]:
+    """What is counted, up to the verb: `loose rolls` of "loose rolls are left"."""
+    return list(takewhile(lambda word: word.lower() not in _ENDS_NOUN | _ENDS_COUNTED, words))
+
+
+def _other_name(question: str, asking: str, last: str) -> str | None:
+    names = set(_NAME.findall(question))
+    wanted = names & set(_NAMED.findall(asking))
+    said = [word for word in words_in(last) if word in names]
+    return said[0] if wanted and said and not wanted & set(said) else None
