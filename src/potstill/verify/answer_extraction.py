@@ -389,6 +389,17 @@ def last_sentence(text: str) -> str | None:
     return sentences[-1].strip() if sentences else last
 
 
+_SO = re.compile(r".*[,;]\s+(?:and\s+)?(?:so|thus|therefore|hence)\s+", re.IGNORECASE | re.DOTALL)
+
+
+def conclusion(sentence_: str) -> str:
+    """What a sentence concludes: "Lia has 20" of "Ben has 10, so Lia has 20". All of it where it doubts anything."""
+    found = _SO.match(sentence_)
+    if found is None or "?" in sentence_ or any(is_doubt(word) for word in words_in(sentence_)):
+        return sentence_
+    return sentence_[found.end() :]
+
+
 @dataclass(frozen=True)
 class Region:
     """A run of a sentence that may be a value, and the words on both sides of it."""
@@ -495,7 +506,7 @@ def final_value(text: str, known: frozenset[str] = frozenset()) -> str | None:
             is_doubt(w) for w in words_in(following)
         ):
             return yes[1]
-    region = region_of(last)
+    region = region_of(last) or region_of(conclusion(last))
     if region is None:
         return _complement(last, known)
     value, after = with_unit(region)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from itertools import takewhile
 
-from potstill.verify.answer_extraction import last_sentence
+from potstill.verify.answer_extraction import conclusion, last_sentence
 from potstill.verify.numbers import NUMBER_WORDS
 from potstill.verify.surroundings import known_words, words_in
 
@@ -18,6 +18,8 @@ _COUNTED = re.compile(rf"(?:\d|\b(?:{'|'.join(sorted(NUMBER_WORDS))}))\s+((?:[a-
 _ENDS_COUNTED = frozenset("and or of with for to each the a an from by as so then that which".split())
 _RATE = frozenset({"per", "each", "apiece"})
 _ASKS_RATE = _RATE | {"every", "average", "rate"}
+_TOTALS = frozenset({"together", "altogether", "combined"})
+"""Words of all persons, which answer no question about one."""
 _NAME = re.compile(r"(?<=[a-z,]\s)[A-Z][a-z]+\b")
 _NAMED = re.compile(r"\b[A-Z][a-z]+\b")
 
@@ -33,6 +35,7 @@ def of_another(question: str, said: str) -> str | None:
     last = last_sentence(said)
     if not asking or last is None:
         return None
+    last = conclusion(last)
     return _other_noun(question[-4_000:], asking[-1], last) or _other_name(question[-4_000:], asking[-1], last)
 
 
@@ -64,5 +67,8 @@ def _up_to_verb(words: list[str]) -> list[str]:
 def _other_name(question: str, asking: str, last: str) -> str | None:
     names = set(_NAME.findall(question))
     wanted = names & set(_NAMED.findall(asking))
-    said = [word for word in words_in(last) if word in names]
+    totals = [
+        word for word in words_in(last) if word.lower() in _TOTALS and not _TOTALS & set(words_in(asking.lower()))
+    ]
+    said = [word for word in words_in(last) if word in names] + totals
     return said[0] if wanted and said and not wanted & set(said) else None
