@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from potstill.data import prompt_ids
+from potstill.decoding.generator import stop_token_ids
 from potstill.evaluate.answers import write_answers
-from potstill.models.generator import stop_token_ids
 from small_run import CHAT
 from tiny_models import tiny_model
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from potstill.decoding.generator import write
 from potstill.errors import DataError
-from potstill.models.generator import write
 from potstill.models.live import live_signals
 from potstill.recipe import LocalTeacher
 from potstill.registry import build

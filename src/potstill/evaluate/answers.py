@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from potstill.data import ChatTokenizer
-from potstill.models.generator import batches_by_length, stop_token_ids, write
+from potstill.decoding.generator import batches_by_length, stop_token_ids, write
 from potstill.types import Sampling
 
 

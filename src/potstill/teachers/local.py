@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.console import Console
 from potstill.data import ChatTokenizer, prompt_ids
+from potstill.decoding.generator import Wrote, stop_token_ids, write
 from potstill.errors import CapabilityError, DataError
 from potstill.models.anatomy import dims
 from potstill.models.folder import ModelSource, is_module, read_config
-from potstill.models.generator import Wrote, stop_token_ids, write
 from potstill.models.kinds import task_in
 from potstill.models.labels import labels_in, labels_of
 from potstill.models.live import live_signals

@@ -10,9 +10,9 @@ import torch
 
 from potstill.console import Console
 from potstill.data import Pixels, read_sides
+from potstill.decoding.generator import write
 from potstill.errors import UserError
 from potstill.measures import Interval
-from potstill.models.generator import write
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import resolve
 from potstill.recipe import load_recipe

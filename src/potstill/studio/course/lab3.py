@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from potstill.data import load_records
+from potstill.decoding.generator import write
 from potstill.errors import UserError
-from potstill.models.generator import write
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import resolve
 from potstill.studio.course.lab1 import percent

@@ -10,8 +10,8 @@ import torch
 
 from potstill.console import Console, Progress
 from potstill.data import Pixels, read_sides
+from potstill.decoding.generator import stop_token_ids, write
 from potstill.errors import UserError
-from potstill.models.generator import stop_token_ids, write
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import resolve
 from potstill.recipe import Recipe, load_recipe

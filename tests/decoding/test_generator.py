@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from potstill.models.generator import batches_by_length, draw, write
+from potstill.decoding.generator import batches_by_length, draw, write
 from potstill.types import Sampling
 from tiny_models import tiny_model
 

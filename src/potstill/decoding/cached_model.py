@@ -1,0 +1,207 @@
+"""A causal language model that reads blocks of tokens behind what it has read, each row at its own position."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from potstill.decoding.cache import RowCache
+from potstill.errors import ModelError
+from potstill.models.anatomy import effective_head, inner_decoder, model_layers, text_config, unwrap, why_no_head
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_MASKED_ATTENTION = ("eager", "sdpa")
+
+
+class CachedModel:
+    """A model and the keys and values of what its rows hold.
+
+    Attributes:
+        limit: number of positions of the model's context; None if its configuration has none.
+
+    Args:
+        model: in evaluation mode.
+        vocabulary: token ids of the only rows of its output layer that are computed, in order; None for all.
+        cache: another model's, whose first layers these are; None for an own one.
+
+    Raises:
+        ModelError: its cache cannot be rolled back, its attention takes no mask of ours, or its output layer cannot
+            be cut to a vocabulary.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, vocabulary: Int[Tensor, " K"] | None = None, cache: CachedModel | None = None
+    ) -> None:
+        check_rollback(model)
+        self.model = model
+        self.vocabulary = vocabulary
+        self.config = text_config(model)
+        self.limit: int | None = getattr(self.config, "max_position_embeddings", None)
+        self._lender = cache
+        self._own: RowCache | None = None
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        self._window: int | None = getattr(self.config, "sliding_window", None)
+        self._mixed = len(kinds) > 1
+        if kinds == {_FULL}:
+            self._window = None  # a size that no layer uses
+        self._head = None if vocabulary is None else _CutHead(model, vocabulary)
+        self.vocab_size = int(self.config.vocab_size)
+
+    def start(self, capacity: int) -> None:
+        """Forget everything, and make room for so many tokens a row."""
+        if self._lender is None:
+            self._own = RowCache(len(model_layers(self.model)), capacity)
+
+    @property
+    def _cache(self) -> RowCache:
+        own = self._own if self._lender is None else self._lender._own
+        if own is None:
+            raise RuntimeError("start() comes first")
+        return own
+
+    @property
+    def lends(self) -> bool:
+        """Whether the keys and values are another model's, which fills them."""
+        return self._lender is not None
+
+    def __call__(
+        self, tokens_Bn: Int[Tensor, "B n"], starts: Sequence[int], last: int | None = None
+    ) -> Float[Tensor, "B m V"]:
+        """The logits behind the last `last` tokens of a block (None: behind each); [B, m, K] with a vocabulary.
+
+        Args:
+            tokens_Bn: token ids.
+            starts: position of the first token of each row.
+            last: m, at least 1.
+        """
+        length = tokens_Bn.shape[1]
+        positions = self._cache.place(starts, length, tokens_Bn.device)
+        given: dict[str, Any] = {
+            "input_ids": tokens_Bn,
+            "attention_mask": self._masks(positions, starts),
+            "position_ids": positions,
+            "past_key_values": self._cache,
+            "use_cache": True,
+        }
+        if self._head is not None:
+            hidden = inner_decoder(self.model)(**given).last_hidden_state
+            return self._head(hidden if last is None else hidden[:, -last:])
+        logits: Tensor = self.model(**given, logits_to_keep=length if last is None else last).logits
+        return logits
+
+    def keep(self, rows: Int[Tensor, " K"]) -> None:
+        """Drop all other rows."""
+        if self._lender is None:
+            self._cache.keep(rows)
+
+    def _masks(self, positions_Bn: Tensor, starts: Sequence[int]) -> Any:
+        """What each token of a block sees: itself and what is before it, additive; None where that is everything, or
+        where the block begins all rows (the model's own causal mask)."""
+        end, length = self._cache.block.end, positions_Bn.shape[1]
+        windowed = self._window is not None and end > self._window
+        if not windowed and (not any(starts) or (length == 1 and len(set(starts)) == 1)) and not self._mixed:
+            return None
+        behind = positions_Bn[:, None, :, None] - torch.arange(end, device=positions_Bn.device)
+        full = self._additive(behind >= 0)
+        sliding = self._additive((behind >= 0) & (behind < self._window)) if self._window is not None else full
+        if self._mixed:
+            return {_FULL: full, _SLIDING: sliding}
+        return sliding
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, lowest)
+
+
+class _CutHead:
+    """Some rows of a model's output layer, with its scale and soft cap."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary: Tensor) -> None:
+        head = effective_head(model)
+        if head is None:
+            raise ModelError(
+                f"the output layer cannot be cut to frequent tokens: {why_no_head(model)}",
+                fix="use a draft of all tokens",
+            )
+        self._weight = head.weight.detach()[vocabulary].contiguous()
+        self._bias = None if head.bias is None else head.bias.detach()[vocabulary]
+        self._scale, self._softcap = head.scale, head.softcap
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = nn.functional.linear(hidden, self._weight, self._bias)
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
+
+
+def check_rollback(model: PreTrainedModel) -> None:
+    """Check that tokens can be taken back from what a model keeps of its text, and that it takes our masks.
+
+    Raises:
+        ModelError: they cannot, or it does not.
+    """
+    inner = unwrap(model)
+    name, config = type(inner).__name__, text_config(model)
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - {_FULL, _SLIDING})
+    if other or getattr(inner, "_is_stateful", False):
+        kind = other[0] if other else "recurrent state"
+        raise ModelError(
+            f"{name} cannot decode speculatively: the cache of its layers ({kind}) cannot be rolled back",
+            fix="use a model whose layers are full or sliding attention",
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise ModelError(
+            f"{name} cannot decode speculatively: its layers share keys and values",
+            fix="use a model whose layers each have their own",
+        )
+    if "position_ids" not in inspect.signature(inner.forward).parameters:
+        raise ModelError(
+            f"{name} cannot decode speculatively: it takes no positions", fix="use a model with `position_ids`"
+        )
+    if (attention := getattr(config, "_attn_implementation", "eager")) not in _MASKED_ATTENTION:
+        raise ModelError(
+            f"{name} cannot decode speculatively with attn_implementation: {attention}, which takes no masks",
+            fix="open it with attn_implementation: sdpa",
+        )
+
+
+def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
+    """A model of the first layers, and all that is before and behind them (embeddings, last norm, head): a view, whose
+    weights are the model's own.
+
+    Raises:
+        ModelError: `count` is not between 1 and one less than the number of layers.
+    """
+    layers = model_layers(model)
+    if not 1 <= count < len(layers):
+        raise ModelError(
+            f"an early exit after {count} layers of a model that has {len(layers)}",
+            fix=f"choose 1 to {len(layers) - 1} layers",
+        )
+    inner = unwrap(model)
+    path = next(name for name, module in inner.named_modules() if module is layers)
+    config = copy.deepcopy(inner.config)
+    config.get_text_config(decoder=True).num_hidden_layers = count
+    view = here = _shallow(inner, config)
+    *parents, leaf = path.split(".")
+    for name in parents:
+        here._modules[name] = _shallow(here._modules[name], config)
+        here = here._modules[name]
+    here._modules[leaf] = nn.ModuleList(layers[:count])
+    return view
+
+
+def _shallow(module: Any, config: Any) -> Any:
+    """A module with the same parameters and children, whose children can be replaced."""
+    view = copy.copy(module)
+    view._modules = dict(module._modules)
+    if hasattr(view, "config"):
+        view.config = config if type(view.config) is type(config) else config.get_text_config(decoder=True)
+    return view

@@ -1,0 +1,243 @@
+"""What proposes tokens to a target: a smaller model, the target's first layers, the text itself, or several in turn.
+
+A draft never decides what is written. It says which tokens it drafted and from which distributions they were drawn; the
+target accepts them so that its own distribution is kept (`acceptance.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.decoding.acceptance import Source
+from potstill.decoding.cached_model import CachedModel, first_layers
+from potstill.decoding.rows import Rows
+from potstill.decoding.sampler import Sampler
+from potstill.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Drafted tokens, which stand behind each row's length in `Rows` too.
+
+    `counts` says how many each row has. `q_BgV` holds the distributions that they were drawn from; None if each was
+    certain (one choice), and for greedy decoding.
+    """
+
+    counts: Sequence[int]
+    q_BgV: Float[Tensor, "B g V"] | None = None
+
+    @property
+    def most(self) -> int:
+        """g, the largest number of drafted tokens of a row."""
+        return max(self.counts, default=0)
+
+
+class Draft(Protocol):
+    """A source of proposals for the rows of one batch."""
+
+    def start(self, rows: Rows, target: Reads) -> None:
+        """A new batch begins. The target reads all prompts but their last tokens before the first proposal."""
+        ...
+
+    def propose(self, rows: Rows, most: int, sampler: Sampler, source: Source) -> Proposal:
+        """At most `most` tokens for each row, `most` ≥ 1."""
+        ...
+
+    def roll_back(self, rows: Rows) -> None:
+        """A round is over: forget what was drafted and does not stand."""
+        ...
+
+    def keep(self, kept: Int[Tensor, " K"]) -> None:
+        """Drop all other rows."""
+        ...
+
+
+class Reads(Protocol):
+    """A model that reads blocks of tokens; see `CachedModel`."""
+
+    limit: int | None
+    vocab_size: int
+    vocabulary: Int[Tensor, " K"] | None
+
+    @property
+    def lends(self) -> bool: ...
+
+    def start(self, capacity: int) -> None: ...
+
+    def __call__(self, tokens_Bn: Tensor, starts: Sequence[int], last: int | None = None) -> Tensor: ...
+
+    def keep(self, rows: Tensor) -> None: ...
+
+
+class ModelDraft:
+    """A model of the same tokens that writes ahead of the target.
+
+    Args:
+        reader: the model. If it borrows the target's keys and values (an early exit) it has nothing to catch up with.
+        threshold: stop before a token whose most probable choice has less probability; 0 never stops. The choice is
+            made before the token is drawn, so that it does not depend on it: dropping a token *because* of what it is
+            would bias what is accepted. Costs one synchronisation a token on an accelerator.
+    """
+
+    def __init__(self, reader: Reads, threshold: float = 0.0) -> None:
+        self._reader, self._threshold = reader, threshold
+        self._read: list[int] = []  # number of each row's tokens whose keys and values are kept
+
+    def start(self, rows: Rows, target: Reads) -> None:
+        if self._reader.vocab_size != target.vocab_size and self._reader.vocabulary is None:
+            raise ModelError(
+                f"the draft has {self._reader.vocab_size:,} token ids and the target {target.vocab_size:,}",
+                fix="use a draft that was made of the target, or distilled with its tokenizer",
+            )
+        self._reader.start(rows.capacity)
+        self._read = [0] * len(rows.numbers)
+
+    def propose(self, rows: Rows, most: int, sampler: Sampler, source: Source) -> Proposal:
+        reader, lengths = self._reader, rows.lengths
+        if reader.limit is not None:
+            # The draft's context is full: no proposal, the target goes on alone.
+            most = min(most, reader.limit - max(lengths) + 1)
+            if most < 1:
+                return Proposal([0] * len(lengths))
+        going, counts = list(range(len(lengths))), [most] * len(lengths)
+        distributions: list[Tensor] = []
+        logits = self._catch_up(rows)
+        for place in range(most):
+            if place:
+                starts = [length + place - 1 for length in lengths]
+                logits = reader(rows.block(starts, 1), starts, last=1)
+            if sampler.greedy and not self._threshold:
+                tokens = sampler.best(logits, rows, place, reader.vocabulary)[:, 0]
+            else:
+                q = sampler.distributions(logits, rows, place, reader.vocabulary)
+                if self._threshold:
+                    unsure = (q[:, 0].amax(-1) < self._threshold).tolist()
+                    counts = [min(counts[row], place) if unsure[row] else counts[row] for row in range(len(counts))]
+                    going = [row for row in going if counts[row] > place]
+                    if not going:
+                        break
+                tokens = q[:, 0].argmax(-1) if sampler.greedy else source.draw(q[:, 0])
+                if not sampler.greedy:
+                    distributions.append(q)
+            rows.draft(place, tokens)
+            self._read = [length + place for length in lengths]
+        return Proposal(counts, torch.cat(distributions, 1) if distributions else None)
+
+    def _catch_up(self, rows: Rows) -> Tensor:
+        """Read what stands and was not read, at most all; returns the logits behind each row's last token."""
+        reader, lengths = self._reader, rows.lengths
+        if reader.lends:
+            missing = 1
+        else:
+            missing = max(length - read for length, read in zip(lengths, self._read, strict=True))
+        if missing > 1 and len(set(lengths)) > 1:
+            # Of shorter rows tokens are read anew, and places behind their end, which are written over later.
+            starts = [max(0, length - missing) for length in lengths]
+            reader(rows.block(starts, missing - 1), starts, last=1)
+            missing = 1
+        starts = [length - missing for length in lengths]
+        return reader(rows.block(starts, missing), starts, last=1)
+
+    def roll_back(self, rows: Rows) -> None:
+        self._read = [min(read, length - 1) for read, length in zip(self._read, rows.lengths, strict=True)]
+
+    def keep(self, kept: Tensor) -> None:
+        self._reader.keep(kept)
+        self._read = [self._read[row] for row in kept.tolist()]
+
+
+def early_exit(
+    target: CachedModel, layers: int, vocabulary: Int[Tensor, " K"] | None = None, threshold: float = 0.0
+) -> ModelDraft:
+    """The target's first layers with its last norm and head. They share the target's keys and values.
+
+    Raises:
+        ModelError: the target has not more layers, or its head cannot be cut.
+    """
+    view: PreTrainedModel = first_layers(target.model, layers)
+    return ModelDraft(CachedModel(view, vocabulary, cache=target), threshold)
+
+
+class LookupDraft:
+    """What followed the last earlier occurrence of the text's last tokens: no model. Saxena 2023 (prompt lookup).
+
+    Args:
+        longest: largest number of tokens that are compared, tried first.
+        shortest: smallest.
+    """
+
+    def __init__(self, longest: int = 3, shortest: int = 1) -> None:
+        if not 1 <= shortest <= longest:
+            raise ValueError(f"n-grams of {shortest} to {longest} tokens")
+        self._sizes = range(longest, shortest - 1, -1)
+        self._ends: list[dict[tuple[int, ...], int]] = []  # the place behind each n-gram's last occurrence
+        self._indexed: list[int] = []
+
+    def start(self, rows: Rows, target: Reads) -> None:
+        self._ends = [{} for _ in rows.numbers]
+        self._indexed = [0] * len(rows.numbers)
+
+    def propose(self, rows: Rows, most: int, sampler: Sampler, source: Source) -> Proposal:
+        found = [self._after(row, tokens)[:most] for row, tokens in enumerate(rows.tokens)]
+        for row, ahead in enumerate(found):
+            if ahead:
+                end = len(rows.tokens[row])
+                rows.ids_BT[row, end : end + len(ahead)] = torch.tensor(ahead, device=rows.ids_BT.device)
+        return Proposal([len(ahead) for ahead in found])
+
+    def _after(self, row: int, tokens: Sequence[int]) -> list[int]:
+        ends = self._ends[row]
+        for end in range(self._indexed[row] + 1, len(tokens)):  # not the end of the text, which nothing follows
+            for size in self._sizes:
+                if size <= end:
+                    ends[tuple(tokens[end - size : end])] = end
+        self._indexed[row] = max(len(tokens) - 1, 0)
+        for size in self._sizes:
+            if size < len(tokens) and (place := ends.get(tuple(tokens[-size:]))) is not None:
+                return list(tokens[place:])
+        return []
+
+    def roll_back(self, rows: Rows) -> None:
+        """Nothing was kept of what was drafted."""
+
+    def keep(self, kept: Tensor) -> None:
+        self._ends = [self._ends[row] for row in kept.tolist()]
+        self._indexed = [self._indexed[row] for row in kept.tolist()]
+
+
+class ChainedDraft:
+    """Several drafts: in each round the first that has something to propose for every row.
+
+    Args:
+        drafts: in order, such as a lookup and then a model.
+    """
+
+    def __init__(self, drafts: Sequence[Draft]) -> None:
+        self._drafts = list(drafts)
+
+    def start(self, rows: Rows, target: Reads) -> None:
+        for draft in self._drafts:
+            draft.start(rows, target)
+
+    def propose(self, rows: Rows, most: int, sampler: Sampler, source: Source) -> Proposal:
+        proposal = Proposal([0] * len(rows.numbers))
+        for draft in self._drafts:
+            proposal = draft.propose(rows, most, sampler, source)
+            if all(proposal.counts):
+                break
+        return proposal
+
+    def roll_back(self, rows: Rows) -> None:
+        for draft in self._drafts:
+            draft.roll_back(rows)
+
+    def keep(self, kept: Tensor) -> None:
+        for draft in self._drafts:
+            draft.keep(kept)

@@ -1,0 +1,355 @@
+"""Exact speculative decoding: a draft proposes tokens, and the target reads them in one block and accepts or rejects.
+
+The distribution of the text is the target's own, whatever the draft. Greedy text is the target's own up to the rounding
+of its kernels: a block of n tokens is another matrix product than n blocks of one, which may turn a near-tie.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.logits_process import LogitsProcessor
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from potstill.decoding.acceptance import Chance, Source, Verdict, verify_greedy, verify_sampled
+from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.drafts import Draft, Proposal, Reads
+from potstill.decoding.rows import Rows
+from potstill.decoding.sampler import Sampler
+from potstill.errors import ModelError, UserError
+
+Ends = Callable[[Tensor], bool]
+"""Whether a text [1, t] ends with its last token."""
+
+
+@dataclass
+class Account:
+    """What a decoding did, and where its time went. On an accelerator, where work is queued, only the sum of the times
+    means something."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    written: int = 0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    other_seconds: float = 0.0
+    accepted_by_round: list[tuple[int, int]] = field(default_factory=list)
+    """(drafted, accepted) of each row and round."""
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Tokens that a row gets from one block of the target: 1 without any acceptance."""
+        return self.written / max(len(self.accepted_by_round), 1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to write.
+
+    Args:
+        prompts: token ids, at least one each.
+        budget: maximum number of new tokens of each row, at least 1.
+        stop_ids: end tokens; a row ends with the first one.
+        sampler: what is done to logits.
+        padding: see `Rows`.
+        ends: further conditions, tried after each token.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    budget: int
+    stop_ids: Sequence[int] = ()
+    sampler: Sampler = field(default_factory=lambda: Sampler(greedy=True))
+    padding: Sequence[Sequence[int]] | None = None
+    ends: Sequence[Ends] = ()
+
+
+class SpeculativeDecoder:
+    """Text of a target, faster by a draft. Use it as `decoder.generate(input_ids, …)`, or give it to
+    `model.generate(…, custom_generate=decoder)`.
+
+    Attributes:
+        account: of the last decoding.
+
+    Args:
+        target: a causal language model in evaluation mode, or what reads like one.
+        draft: None for the target alone.
+        gamma: largest number of drafted tokens a round, at least 1 with a draft.
+
+    Raises:
+        ModelError: the target's cache cannot be rolled back.
+        UserError: gamma is below 1 with a draft.
+    """
+
+    def __init__(
+        self, target: PreTrainedModel | Reads, draft: Draft | None = None, *, gamma: int = 4, device: str | None = None
+    ) -> None:
+        if draft is not None and gamma < 1:
+            raise UserError(
+                f"gamma is {gamma}: a draft needs at least 1 token", fix="set gamma to 1 or more, or use no draft"
+            )
+        self._target: Reads = CachedModel(target) if isinstance(target, PreTrainedModel) else target
+        self._model = target if isinstance(target, PreTrainedModel) else getattr(target, "model", None)
+        self._draft, self._gamma = draft, gamma if draft is not None else 0
+        self._device = torch.device(device) if device else getattr(self._model, "device", torch.device("cpu"))
+        self.account = Account()
+
+    # ---- as transformers' generate ---------------------------------------------------------------------------------
+
+    def generate(self, inputs: Tensor | None = None, *, seed: int | None = None, **settings: Any) -> Tensor:
+        """`model.generate` of the target, with the same arguments, the same result and the draft's speed.
+
+        Args:
+            inputs: token ids [B, T], padded on the left.
+            seed: of the draws; None takes one from torch's global generator.
+            settings: as for `model.generate`: `generation_config`, `logits_processor`, `stopping_criteria`,
+                `streamer`, `attention_mask`, and any key of a generation configuration.
+
+        Raises:
+            UserError: a setting that this decoder does not have (beams, say).
+        """
+        if self._model is None:
+            raise TypeError("generate() needs a model of transformers; use write()")
+        written: Tensor = self._model.generate(inputs, custom_generate=self, seed=seed, **settings)
+        return written
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: Sequence[LogitsProcessor],
+        stopping_criteria: Sequence[Any],
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: BaseStreamer | None = None,
+        seed: int | None = None,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """The loop, as `transformers` calls it from `generate`."""
+        if model is not self._model:
+            raise ModelError("this decoder belongs to another model", fix="call generate of the model it was made for")
+        _refuse(generation_config)
+        request = _request(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        written: list[list[int]] = [[] for _ in request.prompts]
+        for news in self.rounds(request, Chance(seed, self._device)):
+            for row, tokens in news.items():
+                written[row].extend(tokens)
+                if streamer is not None:
+                    for token in tokens:
+                        streamer.put(torch.tensor([token]))
+        if streamer is not None:
+            streamer.end()
+        longest = max(map(len, written))
+        pad = generation_config.pad_token_id
+        new = torch.full((len(written), longest), pad if isinstance(pad, int) else 0, device=input_ids.device)
+        for row, tokens in enumerate(written):
+            new[row, : len(tokens)] = torch.tensor(tokens, device=input_ids.device)
+        return torch.cat([input_ids, new], 1)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def write(self, request: Request, seed: int = 0) -> list[list[int]]:
+        """The new tokens of each row, up to and with its end token."""
+        written: list[list[int]] = [[] for _ in request.prompts]
+        for news in self.rounds(request, Chance(seed, self._device)):
+            for row, tokens in news.items():
+                written[row].extend(tokens)
+        return written
+
+    @torch.no_grad()
+    def rounds(self, request: Request, source: Source) -> Iterator[dict[int, list[int]]]:
+        """Write round by round; yields the new tokens of each row that is still written, at least one.
+
+        Raises:
+            UserError: a prompt is empty, the budget is below 1, or the text would not fit the target's context.
+        """
+        self._check(request)
+        target, draft, account = self._target, self._draft, Account()
+        self.account = account
+        # A round may draft more than a row with little budget left can take: room for that, which is cut off.
+        rows = Rows(request.prompts, request.budget + self._gamma + 1, target.vocab_size, self._device, request.padding)
+        prompt_lengths = rows.lengths
+        clock = _Clock()
+        target.start(rows.capacity)
+        if (ahead := max(prompt_lengths) - 1) > 0:
+            # All but each prompt's last token, which begins the first block; of shorter rows what is behind, too.
+            target(rows.block([0] * len(prompt_lengths), ahead), [0] * len(prompt_lengths), last=1)
+        if draft is not None:
+            draft.start(rows, target)
+        account.verify_seconds += clock.lap()
+        while rows.numbers:
+            remaining = max(
+                request.budget - length + prompt_lengths[number]
+                for number, length in zip(rows.numbers, rows.lengths, strict=True)
+            )
+            most = min(self._gamma, remaining - 1)
+            proposal = Proposal([0] * len(rows.numbers))
+            if draft is not None and most > 0:
+                proposal = draft.propose(rows, most, request.sampler, source)
+            account.draft_seconds += clock.lap()
+            starts = [length - 1 for length in rows.lengths]
+            block = rows.block(starts, proposal.most + 1)
+            logits = target(block, starts)
+            account.verify_seconds += clock.lap()
+            verdict = _verdict(logits, block[:, 1:], proposal, rows, request.sampler, source)
+            # The one synchronisation of a round.
+            result = torch.cat([verdict.accepted_B[:, None], verdict.next_B[:, None], block[:, 1:]], 1).tolist()
+            news, ended = self._settle(rows, result, proposal, request, prompt_lengths)
+            if draft is not None:
+                draft.roll_back(rows)
+            if ended:
+                kept = [row for row in range(len(rows.numbers)) if row not in ended]
+                places = rows.keep(kept)
+                if kept:
+                    target.keep(places)
+                    if draft is not None:
+                        draft.keep(places)
+            account.rounds += 1
+            account.other_seconds += clock.lap()
+            yield news
+            clock.lap()  # what the caller does with the tokens is not ours
+
+    def _settle(
+        self,
+        rows: Rows,
+        result: Sequence[Sequence[int]],
+        proposal: Proposal,
+        request: Request,
+        prompt_lengths: Sequence[int],
+    ) -> tuple[dict[int, list[int]], set[int]]:
+        """Let what was accepted stand, up to the end of a row; returns the new tokens by row of the batch, and the
+        places of the rows that ended."""
+        news: dict[int, list[int]] = {}
+        ended: set[int] = set()
+        for row, (accepted, following, *drafted) in enumerate(result):
+            number = rows.numbers[row]
+            left = request.budget - len(rows.tokens[row]) + prompt_lengths[number]
+            new = [*drafted[:accepted], following][:left]
+            stop = next((place for place, token in enumerate(new, 1) if token in request.stop_ids), None)
+            new = new[:stop]
+            over = stop is not None or len(new) == left
+            rows.extend(row, new)
+            for place in range(1 - len(new), 1) if request.ends else ():
+                if any(end(rows.history(row, place)) for end in request.ends):
+                    new, over = new[: len(new) + place], True
+                    break
+            news[number] = new
+            if over:
+                ended.add(row)
+            self.account.drafted += proposal.counts[row]
+            self.account.accepted += accepted
+            self.account.written += len(new)
+            self.account.accepted_by_round.append((proposal.counts[row], accepted))
+        return news, ended
+
+    def _check(self, request: Request) -> None:
+        if not request.prompts:
+            raise UserError("there is no prompt", fix="give at least one")
+        if empty := next((row for row, prompt in enumerate(request.prompts, 1) if not prompt), None):
+            raise UserError(f"prompt {empty} is empty", fix="begin it with the tokenizer's first token, or some text")
+        if request.budget < 1:
+            raise UserError(f"a budget of {request.budget} tokens", fix="ask for at least 1")
+        needed = max(map(len, request.prompts)) + request.budget
+        if self._target.limit is not None and needed > self._target.limit:
+            raise UserError(
+                f"a prompt and its answer take {needed:,} tokens, and the model's context has {self._target.limit:,}",
+                fix="shorten the prompt, or ask for fewer new tokens",
+            )
+
+
+def _verdict(
+    logits: Tensor, drafted: Tensor, proposal: Proposal, rows: Rows, sampler: Sampler, source: Source
+) -> Verdict:
+    counts = torch.tensor(proposal.counts, device=drafted.device)
+    if sampler.greedy:
+        return verify_greedy(sampler.best(logits, rows, 0), drafted, counts)
+    p = sampler.distributions(logits, rows, 0)
+    q = proposal.q_BgV
+    return verify_sampled(p, None if q is None else q[:, : proposal.most].to(p.dtype), drafted, counts, source)
+
+
+class _Clock:
+    """Seconds between calls."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
+
+
+_UNSUPPORTED = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "prompt_lookup_num_tokens": None,
+    "guidance_scale": 1.0,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict_in_generate": False,
+    "constraints": None,
+    "force_words_ids": None,
+    "watermarking_config": None,
+}
+"""Keys of a generation configuration that this decoder does not have, and the value that asks for nothing."""
+
+
+def _refuse(config: GenerationConfig) -> None:
+    for key, nothing in _UNSUPPORTED.items():
+        if (value := getattr(config, key, None)) not in (None, nothing):
+            raise UserError(
+                f"{key}: {value} is not for speculative decoding", fix=f"leave {key} out, or use model.generate"
+            )
+
+
+def _request(
+    input_ids: Tensor,
+    processors: Sequence[LogitsProcessor],
+    criteria: Sequence[Any],
+    config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+) -> Request:
+    """What `transformers` prepared, as a request."""
+    mask = model_kwargs.get("attention_mask")
+    padded = input_ids.tolist()
+    real = (torch.ones_like(input_ids) if mask is None else mask).tolist()
+    pads = [row.index(1) if 1 in row else len(row) for row in real]
+    if any(0 in row[pad:] for row, pad in zip(real, pads, strict=True)):
+        raise UserError("the attention mask hides tokens inside or behind a prompt", fix="pad prompts on the left")
+    stop_ids: list[int] = []
+    ends: list[Ends] = []
+    budget = int(config.max_length or 0) - input_ids.shape[1]
+    for criterion in criteria:
+        if type(criterion) is EosTokenCriteria:
+            stop_ids.extend(criterion.eos_token_id.tolist())
+        elif type(criterion) is MaxLengthCriteria:
+            budget = (
+                min(budget, criterion.max_length - input_ids.shape[1])
+                if budget > 0
+                else criterion.max_length - input_ids.shape[1]
+            )
+        else:
+            ends.append(lambda text, asked=criterion: bool(asked(text, None).all()))
+    return Request(
+        [row[pad:] for row, pad in zip(padded, pads, strict=True)],
+        budget,
+        stop_ids,
+        Sampler(processors, greedy=not config.do_sample),
+        [row[:pad] for row, pad in zip(padded, pads, strict=True)] if any(pads) else None,
+        ends,
+    )

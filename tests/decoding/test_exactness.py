@@ -1,0 +1,303 @@
+"""Claims about the distribution of speculative text: enumerated over every choice, it is the target's; and each known
+mistake of such a loop is seen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from enumerated import Table, TableModel, enumerate_paths
+from potstill.decoding import acceptance
+from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraft, Proposal, early_exit
+from potstill.decoding.rows import Rows
+from potstill.decoding.sampler import Sampler
+from potstill.decoding.speculative import Request, SpeculativeDecoder
+from tiny_models import tiny_model
+
+Joint = dict[tuple[tuple[int, ...], ...], float]
+
+
+class Repeats(LogitsProcessor):
+    """A penalty that hangs on the history: the last token is four times less probable, the first one twice."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        changed = scores.clone()
+        changed[0, input_ids[0, -1]] -= 1.3862943611198906
+        changed[0, input_ids[0, len(input_ids[0]) // 2]] -= 0.6931471805599453
+        return changed
+
+
+PROCESSORS: dict[str, list[Any]] = {
+    "plain": [],
+    "warped": [Repeats(), TemperatureLogitsWarper(0.7), TopKLogitsWarper(3), TopPLogitsWarper(0.8)],
+    "min-p": [MinPLogitsWarper(0.4)],
+}
+
+DRAFTS: dict[str, Callable[[int, TableModel], Draft]] = {
+    "model": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9, True))),
+    "layers": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9, True), lender=target)),
+    "frequent": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9), torch.tensor([vocab - 1, 0]))),
+    "lookup": lambda vocab, target: LookupDraft(),
+    "chained": lambda vocab, target: ChainedDraft([LookupDraft(), ModelDraft(TableModel(Table(vocab, 9, True)))]),
+    "stopped": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9, True)), threshold=0.55),
+}
+
+
+def speculative(
+    vocab: int,
+    gamma: int,
+    kind: str,
+    prompts: list[list[int]],
+    budget: int,
+    stop: Sequence[int] = (),
+    processors: str = "plain",
+) -> Joint:
+    target = TableModel(Table(vocab, 4, smooth=processors != "plain"))
+    sampler = Sampler(PROCESSORS[processors])
+    request = Request(prompts, budget, stop, sampler)
+
+    def run(source: Any) -> tuple[tuple[int, ...], ...]:
+        decoder = SpeculativeDecoder(target, DRAFTS[kind](vocab, target), gamma=gamma)
+        texts: list[list[int]] = [[] for _ in prompts]
+        for news in decoder.rounds(request, source):
+            for row, tokens in news.items():
+                texts[row].extend(tokens)
+        return tuple(map(tuple, texts))
+
+    joint: Joint = defaultdict(float)
+    grid = processors == "plain" and kind != "frequent"
+    for texts, weight in enumerate_paths(run, grid):
+        joint[texts] += weight  # type: ignore[index]
+    return joint
+
+
+def target_alone(
+    vocab: int, prompts: list[list[int]], budget: int, stop: Sequence[int] = (), processors: str = "plain"
+) -> Joint:
+    """The same by definition: a product over the tokens of each row, and over rows."""
+    table = Table(vocab, 4, smooth=processors != "plain")
+
+    def texts(history: list[int], left: int) -> dict[tuple[int, ...], float]:
+        if left == 0:
+            return {(): 1.0}
+        scores = torch.tensor([table.row(history)], dtype=torch.float64).log()
+        for processor in PROCESSORS[processors]:
+            scores = processor(torch.tensor([history]), scores)
+        found: dict[tuple[int, ...], float] = {}
+        for token, p in enumerate(scores.softmax(-1)[0].tolist()):
+            if p > 0:
+                rest = {(): 1.0} if token in stop else texts([*history, token], left - 1)
+                found |= {(token, *text): p * share for text, share in rest.items()}
+        return found
+
+    joint: Joint = {(): 1.0}
+    for prompt in prompts:
+        own = texts(prompt, budget)
+        joint = {(*done, text): p * share for done, p in joint.items() for text, share in own.items()}
+    return joint
+
+
+def error(found: Joint, expected: Joint) -> float:
+    return max(abs(found.get(text, 0.0) - expected.get(text, 0.0)) for text in found.keys() | expected.keys())
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "two tokens, gamma 3": {"vocab": 2, "gamma": 3, "prompts": [[0, 1, 0]], "budget": 4},
+    "three tokens, gamma 2": {"vocab": 3, "gamma": 2, "prompts": [[0, 1, 2, 0]], "budget": 3},
+    "four tokens, gamma 1": {"vocab": 4, "gamma": 1, "prompts": [[3, 1, 3]], "budget": 2},
+    "an end token inside": {"vocab": 3, "gamma": 2, "prompts": [[1, 1]], "budget": 3, "stop": [0]},
+    "two rows, of other lengths": {"vocab": 2, "gamma": 2, "prompts": [[0, 1, 0, 1], [1]], "budget": 2, "stop": [1]},
+    "history, temperature, top-k, top-p": {
+        "vocab": 4,
+        "gamma": 2,
+        "prompts": [[1, 3]],
+        "budget": 2,
+        "processors": "warped",
+    },
+    "history in two rows": {"vocab": 3, "gamma": 1, "prompts": [[1, 2, 0], [2]], "budget": 2, "processors": "warped"},
+    "min-p": {"vocab": 3, "gamma": 2, "prompts": [[1, 0]], "budget": 3, "processors": "min-p"},
+}
+
+
+def expected(case: dict[str, Any]) -> Joint:
+    return target_alone(**{key: value for key, value in case.items() if key != "gamma"})
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_joint_distribution_of_a_text_is_the_targets(name: str, kind: str) -> None:
+    found = speculative(kind=kind, **CASES[name])
+    assert sum(found.values()) == pytest.approx(1, abs=1e-12), "every path was walked"
+    assert error(found, expected(CASES[name])) < 1e-12
+
+
+# ---- each mistake is seen ------------------------------------------------------------------------------------------
+
+
+def _or_equal(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(acceptance, "stands", lambda r, p, q: r <= p / q)
+
+
+def _no_residual(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(acceptance, "residual", lambda p, q: p)
+
+
+def _no_bonus_rule(patch: pytest.MonkeyPatch) -> None:
+    """The token behind a block that was accepted whole is drawn from the residual of its last place."""
+    right = acceptance.verify_sampled
+
+    def wrong(p: Tensor, q: Tensor | None, drafted: Tensor, counts: Tensor, source: Any) -> acceptance.Verdict:
+        if drafted.shape[1] and q is not None:
+            p = torch.cat([p[:, :-1], (p[:, -1:] - q[:, -1:]).clamp_min(0) + 1e-30], 1)
+        return right(p, q, drafted, counts, source)
+
+    patch.setattr("potstill.decoding.speculative.verify_sampled", wrong)
+
+
+def _before_truncation(patch: pytest.MonkeyPatch) -> None:
+    """Tokens are drawn from the truncated distribution, and judged by the one before."""
+    right = ModelDraft.propose
+
+    def wrong(self: ModelDraft, rows: Rows, most: int, sampler: Sampler, source: Any) -> Proposal:
+        raw: list[Tensor] = []
+
+        class Both(Sampler):
+            def distributions(self, logits: Tensor, *rest: Any) -> Tensor:
+                raw.append(Sampler().distributions(logits, *rest))
+                return sampler.distributions(logits, *rest)
+
+        proposal = right(self, rows, most, Both(greedy=sampler.greedy), source)
+        return Proposal(proposal.counts, torch.cat(raw, 1)[:, : proposal.most])
+
+    patch.setattr(ModelDraft, "propose", wrong)
+
+
+def _stale_cache(patch: pytest.MonkeyPatch) -> None:
+    """What was rejected stays in the target's slots: a block is written behind the last one."""
+    right, ends = TableModel.__call__, {}
+
+    def wrong(self: TableModel, tokens: Tensor, starts: Sequence[int], last: int | None = None) -> Tensor:
+        if self.table._seed == 4 and self.slots:
+            starts = [max(start, ends.get(id(self), 0)) for start in starts]
+            self.slots = [row + [0] * 8 for row in self.slots]
+        ends[id(self)] = max(starts) + tokens.shape[1]
+        return right(self, tokens, starts, last)
+
+    def start(self: TableModel, capacity: int) -> None:
+        ends.pop(id(self), None)
+        self._capacity, self.slots = capacity, []
+
+    patch.setattr(TableModel, "__call__", wrong)
+    patch.setattr(TableModel, "start", start)
+
+
+def _wrong_history(patch: pytest.MonkeyPatch) -> None:
+    right = Rows.history
+    patch.setattr(Rows, "history", lambda self, row, drafted: right(self, row, 0))
+
+
+def _dropped_for_what_it_is(patch: pytest.MonkeyPatch) -> None:
+    """A drafted token is withdrawn after it was drawn, if it had little probability."""
+    right = ModelDraft.propose
+
+    def wrong(self: ModelDraft, rows: Rows, most: int, sampler: Sampler, source: Any) -> Proposal:
+        proposal = right(self, rows, most, sampler, source)
+        length = len(rows.tokens[0])
+        token = rows.ids_BT[0, length + proposal.most - 1]
+        kept = proposal.most - (proposal.q_BgV is not None and bool(proposal.q_BgV[0, -1, token] < 0.4))
+        q = None if proposal.q_BgV is None or kept == 0 else proposal.q_BgV[:, :kept]
+        return Proposal([kept], q)
+
+    patch.setattr(ModelDraft, "propose", wrong)
+
+
+MISTAKES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "accept if r <= p/q": (_or_equal, "three tokens, gamma 2"),
+    "no residual": (_no_residual, "three tokens, gamma 2"),
+    "the bonus token from a residual": (_no_bonus_rule, "three tokens, gamma 2"),
+    "q before truncation": (_before_truncation, "history, temperature, top-k, top-p"),
+    "a stale cache": (_stale_cache, "three tokens, gamma 2"),
+    "the history of another position": (_wrong_history, "history, temperature, top-k, top-p"),
+    "a token is withdrawn for what it is": (_dropped_for_what_it_is, "three tokens, gamma 2"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_enumeration_sees_the_mistake(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, name = MISTAKES[mistake]
+    make(monkeypatch)
+    assert error(speculative(kind="model", **CASES[name]), expected(CASES[name])) > 1e-3
+
+
+# ---- the real cache ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def real_joint(kind: str) -> tuple[Joint, Joint]:
+    """Two rows of a tiny model with its real cache, in fp64: enumerated, and by one pass over each whole text."""
+    model = tiny_model(seed=1, spread=0.6, vocab=3, layers=3).double()
+    target = CachedModel(model)
+    drafts: dict[str, Callable[[], Draft]] = {
+        "model": lambda: ModelDraft(CachedModel(tiny_model(seed=2, spread=0.6, vocab=3, layers=1).double())),
+        "layers": lambda: early_exit(target, 1),
+        "frequent": lambda: early_exit(target, 2, torch.tensor([2, 0])),
+        "lookup": LookupDraft,
+    }
+    prompts, budget = [[0, 1, 2, 1], [2]], 2
+
+    def run(source: Any) -> tuple[tuple[int, ...], ...]:
+        texts: list[list[int]] = [[] for _ in prompts]
+        decoder = SpeculativeDecoder(target, drafts[kind](), gamma=1)
+        for news in decoder.rounds(Request(prompts, budget, sampler=Sampler()), source):
+            for row, tokens in news.items():
+                texts[row].extend(tokens)
+        return tuple(map(tuple, texts))
+
+    found: Joint = defaultdict(float)
+    for texts, weight in enumerate_paths(run, grid=False):
+        found[texts] += weight  # type: ignore[index]
+    wanted: Joint = {(): 1.0}
+    for prompt in prompts:
+        own = {}
+        for text in ((a, b) for a in range(3) for b in range(3)):
+            p = model(torch.tensor([[*prompt, *text]])).logits[0].softmax(-1)
+            own[text] = float(p[len(prompt) - 1, text[0]] * p[len(prompt), text[1]])
+        wanted = {(*done, text): p * share for done, p in wanted.items() for text, share in own.items()}
+    return found, wanted
+
+
+@pytest.mark.parametrize("kind", ["model", "layers", "frequent", "lookup"])
+def test_with_a_real_cache_the_joint_distribution_of_two_rows_is_the_targets(kind: str) -> None:
+    found, wanted = real_joint(kind)
+    assert error(found, wanted) < 1e-12
+
+
+def test_a_real_cache_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill.decoding.cache import RowLayer
+
+    right = RowLayer.update
+
+    def wrong(self: RowLayer, keys: Tensor, values: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        start = max(self._block.starts)
+        fresh = not self.is_initialized or start < 3 or bool((self.keys[:, :, start] == 0).all())
+        if not fresh:  # a slot that holds something keeps it
+            keys, values = keys.clone(), values.clone()
+            keys[:, :, 0], values[:, :, 0] = self.keys[:, :, start], self.values[:, :, start]
+        return right(self, keys, values, *rest, **more)
+
+    monkeypatch.setattr(RowLayer, "update", wrong)
+    found, wanted = real_joint("model")
+    assert error(found, wanted) > 1e-4
