@@ -41,7 +41,7 @@ class RowLayer(CacheLayerMixin):
     values: Any
 
     def __init__(self, block: Block, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # not annotated there
         self._block, self._capacity = block, capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -90,7 +90,8 @@ class RowCache(Cache):
     def __init__(self, layers: int, capacity: int) -> None:
         self.block = Block()
         self.capacity = capacity
-        super().__init__(layers=[RowLayer(self.block, capacity) for _ in range(layers)])
+        self._rows = [RowLayer(self.block, capacity) for _ in range(layers)]
+        super().__init__(layers=[*self._rows])
 
     def place(self, starts: Sequence[int], length: int, device: torch.device) -> Int[Tensor, "B n"]:
         """Say where the next block goes. Returns the slot, that is the position, of each of its tokens.
@@ -109,6 +110,6 @@ class RowCache(Cache):
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drop all other rows."""
-        for layer in self.layers:
+        for layer in self._rows:
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]

@@ -189,7 +189,8 @@ def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     path = next(name for name, module in inner.named_modules() if module is layers)
     config = copy.deepcopy(inner.config)
     config.get_text_config(decoder=True).num_hidden_layers = count
-    view = here = _shallow(inner, config)
+    view: PreTrainedModel = _shallow(inner, config)
+    here: Any = view
     *parents, leaf = path.split(".")
     for name in parents:
         here._modules[name] = _shallow(here._modules[name], config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,21 +104,31 @@ class SpeculativeDecoder:
 
     # ---- as transformers' generate ---------------------------------------------------------------------------------
 
-    def generate(self, inputs: Tensor | None = None, *, seed: int | None = None, **settings: Any) -> Tensor:
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        streamer: BaseStreamer | None = None,
+        **settings: Any,
+    ) -> Tensor:
         """`model.generate` of the target, with the same arguments, the same result and the draft's speed.
 
         Args:
             inputs: token ids [B, T], padded on the left.
             seed: of the draws; None takes one from torch's global generator.
+            streamer: gets the prompt, and each token in the round that wrote it. (`model.generate` passes none on to a
+                `custom_generate`, so only this method streams.)
             settings: as for `model.generate`: `generation_config`, `logits_processor`, `stopping_criteria`,
-                `streamer`, `attention_mask`, and any key of a generation configuration.
+                `attention_mask`, and any key of a generation configuration.
 
         Raises:
             UserError: a setting that this decoder does not have (beams, say).
         """
         if self._model is None:
             raise TypeError("generate() needs a model of transformers; use write()")
-        written: Tensor = self._model.generate(inputs, custom_generate=self, seed=seed, **settings)
+        generate: Any = self._model.generate
+        written: Tensor = generate(inputs, custom_generate=self, seed=seed, stream_to=streamer, **settings)
         return written
 
     def __call__(
@@ -127,9 +138,8 @@ class SpeculativeDecoder:
         logits_processor: Sequence[LogitsProcessor],
         stopping_criteria: Sequence[Any],
         generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: BaseStreamer | None = None,
         seed: int | None = None,
+        stream_to: BaseStreamer | None = None,
         **model_kwargs: Any,
     ) -> Tensor:
         """The loop, as `transformers` calls it from `generate`."""
@@ -139,17 +149,17 @@ class SpeculativeDecoder:
         request = _request(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        if streamer is not None:
-            streamer.put(input_ids.cpu())
+        if stream_to is not None:
+            stream_to.put(input_ids.cpu())
         written: list[list[int]] = [[] for _ in request.prompts]
         for news in self.rounds(request, Chance(seed, self._device)):
             for row, tokens in news.items():
                 written[row].extend(tokens)
-                if streamer is not None:
+                if stream_to is not None:
                     for token in tokens:
-                        streamer.put(torch.tensor([token]))
-        if streamer is not None:
-            streamer.end()
+                        stream_to.put(torch.tensor([token]))
+        if stream_to is not None:
+            stream_to.end()
         longest = max(map(len, written))
         pad = generation_config.pad_token_id
         new = torch.full((len(written), longest), pad if isinstance(pad, int) else 0, device=input_ids.device)
@@ -333,18 +343,15 @@ def _request(
         raise UserError("the attention mask hides tokens inside or behind a prompt", fix="pad prompts on the left")
     stop_ids: list[int] = []
     ends: list[Ends] = []
-    budget = int(config.max_length or 0) - input_ids.shape[1]
+    budgets = [int(config.max_length)] if config.max_length else []
     for criterion in criteria:
         if type(criterion) is EosTokenCriteria:
             stop_ids.extend(criterion.eos_token_id.tolist())
         elif type(criterion) is MaxLengthCriteria:
-            budget = (
-                min(budget, criterion.max_length - input_ids.shape[1])
-                if budget > 0
-                else criterion.max_length - input_ids.shape[1]
-            )
+            budgets.append(criterion.max_length)
         else:
-            ends.append(lambda text, asked=criterion: bool(asked(text, None).all()))
+            ends.append(partial(_ends, criterion))
+    budget = min(budgets) - input_ids.shape[1]
     return Request(
         [row[pad:] for row, pad in zip(padded, pads, strict=True)],
         budget,
@@ -353,3 +360,7 @@ def _request(
         [row[:pad] for row, pad in zip(padded, pads, strict=True)] if any(pads) else None,
         ends,
     )
+
+
+def _ends(criterion: Any, text: Tensor) -> bool:
+    return bool(criterion(text, None).all())
