@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from potstill.console import Console
+from potstill.decoding.generator import draw, stop_token_ids
 from potstill.errors import PotstillError
-from potstill.models.generator import draw, stop_token_ids
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import resolve
 
