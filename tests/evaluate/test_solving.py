@@ -19,6 +19,7 @@ from potstill.evaluate.solving import Solvers
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.recipe import parse_recipe
+from potstill.verify.text import NumericVerifier
 from small_run import CHAT, InMemory, SmallRun
 from tiny_models import TURN_END, tiny_model
 
@@ -105,7 +106,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallRun, list[i
 def test_the_share_is_that_of_the_right_answers_among_all_held_out_problems(scripted: Any) -> None:
     run, held_out, found = scripted
     many, solving = len(held_out), found.measures.solving
-    assert (solving.problems, solving.groups, solving.verifier) == (many, many, "numeric@3")
+    assert (solving.problems, solving.groups, solving.verifier) == (many, many, f"numeric@{NumericVerifier.contract}")
     student = found.measures.models["student"].get("solved")
     assert student.value == pytest.approx((many - 3) / many)
     assert student.low < student.value < student.high
@@ -166,7 +167,7 @@ def test_the_verifier_stands_among_the_facts(scripted: Any) -> None:
     run, _, found = scripted
     solve = run.recipe.evaluate.solve
     facts = found.work.facts["verifier"]
-    assert facts == {"name": "numeric", "version": "3", "settings": solve.verify.key_fields()}
+    assert facts == {"name": "numeric", "version": str(NumericVerifier.contract), "settings": solve.verify.key_fields()}
 
 
 def test_the_problems_are_the_same_whatever_was_generated_from_them(tmp_path: Path) -> None:
