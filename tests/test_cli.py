@@ -158,8 +158,9 @@ def test_closed_streams_are_no_defect(arguments: str, shown: Path) -> None:
 
 def test_progress_that_nobody_can_read_does_not_end_the_work(shown: Path) -> None:
     code = "from potstill.console import Console; c = Console(); c.say('a'); c.say('b'); print(c.mode)"
-    done = piped(f'{sys.executable} -c "{code}" 2>/dev/full', shown)
-    assert (done.returncode, done.stdout) == (0, "quiet\n")
+    for buffered in ("", "PYTHONUNBUFFERED=1 "):
+        done = piped(f'env -u PYTHONUNBUFFERED {buffered}{sys.executable} -c "{code}" 2>/dev/full', shown)
+        assert (done.returncode, done.stdout) == (0, "quiet\n"), buffered
 
 
 def test_the_version_is_printed() -> None:

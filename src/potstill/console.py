@@ -11,6 +11,7 @@ Within `Console.events_to` the same events are also appended to a file in every 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,12 @@ def _print(text: str) -> None:
         print(text, flush=True)
     except OSError as error:
         raise _output_error(error) from error
+
+
+def _discard_standard_error() -> None:
+    """Python flushes what is left of standard error as it exits, and would end with code 120 for it."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class GuardedOutput:
@@ -143,6 +150,7 @@ class Console:
                 print(printable(text), file=sys.stderr, flush=True)
             except OSError:
                 self.mode = "quiet"  # a closed terminal must not end the run
+                _discard_standard_error()
 
     def warn(self, text: str) -> None:
         """Print a warning; the work goes on."""
