@@ -134,7 +134,8 @@ def _load_file(room: str, reference: str, base: Path) -> type:
         path, there = base / filename, False
     if not there:
         raise RecipeError(f"no plug-in file {filename!r}", where=str(path), fix="paths are relative to the recipe")
-    source_digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = path.read_bytes()
+    source_digest = hashlib.sha256(source).hexdigest()
     module_name = f"potstill_plugin_{source_digest[:16]}"
     module = sys.modules.get(module_name)
     if module is None or module_name in _forgotten:
@@ -146,7 +147,8 @@ def _load_file(room: str, reference: str, base: Path) -> type:
         try:
             with _undone_on_failure():
                 _forget(_module_of_file.get(path))
-                spec.loader.exec_module(module)
+                # Not by the loader: its compiled file may be of another text of the same second and size.
+                exec(compile(source, path, "exec"), module.__dict__)
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             why = f"{type(error).__name__}: {error}"

@@ -459,5 +459,5 @@ def test_rows_that_are_cut_or_left_out_are_counted(tmp_path: Path, caplog: pytes
 def test_a_model_whose_logits_are_not_understood_is_found_before_the_first_step(tmp_path: Path) -> None:
     student = tiny_model(layers=2, seed=1)
     student.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)
-    with pytest.raises(ModelError, match="not understood"):
+    with pytest.raises(ModelError, match="in a way that potstill does not know"):
         trainer(tmp_path, student=student).train()
