@@ -10,11 +10,10 @@ import torch
 from potstill.console import Console
 from potstill.data import Tokenized
 from potstill.errors import ModelError
-from potstill.evaluate import passes, speed
+from potstill.evaluate import speed
 from potstill.evaluate.compared_models import ComparedModel
 from potstill.evaluate.held_out import of_tokens
-from potstill.evaluate.memory import Peak, forget_peak, peak_of, peak_resident
-from potstill.evaluate.passes import Seconds, Writing, one_pass
+from potstill.evaluate.speed import Peak, Seconds, Writing, forget_peak, one_pass, peak_of, peak_resident
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.recipe import LocalTeacher
@@ -48,7 +47,7 @@ def test_models_take_turns_and_the_first_repetition_does_not_count(
         order.append(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
         return Seconds(prefill=float(len(order)), decode=1.0)
 
-    monkeypatch.setattr(passes, "one_pass", passed)
+    monkeypatch.setattr(speed, "one_pass", passed)
     monkeypatch.setattr(speed, "peak_of", lambda *args: Peak(7, "a process"))
     models = [measured(teacher, "teacher"), measured(student)]
     rates = speed.measure_speed(models, SIXTY, "float32", Console("quiet"))
@@ -65,7 +64,7 @@ def test_models_take_turns_and_the_first_repetition_does_not_count(
 
 def test_slow_models_get_fewer_repetitions_and_never_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "peak_of", lambda *args: Peak(7, "a process"))
-    monkeypatch.setattr(passes, "one_pass", lambda *args: Seconds(1.0, 1.0))
+    monkeypatch.setattr(speed, "one_pass", lambda *args: Seconds(1.0, 1.0))
     monkeypatch.setattr(speed, "ENOUGH_SECONDS", 0.0)
     models = [measured(make_tiny_causal_lm(tmp_path / "student"))]
     rates = speed.measure_speed(models, SIXTY, "float32", Console("quiet"))

@@ -16,9 +16,9 @@ from evaluate.small_tasks import CLASSES, TaskRun
 
 from potstill.console import Console
 from potstill.errors import ModelError
-from potstill.evaluate import passes, speed
-from potstill.evaluate.memory import Peak
-from potstill.evaluate.pictures import png_of
+from potstill.evaluate import speed
+from potstill.evaluate.documents import png_of
+from potstill.evaluate.speed import Peak
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.models.load import load_model
@@ -242,7 +242,7 @@ def test_rates_are_examples_per_second_of_one_batch_for_both(
 ) -> None:
     monkeypatch.setattr(speed, "peak_of", lambda *args: Peak(7, "a process"))
     monkeypatch.setattr(speed, "MOST_REPETITIONS", 3)
-    monkeypatch.setattr(passes, "LEAST_SECONDS", 0.01)
+    monkeypatch.setattr(speed, "LEAST_SECONDS", 0.01)
     done = Done(TaskRun(tmp_path, task, evaluate={"speed": True, "controls": []}))
     for name in ("teacher", "student"):
         found = done.measures.models[name].speed
@@ -257,8 +257,7 @@ def test_rates_are_examples_per_second_of_one_batch_for_both(
 def test_peak_memory_of_a_batch_is_measured_in_a_process_of_its_own(images: Done) -> None:
     from potstill.evaluate.compared_models import ComparedModels
     from potstill.evaluate.held_out import read_held_out
-    from potstill.evaluate.memory import peak_of
-    from potstill.evaluate.speed import forward_of
+    from potstill.evaluate.speed import forward_of, peak_of
 
     context = images.run.context()
     held_out = read_held_out(images.run.recipe, None, images.run.folder / "train/model", context.work)

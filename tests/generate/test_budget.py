@@ -16,8 +16,7 @@ from potstill.console import Console
 from potstill.errors import PotstillError
 from potstill.generate.budget import TokenBudget
 from potstill.generate.journal import Journal
-from potstill.generate.local import JournaledTeacher
-from potstill.generate.plan import Question, plan_batches
+from potstill.generate.local import JournaledTeacher, Question, plan_batches
 from potstill.types import Answer, Request, Sampling
 
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.generate.conversations import split_pairs
-from potstill.generate.markdown import Markdown, is_html
+from potstill.generate.conversations import Markdown, is_html, split_pairs
 
 CODE = "def f(a_b):\n\n    return a_b * 2 < 3  # *not* _emphasis_\n"
 WINDOW = (

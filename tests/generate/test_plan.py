@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.data.split import SplitSide
-from potstill.generate.plan import PlannedBatch, Question, cut, make_batch, plan_batches
+from potstill.generate.local import PlannedBatch, Question, cut, make_batch, plan_batches
 from potstill.types import Request, Sampling
 
 TEACHER = {"model": "m", "dtype": "bfloat16"}

@@ -16,7 +16,7 @@ from potstill.errors import DataError
 from potstill.recipe.students import ByInfluence, FromTeacher
 from potstill.signals import Batch
 from potstill.students import BuiltStudent
-from potstill.students.influence import layer_influence
+from potstill.students.from_teacher import layer_influence
 from tiny_models import FAMILIES, VOCAB, Family, tiny_model
 
 from .conftest import TeacherMaker

@@ -17,8 +17,7 @@ from starlette.testclient import TestClient
 from potstill.data import save_records
 from potstill.data.split import Split
 from potstill.recipe import dump_recipe
-from potstill.studio.app import Studio, make_app
-from potstill.studio.server import free_socket
+from potstill.studio.server import Studio, free_socket, make_app
 from potstill.types import Provenance, Record, Reject, Verdict
 
 

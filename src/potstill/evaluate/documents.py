@@ -6,7 +6,10 @@ which neighbour was found.
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.evaluate.held_out import HeldOut, Question, text_of
-from potstill.evaluate.pictures import png_of
 from potstill.evaluate.scores import Scores
 from potstill.tasks import SPECS
 
 if TYPE_CHECKING:
     from potstill.evaluate.answers import Written
+
 
 MOST_EXAMPLES = 100
 """How many examples of a classification or an embedding are kept with their text or image, worst first."""
@@ -244,3 +247,29 @@ def _save(path: Path, columns: dict[str, Any], scores: Mapping[str, Scores]) -> 
             if (column := getattr(of_model, value)) is not None:
                 columns[f"{value}_{name}"] = column
     pq.write_table(pa.table(columns), path)
+
+
+# ---- PNG files, by the standard library alone ------------------------------------------------------------------------
+
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _COLOUR = 0, 2
+"""Colour types of the format (PNG specification, §11.2.2)."""
+
+
+def png_of(pixels: NDArray[np.uint8]) -> str | None:
+    """An image [H,W], [H,W,1] or [H,W,3] of 0 to 255 as a PNG, in base64. None for any other shape."""
+    image = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] != 3) or 0 in image.shape:
+        return None
+    height, width = image.shape[:2]
+    kind = _GREY if image.ndim == 2 else _COLOUR
+    # Every row begins with the number of its filter: 0, none.
+    rows = b"".join(b"\0" + np.ascontiguousarray(row, dtype=np.uint8).tobytes() for row in image)
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
+    return base64.b64encode(_PNG_SIGNATURE + b"".join(_chunk(name, data) for name, data in parts)).decode()
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -3,7 +3,6 @@
 from potstill.recipe.base import Cosmetic, KindSettings, Settings
 from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.data import DataSettings, ImageSettings
-from potstill.recipe.endpoint import EndpointTeacher, Price, SamplerExtras
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings, HuggingFaceExport
 from potstill.recipe.features import (
@@ -60,7 +59,16 @@ from potstill.recipe.students import (
     StudentSettings,
     Uniform,
 )
-from potstill.recipe.teachers import EnsembleTeacher, LocalTeacher, TeacherSettings, members_of, weights_of
+from potstill.recipe.teachers import (
+    EndpointTeacher,
+    EnsembleTeacher,
+    LocalTeacher,
+    Price,
+    SamplerExtras,
+    TeacherSettings,
+    members_of,
+    weights_of,
+)
 from potstill.recipe.train import Masking, TrainSettings, TrainStage
 from potstill.recipe.verify import (
     AllOf,

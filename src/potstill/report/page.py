@@ -13,12 +13,12 @@ from markupsafe import Markup
 
 from potstill.recipe import dump_recipe
 from potstill.report import figures, sections
-from potstill.report.confusion import class_table, confusion_matrix, confusions_table
 from potstill.report.entries import entries_of, worst_of
 from potstill.report.findings import Findings
 from potstill.report.measured import measured_sections
 from potstill.report.palette import LOOKS
 from potstill.report.plots import against_figures, curve_figures, measured_models, size_figures, spread_figures
+from potstill.report.sections import class_table, confusion_matrix, confusions_table
 from potstill.report.svg import readable
 from potstill.report.terminology import terms_of, words_of
 from potstill.report.verdict import judge

@@ -1,16 +1,91 @@
-"""Serving the application on this machine alone: a free port, the address printed, nothing else open."""
+"""The web application: what its pages share, its addresses, how mistakes are shown; and serving it on the loopback
+interface alone, on a free port."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from potstill.console import emit
-from potstill.errors import RunError
-from potstill.studio.app import Studio, make_app
-from potstill.studio.tutor import Endpoint
+from potstill.errors import PotstillError, RunError
+from potstill.studio.guard import Guard
+from potstill.studio.live import Broadcast
+from potstill.studio.pages import learn, playground, runs, tutor
+from potstill.studio.render import NoSuchRun, page, problem
+from potstill.studio.tutor import Conversation, Endpoint
+from potstill.studio.workspace import Workspace
+
+
+class Studio:
+    """What the pages share. `endpoint` is the tutor's model; without one it answers by templates."""
+
+    def __init__(self, folder: Path, endpoint: Endpoint | None = None) -> None:
+        self.endpoint = endpoint
+        self.session = playground.Session()
+        self.conversations: dict[int, Conversation] = {}
+        self.workspace = Workspace(folder)
+        self.token = self.workspace.token()
+        self.broadcasts: dict[str, Broadcast] = {}
+
+
+def make_app(studio: Studio, port: int | None = None) -> Guard:
+    """The application behind its guard. `port` is the one that is served (see `Guard`)."""
+    routes = [Route("/static/{name}", _static), *runs.ROUTES, *tutor.ROUTES, *learn.ROUTES, *playground.ROUTES]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await studio.session.close()
+
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={PotstillError: _mistake, HTTPException: _http_error},  # type: ignore[dict-item]
+    )
+    app.state.studio = studio
+    return Guard(app, studio.token, port)
+
+
+async def _mistake(request: Request, error: PotstillError) -> Response:
+    status = 404 if isinstance(error, NoSuchRun) else 400
+    return page(request, "problem.html.jinja", status, problem=problem(error))
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    found = {"what": "There is no such page.", "where": "", "fix": ""}
+    if error.status_code != 404:
+        found["what"] = error.detail
+    return page(request, "problem.html.jinja", error.status_code, problem=found)
+
+
+_STATIC = {
+    "studio.css": "text/css",
+    "studio.js": "text/javascript",
+    "htmx-4.0.1.min.js": "text/javascript",
+    "htmx-LICENSE.txt": "text/plain",
+}
+
+
+async def _static(request: Request) -> Response:
+    name = str(request.path_params["name"])
+    if name not in _STATIC:
+        raise HTTPException(404)
+    content = files("potstill.studio").joinpath("static", name).read_bytes()
+    return Response(content, media_type=_STATIC[name], headers={"cache-control": "max-age=3600"})
+
+
+# ---- serving ---------------------------------------------------------------------------------------------------------
+
 
 HOST = "127.0.0.1"
 PORT = 8765

@@ -1,4 +1,5 @@
-"""The arguments of `DistillTrainer`, in any accepted form, as student, teacher and objectives."""
+"""The arguments of `DistillTrainer`: coerced from any accepted form to student, teacher and objectives, and rejected
+where they would fail silently."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import torch
 from peft import PeftConfig, get_peft_model
 from pydantic import ValidationError
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from potstill.console import Console
 from potstill.data.reader import TaskReader, reader_for
@@ -26,11 +28,11 @@ from potstill.models.tasks import spec_of, task_of, unwrap
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.objectives import Objective
 from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Masking, ObjectiveSettings
+from potstill.recipe.objectives import why_not
 from potstill.registry import build, settings_class
 from potstill.signals import Ask, Batch, ModelDims, Signals
-from potstill.tasks import SPECS
-from potstill.teachers import Teacher
-from potstill.teachers.base import capabilities_for
+from potstill.tasks import SPECS, Task
+from potstill.teachers.base import Teacher, capabilities_for
 from potstill.types import Answer, Capability, Request
 
 logger = logging.getLogger(__name__)
@@ -287,3 +289,128 @@ def _read(mapping: Mapping[str, Any], index: int) -> ObjectiveSettings:
 def built(settings: Sequence[ObjectiveSettings]) -> list[Objective[Any]]:
     """The objectives for some settings."""
     return [build(s) for s in settings]
+
+
+# ---- settings that would fail silently are rejected; about the rest there is a warning -------------------------------
+
+
+def refuse_arguments(args: TrainingArguments) -> None:
+    """Refuse arguments that the loss cannot honour.
+
+    Raises:
+        UserError: one of them is set.
+    """
+    if args.fp16 or args.fp16_full_eval:
+        _refuse(
+            "fp16 is not supported: its loss scaling breaks gradients that are made in the forward pass",
+            "fp16",
+            "use bf16=True, or neither",
+        )
+    if args.bf16_full_eval:
+        _refuse(
+            "bf16_full_eval would turn the student's fp32 weights into bf16 for good",
+            "bf16_full_eval",
+            "leave it out: held-out records are measured with the precision of training, and summed in fp32",
+        )
+    if args.n_gpu > 1:
+        _refuse(
+            f"{args.n_gpu} GPUs without a launcher would be driven by nn.DataParallel, which splits a batch after it "
+            "has been counted",
+            "n_gpu",
+            "start one process per GPU: `torchrun --nproc-per-node "
+            f"{args.n_gpu} your_script.py`, or choose one GPU with CUDA_VISIBLE_DEVICES=0",
+        )
+    if args.label_smoothing_factor != 0:
+        _refuse(
+            "label smoothing has no place beside objectives: they are the loss",
+            "label_smoothing_factor",
+            "leave it out",
+        )
+    if args.use_liger_kernel:
+        _refuse(
+            "use_liger_kernel replaces parts of the model; the losses over the vocabulary are fused already",
+            "use_liger_kernel",
+            "leave it out",
+        )
+    if args.fsdp or args.deepspeed:
+        _refuse(
+            "sharded weights (FSDP, DeepSpeed) are not supported yet: the head is read as one tensor",
+            "fsdp" if args.fsdp else "deepspeed",
+            "use several processes with torchrun (DDP)",
+        )
+    if args.torch_compile:
+        _refuse(
+            "torch_compile does not see through the fused loss",
+            "torch_compile",
+            "leave it out",
+        )
+    if args.train_sampling_strategy == "batch_rebalance":
+        _refuse(
+            "steps are dealt out by length already",
+            "train_sampling_strategy",
+            "leave it out (rows of like length stand together), or say 'sequential'",
+        )
+
+
+def refuse_metrics(compute_metrics: Any) -> None:
+    """Refuse metrics that are computed from a batch's logits.
+
+    Raises:
+        UserError: there is one.
+    """
+    if compute_metrics is not None:
+        _refuse(
+            "compute_metrics would hold the logits of all held-out tokens in memory",
+            "compute_metrics",
+            "evaluate() gives KL, NLL and top-1 agreement token by token; `potstill evaluate` gives more",
+        )
+
+
+def check_task(task: Task, objectives: Sequence[ObjectiveSettings]) -> None:
+    """Check that the student's task has everything that the objectives read.
+
+    Raises:
+        UserError: an objective is impossible; the error names alternatives.
+    """
+    for objective in objectives:
+        if reason := why_not(task, objective):
+            raise UserError(reason, where="objectives")
+
+
+def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher | None) -> None:
+    """Compare the needs of the objectives with the teacher's capabilities.
+
+    Raises:
+        CapabilityError: an objective needs a capability that the teacher lacks.
+    """
+    able = teacher.capabilities if teacher is not None else frozenset()
+    for objective in objectives:
+        for alternatives in objective.needs().teacher:
+            if alternatives & able:
+                continue
+            wanted = " or ".join(sorted(alternatives))
+            given = ", ".join(sorted(able)) if teacher is not None else "nothing: there is none"
+            raise CapabilityError(
+                f"{objective.kind} needs a teacher that gives {wanted}; this one gives {given}",
+                where="objectives",
+                fix=f"give a local teacher, or leave {objective.kind} out",
+            )
+
+
+def say_batch_statistics(student: nn.Module, args: TrainingArguments) -> None:
+    """Warn if batch normalisation makes the result depend on how a step is split. Over processes it may be
+    synchronised."""
+    accumulation, processes = args.gradient_accumulation_steps, args.world_size
+    norms = [part for part in student.modules() if isinstance(part, _BatchNorm)]
+    apart = [norm for norm in norms if accumulation > 1 or not isinstance(norm, nn.SyncBatchNorm)]
+    if apart and accumulation * processes > 1 and args.process_index == 0:
+        logger.warning(
+            "the student normalises by the statistics of a micro-batch (batch normalisation), so splitting a step into "
+            "%d changes what is learned",
+            accumulation * processes,
+        )
+
+
+def _refuse(what: str, argument: str, fix: str) -> None:
+    where = argument if argument == "compute_metrics" else f"TrainingArguments.{argument}"
+    raise UserError(what, where=where, fix=fix)

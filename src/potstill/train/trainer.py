@@ -34,24 +34,21 @@ from potstill.teachers.base import Teacher
 from potstill.train.checkpoints import AT_LEAST_KEPT, CheckpointStore, facts_of, is_whole
 from potstill.train.coerce import (
     built,
+    check_capabilities,
     check_same_outputs,
+    check_task,
     given_objectives,
     given_reader,
     given_student,
     given_teacher,
     given_tokenizer,
-)
-from potstill.train.held_out import batches_by_length, measure_held_out
-from potstill.train.module import METRIC, DistillModule
-from potstill.train.preconditions import (
-    check_capabilities,
-    check_task,
     refuse_arguments,
     refuse_metrics,
     say_batch_statistics,
 )
+from potstill.train.held_out import batches_by_length, measure_held_out
+from potstill.train.module import METRIC, DistillModule
 from potstill.train.rows import Row, rows_of
-from potstill.train.step_metrics import StepMetrics
 from potstill.train.steps import FixedRows, MicroBatches, loader
 from potstill.train.trainable import frozen, may_leave_out, unchanged_buffers, unreached
 from potstill.train.weights import load_projectors, load_student, save_projectors
@@ -600,3 +597,61 @@ def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
     if args.save_total_limit is not None:
         args.save_total_limit = max(args.save_total_limit, AT_LEAST_KEPT)
     return args
+
+
+# ---- the objectives' metrics since the last log ----------------------------------------------------------------------
+
+
+class StepMetrics:
+    """Sums over the micro-batches of this process, until they are logged.
+
+    An objective's value is the mean over the steps of Σ values ÷ count, both over the whole step and all processes, as
+    in the loss. Its count is the sum over the steps.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.steps = self.targets = 0
+        self.counts = torch.zeros(len(names), dtype=torch.long)
+        self.gradient_norms: Tensor | None = None
+        self._of_step = self.counts
+        self._values = torch.zeros(len(names), dtype=torch.float64)
+        self._metrics: dict[str, Tensor] = {}
+        self._batches = 0
+
+    def begin_step(self, targets: int, counts: Tensor) -> None:
+        """Begin an optimiser step, with its number of targets and each objective's count."""
+        self.steps += 1
+        self.targets += targets
+        self.counts += counts
+        self._of_step, self._batches = counts, 0
+
+    @property
+    def at_first_batch(self) -> bool:
+        """Whether no micro-batch of the step has been computed yet."""
+        return self._batches == 0
+
+    def add(self, sums: Tensor, metrics: Mapping[str, Tensor]) -> None:
+        """Add one micro-batch: Σ values per objective, and metrics summed over its targets."""
+        self._batches += 1
+        counts = self._of_step.clamp(min=1)
+        # Keep them on their device: reading them at every micro-batch would make an accelerator wait.
+        self._values = self._values.to(sums.device) + sums.detach() / counts.to(sums.device)
+        for name, value in metrics.items():
+            self._metrics[name] = self._metrics.get(name, 0) + value.detach()
+
+    def summary(self, weights: Sequence[float], accelerator: Any) -> dict[str, float]:
+        """The metrics to log, over all processes. Collective: call on every rank."""
+        several = accelerator.num_processes > 1
+        reduced = accelerator.reduce(self._values, "sum") if several else self._values
+        values = (reduced.double() / self.steps).tolist()
+        logs: dict[str, float] = {}
+        for name, value, count, weight in zip(self.names, values, self.counts.tolist(), weights, strict=True):
+            logs |= {f"{name}/value": value, f"{name}/count": count, f"{name}/weight": weight}
+        if self.gradient_norms is not None:
+            norms = accelerator.reduce(self.gradient_norms, "mean") if several else self.gradient_norms
+            logs |= {f"{name}/grad_norm": norm for name, norm in zip(self.names, norms.tolist(), strict=True)}
+        for name in sorted(self._metrics):
+            total = accelerator.reduce(self._metrics[name], "sum") if several else self._metrics[name]
+            logs[name] = float(total) / max(self.targets, 1)
+        return logs

@@ -6,19 +6,27 @@ What is inside either: the system's `/usr`, read-only; the interpreter, read-onl
 Root is a special case. The limit on processes does not hold for root's own user id, not even in a user namespace; so
 the program gets an id of its own, that nobody has and no other run shares, and no capability. Elsewhere the limit is
 set inside the user namespace, where it counts that namespace's processes alone (Linux 5.14 and later).
+
+A seccomp filter refuses what would lift a limit: memory that no process is charged for (`memfd_create`, System V
+segments, io_uring), new namespaces, tracing, and the kernel's key rings. Architectures that are not listed have no
+filter.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import platform
 import secrets
 import shutil
+import struct
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-
-from potstill.verify.syscall_filter import filter_bytes, filter_file
 
 _BUILDING = Path(__file__).with_name("new_root.py").read_text()
 SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -142,3 +150,70 @@ def _steps(new: str, folder: Path, readable: Sequence[Path], limits: Limits) -> 
     yield ["tmpfs", f"{new}/dev/shm", size]
     yield ["tmpfs", f"{new}/tmp", size]
     yield ["proc", f"{new}/proc"]
+
+
+# ---- the seccomp filter ----------------------------------------------------------------------------------------------
+
+
+_EPERM, _ENOSYS = 1, 38
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NEW_NAMESPACES = 0x7E020000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET."""
+
+_ARCHITECTURES = {
+    "x86_64": (
+        0xC000003E,
+        {"clone": 56, "clone3": 435},
+        # memfd_create memfd_secret unshare setns shmget msgget semget add_key request_key keyctl bpf userfaultfd
+        # perf_event_open io_uring_setup/enter/register mount umount2 pivot_root ptrace process_vm_readv/writev
+        (319, 447, 272, 308, 29, 68, 64, 248, 249, 250, 321, 323, 298, 425, 426, 427, 165, 166, 155, 101, 310, 311),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {"clone": 220, "clone3": 435},
+        (279, 447, 97, 268, 194, 186, 190, 217, 218, 219, 280, 282, 241, 425, 426, 427, 40, 39, 41, 117, 270, 271),
+    ),
+}
+
+
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("<HBBI", code, if_true, if_false, value)
+
+
+@cache
+def filter_bytes() -> bytes:
+    """The filter for this machine's processor; empty if there is none."""
+    known = _ARCHITECTURES.get(platform.machine())
+    if known is None:
+        return b""
+    architecture, cloning, refused = known
+    refuse = _instruction(_RETURN, _ERRNO | _EPERM)
+    program = [_instruction(_LOAD, _ARCHITECTURE), _instruction(_EQUAL, architecture, 1, 0), refuse]
+    program += [_instruction(_LOAD, _NUMBER), _instruction(_AT_LEAST, 0x40000000, 0, 1), refuse]  # the x32 numbers
+    for number in refused:
+        program += [_instruction(_EQUAL, number, 0, 1), refuse]
+    # Its arguments are in memory, which a filter cannot read; glibc goes on with clone.
+    program += [_instruction(_EQUAL, cloning["clone3"], 0, 1), _instruction(_RETURN, _ERRNO | _ENOSYS)]
+    program += [_instruction(_EQUAL, cloning["clone"], 0, 3), _instruction(_LOAD, _FIRST_ARGUMENT)]
+    program += [_instruction(_ANY_BIT, _NEW_NAMESPACES, 0, 1), refuse, _instruction(_RETURN, _ALLOW)]
+    return b"".join(program)
+
+
+@cache
+def filter_file() -> str:
+    """A file that holds the filter and that anybody may read; it goes with this process. Empty without a filter."""
+    if not filter_bytes():
+        return ""
+    handle, name = tempfile.mkstemp(prefix="potstill-filter-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(filter_bytes())
+    os.chmod(name, 0o644)
+    atexit.register(_remove, name, os.getpid())
+    return name
+
+
+def _remove(name: str, owner: int) -> None:
+    if os.getpid() == owner and os.path.exists(name):
+        os.unlink(name)
