@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from potstill.artifacts import Work
 from potstill.data import load_records, prompt_ids, save_records, split_of
 from potstill.errors import DataError, RecipeError
-from potstill.evaluate.problems import read_problems
-from potstill.evaluate.solving import Solvers
+from potstill.evaluate.solving import Solvers, read_problems
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.recipe import parse_recipe
+from potstill.recipe.evaluate import SolveSettings
 from potstill.verify.text import NumericVerifier
 from small_run import CHAT, InMemory, SmallRun
 from tiny_models import TURN_END, tiny_model
@@ -46,6 +46,12 @@ def run_of(folder: Path, *, unknown: int = -1, **changes: Any) -> SmallRun:
     evaluate = {"resamples": 100, "samples_shown": 0, "speed": False, "solve": SOLVE} | changes.pop("evaluate", {})
     data = {"kind": "jsonl", "path": str(file), "held_out": 0.5}
     return SmallRun(folder, data=data, evaluate=evaluate, **changes)
+
+
+def solve_of(run: SmallRun) -> SolveSettings:
+    settings = run.recipe.required_evaluate.solve
+    assert settings is not None
+    return settings
 
 
 def numbers(run: SmallRun) -> list[int]:
@@ -190,9 +196,7 @@ def test_a_limit_takes_the_same_problems_in_every_run(tmp_path: Path) -> None:
             file = run.folder / "sums.jsonl"
             file.write_text("\n".join(reversed(file.read_text().splitlines())))
         work = Work(tmp_path, resumed=False)
-        solve = run.recipe.evaluate.solve  # type: ignore[union-attr]
-        assert solve is not None
-        chosen.append({problem.id for problem in read_problems(run.recipe, solve, CHAT, work)})
+        chosen.append({problem.id for problem in read_problems(run.recipe, solve_of(run), CHAT, work)})
         assert work.counts["problems"] == 5
         assert work.counts["problems beyond evaluate.solve.limit"] == len(numbers(run)) - 5
     assert chosen[0] == chosen[1]
@@ -201,7 +205,7 @@ def test_a_limit_takes_the_same_problems_in_every_run(tmp_path: Path) -> None:
 def test_prompts_without_room_are_counted_and_do_not_stop_it(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
     work = Work(tmp_path, resumed=False)
-    solvers = Solvers(run.recipe, CHAT, work)
+    solvers = Solvers(run.recipe, solve_of(run), CHAT, work)
     lengths = [len(p.ids) for p in solvers.problems]
     longest = max(lengths)
     assert min(lengths) < longest
@@ -220,7 +224,7 @@ def test_reasoning_is_set_apart_before_an_answer_is_judged(tmp_path: Path) -> No
     n = numbers(run)
     says = {i: f"<think>so {i}</think>{2 * i}" for i in n} | {n[0]: f"<think>{2 * n[0]}"}
     teach(run.folder / "train" / "model", says)
-    solvers = Solvers(run.recipe, CHAT, Work(tmp_path, resumed=False))
+    solvers = Solvers(run.recipe, solve_of(run), CHAT, Work(tmp_path, resumed=False))
     model = AutoModelForCausalLM.from_pretrained(run.folder / "train" / "model").eval()
     solvers.ask("student", InMemory(model), 512, lambda amount: None)
     first, *others = solvers.by_model["student"]
@@ -230,7 +234,7 @@ def test_reasoning_is_set_apart_before_an_answer_is_judged(tmp_path: Path) -> No
 
 def test_what_does_not_write_by_itself_is_left_out_and_this_is_said(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
-    solvers = Solvers(run.recipe, CHAT, Work(tmp_path, resumed=False))
+    solvers = Solvers(run.recipe, solve_of(run), CHAT, Work(tmp_path, resumed=False))
     solvers.ask("teacher", InMemory(tiny_model(), tiny_model()), 512, lambda amount: None)
     assert solvers.by_model == {}
     assert solvers.notes == ["What the teacher solves was not measured: it is no single model that writes."]
@@ -244,7 +248,7 @@ def test_problems_without_any_reference_are_refused_before_a_model_is_opened(tmp
     file = run.folder / "sums.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": problem(n)}) for n in range(COUNT)))
     with pytest.raises(DataError, match=r"no metadata\['reference'\] in the data") as caught:
-        Solvers(run.recipe, CHAT, Work(tmp_path, resumed=False))
+        Solvers(run.recipe, solve_of(run), CHAT, Work(tmp_path, resumed=False))
     assert "evaluate.solve.reference" in str(caught.value)
 
 
@@ -252,7 +256,7 @@ def test_texts_are_no_problems(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
     (run.folder / "sums.jsonl").write_text("\n".join(json.dumps({"text": f"Text {n}."}) for n in range(COUNT)))
     with pytest.raises(DataError, match="no held-out record is a problem") as caught:
-        Solvers(run.recipe, CHAT, Work(tmp_path, resumed=False))
+        Solvers(run.recipe, solve_of(run), CHAT, Work(tmp_path, resumed=False))
     assert "(a text has no prompt to answer " in str(caught.value)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from potstill import registry
 from potstill.check.findings import Finding, facts, warning
 from potstill.check.inputs import RECORDS_READ, Inputs
-from potstill.data import prompt_ids
-from potstill.data.problems import as_prompt, with_reference
+from potstill.data.problems import Admitted, admit, as_prompt, with_reference
+from potstill.data.tokenize import ids_of
 from potstill.errors import DataError, MissingExtra, RecipeError
 from potstill.models.resolve import locate
 from potstill.recipe import (
@@ -24,7 +24,7 @@ from potstill.recipe import (
     members_of,
 )
 from potstill.recipe.verify import Judge, Language, leaves_of, references_of
-from potstill.types import Record, Sampling
+from potstill.types import Reason, Record, Sampling
 
 _MUCH = 0.1
 """A warning is given if at least this share of prompts does not fit."""
@@ -111,22 +111,17 @@ def prompts_fit(inputs: Inputs) -> Iterator[Finding]:
     stated = getattr(teacher, "context_length", None)
     context = stated or (known.context_length if known is not None else None)
     longest = int(getattr(generate, "max_new_tokens", 0))
-    filled, short, refused, looked_at = 0, 0, Counter[str](), 0
+    filled, short, refused, looked_at, seen = 0, 0, Counter[str](), 0, set[int]()
     for record in islice((*inputs.records("train"), *inputs.records("held_out")), RECORDS_READ):
-        prompt = as_prompt(record, chat.template is not None)
-        if not isinstance(prompt, Record):
-            continue
-        looked_at += 1
-        try:
-            asked = prompt.messages if prompt.messages is not None else prompt.prompt or ""
-            room = (context or 1 << 62) - len(prompt_ids(asked, chat, prompt.tools))
-        except DataError as error:
-            if error.fix is not None:
-                raise  # the fix is in the recipe, not in this record
-            refused[error.what] += 1
-            continue
-        filled += room <= 0
-        short += 0 < room < longest
+        admitted = admit(record, chat.template is not None, seen, lambda prompt: len(ids_of(prompt, chat)))
+        if isinstance(admitted, Admitted):
+            looked_at += 1
+            room = (context or 1 << 62) - (admitted.tokens or 0)
+            filled += room <= 0
+            short += 0 < room < longest
+        elif admitted.reason == Reason.TEMPLATE_REFUSES:
+            looked_at += 1
+            refused[admitted.detail] += 1
     if looked_at and filled + sum(refused.values()) == looked_at:
         why = f"the chat template refuses them ({refused.most_common(1)[0][0]})" if refused else "they fill its context"
         raise DataError(

@@ -1,10 +1,50 @@
-"""A record as a problem: its prompt, and its own answer."""
+"""A record as a prompt that is put to a model, and its own answer. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from potstill.types import Message, Reason, Record, digest
+from potstill.errors import DataError
+from potstill.types import Message, Reason, Record, Reject, digest
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A prompt that can be put to a model: the record without its answer, and its number of tokens as rendered (None
+    if only a server knows it)."""
+
+    prompt: Record
+    tokens: int | None
+
+
+def admit(record: Record, turns: bool, seen: set[int], tokens_of: Callable[[Record], int | None]) -> Admitted | Reject:
+    """The prompt of a record; or why it is not put to a model. The same for `generate`, `evaluate` and `check`.
+
+    Args:
+        record: with or without an answer of its own.
+        turns: whether the model has a chat template.
+        seen: keys (`prompt_key`) of the earlier prompts; this one's is added.
+        tokens_of: the number of tokens of a prompt as rendered for the model. It raises ValueError, with the reason, if
+            no request can be made of it, and DataError if the chat template refuses it.
+
+    Raises:
+        DataError: no prompt can be rendered, and the fix is in the recipe.
+    """
+    prompt = as_prompt(record, turns)
+    if not isinstance(prompt, Record):
+        return Reject.of(record, prompt)
+    if (key := prompt_key(prompt)) in seen:
+        return Reject.of(record, Reason.REPEATED_PROMPT)
+    seen.add(key)
+    try:
+        return Admitted(prompt, tokens_of(prompt))
+    except ValueError as error:
+        return Reject.of(record, str(error))
+    except DataError as refusal:
+        if refusal.fix is not None:
+            raise  # the fix is in the recipe, not in this record
+        return Reject.of(record, Reason.TEMPLATE_REFUSES, detail=refusal.what)
 
 
 def as_prompt(record: Record, turns: bool) -> Record | Reason:

@@ -97,6 +97,11 @@ def prompt_ids(
     return chat.encode(chat.render(prompt, tools, add_generation_prompt=True)).ids
 
 
+def ids_of(prompt: Record, chat: ChatTokenizer) -> list[int]:
+    """The token ids of a prompt, rendered by a chat template or as it stands. Raises as `prompt_ids`."""
+    return prompt_ids(prompt.messages if prompt.messages is not None else prompt.prompt or "", chat, prompt.tools)
+
+
 def _labelled(record: Record, chat: ChatTokenizer) -> tuple[list[int], list[int], str]:
     """Ids, labels, and a note for the user, before the cut at `max_length`."""
     if record.text is not None:

@@ -66,7 +66,7 @@ class Evaluation:
         self.documents: list[Document] = []
         self.solvers: Solvers | None = None
         if self.settings.solve is not None and self.chat is not None:
-            self.solvers = Solvers(recipe, self.chat, context.work)
+            self.solvers = Solvers(recipe, self.settings.solve, self.chat, context.work)
 
     def _held_out(self) -> HeldOut:
         generated = self.context.inputs.get("generate")

@@ -1,14 +1,14 @@
 """The share of held-out problems that models solve: their greedy answers, judged by a verifier.
 
-All models are asked in the same tokens, those of the student's tokenizer and chat template.
-
-An answer that was cut short is not solved, whatever stands in it, as a chain that was cut is never learned; nor is one
-that the verifier cannot judge. Both are counted.
+All models get the same token ids, by the student's tokenizer and chat template. An answer that was cut short counts as
+not solved, whatever it says (cut chains are never learned from either), and so does one that the verifier cannot judge.
+Both are counted.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,22 +18,95 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from potstill.artifacts import Work
-from potstill.data import ChatTokenizer
+from potstill.data import ChatTokenizer, read_sides
+from potstill.data.problems import admit, with_reference
 from potstill.data.thinking import split_reasoning
+from potstill.data.tokenize import ids_of
 from potstill.errors import DataError
 from potstill.evaluate.answers import Written, write_answers
 from potstill.evaluate.bootstrap import FEW_GROUPS
+from potstill.evaluate.held_out import reported_on
 from potstill.evaluate.measures.base import Draws
 from potstill.evaluate.measures.fidelity import SOLVED
-from potstill.evaluate.problems import Problem, read_problems
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import Values, find
 from potstill.measures import MODELS, Solving
 from potstill.recipe import Recipe
+from potstill.recipe.evaluate import SolveSettings
 from potstill.recipe.verify import workers_of
 from potstill.teachers.base import OpenTeacher
-from potstill.types import Answer, Verdict
+from potstill.types import Answer, Record, Reject, Verdict, digest
 from potstill.verify import open_verifier, verdicts
+from potstill.verify.preconditions import refuse_unjudgeable
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A held-out problem: the id of its record in the data, its prompt with the reference answer in the metadata, and
+    the token ids that models are given."""
+
+    id: str
+    record: Record
+    ids: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The text of the last turn."""
+        messages = self.record.messages
+        return str(messages[-1].get("content")) if messages else str(self.record.prompt)
+
+
+def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, work: Work) -> list[Problem]:
+    """The held-out problems of a recipe's data, in order, without repeated prompts.
+
+    They come from the recipe's own data, not from `generate`: after rejection sampling, its records hold only what the
+    teacher solved, which would flatter, and would differ between the arms of a comparison.
+
+    Args:
+        recipe: with the data and the split.
+        settings: the metadata key of the reference answer, and the maximum number of problems. Those with the smallest
+            hashes are taken, independent of order and seed.
+        chat: the student's tokenizer.
+        work: counts the records that are left out, by reason.
+
+    Raises:
+        DataError: there is no problem, none has a reference that the verifier can compare with, or prompts are messages
+            and there is no chat template.
+    """
+    left_out: Counter[str] = Counter()
+    seen: set[int] = set()
+    problems = []
+    for record in reported_on(read_sides(recipe.data).held_out, recipe, work):
+        if not isinstance(record, Record):
+            continue
+        admitted = admit(record, chat.template is not None, seen, lambda prompt: len(ids_of(prompt, chat)))
+        if isinstance(admitted, Reject):
+            left_out[admitted.reason] += 1
+            continue
+        prompt = with_reference(admitted.prompt, record, settings.reference)
+        problems.append(Problem(record.id, prompt, tuple(ids_of(prompt, chat))))
+    for reason, amount in left_out.items():
+        work.count(f"no problem: {reason}", amount)
+    if not problems:
+        reasons = "; ".join(f"{reason} {amount}" for reason, amount in left_out.items())
+        raise DataError(
+            f"no held-out record is a problem ({reasons})" if reasons else "there are no held-out records",
+            where="evaluate.solve",
+            fix="give data with prompts, or hold out a larger share (data.held_out)",
+        )
+    refuse_unjudgeable(
+        settings.verify,
+        [problem.record for problem in problems],
+        called=f"{len(problems)} held-out problems",
+        where="evaluate.solve",
+    )
+    if settings.limit is not None and settings.limit < len(problems):
+        work.count("problems beyond evaluate.solve.limit", len(problems) - settings.limit)
+        first = sorted(range(len(problems)), key=lambda i: digest([problems[i].id]))[: settings.limit]
+        problems = [problems[i] for i in sorted(first)]
+    work.count("problems", len(problems))
+    return problems
+
 
 Outcome = Literal["accept", "reject", "cannot_judge", "unfinished", "too_long"]
 
@@ -55,7 +128,8 @@ class Solvers:
     """The models that were asked so far, and their solutions.
 
     Args:
-        recipe: with `evaluate.solve`.
+        recipe: with the data and the split.
+        settings: `evaluate.solve` of the recipe.
         chat: the student's tokenizer.
         work: takes counts, facts and warnings.
 
@@ -64,9 +138,8 @@ class Solvers:
         RecipeError, MissingExtra: the verifier cannot be opened.
     """
 
-    def __init__(self, recipe: Recipe, chat: ChatTokenizer, work: Work) -> None:
-        assert recipe.evaluate is not None and recipe.required_evaluate.solve is not None
-        self.settings, self.chat, self.work = recipe.required_evaluate.solve, chat, work
+    def __init__(self, recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, work: Work) -> None:
+        self.settings, self.chat, self.work = settings, chat, work
         with open_verifier(self.settings.verify) as verifier:
             self.identity = dict(verifier.identity)
         self.problems = read_problems(recipe, self.settings, chat, work)

@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from potstill.artifacts import Work
-from potstill.data.problems import as_prompt, prompt_key
+from potstill.data.problems import admit
 from potstill.data.split import SplitSide
-from potstill.errors import DataError
 from potstill.generate.answering import Answered, Answering, Failure
 from potstill.types import Answer, Provenance, Reason, Record, Reject, Request
 
@@ -55,29 +54,18 @@ def asked_of(
     Raises:
         DataError: no prompt can be rendered, and the fix is in the recipe.
     """
-    prompt = as_prompt(record, answering.turns)
-    if isinstance(prompt, str):
-        return Reject.of(record, prompt)
-    if (key := prompt_key(prompt)) in seen:
-        return Reject.of(record, Reason.REPEATED_PROMPT)
-    seen.add(key)
-    try:
-        request = request_for(prompt)
-    except ValueError as error:
-        return Reject.of(record, str(error))
-    try:
-        prompt_tokens = answering.prompt_tokens(request)
-    except DataError as refusal:
-        if refusal.fix is not None:
-            raise  # the fix is in the recipe, not in this record
-        return Reject.of(record, Reason.TEMPLATE_REFUSES, detail=refusal.what)
-    if prompt_tokens is not None and answering.context_length is not None:
-        room = answering.context_length - prompt_tokens
-        if room <= 0:
-            return Reject.of(
-                record, Reason.CONTEXT_FULL, detail=f"{prompt_tokens} tokens of {answering.context_length}"
-            )
-        if room < request.sampling.max_new_tokens:
+
+    def tokens_of(prompt: Record) -> int | None:
+        return answering.prompt_tokens(request_for(prompt))
+
+    admitted = admit(record, answering.turns, seen, tokens_of)
+    if isinstance(admitted, Reject):
+        return admitted
+    prompt, tokens, context = admitted.prompt, admitted.tokens, answering.context_length
+    if tokens is not None and context is not None:
+        if tokens >= context:
+            return Reject.of(record, Reason.CONTEXT_FULL, detail=f"{tokens} tokens of {context}")
+        if context - tokens < request_for(prompt).sampling.max_new_tokens:
             work.count("prompts with less room than max_new_tokens")
     return prompt
 
