@@ -265,9 +265,13 @@ def learn_pages(
     open_browser: Open = False,
     tutor: Annotated[
         str | None,
-        typer.Option("--tutor", metavar="URL", help="An OpenAI-compatible server, up to /v1; key: POTSTILL_TUTOR_KEY."),
+        typer.Option(
+            "--tutor",
+            metavar="URL|local",
+            help="An OpenAI-compatible server, up to /v1 (key: POTSTILL_TUTOR_KEY); or a model of this machine.",
+        ),
     ] = None,
-    tutor_model: Annotated[str, typer.Option("--tutor-model", metavar="NAME", help="The model's name there.")] = "",
+    tutor_model: Annotated[str, typer.Option("--tutor-model", metavar="NAME", help="The tutor's model.")] = "",
 ) -> None:
     """Learn distillation by doing it: four lessons, labs, a test. In the browser."""
     context.obj = runs
@@ -307,12 +311,19 @@ def _serve(
 ) -> None:
     _studio_import()
     from potstill.studio.server import serve
-    from potstill.studio.tutor import Endpoint
+    from potstill.studio.tutor import Endpoint, LocalModel
 
-    if tutor is not None and (not tutor.startswith(("http://", "https://")) or not tutor_model):
-        raise UserError("the tutor needs an address and a model", fix="--tutor http://…/v1 --tutor-model NAME")
-    endpoint = None if tutor is None else Endpoint(tutor, tutor_model)
-    serve(runs, port, first_page, open_browser=open_browser, endpoint=endpoint)
+    model: Endpoint | LocalModel | None = None
+    if tutor == "local":
+        model = LocalModel(tutor_model or "smollm2-135m-instruct")
+    elif tutor is not None:
+        if not tutor.startswith(("http://", "https://")) or not tutor_model:
+            raise UserError(
+                "the tutor needs an address and a model",
+                fix="--tutor http://…/v1 --tutor-model NAME, or --tutor local for a model of this machine",
+            )
+        model = Endpoint(tutor, tutor_model)
+    serve(runs, port, first_page, open_browser=open_browser, tutor=model)
 
 
 def _studio_import() -> None:

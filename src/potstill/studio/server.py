@@ -20,18 +20,20 @@ from potstill.console import emit
 from potstill.errors import PotstillError, RunError
 from potstill.studio.guard import Guard
 from potstill.studio.live import Broadcast
-from potstill.studio.pages import learn, playground, runs, tutor
+from potstill.studio.pages import learn, playground, runs
+from potstill.studio.pages import tutor as tutor_pages
 from potstill.studio.render import NoSuchRun, page, problem
-from potstill.studio.tutor import Conversation, Endpoint
+from potstill.studio.session import Session
+from potstill.studio.tutor import Conversation, LocalModel, Model
 from potstill.studio.workspace import Workspace
 
 
 class Studio:
-    """What the pages share. `endpoint` is the tutor's model; without one it answers by templates."""
+    """What the pages share. `tutor` is the tutor's model; without one it answers by templates."""
 
-    def __init__(self, folder: Path, endpoint: Endpoint | None = None) -> None:
-        self.endpoint = endpoint
-        self.session = playground.Session()
+    def __init__(self, folder: Path, tutor: Model | None = None) -> None:
+        self.tutor = tutor
+        self.session = Session()
         self.conversations: dict[int, Conversation] = {}
         self.workspace = Workspace(folder)
         self.token = self.workspace.token()
@@ -40,12 +42,14 @@ class Studio:
 
 def make_app(studio: Studio, port: int | None = None) -> Guard:
     """The application behind its guard. `port` is the one that is served (see `Guard`)."""
-    routes = [Route("/static/{name}", _static), *runs.ROUTES, *tutor.ROUTES, *learn.ROUTES, *playground.ROUTES]
+    routes = [Route("/static/{name}", _static), *runs.ROUTES, *tutor_pages.ROUTES, *learn.ROUTES, *playground.ROUTES]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         await studio.session.close()
+        if isinstance(studio.tutor, LocalModel):
+            await studio.tutor.session.close()
 
     app = Starlette(
         routes=routes,
@@ -111,13 +115,13 @@ def free_socket(port: int) -> socket.socket:
     raise RunError(f"no port from {port} on is free", fix="name another with --port")
 
 
-def serve(folder: Path, port: int, first_page: str, *, open_browser: bool, endpoint: Endpoint | None = None) -> None:
+def serve(folder: Path, port: int, first_page: str, *, open_browser: bool, tutor: Model | None = None) -> None:
     """Serve until interrupted. `first_page` is the path whose address is printed (and opened).
 
     Raises:
         RunError: no port is free, or the folder cannot be used.
     """
-    studio = Studio(folder, endpoint)
+    studio = Studio(folder, tutor)
     with free_socket(port) as listening:
         taken = listening.getsockname()[1]
         if taken != port:

@@ -1,8 +1,8 @@
 """The tutor of a lab: answers from the lessons, the documentation and the figures of the reader's own runs, cited.
 
 Without a model it answers by templates: it quotes the passage that answers, or says what was measured, or says that it
-does not know. With one (any OpenAI-compatible endpoint) the same passages and figures are the whole of what the model
-is given. It never grades: a test is graded by `progress.py` alone.
+does not know. With one (any OpenAI-compatible endpoint, or a model of this machine) the same passages and figures are
+the whole of what the model is given. It never grades: a test is graded by `progress.py` alone.
 
 Nothing that a model wrote reaches it: of runs it reads numbers, out of `measures.json`. Records are no source of it.
 """
@@ -22,6 +22,7 @@ import aiohttp
 
 from potstill.studio.course import content, labs
 from potstill.studio.retrieval import Found, rarity, search, terms
+from potstill.studio.session import Session
 from potstill.studio.workspace import Workspace, read_measures
 
 RULES = """\
@@ -50,6 +51,82 @@ class Endpoint:
 
     url: str
     model: str
+
+    def answers(self, question: str) -> bool:
+        """Whether the model is asked this at all."""
+        return True
+
+    async def stream(self, messages: list[dict[str, str]]) -> AsyncIterator[str]:
+        """The pieces of a chat completion. Raises: ClientError, TimeoutError, ValueError (another form of answer)."""
+        body = {"model": self.model, "messages": messages, "stream": True, "max_tokens": 400, "temperature": 0.2}
+        key = os.environ.get(KEY)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        limits = aiohttp.ClientTimeout(total=120, sock_connect=5, sock_read=60)
+        async with aiohttp.ClientSession(timeout=limits) as session:
+            url = self.url.rstrip("/") + "/chat/completions"
+            async with session.post(url, json=body, headers=headers) as response:
+                if response.status != 200:
+                    raise ValueError(f"status {response.status}")
+                began = time.monotonic()
+                async for line in response.content:
+                    text = line.decode("utf-8", "replace").strip()
+                    if not text.startswith("data:"):
+                        continue
+                    data = text.removeprefix("data:").strip()
+                    if data == "[DONE]" or time.monotonic() - began > 120:
+                        return
+                    choices = json.loads(data).get("choices") or [{}]
+                    piece = (choices[0].get("delta") or {}).get("content")
+                    if isinstance(piece, str):
+                        yield piece
+
+
+@dataclass
+class LocalModel:
+    """A model of this machine, in a process of its own. A small one: it is not asked what has a right answer that
+    templates give (figures of runs, questions of quizzes and of the test)."""
+
+    model: str
+    session: Session = field(default_factory=Session)
+
+    def answers(self, question: str) -> bool:
+        """Whether the model is asked this at all."""
+        return not (_ABOUT_RUNS.search(question) or is_asked_in_the_course(question))
+
+    async def stream(self, messages: list[dict[str, str]]) -> AsyncIterator[str]:
+        """The pieces of its answer. Raises: ValueError (it cannot be opened, or its process ended)."""
+        session = self.session
+        await session.write({"tutor": self.model}, messages, temperature=0.0, tokens=160)
+        told = 0
+        try:
+            while True:
+                going, pieces = session.state in ("loading", "writing"), session.columns["tutor"]
+                for said in pieces[told:]:
+                    if not said["end"]:
+                        yield said["text"]
+                told = len(pieces)
+                if not going:
+                    break
+                await asyncio.sleep(0.05)
+        finally:
+            await session.stop()
+        if session.error is not None:
+            raise ValueError(session.error["what"])
+
+
+Model = Endpoint | LocalModel
+_ALIKE = 0.8
+"""The share of a course question's words, by rarity, that a question must have to count as that one."""
+
+
+def is_asked_in_the_course(question: str) -> bool:
+    """Whether a question is one of a quiz or of the test, in nearly the same words."""
+    words = set(terms(question))
+    for asked in (*content.bank(), *(q for lesson in content.LESSONS for q in content.quiz(lesson))):
+        weights = {word: rarity(word) for word in terms(asked.ask)}
+        if weights and sum(weights[word] for word in weights.keys() & words) >= _ALIKE * sum(weights.values()):
+            return True
+    return False
 
 
 @dataclass
@@ -97,24 +174,24 @@ class Conversation:
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(turn)) + "\n")
 
-    async def ask(self, question: str, workspace: Workspace, lab: int, endpoint: Endpoint | None) -> None:
+    async def ask(self, question: str, workspace: Workspace, lab: int, model: Model | None) -> None:
         """Answer a question; what has been written so far is in the last turn meanwhile."""
         question = " ".join(question.split())[:_LONGEST_QUESTION]
         turn = Turn(question)
         self.turns.append(turn)
         try:
             answer, turn.sources = by_template(question, workspace, lab)
-            if endpoint is None or not turn.sources:
+            if model is None or not turn.sources or not model.answers(question):
                 turn.answer = answer
                 return
-            turn.by = endpoint.model
+            turn.by = model.model
             try:
-                async for piece in _stream(endpoint, self._messages(turn, workspace, lab)):
+                async for piece in model.stream(self._messages(turn, workspace, lab)):
                     turn.answer += piece
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 why = str(error) or type(error).__name__
                 turn.by = "templates"
-                turn.answer = f"(The tutor's endpoint did not answer: {why[:200]}. From the texts instead:)\n\n{answer}"
+                turn.answer = f"(The tutor's model did not answer: {why[:200]}. From the texts instead:)\n\n{answer}"
         except asyncio.CancelledError:
             turn.answer += " (stopped)"
             raise
@@ -185,28 +262,3 @@ def figures_of(workspace: Workspace, lab: int) -> list[str]:
                 lines.append(f"{name}: {verdict.text}")
     done, doable = labs.steps_done(workspace, lab)
     return [*lines, f"{done} of {doable} steps of this lab are done."] if lines else []
-
-
-async def _stream(endpoint: Endpoint, messages: list[dict[str, str]]) -> AsyncIterator[str]:
-    """The pieces of a chat completion. Raises: ClientError, TimeoutError, ValueError (an answer of another form)."""
-    body = {"model": endpoint.model, "messages": messages, "stream": True, "max_tokens": 400, "temperature": 0.2}
-    key = os.environ.get(KEY)
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    limits = aiohttp.ClientTimeout(total=120, sock_connect=5, sock_read=60)
-    async with aiohttp.ClientSession(timeout=limits) as session:
-        url = endpoint.url.rstrip("/") + "/chat/completions"
-        async with session.post(url, json=body, headers=headers) as response:
-            if response.status != 200:
-                raise ValueError(f"status {response.status}")
-            began = time.monotonic()
-            async for line in response.content:
-                text = line.decode("utf-8", "replace").strip()
-                if not text.startswith("data:"):
-                    continue
-                data = text.removeprefix("data:").strip()
-                if data == "[DONE]" or time.monotonic() - began > 120:
-                    return
-                choices = json.loads(data).get("choices") or [{}]
-                piece = (choices[0].get("delta") or {}).get("content")
-                if isinstance(piece, str):
-                    yield piece

@@ -1,7 +1,7 @@
 """The process that holds models for the playground: JSON lines in, JSON lines out. The studio itself never loads torch.
 
 → {"write": 1, "models": {"teacher": "smollm2-135m-instruct", "student": "run:…"}, "prompt": "…",
-   "temperature": 0.7, "tokens": 40, "seed": 0}
+   "temperature": 0.7, "tokens": 40, "seed": 0}                the prompt: a text, or messages
 ← {"token": 1, "of": "student", "text": " the", "kl": 0.41, "p": {"teacher": 0.2, "student": 0.6}}   for each
 ← {"done": 1}
 → {"at": 2, "of": "student", "place": 3, "temperature": 2.0, "likeliest": 8}
@@ -27,7 +27,9 @@ from potstill.errors import PotstillError
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import resolve
 
-MOST_TOKENS = 120
+MOST_TOKENS = 200
+MOST_PROMPT_TOKENS = 3072
+"""What is before them is left out."""
 
 
 class Models:
@@ -137,7 +139,7 @@ class Worker:
     def _write(self, request: Mapping[str, Any]) -> None:
         models, tokenizer = self.models.get(request["models"])
         self.tokenizer = tokenizer
-        prompt = prompt_ids(tokenizer, str(request["prompt"]))
+        prompt = prompt_ids(tokenizer, request["prompt"])
         self.texts = {role: Text(role, models, prompt) for role in models}
         ends = {i for model in models.values() for i in stop_token_ids(model, tokenizer.eos_token_id)}
         going = list(models)
@@ -170,14 +172,20 @@ class Worker:
         return {"tokens": tokens, "entropy": entropy, "written": self.tokenizer.decode([text.ids[place]])}
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt as the user's turn where the tokenizer has a chat template, else as it stands."""
+def prompt_ids(tokenizer: Any, prompt: str | list[dict[str, str]]) -> list[int]:
+    """Messages through the tokenizer's chat template; a text as the user's turn if there is one, else as it stands.
+
+    Raises:
+        PotstillError: messages, and the tokenizer has no chat template.
+    """
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}]
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        return ids[-1024:]
-    plain: list[int] = tokenizer(prompt)["input_ids"]
-    return plain[-1024:]
+    elif isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        raise PotstillError("the model has no chat template", fix="choose a model that was trained to chat")
+    return ids[-MOST_PROMPT_TOKENS:]
 
 
 def say(**facts: Any) -> None:

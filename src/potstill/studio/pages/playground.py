@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,85 +15,8 @@ from potstill.studio import charts
 from potstill.studio.control import parsed
 from potstill.studio.live import Broadcast, sse
 from potstill.studio.render import form_of, page, problem, redirect, text
+from potstill.studio.session import Session
 from potstill.studio.workspace import Workspace
-
-_MEMORY = "it may have run out of memory: choose a run with smaller models"
-
-
-@dataclass
-class Session:
-    """The worker and what it has written. One at a time: models are large, and the machine is small."""
-
-    process: asyncio.subprocess.Process | None = None
-    number: int = 0
-    models: dict[str, str] = field(default_factory=dict)
-    prompt: str = ""
-    colour: str = "kl"
-    temperature: float = 0.7
-    columns: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    state: str = ""
-    error: dict[str, str] | None = None
-    answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
-    asked: int = 1_000_000
-    reading: asyncio.Task[None] | None = None
-
-    async def send(self, **request: Any) -> None:
-        """To the worker, which is started if there is none."""
-        if self.process is None or self.process.returncode is not None:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "potstill.studio.worker", stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, limit=1 << 22,
-            )  # fmt: skip
-            self.reading = asyncio.create_task(self._read(self.process))
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        await self.process.stdin.drain()
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            said = json.loads(line)
-            if said.get("token") == self.number:
-                self.state = "writing"
-                self.columns[said["of"]].append(said)
-            elif said.get("done") == self.number:
-                self.state = "stopped" if said["stopped"] else "done"
-            elif "at" in said or said.get("error") in self.answers:
-                waiting = self.answers.pop(said.get("at") or said["error"], None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(said)
-            elif said.get("error") == self.number:
-                self.state, self.error = "failed", {name: said[name] for name in ("what", "where", "fix")}
-        if self.state in ("loading", "writing"):
-            self.state = "failed"
-            self.error = {"what": "the process with the models ended", "where": "", "fix": _MEMORY}
-
-    async def write(self, models: dict[str, str], prompt: str, temperature: float, tokens: int) -> None:
-        """Begin a text; one that is being written is stopped."""
-        if self.state in ("loading", "writing"):
-            await self.send(stop=True)
-        self.number += 1
-        self.models, self.prompt, self.temperature = models, prompt, temperature
-        self.columns, self.state, self.error = {role: [] for role in models}, "loading", None
-        await self.send(write=self.number, models=models, prompt=prompt, temperature=temperature, tokens=tokens, seed=0)
-
-    async def at(self, of: str, place: int, temperature: float) -> dict[str, Any]:
-        """All models' distributions at a token. Raises: PotstillError."""
-        self.asked += 1
-        number = self.asked
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.answers[number] = future
-        await self.send(at=number, of=of, place=place, temperature=temperature, likeliest=10)
-        said = await asyncio.wait_for(future, 30)
-        if "error" in said:
-            raise PotstillError(said["what"])
-        return said
-
-    async def close(self) -> None:
-        """End the worker."""
-        if self.process is not None and self.process.returncode is None:
-            self.process.kill()
-            await self.process.wait()
 
 
 def choices(workspace: Workspace) -> list[dict[str, Any]]:

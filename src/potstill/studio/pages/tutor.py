@@ -34,7 +34,7 @@ async def show(request: Request) -> Response:
     """The conversation of a lab, and a form."""
     number = lesson_number(request)
     return page(request, "tutor.html.jinja", number=number, live=_live(request, number),
-                endpoint=request.app.state.studio.endpoint, opening=content.lab(number).opening)  # fmt: skip
+                model=request.app.state.studio.tutor, opening=content.lab(number).opening)  # fmt: skip
 
 
 async def ask(request: Request) -> Response:
@@ -44,7 +44,7 @@ async def ask(request: Request) -> Response:
     if form.get("do") == "stop":
         conversation.stop()
     elif form.get("question", "").strip() and not conversation.busy:
-        answering = conversation.ask(form["question"], studio.workspace, number, studio.endpoint)
+        answering = conversation.ask(form["question"], studio.workspace, number, studio.tutor)
         conversation.task = asyncio.create_task(answering)
         await asyncio.sleep(0)  # the question is on the page that follows
     return redirect(request, "learn", str(number), "tutor")
