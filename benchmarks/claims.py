@@ -22,7 +22,18 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("kd_loss", "train_step", "generate", "rouge", "promptness", "busy", "signal_store", "studio", "planted")
+BENCHMARKS = (
+    "kd_loss",
+    "train_step",
+    "generate",
+    "rouge",
+    "promptness",
+    "busy",
+    "signal_store",
+    "studio",
+    "planted",
+    "export",
+)
 """Modules that declare `AIMS`. Comparisons (`potstill sweep`) have one claim each, made from their result."""
 
 Claim = dict[str, Any]

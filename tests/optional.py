@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,9 @@ NEEDS = {
     ),
     "a C++ compiler": Need(
         lambda: None if any(map(shutil.which, COMPILERS)) else "none found", "`apt-get install g++`"
+    ),
+    "llama.cpp": Need(
+        lambda: None if find_spec("cyllama") is not None else "cyllama is not installed", 'pip install "potstill[gguf]"'
     ),
     "resettable peaks": Need(_no_peak, "Linux with glibc makes it work"),
 }

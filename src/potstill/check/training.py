@@ -149,9 +149,13 @@ def problems_can_be_solved(inputs: Inputs) -> Iterator[Finding]:
 
 
 def exports_are_possible(inputs: Inputs) -> None:
-    """A module of the user's own is exported in its own precision."""
+    """Students of the task have such exports, their packages are installed, and a module of the user's own is exported
+    in its own precision."""
+    from potstill.export.base import check_possible
+
     recipe = inputs.recipe
     for settings in recipe.export:
+        check_possible(settings, inputs.task.name)
         dtype: Any = getattr(settings, "dtype", None)
         if isinstance(recipe.student, ModuleStudent) and dtype is not None and dtype != "keep":
             raise ModelError(

@@ -3,10 +3,12 @@
 stage.py        the stage: one artifact per entry of the recipe's `export`
 base.py         what an exporter is given
 huggingface.py  a folder that the plain `from_pretrained` of its task opens; a module of one's own with its file
+gguf.py         GGUF files, opened in llama.cpp and compared with the student
+gguf_file.py    a folder as one GGUF file: metadata, tokenizer, weights
+llama_cpp.py    llama.cpp as an engine of a comparison
+comparison.py   a student and its export, asked the same by the engine that it is for
 end_tokens.py   the tokens at which the student stops by itself
-vocabulary.py   rows of the output layer that stand for no token
 """
 
-from potstill.export.huggingface import HuggingFace
-
-__all__ = ["HuggingFace"]
+KINDS = {"gguf": "gguf", "huggingface": "huggingface"}
+"""The module of each kind; `registry.build` loads it."""

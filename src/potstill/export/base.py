@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from potstill.artifacts import Work
 from potstill.console import Console
+from potstill.errors import MissingExtra, ModelError
+from potstill.recipe import ExportSettings
 from potstill.tasks import Task
 
 
@@ -38,3 +42,27 @@ class Exporter(Protocol):
     def export(self, student: Student, work: Work, console: Console) -> None:
         """Write the student into `work.path`; counts and warnings go into `work`."""
         ...
+
+
+def check_possible(settings: ExportSettings, task: Task) -> None:
+    """Refuse an export that a student of a task cannot have, or whose packages are missing.
+
+    Raises:
+        ModelError: students of this task have no such export.
+        MissingExtra: a package is missing.
+    """
+    why = settings.why_not(task)
+    if why is not None:
+        raise ModelError(why, where=f"export: {settings.kind}", fix="use kind: huggingface")
+    for package, extra in settings.packages().items():
+        if find_spec(package) is None:
+            raise MissingExtra(package, extra, f"the export of kind {settings.kind}")
+
+
+def write_card(student: Student, folder: Path, section: str, *, card: bool) -> None:
+    """Write `README.md`, the student's card with a section about these files (or the section alone), and copy the
+    licences."""
+    before = student.card.read_text(encoding="utf-8").rstrip() + "\n" if card and student.card is not None else ""
+    (folder / "README.md").write_text(before + section, encoding="utf-8")
+    for licence in student.licences:
+        shutil.copyfile(licence, folder / licence.name)

@@ -4,7 +4,7 @@ from potstill.recipe.base import Cosmetic, KindSettings, Settings
 from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
-from potstill.recipe.export import ExportSettings, HuggingFaceExport
+from potstill.recipe.export import CheckedExport, ExportSettings, GgufExport, HuggingFaceExport
 from potstill.recipe.features import (
     AttentionKL,
     AttentionMap,
@@ -114,7 +114,9 @@ __all__ = [
     "EvaluateSettings",
     "Exact",
     "Existing",
+    "CheckedExport",
     "ExportSettings",
+    "GgufExport",
     "First",
     "FirstOf",
     "ForwardKL",

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from potstill.recipe.base import KindSettings
+from pydantic import Field
+
+from potstill.recipe.base import KindSettings, Tokens
+from potstill.tasks import SPECS, Task
 
 
 class ExportSettings(KindSettings):
     """Base of every exporter."""
 
     room: ClassVar[str] = "export"
+
+    def packages(self) -> Mapping[str, str]:
+        """The optional packages that this export needs, each with the extra that installs it."""
+        return {}
+
+    def why_not(self, task: Task) -> str | None:
+        """Why students of a task have no such export, or None."""
+        return None
 
 
 class HuggingFaceExport(ExportSettings):
@@ -21,3 +33,42 @@ class HuggingFaceExport(ExportSettings):
     kind: Literal["huggingface"] = "huggingface"
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     model_card: bool = True
+
+
+GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
+"""How the matrices of a GGUF file are stored: in 32, 16, 8.5 or 4.5 bits per weight, or as llama.cpp's K-quants."""
+
+
+K_QUANTS: tuple[GgufType, ...] = ("q4_k_m", "q5_k_m", "q6_k")
+"""Written by llama.cpp itself."""
+
+
+class CheckedExport(ExportSettings):
+    """An export that is opened by the engine that it is for, and compared with the student there.
+
+    Attributes:
+        check_prompts: number of prompts in the comparison, of the 50 that potstill ships; 0 compares nothing, and the
+            card says so.
+        check_tokens: number of tokens that are written greedily after each.
+        tolerance: largest mean KL(student ‖ export) in nats per token; None is the default of the format. An export
+            that is farther away is refused.
+        model_card: take the report's card along.
+    """
+
+    check_prompts: Annotated[int, Field(ge=0, le=50)] = 8
+    check_tokens: Tokens = 32
+    tolerance: Annotated[float, Field(gt=0)] | None = None
+    model_card: bool = True
+
+
+class GgufExport(CheckedExport):
+    """GGUF files for llama.cpp and Ollama, one per entry of `types`, with tokenizer and chat template inside."""
+
+    kind: Literal["gguf"] = "gguf"
+    types: Annotated[tuple[GgufType, ...], Field(min_length=1)] = ("f16",)
+
+    def packages(self) -> Mapping[str, str]:
+        return {"cyllama": "gguf"} if self.check_prompts or set(self.types) & set(K_QUANTS) else {}
+
+    def why_not(self, task: Task) -> str | None:
+        return None if SPECS[task].writes else "only causal language models are exported to GGUF"
