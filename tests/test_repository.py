@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from optional import BROWSERS, COMPILERS
+
+from potstill.tasks import SPECS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "potstill"
@@ -76,6 +79,30 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     named = re.compile("|".join(["/work" + "/", "/home" + "/", "/root" + "/", "py" + r"pi\.org", "python" + "hosted"]))
     texts = [p for p in files if p.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".jsonl", ""}]
     assert [name(p) for p in texts if named.search(p.read_text(encoding="utf-8"))] == []
+
+
+def compared_strings(source: str) -> set[str]:
+    """The string constants that a Python file compares with (`==`, `in`, `case`)."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(source)):
+        parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        parts += [node.value] if isinstance(node, ast.MatchValue) else []
+        found |= {
+            c.value
+            for part in parts
+            for c in ast.walk(part)
+            if isinstance(c, ast.Constant) and isinstance(c.value, str)
+        }
+    return found
+
+
+def test_nothing_but_the_table_compares_a_task_with_a_string() -> None:
+    files = [path for path in SOURCE.rglob("*.py") if path.name != "tasks.py"]
+    compared = {name(path): compared_strings(path.read_text(encoding="utf-8")) & set(SPECS) for path in files}
+    for template in SOURCE.rglob("*.jinja"):
+        quoted = re.findall(r"[=!]= *['\"](\w+)['\"]", template.read_text(encoding="utf-8"))
+        compared[name(template)] = set(quoted) & set(SPECS)
+    assert not {path: tasks for path, tasks in compared.items() if tasks}
 
 
 def test_builds_that_are_not_isolated_find_what_builds_them() -> None:

@@ -48,6 +48,7 @@ def render_card(findings: Findings) -> str:
     body = _template().render(
         findings=findings,
         measures=findings.measures,
+        task=SPECS[findings.measures.task],
         student=findings.student,
         teacher=teacher,
         origin=origin,
@@ -119,8 +120,9 @@ def _text_of(findings: Findings) -> str:
     """What it was trained on, in a sentence."""
     recipe = findings.recipe
     data = _data_name(recipe.data)
-    if not SPECS[recipe.task].writes:
-        what = {"image_classification": "images", "sequence_classification": "labelled texts"}.get(recipe.task, "texts")
+    task = SPECS[recipe.task]
+    if not task.writes:
+        what = "images" if task.reads_images else "labelled texts" if task.has_classes else "texts"
         return f"It was trained on the {what} of {data}."
     if recipe.generate is None:
         return f"It was trained on the answers in {data}."
@@ -139,7 +141,6 @@ def _data_name(data: Any) -> str:
 
 def _objectives(findings: Findings) -> str:
     """`1 · forward_kl + 1 · hidden_cosine`."""
-    train = findings.recipe.train
-    assert train is not None
-    named = [f"{schedule_text(o.weight)} · {o.kind.rpartition(':')[2]}" for o in train.all_objectives]
+    objectives = findings.recipe.required_train.all_objectives
+    named = [f"{schedule_text(o.weight)} · {o.kind.rpartition(':')[2]}" for o in objectives]
     return " + ".join(named)

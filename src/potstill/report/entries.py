@@ -12,6 +12,7 @@ from potstill.report import figures
 from potstill.report.findings import Findings
 from potstill.report.palette import LOOKS
 from potstill.report.terminology import Words, words_of
+from potstill.tasks import SPECS
 
 TEXT_SHOWN = 4000
 """Characters of a text; what is longer is cut, and said."""
@@ -48,29 +49,24 @@ def entries_of(findings: Findings) -> list[Entry]:
     limit = findings.recipe.evaluate.sample_tokens if findings.recipe.evaluate is not None else 0
     words = words_of(findings.measures)
     worst = findings.documents[: findings.recipe.report.worst_documents]
-    match findings.measures.task:
-        case "causal_lm":
-            return [_document(raw, words, limit) for raw in worst]
-        case "masked_lm":
-            return [_masked(raw, words) for raw in worst]
-        case "sentence_embedding":
-            return [_neighbours(raw, words) for raw in worst]
-        case _:
-            return [_example(raw, words) for raw in worst]
+    task = SPECS[findings.measures.task]
+    if task.writes:
+        return [_document(raw, words, limit) for raw in worst]
+    if task.masks:
+        return [_masked(raw, words) for raw in worst]
+    return [(_example if task.has_response else _neighbours)(raw, words) for raw in worst]
 
 
 def worst_of(findings: Findings) -> str:
     """What the worst are chosen by, in words."""
-    student = findings.student
-    match findings.measures.task:
-        case "causal_lm" | "masked_lm":
-            return "the student is " + ("farthest from its teacher" if student.get("kl") else "least sure of the text")
-        case "sentence_embedding" if student.get("top1_agreement"):
-            return "the student’s nearest neighbour is least like the text in its teacher’s eyes"
-        case "sentence_embedding":
-            return "the student’s nearest neighbour has another label"
-        case _:
-            return "the student finds the right class least likely"
+    student, task = findings.student, SPECS[findings.measures.task]
+    if task.has_vocabulary:
+        return "the student is " + ("farthest from its teacher" if student.get("kl") else "least sure of the text")
+    if task.has_response:
+        return "the student finds the right class least likely"
+    if student.get("top1_agreement"):
+        return "the student’s nearest neighbour is least like the text in its teacher’s eyes"
+    return "the student’s nearest neighbour has another label"
 
 
 def _document(raw: Mapping[str, Any], words: Words, limit: int) -> Entry:

@@ -15,13 +15,13 @@ from potstill.recipe import dump_recipe
 from potstill.report import figures, sections
 from potstill.report.entries import entries_of, worst_of
 from potstill.report.findings import Findings
-from potstill.report.measured import measured_sections
 from potstill.report.palette import LOOKS
 from potstill.report.plots import against_figures, curve_figures, measured_models, size_figures, spread_figures
-from potstill.report.sections import class_table, confusion_matrix, confusions_table
+from potstill.report.sections import class_table, confusion_matrix, confusions_table, measured_sections
 from potstill.report.svg import readable
 from potstill.report.terminology import terms_of, words_of
 from potstill.report.verdict import judge
+from potstill.tasks import SPECS
 
 
 def render_page(findings: Findings) -> str:
@@ -34,6 +34,7 @@ def render_page(findings: Findings) -> str:
         .render(
             findings=findings,
             measures=findings.measures,
+            task=SPECS[findings.measures.task],
             style=Markup(style),  # our own file
             policy=content_policy(style),
             looks=LOOKS,

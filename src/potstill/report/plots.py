@@ -152,9 +152,8 @@ def curve_figures(findings: Findings) -> list[Figure]:
 def _objectives(findings: Findings, name: str) -> str:
     if name == "text_only":
         return "Loss: 1 · hard_ce. Not comparable with the student’s loss."
-    train = findings.recipe.train
-    assert train is not None
-    return "Loss: " + " + ".join(f"{schedule_text(o.weight)} · {_short(o.kind)}" for o in train.all_objectives) + "."
+    objectives = findings.recipe.required_train.all_objectives
+    return "Loss: " + " + ".join(f"{schedule_text(o.weight)} · {_short(o.kind)}" for o in objectives) + "."
 
 
 def _short(kind: str) -> str:

@@ -46,8 +46,7 @@ from potstill.train.coerce import (
     refuse_metrics,
     say_batch_statistics,
 )
-from potstill.train.held_out import batches_by_length, measure_held_out
-from potstill.train.module import METRIC, DistillModule
+from potstill.train.module import METRIC, DistillModule, batches_by_length, measure_held_out
 from potstill.train.rows import Row, rows_of
 from potstill.train.steps import FixedRows, MicroBatches, loader
 from potstill.train.trainable import frozen, may_leave_out, unchanged_buffers, unreached

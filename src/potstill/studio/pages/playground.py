@@ -11,12 +11,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from potstill.errors import PotstillError
+from potstill.recipe import Recipe
 from potstill.studio import charts
 from potstill.studio.control import parsed
 from potstill.studio.live import Broadcast, sse
 from potstill.studio.render import form_of, page, problem, redirect, text
 from potstill.studio.session import Session
 from potstill.studio.workspace import Workspace
+from potstill.tasks import SPECS
 
 
 def choices(workspace: Workspace) -> list[dict[str, Any]]:
@@ -25,7 +27,8 @@ def choices(workspace: Workspace) -> list[dict[str, Any]]:
     for name in workspace.names():
         run = workspace.folder / name
         recipe = parsed(run)
-        if recipe.get("task", "causal_lm") != "causal_lm" or not _model(run / "train"):
+        task = SPECS.get(recipe.get("task", Recipe.model_fields["task"].default))
+        if task is None or not task.writes or not _model(run / "train"):
             continue
         models = {"student": f"run:{run}"}
         teachers = recipe.get("teachers")
