@@ -138,7 +138,8 @@ def test_a_model_of_this_machine_answers_and_what_it_says_is_cited(tmp_path: Pat
         return conversation
 
     turn = asyncio.run(run()).turns[0]
-    assert turn.by == model.model and turn.answer and "did not answer" not in turn.answer
+    quoted, _, added = turn.answer.partition(f"{model.model} adds, and may well be wrong: ")
+    assert turn.by == model.model and "[1]" in quoted and added
     assert turn.sources and turn.done
 
 

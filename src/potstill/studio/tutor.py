@@ -96,7 +96,7 @@ class LocalModel:
     async def stream(self, messages: list[dict[str, str]]) -> AsyncIterator[str]:
         """The pieces of its answer. Raises: ValueError (it cannot be opened, or its process ended)."""
         session = self.session
-        await session.write({"tutor": self.model}, messages, temperature=0.0, tokens=160)
+        await session.write({"tutor": self.model}, messages, temperature=0.0, tokens=80)
         told = 0
         try:
             while True:
@@ -185,6 +185,8 @@ class Conversation:
                 turn.answer = answer
                 return
             turn.by = model.model
+            if isinstance(model, LocalModel):  # what is right comes first
+                turn.answer = f"{answer}\n\n{model.model} adds, and may well be wrong: "
             try:
                 async for piece in model.stream(self._messages(turn, workspace, lab)):
                     turn.answer += piece
