@@ -47,6 +47,7 @@ bench: $(READY)-peers ## side by side with other people's kernels, trainers and 
 	$(BIN)/python -m benchmarks.promptness --json
 	$(BIN)/python -m benchmarks.busy --json
 	$(BIN)/python -m benchmarks.studio --json
+	$(BIN)/python -m benchmarks.labs --json
 
 clean: ## remove .venv and what the tools left; runs/ stays
 	rm -rf .venv site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

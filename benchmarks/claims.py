@@ -31,6 +31,7 @@ BENCHMARKS = (
     "busy",
     "signal_store",
     "studio",
+    "labs",
     "planted",
     "export",
 )

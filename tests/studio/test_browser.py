@@ -167,6 +167,46 @@ def test_a_training_is_watched_killed_and_continued(chrome: Any, fresh: Served) 
     page.context.close()
 
 
+LAB_STEPS = [
+    # lab, step, what is put into its fields, what its outcome shows
+    pytest.param(1, "distribution", {"prompt": "The ship sailed across the"}, "#distribution", marks=pytest.mark.slow),
+    pytest.param(1, "dark", {}, ".digit", marks=pytest.mark.slow),
+    pytest.param(1, "students", {}, "table", marks=pytest.mark.long),
+    pytest.param(1, "price", {"dollars": "0.25"}, "table", marks=pytest.mark.long),
+    pytest.param(2, "byte", {}, "table", marks=pytest.mark.long),
+    pytest.param(3, "teacher", {}, "a[href*=learn-3-teacher]", marks=pytest.mark.long),
+    pytest.param(4, "plant", {"digit": "3"}, "table", marks=pytest.mark.long),
+    pytest.param(4, "sizes", {}, "table", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("lab", "step", "fields", "shown"), LAB_STEPS)
+def test_a_step_of_a_lab_is_run_and_watched_in_the_browser(
+    chrome: Any, fresh: Served, lab: int, step: str, fields: dict[str, str], shown: str
+) -> None:
+    page, heard = _page(chrome)
+    page.set_default_timeout(500_000)
+    page.goto(f"{fresh.address}/learn/{lab}/lab")
+    card = page.locator(f"section[data-part={step}]")
+    for name, value in fields.items():
+        card.locator(f"input[name={name}]").fill(value)
+    card.get_by_role("button", name="Run it").click()
+    page.locator(f"section[data-part={step}-now] progress").wait_for()  # something to look at while it runs
+    outcome = page.locator(f"section[data-part={step}-outcome]")
+    outcome.locator(shown).first.wait_for()
+    assert outcome.locator(".finding").inner_text().strip()
+    card.locator(".state", has_text="done").wait_for()
+    page.context.close()
+
+    page, again = _page(chrome)  # a browser that is opened again: nothing is lost
+    page.goto(f"{fresh.address}/learn/{lab}/lab")
+    assert page.locator(f"section[data-part={step}-outcome] .finding").inner_text().strip()
+    for name, value in fields.items():
+        assert page.locator(f"section[data-part={step}] input[name={name}]").input_value() == value
+    assert heard == again == []
+    page.context.close()
+
+
 def test_records_are_searched_as_one_types(chrome: Any, served: Served) -> None:
     page, heard = _page(chrome)
     page.goto(f"{served.address}/runs/hostile/records")

@@ -1,0 +1,86 @@
+"""How long the labs of the course take, each step run as a reader would, and how long one waits without news.
+
+    python -m benchmarks.labs --json
+    python -m benchmarks.labs --lab 1 --lab 4 --json
+
+Each lab runs from the command line in a folder of its own runs. News are the events that the lab's page follows: the
+beginning of a run, a move of a bar, a loss, a sentence. Run it on a quiet machine; a step that this version cannot do
+counts as not done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claims import Aim, claims_of
+
+MODULE = "benchmarks.labs"
+LABS = (1, 2, 3, 4)
+AIMS = [
+    *(Aim(f"lab {number}, all steps", "s", most=900) for number in LABS),
+    Aim("longest silence of a step", "s", most=90),
+    Aim("steps done, of those of the labs that were run", "", least=1.0),
+]
+
+
+def run_lab(runs: Path, number: int) -> dict[str, Any]:
+    """Do a lab; seconds by step, and the longest time between two events."""
+    command = [
+        sys.executable,
+        "-m",
+        "potstill.cli",
+        "learn",
+        "--runs",
+        str(runs),
+        "run",
+        str(number),
+        "--yes",
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    result = json.loads(lines[-1]) if lines else {}
+    if result.get("event") != "result":
+        raise SystemExit(f"lab {number} ended with code {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    log = runs / ".studio" / "labs" / str(number) / "events.jsonl"
+    times = [float(json.loads(line)["time"]) for line in log.read_text(encoding="utf-8").splitlines()]
+    return {
+        "seconds": {key: step["seconds"] for key, step in result["steps"].items()},
+        "passed": {key: step["passed"] for key, step in result["steps"].items()},
+        "silence": max((after - before for before, after in pairwise(times)), default=0.0),
+    }
+
+
+def main() -> None:
+    """Run labs, and print what they took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lab", type=int, action="append", choices=LABS, help="this one alone; may be given again")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = {number: run_lab(Path(folder), number) for number in arguments.lab or LABS}
+    passed = [done for lab in found.values() for done in lab["passed"].values()]
+    values: dict[str, float | None] = {
+        f"lab {number}, all steps": round(sum(lab["seconds"].values()), 1) for number, lab in found.items()
+    }
+    values["longest silence of a step"] = round(max(lab["silence"] for lab in found.values()), 1)
+    values["steps done, of those of the labs that were run"] = sum(passed) / len(passed)
+    claims = claims_of(AIMS, values)
+    if arguments.json:
+        print(json.dumps({"benchmark": "labs", "labs": found, "claims": claims}))
+        return
+    for number, lab in found.items():
+        print(f"lab {number}: " + ", ".join(f"{key} {seconds:.0f} s" for key, seconds in lab["seconds"].items()))
+    for claim in claims:
+        print(f"{claim['name']:<50} {claim['value'] or '':>8} {claim['unit']:<3} {claim['aim']:<8} {claim['met']}")
+
+
+if __name__ == "__main__":
+    main()
