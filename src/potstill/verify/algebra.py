@@ -1,7 +1,7 @@
-"""Computer algebra on two expressions: what a worker of the `math` verifier does. Imported by workers only.
+"""Computer algebra on two expressions, in a worker of the `math` verifier. Imported by workers only.
 
-`math-verify` reads LaTeX and compares, but rounds to six decimals and evaluates at 15 digits, so what it accepts is
-checked again at 50 digits, at several points where there are unknowns. What that does not confirm is not accepted.
+`math-verify` reads LaTeX and compares, but rounds to six decimals and evaluates at 15 digits. So an equality that it
+finds is checked again at 50 digits, at several points if there are unknowns, and is not accepted unless confirmed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ POINTS = (
     (sympy.Rational(-83, 97), 7),
     (sympy.Rational(1009, 113), 11),
 )
-"""Where expressions with unknowns are compared: a start, and the prime of the step from one unknown to the next."""
+"""Sample points for expressions with unknowns: a start, and the prime of the step from one unknown to the next."""
 CONSTANTS = {"e": sympy.E, "i": sympy.I}
-"""Names that are numbers, whatever the parser assumed of them."""
+"""Names that are numbers, whatever the parser assumed about them."""
 
 
 def judge(item: dict[str, str]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def judge(item: dict[str, str]) -> dict[str, str]:
         if dropped := _dropped(item[side], parsed):
             return {"outcome": "cannot_judge", "reason": f"computer algebra drops {dropped} from the {side}"}
     confirmed = _same(reference, answer)
-    # Its own timers are signals, and the deadline is kept from outside.
+    # Its own timers use signals; the deadline is enforced from outside.
     accepted = bool(verify([reference], [answer], timeout_seconds=None, strict=True, raise_on_error=True))
     if confirmed and accepted:
         return {"outcome": "accept", "reason": "the same by computer algebra"}
@@ -51,8 +51,8 @@ def judge(item: dict[str, str]) -> dict[str, str]:
 
 
 def _dropped(text: str, parsed: Any) -> str:
-    """The letters of a text that its parsed value does not have: read as a unit, say, and left out. Letters of
-    functions and of constants are not looked for."""
+    """The letters of a text that are missing in its parsed value, because the parser read them as a unit, say. Letters
+    of functions and constants are ignored."""
     if not isinstance(parsed, sympy.Basic):
         return ""
     names = "".join(str(atom) for atom in parsed.atoms(sympy.Symbol, sympy.core.function.AppliedUndef))
@@ -76,7 +76,7 @@ def _parsed(text: str) -> Any:
 
 
 def _same(reference: Any, answer: Any) -> bool | None:
-    """Whether two parsed values agree; None where that cannot be computed."""
+    """Whether two parsed values agree; None if that cannot be computed."""
     if isinstance(reference, sympy.MatrixBase) and isinstance(answer, sympy.MatrixBase):
         if reference.shape != answer.shape:
             return False
@@ -114,7 +114,7 @@ def _agree(reference: sympy.Expr, answer: sympy.Expr) -> bool | None:
     # Decimals are exact here: 0.1 is 1/10, not the nearest binary fraction.
     reference, answer = (_exactly(e) for e in (reference, answer))
     apart = sympy.expand(reference - answer)
-    if apart.is_Rational:  # too small to be seen beside a large value, perhaps, and not nothing
+    if apart.is_Rational:  # may be a nonzero value that is tiny beside a large one
         return bool(apart == 0)
     unknowns = sorted(reference.free_symbols | answer.free_symbols, key=str)
     pairs = zip(_values(reference, unknowns), _values(answer, unknowns), strict=True)
@@ -131,7 +131,7 @@ def _close(reference: sympy.Expr, answer: sympy.Expr) -> bool | None:
 
 
 def _proportional(reference: sympy.Expr, answer: sympy.Expr) -> bool | None:
-    """Whether two equations, each as what is zero, differ by a factor."""
+    """Whether two equations, each given as an expression that equals zero, differ by a constant factor."""
     unknowns = sorted(reference.free_symbols | answer.free_symbols, key=str)
     rs, answers = _values(reference, unknowns), _values(answer, unknowns)
     if any(v == 0 or not v.is_number or not v.is_finite for v in [*rs, *answers]):

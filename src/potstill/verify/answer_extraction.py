@@ -1,8 +1,8 @@
 r"""Locates the final answer in a model's text.
 
-Nothing here raises on any text, and every function is linear in its length. A marked answer (`\boxed{…}`,
-`<answer>…</answer>`, "the answer is …", `#### …`) comes with the words of its sentence on both sides, because "half of
-\boxed{16}" does not answer 16. Whether the words are harmless is decided in `surroundings.py`.
+No function raises on any text, and every function takes time linear in its length. A marked answer (`\boxed{…}`,
+`<answer>…</answer>`, "the answer is …", `#### …`) is returned with the words of its sentence on both sides, because
+"half of \boxed{16}" does not answer 16. `surroundings.py` decides whether those words are harmless.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from potstill.verify.surroundings import (
 )
 
 MOST_SENTENCE = 2_000
-"""Characters of a sentence that is read; in a longer one no answer is found."""
+"""Maximum length of a sentence that is read, in characters; no answer is found in a longer one."""
 
 _MARKED = re.compile(
     r"\b(?:(?:answer|result)\s{0,3}(?:(?:is|was|would\s+be|should\s+be)\b\s{0,3}:?|[:=])|solution\s+is\b:?)"
@@ -44,14 +44,14 @@ _REASON = re.compile(r"[,;]?\s\(?(?:because|since|as\s+(?:we|it|there|this))\b.*
 _PUNCTUATION = re.compile(r"[\s.,;:!'’\"“”*_()\[\]$-]|\\[()\[\],;: ]|\\q?quad")
 _CONDITIONS = frozenset("if unless whether when suppose supposing assume assuming say pretend imagine".split())
 _OTHERWISE_MEANT = frozenset("modulo mod rounded rounding ignoring neglecting excluding counting disregarding".split())
-"""Words that begin a clause in which the answer would be another: "Modulo 9, the answer is 5"."""
+"""Words that begin a clause under which the answer would be another: "Modulo 9, the answer is 5"."""
 _HEADINGS = frozenset(
     """step case question problem part section chapter figure table exercise example item stage phase attempt try
     method approach hint note page line equation eq lemma theorem""".split()
 )
-"""Words whose number is no answer, unless the question asks for one: "Step 7"."""
+"""Words whose number is a label, not an answer, unless the question asks for one: "Step 7"."""
 _CHANGES = frozenset({"by", "from"})
-"""Words before the size or the start of a change, and not its result: "it grows by 200"."""
+"""Words before the size or the start of a change, not its result: "it grows by 200"."""
 _CONNECTIVES = frozenset("so thus hence therefore then and but".split())
 _PARTING = re.compile(
     r"(?:i\s+)?(?:hope|let\s+me\s+know|please|feel\s+free|good\s+luck|thank|happy\s+\w+ing|have\s+a\s+\w+\s+(?:day|time|one))\b[^\d]*$",
@@ -62,16 +62,16 @@ _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)(.*)")
 
 
 class Located(NamedTuple):
-    """A final answer: its text, or an empty one where the text around it denies, doubts or changes it."""
+    """The text of a final answer; empty if the surrounding text denies, doubts or changes the answer."""
 
     text: str
     delimited: bool
-    """Whether marks on both sides say where it begins and ends."""
+    """Whether marks on both sides delimit it."""
 
 
 def without_reasoning(text: str) -> str:
-    """The text after the last `</think>` and before a `<think>` that never closes: a stray mark does not bring the
-    reasoning back."""
+    """The text after the last `</think>` and before an unclosed `<think>`. A stray mark does not restore the
+    reasoning."""
     return text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
@@ -82,8 +82,8 @@ def boxed(text: str) -> str | None:
 
 
 def _last_box(text: str) -> tuple[tuple[int, int, int, int] | None, bool]:
-    """Start of the last closed box, start and end of its content, end of the box; and whether one opens after it that
-    never closes. One pass over the braces, whatever their number."""
+    """Start of the last closed box, start and end of its content, end of the box; and whether an unclosed box follows
+    it. One pass over the braces."""
     openings = list(_BOX.finditer(text))
     if not openings:
         return None, False
@@ -155,8 +155,8 @@ _LONE_LETTER = re.compile(r"[\s*(\[]*([A-Z])[\s*)\].]*")
 
 
 def _names_another(following: str, content: str, known: frozenset[str]) -> bool:
-    """Whether the text after a marked answer ends in another value that nothing marks: "\\boxed{5}", and below "20". A
-    last sentence in which the answer stands again ("check: 2 · 5 = 10") names none."""
+    """Whether the text after a marked answer ends in another, unmarked value: "\\boxed{5}" followed by a line "20". A
+    last sentence that repeats the answer ("check: 2 · 5 = 10") does not count."""
     line = following.strip(" \t\n$*.,;:!)]\\")
     if not line or not content:
         return False
@@ -177,7 +177,7 @@ def _names_another(following: str, content: str, known: frozenset[str]) -> bool:
 
 
 def _goes_on(following: str, phrase: str) -> bool:
-    """Whether the line after an answer names another one: "No, 25.", or ends with another number."""
+    """Whether the line after an answer states another one ("No, 25."), or ends with another number."""
     line = following.split("\n", 1)[0].lstrip(" .,;:!*_$)")
     if re.match(r"(?:no|nope|or|not|make that|minus|plus|times)\b", line, re.IGNORECASE):
         return True
@@ -188,13 +188,13 @@ def _goes_on(following: str, phrase: str) -> bool:
 
 
 def marked(text: str) -> str | None:
-    """The text of the answer that is marked as final; None without a mark, empty where it is denied or taken back."""
+    """The text of the answer that is marked as final; None without a mark, empty if it is denied or withdrawn."""
     found = locate(text)
     return found.text if found is not None else None
 
 
 def _in_sentence(text: str, start: int, opens: int, closes: int, end: int, known: frozenset[str]) -> str:
-    """The content of a box, with a sign of percent or degrees after it; empty if its sentence changes it."""
+    """The content of a box, with a percent or degree sign after it; empty if its sentence changes it."""
     content = text[opens:closes].strip()
     before = _last_sentence(text[max(0, start - MOST_SENTENCE) : start])
     after = text[end : end + MOST_SENTENCE]
@@ -251,7 +251,7 @@ def _is_unit(text: str) -> bool:
 
 
 def _introduces(before: str, known: frozenset[str]) -> bool:
-    """Whether the beginning of a sentence may stand before "answer is"."""
+    """Whether the beginning of a sentence may precede "answer is"."""
     words = words_in(before)
     if any(word.lower() in _CONDITIONS for word in words):
         return False
@@ -266,12 +266,12 @@ def _introduces(before: str, known: frozenset[str]) -> bool:
 
 
 def leads_to_value(before: str, known: frozenset[str], *, strict: bool) -> bool:
-    """Whether the words of a sentence before its value leave the value as it is.
+    """Whether the words of a sentence before its value leave the value unchanged.
 
-    What stands before "is" or "=" may compute ("half of 16 is"); what stands between that and the value may not.
+    Words before "is" or "=" may describe a computation ("half of 16 is"); words between "is" and the value may not.
 
     Args:
-        strict: refuse unknown words before "is" too. A box is explicit enough without.
+        strict: reject unknown words before "is" too. A box is explicit enough without this.
     """
     text = re.sub(r"\$[^$]*\$?|\\\(.*?\\\)|\\[a-zA-Z]+\{[^{}]*\}|\\[a-zA-Z]+", lambda m: _math_words(m.group()), before)
     if re.search(r"[?~±≈≠≤≥<>]|(?:^|\s)[.,]\s*$", text):
@@ -304,7 +304,7 @@ def leads_to_value(before: str, known: frozenset[str], *, strict: bool) -> bool:
 
 
 def _math_words(math: str) -> str:
-    """What a formula adds to a sentence's words: its last sign of equality, and any doubt."""
+    """What a formula adds to the words of its sentence: its last equality sign, and any word of doubt."""
     signs = "".join(s for s in ("~", "±", "≈") if s in math)
     doubt = re.search(r"\\(?:approx|sim|neq?|leq?|geq?|pm|not)\b", math)
     return f" {'≈' if doubt else signs} {'=' if math.rstrip('$ ').endswith('=') else ''} "
@@ -315,8 +315,8 @@ def _is_measured(word: str) -> bool:
 
 
 def follows_value(after: str, known: frozenset[str]) -> bool:
-    """Whether the rest of a sentence leaves the value before it as it is. A reason ("because …") may hold anything but
-    a retraction."""
+    """Whether the rest of a sentence leaves the value before it unchanged. A reason ("because …") may contain anything
+    but a retraction."""
     main = re.sub(r"\bleft[ -]over\b", "left", _REASON.sub("", f" {after}"))
     if re.search(r"\bat (?:best|worst|max|(?:the )?(?:most|least|latest|earliest))\b", main):
         return False
@@ -335,7 +335,7 @@ def _last_sentence(text: str) -> str:
 
 
 def sentence(line: str) -> str:
-    """Up to the first full stop that ends a sentence (one in `1.5`, `a.m.` or `Dr. X` ends none), without it."""
+    """The text before the first full stop that ends a sentence. Those in `1.5`, `a.m.` and `Dr. X` end none."""
     for stop in re.finditer(r"[.!](?=\s+[A-Z\\$(]|\s*$)", line):
         before = line[max(0, stop.start() - 8) : stop.start()]
         at_end = stop.end() == len(line.rstrip())
@@ -358,7 +358,8 @@ _CHEERS = " 🎉🎊😊🙂😄👍🚀✨✅✓✔\ufe0f"
 
 
 def _checks(line: str, before: str) -> bool:
-    """Whether a line checks the result that the line before ends with ("Check: 36 + 12 = 48"), and doubts nothing."""
+    """Whether a line verifies the result at the end of the line before ("Check: 36 + 12 = 48") without expressing
+    doubt."""
     if len(line) > MOST_SENTENCE or not _CHECK.match(line):
         return False
     results = _NUMBER.findall(before[-MOST_SENTENCE:])
@@ -371,7 +372,7 @@ def _checks(line: str, before: str) -> bool:
 
 
 def last_sentence(text: str) -> str | None:
-    """The last sentence of a text, greetings at its end left out; None where there is none or it is too long."""
+    """The last sentence of a text, without closing greetings; None if there is none or it is too long."""
     lines = [line.strip() for line in without_reasoning(text).splitlines() if line.strip()]
     if not lines:
         return None
@@ -393,7 +394,8 @@ _SO = re.compile(r".*[,;]\s+(?:and\s+)?(?:so|thus|therefore|hence)\s+", re.IGNOR
 
 
 def conclusion(sentence_: str) -> str:
-    """What a sentence concludes: "Lia has 20" of "Ben has 10, so Lia has 20". All of it where it doubts anything."""
+    """The conclusion of a sentence: "Lia has 20" of "Ben has 10, so Lia has 20". The whole sentence if it expresses any
+    doubt."""
     found = _SO.match(sentence_)
     if found is None or "?" in sentence_ or any(is_doubt(word) for word in words_in(sentence_)):
         return sentence_
@@ -402,13 +404,13 @@ def conclusion(sentence_: str) -> str:
 
 @dataclass(frozen=True)
 class Region:
-    """A run of a sentence that may be a value, and the words on both sides of it."""
+    """A part of a sentence that may be a value, and the words on both sides of it."""
 
     text: str
     before: str
     after: str
     several: bool
-    """Whether the sentence holds another value before "is"."""
+    """Whether the sentence has another value before "is"."""
 
 
 _MATH = r"\$\$[^$]{1,400}\$\$|\$[^$\n]{1,400}\$|\\\([^\n]{1,400}?\\\)|\\\[[^\n]{1,400}?\\\]"
@@ -425,7 +427,7 @@ _SUFFIXES = frozenset({"percent", "%", r"\%", "hundred", "thousand", "million", 
 
 
 def region_of(sentence_: str) -> Region | None:
-    """The one value that a sentence names, or the one after its last "is"; None where that leaves a doubt."""
+    """The only value in a sentence, or the one after its last "is"; None if that is ambiguous."""
     pieces = [(m.lastgroup or "token", m.group(), m.start(), m.end()) for m in _PIECE.finditer(sentence_)]
     kinds = [_is_value(kind, text) for kind, text, *_ in pieces]
     for at, (_, text, *_) in enumerate(pieces):
@@ -492,9 +494,9 @@ def _is_value(kind: str, text: str) -> bool:
 
 
 def final_value(text: str, known: frozenset[str] = frozenset()) -> str | None:
-    """What a text without a marked answer ends with: "yes" or "no" at the start of its only line, the one value that
-    its last sentence names, or what something "is". None where that leaves a doubt: two values, or words around the
-    value that are not known to be harmless."""
+    """The answer of a text without marks: "yes" or "no" at the start of its only line, the only value in its last
+    sentence, or what something "is". None if that is ambiguous: two values, or words around the value that are not
+    known to be harmless."""
     last = last_sentence(text)
     if last is None:
         return None
@@ -516,7 +518,7 @@ def final_value(text: str, known: frozenset[str] = frozenset()) -> str | None:
 
 
 def with_unit(region: Region) -> tuple[str, str]:
-    """A value with the unit of measure that follows it, if one does, and the rest of the sentence."""
+    """A value with the unit of measure that follows it, if any, and the rest of the sentence."""
     priced = region.text.startswith(("$", "\\$", "€", "£"))
     words = None if priced else re.match(r"(?:\s+[A-Za-z]+\.?(?:\^\{?[23]\}?|[²³])?){1,5}", region.after)
     parts = words.group().split(" ") if words else []
@@ -545,7 +547,7 @@ def _complement(text: str, known: frozenset[str]) -> str | None:
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """Language (in lower case) and body of each fenced block that is closed. One pass over the lines."""
+    """Language (in lower case) and body of each closed fenced block. One pass over the lines."""
     blocks, fence, language, body = list[tuple[str, str]](), "", "", list[str]()
     for line in text.splitlines(keepends=True):
         found = _FENCE.match(line)

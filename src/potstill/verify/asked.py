@@ -1,5 +1,5 @@
-"""Whether the sentence of an answer speaks of something else than the question asks for: "28 boys" where the question
-counts 21 boys and asks for girls, "Ana has 36" where it asks what Tom has. The number alone would not tell."""
+"""Detects answers about another subject than the question's: "28 boys" to a question that counts 21 boys and asks for
+girls; "Ana has 36" to one that asks what Tom has. The number alone would not reveal this."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _ENDS_COUNTED = frozenset("and or of with for to each the a an from by as so the
 _RATE = frozenset({"per", "each", "apiece"})
 _ASKS_RATE = _RATE | {"every", "average", "rate"}
 _TOTALS = frozenset({"together", "altogether", "combined"})
-"""Words of all persons, which answer no question about one."""
+"""Words that refer to anyone, and so answer no question about one person."""
 _NAME = re.compile(r"(?<=[a-z,]\s)[A-Z][a-z]+\b")
 _NAMED = re.compile(r"\b[A-Z][a-z]+\b")
 
 
 def of_another(question: str, said: str) -> str | None:
-    """What the last sentence of an answer speaks of instead of what is asked for; None if nothing says so.
+    """The subject of an answer's last sentence, if it differs from the subject of the question; None if nothing
+    indicates a difference.
 
     Args:
-        question: text of the question. Its last sentence with a question mark says what is asked for.
+        question: its text. The last sentence with a question mark states the subject.
         said: the answer, without reasoning.
     """
     asking = [s for s in re.split(r"(?<=[.!?])\s+|\n", question[-4_000:]) if "?" in s]
@@ -60,7 +61,7 @@ def _other_noun(question: str, asking: str, last: str) -> str | None:
 
 
 def _up_to_verb(words: list[str]) -> list[str]:
-    """What is counted, up to the verb: `loose rolls` of "loose rolls are left"."""
+    """The counted noun phrase, up to the verb: `loose rolls` of "loose rolls are left"."""
     return list(takewhile(lambda word: word.lower() not in _ENDS_NOUN | _ENDS_COUNTED, words))
 
 

@@ -15,22 +15,22 @@ from potstill.recipe.verify import VerifierSettings
 from potstill.types import Answer, Record, Request, Verdict
 
 Ask = Callable[[str | None, Sequence[Request]], list[Answer]]
-"""Sends requests, in order, to the teacher of a name (None: the one that writes). The caller provides it, so that a
-judge's requests go through the same journal and budget."""
+"""Sends requests, in order, to the teacher with a name (None: the one that writes). The caller provides it, so that a
+judge's requests use the same journal and budget."""
 
 MOST_SHOWN = 60
-"""Characters of an answer that a reason quotes at most."""
+"""Maximum characters of an answer that a reason quotes."""
 
 MOST_CHARACTERS = 1_000_000
-"""A longer answer cannot be judged."""
+"""Maximum characters of an answer; a longer one cannot be judged."""
 
 
 class WorkerUnavailable(RuntimeError):
-    """Worker processes do not start, or were closed: no answer can be judged."""
+    """Worker processes do not start, or were closed, so no answer can be judged."""
 
 
 class Verifier(Protocol):
-    """Judges answers. A context manager: it may hold worker processes. Safe to call from several threads."""
+    """Judges answers. A context manager, since it may hold worker processes. Thread-safe."""
 
     name: str
     version: str
@@ -62,14 +62,14 @@ class BaseVerifier(Generic[S]):
     """Base of the verifiers of this room. A subclass implements `judge`, and `judge_answer` if it reads more than the
     text.
 
-    Whatever a model wrote, `verify` returns a verdict: an answer of more than `MOST_CHARACTERS` cannot be judged, and
-    neither can one on which `judge` raises. Raise `contract` when the meaning of a verdict changes.
+    `verify` returns a verdict for any text: an answer of more than `MOST_CHARACTERS`, or one on which `judge` raises,
+    cannot be judged. Raise `contract` when the meaning of a verdict changes.
     """
 
     contract: ClassVar[int] = 1
     guarded: ClassVar[bool] = True
-    """Whether an exception of `judge` means that this answer cannot be judged. False if `judge` asks a model or runs a
-    program, whose failures concern the whole run."""
+    """Whether an exception of `judge` means that this answer cannot be judged. False for verifiers that call a model or
+    run a program, whose failures concern the whole run."""
 
     def __init__(self, settings: S) -> None:
         self._settings = settings
@@ -80,7 +80,7 @@ class BaseVerifier(Generic[S]):
 
     @property
     def version(self) -> str:
-        """Our contract, and the versions of the packages that decide."""
+        """Our contract, and the versions of the packages that determine verdicts."""
         return str(self.contract)
 
     @property
@@ -155,7 +155,8 @@ def open_verifier(settings: VerifierSettings, ask: Ask | None = None) -> Verifie
 
 
 def verdicts(verifier: Verifier, items: Iterable[tuple[Record, Answer]], at_once: int = 1) -> Iterator[Verdict]:
-    """The verdict on each answer, in order, with `at_once` of them judged concurrently. Reads no farther ahead."""
+    """The verdict on each answer, in order, with `at_once` of them judged concurrently. Reads no further ahead than
+    that."""
     if at_once == 1:
         for record, answer in items:
             yield verifier.verify_answer(record, answer)
@@ -180,14 +181,14 @@ def shown(text: Any) -> str:
 
 
 def references(record: Record, key: str) -> list[str]:
-    """The reference answers of a record as texts; empty if there is none. Numbers are written out."""
+    """The reference answers of a record as texts; empty if there are none. Numbers become text."""
     found = record.metadata.get(key)
     several = found if isinstance(found, (list, tuple)) else [found]
     return [value if isinstance(value, str) else _written(value) for value in several if value is not None]
 
 
 def question_text(record: Record) -> str:
-    """The prompt as one text: the plain one, or the turns before the answer."""
+    """The prompt as one text: the plain prompt, or the turns before the answer."""
     if record.messages is None:
         return record.prompt or ""
     turns = record.messages if record.is_prompt else record.messages[:-1]

@@ -15,15 +15,15 @@ Judging = Callable[[Verifier], Verdict]
 
 
 class CompositeVerifier(BaseVerifier[Composite]):
-    """Asks its members in order, no further than needed: put the cheap ones first. The verdict carries the reason and
-    the score of the member that decided."""
+    """Applies its members in order, and stops at the first that decides: put the cheap ones first. The verdict carries
+    the reason and score of that member."""
 
-    guarded = False  # members guard themselves, and a judge's failure to answer concerns the run
+    guarded = False  # members handle their own exceptions; a judge that fails concerns the run
 
     def __init__(self, settings: Composite) -> None:
         super().__init__(settings)
         self.members: list[Verifier] = []
-        with ExitStack() as opened:  # a member that cannot be built leaves none open
+        with ExitStack() as opened:  # if one member cannot be built, close the others
             for member in settings.of:
                 self.members.append(registry.build(member))
                 opened.push(self.members[-1].__exit__)

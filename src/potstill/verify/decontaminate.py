@@ -1,4 +1,5 @@
-"""Keeping evaluation sets out of training records: prompts and answers, by runs of words and by edit similarity."""
+"""Removes evaluation sets from training records: finds shared prompts and answers by runs of words and by edit
+similarity."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from potstill.verify.workers import require
 Part = Literal["prompt", "answer"]
 How = Literal["the same", "a run of words", "overlap", "similar"]
 LONG_WORDS, CLUE_WORDS, CLUE_SHARE = 24, 3, 0.05
-"""A text of `LONG_WORDS` is measured only against items that share that share of its runs of `CLUE_WORDS`: without a
-clue, similarity would need an edit in nearly every word. Shorter ones are measured against all of like length."""
+"""A text of at least `LONG_WORDS` is compared only with items that share this fraction of its runs of `CLUE_WORDS`:
+texts without shared runs can only be similar if nearly every word was edited. Shorter texts are compared with all items
+of similar length."""
 
 """The reason in the reject ledger."""
 
@@ -28,9 +30,9 @@ _LONE = re.compile(r"[぀-ヿ㐀-鿿가-힯]")
 
 @dataclass(frozen=True)
 class Match:
-    """Where a record was found again: which side of it, in which set, in which item (its row there) and side, how.
+    """Where a record was found: which side of it, in which set, item (its row there) and side, and how.
 
-    `excerpt` is of the shared words, where they are one run, else of the item.
+    `excerpt` shows the shared words if they are one run, else the item.
     """
 
     side: Part
@@ -49,8 +51,8 @@ class Match:
 
 @dataclass(frozen=True)
 class Report:
-    """What was compared and found. `uncompared_answers` were too short to say anything; counts are of records, but for
-    `by_how`, which is of matches by side and way."""
+    """What was compared and found. `uncompared_answers` were too short to compare. Counts are of records; those of
+    `by_how` are of matches by side and method."""
 
     records: int
     contaminated: int
@@ -71,7 +73,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Decontaminated:
-    """What stays, what goes (with the match as detail), and the report."""
+    """The kept records, the removed ones (with the match as detail), and the report."""
 
     kept: list[Record]
     rejects: list[Reject]
@@ -103,8 +105,8 @@ class Decontaminator:
     """Looks records up in evaluation sets; memory grows with the sets, not with the records.
 
     Args:
-        evaluations: the sets' records, by name.
-        settings: what counts as containing.
+        evaluations: the records of the sets, by name.
+        settings: the criteria of a match.
 
     Raises:
         MissingExtra: rapidfuzz is not installed.
@@ -128,8 +130,8 @@ class Decontaminator:
         return next(self.matches(record), None)
 
     def matches(self, record: Record) -> Iterator[Match]:
-        """Every side of a record against both sides of every item, one match per pair of sides at most: a benchmark's
-        question may stand in an answer."""
+        """Every side of a record against both sides of every item, at most one match per pair of sides: a benchmark's
+        question may appear in an answer."""
         for side, text in sides(record):
             plain = plain_words(text)
             if side == "answer" and not self._compared(plain):
@@ -184,13 +186,13 @@ class Decontaminator:
         return self._similar(plain, side, of) if side == of else None
 
     def _similar(self, plain: str, side: Part, of: Part) -> Match | None:
-        """By `1 − edits / (both lengths together)`, with insertions and deletions as edits."""
+        """Similarity `1 − edits / (sum of both lengths)`, with insertions and deletions as edits."""
         from rapidfuzz import fuzz, process
 
         index, least = self._index[of], self.settings.similarity
         if not plain or len(plain) > self.settings.fuzzy_characters:
             return None
-        # A ratio of s is out of reach of texts shorter than s/(2−s) or longer than (2−s)/s of this one.
+        # Texts shorter than s/(2−s) or longer than (2−s)/s of this one cannot reach a ratio of s.
         reach = least / (2 - least)
         low = bisect.bisect_left(index.by_length, (int(len(plain) * reach), 0))
         high = bisect.bisect_right(index.by_length, (int(len(plain) / reach) + 1, len(index.texts)))
@@ -235,8 +237,8 @@ def decontaminate(
 
 
 def sides(record: Record) -> list[tuple[Part, str]]:
-    """The texts of a record: what is asked, and what is answered (reasoning and a reference answer too). System
-    prompts, which many records share, are not compared."""
+    """The texts of a record: prompt, and answers (with reasoning, and a reference answer). System prompts, which many
+    records share, are not compared."""
     found: list[tuple[Part, str]] = []
     for message in record.messages or ():
         content = message.get("content")
@@ -269,8 +271,8 @@ def runs(plain: str, length: int) -> set[int]:
 
 
 def _runs_in_order(plain: str, length: int) -> list[int]:
-    # Hashes of words differ from process to process, and with them the order of a set: of several matches the one that
-    # is named must be the same in every run.
+    # Hashes of words, and so the order of a set, differ between processes. The reported match must be the same in every
+    # run.
     words = plain.split(" ")
     return [hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1)]
 

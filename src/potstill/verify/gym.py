@@ -18,9 +18,9 @@ OF_TUPLES = frozenset({"arc_agi", "rearc"})
 
 @implements(ReasoningGym)
 class ReasoningGymVerifier(WorkerVerifier[ReasoningGym]):
-    """Accepts full marks only: scorers give part marks for white space, for some right digits, or for any text at all.
-    The entry is in `metadata["reasoning_gym"]`, as the data source writes it. Scorers evaluate the model's text, so
-    they run in a worker."""
+    """Accepts full marks only: scorers give partial marks for white space, for some correct digits, or for any text at
+    all. The problem's entry is in `metadata["reasoning_gym"]`, as the data source writes it. Scorers evaluate the
+    model's text, so they run in a worker."""
 
     contract = 3
     function = "potstill.verify.gym:score"
@@ -54,8 +54,8 @@ _HEDGES = re.compile(
 
 
 def _hedged(text: str) -> bool:
-    """Whether a short answer denies or hedges: some scorers look for the right words in it, whatever stands beside.
-    Long answers (a story, a program) have such words of their own."""
+    """Whether a short answer denies or hedges: some scorers search it for the right words and ignore the rest. Long
+    answers (a story, a program) legitimately contain such words."""
     return len(text) <= 200 and bool(_HEDGES.search(text))
 
 

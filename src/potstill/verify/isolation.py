@@ -1,15 +1,15 @@
-"""The command lines that put a program behind walls: bubblewrap, or `unshare` with limits.
+"""Command lines that isolate a program: bubblewrap, or `unshare` with limits.
 
-What is inside either: the system's `/usr`, read-only; the interpreter, read-only; `/program`, read-only; and `/tmp` and
-`/dev/shm`, in memory and of a limited size. Not inside: the network, the home folder, other processes, everything else.
+Visible inside: the system's `/usr`, the interpreter and `/program`, all read-only; `/tmp` and `/dev/shm`, in memory and
+of limited size. Everything else is invisible: the network, the home folder, other processes.
 
-Root is a special case. The limit on processes does not hold for root's own user id, not even in a user namespace; so
-the program gets an id of its own, that nobody has and no other run shares, and no capability. Elsewhere the limit is
-set inside the user namespace, where it counts that namespace's processes alone (Linux 5.14 and later).
+Root is a special case. The kernel does not apply the limit on processes to root's own user id, not even in a user
+namespace, so the program gets an unused id of its own and no capabilities. For other users the limit is set inside the
+user namespace, where it counts that namespace's processes alone (Linux 5.14 and later).
 
-A seccomp filter refuses what would lift a limit: memory that no process is charged for (`memfd_create`, System V
-segments, io_uring), new namespaces, tracing, and the kernel's key rings. Architectures that are not listed have no
-filter.
+A seccomp filter refuses system calls that would evade a limit: memory that is charged to no process (`memfd_create`,
+System V segments, io_uring), new namespaces, tracing, and the kernel's key rings. On architectures that are not listed
+there is no filter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OPTIONAL = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: bytes of address space per process, bytes of files, processes, seconds of processor."""
+    """Limits of a program: bytes of address space per process, bytes of files, processes, seconds of processor time."""
 
     memory_bytes: int
     disk_bytes: int
@@ -47,12 +47,12 @@ class Limits:
 def bubblewrap(
     program: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits, *, root: bool
 ) -> list[str]:
-    """The program behind bubblewrap.
+    """The command under bubblewrap.
 
     Args:
-        folder: what becomes `/program`.
-        readable: further folders, at their own paths.
-        root: whether who runs it is root.
+        folder: mounted as `/program`.
+        readable: further folders, mounted at their own paths.
+        root: whether the caller is root.
     """
     filtered = ["/bin/sh", "-c", 'exec "$@" 9< "$0"', filter_file()] if filter_file() else []
     command = [
@@ -86,13 +86,13 @@ def bubblewrap(
 
 
 def unshare(program: Sequence[str], folder: Path, readable: Sequence[Path], limits: Limits, *, root: bool) -> list[str]:
-    """The same walls by `unshare` and a script of ours that mounts (`new_root.py`), as text: whoever runs it
-    may read neither our files nor the working folder."""
+    """The same isolation by `unshare` and a script that mounts (`new_root.py`). The script is passed as text, since the
+    program's user may not be able to read our files or the working folder."""
     command = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"]
     if not root:
         command += ["--user", "--map-root-user"]
     inner = [*(_as_nobody() if root else _without_capabilities()), *_limited(limits), *program]
-    # Any folder will do to build on: what is mounted over it is seen in this namespace only.
+    # Any folder will do as mount point: the mounts are visible in this namespace only.
     new = "/mnt" if Path("/mnt").is_dir() else "/media"
     asked = {
         "new": new,
@@ -104,7 +104,7 @@ def unshare(program: Sequence[str], folder: Path, readable: Sequence[Path], limi
 
 
 def bare(program: Sequence[str], limits: Limits) -> list[str]:
-    """No wall: limits on memory, files and processor time only."""
+    """No isolation: limits on memory, files and processor time only."""
     return [*_limited(limits, processes=False), *program]
 
 
@@ -120,7 +120,8 @@ def _parents(path: Path) -> list[Path]:
 
 
 def _as_nobody() -> list[str]:
-    # Nobody has an id in that range, and two runs hardly ever the same: neither can signal or count for the other.
+    # No user has an id in that range, and two runs almost never share one: neither can signal the other or count
+    # against its limit.
     nobody = str((1 << 30) + secrets.randbelow(1 << 30))
     return ["setpriv", "--reuid", nobody, "--regid", nobody, "--clear-groups", *_without_capabilities()[1:]]
 
@@ -135,9 +136,9 @@ def _limited(limits: Limits, *, processes: bool = True) -> list[str]:
 
 
 def _steps(new: str, folder: Path, readable: Sequence[Path], limits: Limits) -> Iterator[list[str]]:
-    """What makes up the new root, in order."""
+    """The mounts of the new root, in order."""
     size = f"size={limits.disk_bytes},mode=1777"
-    # What lies below the place of the new root, or is the program's own, is bound from here.
+    # Sources below the mount point, or of the program, are bound from here.
     yield ["tmpfs", new, "size=1m,mode=755"]
     for path in (Path("/usr"), *(Path("/") / name for name in SYSTEM), *(Path(p) for p in OPTIONAL), *readable):
         if path.is_symlink() and path.parent == Path("/"):
@@ -194,7 +195,7 @@ def filter_bytes() -> bytes:
     program += [_instruction(_LOAD, _NUMBER), _instruction(_AT_LEAST, 0x40000000, 0, 1), refuse]  # the x32 numbers
     for number in refused:
         program += [_instruction(_EQUAL, number, 0, 1), refuse]
-    # Its arguments are in memory, which a filter cannot read; glibc goes on with clone.
+    # Its arguments are in memory, which a filter cannot read; glibc falls back to clone.
     program += [_instruction(_EQUAL, cloning["clone3"], 0, 1), _instruction(_RETURN, _ERRNO | _ENOSYS)]
     program += [_instruction(_EQUAL, cloning["clone"], 0, 3), _instruction(_LOAD, _FIRST_ARGUMENT)]
     program += [_instruction(_ANY_BIT, _NEW_NAMESPACES, 0, 1), refuse, _instruction(_RETURN, _ALLOW)]
@@ -203,7 +204,7 @@ def filter_bytes() -> bytes:
 
 @cache
 def filter_file() -> str:
-    """A file that holds the filter and that anybody may read; it goes with this process. Empty without a filter."""
+    """The path of a world-readable file with the filter, deleted when this process exits. Empty without a filter."""
     if not filter_bytes():
         return ""
     handle, name = tempfile.mkstemp(prefix="potstill-filter-")

@@ -50,20 +50,20 @@ _MARK = re.compile(r"[ \t*_#>-]*mark[ \t*_]*:[ \t*_]*(\d{1,3})[ \t*_]*[.!]?[ \t*
 _BETTER = re.compile(
     r"[ \t*_#>-]*better[ \t*_]*:[ \t*_]*(?:answer[ \t]+)?(A|B|neither|tie|equal)[ \t*_]*[.!]?[ \t*_]*", re.IGNORECASE
 )
-"""A line of the form that a judge was asked for, and nothing else on it."""
+"""Patterns of the line that a judge must end with; nothing else may be on it."""
 
 
 @implements(Judge)
 class JudgeVerifier(BaseVerifier[Judge]):
-    """Reads the verdict from the line that the judge was asked to end with. It cannot judge if that line is missing,
-    says anything else, or was cut short. `score` is the mark on a scale of 0 to 1; in pairs 1 (better), 0.5 (a tie), 0.
+    """Reads the verdict from the last line of the judge's reply. It cannot judge if that line is missing or malformed,
+    or if the reply was cut short. `score` is the mark on a scale of 0 to 1; in pairs 1 (better), 0.5 (a tie), 0.
 
     Raises:
         RecipeError: it was opened without `ask`.
     """
 
     contract = 2
-    guarded = False  # a teacher that does not answer concerns the run
+    guarded = False  # a teacher that does not respond concerns the run
 
     def __init__(self, settings: Judge) -> None:
         super().__init__(settings)
@@ -103,7 +103,7 @@ class JudgeVerifier(BaseVerifier[Judge]):
         read = [found for s in said if (found := _last_line(s or "", _BETTER)) is not None]
         if len(read) != len(said):
             return self.cannot_judge("the judge named neither answer, nor a tie")
-        # In the second order the answer is B. A judge that prefers a place over an answer contradicts itself.
+        # In the second order the answer is B. A judge that prefers a position over an answer contradicts itself.
         scores = [{"a": own, "b": 1 - own}.get(r.lower(), 0.5) for r, own in zip(read, (1.0, 0.0), strict=True)]
         if scores[0] != scores[1]:
             return self.cannot_judge("the judge says otherwise when the answers change places", sum(scores) / 2)
@@ -133,8 +133,7 @@ def _no_teacher() -> RecipeError:
 
 
 def questions_of(asked: Judge, record: Record, completion: str) -> list[str]:
-    """The questions about an answer: one by rubric; two in pairs, with the answer first and then second, or none
-    without a reference."""
+    """The questions about an answer: one by rubric; two in pairs, in both orders, or none without a reference."""
     known = references(record, asked.reference)
     mark, question = _fence(record, completion), question_text(record)
     if asked.form == "pairwise":
@@ -154,7 +153,8 @@ def asking(asked: Judge, question: str) -> Request:
 
 
 def _last_line(said: str, form: re.Pattern[str]) -> str | None:
-    """The verdict on the last line of the form; None if there is none, or if a later line begins the form otherwise."""
+    """The verdict on the last line that matches the form; None if there is none, or if a later line deviates from the
+    form."""
     name = "mark" if form is _MARK else "better"
     lines = [line for line in said.splitlines() if re.search(rf"\b{name}\b[\s*_]*:", line[:200], re.IGNORECASE)]
     found = form.fullmatch(lines[-1]) if lines and len(lines[-1]) <= 200 else None
@@ -162,7 +162,8 @@ def _last_line(said: str, form: re.Pattern[str]) -> str | None:
 
 
 def _fence(record: Record, completion: str) -> str:
-    """A mark that the texts do not contain; equal for equal texts, so that the journal finds the question again."""
+    """A delimiter that does not occur in the texts; equal for equal texts, so that the journal finds the question
+    again."""
     from potstill.types import digest
 
     mark, texts = digest([record.id, completion])[:8], f"{question_text(record)}{completion}{record.metadata}"

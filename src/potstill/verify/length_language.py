@@ -28,7 +28,7 @@ def part_of(answer: Answer, part: Part) -> str:
 
 @implements(Length)
 class LengthVerifier(BaseVerifier[Length]):
-    """Counts characters, words (runs without white space) or the teacher's tokens, without reasoning in the text."""
+    """Counts characters, words (runs without white space) or the teacher's tokens, without the reasoning."""
 
     contract = 2
 
@@ -70,17 +70,17 @@ _SCRIPTS |= {"bn": "BENGALI", "as": "BENGALI", "pa": "GURMUKHI", "gu": "GUJARATI
 _SCRIPTS |= {"te": "TELUGU", "kn": "KANNADA", "ml": "MALAYALAM", "si": "SINHALA", "lo": "LAO", "km": "KHMER"}
 _SCRIPTS |= {"hy": "ARMENIAN", "ka": "GEORGIAN", "am": "ETHIOPIC", "dz": "TIBETAN"}
 PARAGRAPH_LETTERS = 40
-"""The language of a paragraph with fewer letters is not identified."""
+"""Minimum letters of a paragraph whose language is identified."""
 
 
 @implements(Language)
 class LanguageVerifier(BaseVerifier[Language]):
     """Identifies the language of each paragraph by `py3langid`, and the scripts of all letters: one label for the whole
-    text would hide a word or a paragraph in another language.
+    text would miss a word or a paragraph in another language.
 
     Raises:
         MissingExtra: py3langid is not installed.
-        RecipeError: (on first use) a language that it does not know.
+        RecipeError: (on first use) it does not know a language.
     """
 
     contract = 2

@@ -126,7 +126,7 @@ def _quantities(reference: Value, answer: Value) -> Judgement:
     if len(units) == 1 or "" in units:
         return SAME if same_number else Judgement("reject", "another number")
     if not any(is_known(u) for u in units):
-        # They name what is counted: "12 apples" and "12 red apples" say the same.
+        # The units name counted things: "12 apples" and "12 red apples" mean the same.
         words = [set(u.split()) for u in (reference.unit, answer.unit)]
         if words[0] <= words[1] or words[1] <= words[0]:
             return SAME if same_number else Judgement("reject", "another number")

@@ -1,8 +1,8 @@
 """Limits on the memory of all processes of a run together, shared pages included.
 
-A control group, where one can be made: the kernel counts every page and ends what goes over. Besides, the caller
-samples what the processes hold (`held_bytes`): private pages, and once each the files in memory (`memfd`, shared
-anonymous mappings) that they have mapped or open.
+Where a control group can be made, the kernel counts every page and kills processes beyond the limit. In addition, the
+caller samples the memory of the processes (`held_bytes`): private pages, and once each the in-memory files (`memfd`,
+shared anonymous mappings) that they have mapped or open.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class MemoryGroup:
         self.folder = folder
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """A command that first enters the group."""
+        """A command that enters the group first."""
         if self.folder is None:
             return list(command)
         return ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.folder / "cgroup.procs"), *command]
 
     def exceeded(self) -> bool:
-        """Whether the kernel has ended a process of the group for want of memory."""
+        """Whether the kernel has killed a process of the group for exceeding the memory limit."""
         if self.folder is None:
             return False
         name = "memory.events" if (self.folder / "memory.events").exists() else "memory.oom_control"
@@ -47,7 +47,7 @@ class MemoryGroup:
 
 @contextmanager
 def memory_group(limit_bytes: int) -> Iterator[MemoryGroup]:
-    """A control group with a limit, where this process may make one; one without effect elsewhere."""
+    """A control group with a limit, if this process may create one; otherwise one without effect."""
     parent = _parent()
     folder = _made(parent, limit_bytes) if parent is not None else None
     try:
@@ -59,7 +59,8 @@ def memory_group(limit_bytes: int) -> Iterator[MemoryGroup]:
 
 @cache
 def _parent() -> Path | None:
-    """The group below which groups of ours can be made, tried once with a process that enters one; None without."""
+    """The parent group in which we can create groups, tried once with a process that enters one; None if there is
+    none."""
     for parent in _candidates():
         folder = _made(parent, 64 << 20)
         if folder is None:
@@ -127,7 +128,7 @@ def held_bytes(roots: Iterable[int]) -> int:
     private, shared = 0, dict[tuple[str, str], int]()
     for root in roots:
         for pid in (root, *descendants(root)):
-            with suppress(OSError, ValueError):  # it ended meanwhile
+            with suppress(OSError, ValueError):  # it has ended meanwhile
                 private += _private_bytes(pid)
                 for key, size in _files_in_memory(pid):
                     shared[key] = max(size, shared.get(key, 0))
@@ -140,7 +141,7 @@ def _private_bytes(pid: int) -> int:
 
 
 def _files_in_memory(pid: int) -> Iterator[tuple[tuple[str, str], int]]:
-    """Device and inode, and bytes, of the files without a disk that a process has mapped or open."""
+    """Device, inode and bytes of the in-memory files that a process has mapped or open."""
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         found = _MAPPING.fullmatch(line)
         if found and _IN_MEMORY.match(found[5]):
@@ -157,7 +158,7 @@ def _files_in_memory(pid: int) -> Iterator[tuple[tuple[str, str], int]]:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below one, nearest first."""
+    """The descendants of a process, nearest first."""
     found, look = [], [pid]
     while look:
         parent = look.pop(0)
@@ -165,7 +166,7 @@ def descendants(pid: int) -> list[int]:
             tasks = os.listdir(f"/proc/{parent}/task")
             children = [int(c) for t in tasks for c in Path(f"/proc/{parent}/task/{t}/children").read_text().split()]
         except (OSError, ValueError):
-            continue  # it ended meanwhile
+            continue  # it has ended meanwhile
         found += children
         look += children
     return found

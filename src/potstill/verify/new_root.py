@@ -1,9 +1,9 @@
-"""Builds a new root and goes there: a script, run in a mount namespace of its own (`isolation.unshare`).
+"""Builds a new root and enters it: a script, run in a mount namespace of its own (`isolation.unshare`).
 
     python -I -S -c "$(cat new_root.py)" '{"new": "/mnt", "steps": [["tmpfs", "/mnt", "size=1m"], …], "program": […]}'
 
-System calls, since a process per mount takes ten times as long; nothing but the standard library, and little of it,
-since its start counts too. It ends at what fails; what it replaces itself by is the program.
+It makes system calls directly, since a process per mount takes ten times as long, and imports little of the standard
+library, since its start-up time counts too. Any failure ends it; on success the program replaces it.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
 
 
 def bind(source: str, target: str, flags: int = 0) -> None:
-    """A folder or file, read-only and so on by `flags`."""
+    """Bind a folder or file, with `flags` (read-only, say)."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:
@@ -36,7 +36,7 @@ def bind(source: str, target: str, flags: int = 0) -> None:
         os.close(os.open(target, os.O_CREAT))
     mount(source, target, None, MS_BIND)
     if flags:
-        # What another user namespace has locked must be said again; the bits are the same.
+        # Flags that another user namespace has locked must be given again; their bits are the same.
         mount(None, target, None, MS_REMOUNT | MS_BIND | flags | (os.statvfs(target).f_flag & KEPT))
 
 
@@ -47,7 +47,7 @@ def _check(done: int, what: str) -> None:
 
 
 def restrict(program: bytes) -> None:
-    """Install a seccomp filter, if there is one: it holds for this process and for all below it."""
+    """Install a seccomp filter, if there is one, for this process and its descendants."""
     if not program:
         return
 
@@ -61,7 +61,7 @@ def restrict(program: bytes) -> None:
 
 
 def main() -> None:
-    """Builds, enters, and runs the program."""
+    """Build the root, enter it, and run the program."""
     os.umask(0o022)
     asked = json.loads(sys.argv[1])
     new = asked["new"]

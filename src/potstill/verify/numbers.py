@@ -2,7 +2,7 @@ r"""Exact numbers from text (plain, LaTeX, Unicode, English words) as `Fraction`
 
 The grammar: integers (also `1,234` and `1{,}234`), decimals, `1.5e3`, `½`, `\frac{1}{2}`, mixed numbers (`1 1/2`),
 repeating decimals (`0.\overline{3}`), the four operations, powers with integer exponents, parentheses; "twenty-five",
-"three quarters", "two and a half", "2.5 million", "minus 7". Any other text is no number.
+"three quarters", "two and a half", "2.5 million", "minus 7". Any other text is not a number.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 MOST_BITS = 40_000
-"""A number with more bits than that in numerator or denominator is not computed."""
+"""Maximum bits of numerator and denominator; larger numbers are not computed."""
 
 MOST_CHARACTERS = 1_000
-"""A longer text is not read as a number."""
+"""Maximum length in characters; a longer text is not read as a number."""
 
 MOST_DEPTH = 40
-"""Deeper nested parentheses, signs or powers are not read as a number."""
+"""Maximum nesting of parentheses, signs and powers."""
 
 _TOKENS = re.compile(
     r"""\s*(?:
@@ -45,7 +45,7 @@ _SIGNS = str.maketrans(
 
 
 def plain_signs(text: str) -> str:
-    """Replace Unicode's minus signs, dots and digits by the ASCII ones, superscripts by powers, `½` by `(1/2)`."""
+    """Replace Unicode minus signs, dots and digits by ASCII, superscripts by powers, `½` by `(1/2)`."""
     text = text.translate(_SIGNS)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
     for sign, value in _VULGAR.items():
@@ -63,7 +63,7 @@ class _NotANumber(Exception):
 
 
 def exact_number(text: str) -> Fraction | None:
-    """The number that a text is, or None; None too for a division by zero and for numbers beyond `MOST_BITS`."""
+    """The number that a text states; None if it is not a number, divides by zero, or exceeds `MOST_BITS`."""
     text = plain_signs(text).strip()
     if len(text) > MOST_CHARACTERS:
         return None
@@ -82,7 +82,7 @@ def exact_number(text: str) -> Fraction | None:
     repeating = re.fullmatch(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar)\s*\{?\s*(\d+)\s*\}?", text)
     if repeating:
         return _repeating(*repeating.groups())
-    # `1 1/2` is one and a half; spaces between the other digits are of thousands, or make no number.
+    # `1 1/2` is one and a half. Other spaces between digits group thousands, or the text is not a number.
     text = re.sub(r"(?<![\d./^{*)])(-?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)(?!\s*[\d^./])", r"\1(\2+\3/\4)", text)
     text = re.sub(r"(?<![\d.^}/])(\d+)\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}", r"(\1+\2/\3)", text)
     if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
@@ -107,7 +107,7 @@ _ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth".split()
 _PARTS |= {word: 3 + n for n, word in enumerate(_ORDINALS)}
 _PARTS |= {f"{word}s": under for word, under in list(_PARTS.items()) if word.endswith(("d", "h"))}
 NUMBER_WORDS = frozenset([*_SMALL, *_SCALES, *_PARTS, "hundred", "dozen"])
-"""English words that numbers are written with; "a" and "and" may stand among them."""
+"""English number words; "a" and "and" may stand among them."""
 
 
 def _spoken(text: str) -> Fraction | None:
@@ -140,7 +140,7 @@ def _fraction_words(text: str) -> Fraction | None:
 
 
 def _cardinal(words: Sequence[str]) -> Fraction | None:
-    """`one thousand two hundred and thirty-four`: each word must fit the one before it."""
+    """`one thousand two hundred and thirty-four`: each word must be compatible with the one before it."""
     if len(words) > 1 and words[0] in ("a", "an"):
         words = ["one", *words[1:]]
     if not words or words[0] == "and" or words[-1] == "and" or len(words) > 40:
@@ -284,7 +284,7 @@ def _of_digits(text: str) -> Fraction:
 
 
 def bounded(value: Fraction) -> Fraction:
-    """The same number, if it is not beyond `MOST_BITS`."""
+    """The number, or None if it exceeds `MOST_BITS`."""
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MOST_BITS:
         raise _NotANumber
     return value

@@ -18,8 +18,8 @@ from potstill.verify.workers import WorkerVerifier
 
 @implements(Regex)
 class RegexVerifier(BaseVerifier[Regex]):
-    """A pattern is found, matches the whole text, or is found nowhere. The search has a deadline, past which it cannot
-    judge: some patterns backtrack without end."""
+    """A pattern is found, matches the whole text, or is absent. Some patterns backtrack without end, so the search has
+    a deadline, past which it cannot judge."""
 
     @property
     def version(self) -> str:
@@ -48,7 +48,7 @@ class RegexVerifier(BaseVerifier[Regex]):
 
 @implements(JSONSchema)
 class JSONSchemaVerifier(WorkerVerifier[JSONSchema]):
-    """One JSON value, by the standard (no NaN, no duplicate names in an object), that the schema accepts. Runs in a
+    """The text is one standard JSON value (no NaN, no duplicate names in an object) that the schema accepts. Runs in a
     worker, because a schema's patterns may backtrack without end. References to other documents are not fetched."""
 
     function = "potstill.verify.pattern:judge_json"

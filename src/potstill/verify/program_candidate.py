@@ -1,7 +1,7 @@
-"""The candidate's side: runs the program and serves its functions and objects. Follows `program_wire.py`.
+"""The candidate's process: runs the program and serves its functions and objects. Follows `program_wire.py`.
 
-Nothing here is trusted. The program may replace all of it; what it can send are values, exceptions, and requests to
-call functions that it was given. Expected values never come here.
+Nothing here is trusted. The program may replace all of it; it can only send values, exceptions, and requests to call
+functions that it was given. Expected values are never sent here.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ PLAIN_BASES: dict[Any, Any] = {
 
 
 def plain(value: Any, base: Any) -> Any:
-    """The content of an object of a subclass of a built-in type, whatever the subclass overrides."""
+    """The content of an object of a subclass of a built-in type, bypassing methods that the subclass overrides."""
     return wire.encode(PLAIN_BASES[base](value))
 
 
 def lineage(kind: Any) -> Any:
-    """Module, name and, of the program's own classes, number of a class and its bases."""
+    """Module, name and, for the program's own classes, number of a class and its bases."""
     return [
         [one.__module__, one.__qualname__, wire.number(one) if one.__module__ == MODULE else None]
         for one in kind.__mro__
@@ -92,17 +92,17 @@ def raised(error: Any) -> Any:
     """An exception as a reply."""
     try:
         text = str(error)[:300]
-    except BaseException:  # noqa: BLE001  # its `__str__` is the program's
+    except BaseException:  # noqa: BLE001  # its `__str__` belongs to the program
         text = ""
     try:
         arguments = [wire.encode(one) for one in list(error.args)[:10]]
-    except BaseException:  # noqa: BLE001  # so are they
+    except BaseException:  # noqa: BLE001  # as above
         arguments = []
     return ["raised", lineage(type(error)), arguments, text, wire.number(error)]
 
 
 def result(value: Any, given: Any = ()) -> Any:
-    """A value as a reply, with what became of the lists, sets and mappings that it was given."""
+    """A value as a reply, with the final content of the lists, sets and mappings that the call received."""
     for place, (one, _) in enumerate(given):
         if value is one and type(one) in (list, dict, set, bytearray):
             return ["same", place, changes(given), printed()]
@@ -110,11 +110,11 @@ def result(value: Any, given: Any = ()) -> Any:
 
 
 MOST_PRINTED = 1_000_000
-"""Characters of a call's output that are sent on."""
+"""Maximum characters of a call's output that are sent."""
 
 
 class Printed:
-    """Standard output of the program: kept until the next reply, for tests that look at what is printed."""
+    """Standard output of the program: kept until the next reply, for tests that check what is printed."""
 
     encoding = "utf-8"
 
@@ -126,7 +126,7 @@ class Printed:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: there is no buffer."""
 
     def isatty(self) -> Any:
         return False
@@ -140,7 +140,7 @@ def printed() -> Any:
 
 
 def changes(given: Any) -> Any:
-    """Arguments that the call has changed, by place."""
+    """The arguments that the call has changed, by position."""
     changed = []
     for place, (one, before) in enumerate(given):
         if type(one) in (list, dict, set, bytearray):
@@ -189,7 +189,7 @@ def handle(content: Any) -> Any:
 
 
 def names(wanted: Any) -> Any:
-    """Run the program, then send those of its names that the tests use."""
+    """Run the program, then send the names that the tests use."""
     with open("/program/candidate.py", encoding="utf-8", errors="surrogatepass") as file:
         source = file.read()
     exec(compile(source, "candidate.py", "exec"), program.__dict__)
@@ -207,7 +207,7 @@ def decoded(message: Any) -> Any:
 
 
 def asked(what: Any, subject: Any, *arguments: Any) -> Any:
-    """Ask the tests about one of their objects."""
+    """Send the tests' process a request about one of its objects."""
     number = object.__getattribute__(subject, "_number")
     kind, *content = wire.request(what, number, *(wire.encode(one) for one in arguments))
     if kind == "raised":
@@ -218,7 +218,7 @@ def asked(what: Any, subject: Any, *arguments: Any) -> Any:
 
 
 def theirs(value: Any) -> Any:
-    """The tests' number of one of their objects."""
+    """The number of an object of the tests."""
     return object.__getattribute__(value, "_number") if type(value) is Local else None
 
 

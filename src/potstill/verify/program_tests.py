@@ -1,8 +1,8 @@
-"""The tests' side: runs a record's tests, compares, counts assertions, and decides. Follows `program_wire.py`.
+"""The tests' process: runs a record's tests, compares, counts assertions, and decides. Follows `program_wire.py`.
 
-The candidate runs in a process, and behind walls, of its own. Its functions are stand-ins here, its results are values
-that are compared here, and its objects are references. An object that stands for no plain value is never asked whether
-it equals one: that would let the candidate decide, and tell it what is expected.
+The candidate runs in an isolated process of its own. Here its functions are stand-ins, its results are values, which
+are compared here, and its objects are references. A reference without a plain value is never asked whether it equals a
+value: that would let the candidate decide, and reveal the expected value to it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from potstill.verify.program_wire import Ended, Wire, met_ours, own_streams
 
 
 class Undecidable(BaseException):
-    """The tests do what cannot be carried over to the candidate's process without letting it decide."""
+    """The tests do something that the candidate's process cannot do without deciding the verdict itself."""
 
 
 doubts: list[str] = []
@@ -50,7 +50,8 @@ class Remote:
         if self._content is not None:
             content = decoded(self._content)
             if hasattr(content, name) and (name in QUERIES or type(content) in IMMUTABLE):
-                return getattr(plain_of(self), name)  # not the subclass's, which would be told what is expected
+                # not the subclass's method, which would receive the expected value
+                return getattr(plain_of(self), name)
         if name in QUERIES and decides(self):
             raise undecidable(f"an object of the program answers `{name}` itself")
         return asked("get", self, name)
@@ -133,14 +134,14 @@ QUERIES = frozenset(
     """startswith endswith count index find rfind rindex issubset issuperset isdisjoint get keys values items copy union
     intersection difference symmetric_difference equals""".split()
 )
-"""Methods of built-in types that compare with what they are given."""
+"""Methods of built-in types that compare with their argument."""
 named: set[str] = set()
-"""The names that stand in the tests."""
+"""The names that occur in the tests."""
 
 
 def decides(subject: Any) -> Any:
-    """Whether an object is of a class that the tests do not name. Tests of a class know what it overrides; anywhere
-    else an object in the place of a value could say yes to whatever it is compared with."""
+    """Whether an object's class is not named in the tests. Tests of a class know what it overrides; anywhere else, an
+    object in place of a value could claim to equal anything."""
     return subject._kind == "object" and subject._name not in named
 
 
@@ -163,7 +164,7 @@ def as_number(subject: Any, way: Any, kind: Any) -> Any:
 
 
 def plain_of(value: Any) -> Any:
-    """A plain value; that of an object of a subclass of a built-in type as it is now."""
+    """A plain value; for an object of a subclass of a built-in type, its current content."""
     if type(value) is Remote and value._content is not None:
         return asked("plain", value)
     return value
@@ -216,7 +217,8 @@ for _name in ("neg", "pos", "invert"):
 
 
 class RemoteClass(Remote):
-    """A class of the candidate: it makes objects, and `isinstance` asks the candidate's process."""
+    """A class of the candidate: calling it makes an object there, and `isinstance` is answered by the candidate's
+    process."""
 
     def __instancecheck__(self, value: Any) -> Any:
         return type(value) is Remote and asked("builtin", value, "isinstance", self) is True
@@ -232,7 +234,7 @@ errors: dict[int, Any] = {}
 
 
 def error_class(lineage: Any) -> Any:
-    """The class of an exception here: the built-in one, or a stand-in below the nearest such base."""
+    """The class of an exception in this process: the built-in one, or a stand-in below its nearest built-in base."""
     made: Any = Exception
     for module, name, number in reversed(lineage):
         if number is None:
@@ -282,7 +284,7 @@ def met(number: Any, kind: Any = "object", name: Any = "", content: Any = None) 
 
 
 CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
-"""Functions of the tests may be called by the candidate, and nothing else may be done with them."""
+"""A function of the tests, as the candidate sees it: it can be called, and nothing else."""
 
 
 def encoded(value: Any) -> Any:
@@ -304,7 +306,7 @@ def is_own(value: Any) -> Any:
 
 
 def theirs(value: Any) -> Any:
-    """The candidate's number of one of its objects or exception classes."""
+    """The number of an object or exception class of the candidate."""
     if type(value) in (Remote, RemoteClass):
         return value._number
     if isinstance(value, type) and issubclass(value, BaseException):
@@ -329,14 +331,14 @@ def replied(content: Any, given: Any) -> Any:
     for place, after in content[1]:
         updated(given[place], decoded(after))
     if len(content) > 2:
-        sys.stdout.write(content[2])  # nowhere, unless the tests have redirected it
+        sys.stdout.write(content[2])  # dropped, unless the tests have redirected it
     if kind == "same":
         return given[content[0]]
     return decoded(content[0])
 
 
 def updated(before: Any, after: Any) -> None:
-    """Change a list, set or mapping in place into what the candidate made of it."""
+    """Change a list, set or mapping in place to the content that the candidate gave it."""
     if type(before) is list and type(after) is list:
         if len(before) == len(after):
             for place, (old, new) in enumerate(zip(list(before), after)):  # noqa: B905
@@ -359,7 +361,7 @@ def decoded(message: Any) -> Any:
 
 def handle(content: Any) -> Any:
     """Serve a request of the candidate: to call a function that it was given, or to read or set a public attribute of
-    an object that it was given. Nothing else of the tests can be reached."""
+    an object that it was given. It can reach nothing else in this process."""
     try:
         what, number, *arguments = content
         subject, arguments = met_ours(wire.objects, number), [decoded(one) for one in arguments]
@@ -436,7 +438,7 @@ def run_remote_coroutines() -> None:
 
 
 def pytest_module() -> Any:
-    """What tests use of pytest, which the sandbox has not: raises, approx, mark.parametrize."""
+    """The parts of pytest that tests use, which is not installed in the sandbox: raises, approx, mark.parametrize."""
     import math
     import re
 
@@ -510,7 +512,7 @@ ran_cases: list[Any] = []
 
 
 def run_cases(*_: Any, **__: Any) -> None:
-    """In the place of `unittest.main`: runs the test cases that are defined so far, and does not exit."""
+    """Replaces `unittest.main`: runs the test cases defined so far, and does not exit."""
     cases = [one for one in list(scope.values()) if isinstance(one, type) and issubclass(one, unittest.TestCase)]
     cases = [one for one in cases if one not in ran_cases and one is not unittest.TestCase]
     ran_cases.extend(cases)
@@ -529,8 +531,8 @@ unittest.main = run_cases  # type: ignore[assignment]
 
 
 def wanted_names(trees: Any, entry_point: Any) -> Any:
-    """The names that the tests use and may get from the candidate. One of a built-in function is left to Python, unless
-    it is the only one that the tests use of the candidate."""
+    """The names that the tests use and may get from the candidate. Names of built-in functions stay Python's, unless it
+    is the only such name that the tests use."""
     used = [n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
     return list(dict.fromkeys([*used, *([entry_point] if entry_point else [])]))
 
@@ -538,7 +540,7 @@ def wanted_names(trees: Any, entry_point: Any) -> Any:
 def shared(found: Any, wanted: Any, modules: Any, entry_point: Any) -> Any:
     """The candidate's names for the tests' scope.
 
-    `modules` are names whose attributes the tests read: of the standard library's modules they are those themselves.
+    `modules` are names whose attributes the tests read; those of standard library modules are the modules themselves.
     """
     found = [(name, value) for name, value in found if name in wanted and not name.startswith("__")]
     own = [name for name, value in found if not hasattr(builtins, name) and not is_module(value)]
@@ -557,7 +559,7 @@ def is_module(value: Any) -> Any:
 
 
 def run_tests(tests: Any, entry_point: Any) -> None:
-    """Run them all; raises where one fails."""
+    """Run all tests; raises if one fails."""
     global at
     trees = [ast.parse(test) for test in tests]
     at = "the program itself"
@@ -619,7 +621,7 @@ except Ended:
 except ModuleNotFoundError as error:
     of_program = error.__dict__.get("_of_the_program")
     outcome = ["failed" if of_program else "undecidable", at, "ModuleNotFoundError", str(error)]
-except BaseException as error:  # noqa: BLE001  # it is the verdict
+except BaseException as error:  # noqa: BLE001  # any exception is the verdict
     why = doubts[0] if doubts else str(error)[:200]
     outcome = ["undecidable" if doubts else "failed", at, type(error).__name__, why]
 os.write(verdict, ("\n" + task["token"] + json.dumps([*outcome, assertions[0]]) + "\n").encode())

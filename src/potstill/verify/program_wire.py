@@ -1,8 +1,8 @@
-"""What tests and candidate exchange: values, and references to objects that stay in their own process.
+"""Messages between tests and candidate: values, and references to objects that stay in their own process.
 
-Sent into the sandbox as text, in front of `program_tests.py` or `program_candidate.py`, so only the standard library is
-used. A message is one line of JSON. A plain value travels by its content; any other object stays where it is and
-travels as a number, by which the other side asks for its attributes or calls it.
+Sent into the sandbox as text, before `program_tests.py` or `program_candidate.py`, so it uses the standard library
+only. A message is one line of JSON. A plain value is sent by content. Any other object stays in its process and is sent
+as a number, by which the other side requests its attributes or calls it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ OPERATIONS = frozenset(
 
 
 class Ended(BaseException):
-    """The other side closed its end or sent what is no message."""
+    """The other side closed the connection or sent a malformed message."""
 
 
 class Wire:
-    """One end. `objects` are ours that the other side knows by number."""
+    """One end of the connection. `objects` are our objects that the other side knows by number."""
 
     def __init__(self, streams: Any, handle: Any, foreign: Any) -> None:
         self.incoming, self.outgoing = streams
@@ -40,7 +40,7 @@ class Wire:
         self.numbers: dict[int, int] = {}
 
     def request(self, *message: Any) -> Any:
-        """Send a request and return the other side's reply, serving its requests meanwhile."""
+        """Send a request and return the other side's reply; serve its requests meanwhile."""
         self.send(["?", *message])
         while True:
             kind, *content = self.receive()
@@ -77,7 +77,7 @@ class Wire:
         return self.numbers[id(value)]
 
     def encode(self, value: Any, depth: Any = 0) -> Any:
-        """A value as JSON. Only exact types travel by content: a subclass may have methods of its own."""
+        """A value as JSON. Only exact types are sent by content: a subclass may have methods of its own."""
         kind: Any = type(value)
         if value is None or kind in (bool, str, float):
             return value
@@ -111,15 +111,15 @@ class Wire:
         name = getattr(value, "__name__", None)
         if isinstance(value, type) and isinstance(name, str) and getattr(builtins, name, None) is value:
             return ["builtin", name]
-        described = self.described(value)  # may refuse, and then the object gets no number
+        described = self.described(value)  # may fail; the object then gets no number
         return ["mine", self.number(value), *described]
 
     def described(self, value: Any) -> Any:
-        """What the other side learns of an object beside its number."""
+        """The facts about an object that accompany its number."""
         return []
 
     def decode(self, message: Any, met: Any) -> Any:
-        """The value of a message; `met` makes the stand-in of an object of the other side."""
+        """The value of a message; `met` makes the stand-in for an object of the other side."""
         if not isinstance(message, list):
             return message
         kind, *content = message
@@ -179,7 +179,8 @@ BUILDERS.update(dict=dict, ordered=collections.OrderedDict, counter=lambda pairs
 
 
 def own_streams() -> Any:
-    """Binary streams over the descriptors 0 and 1, which are pointed to /dev/null: nobody else prints into them."""
+    """Binary streams over the descriptors 0 and 1, which are redirected to /dev/null so that nothing else writes to the
+    connection."""
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

@@ -1,7 +1,7 @@
 """Verifier of Python programs, by the record's tests, in sandboxes.
 
-Assertions run in one sandbox and the program in another. The program's process never sees an expected value, and has no
-part in the comparison or the verdict: see `program_tests.py`.
+Assertions run in one sandbox and the program in another. The program's process never receives an expected value, and
+takes no part in the comparison or the verdict: see `program_tests.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _IMPORTS_WIRE = re.compile(r"^from potstill\.verify\.program_wire import .*\n|^f
 
 
 def _script(name: str) -> str:
-    """A side's script, with the wire in front of it: the sandbox has none of our modules."""
+    """The script of one side, preceded by the protocol: our modules are not installed in the sandbox."""
     wire, side = (_HERE.with_name(n).read_text(encoding="utf-8") for n in ("program_wire.py", name))
     return wire + _IMPORTS_WIRE.sub("", side)
 
@@ -38,11 +38,11 @@ TESTS_SIDE, CANDIDATE_SIDE = _script("program_tests.py"), _script("program_candi
 
 @implements(PythonTests)
 class PythonTestsVerifier(BaseVerifier[PythonTests]):
-    """Accepts a program that passes all of its tests, of which at least one assertion has run. Functions `test_…` and
-    test cases that the tests do not call themselves are called.
+    """Accepts a program that passes all of its tests, if at least one assertion has run. Functions `test_…` and test
+    cases that the tests do not call themselves are called.
 
     It cannot judge if the record has no tests, if no assertion runs, or if the tests compare an object of the program
-    with a value: the program would decide that itself.
+    with a value, since the program would decide that comparison.
 
     Raises:
         RunError: no sandbox works here, and `unsafe` is not set.
@@ -134,8 +134,8 @@ def program_in(text: str, block: str, *, defines: bool = False) -> str:
     """The Python in a text: the last, the first, or all of its fenced blocks; the whole text if it has none.
 
     Args:
-        defines: the last block that defines something is taken as the last one, if any does: what follows it is an
-            example of its use, or what that prints.
+        defines: take the last block that defines something, if any: later blocks are examples of its use, or their
+            output.
     """
     said = without_reasoning(text)
     blocks = fenced_blocks(said)

@@ -39,8 +39,8 @@ PHRASES: tuple[str, ...] = (
 
 @implements(Refusal)
 class RefusalVerifier(BaseVerifier[Refusal]):
-    """Looks for phrases of refusal near the beginning. Such lists miss 26 to 47 % of the refusals that people see, and
-    some answers match them: their count is a lower bound, not a refusal rate."""
+    """Looks for phrases of refusal near the beginning. Such lists miss 26 to 47 % of the refusals that human annotators
+    see, and match some answers: the count is a rough lower bound, not a refusal rate."""
 
     contract = 2
     BAND = "a list of phrases misses 26 to 47 % of refusals"

@@ -1,4 +1,4 @@
-"""Runs untrusted programs: isolated, within limits, and killed when their time is up."""
+"""Runs untrusted programs: isolated, limited, and killed at their deadline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from potstill.verify.memory_limit import MemoryGroup, descendants, held_bytes, m
 
 Method = Literal["bubblewrap", "unshare", "none"]
 LOOK_SECONDS = 0.05
-"""Interval between two samples of the memory of all processes."""
+"""Interval between two samples of the memory of all processes, in seconds."""
 
 PROBE_SECONDS = 10.0
 
@@ -32,7 +32,7 @@ PROBE_SECONDS = 10.0
 @dataclass(frozen=True)
 class Run:
     """Outcome of a run. `stopped` is the limit that it exceeded; empty if it ended by itself, with `status` (negative:
-    by that signal)."""
+    the signal that ended it)."""
 
     status: int
     out: str
@@ -43,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Program:
-    """A command, and the files that it finds in `/program`, by name."""
+    """A command, and the files in `/program`, by name."""
 
     command: Sequence[str]
     files: Mapping[str, str]
@@ -62,8 +62,8 @@ class Sandbox:
         self.python, self.readable = interpreter(settings.python)
 
     def run(self, program: Sequence[str], files: Mapping[str, str], stdin: str = "") -> Run:
-        """Run a command in `/tmp` of a sandbox, with `files` in `/program`. Without one (`unsafe`), in a fresh folder
-        that holds the files."""
+        """Run a command in `/tmp` of a sandbox, with `files` in `/program`. Without a sandbox (`unsafe`), in a new
+        folder with the files."""
         with tempfile.TemporaryDirectory(prefix="potstill-sandbox-") as made:
             given = Path(made) / "stdin"
             given.write_text(stdin, encoding="utf-8", errors="surrogatepass")
@@ -72,8 +72,8 @@ class Sandbox:
                 return _watched(group.command(command), source.fileno(), self.settings, cwd=cwd, group=group)
 
     def run_pair(self, first: Program, second: Program) -> Run:
-        """Run two programs in a sandbox each, the standard output of one being the standard input of the other. The
-        run is the first's, of whose output only standard error is kept; both end with it, and share the limits."""
+        """Run two programs, each in a sandbox, the standard output of one connected to the standard input of the other.
+        The outcome is the first's, with its standard error only; both end together, and share the limits."""
         with (
             tempfile.TemporaryDirectory(prefix="potstill-sandbox-") as made,
             memory_group(_group_bytes(self.settings)) as group,
@@ -118,7 +118,7 @@ class Sandbox:
 
 
 def _group_bytes(asked: SandboxSettings) -> int:
-    """The control group's limit: files in `/tmp` and `/dev/shm` are in memory too."""
+    """The limit of the control group: files in `/tmp` and `/dev/shm` are in memory and count too."""
     return (asked.memory_megabytes + 2 * asked.disk_megabytes) << 20
 
 
@@ -154,7 +154,7 @@ def choose(settings: SandboxSettings) -> Method:
     """The first method that works here.
 
     Raises:
-        RunError: none does, and `unsafe` is not set; each one's failure is named.
+        RunError: none does, and `unsafe` is not set; the message has the failure of each.
     """
     methods: tuple[Method, ...] = ("bubblewrap", "unshare") if settings.method == "auto" else (settings.method,)
     failures = {}
@@ -259,7 +259,7 @@ def _read(
     started: float,
     roots: Sequence[int],
 ) -> str:
-    """Read its output until it ends or exceeds a limit; the limit, or an empty text."""
+    """Read its output until it ends or exceeds a limit. Returns the limit, or an empty text."""
     look = started + LOOK_SECONDS
     with selectors.DefaultSelector() as selector:
         for name, stream in streams.items():
@@ -272,7 +272,7 @@ def _read(
                 if held_bytes(roots) > asked.memory_megabytes << 20:
                     return _too_much_memory(asked)
                 look = time.monotonic() + LOOK_SECONDS
-            # After the program has ended, only what is in the pipe is read: an orphan may hold it open.
+            # After the program has ended, read only what is in the pipe: an orphan may hold it open.
             ended = process.poll() is not None
             wait = 0.0 if ended else max(0.0, min(look, started + asked.wall_seconds) - now)
             ready = selector.select(wait)
@@ -286,7 +286,7 @@ def _read(
                 if sum(map(len, written.values())) > asked.output_bytes:
                     del written[key.data][max(0, asked.output_bytes) :]
                     return f"wrote more than {asked.output_bytes} bytes"
-    while process.poll() is None:  # it closed its output, and goes on
+    while process.poll() is None:  # it closed its output, but still runs
         now = time.monotonic()
         if now - started >= asked.wall_seconds:
             return f"not done within {asked.wall_seconds:g} s"
@@ -299,8 +299,8 @@ def _read(
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process group and every descendant, which may have left the group. The first process of a process
-    namespace takes all others with it."""
+    """Kill the process group and every descendant, which may have left the group. Killing the first process of a PID
+    namespace kills all others in it."""
     for pid in [*descendants(process.pid), process.pid]:
         with suppress(ProcessLookupError, PermissionError):  # it has ended
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""How like a reference answer an answer is: the sentence BLEU of `sacrebleu`."""
+"""Similarity to a reference answer: the sentence BLEU of `sacrebleu`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from potstill.verify.workers import require
 
 @implements(SentenceBLEU)
 class SentenceBLEUVerifier(BaseVerifier[SentenceBLEU]):
-    """BLEU of one sentence against one or more references, in [0, 1], the verdict's score.
+    """BLEU of one sentence against one or more references, in [0, 1], as the verdict's score.
 
-    Up to four words, exponential smoothing, orders that the answer is too short for left out, tokens of mteval-13a:
-    sacrebleu's defaults (Post 2018).
+    Up to four words, exponential smoothing, orders longer than the answer left out, tokens of mteval-13a: sacrebleu's
+    defaults (Post 2018).
 
     Raises:
         MissingExtra: sacrebleu is not installed.

@@ -1,9 +1,9 @@
-"""Words around a value: which ones are known to leave it as it is.
+"""Words around a value: which of them are known to leave it unchanged.
 
 An allow-list. "7 apples are left" gives 7 because "apples", "are" and "left" are known to be harmless; "7 squared",
-"half of 7" and "7 florins short" give nothing that could be judged. A word is harmless if it is in
-`harmless_words.txt`, inflected or not, if the question uses it, or if it is a name. Words that change a number or cast
-doubt on it are never harmless, whatever the question says.
+"half of 7" and "7 florins short" give no value that can be judged. A word is harmless if it is in `harmless_words.txt`,
+inflected or not, if the question uses it, or if it is a name. Words that change a number or express doubt are never
+harmless, whatever the question contains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPERATIONS = frozenset(
     negated negation more less fewer greater smaller larger higher lower before after off away over under above
     below beyond within between close near short versus vs""".split()
 )
-"""Words that change the value beside them. They may stand on the other side of "is": "half of 16 is 8"."""
+"""Words that change the value beside them. They may stand before "is", away from the value: "half of 16 is 8"."""
 
 DOUBTS = frozenset(
     """not never no none nothing nobody neither nor cannot cant wont isnt wasnt arent unless if whether either or maybe
@@ -37,12 +37,12 @@ DOUBTS = frozenset(
     exceed exceeds exceeding ish somewhat upto besides despite range differs different unequal hardly barely
     scarcely hypothetically otherwise""".split()
 )
-"""Words that deny a value, hedge it, or give it under a condition. They are harmless nowhere in its sentence."""
+"""Words that deny a value, hedge it, or make it conditional. They are harmful anywhere in its sentence."""
 
 CLAIMS = frozenset(
     {"is", "are", "was", "were", "equals", "equal", "totals", "gives", "yields", "becomes", "comes", "="}
 )
-"""Words after which a sentence states its value. What stands before them may compute."""
+"""Words after which a sentence states its value. The words before them may describe a computation."""
 
 MEASURED = frozenset(
     """total sum amount number cost price profit loss speed distance value length width height depth score rate fee
@@ -66,7 +66,7 @@ def words_in(text: str) -> list[str]:
 
 
 def is_harmless(word: str, known: frozenset[str] = frozenset()) -> bool:
-    """Whether a word leaves the value beside it as it is.
+    """Whether a word leaves the value beside it unchanged.
 
     Args:
         known: base forms of the question's words.
@@ -95,13 +95,12 @@ def is_operation(word: str) -> bool:
 
 
 def is_name(word: str) -> bool:
-    """Whether a word looks like a proper name, which changes no value."""
+    """Whether a word looks like a proper name. Names do not change a value."""
     return len(word) > 1 and word[0].isupper() and not is_operation(word) and not is_doubt(word) and not word.isupper()
 
 
 def known_words(question: str) -> frozenset[str]:
-    """Base forms of a question's words: an answer that repeats them says nothing new. Only the first 20,000 characters
-    are read."""
+    """Base forms of a question's words, which are harmless in an answer. Only the first 20,000 characters are read."""
     return frozenset(form for word in words_in(question[:20_000]) for form in _base_forms(word.casefold()))
 
 
@@ -111,7 +110,7 @@ def is_taken_back(following: str) -> bool:
 
 
 def all_harmless(words: Iterable[str], known: frozenset[str], *, names: bool = True) -> bool:
-    """Whether every word leaves a value beside it as it is. With `names`, proper names do."""
+    """Whether every word leaves a value beside it unchanged. With `names`, proper names count as harmless."""
     return all(is_harmless(word, known) or (names and is_name(word)) for word in words)
 
 
@@ -123,7 +122,7 @@ def _harmless() -> frozenset[str]:
 
 @cache
 def _base_forms(word: str) -> frozenset[str]:
-    """A word, and what it may be an inflection of."""
+    """A word, and the base forms that it may be inflected from."""
     forms = {word}
     for ending, replacements in _ENDINGS:
         if word.endswith(ending) and len(word) > len(ending) + 1:

@@ -28,7 +28,7 @@ R = TypeVar("R", bound=ReferenceSettings)
 
 
 class _Compares(BaseVerifier[R]):
-    """Base of the three: without a reference there is no judgement."""
+    """Base of the three. Without a reference they cannot judge."""
 
     contract = 4
 
@@ -45,7 +45,7 @@ class _Compares(BaseVerifier[R]):
 
 @implements(Exact)
 class ExactVerifier(_Compares[Exact]):
-    """The same text, after Unicode composition (NFC) and with runs of white space as one space."""
+    """Equality of texts after Unicode composition (NFC), with runs of white space as one space."""
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
         said = final_answer(said) if self._settings.answer == "final" else said
@@ -70,7 +70,7 @@ class ExactVerifier(_Compares[Exact]):
 
 
 def _is_punctuation(before: str, sign: str, after: str) -> bool:
-    """Whether a sign only punctuates. Beside a digit most belong to the number: `.5`, `5%`, `5!`, `-5`."""
+    """Whether a sign is only punctuation. Most signs beside a digit belong to the number: `.5`, `5%`, `5!`, `-5`."""
     if not unicodedata.category(sign).startswith("P") or sign in "%‰-−_#@&*/\\§¶" or after.isdigit():
         return False
     return not before.isdigit() or sign in ".,;:)]}\"'’”"
@@ -78,8 +78,8 @@ def _is_punctuation(before: str, sign: str, after: str) -> bool:
 
 @implements(Numeric)
 class NumericVerifier(_Compares[Numeric]):
-    """The same number, computed with fractions; `|answer − reference| ≤ absolute + relative·|reference|` with a
-    tolerance. A percentage is a hundredth; a unit is compared if both have one."""
+    """Equality of numbers, computed with fractions, within a tolerance: `|answer − reference| ≤ absolute +
+    relative·|reference|`. A percentage is a hundredth; units are compared if both have one."""
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
         readable = [(text, reference_value(text)) for text in known]
@@ -117,9 +117,9 @@ class NumericVerifier(_Compares[Numeric]):
 
 @implements(Choice)
 class ChoiceVerifier(_Compares[Choice]):
-    """The same letter: marked as the answer, alone, at the start ("B) …"), as the only one in its sentence, or given by
-    the text of its choice. An answer that names two letters, denies one, or says something else about one, names
-    none."""
+    """Equality of chosen letters: marked as the answer, alone, at the start ("B) …"), the only one in its sentence, or
+    given by the text of its choice. An answer that names two letters, denies one, or says something else about one,
+    chooses none."""
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
         texts = record.metadata.get(self._settings.choices)
@@ -145,7 +145,7 @@ class ChoiceVerifier(_Compares[Choice]):
 
 
 class Chosen(NamedTuple):
-    """The letter that a text chooses; without one, whether it names letters all the same."""
+    """The letter that a text chooses; without one, whether it names letters nevertheless."""
 
     letter: str | None
     doubtful: bool = False
@@ -225,7 +225,7 @@ _LABELS = frozenset(
 
 
 def _labels_an_answer(before: str, known: frozenset[str]) -> bool:
-    """Whether the word before a colon or comma speaks of an answer or of the question: "Grade: C" does neither."""
+    """Whether the word before a colon or comma refers to an answer or the question: in "Grade: C" it does not."""
     label = _LABEL.search(before)
     return label is None or label[1].lower() in _LABELS or bool(known_words(label[1]) & known)
 
@@ -264,7 +264,7 @@ _RULED_OUT = re.compile(
 
 
 def _is_article(text: str, found: re.Match[str]) -> bool:
-    """Whether a letter is the article "A" or the pronoun "I": not in brackets, and a word in lower case follows."""
+    """Whether a letter is the article "A" or the pronoun "I": not in brackets, and followed by a word in lower case."""
     if found[1] not in "AI" or found.group() != found[1]:
         return False
     return (

@@ -19,7 +19,7 @@ _SAME = {
 }  # fmt: skip
 _CANONICAL = {name: unit for unit, names in _SAME.items() for name in [unit, *names.split()]}
 _NEVER_FIRST = frozenset("at by from with on for to of as into and since during then so".split())
-"""Words that begin no unit: what follows them is about the number, not what it counts."""
+"""Words that cannot begin a unit: they continue the sentence about the number."""
 _POWERS = {"²": "^2", "³": "^3", "^2": "^2", "^3": "^3", "^{2}": "^2", "^{3}": "^3"}
 _COMPOUND = {"mi per h": "mph", "km per h": "km/h", "m per s": "m/s", "m/sec": "m/s", "km/hr": "km/h", "mi/h": "mph",
              "° °C": "°C", "° °F": "°F"}  # fmt: skip
@@ -30,11 +30,11 @@ UNIT = re.compile(
 
 
 def unit_of(text: str, known: frozenset[str] = frozenset()) -> str | None:
-    """The one name of a unit or counted thing ("apple", "cm^2", "m/s"); None if a word is neither a unit nor known to
-    be harmless ("or", "squared", "florins").
+    """The canonical name of a unit or counted thing ("apple", "cm^2", "m/s"); None if a word is neither a unit nor
+    known to be harmless ("or", "squared", "florins").
 
     Args:
-        known: base forms of the question's words, which may name what is counted.
+        known: base forms of the question's words, which may name counted things.
     """
     text = _NO_UNIT.sub("", " ".join(text.strip().removesuffix(".").split()))
     power = ""
@@ -69,7 +69,7 @@ def asked_units(question: str) -> frozenset[str]:
 
 
 def is_known(unit: str) -> bool:
-    """Whether it is a unit of measure or money; otherwise it names what is counted."""
+    """Whether it is a unit of measure or money. Other units name counted things."""
     first, *more = unit.partition("^")[0].split(" ")
     return first in _SAME and not (first == "in" and more)
 

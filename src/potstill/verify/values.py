@@ -1,8 +1,8 @@
-r"""Typed values of final answers, read from text. Kinds are told apart before anything is compared: `12:30` is no
-ratio, `2024-01-05` no subtraction, `AB` no product, and (1, 2) no set.
+r"""Typed values of final answers, read from text. The kind is determined before anything is compared: `12:30` is not a
+ratio, `2024-01-05` not a subtraction, `AB` not a product, and (1, 2) not a set.
 
-Reading is strict. Every character of a text belongs to its value, to a unit, or to words that are known to be harmless;
-any other text is of kind `unclear`, which no verifier accepts.
+Reading is strict. Every character of a text must belong to its value, to a unit, or to words that are known to be
+harmless; any other text is of kind `unclear`, which no verifier accepts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?\s?m\.?")
 
 
 def dates(text: str) -> frozenset[date]:
-    """The dates that a text may mean: none if it is no date, two where day and month could be either (`04/05/2024`)."""
+    """The dates that a text may mean: none if it is not a date, two if day and month are ambiguous (`04/05/2024`)."""
     said = " ".join(text.lower().split())
     for pattern in _NAMED:
         found = pattern.fullmatch(said)
@@ -75,8 +75,8 @@ def _possible(*candidates: tuple[int, int, int]) -> frozenset[date]:
 
 
 def times(text: str) -> frozenset[Fraction]:
-    """The times of day that a text may mean, in seconds since midnight: none if it is no time, two if it does not say
-    whether morning or evening (`2:30`)."""
+    """The times of day that a text may mean, in seconds since midnight: none if it is not a time, two if morning or
+    evening is not stated (`2:30`)."""
     said = " ".join(text.lower().split())
     found = _TIME.fullmatch(said)
     if found:
@@ -117,18 +117,18 @@ Kind = Literal[
 ]
 
 MOST_CHARACTERS = 2_000
-"""A longer text is `unclear`."""
+"""Maximum length in characters; a longer text is `unclear`."""
 
 MOST_DEPTH = 12
-"""Deeper nested tuples, sets and lists are `unclear`."""
+"""Maximum nesting of tuples, sets and lists; a deeper one is `unclear`."""
 
 MOST_PARTS = 500
-"""A tuple, set or list with more values is `unclear`."""
+"""Maximum values of a tuple, set or list; a longer one is `unclear`."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value and its kind. `text` is what was read, without its dress; the other fields hold what the kind has."""
+    """A value and its kind. `text` is the text that was read, without markup; the other fields depend on the kind."""
 
     kind: Kind
     text: str
@@ -157,7 +157,7 @@ _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth el
 
 
 def clean(text: str) -> str:
-    r"""Remove what only dresses a value: `$…$`, `\text{…}`, thin spaces, bold, a full stop at the end."""
+    r"""Remove markup around a value: `$…$`, `\text{…}`, thin spaces, bold, a full stop at the end."""
     text = plain_signs(text[: MOST_CHARACTERS + 1]).strip()
     for opening, closing in _DRESS:
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
@@ -188,10 +188,10 @@ def _without_stop(text: str) -> str:
 
 
 def read_value(text: str, known: frozenset[str] = frozenset()) -> Value:
-    """The value of a text, of the first kind that it fits; `unclear` where something of it fits none.
+    """The value of a text, of the first kind that fits all of it; `unclear` if none does.
 
     Args:
-        known: base forms of the question's words, which may name what is counted.
+        known: base forms of the question's words, which may name counted things.
     """
     if len(text) > MOST_CHARACTERS:
         return Value("unclear", text[:MOST_CHARACTERS])
@@ -283,7 +283,7 @@ def _measured(said: str, known: frozenset[str], depth: int) -> Value | None:
         return None
     number, unit = exact_number(found["number"]), unit_of(found["unit"], known)
     if number is None:
-        # "7 million dollars", "seven apples": the number has words of its own.
+        # "7 million dollars", "seven apples": the number is partly in words.
         words = said.split(" ")
         for cut in range(len(words) - 1, max(0, len(words) - 6), -1):
             number, unit = exact_number(" ".join(words[:cut])), unit_of(" ".join(words[cut:]), known)
@@ -302,7 +302,7 @@ def _measured(said: str, known: frozenset[str], depth: int) -> Value | None:
 
 
 def _adjoins(unit: str) -> bool:
-    """Whether a unit may follow its number without a space: `5cm` may, and `5x` is a product."""
+    """Whether a unit may follow its number without a space: `5cm` may; `5x` is a product."""
     return (len(unit.partition("^")[0]) > 1 and unit.isascii()) or unit.startswith(("°", "€", "£", "¢"))
 
 
@@ -339,7 +339,7 @@ def _bracketed(said: str, known: frozenset[str], depth: int) -> Value | None:
 
 
 def _closes_last(said: str) -> bool:
-    """Whether the bracket that opens first closes last."""
+    """Whether the first opening bracket closes at the end."""
     depth = 0
     for at, sign in enumerate(said):
         if sign in "([{⟨":
@@ -366,8 +366,8 @@ def _list(said: str, known: frozenset[str], depth: int) -> Value | None:
 
 
 def split_at_top(text: str) -> list[str]:
-    """Split at the commas (or, where there are any, semicolons) that no bracket encloses. A comma between digits in
-    groups of three belongs to a number."""
+    """Split at commas (or at semicolons, if there are any) outside brackets. Commas between groups of three digits
+    belong to a number."""
     separator = ";" if ";" in text else ","
     pieces, depth, start = [], 0, 0
     for at, sign in enumerate(text):
@@ -394,7 +394,7 @@ _LATEX = _FUNCTIONS | frozenset(
     dots""".split()
 )
 _UNREADABLE = frozenset("cdots ldots dots approx sim overline bar hat neq ne".split())
-"""Commands after which computer algebra would guess."""
+"""Commands whose meaning computer algebra would guess."""
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+)|\\(?P<command>[A-Za-z]+|[{}|\\])|(?P<letters>[^\W\d_]+)"
@@ -408,9 +408,9 @@ _PLUS_MINUS = re.compile(r"±|\\pm(?![a-z])|\\mp(?![a-z])")
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text is mathematics throughout: known functions and symbols, brackets that match, operators with an
-    operand on both sides, and no two numerals side by side. Only such texts are given to computer algebra, which would
-    skip what it does not know."""
+    """Whether a text is mathematics throughout: known functions and symbols, matching brackets, operators with an
+    operand on both sides, and no two adjacent numerals. Only such texts are passed to computer algebra, which silently
+    skips what it does not know."""
     at, stack, before, token_before = 0, list[str](), "start", ""
     while at < len(text.rstrip()):
         found = _TOKEN.match(text, at)
@@ -474,12 +474,13 @@ def relations_in(text: str) -> bool:
 
 
 def marks_in(text: str) -> bool:
-    """Whether a text has signs that computer algebra drops or cuts at: primes, transposes, conjugates, a single bar."""
+    """Whether a text has signs that computer algebra drops or stops at: primes, transposes, conjugates, a single
+    bar."""
     return bool(_MARKS.search(text)) or text.count("|") % 2 == 1
 
 
 def plus_minus_in(text: str) -> bool:
-    """Whether a text stands for two values by ±."""
+    """Whether a text states two values by ±."""
     return bool(_PLUS_MINUS.search(text))
 
 
@@ -496,8 +497,8 @@ def reference_value(text: str) -> Value:
 
 
 def answer_value(completion: str, known: frozenset[str] = frozenset(), *, equation: bool = False) -> Value | None:
-    """The value of a model's text; None where it gives no final answer, and of kind `unclear` where words around the
-    value may change it.
+    """The value of a model's text; None if it has no final answer; of kind `unclear` if words around the value may
+    change it.
 
     Args:
         known: base forms of the question's words.
@@ -529,7 +530,7 @@ _ASIDE = re.compile(r"\s*\(([^()]{1,40})\)(?=[\s.!*]*$)")
 
 
 def _converted(said: str, known: frozenset[str], equation: bool) -> Value | None:
-    """The quantity before another in brackets, if both have a unit of measure: 100 °C of "100 °C (212 °F)"."""
+    """The quantity before an equal one in brackets, if both have a unit of measure: 100 °C of "100 °C (212 °F)"."""
     aside = _ASIDE.search(said)
     second = read_value(aside[1], known) if aside else None
     if aside is None or second is None or second.kind != "quantity" or not is_known(second.unit):
@@ -545,8 +546,8 @@ _COMMAND = re.compile(r"\\(?:frac|times|cdot|div)(?![a-z])")
 
 
 def computed_value(said: str, known: frozenset[str]) -> Value | None:
-    """The right side of an equation that ends a text and holds: 72 km/h of "Speed = 180 km ÷ 2.5 h = 72 km/h". None
-    where the side before it cannot be computed, gives another number, or has words before it that may change it."""
+    """The right side of a correct equation that ends a text: 72 km/h of "Speed = 180 km ÷ 2.5 h = 72 km/h". None if the
+    side before it cannot be computed, gives another number, or follows words that may change it."""
     last = last_sentence(said)
     if last is None or re.search(r"[?~±≈≠≤≥<>]|\\(?:approx|neq?|leq?|geq?|pm)(?![a-z])", last):
         return None
@@ -570,12 +571,12 @@ def computed_value(said: str, known: frozenset[str]) -> Value | None:
 
 
 def _counted(words: list[str], known: frozenset[str]) -> bool:
-    """Whether the last of the words is a unit or a counted noun after a number."""
+    """Whether the last word is a unit or a counted noun after a number."""
     return words[-1].isalpha() and any(c.isdigit() for c in "".join(words[-2:-1])) and bool(unit_of(words[-1], known))
 
 
 def _read_phrase(phrase: str, known: frozenset[str]) -> Value:
-    """The value of the text after "the answer is": all of it, or the one value in it among harmless words."""
+    """The value of the text after "the answer is": the whole text, or its only value among harmless words."""
     value = read_value(phrase, known)
     if value.kind != "unclear" and not is_prose(value):
         return value
@@ -609,8 +610,8 @@ def other_unit(reference: Value, answer: Value, asked: frozenset[str]) -> bool:
 
 
 def right_side(text: str) -> str:
-    """The right side of a chain of equations, where that is the value: "3 + 4 = 7", "Area = 7". All of an equation in
-    unknowns, "2x + 1 = 7"."""
+    """The right side of a chain of equations if that is the value: "3 + 4 = 7", "Area = 7". The whole equation if it
+    has unknowns, "2x + 1 = 7"."""
     left, equals, right = text.rpartition("=")
     if not equals or left.endswith(("\\", "<", ">", "!")) or re.search(r"[≠≤≥≈~±]|\\neq?(?![a-z])", left):
         return text
@@ -629,12 +630,12 @@ def right_side(text: str) -> str:
 
 
 _OPERATOR = re.compile(r"\\frac\s*\{d\}\s*\{d[a-z]\}|\\(?:int|lim|sum|prod)(?![a-z])")
-"""Begins a side that is to be computed, and no equation in unknowns."""
+"""Matches the start of a side that is computed, as opposed to one of an equation in unknowns."""
 _FORMULA = re.compile(r"^[-+]\s*[A-Za-z]|(?<![A-Za-z])[A-Za-z]\s*[-+*/·×÷^]|[-+*/·×÷]\s*[A-Za-z](?![A-Za-z])")
 
 
 def is_prose(value: Value) -> bool:
-    """Whether a value that fits a whole text is a sentence in truth: "it is Bob"."""
+    """Whether a text that fits a value as a whole is actually a sentence: "it is Bob"."""
     if value.kind == "list":
         if any(is_prose(p) for p in value.parts) or len({p.kind == "word" for p in value.parts}) > 1:
             return True

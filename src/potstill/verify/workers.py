@@ -1,8 +1,8 @@
 """Worker processes that judge one item at a time, each item under a hard deadline, and the verifiers that use them.
 
 Judging may loop forever in C code, exhaust memory, or end the interpreter, and no timer inside the process stops all of
-that. So the parent enforces the deadline: it kills and replaces a process that is late, and the pool keeps its size.
-Items and results are lines of JSON over pipes.
+that. So the parent enforces the deadline: it kills and replaces a late process, and the pool keeps its size. Items and
+results are lines of JSON over pipes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from potstill.types import Verdict
 from potstill.verify.base import BaseVerifier, WorkerUnavailable
 
 START_SECONDS = 120.0
-"""Time for a process to start and import: `sympy` alone takes seconds on a busy machine."""
+"""Time for a process to start and import, in seconds: `sympy` alone takes seconds on a busy machine."""
 
 PIPE_BYTES = 1 << 15
 """Largest item that is written without a thread; a pipe buffers twice as much."""
 
 MEMORY_BYTES = 4 << 30
-"""Address space of a worker."""
+"""Address space of a worker, in bytes."""
 
 
 class Late(Exception):
@@ -46,16 +46,16 @@ class Died(Exception):
 
 
 class Failed(Exception):
-    """The function raised; its process goes on."""
+    """The function raised; its process continues."""
 
 
 class WorkerPool:
-    """`size` processes that each call `function`, named `package.module:function`, on what they are sent.
+    """`size` processes that each call `function`, named `package.module:function`, on the items they receive.
 
     Args:
         function: takes one JSON value, returns one. Importing its module is not part of the deadline.
         preload: a module that each process imports before its first item; not part of the deadline either.
-        deadline_seconds: for one item, counted from when it is sent to a process that is ready.
+        deadline_seconds: for one item, counted from when it is sent to a ready process.
 
     Raises:
         WorkerUnavailable: (on use) the processes do not start, with their error; or the pool is closed.
