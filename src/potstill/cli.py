@@ -191,6 +191,21 @@ def export(
 
 
 @app.command()
+def speculate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    verify: Verify = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure whether a draft makes the teacher faster, train it if asked, and export it."""
+    _run(recipe, overrides, run, "speculate", force, verify, json, quiet, dry_run)
+
+
+@app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep, a YAML file.", show_default=False)],
     run: Annotated[
@@ -385,13 +400,14 @@ def _run(
     loaded = load_recipe(recipe, overrides or ())
     folder = run or default_run(loaded)
     if dry_run:
-        statuses = plan(loaded, folder)
+        statuses = [s for s in plan(loaded, folder) if verb in (None, s.stage.partition(".")[0])]
     else:
         with _continued_later():
             statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force, verify=verify)
     if json:
         stages = [{"stage": s.stage, "state": s.state, "seconds": round(s.seconds, 1)} for s in statuses]
-        emit_json({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages})
+        found = _speculation(folder) if verb == "speculate" and not dry_run else {}
+        emit_json({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages, **found})
         return
     if dry_run:
         for status in statuses:
@@ -402,6 +418,14 @@ def _run(
         emit(f"report: {page}")
     for exported in sorted(folder.glob("export.*")) if verb in (None, "export") else ():
         emit(f"export: {exported}")
+
+
+def _speculation(folder: Path) -> dict[str, object]:
+    from dataclasses import asdict
+
+    from potstill.speculation import load_speculation
+
+    return {"speculation": asdict(load_speculation(folder / "speculate"))}
 
 
 def _console(json: bool, quiet: bool) -> Console:

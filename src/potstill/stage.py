@@ -8,7 +8,7 @@ when the meaning of its output changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from potstill.artifacts import Artifact, Work
 from potstill.console import Console
 from potstill.recipe import KindSettings, Recipe, Settings
-from potstill.recipe.train import Training
+from potstill.recipe.train import STUDENT, Training
 from potstill.registry import digests_of
 from potstill.types import digest
 
@@ -67,6 +67,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         stages.append(_stage("generate", recipe))
     if recipe.train is not None:
         stages.extend(_stage("train", recipe, training) for training in recipe.train.trainings)
+    if recipe.speculate is not None:
+        stages.extend(_speculating(recipe))
     if recipe.evaluate is not None:
         stages.append(_stage("evaluate", recipe))
         stages.append(_stage("report", recipe))
@@ -74,12 +76,20 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     return stages
 
 
+def _speculating(recipe: Recipe) -> Iterator[Stage]:
+    """The stage `speculate`. Before a draft is trained, its cost and what it could gain are measured."""
+    if recipe.required_speculate.train is not None:
+        yield _stage("speculate", recipe, "speculate.advice")
+        yield replace(_stage("train", recipe.draft_training, STUDENT), name="speculate.train")
+    yield _stage("speculate", recipe, "speculate")
+
+
 def stage_names(recipe: Recipe) -> list[str]:
     """The folders of the recipe's stages in a run, in order."""
     return [stage.name for stage in stages_of(recipe)]
 
 
-def _stage(room: str, recipe: Recipe, *which: Training | int) -> Stage:
+def _stage(room: str, recipe: Recipe, *which: Training | int | str) -> Stage:
     # Rooms load on demand: a recipe without `train` never imports it.
     made: Stage = import_module(f"potstill.{room}.stage").stage(recipe, *which)
     return made

@@ -29,7 +29,7 @@ __all__ = ["PRECONDITIONS", "Finding", "Findings", "check_recipe", "probe_recipe
 
 Precondition = Callable[[Inputs], Iterable[Finding] | None]
 
-_ALL = ("generate", "train", "evaluate", "export")
+_ALL = ("generate", "train", "evaluate", "speculate", "export")
 
 PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (data.data_are_read, ("generate", "train", "evaluate")),

@@ -180,7 +180,7 @@ class LookupDraft:
         self._ends: list[dict[tuple[int, ...], int]] = []  # the place behind each n-gram's last occurrence
         self._indexed: list[int] = []
 
-    def start(self, rows: Rows, target: Reads) -> None:
+    def start(self, rows: Rows, target: Reads | None = None) -> None:
         self._ends = [{} for _ in rows.numbers]
         self._indexed = [0] * len(rows.numbers)
 

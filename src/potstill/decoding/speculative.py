@@ -212,7 +212,7 @@ class SpeculativeDecoder:
             block = rows.block(starts, proposal.most + 1)
             logits = target(block, starts)
             account.verify_seconds += clock.lap()
-            verdict = _verdict(logits, block[:, 1:], proposal, rows, request.sampler, source)
+            verdict = judge(logits, block[:, 1:], proposal, rows, request.sampler, source)
             # The one synchronisation of a round.
             result = torch.cat([verdict.accepted_B[:, None], verdict.next_B[:, None], block[:, 1:]], 1).tolist()
             news, ended = self._settle(rows, result, proposal, request, prompt_lengths)
@@ -278,9 +278,8 @@ class SpeculativeDecoder:
             )
 
 
-def _verdict(
-    logits: Tensor, drafted: Tensor, proposal: Proposal, rows: Rows, sampler: Sampler, source: Source
-) -> Verdict:
+def judge(logits: Tensor, drafted: Tensor, proposal: Proposal, rows: Rows, sampler: Sampler, source: Source) -> Verdict:
+    """Which of a round's drafted tokens [B, g] stand, given the target's logits [B, g + 1, V]."""
     counts = torch.tensor(proposal.counts, device=drafted.device)
     if sampler.greedy:
         return verify_greedy(sampler.best(logits, rows, 0), drafted, counts)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import Field, model_validator
 
 from potstill.errors import RecipeError
-from potstill.recipe.base import LONGEST_NAME, KindSettings, Settings, one_of
+from potstill.recipe.base import LONGEST_NAME, KindSettings, PartIfSet, Settings, one_of
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.objectives import why_not
+from potstill.recipe.speculate import OtherModelDraft, SpeculateSettings, StudentDraft
 from potstill.recipe.students import StudentSettings
-from potstill.recipe.teachers import TeacherSettings, members_of
+from potstill.recipe.teachers import LocalTeacher, TeacherSettings, members_of
 from potstill.recipe.train import TrainSettings
 from potstill.tasks import SPECS, Task, TaskSpec
 from potstill.types import Capability
@@ -37,6 +38,7 @@ class Recipe(Settings):
     train: TrainSettings | None = None
     evaluate: EvaluateSettings | None = None
     report: ReportSettings = ReportSettings()
+    speculate: Annotated[SpeculateSettings | None, PartIfSet()] = None
     export: tuple[one_of(ExportSettings), ...] = ()  # type: ignore[valid-type]
 
     @property
@@ -65,11 +67,25 @@ class Recipe(Settings):
         return _present("evaluate", self.evaluate)
 
     @property
+    def required_speculate(self) -> SpeculateSettings:
+        """The section `speculate`, likewise."""
+        return _present("speculate", self.speculate)
+
+    @property
     def models(self) -> tuple[KindSettings, ...]:
-        """The settings of all models that it names: teachers, an ensemble's members in place of the ensemble, and the
-        student."""
+        """The settings of all models that it names: teachers, an ensemble's members in place of the ensemble, the
+        student, and a draft that is another model."""
         teachers = tuple(found for teacher in self.teachers.values() for found in members_of(teacher))
-        return (*teachers, self.student) if self.student is not None else teachers
+        draft = self.speculate.model_draft if self.speculate is not None else None
+        others = (self.student, draft if isinstance(draft, OtherModelDraft) else None)
+        return (*teachers, *(other for other in others if other is not None))
+
+    @property
+    def draft_training(self) -> Recipe:
+        """The recipe by which `speculate.train` trains the draft."""
+        speculate = self.required_speculate
+        train = _present("speculate.train", speculate.train).model_copy(update={"teacher": speculate.target})
+        return self.model_copy(update={"student": speculate.student, "train": train})
 
     @model_validator(mode="before")
     @classmethod
@@ -83,7 +99,7 @@ class Recipe(Settings):
             value["teachers"] = {"main": value.pop("teacher")}
         if "data" in value:
             value["data"] = expand_data(value["data"])
-        for section in ("train", "evaluate", "report"):
+        for section in ("train", "evaluate", "report", "speculate"):
             # `evaluate:` without a value is an empty section, and present.
             if section in value and value[section] is None:
                 value[section] = {}
@@ -103,6 +119,8 @@ class Recipe(Settings):
         if self.generate is not None and self.generate.asks:
             self.generate.check_teachers(self.teachers)
         self._task_allows()
+        if self.speculate is not None:
+            self._can_speculate(self.speculate)
         if self.train is not None and self.student is None:
             raise ValueError("train needs a student: add `student: {kind: from_teacher}`, or drop the train section")
         for stage, needed in (("evaluate", self.evaluate), ("export", self.export)):
@@ -149,6 +167,25 @@ class Recipe(Settings):
                 "the control text_only learns the next words or the classes of the data, and a sentence embedding has "
                 "neither: drop train.controls"
             )
+
+    def _can_speculate(self, speculate: SpeculateSettings) -> None:
+        """Refuse a target that is no single local model that writes, and a draft that nothing makes.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if not self.spec.writes:
+            raise ValueError(f"speculate needs a model that writes text, and the task is {self.task!r}: drop speculate")
+        if speculate.target not in self.teachers:
+            known = ", ".join(sorted(self.teachers)) or "none"
+            raise ValueError(f"speculate.target {speculate.target!r} is not among the teachers ({known}): name one")
+        target = self.teachers[speculate.target]
+        if not isinstance(target, LocalTeacher):
+            raise ValueError(
+                f"speculate.target is a {target.kind!r} teacher, whose layers and caches are not here: use kind: local"
+            )
+        if isinstance(speculate.model_draft, StudentDraft) and self.train is None:
+            raise ValueError("speculate.draft is the student, and nothing trains one: add a train section")
 
     def _views_may_differ(self, train: TrainSettings) -> None:
         """A system prompt for the teacher alone needs a text model, and objectives on what both views share.

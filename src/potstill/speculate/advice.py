@@ -1,0 +1,75 @@
+"""From forecasts to a recommendation: use the draft, or do not, why, and what would have to change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from potstill.speculate.forecast import Timing, Trace, gain, needed_alpha, needed_c
+from potstill.speculation import Advice, Forecast
+
+
+def advise(
+    traces: Sequence[Trace],
+    timings: Sequence[Timing],
+    most: int,
+    threshold: float,
+    temperature: float,
+    batch_size: int,
+) -> Advice:
+    """The forecast of every gamma at one temperature and batch size.
+
+    Args:
+        traces: of texts that the target wrote at this temperature.
+        timings: the medians first, then resampled ones; of this batch size.
+        most: largest gamma.
+        threshold: of the draft's confidence.
+        temperature: 0 is greedy.
+        batch_size: rows.
+    """
+    forecasts = []
+    for gamma in range(1, most + 1):
+        found = gain(traces, timings, gamma, threshold)
+        forecasts.append(Forecast(gamma, found.tokens_per_round, found.speedup))
+    best = max(forecasts, key=lambda forecast: forecast.speedup.value)
+    timing, has_model = timings[0], any(trace.accept is not None for trace in traces)
+    alpha = needed_alpha(timing, best.gamma) if has_model else None
+    cost = needed_c(timing, best.gamma, best.tokens_per_round) if has_model else None
+    use = best.speedup.low > 1.0
+    return Advice(
+        temperature=temperature,
+        batch_size=batch_size,
+        threshold=threshold,
+        forecasts=tuple(forecasts),
+        best=best.gamma,
+        use=use,
+        reason=_reason(timing, best, use, has_model, alpha, cost),
+        needed_alpha=alpha,
+        needed_c=cost,
+    )
+
+
+def _reason(timing: Timing, best: Forecast, use: bool, has_model: bool, alpha: float | None, cost: float | None) -> str:
+    speedup, gamma = best.speedup, best.gamma
+    range_ = f"[{speedup.low:.2f}, {speedup.high:.2f}]"
+    verify = float(timing.verify[gamma] / timing.verify[0])
+    if use:
+        return (
+            f"use it: {speedup.value:.2f} × {range_} at gamma {gamma}, with {best.tokens_per_round:.2f} tokens a round"
+        )
+    said = f"do not use it: {speedup.value:.2f} × {range_} at gamma {gamma}, the best"
+    spent = f"reading {gamma + 1} tokens costs {verify:.2f} times one"
+    if not has_model:
+        return f"{said}, because a round gives {best.tokens_per_round:.2f} tokens and {spent}"
+    c = float(timing.draft[gamma] / gamma / timing.verify[0])
+    why = f"because a round gives {best.tokens_per_round:.2f} tokens, a drafted token costs {c:.2f} and {spent}"
+    if alpha is None:
+        return f"{said}, {why}: not even a draft that is always right would gain; it needs fewer layers or rows"
+    change = f"it would gain with an acceptance above {alpha:.2f} per token"
+    if cost is not None:
+        change += f", or a cost below {cost:.2f}"
+    return f"{said}, {why}: {change}"
+
+
+def hopeless(timing: Timing, most: int) -> bool:
+    """Whether no gamma gains anything even if every drafted token stands."""
+    return all(needed_alpha(timing, gamma) is None for gamma in range(1, most + 1))

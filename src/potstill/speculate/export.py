@@ -1,0 +1,147 @@
+"""Write a draft for other engines, and measure its acceptance through the files that were written.
+
+    draft/            the draft as a model of `transformers`: `model.generate(…, assistant_model=draft)`
+    transformers.json what to give `generate`
+    vllm.json         vLLM's `--speculative-config`
+    sglang.json       SGLang's server arguments
+
+An engine reads files and not the model that was measured; a draft whose embeddings, head or vocabulary were lost on
+the way is accepted hardly ever, and nothing else shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.sampler import Sampler
+from potstill.errors import ModelError
+from potstill.models.saving import save_model
+from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
+from potstill.recipe.students import First, FromTeacher
+from potstill.speculate.opening import OpenDraft, Target, check_draft_tokenizer, open_folder
+from potstill.speculate.traces import Text, agreement
+from potstill.speculation import Exported
+from potstill.students import build_student
+
+FOLDER = "draft"
+_TOLERANCE = 1e-3
+"""Of the mean acceptance, between the draft in memory and the draft that was read back in the same precision: room for
+a near-tie that turns, not for anything else."""
+
+
+def export_draft(
+    out: Path, target: Target, draft: OpenDraft, texts: Sequence[Text], sampler: Sampler, gamma: int
+) -> Exported:
+    """Write the draft and the engines' settings.
+
+    Args:
+        out: folder of the artifact.
+        target: that it drafts for.
+        draft: to write.
+        texts: of the target, on which acceptance is compared.
+        sampler: by which the target wrote them.
+        gamma: number of drafted tokens a round.
+
+    Raises:
+        ModelError: the draft that was read back is accepted otherwise than the draft in memory.
+    """
+    settings = draft.settings
+    if draft.reader is None:
+        assert isinstance(settings, LookupDraftSettings)
+        _write(out, _of_lookup(settings, gamma))
+        return Exported("", 0.0, 0.0, gamma, "a lookup has no weights: the settings of the engines' own lookups")
+    folder = out / FOLDER
+    own = draft.model if draft.model is not None else _early_exit(target, draft)
+    _save(own, folder, target)
+    _write(out, _of_model(gamma))
+    notes = []
+    if draft.reader.vocabulary is not None:
+        notes.append("the engines have no drafts of frequent tokens alone: this one drafts all")
+    if isinstance(settings, ChainedDraftSettings):
+        notes.append("the engines chain no lookup: this is the model alone")
+    check_draft_tokenizer(target, folder)
+    in_memory = mean_alpha(target, own, texts, sampler)
+    served = mean_alpha(target, open_folder(folder, target), texts, sampler)
+    if not abs(served - in_memory) <= _TOLERANCE:
+        shutil.rmtree(folder)
+        raise ModelError(
+            f"the exported draft is not the one that was measured: {served:.1%} of its tokens are accepted, and "
+            f"{in_memory:.1%} of the other's",
+            where=str(folder),
+            fix="the model does not survive save_pretrained: set speculate.export: false, and report it",
+        )
+    return Exported(FOLDER, served, in_memory, gamma, "; ".join(notes))
+
+
+def mean_alpha(target: Target, model: PreTrainedModel, texts: Sequence[Text], sampler: Sampler) -> float:
+    """The mean acceptance of one token of a draft of all tokens."""
+    reader = CachedModel(model)
+    found = [agreement(target.cached, reader, text, sampler, target.device).alpha for text in texts]
+    return float(np.concatenate(found).mean())
+
+
+def _early_exit(target: Target, draft: OpenDraft) -> PreTrainedModel:
+    """The target's first layers as a model of its own, of the target's weights."""
+    settings = draft.settings.then if isinstance(draft.settings, ChainedDraftSettings) else draft.settings
+    assert isinstance(settings, LayersDraft)
+    from potstill.console import Console
+
+    built = build_student(
+        FromTeacher(layers=First(first=settings.layers)),
+        teacher=target.source,
+        tokenizer_source=target.source.path,
+        seed=0,
+        console=Console("quiet"),
+    )
+    model = built.model.to(target.device, target.model.dtype).eval()
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _save(model: PreTrainedModel, folder: Path, target: Target) -> None:
+    save_model(model, folder)
+    target.tokenizer.save_pretrained(folder)
+    generation = target.source.path / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, folder / generation.name)
+
+
+def _of_model(gamma: int) -> Mapping[str, Mapping[str, Any]]:
+    """By file, what each engine is given. Paths are relative to the artifact."""
+    return {
+        "transformers.json": {"assistant_model": FOLDER, "num_assistant_tokens": gamma},
+        "vllm.json": {"method": "draft_model", "model": FOLDER, "num_speculative_tokens": gamma},
+        "sglang.json": {
+            "speculative_algorithm": "STANDALONE",
+            "speculative_draft_model_path": FOLDER,
+            "speculative_num_steps": gamma,
+            "speculative_eagle_topk": 1,
+            "speculative_num_draft_tokens": gamma + 1,
+        },
+    }
+
+
+def _of_lookup(settings: LookupDraftSettings, gamma: int) -> Mapping[str, Mapping[str, Any]]:
+    return {
+        "transformers.json": {"prompt_lookup_num_tokens": gamma, "max_matching_ngram_size": settings.longest},
+        "vllm.json": {
+            "method": "ngram",
+            "num_speculative_tokens": gamma,
+            "prompt_lookup_min": settings.shortest,
+            "prompt_lookup_max": settings.longest,
+        },
+        "sglang.json": {"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": gamma + 1},
+    }
+
+
+def _write(out: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, content in files.items():
+        (out / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

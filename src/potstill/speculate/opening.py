@@ -1,0 +1,226 @@
+"""Open a target and its draft: the models, the frequent tokens, and whether both can decode together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.console import Console
+from potstill.decoding.cached_model import CachedModel, first_layers
+from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraft
+from potstill.errors import ModelError, TokenizerMismatch
+from potstill.models.anatomy import text_config
+from potstill.models.folder import ModelSource
+from potstill.models.load import load_model, load_tokenizer, pick_device, pick_dtype
+from potstill.models.resolve import resolve
+from potstill.models.tokenizers import check_same_tokenizer
+from potstill.recipe.speculate import (
+    ChainedDraftSettings,
+    DraftSettings,
+    LayersDraft,
+    LookupDraftSettings,
+    ModelDraftSettings,
+    OtherModelDraft,
+    SpeculateSettings,
+)
+from potstill.recipe.teachers import LocalTeacher
+
+NEVER = 1e-9
+"""A threshold that no draft is below: it costs what a threshold costs and stops nothing."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The open target.
+
+    Attributes:
+        source: its files.
+        model: in evaluation mode.
+        cached: the same, as decoding reads it.
+        tokenizer: its tokenizer.
+    """
+
+    source: ModelSource
+    model: PreTrainedModel
+    cached: CachedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> str:
+        """Its precision."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class OpenDraft:
+    """An open draft.
+
+    Attributes:
+        settings: of the recipe.
+        label: in words.
+        reader: the model that drafts, if one does; with its frequent tokens alone, if any.
+        lookup: the lookup, if there is one.
+        model: the drafting model of its own, which can be exported; None for lookups and early exits.
+    """
+
+    settings: DraftSettings
+    label: str
+    reader: CachedModel | None
+    lookup: LookupDraft | None
+    model: PreTrainedModel | None
+
+    @property
+    def threshold(self) -> float | str:
+        """The threshold of the recipe."""
+        own = self.settings.then if isinstance(self.settings, ChainedDraftSettings) else self.settings
+        return own.threshold if isinstance(own, ModelDraftSettings) else 0.0
+
+    def drafting(self, threshold: float = 0.0) -> Draft:
+        """The draft, for a decoder."""
+        parts: list[Draft] = [] if self.lookup is None else [self.lookup]
+        if self.reader is not None:
+            parts.append(ModelDraft(self.reader, threshold))
+        return parts[0] if len(parts) == 1 else ChainedDraft(parts)
+
+    def timed(self) -> ModelDraft | None:
+        """The model alone, never stopping early, as it is timed."""
+        return None if self.reader is None else ModelDraft(self.reader, NEVER if self.threshold else 0.0)
+
+
+def open_target(settings: LocalTeacher, dtype: str, console: Console) -> Target:
+    """The target in one precision.
+
+    Raises:
+        ModelError: it cannot be opened, or its cache cannot be rolled back.
+    """
+    source = resolve(
+        settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code, console=console
+    )
+    chosen = pick_dtype(dtype, source, pick_device(settings.device))
+    model = _open(source, str(chosen).removeprefix("torch."), settings.device, settings.trust_remote_code)
+    return Target(source, model, CachedModel(model), load_tokenizer(source, settings.trust_remote_code))
+
+
+def open_draft(
+    settings: SpeculateSettings,
+    target: Target,
+    trained: Path | None,
+    counts: Callable[[], Counter[int]],
+    console: Console,
+) -> OpenDraft:
+    """The recipe's draft.
+
+    Args:
+        settings: of speculation.
+        target: the open target.
+        trained: folder of the model that was trained as the draft; None where none was (yet).
+        counts: how often each token occurs in the data, for frequent tokens.
+        console: shows what is fetched.
+
+    Raises:
+        TokenizerMismatch: the draft has another tokenizer.
+        ModelError: a model cannot be opened, has no such layers, or its cache cannot be rolled back.
+    """
+    looking = next((part for part in settings.models if isinstance(part, LookupDraftSettings)), None)
+    lookup = LookupDraft(looking.longest, looking.shortest) if looking is not None else None
+    chosen = settings.model_draft
+    looked = "a lookup in the text" if lookup is not None else ""
+    if chosen is None:
+        return OpenDraft(settings.draft, looked, None, lookup, None)
+    own, label = _model_of(chosen, target, trained, console)
+    vocabulary, rows = None, target.cached.vocab_size
+    if own is not None:
+        rows = min(rows, int(text_config(own).vocab_size))
+    if chosen.frequent is not None and chosen.frequent < target.cached.vocab_size:
+        vocabulary = frequent_tokens(counts(), chosen.frequent, rows).to(target.device)
+        label += f", {chosen.frequent:,} frequent tokens"
+    if own is None:
+        assert isinstance(chosen, LayersDraft)
+        reader = CachedModel(first_layers(target.model, chosen.layers), vocabulary, cache=target.cached)
+    else:
+        reader = CachedModel(own, vocabulary)
+        _check_rows(reader, target)
+    return OpenDraft(settings.draft, f"{looked}, then {label}" if looked else label, reader, lookup, own)
+
+
+def _model_of(
+    chosen: ModelDraftSettings, target: Target, trained: Path | None, console: Console
+) -> tuple[PreTrainedModel | None, str]:
+    """The drafting model, None for an early exit of the target, and what it is called."""
+    if trained is not None:
+        check_draft_tokenizer(target, trained)
+        return open_folder(trained, target), (
+            f"the target's first {chosen.layers} layers, trained" if isinstance(chosen, LayersDraft) else "the student"
+        )
+    if isinstance(chosen, OtherModelDraft):
+        source = resolve(chosen.model, revision=chosen.revision, console=console)
+        check_draft_tokenizer(target, source.path)
+        return _open(source, target.dtype, str(target.device), False), source.name
+    assert isinstance(chosen, LayersDraft)
+    return None, f"the target's first {chosen.layers} layers"
+
+
+def open_folder(folder: Path, target: Target) -> PreTrainedModel:
+    """A model's folder, in the target's precision and on its device."""
+    return _open(resolve(str(folder), console=Console("quiet")), target.dtype, str(target.device), False)
+
+
+def _open(source: ModelSource, dtype: str, device: str, trust_remote_code: bool) -> PreTrainedModel:
+    model = load_model(source, task="causal_lm", dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            "a module of your own cannot decode", where=str(source.path), fix="use a model of transformers"
+        )
+    model.requires_grad_(False)
+    return model
+
+
+def check_draft_tokenizer(target: Target, draft: Path) -> None:
+    """Refuse a draft whose tokens are others than the target's.
+
+    Raises:
+        TokenizerMismatch: names the difference, and what would serve.
+    """
+    try:
+        check_same_tokenizer(target.tokenizer, load_tokenizer(draft), templates=False)
+    except TokenizerMismatch as mismatch:
+        raise TokenizerMismatch(
+            f"this draft cannot write ahead of {target.source.name}; as teacher and student: {mismatch.what}",
+            where=str(draft),
+            fix="use a draft with the target's tokenizer: {kind: layers, layers: 2}, the student of a recipe that "
+            "distils this target ({kind: student}), or no model at all ({kind: lookup})",
+        ) from mismatch
+
+
+def _check_rows(reader: CachedModel, target: Target) -> None:
+    """A padded output layer drafts ids that are no tokens; ids beyond the target's would have no probability there."""
+    if reader.vocabulary is None and reader.vocab_size != target.cached.vocab_size:
+        raise ModelError(
+            f"the draft's output layer has {reader.vocab_size:,} rows and the target's {target.cached.vocab_size:,}",
+            fix="set speculate.draft.frequent to at most the smaller number, so that only tokens of both are drafted",
+        )
+
+
+def frequent_tokens(counts: Counter[int], amount: int, vocab_size: int) -> torch.Tensor:
+    """The `amount` most frequent token ids, ascending. Ids that the data do not have come by their number, which in
+    byte-pair encodings follows frequency."""
+    order = sorted(range(vocab_size), key=lambda token: (-counts.get(token, 0), token))
+    return torch.tensor(sorted(order[:amount]))
+
+
+def count_tokens(texts: Iterable[Sequence[int]]) -> Counter[int]:
+    """How often each token occurs."""
+    counts: Counter[int] = Counter()
+    for text in texts:
+        counts.update(text)
+    return counts

@@ -1,0 +1,289 @@
+"""The work of the stages: measure, advise, try, export."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from potstill.data import ChatTokenizer
+from potstill.decoding.generator import stop_token_ids
+from potstill.decoding.speculative import SpeculativeDecoder
+from potstill.errors import RecipeError
+from potstill.measures import Interval
+from potstill.recipe.speculate import StudentDraft
+from potstill.recipe.teachers import LocalTeacher
+from potstill.speculate.advice import advise, hopeless
+from potstill.speculate.costs import REPETITIONS, Timed, measure
+from potstill.speculate.export import export_draft
+from potstill.speculate.forecast import DRAWS, LEVEL, Trace, fit_threshold
+from potstill.speculate.opening import OpenDraft, Target, count_tokens, open_draft, open_target
+from potstill.speculate.prompts import read_prompts, tokens_of_data
+from potstill.speculate.traces import Agreement, Text, agreement, lookups, sampler_of, trace_of, write_text
+from potstill.speculate.trial import compare, run_in_turn
+from potstill.speculation import Advice, Piece, Speculation, Trial, save_speculation
+from potstill.stage import Context
+
+_TRIED = 8
+"""Prompts of a trial."""
+
+
+class Speculating:
+    """One of the stages at work.
+
+    Args:
+        context: of `speculate.advice` or `speculate`.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.recipe = context.recipe
+        self.settings = context.recipe.required_speculate
+        self.before = "speculate.train" not in context.inputs and self.settings.train is not None
+        settings = self.recipe.teachers[self.settings.target]
+        assert isinstance(settings, LocalTeacher)
+        self.target: Target = open_target(settings, self.settings.dtype, context.console)
+        self.chat = ChatTokenizer.from_transformers(self.target.tokenizer)
+        self.stops = stop_token_ids(self.target.model, self.chat.eos_id)
+        self.draft: OpenDraft = open_draft(self.settings, self.target, self._trained, self._counts, context.console)
+        self.notes: list[str] = []
+
+    def run(self) -> None:
+        """Write `speculation.json`, and the exported draft.
+
+        Raises:
+            PotstillError: models that cannot decode together, prompts that are missing, a draft that is not worth
+                training, an export that is not the draft.
+        """
+        found = self._measure()
+        context = self.context
+        for advice in found.advice:
+            mode = "greedy" if advice.temperature == 0 else f"T = {advice.temperature:g}"
+            context.console.say(f"{mode}, batch {advice.batch_size}: {advice.reason}", advice=advice.use)
+        for trial in found.trials:
+            mode = "greedy" if trial.temperature == 0 else f"T = {trial.temperature:g}"
+            context.console.say(
+                f"{mode}, gamma {trial.gamma}: measured {trial.speedup.value:.2f} ×, forecast "
+                f"{trial.predicted.value:.2f} ×"
+            )
+        save_speculation(found, context.out)
+        context.work.facts["use"] = found.advice[0].use
+        if self.before and not self.settings.train_anyway and self.is_hopeless:
+            raise RecipeError(
+                f"a draft of this shape cannot make {found.target} faster here, however well it is trained: "
+                f"{found.advice[0].reason}",
+                where="speculate.train",
+                fix="give it fewer layers (speculate.draft.layers) or fewer tokens (speculate.draft.frequent), or "
+                "set speculate.train_anyway: true",
+            )
+
+    # ---- what is measured ----------------------------------------------------------------------------------------
+
+    def _measure(self) -> Speculation:
+        settings, context = self.settings, self.context
+        prompts = read_prompts(self.recipe, self.chat, self.target.cached.limit, context.work)
+        texts = {temperature: self._write(prompts, temperature) for temperature in settings.temperatures}
+        agreed = {temperature: self._agree(texts[temperature], temperature) for temperature in settings.temperatures}
+        timed = {
+            (temperature, batch): self._time(texts[temperature], temperature, batch)
+            for temperature in settings.temperatures
+            for batch in settings.batch_sizes
+        }
+        traces = {temperature: self._trace(texts[temperature], agreed[temperature]) for temperature in texts}
+        advice = tuple(
+            self._advise(traces[temperature], timed[temperature, batch], temperature, batch)
+            for temperature in settings.temperatures
+            for batch in settings.batch_sizes
+        )
+        first = settings.temperatures[0]
+        self.is_hopeless = all(hopeless(found.medians(), settings.most) for found in timed.values())
+        trials = () if self.before else tuple(self._try(prompts, advice, traces, timed))
+        exported = None
+        if settings.export and not self.before:
+            exported = export_draft(
+                context.out, self.target, self.draft, texts[first], sampler_of(first, settings.top_p), advice[0].best
+            )
+        return Speculation(
+            target=self.target.source.name,
+            draft=self.draft.label,
+            dtype=self.target.dtype,
+            prompts=len(prompts),
+            tokens=sum(len(text.written) for text in texts[first]),
+            alphas={_key(t): _mean([a.alpha for a in found]) for t, found in agreed.items() if found},
+            by_position=_by_position(agreed[first]),
+            costs=tuple(timed[first, batch].costs(batch) for batch in settings.batch_sizes),
+            advice=advice,
+            trials=trials,
+            text=() if self.before else self._coloured(prompts[0], advice[0]),
+            exported=exported,
+            notes=tuple(self.notes),
+        )
+
+    def _write(self, prompts: Sequence[Sequence[int]], temperature: float) -> list[Text]:
+        """What the target writes by itself."""
+        decoder = SpeculativeDecoder(self.target.cached)
+        sampler = sampler_of(temperature, self.settings.top_p)
+        texts = []
+        with self.context.console.task(f"{_key(temperature)}: the target writes", len(prompts), "texts") as task:
+            for seed, prompt in enumerate(prompts):
+                texts.append(write_text(decoder, prompt, self.settings.max_new_tokens, self.stops, sampler, seed))
+                task.advance(1)
+        return texts
+
+    def _agree(self, texts: Sequence[Text], temperature: float) -> list[Agreement]:
+        if (reader := self.draft.reader) is None:
+            return []
+        sampler, found = sampler_of(temperature, self.settings.top_p), []
+        with self.context.console.task(f"{_key(temperature)}: the draft reads", len(texts), "texts") as task:
+            for text in texts:
+                found.append(agreement(self.target.cached, reader, text, sampler, self.target.device))
+                task.advance(1)
+        return found
+
+    def _time(self, texts: Sequence[Text], temperature: float, batch: int) -> Timed:
+        rows = [[*texts[i % len(texts)].prompt, *texts[i % len(texts)].written] for i in range(batch)]
+        most = self.settings.most
+        # A text that is too short to be read in blocks begins again.
+        rows = [row * (1 + (most + 2) // len(row)) if len(row) < most + 2 else row for row in rows]
+        prompt_tokens = round(float(np.mean([len(text.prompt) for text in texts])))
+        with self.context.console.task(f"{_key(temperature)}: times, batch {batch}", REPETITIONS, "rounds") as task:
+            return measure(
+                self.target.cached,
+                self.draft.timed(),
+                rows,
+                prompt_tokens,
+                sampler_of(temperature, self.settings.top_p),
+                most,
+                self.target.device,
+                task.advance,
+            )
+
+    def _trace(self, texts: Sequence[Text], agreed: Sequence[Agreement]) -> list[Trace]:
+        lookup, settings = self.draft.lookup, self.settings
+        return [
+            trace_of(
+                text,
+                settings.max_new_tokens,
+                agreed[number] if agreed else None,
+                lookups(lookup, text, settings.most, self.target.cached.vocab_size) if lookup is not None else None,
+            )
+            for number, text in enumerate(texts)
+        ]
+
+    def _advise(self, traces: Sequence[Trace], timed: Timed, temperature: float, batch: int) -> Advice:
+        medians, threshold = timed.medians(), self.draft.threshold
+        fitted = fit_threshold(traces, medians, self.settings.most) if threshold == "fit" else float(threshold)
+        timings = [medians, *timed.resampled(seed=0)]
+        return advise(traces, timings, self.settings.most, fitted, temperature, batch)
+
+    # ---- what is tried -------------------------------------------------------------------------------------------
+
+    def _try(
+        self,
+        prompts: Sequence[Sequence[int]],
+        advice: Sequence[Advice],
+        traces: dict[float, list[Trace]],
+        timed: dict[tuple[float, int], Timed],
+    ) -> list[Trial]:
+        """Decode with the recommended gamma and one on each side of it, row by row, and with the target alone."""
+        settings, trials = self.settings, []
+        tried = prompts[:_TRIED]
+        for temperature in settings.temperatures:
+            found = next(
+                (a for a in advice if a.temperature == temperature and a.batch_size == 1),
+                None,
+            )
+            if found is None:
+                continue
+            gamma = settings.gamma or found.best
+            gammas = sorted({gamma, max(1, gamma // 2), min(settings.most, gamma + 2)})
+            decoders = [SpeculativeDecoder(self.target.cached)]
+            decoders += [
+                SpeculativeDecoder(self.target.cached, self.draft.drafting(found.threshold), gamma=g) for g in gammas
+            ]
+            with self.context.console.task(f"{_key(temperature)}: trials", len(tried), "prompts") as task:
+                alone, *drafted = run_in_turn(
+                    decoders,
+                    tried,
+                    settings.max_new_tokens,
+                    self.stops,
+                    sampler_of(temperature, settings.top_p),
+                    task.advance,
+                )
+            for g, runs in zip(gammas, drafted, strict=True):
+                predicted = next(f.speedup for f in found.forecasts if f.gamma == g)
+                trials.append(
+                    compare(
+                        alone,
+                        runs,
+                        temperature=temperature,
+                        gamma=g,
+                        threshold=found.threshold,
+                        predicted=predicted,
+                    )
+                )
+        return trials
+
+    def _coloured(self, prompt: Sequence[int], advice: Advice) -> tuple[Piece, ...]:
+        """One answer in pieces, by who wrote them."""
+        from potstill.decoding.acceptance import Chance
+        from potstill.decoding.speculative import Request
+
+        decoder = SpeculativeDecoder(self.target.cached, self.draft.drafting(advice.threshold), gamma=advice.best)
+        sampler = sampler_of(advice.temperature, self.settings.top_p)
+        request = Request([list(prompt)], self.settings.max_new_tokens, self.stops, sampler)
+        authored: list[tuple[int, str]] = []
+        for news in decoder.rounds(request, Chance(0, self.target.device)):
+            _, accepted = decoder.account.accepted_by_round[-1]
+            authored += [(token, "draft" if i < accepted else "target") for i, token in enumerate(news[0])]
+        return _pieces(authored, self.chat)
+
+    # ---- what it needs -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _trained(self) -> Path | None:
+        """The folder of the draft that this recipe trained."""
+        name = "train" if isinstance(self.settings.model_draft, StudentDraft) else "speculate.train"
+        artifact = self.context.inputs.get(name)
+        return artifact.path / "model" if artifact is not None else None
+
+    def _counts(self) -> Counter[int]:
+        generated = self.context.inputs.get("generate")
+        records = generated.path / "records.parquet" if generated is not None else None
+        return count_tokens(tokens_of_data(self.recipe, self.chat, records))
+
+
+def _key(temperature: float) -> str:
+    return "greedy" if temperature == 0 else f"T={temperature:g}"
+
+
+def _mean(values: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]) -> Interval:
+    """The mean over all positions of all texts, with a bootstrap interval over texts."""
+    sums = np.array([[found.sum(), len(found)] for found in values])
+    picks = np.random.default_rng(0).integers(len(sums), size=(DRAWS, len(sums)))
+    drawn = sums[picks].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(sums[:, 0].sum() / sums[:, 1].sum()), float(low), float(high))
+
+
+def _by_position(agreed: Sequence[Agreement]) -> tuple[float, ...]:
+    longest = max((len(found.alpha) for found in agreed), default=0)
+    return tuple(float(np.mean([a.alpha[t] for a in agreed if len(a.alpha) > t])) for t in range(longest))
+
+
+def _pieces(authored: Sequence[tuple[int, str]], chat: ChatTokenizer) -> tuple[Piece, ...]:
+    """Tokens as text. A character of several tokens goes to the author of the last."""
+    pieces: list[Piece] = []
+    held: list[int] = []
+    for number, (token, author) in enumerate(authored):
+        held.append(token)
+        text = chat.decode(held, skip_special_tokens=True)
+        if text.endswith("\ufffd") and number + 1 < len(authored):
+            continue
+        held = []
+        if text:
+            pieces.append(Piece(text, "draft" if author == "draft" else "target"))
+    return tuple(pieces)

@@ -1,0 +1,142 @@
+"""Texts that the target writes, and what a draft would have proposed at each of their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.generation.logits_process import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+from potstill.decoding.acceptance import Chance
+from potstill.decoding.drafts import LookupDraft, Reads
+from potstill.decoding.rows import Rows
+from potstill.decoding.sampler import Sampler
+from potstill.decoding.speculative import Request, SpeculativeDecoder
+from potstill.speculate.forecast import Floats, Trace
+
+_POSITIONS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt and what the target wrote behind it, as token ids."""
+
+    prompt: tuple[int, ...]
+    written: tuple[int, ...]
+
+
+def sampler_of(temperature: float, top_p: float = 1.0) -> Sampler:
+    """How tokens are chosen; temperature 0 is greedy."""
+    if temperature == 0:
+        return Sampler(greedy=True)
+    processors: list[LogitsProcessor] = [] if temperature == 1 else [TemperatureLogitsWarper(temperature)]
+    if top_p < 1:
+        processors.append(TopPLogitsWarper(top_p))
+    return Sampler(processors)
+
+
+def write_text(
+    decoder: SpeculativeDecoder, prompt: Sequence[int], budget: int, stops: Sequence[int], sampler: Sampler, seed: int
+) -> Text:
+    """One text of a decoder without a draft."""
+    (written,) = decoder.write(Request([prompt], budget, stops, sampler), seed)
+    return Text(tuple(prompt), tuple(written))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A draft's agreement with a target, at each position of one text [T].
+
+    Attributes:
+        alpha: probability that a drafted token is accepted: Σ min(p, q); 1 or 0 if greedy.
+        accept: the same, given the token that the text has there: min(1, q/p).
+        sure: the draft's largest probability.
+    """
+
+    alpha: Floats
+    accept: Floats
+    sure: Floats
+
+
+@torch.no_grad()
+def agreement(target: Reads, reader: Reads, text: Text, sampler: Sampler, device: torch.device) -> Agreement:
+    """Compare the distributions of a draft's model and the target along a text. Positions beyond the draft's context
+    have no acceptance."""
+    parts = [
+        _compare(p, q, torch.tensor(tokens, device=device), sampler.greedy)
+        for p, q, tokens in _along(target, reader, text, sampler, device)
+    ]
+    alpha, accept, sure = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return Agreement(alpha, accept, sure)
+
+
+def _along(
+    target: Reads, reader: Reads, text: Text, sampler: Sampler, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor | None, tuple[int, ...]]]:
+    """The distributions of both [n, V] and the tokens that the text has, some positions at a time; None for the
+    draft's beyond its context."""
+    ahead, whole = len(text.prompt) - 1, len(text.prompt) + len(text.written)
+    rows = Rows([[*text.prompt, *text.written]], 0, target.vocab_size, device)
+    limit = whole if reader.limit is None else reader.limit
+    target.start(whole)
+    if not reader.lends:
+        reader.start(min(whole, limit))
+    if ahead:
+        target(rows.block([0], ahead), [0], last=1)
+        if ahead <= limit:
+            reader(rows.block([0], ahead), [0], last=1)
+    for start in range(ahead, whole - 1, _POSITIONS_AT_ONCE):
+        count = min(_POSITIONS_AT_ONCE, whole - 1 - start)
+        block = rows.block([start], count)
+        p = sampler.distributions(target(block, [start]), rows, 0)[0]
+        within = start + count <= limit
+        q = sampler.distributions(reader(block, [start]), rows, 0, reader.vocabulary)[0] if within else None
+        yield p, q, text.written[start - ahead : start - ahead + count]
+
+
+def _compare(
+    p: Float[Tensor, "n V"], q: Float[Tensor, "n V"] | None, tokens: Tensor, greedy: bool
+) -> tuple[Floats, Floats, Floats]:
+    if q is None:
+        nothing = np.zeros(len(tokens))
+        return nothing, nothing, nothing
+    if greedy:
+        same = (q.argmax(-1) == tokens).double()
+        alpha = accept = same
+    else:
+        at = tokens[:, None]
+        alpha = torch.minimum(p, q).sum(-1)
+        accept = (q.gather(-1, at) / p.gather(-1, at).clamp_min(1e-30)).squeeze(-1).clamp_max(1.0)
+    return tuple(found.double().cpu().numpy() for found in (alpha, accept, q.amax(-1)))  # type: ignore[return-value]
+
+
+def lookups(
+    lookup: LookupDraft, text: Text, most: int, vocab_size: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """How many tokens a lookup finds at each position of a text, and how many of them are the text's own [T, 2]."""
+    device = torch.device("cpu")
+    rows = Rows([text.prompt], len(text.written) + most, vocab_size, device)
+    sampler, chance = Sampler(greedy=True), Chance(0, device)
+    lookup.start(rows)
+    found = np.zeros((len(text.written), 2), dtype=np.int64)
+    for place, token in enumerate(text.written):
+        (count,) = lookup.propose(rows, most, sampler, chance).counts
+        length = len(rows.tokens[0])
+        drafted = rows.ids_BT[0, length : length + count].tolist()
+        own = text.written[place : place + count]
+        matched = next((i for i, (a, b) in enumerate(zip(drafted, own, strict=False)) if a != b), min(count, len(own)))
+        found[place] = count, matched
+        rows.extend(0, [token])
+    return found
+
+
+def trace_of(
+    text: Text, budget: int, agreed: Agreement | None, found: np.ndarray[tuple[int, ...], np.dtype[np.int64]] | None
+) -> Trace:
+    """What a forecast needs of a text."""
+    accept, sure = (agreed.accept, agreed.sure) if agreed is not None else (None, None)
+    return Trace(len(text.written), budget, accept, sure, found)
