@@ -32,11 +32,11 @@ Precondition = Callable[[Inputs], Iterable[Finding] | None]
 _ALL = ("generate", "train", "evaluate", "speculate", "export")
 
 PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
-    (data.data_are_read, ("generate", "train", "evaluate")),
+    (data.data_are_read, ("generate", "train", "evaluate", "speculate")),
     (data.training_side_is_not_empty, ("generate", "train")),
     (data.sides_have_no_twins, ("train", "evaluate")),
     (data.intervals_have_two_groups, ("generate", "train", "evaluate")),
-    (models.teachers_are_usable, ("generate", "train", "evaluate")),
+    (models.teachers_are_usable, ("generate", "train", "evaluate", "speculate")),
     (models.teachers_give_what_is_asked, ("generate", "train")),
     (models.unused_teachers, ("generate", "train")),
     (models.student_model_is_usable, ("generate", "train")),
@@ -91,6 +91,9 @@ def check_recipe(recipe: Recipe, verbs: Iterable[str] = _ALL) -> Findings:
             if str(error) not in seen:
                 seen.add(str(error))
                 found.append(Finding.of(_topic(precondition), error))
+    if "speculate" in wanted and recipe.speculate is not None and recipe.speculate.train is not None:
+        of_draft = check_recipe(recipe.draft_training, ("train",)).found
+        found += [finding for finding in of_draft if finding.topic in ("student", "train") or finding.level == "error"]
     found.append(Finding("stages", " → ".join(stage_names(recipe))))
     return Findings(tuple(found), inputs.figures)
 

@@ -469,5 +469,7 @@ def unused_teachers(inputs: Inputs) -> Iterator[Finding]:
         asked.add(recipe.train.teacher)
     if recipe.evaluate is not None and recipe.train is not None:
         asked.add(recipe.train.teacher)
+    if recipe.speculate is not None:
+        asked.add(recipe.speculate.target)
     for name in sorted(set(recipe.teachers) - asked):
         yield warning("teachers", f"{name}: nothing in the recipe asks this teacher")

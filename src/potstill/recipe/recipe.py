@@ -85,7 +85,8 @@ class Recipe(Settings):
         """The recipe by which `speculate.train` trains the draft."""
         speculate = self.required_speculate
         train = _present("speculate.train", speculate.train).model_copy(update={"teacher": speculate.target})
-        return self.model_copy(update={"student": speculate.student, "train": train})
+        alone = {"evaluate": None, "speculate": None, "export": ()}
+        return self.model_copy(update={"student": speculate.student, "train": train, **alone})
 
     @model_validator(mode="before")
     @classmethod

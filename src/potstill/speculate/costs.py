@@ -118,7 +118,7 @@ def measure(
                 draft.roll_back(rows)
             if repetition >= 0:
                 verify[repetition, count], drafting[repetition, count], other[repetition, count] = read, spent, rest
-        advance(1)
+        advance(min(repetition + 1, 1))
     once = drafting[:, 1].mean() if most else 0.0
     return Timed(verify, drafting, other, prefill, max(0.0, draft_prefill - once))
 

@@ -85,6 +85,7 @@ class Speculating:
     def _measure(self) -> Speculation:
         settings, context = self.settings, self.context
         prompts = read_prompts(self.recipe, self.chat, self.target.cached.limit, context.work)
+        self._note_a_short_context(max(map(len, prompts)) + settings.max_new_tokens)
         texts = {temperature: self._write(prompts, temperature) for temperature in settings.temperatures}
         agreed = {temperature: self._agree(texts[temperature], temperature) for temperature in settings.temperatures}
         timed = {
@@ -121,6 +122,15 @@ class Speculating:
             exported=exported,
             notes=tuple(self.notes),
         )
+
+    def _note_a_short_context(self, needed: int) -> None:
+        limit = self.draft.reader.limit if self.draft.reader is not None else None
+        if limit is not None and limit < needed:
+            self.notes.append(
+                f"the draft's context has {limit:,} tokens, and prompts with answers up to {needed:,}: behind its "
+                "context the target writes alone"
+            )
+            self.context.work.warn(self.notes[-1])
 
     def _write(self, prompts: Sequence[Sequence[int]], temperature: float) -> list[Text]:
         """What the target writes by itself."""
