@@ -201,7 +201,7 @@ def speculate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure whether a draft makes the teacher faster, train it if asked, and export it."""
+    """Make the teacher faster by a draft, or say why not."""
     _run(recipe, overrides, run, "speculate", force, verify, json, quiet, dry_run)
 
 

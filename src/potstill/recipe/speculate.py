@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import Count, KindSettings, PathText, Settings, one_of
+from potstill.recipe.base import Cosmetic, Count, KindSettings, PathText, Settings, one_of
 from potstill.recipe.students import First, FromTeacher
 from potstill.recipe.train import TrainSettings
 
@@ -105,7 +105,7 @@ class SpeculateSettings(Settings):
     gamma: Annotated[int, Field(ge=1, le=LARGEST_GAMMA)] | None = None
     batch_sizes: tuple[Count, ...] = Field((1, 4), min_length=1)
     train: TrainSettings | None = None
-    train_anyway: bool = False
+    train_anyway: Annotated[bool, Cosmetic()] = False
     export: bool = True
 
     @model_validator(mode="after")
@@ -120,6 +120,8 @@ class SpeculateSettings(Settings):
                     f"train makes a draft of the target's first layers, and draft is {self.draft.kind!r}: use "
                     "{kind: layers, layers: 2}, or a train section of the recipe and {kind: student}"
                 )
+            if self.train.teacher not in ("main", self.target):
+                raise ValueError(f"a draft learns from its target ({self.target}): drop teacher from speculate.train")
             if self.train.controls or self.train.seeds > 1:
                 raise ValueError("a draft has no controls and one seed: drop controls and seeds from speculate.train")
         return self

@@ -76,7 +76,7 @@ def export_draft(
             f"the exported draft is not the one that was measured: {served:.1%} of its tokens are accepted, and "
             f"{in_memory:.1%} of the other's",
             where=str(folder),
-            fix="the model does not survive save_pretrained: set speculate.export: false, and report it",
+            fix="set speculate.export: false, and report it: the model cannot be saved and opened again",
         )
     return Exported(FOLDER, served, in_memory, gamma, "; ".join(notes))
 

@@ -27,7 +27,6 @@ def stage(recipe: Recipe, name: str) -> Stage:
     settings = recipe.required_speculate
     section = settings.key_fields()
     train = section.pop("train")
-    section.pop("train_anyway")
     reads = ["generate"] if recipe.generate is not None else []
     if name == ADVICE:
         # What is trained later changes nothing here, but whether anything is: an untrained draft is measured.
