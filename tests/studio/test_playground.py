@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -85,3 +86,37 @@ def test_three_models_write_and_a_token_shows_their_distributions(with_run: Site
     assert page.count("data-at=") == sum(map(len, session.columns.values())) > 0
     at = with_run.get("playground/at?of=student&place=0&temperature=2")
     assert at.status_code == 200 and at.text.count("<figure") == 3
+
+
+@pytest.mark.slow
+def test_a_student_drafts_and_the_text_is_the_teachers_own(with_run: Site) -> None:
+    """Greedy, so that the teacher alone writes the same; every token says by whom it is. The student is the teacher
+    but for its name, so that what it drafts is accepted."""
+    run = with_run.studio.workspace.folder / "tiny"
+    shutil.rmtree(run / "train" / "model")
+    make_tiny_causal_lm(run / "train" / "model")
+    form = {"run": "tiny", "prompt": "What is copper?", "temperature": "0", "tokens": "8"}
+    texts = {}
+    for colour in ("kl", "draft"):
+        assert with_run.post("playground", **form, colour=colour).status_code == 303
+        session = with_run.studio.session
+        for _ in range(600):
+            with_run.get("playground")
+            if session.state in ("done", "failed"):
+                break
+            time.sleep(0.1)
+        assert session.error is None and session.state == "done"
+        texts[colour] = [said["text"] for said in session.columns["teacher"]]
+    assert list(session.columns) == ["teacher"] and texts["draft"] == texts["kl"]
+    assert session.rounds is not None
+    by = [said["by"] for said in session.columns["teacher"]]
+    assert session.rounds["accepted"] == session.rounds["drafted"] == 6
+    assert by == [*4 * ["student"], "teacher", *2 * ["student"], "teacher"]
+    assert "drafted tokens accepted" in with_run.get("playground").text
+    assert with_run.get("playground/at?of=teacher&place=0&temperature=1").text.count("<figure") == 3
+
+
+def test_nothing_is_drafted_for_a_teacher_that_is_not_here(with_run: Site) -> None:
+    (with_run.studio.workspace.folder / "tiny" / "recipe.yaml").write_text("name: tiny\n")
+    answer = with_run.post("playground", run="tiny", prompt="x", colour="draft")
+    assert answer.status_code == 400 and "nothing can be drafted" in answer.text

@@ -25,6 +25,8 @@ class Session:
     temperature: float = 0.7
     columns: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     state: str = ""
+    rounds: dict[str, Any] | None = None
+    """Of a text that was drafted: `rounds`, and how many tokens were `drafted` and `accepted`."""
     error: dict[str, str] | None = None
     answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     asked: int = 1_000_000
@@ -51,6 +53,7 @@ class Session:
                 self.columns[said["of"]].append(said)
             elif said.get("done") == self.number:
                 self.state = "stopped" if said["stopped"] else "done"
+                self.rounds = said if "rounds" in said else None
             elif "at" in said or said.get("error") in self.answers:
                 waiting = self.answers.pop(said.get("at") or said["error"], None)
                 if waiting is not None and not waiting.done():
@@ -62,19 +65,28 @@ class Session:
             self.error = {"what": "the process with the models ended", "where": "", "fix": _MEMORY}
 
     async def write(
-        self, models: dict[str, str], prompt: str | list[dict[str, str]], temperature: float, tokens: int
+        self,
+        models: dict[str, str],
+        prompt: str | list[dict[str, str]],
+        temperature: float,
+        tokens: int,
+        *,
+        draft: str | None = None,
     ) -> None:
         """Begin a text of each model; one that is being written is stopped.
 
         Args:
             models: a model's name by its role.
             prompt: the user's words, or the messages of a conversation.
+            draft: the role that drafts for the first one, which alone writes then.
         """
         await self.stop()
         self.number += 1
         self.models, self.prompt, self.temperature = models, prompt, temperature
-        self.columns, self.state, self.error = {role: [] for role in models}, "loading", None
-        await self.send(write=self.number, models=models, prompt=prompt, temperature=temperature, tokens=tokens, seed=0)
+        self.columns = {role: [] for role in (list(models)[:1] if draft else models)}
+        self.state, self.error, self.rounds = "loading", None, None
+        request = {"models": models, "prompt": prompt, "temperature": temperature, "tokens": tokens, "seed": 0}
+        await self.send(write=self.number, **request, **({"draft": draft} if draft else {}))
 
     async def stop(self) -> None:
         """End the text that is being written; what there is of it stays."""

@@ -4,6 +4,9 @@
    "temperature": 0.7, "tokens": 40, "seed": 0}                the prompt: a text, or messages
 ← {"token": 1, "of": "student", "text": " the", "kl": 0.41, "p": {"teacher": 0.2, "student": 0.6}}   for each
 ← {"done": 1}
+→ {"write": 1, …, "draft": "student"}     the first model's text alone, which the student drafts (speculative decoding)
+← {"token": 1, …, "by": "student"}        by whom it was written
+← {"done": 1, "rounds": 9, "drafted": 30, "accepted": 21}
 → {"at": 2, "of": "student", "place": 3, "temperature": 2.0, "likeliest": 8}
 ← {"at": 2, "tokens": [[" the", {"teacher": 0.2, "student": 0.6}], …], "entropy": {…}}
 → {"stop": true}      ends the text that is being written
@@ -20,14 +23,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import TemperatureLogitsWarper
 
 from potstill.console import Console
+from potstill.decoding.acceptance import Chance
+from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.drafts import ModelDraft
 from potstill.decoding.generator import draw, stop_token_ids
+from potstill.decoding.sampler import Sampler
+from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.errors import PotstillError
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import resolve
 
 MOST_TOKENS = 200
+DRAFTED = 4
+"""Tokens that a draft proposes a round."""
 MOST_PROMPT_TOKENS = 3072
 """What is before them is left out."""
 
@@ -71,7 +82,8 @@ class Text:
         self._next: dict[str, Any] = {}
         self.ids: list[int] = []
         self.logits: dict[str, list[Any]] = {role: [] for role in models}
-        self._feed(list(prompt))
+        self.prompt = list(prompt)
+        self._feed(self.prompt)
 
     def _feed(self, ids: Sequence[int]) -> None:
         for role, model in self.models.items():
@@ -85,11 +97,22 @@ class Text:
             token = int(draw((own / temperature).softmax(-1)[None], generator))
         else:
             token = int(own.argmax())
+        self.take(token)
+        return token
+
+    def take(self, token: int) -> None:
+        """Go on with a token that was chosen elsewhere; all models read it."""
         for role in self.models:
             self.logits[role].append(self._next[role].half())
         self.ids.append(token)
         self._feed([token])
-        return token
+
+    def facts(self) -> dict[str, Any]:
+        """Of the last token: every model's probability, and KL from the first model to each other."""
+        first, *others = self.models
+        last = {role: logits[-1] for role, logits in self.logits.items()}
+        p = {role: float(logits.float().softmax(-1)[self.ids[-1]]) for role, logits in last.items()}
+        return {"p": p, "kl": {role: kl(last[first], last[role]) for role in others}}
 
 
 def kl(p_logits: Any, q_logits: Any) -> float:
@@ -140,25 +163,56 @@ class Worker:
         models, tokenizer = self.models.get(request["models"])
         self.tokenizer = tokenizer
         prompt = prompt_ids(tokenizer, request["prompt"])
-        self.texts = {role: Text(role, models, prompt) for role in models}
+        writing = list(models)[:1] if "draft" in request else list(models)
+        self.texts = {role: Text(role, models, prompt) for role in writing}
         ends = {i for model in models.values() for i in stop_token_ids(model, tokenizer.eos_token_id)}
-        going = list(models)
-        reference = next(iter(models))
-        draws = {role: torch.Generator().manual_seed(int(request.get("seed", 0))) for role in models}
+        if "draft" in request:
+            self._write_with_draft(request, models, ends)
+        else:
+            self._write_side_by_side(request, ends)
+
+    def _write_side_by_side(self, request: Mapping[str, Any], ends: set[int]) -> None:
+        """A text of each model, a token in turn."""
+        going = list(self.texts)
+        draws = {role: torch.Generator().manual_seed(int(request.get("seed", 0))) for role in self.texts}
         for _ in range(min(int(request["tokens"]), MOST_TOKENS)):
             for role in list(going):
                 if self.stopped.is_set():
                     say(done=request["write"], stopped=True)
                     return
-                text = self.texts[role]
-                token = text.step(float(request["temperature"]), draws[role])
-                last = {name: logits[-1] for name, logits in text.logits.items()}
-                p = {name: float(logits.float().softmax(-1)[token]) for name, logits in last.items()}
-                far = {name: kl(last[reference], logits) for name, logits in last.items() if name != reference}
-                say(token=request["write"], of=role, text=tokenizer.decode([token]), p=p, kl=far, end=token in ends)
+                token = self.texts[role].step(float(request["temperature"]), draws[role])
+                self._say_token(request, role, token, ends)
                 if token in ends:
                     going.remove(role)
         say(done=request["write"], stopped=False)
+
+    def _write_with_draft(self, request: Mapping[str, Any], models: Mapping[str, Any], ends: set[int]) -> None:
+        """One text of the first model, which another drafts for it."""
+        first, drafter = next(iter(models)), str(request["draft"])
+        text, temperature = self.texts[first], float(request["temperature"])
+        decoder = SpeculativeDecoder(models[first], ModelDraft(CachedModel(models[drafter])), gamma=DRAFTED)
+        steps = [TemperatureLogitsWarper(temperature)] if temperature > 0 else []
+        asked = Request(
+            [text.prompt],
+            min(int(request["tokens"]), MOST_TOKENS),
+            sorted(ends),
+            Sampler(steps, greedy=temperature == 0),
+        )
+        for news in decoder.rounds(asked, Chance(int(request.get("seed", 0)), torch.device("cpu"))):
+            if self.stopped.is_set():
+                say(done=request["write"], stopped=True)
+                return
+            accepted = decoder.account.accepted_by_round[-1][1]
+            for place, token in enumerate(news[0]):
+                text.take(token)
+                self._say_token(request, first, token, ends, by=drafter if place < accepted else first)
+        account = decoder.account
+        rounds = {"rounds": account.rounds, "drafted": account.drafted, "accepted": account.accepted}
+        say(done=request["write"], stopped=False, **rounds)
+
+    def _say_token(self, request: Mapping[str, Any], role: str, token: int, ends: set[int], **more: str) -> None:
+        shown = {"of": role, "text": self.tokenizer.decode([token]), "end": token in ends}
+        say(token=request["write"], **shown, **self.texts[role].facts(), **more)
 
     def _at(self, request: Mapping[str, Any]) -> dict[str, Any]:
         text, place, temperature = self.texts[request["of"]], int(request["place"]), float(request["temperature"])

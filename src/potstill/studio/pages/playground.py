@@ -20,6 +20,13 @@ from potstill.studio.session import Session
 from potstill.studio.workspace import Workspace
 from potstill.tasks import SPECS
 
+COLOURS = {
+    "kl": "KL to the teacher",
+    "surer": "who was surer",
+    "draft": "who wrote it: the student drafts for the teacher",
+}
+"""What the colour of a token may show."""
+
 
 def choices(workspace: Workspace) -> list[dict[str, Any]]:
     """The runs whose models can be put side by side: causal students, with their teacher and their control."""
@@ -54,7 +61,7 @@ async def _show(request: Request, error: PotstillError | None = None) -> Respons
     studio = request.app.state.studio
     found = await asyncio.to_thread(choices, studio.workspace)
     return page(request, "playground.html.jinja", 400 if error else 200, choices=found, session=studio.session,
-                live=_live(request), problem=None if error is None else problem(error))  # fmt: skip
+                colours=COLOURS, live=_live(request), problem=None if error is None else problem(error))  # fmt: skip
 
 
 def _live(request: Request) -> str:
@@ -68,7 +75,7 @@ def _live(request: Request) -> str:
 
 
 def _token(session: Session, writer: str, said: dict[str, Any]) -> dict[str, Any]:
-    """One token as it is shown: its class by KL, or by which of teacher and student was surer."""
+    """One token as it is shown: its class by KL, by which of teacher and student was surer, or by who wrote it."""
     first = next(iter(session.models))
     other = next((role for role in session.models if role != first), first)
     seen = writer if writer != first else other
@@ -76,6 +83,8 @@ def _token(session: Session, writer: str, said: dict[str, Any]) -> dict[str, Any
         gap = said["p"].get(first, 0.0) - said["p"].get(seen, 0.0)
         name = ("t" if gap > 0 else "s") + str(min(9, int(10 * abs(gap))))
         title = f"{first} {said['p'].get(first, 0):.2f}, {seen} {said['p'].get(seen, 0):.2f}"
+    elif session.colour == "draft":
+        name, title = ("s7" if said["by"] != first else "t0"), f"by the {said['by']}"
     else:
         far = said["kl"].get(seen, 0.0)
         name, title = f"k{min(9, int(3 * far))}", f"KL {far:.2f} nats"
@@ -95,9 +104,14 @@ async def begin(request: Request) -> Response:
     if chosen is None or not prompt:
         what = "no run is chosen" if chosen is None else "there is no prompt"
         return await _show(request, PotstillError(what, fix="choose a run and write a prompt"))
-    session.colour = "surer" if form.get("colour") == "surer" else "kl"
+    colour = form.get("colour", "")
+    if colour == "draft" and "teacher" not in chosen["models"]:
+        what = "this run's teacher is not a model of this machine, so nothing can be drafted for it"
+        return await _show(request, PotstillError(what, fix="choose another run, or another colour"))
+    session.colour = colour if colour in COLOURS else "kl"
     temperature, tokens = _number(form, "temperature", 0.7, 0.0, 4.0), int(_number(form, "tokens", 40, 1, 120))
-    await session.write(chosen["models"], prompt, temperature, tokens)
+    draft = "student" if session.colour == "draft" else None
+    await session.write(chosen["models"], prompt, temperature, tokens, draft=draft)
     return redirect(request, "playground")
 
 
