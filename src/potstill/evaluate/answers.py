@@ -1,4 +1,4 @@
-"""Greedy answers of a model, so that a person sees beside the figures what they stand for."""
+"""Greedy answers of a model, so that a reader can see what the figures mean in practice."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Written:
 
     Attributes:
         text: without the end token.
-        finished: whether the model ended it, rather than being cut at the limit.
-        tokens: how many were written, the end token aside.
+        finished: whether the model ended it; False if it was cut at the limit.
+        tokens: number of written tokens, without the end token.
     """
 
     text: str
@@ -38,16 +38,16 @@ def write_answers(
 ) -> list[Written]:
     """Answer prompts greedily, in the precision of the model's weights.
 
-    Of the model's own generation settings only the end tokens are used: an answer shows the model's distribution,
-    without penalties.
+    Only the end tokens of the model's own generation settings are used: no penalties, so an answer shows the model's
+    distribution.
 
     Args:
         model: in evaluation mode.
         prompts: token ids, with the generation prompt.
         chat: the model's tokenizer.
-        max_new_tokens: where an answer is cut.
-        advance: called with every step by how many prompts the work went on, in parts of a prompt.
-        batch_size: prompts side by side, of like length; a batch ends with its longest answer.
+        max_new_tokens: maximum length of an answer.
+        advance: called after every step with the progress since the last call, in prompts (a fraction).
+        batch_size: prompts of similar length that are answered together, until the longest answer ends.
     """
     stop_ids = stop_token_ids(model, chat.eos_id)
     written: dict[int, Written] = {}

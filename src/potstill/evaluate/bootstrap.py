@@ -1,20 +1,22 @@
-"""Intervals of statistics over held-out targets, by group, paired between models, and over training seeds. No torch.
+"""Confidence intervals of statistics over held-out targets: by group, paired between models, and over training seeds.
+No torch.
 
-Tokens of one prompt are alike, so groups are resampled and not tokens (a cluster bootstrap). Every statistic is a
-function of sums over the groups drawn: a mean is Σ values ÷ Σ targets, a calibration error a function of the sums of
-its bins. All statistics are taken on the same draws.
+Tokens of one prompt are correlated, so groups are resampled, not tokens (a cluster bootstrap). Every statistic is a
+function of sums over the drawn groups: a mean is Σ values ÷ Σ targets, a calibration error a function of the sums of
+its bins. All statistics use the same draws.
 
-**Over groups** each end of an interval is the outer one of two:
+**Over groups**, each end of an interval is the outer one of two:
 
-- Student's t interval, with the jackknife's standard error and G − 1 degrees of freedom, which covers where values are
-  symmetric but heavy-tailed (differences of two models);
-- the studentised bootstrap (Davison & Hinkley 1997, § 5.2.1), which covers where values are skewed (losses).
+- Student's t interval, with the jackknife's standard error and G − 1 degrees of freedom, which has the stated coverage
+  for symmetric, heavy-tailed values (differences of two models);
+- the studentised bootstrap (Davison & Hinkley 1997, § 5.2.1), which has it for skewed values (losses).
 
-Percentile intervals, BCa included, are too narrow for skewed losses of few groups: asked for 95 %, they cover 83 to
-91 % at 20 groups. `docs/evaluate.md` has the coverage of both, and the tests of this file measure it.
+Percentile intervals, BCa included, are too narrow for skewed losses of few groups: at 20 groups, nominal 95 % intervals
+cover 83 to 91 %. `docs/evaluate.md` has the coverage of both, and the tests of this file measure it.
 
-**Over seeds** (`train.seeds`), the half widths of two intervals are added in squares, end by end (MOVER; Zou & Donner
-2008): that over groups, of the statistic averaged over the seeds, and Student's interval over the seeds, t(S − 1)·s/√S.
+**Over seeds** (`train.seeds`), the half widths of two intervals are added in quadrature, end by end (MOVER; Zou &
+Donner 2008): that over groups, of the statistic averaged over the seeds, and Student's interval over the seeds, t(S −
+1)·s/√S.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ from potstill.errors import DataError
 from potstill.measures import Interval
 
 FEW_GROUPS = 20
-"""Below this many groups, intervals of skewed losses cover less often than they say, and a note says so."""
+"""Below this number of groups, intervals of skewed losses cover less than stated, and a note says so."""
 
 Values = NDArray[np.floating] | NDArray[np.bool_] | NDArray[np.integer]
-"""One number per target, or whether something is so."""
+"""One number, or one boolean, per target."""
 
 Floats = NDArray[np.float64]
 Bounds = tuple[float, float]
@@ -54,10 +56,10 @@ class Statistic:
 
     Attributes:
         columns: K values per target [N, K], dense or sparse; they are summed over the targets of each group.
-        of: from sums [..., K] to the statistic [...]. It must not change when all sums are multiplied by one number.
-        gradient: from sums [..., K] to ∂of/∂sums [..., K]; numeric where it is None.
-        bounds: the smallest and largest value that it can have.
-        values: one value per target [N] where the statistic is their mean, else None.
+        of: from sums [..., K] to the statistic [...]. It must be invariant to a common factor of all sums.
+        gradient: from sums [..., K] to ∂of/∂sums [..., K]; None for a numeric gradient.
+        bounds: its smallest and largest possible value.
+        values: one value per target [N] if the statistic is their mean, else None.
     """
 
     columns: Floats | csr_array
@@ -69,15 +71,14 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Spearman's correlation of two values per unit [P]; units must not depend on each other, and are resampled by
-    themselves."""
+    """Spearman's correlation of two values per unit [P]. Units must be independent, and are resampled individually."""
 
     a: Values
     b: Values
 
 
 def mean_of(values: Values, bounds: Bounds | None = None) -> Statistic:
-    """The mean of one value per target [N]; of booleans it is a share, and bounded by 0 and 1."""
+    """The mean of one value per target [N]. The mean of booleans is a share, with bounds 0 and 1."""
     if bounds is None:
         bounds = SHARE if np.asarray(values).dtype == np.bool_ else UNBOUNDED
     column = np.asarray(values, dtype=np.float64)
@@ -85,7 +86,7 @@ def mean_of(values: Values, bounds: Bounds | None = None) -> Statistic:
 
 
 def ratio_of(values: Values, against: Values) -> Statistic:
-    """Mean of `values` ÷ mean of `against`, neither of them below 0; infinite where the denominator is 0."""
+    """Mean of `values` ÷ mean of `against`, both non-negative; infinite if the denominator is 0."""
     columns = np.stack([np.asarray(values, dtype=np.float64), np.asarray(against, dtype=np.float64)], -1)
     return Statistic(columns, _quotient, _quotient_gradient, (0.0, np.inf))
 
@@ -100,7 +101,7 @@ def difference_of(left: Statistic, right: Statistic) -> Statistic:
 
 
 def average_of(several: Sequence[Statistic]) -> Statistic:
-    """The mean of several statistics over the same targets (of students that differ in their seed, say)."""
+    """The mean of several statistics over the same targets (of students with different seeds, say)."""
     if len(several) == 1:
         return several[0]
     means = [one.values for one in several if one.values is not None]
@@ -132,7 +133,7 @@ def _combined(parts: Sequence[Statistic], weights: Sequence[float], bounds: Boun
 def _quotient(sums: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         found = sums[..., 0] / sums[..., 1]
-    # 0 ÷ 0 is a ratio to nothing, as 1 ÷ 0 is.
+    # Like 1 ÷ 0, 0 ÷ 0 is infinite.
     return np.where(np.isnan(found) & ~np.isnan(sums[..., 0]), np.inf, found)
 
 
@@ -159,16 +160,16 @@ def _gradient(statistic: Statistic, sums: Floats) -> Floats:
 
 
 class PairedBootstrap:
-    """Intervals over one set of targets; every call sees the same draws.
+    """Intervals over one set of targets; all calls use the same draws.
 
     Args:
         groups: the group of each target [N].
-        resamples: how many draws of G groups.
+        resamples: number of draws of G groups.
         confidence: of the intervals.
-        seed: what the draws depend on.
+        seed: of the draws.
 
     Raises:
-        DataError: fewer than two groups: there is nothing to draw from, and no number goes without its error.
+        DataError: fewer than two groups: no interval is possible, and no figure is given without one.
     """
 
     def __init__(self, groups: Sequence[str], *, resamples: int, confidence: float, seed: int) -> None:
@@ -186,7 +187,8 @@ class PairedBootstrap:
     # ---- statistics ----------------------------------------------------------------------------------------------
 
     def interval(self, statistics: Statistic | Sequence[Statistic]) -> Interval:
-        """A statistic with its interval; of several, one for each seed, their mean, with an interval over seeds too.
+        """A statistic with its interval. For several statistics, one for each seed, their mean, with an interval that
+        includes the variation over seeds.
 
         Raises:
             ValueError: no statistic.
@@ -206,15 +208,15 @@ class PairedBootstrap:
         return float(statistic.of(np.asarray(self._sums(statistic).sum(0))))
 
     def error(self, statistic: Statistic) -> float:
-        """The standard error over groups, by the jackknife."""
+        """The jackknife's standard error over groups."""
         sums = self._sums(statistic)
         left_out = self._jackknife(statistic, sums, np.asarray(sums.sum(0)))
         return float(np.sqrt(np.square(left_out - left_out.mean()).sum() * (self.groups - 1) / self.groups))
 
     def rank_correlation(self, several: Sequence[Ranks]) -> Interval | None:
-        """The correlation, over units instead of groups; of several seeds the mean, with an interval over seeds too
-        (its half widths over units are the means of the seeds', which is never too narrow). None where it is not
-        defined."""
+        """The correlation, with an interval over units instead of groups; for several seeds the mean, with an interval
+        that includes the variation over seeds (its half widths over units are the means of the seeds', which is never
+        too narrow). None if undefined."""
         one_by_one = [
             rank_correlation(ranks.a, ranks.b, resamples=self.resamples, confidence=self.confidence, seed=self.seed)
             for ranks in several
@@ -237,8 +239,8 @@ class PairedBootstrap:
         return self.interval(difference_of(mean_of(values), mean_of(against)))
 
     def ratio(self, values: Values, against: Values) -> Interval:
-        """Mean of `values` divided by mean of `against`, over the same targets [N], neither of them below 0. Where a
-        draw's denominator is 0, its ratio is infinite."""
+        """Mean of `values` divided by mean of `against`, over the same targets [N], both non-negative. A draw whose
+        denominator is 0 has an infinite ratio."""
         return self.interval(ratio_of(values, against))
 
     # ---- over groups ---------------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ class PairedBootstrap:
         drawn, variances = self._studentised(statistic, sums, total, value, influence)
         if not np.isfinite(drawn).all():
             return self._percentiles(statistic, sums, value)
-        # A draw of groups that are all alike has no variance; its error is taken as 1/G of that of the whole at least.
+        # A draw of identical groups has no variance; its standard error is at least 1/G of that of the whole.
         errors = np.sqrt(np.maximum(variances, np.square(error / self.groups)))
         tail = (1 - self.confidence) / 2
         low, high = np.quantile((drawn - value) / np.maximum(errors, 1e-300), (tail, 1 - tail))
@@ -278,10 +280,10 @@ class PairedBootstrap:
     def _studentised(
         self, statistic: Statistic, sums: Any, total: Floats, value: float, influence: Floats
     ) -> tuple[Floats, Floats]:
-        """The statistic of each draw [resamples], and the variance that the delta method gives it there."""
+        """The statistic of each draw [resamples], and its variance there by the delta method."""
         drawn, variances = [], []
         scale = self.groups / (self.groups - 1)
-        # Of a mean the sums are few, and so the squares are: influence e and targets n, divided by all targets.
+        # A mean has few sums, so squares are cheap: influence e and targets n, divided by all targets.
         targets = sums[:, 1] / total[1] if statistic.values is not None else None
         products = None if targets is None else np.stack([influence**2, influence * targets, targets**2], -1)
         for counts in self._draws():
@@ -299,16 +301,16 @@ class PairedBootstrap:
         return np.concatenate(drawn), np.concatenate(variances)
 
     def _percentiles(self, statistic: Statistic, sums: Any, value: float) -> Interval:
-        """Expanded percentiles, where a statistic can be infinite and has no standard error."""
+        """Expanded percentiles, for statistics that can be infinite and have no standard error."""
         drawn = np.concatenate([statistic.of(np.asarray((sums.T @ counts.T).T)) for counts in self._draws()])
-        # Between a number and infinity there is nothing to interpolate.
+        # Between a number and infinity no interpolation is possible.
         method: Literal["linear", "inverted_cdf"] = "linear" if np.isfinite(drawn).all() else "inverted_cdf"
         levels = expanded_levels(self.confidence, self.groups)
         low, high = np.quantile(np.where(np.isnan(drawn), np.inf, drawn), levels, method=method)
         return Interval(value, float(low), float(high))
 
     def _sums(self, statistic: Statistic) -> Any:
-        """Per group [G, K]; sparse where the columns are."""
+        """Sums per group [G, K]; sparse if the columns are."""
         columns = statistic.columns
         if isinstance(columns, csr_array):
             targets = len(self._group_of_target)
@@ -321,7 +323,8 @@ class PairedBootstrap:
         )
 
     def _draws(self) -> Iterator[Floats]:
-        """How often each draw has each group [≤ resamples, G]: multinomial, made anew each time from the same seed."""
+        """The count of each group in each draw [≤ resamples, G]: multinomial, generated anew each time from the same
+        seed."""
         random = np.random.default_rng(self.seed)
         even = np.full(self.groups, 1 / self.groups)
         at_once = max(1, _CELLS_AT_ONCE // self.groups)
@@ -330,8 +333,8 @@ class PairedBootstrap:
 
 
 def _without_variation(value: float, bounds: Bounds, confidence: float, groups: int) -> Interval:
-    """The interval where all groups are alike. A share of 0 or 1 gets Clopper and Pearson's end, (α/2)^(1/G): the next
-    group may differ. For anything else the interval is the value itself."""
+    """The interval if all groups are equal. A share of 0 or 1 gets Clopper and Pearson's bound, (α/2)^(1/G), since the
+    next group may differ. For any other statistic the interval is the value itself."""
     if bounds == SHARE and value in SHARE:
         end = float(((1 - confidence) / 2) ** (1 / groups))
         return Interval(value, end, 1.0) if value == 1 else Interval(value, 0.0, 1 - end)
@@ -339,21 +342,20 @@ def _without_variation(value: float, bounds: Bounds, confidence: float, groups: 
 
 
 def _half_width_over(values: Sequence[float], confidence: float) -> float:
-    """Half of Student's interval of a mean over seeds."""
+    """Half width of Student's interval of a mean over seeds."""
     count = len(values)
     return float(t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
 
 
 def _moved(found: Interval, half_width: float) -> Interval:
-    """An interval with another, independent source of error: half widths add in squares, end by end."""
+    """Combine an interval with an independent source of error: half widths are added in quadrature, end by end."""
     low = found.value - float(np.hypot(found.value - found.low, half_width))
     return Interval(found.value, low, found.value + float(np.hypot(found.high - found.value, half_width)))
 
 
 def rank_correlation(a: Values, b: Values, *, resamples: int, confidence: float, seed: int) -> Interval | None:
-    """Spearman's correlation of two values per unit [P], with an interval over resamples of the units, which must not
-    depend on each other (expanded percentiles). None where it is not defined: fewer than three units, or one side all
-    equal."""
+    """Spearman's correlation of two values per unit [P], with an interval over resamples of the units, which must be
+    independent (expanded percentiles). None if undefined: fewer than three units, or one side constant."""
     units = len(a)
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if units < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -374,7 +376,7 @@ def _spearman(a: Floats, b: Floats) -> float:
 
 
 def expanded_levels(confidence: float, groups: int) -> tuple[float, float]:
-    """The quantiles of an expanded percentile interval (Hesterberg 2015, § 5.3): Φ(∓√(G/(G−1))·t), t of Student's law
-    with G−1 degrees of freedom."""
+    """The quantiles of an expanded percentile interval (Hesterberg 2015, § 5.3): Φ(∓√(G/(G−1))·t), with t from
+    Student's distribution with G−1 degrees of freedom."""
     reach = np.sqrt(groups / (groups - 1)) * t.ppf((1 + confidence) / 2, groups - 1)
     return float(norm.cdf(-reach)), float(norm.cdf(reach))

@@ -1,6 +1,6 @@
-"""The models that are compared: the teacher, if the student can be compared with it, the student, and the controls.
+"""The models that are compared: the teacher (if it is comparable with the student), the student, and the controls.
 
-All are opened as teachers are (`teachers/opening.py`), students and controls from the student's view of a batch.
+All are opened as teachers are (`teachers/opening.py`). Students and controls read the student's view of a batch.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from potstill.teachers.opening import Dtype, open_model
 from potstill.teachers.origin import origin_of_teacher, teacher_name
 
 _MUST_AGREE = ("layers", "parameters")
-"""Facts of a student that building it again must give."""
+"""Facts of a trained student that a rebuilt one must match."""
 
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """A model by its name in the measures, and how it is opened.
+    """A model by its name in the measures, and how to open it.
 
     Attributes:
         name: one of `measures.MODELS`.
-        settings: a local teacher or an ensemble; a student or control as a local model in its folder.
-        task: what it is opened for.
-        classes: names of the classes, of a classification.
-        side: whose view of a batch it reads.
-        seed: of several trainings by different seeds, which one; from 0.
+        settings: a local teacher or an ensemble; students and controls are local models in their folders.
+        task: the task that it is opened for.
+        classes: names of the classes, for classification.
+        side: the view of a batch that it reads.
+        seed: number of the training seed, from 0.
     """
 
     name: str
@@ -66,12 +66,12 @@ class ComparedModel:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is of the first seed: that one is sized, timed, asked and shown."""
+        """Whether it is of the first seed. Sizes, rates, answers and shown records are of the first seed only."""
         return self.seed == 0
 
     @property
     def label(self) -> str:
-        """For messages: `student`, `student, seed 2`."""
+        """Its name in messages: `student`, `student, seed 2`."""
         return self.name.replace("_", " ") + (f", seed {self.seed + 1}" if self.seed else "")
 
     @property
@@ -92,7 +92,7 @@ class ComparedModel:
 
     @property
     def bytes(self) -> int:
-        """Of its weights as the user has them: of a teacher that was converted, the file that the recipe names."""
+        """The size of its weights as the user has them: for a converted teacher, of the file that the recipe names."""
         return sum(_source(member).weight_bytes for member in members_of(self.settings))
 
     @property
@@ -101,12 +101,12 @@ class ComparedModel:
         return ", ".join(weights_of(member) or "" for member in members_of(self.settings))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for another process."""
+        """JSON-compatible fields, for another process."""
         return {**asdict(self), "kind": self.settings.kind, "settings": self.settings.model_dump(mode="json")}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ComparedModel:
-        """What `to_dict` gave."""
+        """The inverse of `to_dict`."""
         settings = settings_class(TeacherSettings.room, raw["kind"]).model_validate(raw["settings"])  # type: ignore[attr-defined]
         return cls(raw["name"], settings, raw["task"], tuple(raw["classes"]), raw["side"], raw["seed"])
 
@@ -124,7 +124,7 @@ def size_of(opened: OpenTeacher, model: ComparedModel) -> Size:
 
 
 def _source(settings: TeacherSettings) -> Any:
-    """Where the weights of a teacher are; nothing is fetched, since the run has done so before its first stage."""
+    """The location of a teacher's weights. Nothing is fetched: the run has fetched them before its first stage."""
     return resolve(
         weights_of(settings) or "",
         revision=getattr(settings, "revision", None),
@@ -134,15 +134,15 @@ def _source(settings: TeacherSettings) -> Any:
 
 
 class ComparedModels:
-    """The models of a run, none of them open yet.
+    """The models of a run, not yet open.
 
     Args:
         context: of the stage.
-        classes: names of the classes, of a classification.
+        classes: names of the classes, for classification.
         work: folder of temporary files.
 
     Attributes:
-        notes: what a reader must know of them.
+        notes: for the reader of the page.
         teacher_unmeasured: why the recipe's teacher is not among them.
     """
 
@@ -157,8 +157,8 @@ class ComparedModels:
 
     @cached_property
     def students(self) -> list[ComparedModel]:
-        """The student and its controls, by all seeds, the student of the first seed first; and `untrained`, as it was
-        before its first step by the first seed."""
+        """The student and its controls, of all seeds, the student of the first seed first; and `untrained`, the student
+        before its first step, of the first seed."""
         trainings = sorted(self._recipe.required_train.trainings, key=lambda t: (t.seed, t.control is not None))
         found = [
             self._of_folder(training.model, self._context.inputs[training.stage].path / "model", training.seed)
@@ -176,7 +176,7 @@ class ComparedModels:
         return None if name is None else self._recipe.teachers[name]
 
     def _teacher(self) -> ComparedModel | None:
-        """The teacher, unless there is none that the student can be compared with, which is said."""
+        """The teacher; None, with a note, if there is none that is comparable with the student."""
         recipe, settings = self._recipe, self._settings
         if not recipe.teachers and not SPECS[recipe.task].writes:
             self.notes.append("The recipe has no teacher, so nothing was compared with one.")
@@ -193,7 +193,7 @@ class ComparedModels:
                 return ComparedModel("teacher", settings, recipe.task, self._classes, "teacher")
             except TokenizerMismatch as mismatch:
                 if _was_taught(recipe):
-                    raise  # its distributions were learned from, so they can be compared with: something went wrong
+                    raise  # its distributions were learned from, so it must be comparable: something went wrong
                 why = mismatch.what
         missing = "no agreement" if not SPECS[recipe.task].has_response else "no KL, no agreement"
         text = f"Nothing was compared with the teacher ({missing}): {why}."
@@ -220,13 +220,13 @@ class ComparedModels:
         return ComparedModel(name, settings, self._recipe.task, self._classes, seed=seed)
 
     def _untrained(self) -> Path:
-        """The student as it was before its first step, built again from the same settings and seed, and saved.
+        """The student before its first step, rebuilt from the same settings and seed, and saved.
 
         Adapters are left out: before the first step they add nothing. Layers that were chosen by their influence are
-        taken from what training noted, not measured again.
+        read from the training stage's facts, not measured again.
 
         Raises:
-            RunError: what is built is not what was trained.
+            RunError: the rebuilt student differs from the trained one.
         """
         recipe, folder = self._recipe, self._work / "untrained"
         tokenizer = None if SPECS[recipe.task].reads_images else self._student_folder
@@ -253,7 +253,7 @@ class ComparedModels:
                 teacher=teacher,
                 tokenizer_source=tokenizer,
                 seed=recipe.seed,
-                # It would repeat what it said of the student.
+                # It would repeat its messages about the student.
                 console=Console("quiet"),
                 trust_remote_code=leader is not None and leader.trust_remote_code,
                 task=recipe.task,
@@ -272,12 +272,12 @@ class ComparedModels:
 
 
 def read_facts(context: Context) -> Mapping[str, Any]:
-    """How the student was built, as the training stage noted it."""
+    """The training stage's facts about how the student was built."""
     text = (context.inputs["train"].path / "student.json").read_text(encoding="utf-8")
     facts: Mapping[str, Any] = json.loads(text)
     return facts
 
 
 def _was_taught(recipe: Recipe) -> bool:
-    """Whether the student learned from what the teacher gives (and not from its text alone)."""
+    """Whether the student learned from signals of the teacher, not only from its text."""
     return recipe.train is not None and any(o.needs().teacher for o in recipe.train.all_objectives)

@@ -1,7 +1,7 @@
-"""The records behind the figures: `documents.json`, worst first, and every value in a table. No torch.
+"""The records behind the figures: `documents.json`, worst first, and a table of every value. No torch.
 
-What stands in an entry depends on the task: what a language model writes, what was masked, which class was said, or
-which neighbour was found.
+The content of an entry depends on the task: the text that a language model writes, the masked tokens, the predicted
+class, or the nearest neighbour.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ if TYPE_CHECKING:
 
 
 MOST_EXAMPLES = 100
-"""How many examples of a classification or an embedding are kept with their text or image, worst first."""
+"""Number of examples of a classification or an embedding that are kept with their text or image, worst first."""
 
 _TEXT_KEPT = 4000
 BLANK = "▁▁▁"
-"""What stands for a masked token."""
+"""Shown in place of a masked token."""
 
 
 @dataclass
 class Document:
-    """One held-out record of tokens: what is asked, what stands behind it, how far off the student is, what models
-    write."""
+    """One held-out record of tokens: prompt, reference, the student's losses, and the models' answers."""
 
     record_id: str
     group: str
@@ -50,11 +49,11 @@ class Document:
 
     @property
     def loss(self) -> float:
-        """What documents are sorted by: KL, or without a teacher the student's NLL; nats per target."""
+        """The sort key of documents: KL; without a teacher the student's NLL; nats per target."""
         return self.nll_student if self.kl is None else self.kl
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in `documents.json`. `finished` says which models stopped by themselves."""
+        """Its entry in `documents.json`. `finished` says which models ended their answer themselves."""
         return {
             "record_id": self.record_id,
             "group": self.group,
@@ -72,7 +71,7 @@ class Document:
 def documents_of(
     held_out: HeldOut, questions: Sequence[Question], student: Scores, teacher: Scores | None
 ) -> list[Document]:
-    """One document per record, the one where the student is farthest from the teacher first.
+    """One document per record, sorted by the student's distance from the teacher, largest first.
 
     Args:
         held_out: records and rows.
@@ -100,13 +99,13 @@ def documents_of(
 
 
 def means_by_row(values: NDArray[np.floating], held_out: HeldOut) -> list[float]:
-    """Means over each row [R], none of which is without a target, of one value per target [N]."""
+    """Means over each row [R] of one value per target [N]. Every row has a target."""
     sums = np.add.reduceat(values.astype(np.float64), held_out.starts[:-1])
     return [float(mean) for mean in sums / held_out.counts]
 
 
 def blanked(held_out: HeldOut, index: int, decode: Callable[[Sequence[int]], str]) -> Question:
-    """A masked row as it is shown: with blanks, and whole."""
+    """A masked row for display: with blanks, and complete."""
     ids, places = list(held_out.rows[index].input_ids), {place for place, _ in held_out.targets[index]}
     parts, run = [], list[int]()
     for place, token in enumerate(ids):
@@ -122,7 +121,7 @@ def blanked(held_out: HeldOut, index: int, decode: Callable[[Sequence[int]], str
 
 def examples_of(held_out: HeldOut, scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
     """The worst examples of a classification: those whose class the student finds least likely. Each has its text or
-    image (a PNG in base64), its label, and of each model the class that it puts first with its probability."""
+    image (a PNG in base64), its label, and each model's first choice of class with its probability."""
     student, teacher = scores["student"], scores.get("teacher")
     assert student.nll is not None
     found = []
@@ -146,9 +145,9 @@ def examples_of(held_out: HeldOut, scores: Mapping[str, Scores]) -> list[dict[st
 
 
 def neighbours_of(held_out: HeldOut, scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """The worst examples of an embedding: those whose neighbour is least like them in the teacher's eyes (without a
-    teacher: those whose neighbour has another label). Each has its text and label, and of each model the neighbour that
-    it finds, with the cosine."""
+    """The worst examples of an embedding: those whose neighbour has the smallest cosine in the teacher's embedding
+    (without a teacher: those whose neighbour has another label). Each has its text and label, and each model's
+    neighbour with its cosine."""
     student, labels = scores["student"], held_out.target_ids
     loss: NDArray[Any] = np.zeros(len(labels))
     if student.regret is not None:
@@ -187,7 +186,7 @@ def _text(held_out: HeldOut, index: int) -> str:
 
 
 def _named(held_out: HeldOut, number: int) -> str:
-    """The name of a class, or its number where it has none; nothing of an example without label."""
+    """The name of a class, or its number if it has no name; empty for an example without a label."""
     if number < 0:
         return ""
     return held_out.classes[number] if number < len(held_out.classes) else str(number)
@@ -196,15 +195,15 @@ def _named(held_out: HeldOut, number: int) -> str:
 def save_documents(path: Path, documents: Sequence[Mapping[str, Any]]) -> None:
     """Write `documents.json`."""
     text = json.dumps(list(documents), indent=1, ensure_ascii=False)
-    # Half of a surrogate pair, which data may hold, is written as JSON's own escape.
+    # JSON escapes lone surrogates, which data may contain.
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_tokens(path: Path, held_out: HeldOut, scores: Mapping[str, Scores]) -> None:
     """Write `tokens.parquet`, one row per target, in order.
 
-    Columns: `record_id`, `group`, `position` (of the token in its record, from 0), `token` (its id), and of each model
-    `nll_<model>`, `kl_<model>` and `agree_<model>` (the last two where there is a teacher to compare with).
+    Columns: `record_id`, `group`, `position` (of the token in its record, from 0), `token` (its id), and for each model
+    `nll_<model>`, `kl_<model>` and `agree_<model>` (the last two only if there is a teacher to compare with).
     """
     learned = [
         (row.record_id, row.group, position, token)
@@ -218,10 +217,9 @@ def save_tokens(path: Path, held_out: HeldOut, scores: Mapping[str, Scores]) -> 
 def save_examples(path: Path, held_out: HeldOut, scores: Mapping[str, Scores]) -> None:
     """Write `examples.parquet`, one row per example, in order.
 
-    Columns: `record_id`, `group`, `label` (empty where there is none), and of each model, where it is measured,
+    Columns: `record_id`, `group`, `label` (empty if there is none), and for each model, as far as measured,
     `nll_<model>`, `kl_<model>`, `agree_<model>`, `correct_<model>`, `class_<model>`, `nearest_<model>` (the row of the
-    neighbour), `probability_<model>` (of the class that it puts first), `cosine_<model>` (of the neighbour) and
-    `regret_<model>`.
+    neighbour), `probability_<model>` (of the first choice), `cosine_<model>` (of the neighbour) and `regret_<model>`.
     """
     columns: dict[str, Any] = {
         "record_id": [row.record_id for row in held_out.rows],
@@ -264,7 +262,7 @@ def png_of(pixels: NDArray[np.uint8]) -> str | None:
         return None
     height, width = image.shape[:2]
     kind = _GREY if image.ndim == 2 else _COLOUR
-    # Every row begins with the number of its filter: 0, none.
+    # Every row begins with the number of its filter: 0 for none.
     rows = b"".join(b"\0" + np.ascontiguousarray(row, dtype=np.uint8).tobytes() for row in image)
     header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))

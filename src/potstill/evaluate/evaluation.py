@@ -1,4 +1,4 @@
-"""One evaluation, from a student's folder to the files of the artifact. Models are opened one after the other."""
+"""One evaluation, from a student's folder to the files of the artifact. Only one model is in memory at a time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _WORK = "checkpoints"
 
 
 class Evaluation:
-    """What is measured of one run, and what has been found so far."""
+    """The measurements of one run, accumulated model by model."""
 
     def __init__(self, context: Context) -> None:
         recipe = context.recipe
@@ -86,7 +86,7 @@ class Evaluation:
 
     @property
     def _seeds(self) -> list[str]:
-        """What several seeds are, where there are several."""
+        """A note on several seeds, if there are several."""
         seeds = self.context.recipe.required_train.seeds
         if seeds == 1:
             return []
@@ -98,7 +98,7 @@ class Evaluation:
 
     @property
     def _best(self) -> list[str]:
-        """How the weights were chosen, where they are not the last ones."""
+        """A note on how the weights were chosen, if they are not the last ones."""
         train = self.context.recipe.train
         if train is None or not train.keeps_best:
             return []
@@ -109,7 +109,7 @@ class Evaluation:
         ]
 
     def _how(self) -> str:
-        """What a reader must know of how it is measured."""
+        """A note on how it was measured."""
         if SPECS[self.task].has_response:
             how = "All models were measured in fp32 and evaluation mode; KL and agreement at temperature 1."
             masked = " The same tokens are masked for all of them." if SPECS[self.task].masks else ""
@@ -138,11 +138,11 @@ class Evaluation:
 
     @property
     def _asks(self) -> bool:
-        """Whether models are asked to write."""
+        """Whether models are asked to write answers."""
         return SPECS[self.task].writes and self.settings.samples_shown > 0
 
     def _measure_teacher(self, teacher: ComparedModel) -> None:
-        """Scores of the teacher, and what the others are compared with."""
+        """Scores of the teacher, and the signals that the other models are compared with."""
         with self._opened(teacher) as model:
             with self._progress(teacher) as advance:
                 if SPECS[self.task].has_response:
@@ -154,7 +154,7 @@ class Evaluation:
             self._solve(teacher, model)
 
     def _measure(self, compared: ComparedModel) -> None:
-        """Scores and answers of one model. The student comes first: its scores say which documents are shown."""
+        """Scores and answers of one model. The student comes first: its scores determine which documents are shown."""
         name = compared.name
         with self._opened(compared) as model:
             with self._progress(compared) as advance:
@@ -189,7 +189,7 @@ class Evaluation:
 
     @contextmanager
     def _opened(self, compared: ComparedModel) -> Iterator[OpenTeacher]:
-        # The model before it is gone by now, but for reference cycles.
+        # The previous model is unreferenced by now, except for reference cycles.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -207,7 +207,7 @@ class Evaluation:
     # ---- what a person reads -------------------------------------------------------------------------------------
 
     def _documents(self) -> list[Document]:
-        """Records of tokens, worst first; other tasks show examples, made when all is measured."""
+        """Records of tokens, worst first. Other tasks show examples, which are made at the end."""
         if self.chat is None:
             return []
         chat, held_out = self.chat, self.held_out
@@ -220,7 +220,7 @@ class Evaluation:
         return documents_of(held_out, questions, self.scores["student"][0], self._first("teacher"))
 
     def _first(self, name: str) -> Scores | None:
-        """The scores of a model, of several seeds those of the first; None if it was not measured."""
+        """The scores of a model (of its first seed); None if it was not measured."""
         return next(iter(self.scores.get(name, ())), None)
 
     def _answer(self, compared: ComparedModel, opened: OpenTeacher) -> None:
@@ -229,7 +229,7 @@ class Evaluation:
         if not shown or self.chat is None:
             return
         if compared.is_ensemble or not isinstance(model, PreTrainedModel):
-            return  # an ensemble's members do not write as one
+            return  # the members of an ensemble do not write jointly
         questions: dict[tuple[int, ...], Question] = {document.question.ids: document.question for document in shown}
         with self.context.console.task(f"answers of {compared.name}", len(questions), "prompts") as task:
             written = write_answers(
@@ -250,7 +250,7 @@ class Evaluation:
             return {}
         teacher, student = self.models.teacher, self.models.student
         if teacher is not None and teacher.is_ensemble and SPECS[self.task].writes:
-            teacher = None  # its members do not write as one
+            teacher = None  # its members do not write jointly
         models = [student] if teacher is None else [teacher, student]
         work: Any
         if SPECS[self.task].writes:
@@ -275,7 +275,7 @@ class Evaluation:
         return rates.speeds
 
     def _table(self, draws: Draws) -> Table:
-        """Everything that was computed per target, for the measures."""
+        """All values per target, for the measures."""
         held_out, recipe = self.held_out, self.context.recipe
         generated = self.context.inputs.get("generate")
         records = None if generated is None else generated.path / "records.parquet"

@@ -1,12 +1,11 @@
-"""Fidelity of what has a response: per target the NLL of each model, KL(teacher ‖ model) and top-1 agreement; of
-classes also which one is put first, and how surely.
+"""Fidelity of models with a response: per target the NLL of each model, KL(teacher ‖ model) and top-1 agreement; for
+classes also the first choice and its probability.
 
-At temperature 1 and in fp32, models and products both, whatever they were trained or will be served in. Logits over a
-vocabulary are never made for more than a chunk of rows (`token_statistics`).
+Temperature 1 and fp32, weights and products both, whatever the precision of training or serving. Logits over a
+vocabulary exist only for a chunk of rows at a time (`token_statistics`).
 
-One model is in memory at a time. The teacher runs once: its hidden rows of the targets are put on disk (for 1,000
-targets of width 4,096, 16 MB; of classes the logits), and its head is kept, which is all that the divergences need of
-it.
+One model is in memory at a time. The teacher runs once: the hidden rows of its targets (for classes its logits) are
+written to disk, 16 MB for 1,000 targets of width 4,096, and its head is kept, which is all that divergences need.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Advance = Callable[[float], None]
 
 
 class Batches:
-    """The held-out rows in batches, made into tensors when they are asked for.
+    """The held-out rows in batches, which become tensors on access.
 
     Args:
         held_out: the rows.
@@ -59,12 +58,12 @@ class Batches:
         return Batch.from_inputs(moved)
 
     def numbers(self, index: int) -> NDArray[np.int64]:
-        """Which of all targets those of a batch are, in the batch's order."""
+        """The indices of a batch's targets among all targets, in the batch's order."""
         return np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in self.rows[index]])
 
 
 class TeacherRows:
-    """The teacher's response to each batch, once it is no longer in memory.
+    """The teacher's response to each batch, after the teacher has left memory.
 
     Args:
         batches: the held-out rows.
@@ -79,8 +78,8 @@ class TeacherRows:
         self._teacher: OpenTeacher | None = None
 
     def keep(self, teacher: OpenTeacher, index: int, signal: Head | Dense) -> None:
-        """Write a batch's rows to disk; of the head, which is the same for all, keep the first. A teacher whose head
-        over a vocabulary cannot be taken apart stays in memory, and runs again for each model."""
+        """Write a batch's rows to disk, and keep the first head, since all are the same. A teacher whose head over a
+        vocabulary cannot be taken apart stays in memory, and runs again for each model."""
         if self._whole_logits:
             save_file({"logits": logits_of(signal).contiguous().cpu()}, self._file(index))
         elif isinstance(signal, Dense):
@@ -109,7 +108,7 @@ def response(model: OpenTeacher, batch: Batch) -> Head | Dense:
     """A model's response at the targets of a batch.
 
     Raises:
-        ModelError: it gives none (an encoder without a head).
+        ModelError: it has none (an encoder without a head).
     """
     signals = model.signals(batch, Ask(response=True))
     signal = signals.head if signals.head is not None else signals.dense
@@ -121,17 +120,17 @@ def response(model: OpenTeacher, batch: Batch) -> Head | Dense:
 def measure_teacher(
     model: OpenTeacher, batches: Batches, folder: Path, advance: Advance, columns: Sequence[str] = ()
 ) -> tuple[Scores, TeacherRows]:
-    """The teacher's own NLL, and its rows, which the other models are compared with.
+    """The teacher's own NLL, and its rows, for comparison with the other models.
 
     Args:
         model: the teacher, in fp32.
         batches: the held-out rows.
         folder: takes its rows.
-        advance: takes the progress.
-        columns: what else to compute per target (`objectives.statistics.Column`).
+        advance: called with progress.
+        columns: further values per target (`objectives.statistics.Column`).
 
     Raises:
-        ModelError: its losses are not numbers.
+        ModelError: some of its losses are not finite.
     """
     rows = TeacherRows(batches, folder)
     return _measure(model, batches, None, "teacher", advance, rows, columns), rows
@@ -145,18 +144,18 @@ def measure(
     name: str = "student",
     columns: Sequence[str] = (),
 ) -> Scores:
-    """One model on every held-out target.
+    """The scores of one model on all held-out targets.
 
     Args:
         model: a language model or classifier, in fp32.
         batches: the held-out rows.
-        teacher: from `measure_teacher`; None where there is none to compare with.
-        advance: takes the progress.
+        teacher: from `measure_teacher`; None without a teacher.
+        advance: called with progress.
         name: of the model, for messages.
         columns: as for `measure_teacher`.
 
     Raises:
-        ModelError: its losses are not numbers.
+        ModelError: some of its losses are not finite.
     """
     return _measure(model, batches, teacher, name, advance, None, columns)
 
@@ -170,7 +169,7 @@ def _measure(
     kept: TeacherRows | None,
     columns: Sequence[str],
 ) -> Scores:
-    """`kept` takes the rows, if any."""
+    """Measure all batches. `kept` receives the rows, if given."""
     side: Side = "teacher" if name == "teacher" else "student"
     classes = _Classes(batches.targets) if SPECS[batches.held_out.task].has_classes else None
     nll = np.full(batches.targets, np.nan, dtype=np.float32)
@@ -215,7 +214,7 @@ def with_columns(scores: Scores, columns: Mapping[str, NDArray[np.float32]]) -> 
 
 
 class _Classes:
-    """Which class is put first, how surely, and whether it is the example's."""
+    """The first choice of class, its probability, and whether it is the example's class."""
 
     def __init__(self, targets: int) -> None:
         self.predicted = np.full(targets, -1, dtype=np.int64)
@@ -234,7 +233,7 @@ class _Classes:
 
 
 def logits_of(signal: Head | Dense) -> Tensor:
-    """Whole logits, of classes (which are few)."""
+    """Complete logits, for classes (which are few)."""
     return signal.logits if isinstance(signal, Dense) else signal.logits()
 
 
@@ -251,12 +250,12 @@ def _place(signal: Head | Dense) -> torch.device:
 
 
 def device_of(model: OpenTeacher) -> torch.device:
-    """The device of the first layer's weights (the embeddings, of a language model), where inputs go."""
+    """The device of the first layer's weights (for a language model the embeddings), which takes the inputs."""
     return next(model.modules[0].parameters()).device
 
 
 def check_numbers(values: NDArray[np.floating], name: str) -> None:
-    """Refuse losses that are not numbers.
+    """Reject losses that are not finite.
 
     Raises:
         ModelError: there are some.

@@ -1,4 +1,4 @@
-"""The held-out records, as rows that a model takes. Every one that is cut or left out is counted with its reason."""
+"""The held-out records, as rows that a model takes. Every cut or dropped record is counted, with the reason."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from potstill.tasks import SPECS, Task
 from potstill.types import DataReason, Message, Record, Reject
 
 _CONTINUED_TOKENS = 64
-"""How much of a plain text models are given to continue, at most (half of it, if it is short)."""
+"""Maximum tokens of a plain text that models are given to continue (half of a short text)."""
 
 _IMAGES_PER_BATCH = 256
 
 Grouped = TypeVar("Grouped", bound=Example)
 Collate = Callable[[Sequence[Any]], Any]
 Target = tuple[int, int]
-"""Where in its row a target is (0 of a whole example), and its token or class (−1 of an example without label)."""
+"""Position of a target in its row (0 for a whole example), and its token or class (−1 for an example without a
+label)."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out records, as rows of tokens or images, in order. Targets are numbered through all rows, in order.
+    """Held-out records, as rows of tokens or images, in order. Targets are numbered consecutively over all rows.
 
-    A long text that is measured in pieces is several rows, each with its record. `targets` are those of each row,
-    `collate` makes a batch of rows, `max_length` is the most tokens that a row has, and `classes` are the names of the
-    classes.
+    A long text that is measured in pieces has several rows, each with its record. `targets` are those of each row,
+    `collate` makes a batch of rows, `max_length` is the maximum number of tokens of a row, and `classes` are the names
+    of the classes.
     """
 
     task: Task
@@ -49,12 +50,12 @@ class HeldOut:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Targets of each row [R]."""
+        """Number of targets of each row [R]."""
         return np.array([len(targets) for targets in self.targets], dtype=np.int64)
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """The number of each row's first target, and the count of all at the end [R+1]."""
+        """The index of each row's first target, and the number of targets as last entry [R+1]."""
         return np.concatenate([[0], np.cumsum(self.counts)])
 
     @property
@@ -69,17 +70,17 @@ class HeldOut:
 
     @property
     def measured_records(self) -> int:
-        """How many records there are."""
+        """Number of records."""
         return len({id(record) for record in self.records})
 
     @property
     def cut(self) -> int:
-        """How many rows are shorter than their records."""
+        """Number of rows that are shorter than their records."""
         return sum(bool(getattr(row, "cut", False)) for row in self.rows)
 
     def batches(self, tokens_per_batch: int) -> list[list[int]]:
-        """Indices of the rows of each batch: rows of like length together, so that padding is little; at most so many
-        tokens with padding, or one row. Images come in batches of 256."""
+        """Indices of the rows of each batch. Rows of similar length are batched together, to save padding, up to a
+        number of tokens with padding (at least one row). Images come in batches of 256."""
         if SPECS[self.task].reads_images:
             return [list(part) for part in _parts(range(len(self.rows)), _IMAGES_PER_BATCH)]
         batches: list[list[int]] = []
@@ -96,12 +97,12 @@ def _parts(numbers: range, size: int) -> list[range]:
 
 
 def read_held_out(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -> HeldOut:
-    """The records that never trained: those generated, if there are any, else the data's own.
+    """The records that were never trained on: generated ones if there are any, else the data's own.
 
     Args:
-        recipe: says what the task is, where the data are, which are held out, and `train.max_length`.
+        recipe: with the task, the data, the split, and `train.max_length`.
         generated: `records.parquet` of the stage `generate`, if the recipe has one.
-        tokenizer: folder of the student's tokenizer (of images it is not looked at).
+        tokenizer: folder of the student's tokenizer (unused for images).
         work: takes the counts.
 
     Raises:
@@ -142,8 +143,8 @@ def _read(recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work) -
 
 
 def training_counts(recipe: Recipe, generated: Path | None, tokenizer: Path) -> NDArray[np.int64]:
-    """How often each token or class is a target in training, by its number [V]; of masked models, which may mask any
-    token, how often each token occurs."""
+    """The count of each token or class among the training targets, by its number [V]; for masked models, which may mask
+    any token, the count of each token."""
     from potstill.data.reader import reader_of
 
     sides = read_sides(recipe.data)
@@ -164,7 +165,8 @@ def training_counts(recipe: Recipe, generated: Path | None, tokenizer: Path) -> 
 
 
 def reported_on(held_out: Sequence[Grouped], recipe: Recipe, work: Work) -> list[Grouped]:
-    """The held-out examples that figures are of: with `keep: best`, those of the groups that did not choose."""
+    """The held-out examples that figures are reported on: with `keep: best`, only the groups that did not select the
+    weights."""
     if recipe.train is None or not recipe.train.keeps_best:
         return list(held_out)
     left_out = {example.group for example in held_out if selects(example.group)}
@@ -173,7 +175,7 @@ def reported_on(held_out: Sequence[Grouped], recipe: Recipe, work: Work) -> list
 
 
 def _masked(batch: Any) -> list[Target]:
-    """The masked places of a batch of one row, and what stood there."""
+    """The masked positions of a batch of one row, and the original tokens."""
     return [(place, label) for place, label in enumerate(batch["masked_labels"][0].tolist()) if label >= 0]
 
 
@@ -225,7 +227,7 @@ def _refuse_none(rows: Sequence[Any], records: Sequence[Any], work: Work) -> Non
 
 @dataclass(frozen=True)
 class Question:
-    """A record as question and answer: the ids that a model is given, and both as text."""
+    """A record as question and answer: the ids of the prompt, and both as text."""
 
     ids: tuple[int, ...]
     prompt: str
@@ -233,7 +235,7 @@ class Question:
 
 
 def question_of(record: Record, row: Tokenized, chat: ChatTokenizer) -> Question:
-    """What of a record is asked, and what stands behind it. A plain text is asked to be continued."""
+    """The prompt and the reference of a record. A plain text is split: models continue its beginning."""
     if record.text is not None:
         first = min(_CONTINUED_TOKENS, (len(row) + 1) // 2)
         ids = row.input_ids
@@ -247,7 +249,7 @@ def question_of(record: Record, row: Tokenized, chat: ChatTokenizer) -> Question
 
 
 def text_of(record: Record) -> str:
-    """The words of a record, whatever its form."""
+    """The text of a record, whatever its form."""
     if record.text is not None:
         return record.text
     if record.messages is not None:
@@ -256,7 +258,7 @@ def text_of(record: Record) -> str:
 
 
 def _shown(messages: Sequence[Message]) -> str:
-    """One user's turn as it is; a conversation with its roles."""
+    """A single user turn verbatim; a conversation with its roles."""
     if len(messages) == 1 and messages[0]["role"] == "user":
         return _content(messages[0])
     return "\n\n".join(f"{message['role']}: {_content(message)}" for message in messages)

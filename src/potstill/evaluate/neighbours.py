@@ -1,8 +1,8 @@
-"""Embeddings of sentences: who is nearest to whom, and whether the teacher sees it so.
+"""Nearest neighbours of sentence embeddings, and whether they agree with the teacher's.
 
-Every example becomes one vector of length 1: the last hidden states, pooled. Nearest is the largest cosine among the
-other examples, those of its own group left out (they are made of the same text). Cosines are computed by blocks of
-rows, so that no whole N × N matrix is in memory.
+Every example becomes one vector of length 1: its last hidden states, pooled. The nearest neighbour is the example of
+another group with the largest cosine (examples of one group come from the same text). Cosines are computed by blocks of
+rows, so that no N × N matrix is in memory.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ MOST_PAIRS = 5000
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model's vectors [N,D], each of length 1, and the number of each one's nearest neighbour [N]."""
+    """A model's unit vectors [N,D], and the index of each one's nearest neighbour [N]."""
 
     vectors: Float[Tensor, "N D"]
     nearest: NDArray[np.int64]
 
     def cosines(self, others: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The cosine of each vector and another one [N]."""
+        """The cosines of each vector with one other vector [N]."""
         found: NDArray[np.float32] = (self.vectors * self.vectors[torch.from_numpy(others)]).sum(-1).numpy()
         return found
 
@@ -44,10 +44,10 @@ class Embedded:
 def embed(
     model: OpenTeacher, batches: Batches, pooling: Pooling, advance: Advance, name: str = "student"
 ) -> Float[Tensor, "N D"]:
-    """The vectors of all held-out examples, in order, in fp32 on the processor.
+    """The vectors of all held-out examples, in order, in fp32 on the CPU.
 
     Raises:
-        ModelError: they are not numbers.
+        ModelError: some are not finite.
     """
     side: Side = "teacher" if name == "teacher" else "student"
     tap = f"hidden.{dims(model.modules[0]).layers}"
@@ -68,7 +68,8 @@ def embed(
 
 
 def pooled(states: Float[Tensor, "B T H"], view: View, how: Pooling) -> Float[Tensor, "B H"]:
-    """One vector per row (none is packed here): the mean or maximum over its tokens, or the first or last one's."""
+    """One vector per row (rows are not packed here): the mean or maximum over its tokens, or its first or last token's
+    state."""
     real = (view.segment_ids > 0).to(states.device)
     if how == "mean":
         return (states * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1)
@@ -79,7 +80,7 @@ def pooled(states: Float[Tensor, "B T H"], view: View, how: Pooling) -> Float[Te
 
 
 def nearest(vectors: Float[Tensor, "N D"], groups: Sequence[str]) -> NDArray[np.int64]:
-    """The number of each example's nearest among those of other groups; of equals, the first."""
+    """The index of each example's nearest neighbour in other groups; the first of equals."""
     _, numbers = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     group_of: Int[Tensor, " N"] = torch.from_numpy(numbers)
     found = []
@@ -92,7 +93,7 @@ def nearest(vectors: Float[Tensor, "N D"], groups: Sequence[str]) -> NDArray[np.
 
 
 def pairs_of(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Random pairs of examples [P,2] that do not depend on each other: one example of each group, each in one pair."""
+    """Independent random pairs of examples [P,2]: one example of each group, each in one pair."""
     random = np.random.default_rng(seed)
     shuffled = random.permutation(len(groups))
     _, first = np.unique(np.asarray(groups, dtype=np.str_)[shuffled], return_index=True)
@@ -103,18 +104,18 @@ def pairs_of(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
 def score_neighbours(
     mine: Embedded, teacher: Embedded | None, labels: NDArray[np.int64], pairs: NDArray[np.int64]
 ) -> Scores:
-    """What is measured of an embedding.
+    """The scores of an embedding.
 
     Args:
         mine: the model's.
-        teacher: the teacher's; None for the teacher itself, or where there is none.
-        labels: the class of each example [N], −1 where it has none.
+        teacher: the teacher's; None for the teacher itself, or without a teacher.
+        labels: the class of each example [N], −1 if it has none.
         pairs: pairs of examples [P,2], the same for all models.
     """
     left, right = (mine.vectors[torch.from_numpy(pairs[:, side])] for side in (0, 1))
     regret = None
     if teacher is not None:
-        # Rounding can put an equal neighbour a hair above the teacher's own.
+        # By rounding, an equal neighbour may appear slightly nearer than the teacher's own.
         regret = np.maximum(teacher.cosines(teacher.nearest) - teacher.cosines(mine.nearest), 0)
     return Scores(
         agree=None if teacher is None else mine.nearest == teacher.nearest,

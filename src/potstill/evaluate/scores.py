@@ -1,4 +1,4 @@
-"""What one model is worth on every held-out target. No torch."""
+"""Scores of one model on every held-out target. No torch."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Scores:
 
 
 def chance_of(labels: NDArray[np.int64], task: Task) -> NDArray[np.float64] | None:
-    """How likely each example [N] is right by the labels' frequencies alone: of classes, whether its class is the
-    largest; of embeddings, the share of the other examples that have its label. None where there are no labels."""
+    """The probability that each example [N] is right by label frequencies alone: for classes, 1 if its class is the
+    largest, else 0; for embeddings, the share of other examples with its label. None without labels."""
     if not SPECS[task].has_classes and SPECS[task].has_response:
         return None
     if len(labels) < 2 or (labels < 0).any():

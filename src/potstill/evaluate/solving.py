@@ -113,7 +113,7 @@ Outcome = Literal["accept", "reject", "cannot_judge", "unfinished", "too_long"]
 
 @dataclass(frozen=True)
 class Solution:
-    """What a model wrote, and what became of it."""
+    """A model's answer, and its outcome."""
 
     text: str
     outcome: Outcome
@@ -125,7 +125,7 @@ class Solution:
 
 
 class Solvers:
-    """The models that were asked so far, and their solutions.
+    """The solutions of the models asked so far.
 
     Args:
         recipe: with the data and the split.
@@ -156,7 +156,7 @@ class Solvers:
 
     @property
     def by_model(self) -> dict[str, list[Solution]]:
-        """The solutions of each model, of several seeds those of the first."""
+        """The solutions of each model, of its first seed."""
         return {name: seeds[0] for name, seeds in self.by_seed.items()}
 
     # ---- one model -----------------------------------------------------------------------------------------------
@@ -164,13 +164,13 @@ class Solvers:
     def ask(
         self, name: str, opened: OpenTeacher, positions: int | None, advance: Callable[[float], None]
     ) -> list[Solution] | None:
-        """Put every problem to a model; of one that was asked already, this is another seed.
+        """Put every problem to a model. A repeated name is another seed of that model.
 
         Args:
-            name: what it is called in the measures.
-            opened: a model that does not write by itself (an ensemble) is left out, with a note.
-            positions: how many tokens it takes, prompt and answer together (None: any number).
-            advance: told how many problems were answered.
+            name: the model's name in the measures.
+            opened: a model that does not write by itself (an ensemble) is skipped, with a note.
+            positions: maximum tokens of prompt and answer together (None: unlimited).
+            advance: called with the number of problems answered.
         """
         model = opened.modules[0]
         if len(opened.modules) > 1 or not isinstance(model, PreTrainedModel):
@@ -186,8 +186,8 @@ class Solvers:
     def _written(
         self, model: PreTrainedModel, positions: int | None, advance: Callable[[float], None]
     ) -> dict[int, Written]:
-        """What is written to each problem that leaves room for an answer. Those with less room than `max_new_tokens`
-        are answered apart, so that they cut no other short."""
+        """The answers to all problems that leave room for one. Problems with less room than `max_new_tokens` form
+        batches of their own, so that they do not shorten other answers."""
         limit = self.settings.max_new_tokens
         by_room: dict[int, list[int]] = {}
         for i, problem in enumerate(self.problems):
@@ -210,7 +210,7 @@ class Solvers:
         return written
 
     def _verdicts(self, answers: Mapping[int, Answer | None]) -> list[Verdict | None]:
-        """The verdict on each answer; None on what is all reasoning and no answer."""
+        """The verdict on each answer; None for one that is all reasoning."""
         items = [(self.problems[i].record, answer) for i, answer in answers.items() if answer is not None]
         with open_verifier(self.settings.verify) as verifier:
             found = iter(list(verdicts(verifier, items, workers_of(self.settings.verify))))
@@ -220,7 +220,7 @@ class Solvers:
 
     def found(self, draws: Draws) -> tuple[Values, Solving, list[str]]:
         """The share of problems solved by each model, over groups of problems; why answers are not solved; and notes
-        for the reader. What hides something is warned of too."""
+        for the reader. Notes that qualify the figures are also warnings."""
         bootstrap = draws.of(self.groups)
         scores = {
             name: [Scores(correct=np.array([solution.solved for solution in seed])) for seed in self.by_seed[name]]
@@ -256,7 +256,7 @@ class Solvers:
         )
 
     def _unsolved(self, solving: Solving) -> list[str]:
-        """Answers that are not solved, and not because they are wrong."""
+        """Answers that count as not solved for reasons other than being wrong."""
         notes = []
         for what, counts in (
             (f"were not finished within {solving.max_new_tokens} tokens", solving.unfinished),
@@ -269,16 +269,16 @@ class Solvers:
             listed = ", ".join(f"{amount} of the {name}" for name, amount in reported.items())
             text = f"Of {solving.problems} answers {what}, and count as not solved: {listed}."
             notes.append(text)
-            if set(reported) != {"untrained"}:  # of which nobody expects that it stops
+            if set(reported) != {"untrained"}:  # the untrained model is not expected to stop
                 self.work.warn(text)
         return notes
 
     def save(self, folder: Path) -> None:
         """Write `solved.parquet` and `solutions.jsonl`, a row per problem, in the order of the data.
 
-        Columns of the table: `record_id`, `group`, and of each model `solved_<model>`. A line of the other has the
-        problem, its reference, and what each model answered, with the outcome (`accept`, `reject`, `cannot_judge`,
-        `unfinished`, `too_long`) and why.
+        Columns of the table: `record_id`, `group`, and for each model `solved_<model>`. A line of the JSON file has the
+        problem, its reference, and each model's answer with its outcome (`accept`, `reject`, `cannot_judge`,
+        `unfinished`, `too_long`) and reason.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -289,7 +289,7 @@ class Solvers:
                 column = f"solved_{name}" + (f"_seed{number}" if number else "")
                 columns[column] = [solution.solved for solution in solutions]
         pq.write_table(pa.table(columns), folder / "solved.parquet")
-        # Half of a surrogate pair, which data may hold, is written as JSON's own escape.
+        # JSON escapes lone surrogates, which data may contain.
         with (folder / "solutions.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
             for i, problem in enumerate(self.problems):
                 answers = {name: asdict(solutions[i]) for name, solutions in self.by_model.items()}
@@ -305,7 +305,7 @@ class Solvers:
 
 
 def _answer(problem: Problem, written: Written) -> Answer | None:
-    """A finished answer as verifiers see it, its reasoning set apart; None where the reasoning has no end."""
+    """A finished answer as verifiers see it, with its reasoning split off; None if the reasoning does not end."""
     return split_reasoning(Answer(written.text, "stop", len(problem.ids), written.tokens))
 
 

@@ -110,9 +110,9 @@ def run_once(model: OpenTeacher, work: Work) -> None:
 
 
 def one_pass(model: Any, prompt: tuple[int, ...], new_tokens: int) -> Seconds:
-    """Read a prompt, then write greedily with a cache, token by token, whether the model would stop or not."""
+    """Read a prompt, then write greedily with a cache, token by token, ignoring end tokens."""
     ids = torch.tensor([list(prompt)], device=model.device)
-    # As in generation: logits of the last position only, where the model can.
+    # As in generation: logits of the last position only, if the model supports it.
     last_only: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         last_only["logits_to_keep"] = 1
@@ -165,19 +165,19 @@ def _wait(model: nn.Module) -> None:
 
 
 def speed_dtype(model: ComparedModel) -> Dtype:
-    """The precision in which rates are measured, the same for all models: bf16 where the device multiplies in it."""
+    """The precision of the rates, the same for all models: bf16 if the device multiplies in it natively."""
     return "bfloat16" if has_fast_bf16(pick_device(model.first.device)) else "float32"
 
 
 def writing_of(held_out: HeldOut, positions: int | None = None) -> Writing:
-    """Real tokens to read, PROMPT_TOKENS of them, fewer where `positions` leave no room to write behind them."""
+    """A prompt of PROMPT_TOKENS real tokens; fewer if `positions` leave no room to write after them."""
     tokens = PROMPT_TOKENS if positions is None else min(PROMPT_TOKENS, positions - NEW_TOKENS)
     return Writing(tuple(_tokens(held_out, tokens)), NEW_TOKENS)
 
 
 def forward_of(held_out: HeldOut, file: Path) -> Forward:
-    """A batch of real examples, written to a file: TEXTS_AT_ONCE rows of as many tokens as a row may have, without
-    padding, or IMAGES_AT_ONCE images; from the beginning again if they run out."""
+    """A batch of real examples, written to a file: TEXTS_AT_ONCE rows of maximum length without padding, or
+    IMAGES_AT_ONCE images. The data are repeated if they run out."""
     if SPECS[held_out.task].reads_images:
         rows = list(islice(cycle(held_out.rows), IMAGES_AT_ONCE))
         inputs = {"pixel_values": held_out.collate(rows)["pixel_values"].contiguous()}
@@ -190,13 +190,13 @@ def forward_of(held_out: HeldOut, file: Path) -> Forward:
 
 
 def _tokens(held_out: HeldOut, count: int) -> list[int]:
-    """The rows' tokens, joined, and from the beginning again if they run out."""
+    """The rows' tokens, joined, and repeated if they run out."""
     return list(islice(cycle([token for row in held_out.rows for token in row.input_ids]), count))
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The rates of each model by name, over how many repetitions, and what peak memory is of, in words."""
+    """The rates of each model by name, the number of repetitions, and what peak memory covers, in words."""
 
     speeds: Mapping[str, Speed]
     repetitions: int
@@ -208,7 +208,7 @@ def measure_speed(models: Sequence[ComparedModel], work: Work, dtype: Dtype, con
 
     Args:
         models: usually teacher and student.
-        work: what one pass does, the same for all.
+        work: one pass, the same for all.
         dtype: precision of all of them.
         console: shows progress.
 

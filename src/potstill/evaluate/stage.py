@@ -1,4 +1,4 @@
-"""The stage `evaluate`: what was kept and what was lost, on held-out records. No torch until it works."""
+"""The stage `evaluate`: what was kept and what was lost, on held-out records. Loads torch only when it runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stage(recipe: Recipe) -> Stage:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    """Digests of the teacher's weights, and of the data where they are read here themselves."""
+    """Digests of the teacher's weights, and of the data if no earlier stage has read them."""
     from potstill.data import source_digests
     from potstill.models import model_digests
 

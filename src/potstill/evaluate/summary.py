@@ -22,17 +22,17 @@ PAIRS = (
     ("student", "untrained"),
     ("text_only", "untrained"),
 )
-"""A model, and the one that it is compared with."""
+"""A model, and the model that it is compared with."""
 
 Seeds = Sequence[Scores]
-"""The scores of one model, one for each training seed; of the teacher, one."""
+"""The scores of one model, one entry per training seed (the teacher has one)."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a model weighs. Tied weights count once; `bytes` are those of its weights as the user has them on disk. An
-    ensemble weighs as much as its members together. `layers` is 0 where a plain module has none that can be told.
-    `positions` is how many tokens a sequence may have (None: any number)."""
+    """The size of a model. Tied weights count once; `bytes` are those of its weights on the user's disk. An ensemble is
+    the sum of its members. `layers` is 0 for a plain module whose layers are unknown. `positions` is the maximum length
+    of a sequence in tokens (None: unlimited)."""
 
     parameters: int
     bytes: int
@@ -63,10 +63,10 @@ def find(
 
     Args:
         scores: per model and seed, per target [N].
-        metrics: which ones; one that means nothing for a model is left out.
+        metrics: those that do not apply to a model are left out.
         bootstrap: over the groups of the targets.
         above_chance: whether the teacher's accuracy is shown to be above chance.
-        first: the targets of one half of the groups [N].
+        first: mask of the targets in one half of the groups [N].
     """
     teacher = scores["teacher"][0] if "teacher" in scores else None
     specs: dict[str, MetricSpec] = {}
@@ -104,7 +104,7 @@ def find(
 
 
 def _differences(ours: Sequence[Statistic], theirs: Sequence[Statistic]) -> list[Statistic]:
-    """Seed by seed; a model that was measured once is the same beside every seed."""
+    """Pairs of scores by seed; a model with a single measurement is paired with every seed of the other."""
     others = list(theirs) * len(ours) if len(theirs) == 1 else theirs
     return [difference_of(mine, other) for mine, other in zip(ours, others, strict=True)]
 
@@ -131,14 +131,14 @@ def summarise(
         sizes: per model.
         speeds: per model whose rates were measured.
         groups: the group of each target [N].
-        task: what the models are for.
-        labels: the class of each target [N], −1 where it has none; of classes and embeddings only.
-        records: how many records the targets are of.
+        task: the task of the models.
+        labels: the class of each target [N], −1 if it has none; for classes and embeddings only.
+        records: the number of records.
         draws: of the bootstrap.
-        notes: what a reader must know; what is found here is added.
-        solved: metrics on other targets, the held-out problems.
-        measures: which metrics and findings there are.
-        table: all that was computed per target, for findings.
+        notes: for the reader; notes from here are appended.
+        solved: metrics on held-out problems.
+        measures: the measures to take metrics and findings from.
+        table: all values per target, for findings.
 
     Raises:
         DataError: fewer than two groups.
@@ -193,7 +193,7 @@ def summarise(
 
 
 def _above(teacher: Scores, chance: NDArray[np.float64] | None, bootstrap: PairedBootstrap) -> bool:
-    """Whether the teacher's accuracy is above chance by more than its interval (rule 10)."""
+    """Whether the interval of the teacher's accuracy lies above chance (rule 10)."""
     if teacher.correct is None or chance is None:
         return False
     return bootstrap.interval(difference_of(mean_of(teacher.correct), mean_of(chance))).low > 0

@@ -1,11 +1,11 @@
-"""Measures: each a pure function from what was computed per target to metrics and findings. No torch.
+"""Measures: each a pure function from the values per target to metrics and findings. No torch.
 
-base.py         what a measure is given, and what it gives
+base.py         input and output of a measure
 fidelity.py     NLL, KL, agreement, accuracy, macro-F1, flips, neighbours
-calibration.py  whether a model is as often right as it is sure
+calibration.py  whether a model's confidence matches its accuracy
 tails.py        where the loss is: rare targets, slices
 
-The kind of a measure is the name of its file; `registry.build` loads it.
+The name of a file is the kind of its measure; `registry.build` loads it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a measure is given, and what it gives."""
+"""Input and output of a measure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from potstill.types import digest
 
 @dataclass(frozen=True)
 class Compared:
-    """One model beside its teacher: what a metric is computed from.
+    """One model and its teacher: the input of a metric.
 
     Attributes:
         mine: the model's scores.
-        teacher: the teacher's; None for the teacher itself, and where none was measured.
+        teacher: the teacher's; None for the teacher itself, and if none was measured.
         above_chance: whether the teacher's accuracy is shown to be above chance (rule 10).
-        first: the targets of the first of two halves of the groups [N].
+        first: mask of the targets in the first of two halves of the groups [N].
     """
 
     mine: Scores
@@ -39,11 +39,11 @@ class Metric:
     """A metric and its function.
 
     Attributes:
-        spec: how it is called, its unit and direction.
-        of: the statistic of a model; None where it means nothing for it.
-        through: a rising function that value and ends of the interval go through.
-        paired: whether models are compared in it.
-        column: the column of the table of values whose mean it is; None where it is no mean of one.
+        spec: its name, unit and direction.
+        of: the statistic of a model; None if it does not apply to that model.
+        through: an increasing function applied to the value and both ends of the interval.
+        paired: whether models are compared by it.
+        column: the column of the table of values whose mean it is; None if it is not such a mean.
     """
 
     spec: MetricSpec
@@ -55,7 +55,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Draws:
-    """How intervals are drawn."""
+    """Settings of the intervals."""
 
     resamples: int
     confidence: float
@@ -72,18 +72,18 @@ class Draws:
 
 @dataclass(frozen=True)
 class Table:
-    """Everything that was computed per target.
+    """All values that were computed per target.
 
     Attributes:
-        task: what the models are for.
+        task: the task of the models.
         groups: the group of each target [N].
         ids: the token or class of each target [N].
-        names: of the classes, by number; empty of tokens.
-        positions: its place in its row [N]; 0 of an example.
-        lengths: the targets of its row [N].
+        names: of the classes, by number; empty for tokens.
+        positions: position of the target in its row [N]; 0 for an example.
+        lengths: number of targets in its row [N].
         scores: per model and training seed.
         draws: of intervals.
-        counts: how often each token or class is a target in training, by its number [V]; called once, if needed.
+        counts: number of occurrences of each token or class among the training targets [V]; called at most once.
     """
 
     task: TaskSpec
@@ -98,12 +98,12 @@ class Table:
 
     @cached_property
     def halves(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Two halves of the groups, as masks of the targets [N]: one to look in, one to report on."""
+        """Two halves of the groups, as masks of the targets [N]: one for exploration, one for reporting."""
         first = first_half(self.groups)
         return first, ~first
 
     def within(self, mask: NDArray[np.bool_]) -> PairedBootstrap | None:
-        """The draws over the groups of some targets; None where they are fewer than two."""
+        """The draws over the groups of some targets; None if there are fewer than two groups."""
         groups = [group for group, inside in zip(self.groups, mask, strict=True) if inside]
         return self.draws.of(groups) if len(set(groups)) > 1 else None
 
@@ -117,7 +117,7 @@ def first_half(groups: Sequence[str]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Found:
-    """The findings of a measure, losses that the verdict may name, and notes for the reader."""
+    """The findings of a measure, losses for the verdict, and notes for the reader."""
 
     findings: tuple[Finding, ...] = ()
     losses: tuple[Loss, ...] = ()
@@ -129,7 +129,7 @@ class Measure(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What must be computed per target beyond NLL, KL and agreement (`objectives.statistics.Column`)."""
+        """Values per target that it needs beyond NLL, KL and agreement (`objectives.statistics.Column`)."""
         ...
 
     def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
@@ -137,5 +137,5 @@ class Measure(Protocol):
         ...
 
     def findings(self, table: Table) -> Found:
-        """What else there is to see."""
+        """Findings, losses and notes."""
         ...

@@ -1,7 +1,8 @@
-"""Calibration: whether a model is as often right as it is sure.
+"""Calibration: whether a model's confidence matches its accuracy.
 
-The probability is that of the first choice (top-label calibration), of a token or a class. Over- and under-confidence
-of the student stand beside the teacher's and the control's: what the control has too is not the teacher's doing.
+Confidence is the probability of the first choice (top-label calibration), of a token or a class. The student's over-
+and under-confidence are shown beside the teacher's and the control's: what the control has too is not caused by the
+teacher.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Probabilities = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 _SECTION = "calibration"
 _FINE = 400
-"""Temperatures between the smallest and the largest one at which the fitted curve is read."""
+"""Number of temperatures, between the smallest and the largest, at which the fitted curve is evaluated."""
 
 
 @implements(Calibration)
@@ -38,12 +39,12 @@ class CalibrationMeasure:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Beyond NLL, KL and agreement."""
+        """Values beyond NLL, KL and agreement."""
         tempered = (f"{TEMPERED}{temperature:g}" for temperature in self.settings.temperatures)
         return ("probability", "hit", "entropy", "collision", *tempered)
 
     def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
-        """Of every model."""
+        """The metrics of every model."""
         per = "example" if not task.has_vocabulary else "masked token" if task.masks else "token"
         bins = self.settings.bins
 
@@ -105,7 +106,7 @@ class CalibrationMeasure:
         )
 
     def findings(self, table: Table) -> Found:
-        """The reliability diagram, debiased ECE, and the fitted temperature with what it gains."""
+        """The reliability diagram, debiased ECE, and the fitted temperature with its gain in NLL."""
         known = {name: seeds for name, seeds in table.scores.items() if seeds[0].hit is not None}
         if not known:
             return Found()
@@ -169,14 +170,14 @@ class CalibrationMeasure:
 
 
 def bins_of(probability: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
-    """The bin of each target [N], from 0: bins of equal mass, between quantiles of the probabilities. Where many are
-    equal, some bins are empty."""
+    """The bin of each target [N], from 0: bins of equal mass, between quantiles of the probabilities. If many
+    probabilities are equal, some bins are empty."""
     edges = np.quantile(probability, np.linspace(0, 1, bins + 1)[1:-1])
     return np.searchsorted(edges, probability, side="left")
 
 
 def ece_of(probability: NDArray[np.floating], hit: NDArray[np.bool_], bins: int) -> Statistic:
-    """Σ over bins of |Σ (hit − probability)| ÷ N, bins being of equal mass."""
+    """Σ over bins of |Σ (hit − probability)| ÷ N, with bins of equal mass."""
     return ece_in(probability, hit, bins_of(probability, bins), bins)
 
 
@@ -203,13 +204,13 @@ def debiased_ece_of(
     probability: NDArray[np.floating], hit: NDArray[np.bool_], first: NDArray[np.bool_], bins: int
 ) -> Statistic:
     """ECE without the bias of taking absolute values of noise: in each bin the sign of the gap comes from one half of
-    the groups and its size from the other, both ways. Its mean is 0 for a calibrated model; gaps that are far beyond
-    noise count as in ECE.
+    the groups and its size from the other, both ways. Its mean is 0 for a calibrated model; gaps far above noise count
+    as in ECE.
 
     Args:
         probability: of the first choice [N].
         hit: whether it is right [N].
-        first: the targets of the first half [N]; a group is in one half.
+        first: mask of the first half [N]; all targets of a group are in the same half.
         bins: of equal mass.
     """
     bin_of = bins_of(probability, bins)
@@ -221,7 +222,7 @@ def debiased_ece_of(
 
     def of(sums: Floats) -> Floats:
         a, b = sums[..., :bins], sums[..., bins : 2 * bins]
-        # A draw may have no group of one half: its sums are 0 then, and so is its part.
+        # A draw may have no group of one half; its sums are then 0, and so is its contribution.
         of_a, of_b = np.maximum(sums[..., -2], 1), np.maximum(sums[..., -1], 1)
         return np.asarray(((np.sign(b) * a).sum(-1) / of_a + (np.sign(a) * b).sum(-1) / of_b) / 2)
 
@@ -238,8 +239,8 @@ def debiased_ece_of(
 
 
 def reliability(scores: Scores, bins: int, within: Callable[[Mask], PairedBootstrap | None]) -> tuple[Bin, ...]:
-    """The bins of a reliability diagram that are not empty. Intervals are over the groups that a bin has, given by
-    `within`; of a single group it is all of [0, 1]."""
+    """The non-empty bins of a reliability diagram. Intervals are over the groups in a bin, given by `within`; for a
+    single group the interval is [0, 1]."""
     if scores.probability is None or scores.hit is None:
         return ()
     bin_of = bins_of(scores.probability, bins)
@@ -253,7 +254,7 @@ def reliability(scores: Scores, bins: int, within: Callable[[Mask], PairedBootst
 
 
 def temperature_of(scores: Scores) -> Statistic:
-    """The temperature at which the mean NLL is smallest, by a cubic spline through those that were computed."""
+    """The temperature with the smallest mean NLL, by a cubic spline through the computed ones."""
     grid, columns = _grid(scores)
     logs = np.log(grid)
     fine = np.linspace(logs[0], logs[-1], _FINE)
@@ -273,7 +274,7 @@ def temperature_of(scores: Scores) -> Statistic:
 
 
 def gain_of(scores: Scores, temperature: float) -> Statistic:
-    """Mean NLL at temperature 1 less that at another one; nats."""
+    """Mean NLL at temperature 1 minus that at another temperature; nats."""
     grid, columns = _grid(scores)
     at = CubicSpline(np.log(grid), columns, axis=-1)(np.log(temperature))
     return mean_of(columns[:, int(np.flatnonzero(grid == 1.0)[0])] - at)

@@ -1,4 +1,4 @@
-"""How near a model is to the text and to its teacher: NLL, KL, agreement, accuracy, flips, neighbours. No torch.
+"""Closeness of a model to the text and to its teacher: NLL, KL, agreement, accuracy, flips, neighbours. No torch.
 
 A new metric is one entry of `metrics_of`: its interval, its paired differences, its place in `measures.json`, on the
 page, in the card and in the terminal follow from it.
@@ -26,7 +26,7 @@ Classes = NDArray[np.int64]
 
 @implements(Fidelity)
 class FidelityMeasure:
-    """How near a model is to the text and to its teacher."""
+    """Closeness of a model to the text and to its teacher."""
 
     columns = ()
 
@@ -38,12 +38,12 @@ class FidelityMeasure:
         return metrics_of(task)
 
     def findings(self, table: Table) -> Found:
-        """Of classes, F1 class by class."""
+        """For classes, F1 of each class."""
         return Found(by_class(table)) if table.task.has_classes else Found()
 
 
 def metrics_of(task: TaskSpec) -> tuple[Metric, ...]:
-    """The metrics of held-out targets for a task, in the order in which they are shown."""
+    """The metrics of held-out targets for a task, in display order."""
     per = "example" if not task.has_vocabulary else "masked token" if task.masks else "token"
     target = "the class" if not task.has_vocabulary else "a masked token" if task.masks else "the next token"
     accuracy = "Accuracy" if task.has_response else "Recall@1"
@@ -222,12 +222,12 @@ SOLVED = Metric(
     lambda c: _mean(c.mine.correct),
     column="solved",
 )
-"""Of the held-out problems, not of the targets."""
+"""Measured on held-out problems, not on targets."""
 
 
 def metrics_of_tables() -> Mapping[str, Metric]:
-    """By name, every metric that is the mean of a column of a table of values, for any task: what runs can be compared
-    in, target by target."""
+    """By name, every metric that is the mean of a column of a table of values, for any task: runs can be compared by
+    it, target by target."""
     known = [SOLVED, *(metric for task in SPECS.values() for metric in metrics_of(task))]
     return {metric.spec.name: metric for metric in known if metric.column is not None}
 
@@ -246,7 +246,7 @@ def _mean(values: Values | None) -> Statistic | None:
 
 
 def _both(compared: Compared, of: Callable[[Flags, Flags], Flags]) -> Statistic | None:
-    """The share of examples for which something is so of a model and its teacher being right."""
+    """The share of examples with some relation between the model's and the teacher's correctness."""
     teacher = compared.teacher
     if compared.mine.correct is None or teacher is None or teacher.correct is None:
         return None
@@ -266,12 +266,12 @@ def _macro_f1(compared: Compared) -> Statistic | None:
 
 
 def f1_of(labels: Classes, predicted: Classes, only: int | None = None) -> Statistic:
-    """The mean over classes of F1 = 2 TP ÷ (2 TP + FP + FN); of `only` one class. Classes that are neither among the
-    labels nor among the predictions of a draw are left out of its mean, as scikit-learn does.
+    """The mean over classes of F1 = 2 TP ÷ (2 TP + FP + FN); with `only`, F1 of one class. Classes that occur neither
+    among the labels nor among the predictions of a draw are left out of its mean, as in scikit-learn.
 
     Args:
         labels: the class of each example [N].
-        predicted: the class that a model puts first [N].
+        predicted: a model's first choice [N].
         only: a class.
     """
     classes = [only] if only is not None else sorted({*labels.tolist(), *predicted.tolist()})
@@ -298,11 +298,11 @@ def f1_of(labels: Classes, predicted: Classes, only: int | None = None) -> Stati
 
 
 MOST_CLASSES = 50
-"""With more, only the commonest are measured one by one."""
+"""Maximum number of classes that are measured individually, the commonest first."""
 
 
 def by_class(table: Table) -> tuple[Bands, ...]:
-    """F1 of each class with its interval, and the student less its teacher."""
+    """F1 of each class with its interval, and the student's minus its teacher's."""
     classes = np.argsort(-np.bincount(table.ids), kind="stable")[:MOST_CLASSES]
     bootstrap = table.draws.of(table.groups)
     rows = []

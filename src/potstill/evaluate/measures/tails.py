@@ -1,4 +1,5 @@
-"""Tails: where the student's excess loss over its teacher is, by how rare the target is, and by slices. No torch.
+"""Tails: where the student's excess loss over its teacher is concentrated, by rarity of the target and by slices. No
+torch.
 
 A mean hides rare knowledge: an excess that is 0 on common targets and large on rare ones is small on average.
 """
@@ -21,10 +22,10 @@ from potstill.tasks import TaskSpec
 
 _SECTION = "tails"
 _FALSE_DISCOVERIES = 0.05
-"""The share of slices reported that may be chance (Benjamini and Hochberg 1995)."""
+"""Expected share of false discoveries among reported slices (Benjamini and Hochberg 1995)."""
 
 _FEW = 20
-"""A slice of fewer groups is not looked at."""
+"""Minimum groups of a slice."""
 
 Mask = NDArray[np.bool_]
 
@@ -39,7 +40,7 @@ class TailsMeasure:
         self.settings = settings
 
     def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
-        """None of its own."""
+        """None."""
         return ()
 
     def findings(self, table: Table) -> Found:
@@ -57,7 +58,7 @@ class TailsMeasure:
         shares = {}
         for name, several in excess.items():
             lost = bootstrap.interval([mean_of(e) for e in several])
-            if lost.low > 0:  # of a loss that is not shown there is no share
+            if lost.low > 0:  # without a shown loss there is no share
                 shares[name] = bootstrap.interval([share_of(e, rare) for e in several])
         beyond = bootstrap.interval([concentrated_in(e, rare) for e in excess["student"]])
         what = "classes" if table.task.has_classes else "tokens"
@@ -66,7 +67,7 @@ class TailsMeasure:
         if "student" in shares:
             part = shares["student"].value
             carried = f"carry {100 * part:.0f} % of its lost nats"
-            if part > 1:  # others are better than the teacher's
+            if part > 1:  # others improve on the teacher
                 carried = f"carry all of its lost nats, {part:.1f} times over"
         if len(shares) == 2:
             carried += f" (of the control’s {100 * shares['text_only'].value:.0f} %)"
@@ -112,7 +113,7 @@ class TailsMeasure:
         )
 
     def _slices(self, table: Table, excess: list[Floats]) -> Bands | None:
-        """Slices that lose more than the others: looked for on one half of the groups, tested on the other."""
+        """Slices with more excess loss than the rest: selected on one half of the groups, tested on the other."""
         look, report = table.halves
         looking, reporting = table.within(look), table.within(report)
         if looking is None or reporting is None:
@@ -150,12 +151,12 @@ class TailsMeasure:
 
 
 def rarest(frequency: NDArray[np.int64], share: float) -> Mask:
-    """The targets [N] with the smallest frequencies: at least `share` of them, and all that are as rare as the last."""
+    """The targets [N] with the smallest frequencies: at least `share` of them, including ties with the last."""
     return frequency <= np.quantile(frequency, share, method="higher")
 
 
 def share_of(excess: Floats, inside: Mask) -> Statistic:
-    """Σ of the excess inside ÷ Σ of all. The whole excess must be above 0."""
+    """Σ of the excess inside ÷ Σ of the total excess, which must be positive."""
     columns = np.stack([excess * inside, excess], -1)
 
     def of(sums: Floats) -> Floats:
@@ -166,7 +167,8 @@ def share_of(excess: Floats, inside: Mask) -> Statistic:
 
 
 def concentrated_in(excess: Floats, inside: Mask) -> Statistic:
-    """The part of the mean excess that would be gone if it were inside as it is outside: share × (inside − outside)."""
+    """The part of the mean excess that would vanish if the inside had the mean of the outside: share × (inside −
+    outside)."""
     outside = ~inside
     columns = np.stack([excess * inside, inside, excess * outside, outside], -1).astype(np.float64)
 
@@ -179,7 +181,7 @@ def concentrated_in(excess: Floats, inside: Mask) -> Statistic:
 
 
 def _gap(excess: Floats, inside: Mask) -> Statistic:
-    """Mean excess inside less mean excess outside."""
+    """Mean excess inside minus mean excess outside."""
     outside = ~inside
     columns = np.stack([excess * inside, inside, excess * outside, outside], -1).astype(np.float64)
 
@@ -190,7 +192,7 @@ def _gap(excess: Floats, inside: Mask) -> Statistic:
 
 
 def _p_value(bootstrap: PairedBootstrap, statistic: Statistic) -> float:
-    """Two-sided, of 0, by the jackknife's standard error and Student's law."""
+    """Two-sided p-value against 0, by the jackknife's standard error and Student's distribution."""
     error = bootstrap.error(statistic)
     if error <= 0:
         return 1.0
@@ -198,7 +200,7 @@ def _p_value(bootstrap: PairedBootstrap, statistic: Statistic) -> float:
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: rejecting those ≤ q keeps the expected share of false discoveries ≤ q."""
+    """Adjusted p-values: rejecting those ≤ q bounds the expected share of false discoveries by q."""
     count = len(p_values)
     order = np.argsort(p_values)
     found = np.empty(count)
@@ -211,7 +213,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def slices_of(table: Table) -> dict[str, Mask]:
-    """Quarters of the targets by the teacher's probability, place, and length of the row."""
+    """Quarters of the targets by the teacher's probability, position, and row length."""
     features: dict[str, NDArray[np.floating] | NDArray[np.int64]] = {}
     teacher = table.scores["teacher"][0]
     if teacher.probability is not None:
@@ -231,14 +233,14 @@ def slices_of(table: Table) -> dict[str, Mask]:
 
 
 def _excess(table: Table, name: str) -> list[Floats]:
-    """NLL of a model less that of its teacher [N], by seed."""
+    """NLL of a model minus that of its teacher [N], by seed."""
     teacher = table.scores["teacher"][0].nll
     found = [one.nll for one in table.scores[name]]
     return [n.astype(np.float64) - teacher for n in found if n is not None and teacher is not None]
 
 
 def _band(table: Table, name: str, inside: Mask, excess: dict[str, list[Floats]]) -> Band | None:
-    """One part of the targets; None if it has too few groups for an interval."""
+    """One subset of the targets; None if it has too few groups for an interval."""
     bootstrap = table.within(inside)
     if bootstrap is None:
         return None
