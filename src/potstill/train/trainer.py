@@ -1,7 +1,8 @@
 """`DistillTrainer`: a `transformers.Trainer` whose loss is a list of objectives and whose model has a teacher.
 
-Added here: the counts over the whole optimiser step (rule 1), the rows of each step (`steps.py`), the loss and
-held-out KL inside the wrapped forward (`module.py`), and checkpoints that count only when whole (`checkpoints.py`). The loop, mixed precision, DDP, schedules, optimisers and trackers are those of `transformers`.
+Added here: the counts over the whole optimiser step (rule 1), the rows of each step (`steps.py`), the loss and held-out
+KL inside the wrapped forward (`module.py`), and checkpoints that count only when whole (`checkpoints.py`). The loop,
+mixed precision, DDP, schedules, optimisers and trackers are those of `transformers`.
 """
 
 from __future__ import annotations
