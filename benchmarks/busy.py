@@ -2,9 +2,9 @@
 
     python -m benchmarks.busy --json
 
-OpenMP's threads spin while they wait for each other. Beside other work a spinning thread keeps the one that it waits
-for off its core, and times grow by far more than the load; potstill therefore sets `OMP_WAIT_POLICY=PASSIVE` before
-torch is loaded. The steps are those of `benchmarks.train_step` in float32, with as many threads as torch takes.
+OpenMP's threads spin while they wait for each other. On a busy machine a spinning thread occupies the core that the
+awaited thread needs, and times grow far more than the load; potstill therefore sets `OMP_WAIT_POLICY=PASSIVE` before
+torch is loaded. The steps are those of `benchmarks.train_step` in float32, with torch's default number of threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AIMS = [Aim("busy / idle", "×", most=2.5)]
 
 @contextmanager
 def busy_cores(processes: int) -> Iterator[None]:
-    """As many processes as asked that compute without end."""
+    """The given number of processes that compute without end."""
     made = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield

@@ -43,7 +43,7 @@ Claim = dict[str, Any]
 
 @dataclass(frozen=True)
 class Aim:
-    """A figure that a benchmark is asked for: at most `most`, or at least `least`."""
+    """A required figure: at most `most`, or at least `least`."""
 
     name: str
     unit: str
@@ -51,7 +51,7 @@ class Aim:
     least: float | None = None
 
     def claim(self, value: float | None) -> Claim:
-        """The claim that a value makes."""
+        """The claim for a value."""
         met = value is not None
         if value is not None and self.most is not None:
             met = met and value <= self.most
@@ -61,13 +61,13 @@ class Aim:
 
     @property
     def text(self) -> str:
-        """The aim in signs."""
+        """The aim as text, e.g. `≤ 1.2`."""
         parts = [f"≥ {self.least:g}" if self.least is not None else "", f"≤ {self.most:g}" if self.most else ""]
         return ", ".join(filter(None, parts))
 
 
 def claims_of(aims: Iterable[Aim], values: Mapping[str, float | None]) -> list[Claim]:
-    """One claim for each aim, by name; what has no value is not met."""
+    """One claim for each aim, by name. A missing value is not met."""
     return [aim.claim(values.get(aim.name)) for aim in aims]
 
 
@@ -94,7 +94,7 @@ def declared_aims() -> dict[str, list[Aim]]:
 
 
 def rows_of(results: Sequence[Mapping[str, Any]], declared: Mapping[str, Sequence[Aim]]) -> list[dict[str, Any]]:
-    """A row for each claim of each result, and one for each declared aim that no result has a value for."""
+    """A row for each claim of each result, and one for each declared aim without a value."""
     rows, valued = [], set()
     for result in results:
         benchmark = str(result.get("benchmark") or result.get("sweep"))
@@ -113,7 +113,7 @@ def rows_of(results: Sequence[Mapping[str, Any]], declared: Mapping[str, Sequenc
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a person."""
+    """The table as text."""
     lines = [["benchmark", "claim", "aim", "value", "unit", "met", "processor"]]
     for row in rows:
         value = "–" if row["value"] is None else f"{row['value']:g}"

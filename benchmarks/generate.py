@@ -56,7 +56,7 @@ BODY: dict[str, Any] = {"model": "mock", "max_tokens": 32, "temperature": 0.7, "
 
 
 def prompt(number: int) -> str:
-    """A question of some 40 words, each another one."""
+    """A question of some 40 words, different for each number."""
     return f"Question {number}. " + "What does a still do with the barley, the malt, the peat and the water? " * 3
 
 
@@ -74,7 +74,7 @@ def ours(url: str, folder: Path, records: int, connections: int) -> None:
 
 
 def prepare(url: str, folder: Path, records: int, connections: int) -> None:
-    """Prompts and recipe, before the time is taken."""
+    """Write prompts and recipe, before timing starts."""
     with (folder / "prompts.jsonl").open("w") as lines:
         lines.writelines(json.dumps({"prompt": prompt(number)}) + "\n" for number in range(records))
     more = f"max_in_flight: {connections}, timeout_seconds: 20"
@@ -137,13 +137,13 @@ def openai_client(url: str, folder: Path, records: int, connections: int) -> Non
 
 
 def check_count(came: int, records: int) -> None:
-    """Raises RuntimeError where answers are missing."""
+    """Raises RuntimeError if answers are missing."""
     if came != records:
         raise RuntimeError(f"{came} answers came where {records} were asked for")
 
 
 async def side_by_side(ask: Callable[[int], Awaitable[None]], records: int, connections: int) -> None:
-    """So many tasks, each asking one after the other."""
+    """As many concurrent tasks as connections, each sending one request after another."""
     numbers = iter(range(records))
 
     async def one_after_the_other() -> None:
@@ -165,7 +165,7 @@ CLIENTS: dict[str, Callable[[str, Path, int, int], None]] = {
 
 @contextlib.contextmanager
 def mock_server(latency: float, **flags: float) -> Iterator[str]:
-    """The server of the tests, in a process of its own, until the block ends; its root address."""
+    """The mock server of the tests, in a process of its own, until the block ends; yields its root address."""
     command = [sys.executable, str(SERVER), "--latency-seconds", str(latency)]
     command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -177,14 +177,14 @@ def mock_server(latency: float, **flags: float) -> Iterator[str]:
 
 
 def stats_of(address: str) -> dict[str, Any]:
-    """What the server has seen."""
+    """The server's request counts."""
     with urllib.request.urlopen(f"{address}/stats", timeout=60) as response:
         found: dict[str, Any] = json.load(response)
     return found
 
 
 def passed_of(stats: dict[str, Any]) -> int:
-    """Requests that the server's limit let through."""
+    """Number of requests that the server's rate limit admitted."""
     return int(stats["requests"] - stats["statuses"].get("429", 0))
 
 
@@ -192,7 +192,7 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
     """One variant, in this process.
 
     Raises:
-        RuntimeError: the server did not give as many answers as there are records.
+        RuntimeError: the server gave fewer answers than there are records.
     """
     records, connections, client = asked["records"], asked["connections"], CLIENTS[asked["variant"]]
     rate = asked.get("rate")
@@ -222,13 +222,13 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has had."""
+    """Peak resident memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def finished(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with rates, and without the folder."""
+    """The rows with rates, without the folder."""
     done = []
     for row in rows:
         rest = {name: value for name, value in row.items() if name != "folder"}
@@ -237,7 +237,7 @@ def finished(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """How much faster ours is than each peer (records a second), and how much more memory many prompts took."""
+    """Speed of ours relative to each peer (records a second), and the additional memory for many prompts."""
     from benchmarks.harness import ratio
 
     ratios: dict[str, float | None] = {
@@ -252,7 +252,7 @@ def ratios_of(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def values_of(rows: Sequence[dict[str, Any]], ratios: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The figures that are aimed at, by the names of their aims."""
+    """The values of the aims, by name."""
     by_name = {row["variant"]: row for row in rows}
     ours, limited = by_name.get("ours", {}), by_name.get("ours_limited", {})
     figures = (
@@ -265,7 +265,7 @@ def values_of(rows: Sequence[dict[str, Any]], ratios: Mapping[str, float | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints; see the module's text."""
+    """Measure and print; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
     parser.add_argument("--records", type=int, default=10_000)
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker is not None:
         print(json.dumps(measure(json.loads(options.worker))))
         return
-    # It loads torch, which workers are not to carry.
+    # It loads torch, which workers must not carry.
     import torch
 
     from benchmarks.harness import Variant, has_peer, machine, print_result, run_interleaved

@@ -1,7 +1,7 @@
-"""How every benchmark here measures: each variant in a fresh process, rounds interleaved, medians over rounds.
+"""How every benchmark measures: each variant in a fresh process, rounds interleaved, medians over rounds.
 
-A benchmark module is run twice over: as itself, it lists variants and calls `run_interleaved`; as a worker
-(`--worker JSON`), it measures one variant and prints one JSON object as its last line.
+A benchmark module runs in two roles: as the main program it lists variants and calls `run_interleaved`; as a worker
+(`--worker JSON`) it measures one variant and prints one JSON object as its last line.
 
 The result, the last line of a benchmark's output:
 
@@ -37,19 +37,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing that is measured. `settings` reach the worker and stand in the row."""
+    """One measured variant. `settings` are passed to the worker and appear in the row."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
-    """In how many rounds it takes part; None: in all."""
+    """Number of rounds that it takes part in; None: all."""
 
 
 class PeakMemory:
-    """Bytes taken at the peak, above what was there at `start`.
+    """Peak memory in bytes, above the memory at `start`.
 
-    On the CPU it is the resident set: the high-water mark is reset through `/proc/self/clear_refs`, and free heap pages
-    are given back first, since they would hide what is allocated into them. On CUDA it is what torch allocated.
+    On the CPU it is resident memory: the high-water mark is reset through `/proc/self/clear_refs`, and free heap pages
+    are returned first, since allocations from them would not be seen. On CUDA it is torch's allocated memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -57,7 +57,7 @@ class PeakMemory:
         self._start_bytes = 0
 
     def start(self) -> None:
-        """Takes the present as the zero."""
+        """Set the baseline to the current memory."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -69,7 +69,7 @@ class PeakMemory:
             self._start_bytes = _resident_bytes("VmRSS")
 
     def bytes(self) -> int | None:
-        """The peak since `start`, or None where this system cannot tell."""
+        """The peak since `start`; None if this system cannot measure it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self._start_bytes
         if can_measure_resident_peak():
@@ -90,7 +90,7 @@ def _resident_bytes(key: str) -> int:
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, the device's queue included."""
+    """Wall time of one call, until the device has finished."""
     _synchronize(device)
     start = time.perf_counter()
     call()
@@ -104,8 +104,8 @@ def _synchronize(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures are taken on; ask before measuring. `load_before` is the load average of the last minute: above
-    0.5 or so, others were at work and the figures are too long."""
+    """Description of the machine; call before measuring. `load_before` is the load average of the last minute: above
+    0.5 or so, other work made the times too long."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -129,7 +129,7 @@ def _processor() -> str:
 
 
 def has_peer(package: str, needed_for: str) -> bool:
-    """Whether a package to compare with is installed; where not, says so with the install line."""
+    """Whether a package to compare with is installed; if not, print the install line."""
     if find_spec(package):
         return True
     say(str(MissingExtra(package, "peers", needed_for)))
@@ -139,13 +139,13 @@ def has_peer(package: str, needed_for: str) -> bool:
 def run_interleaved(
     module: str, variants: Sequence[Variant], rounds: int, *, timeout_seconds: float = 1800
 ) -> list[Row]:
-    """Measures every variant once per round, each time in a fresh process, and returns a row per variant.
+    """Measure every variant once per round, each time in a fresh process, and return a row per variant.
 
-    A worker's object holds `seconds` (a list, one per timed call), `peak_bytes`, and whatever else belongs in the row;
-    a round's figure is the median of its calls, the row's the median over rounds.
+    A worker's object holds `seconds` (a list, one per timed call), `peak_bytes`, and further fields of the row. The
+    figure of a round is the median of its calls; that of the row is the median over rounds.
 
     Raises:
-        RuntimeError: a worker failed; with the end of what it wrote.
+        RuntimeError: a worker failed; with the end of its output.
     """
     taken: dict[str, list[Row]] = {v.name: [] for v in variants}
     for round_ in range(rounds):
@@ -184,7 +184,7 @@ def _row(variant: Variant, results: Sequence[Row]) -> Row:
 
 
 def ratio(rows: Sequence[Row], over: str, under: str, key: str = "seconds") -> float | None:
-    """Median of one variant over that of another, or None where one was not measured."""
+    """Ratio of the medians of two variants; None if one was not measured."""
     found: dict[str, float] = {row["variant"]: row[key] for row in rows}
     return round(found[over] / found[under], 3) if found.get(over) and found.get(under) else None
 
@@ -198,9 +198,9 @@ def print_result(
     only_json: bool,
     claims: Sequence[Claim],
 ) -> None:
-    """A table for people, unless `only_json`, and then the one JSON object, last. Ratios that are None are left out.
+    """Print a table (unless `only_json`), and the JSON object as the last line. Ratios that are None are left out.
 
-    `about` is what `machine` said before the measurements.
+    `about` is the result of `machine`, from before the measurements.
     """
     present = {name: value for name, value in ratios.items() if value is not None}
     if not only_json:
@@ -223,5 +223,5 @@ def print_result(
 
 
 def say(line: str) -> None:
-    """Progress, to standard error: standard output is for the result."""
+    """Print progress to standard error: standard output is for the result."""
     print(line, file=sys.stderr, flush=True)

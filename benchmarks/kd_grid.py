@@ -1,7 +1,7 @@
 """The cells of the benchmark of the distillation loss: vocabulary, teacher's width, masked share and dtype.
 
-A cell's variants are measured side by side; its rows go to the file of `--resume` when it is done, so that a grid that
-was stopped goes on after its last whole cell.
+A cell's variants are measured side by side. Its rows are appended to the file of `--resume` when it is complete, so
+that an interrupted grid continues after its last complete cell.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from benchmarks.kd_variants import ERROR_DRAWS, OBJECTIVES, PEER_BETA, PRODUCT_C
 
 VOCABULARIES = (49_152, 151_936, 262_144)
 ROWS = {49_152: 1024, 151_936: 768, 262_144: 512}
-"""N by vocabulary, for a machine of 24 GiB: several chunks each, a floor of two to eight seconds."""
+"""N by vocabulary, for a machine with 24 GiB: several chunks each, a floor of two to eight seconds."""
 
 ERROR_ROWS = 16
 PEERS = {"trl": "trl", "liger": "liger_kernel"}
 SAME = {"float32": 1e-4, "bfloat16": 2e-2}
-"""How far losses and gradient norms of one objective may lie apart, relatively, by dtype."""
+"""Maximum relative difference between losses and gradient norms of one objective, by dtype."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cell:
 
 
 def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
-    """All that are asked for, small vocabularies first."""
+    """All requested cells, small vocabularies first."""
     grid = options.grid
     vocabularies: Sequence[int] = options.vocab or (VOCABULARIES if grid else VOCABULARIES[:1])
     widths: Sequence[int] = options.teacher_hidden or ((1, 2) if grid else (1,))
@@ -56,7 +56,8 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
 def variants_of(
     cell: Cell, objectives: Sequence[str], options: argparse.Namespace, liger: Mapping[str, Any] | None, trl: bool
 ) -> list[Variant]:
-    """The floor, every objective, and the peers on those that they have; then one process each for the errors."""
+    """The floor, every objective, and the peers on the objectives that they have; then one process each for the
+    errors."""
     shared: dict[str, Any] = {
         "rows": cell.rows,
         "vocab": cell.vocab,
@@ -88,7 +89,7 @@ def variants_of(
 
 
 def ratios_of(cell: Cell, objectives: Sequence[str], rows: Sequence[Row]) -> dict[str, float | None]:
-    """Ours over the floor, which is the faster of its two forms, and over the peers."""
+    """Ratios of ours to the floor (the faster of its two forms) and to the peers."""
     floor = fastest_products(rows)
     found: dict[str, float | None] = {}
     for name in objectives:
@@ -100,8 +101,8 @@ def ratios_of(cell: Cell, objectives: Sequence[str], rows: Sequence[Row]) -> dic
 
 
 def refuse_unequal(rows: Sequence[Row]) -> None:
-    """Ours and the peers must have found the same loss and gradient, or their times mean nothing. A peer that differs
-    from the others is said, and so does its row (`differs`)."""
+    """Check that ours and the peers computed the same loss and gradient; otherwise their times are not comparable. A
+    peer that differs from the others is reported, and marked in its row (`differs`)."""
     for name in OBJECTIVES:
         same = [row for row in rows if row.get("objective") == name and "loss" in row]
         for key in ("loss", "weight_gradient_norm"):
@@ -118,7 +119,7 @@ def refuse_unequal(rows: Sequence[Row]) -> None:
 def run(
     module: str, options: argparse.Namespace, best_liger: Callable[..., Mapping[str, Any]]
 ) -> tuple[list[Row], dict[str, float | None]]:
-    """Measures all cells; returns their rows and ratios."""
+    """Measure all cells; return their rows and ratios."""
     objectives = list(OBJECTIVES) if not options.objective or "all" in options.objective else options.objective
     compared = any(name in PEER_BETA for name in objectives)
     there = {by: compared and has_peer(package, f"the comparison with {by}") for by, package in PEERS.items()}
@@ -145,7 +146,7 @@ def run(
 
 
 def _best_of(best_liger: Callable[..., Mapping[str, Any]], cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
-    """Liger's best settings in this dtype, found on one cell and kept for the others."""
+    """Liger's best settings in this dtype, determined on one cell and kept for the others."""
     floor = variants_of(cell, [], options, None, False)[0]
     base = {**floor.settings, "by": "liger", "objective": "forward_kl", "masked": 0.0}
     found = best_liger(lambda **changes: Variant("liger", {**base, **changes}))
@@ -153,7 +154,7 @@ def _best_of(best_liger: Callable[..., Mapping[str, Any]], cell: Cell, options: 
 
 
 class _Kept:
-    """The file of finished cells: a line each. A line of other settings, or one cut short, is not taken."""
+    """The file of finished cells, one a line. Lines with other settings, and incomplete ones, are ignored."""
 
     def __init__(self, path: Path | None, options: argparse.Namespace, objectives: Sequence[str]) -> None:
         self.path = path
@@ -181,5 +182,5 @@ class _Kept:
     def _add(self, **what: Any) -> None:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                # On a line of its own, even after one that was cut short.
+                # Begin a new line, even after an incomplete one.
                 file.write("\n" + json.dumps({"asked": self.asked, **what}) + "\n")

@@ -53,7 +53,7 @@ LIGER_CHUNKS = (128, 256, 512, 1024, 2048)
 
 
 def variants_of(options: argparse.Namespace) -> list[Variant]:
-    """What to measure; says so where a peer is not installed."""
+    """The variants to measure; prints a note if a peer is not installed."""
 
     def wanted(name: str) -> bool:
         return not options.only or name in options.only
@@ -122,7 +122,7 @@ def best_liger(variant: Callable[..., Variant]) -> dict[str, Any]:
 
 
 def ratios_of(rows: Sequence[Row]) -> dict[str, float | None]:
-    """The figures that are promised, and those to the other variants."""
+    """The ratios to the floor and to the other variants."""
     floor = fastest_products(rows)
     return {
         "KL / products": ratio(rows, "ours KL", floor),
@@ -144,7 +144,7 @@ AIMS = [
 
 
 def values_of(ratios: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The figures that are aimed at, from the few variants or from the cell of the grid that has their shapes."""
+    """The values of the aims, from the few variants or from the cell of the grid with their shapes."""
     cell = "V=49152 H_t=1x masked=0 float32 ours"
     in_grid = {
         "KL / products": ratios.get(f"{cell} forward_kl / products"),
@@ -155,7 +155,8 @@ def values_of(ratios: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def refuse_unequal(rows: Sequence[Row]) -> None:
-    """Variants of one objective must have found the same loss and gradient, or their times mean nothing."""
+    """Check that the variants of one objective computed the same loss and gradient; otherwise their times are not
+    comparable."""
     for hard in (False, True):
         same = [
             r for r in rows if "loss" in r and r["hard_ce"] == hard and not r["masked"] and "large" not in r["variant"]

@@ -1,12 +1,11 @@
-"""Planted losses: does the page name the damage that was done, and accuse no undamaged student?
+"""Planted losses: does the verdict name the planted damage, and does it accuse undamaged students?
 
     python -m benchmarks.planted --json [--plantings 40]
 
-Targets are drawn from the teacher's own distribution over 200 tokens, so that it is calibrated; a student's logits are
-the teacher's with small noise, and the damage: logits of rare tokens lowered, or all logits sharpened or flattened.
-What is computed per target is what an evaluation computes; no model is trained. `named first` is how often the
-verdict's first loss is the planted one, over all strengths; `accused` how often a measure names a loss of an undamaged
-student.
+Targets are drawn from the teacher's own distribution over 200 tokens, so that it is calibrated. A student's logits are
+the teacher's with small noise and the damage: logits of rare tokens lowered, or all logits sharpened or flattened. The
+values per target are those of an evaluation; no model is trained. `named first` is how often the verdict's first loss
+is the planted one, over all strengths; `accused` how often a measure names a loss of an undamaged student.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Logits = NDArray[np.float64]
 
 
 def world(seed: int) -> tuple[Logits, NDArray[np.int64], NDArray[np.int64]]:
-    """The teacher's logits [N,V], the targets [N], and how often each token is a target in training [V]."""
+    """The teacher's logits [N,V], the targets [N], and each token's count among the training targets [V]."""
     rng = np.random.default_rng(seed)
     zipf = -1.1 * np.log(np.arange(1, VOCAB + 1))
     logits = zipf + rng.normal(0, 2.0, (GROUPS * PER_GROUP, VOCAB))
@@ -47,14 +46,14 @@ def world(seed: int) -> tuple[Logits, NDArray[np.int64], NDArray[np.int64]]:
 
 
 def rare_tokens(targets: NDArray[np.int64], counts: NDArray[np.int64], share: float = 0.1) -> NDArray[np.bool_]:
-    """The tokens [V] that are the rarest share of the targets."""
+    """Mask of the rarest tokens [V], up to a share of the targets."""
     return counts <= np.quantile(counts[targets], share, method="higher")
 
 
 def student_of(
     logits: Logits, seed: int, *, rare: NDArray[np.bool_] | None = None, by: float = 0.0, scale: float = 1.0
 ) -> Logits:
-    """The teacher's logits with a little noise; rare tokens' lowered `by` so much; all multiplied by `scale`."""
+    """The teacher's logits with small noise, those of rare tokens lowered by `by`, all multiplied by `scale`."""
     noisy = logits + np.random.default_rng(1000 + seed).normal(0, 0.3, logits.shape)
     if rare is not None:
         noisy[:, rare] -= by
@@ -62,7 +61,7 @@ def student_of(
 
 
 def scores_of(logits: Logits, teacher: Logits | None, targets: NDArray[np.int64], columns: tuple[str, ...]) -> Scores:
-    """What an evaluation computes per target."""
+    """The values per target that an evaluation computes."""
     other = None if teacher is None else Dense(torch.from_numpy(teacher).float())
     found = token_statistics(Dense(torch.from_numpy(logits).float()), other, torch.from_numpy(targets), columns)
     own = Scores(found.nll_student.numpy())
@@ -72,7 +71,7 @@ def scores_of(logits: Logits, teacher: Logits | None, targets: NDArray[np.int64]
 
 
 def measured(seed: int, **damage: float) -> Measures:
-    """The measures of a student with a damage (`by`, `scale`), or none."""
+    """The measures of a student with a damage (`by`, `scale`), or with none."""
     teacher, targets, counts = world(seed)
     rare = rare_tokens(targets, counts) if "by" in damage else None
     student = student_of(teacher, seed, rare=rare, **damage)
@@ -111,7 +110,7 @@ DAMAGES: dict[str, tuple[str, dict[str, float]]] = {
     "flattened": ("calibration", {"scale": 0.77}),
     "flattened, strong": ("calibration", {"scale": 0.62}),
 }
-"""The section that should name it first, and the damage."""
+"""The section that should be named first, and the damage."""
 
 AIMS = [
     *(Aim(f"found: {name}", "share", least=0.95) for name in DAMAGES if not name.endswith("weak")),
@@ -121,7 +120,7 @@ AIMS = [
 
 
 def run(plantings: int) -> dict[str, Any]:
-    """Plant every damage so many times."""
+    """Plant every damage `plantings` times."""
     values: dict[str, float | None] = {}
     first = 0
     for name, (section, damage) in DAMAGES.items():

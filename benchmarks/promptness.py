@@ -1,9 +1,9 @@
-"""How soon things happen that a person or a run waits for: the help text, a loaded model, a stopped program.
+"""Latencies that a person or a run waits for: the help text, a loaded model, a stopped program.
 
     python -m benchmarks.promptness --json
 
-Wall-clock times of one process at a time; run it on a quiet machine. What a method or a model needs and is not there
-gives no value.
+Wall-clock times of one process at a time; run it on an idle machine. A figure whose sandbox or model is not available
+has no value.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ AIMS = [
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that something takes."""
+    """Seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def help_seconds() -> float:
-    """Median of five, after one to fill the disk cache."""
+    """Median of five, after one that fills the disk cache."""
     command = [sys.executable, "-m", "potstill.cli", "--help"]
     taken = [timed(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(6)]
     return statistics.median(taken[1:])
 
 
 def model_seconds() -> float:
-    """The real model, imports aside, in a fresh process."""
+    """Load the real model in a fresh process; imports are not counted."""
     code = (
         "import time; from potstill.console import Console; from potstill.models import resolve\n"
         "from potstill.models.load import load_model, load_tokenizer; import transformers.models.llama.modeling_llama\n"
@@ -62,7 +62,8 @@ def model_seconds() -> float:
 
 
 def sandbox_overhead_ms(method: Literal["bubblewrap", "unshare"]) -> float | None:
-    """Median over 20 pairs of runs inside and outside; the least of three, since other work only adds."""
+    """Median over 20 pairs of runs inside and outside the sandbox; the minimum of three, since other load only adds
+    time."""
     from potstill.recipe.verify import SandboxSettings
     from potstill.verify.sandbox import Sandbox, why_not
 
@@ -81,7 +82,7 @@ def sandbox_overhead_ms(method: Literal["bubblewrap", "unshare"]) -> float | Non
 
 
 def sandbox_late_seconds() -> float | None:
-    """How long after its wall time a program that loops is gone."""
+    """Time from a looping program's wall-time limit until it is gone."""
     from potstill.errors import RunError
     from potstill.recipe.verify import SandboxSettings
     from potstill.verify.sandbox import Sandbox
@@ -95,7 +96,7 @@ def sandbox_late_seconds() -> float | None:
 
 
 def worker_late_seconds() -> float:
-    """How long after its deadline a worker that hangs in C is replaced."""
+    """Time from a worker's deadline, while it hangs in C, until it is replaced."""
     from contextlib import suppress
 
     from potstill.verify.workers import Late, WorkerPool

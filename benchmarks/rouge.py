@@ -1,10 +1,10 @@
-"""How long one instruction takes to be compared with a pool, by ROUGE-L.
+"""Time to compare one instruction with a pool by ROUGE-L.
 
     python -m benchmarks.rouge --json                 52,000 instructions, 500 new ones
 
-The instructions are made of the shipped seeds' words: each is a seed with some of its words exchanged for words drawn
-as often as they occur in all seeds, so that lengths, frequent words and near duplicates are those of real pools.
-`plain` computes the LCS with every text of the pool by the same library, without any bound; both must say the same.
+Each instruction is a shipped seed with some words replaced by words drawn by their frequency in all seeds, so that
+lengths, frequent words and near duplicates resemble real pools. `plain` computes the LCS with every text of the pool by
+the same library, without bounds; both must agree.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AIMS = [Aim("a comparison with 52,000 instructions, mean", "ms", most=8.0)]
 
 
 def instructions(amount: int, seed: int) -> list[str]:
-    """Made-up instructions: 15 to 100 % of a seed's words are exchanged."""
+    """Synthetic instructions: 15 to 100 % of a seed's words are replaced."""
     drawn = random.Random(seed)
     rows = [json.loads(line) for line in SEEDS.read_text(encoding="utf-8").splitlines()]
     texts = [rouge_tokens(f"{row['instruction']} {row['input']}") for row in rows]
@@ -42,7 +42,7 @@ def instructions(amount: int, seed: int) -> list[str]:
 
 
 def plain_most(texts: list[list[str]], new: str) -> float:
-    """The greatest F, compared with everything."""
+    """The largest F over the whole pool."""
     from rapidfuzz.distance import LCSseq
 
     tokens = rouge_tokens(new)

@@ -78,7 +78,7 @@ def distributions(tokens: int) -> tuple[list[tuple[Tensor, Tensor]], float]:
         with torch.inference_mode():
             log_p = model(ids).logits[0, :-1].float().log_softmax(1)
         spent += time.perf_counter() - started
-        made.append((log_p.half(), ids[0, 1:]))  # kept at half the memory; the reference is what is kept
+        made.append((log_p.half(), ids[0, 1:]))  # half the memory; this is the reference
         seen += log_p.shape[0]
         if seen >= tokens:
             break
@@ -112,7 +112,8 @@ def measure(pieces: list[tuple[Tensor, Tensor]], keep: Keep, grid: Grid) -> dict
         totals["targets"] += log_p.shape[0]
         totals["squared"] += float((stored - p).square().sum())
         totals["tv"] += float((stored - p).abs().sum()) / 2
-        # KL of the teacher to what is stored, normalised, over the stored tokens: how far a student of it alone ends.
+        # KL from the teacher to the stored, normalised distribution, over the stored tokens: the limit of a student of
+        # it.
         normalised = stored / stored.sum(1, keepdim=True).clamp_min(1e-9)
         totals["kl"] += float(torch.where(stored > 0, p * (log_p - normalised.clamp_min(1e-9).log()), 0).sum())
     per = {name: totals[name] / totals["targets"] for name in ("bytes", "squared", "kl", "tv", "entries")}
@@ -121,7 +122,7 @@ def measure(pieces: list[tuple[Tensor, Tensor]], keep: Keep, grid: Grid) -> dict
 
 
 def entries_of(sparse: Sparse, rest: Tensor, log_p: Tensor, targets: Tensor) -> Entries:
-    """The entries as the codec takes them."""
+    """The entries, as the codec takes them."""
     target = log_p.gather(1, targets[:, None]).squeeze(1)
     arrays = (sparse.offsets, sparse.ids, sparse.weights, sparse.entropy, target, rest)
     offsets, ids, weights, entropy, at_target, left = (t.numpy() for t in arrays)
@@ -129,7 +130,7 @@ def entries_of(sparse: Sparse, rest: Tensor, log_p: Tensor, targets: Tensor) -> 
 
 
 def main() -> int:
-    """The program."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--tokens", type=int, default=20_000)

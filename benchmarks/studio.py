@@ -1,9 +1,9 @@
-"""What two hundred watchers of a live page cost, and how large the first page is.
+"""Cost of two hundred watchers of a live page, and size of the first page.
 
     python -m benchmarks.studio --json
 
-A tiny training goes on in a process of its own while windows without and with watchers take turns. Its speed differs
-from window to window by itself, so the server's own share of a core is given too. Run it on a quiet machine.
+A tiny training runs in a process of its own, while windows without and with watchers alternate. Its speed varies
+between windows, so the server's share of a core is reported too. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_run(folder: Path) -> None:
 
 
 def steps_done(run: Path) -> int:
-    """The last step that the run noted."""
+    """The last step in the run's log."""
     lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()[-50:]
     noted = [event["step"] for line in lines if (event := json.loads(line))["event"] == "log"]
     return max(noted, default=0)
@@ -145,7 +145,7 @@ async def measure(rounds: int) -> dict[str, Any]:
             page, server = await first_page_bytes(address), psutil.Process(process.pid)
             windows: dict[int, list[dict[str, float]]] = {0: [], WATCHERS: []}
             for number in range(rounds):
-                # In turns, so that neither is always first.
+                # Alternate, so that neither is always first.
                 for watchers in (0, WATCHERS) if number % 2 == 0 else (WATCHERS, 0):
                     windows[watchers].append(await window(address, runs / "long", server, watchers))
         finally:

@@ -65,11 +65,12 @@ AIMS = [
     *(Aim(f"peak beyond state over {peer}, {dtype}", "×", most=0.5) for peer in PEERS for dtype in DTYPES),
 ]
 UNEQUAL = 0.02
-"""Losses of the first step differ by at most this share, rounding in bf16 included, or something else is computed."""
+"""Maximum relative difference of the first step's losses, bf16 rounding included; beyond it, the variants do not
+compute the same thing."""
 
 
 def prepare(folder: Path, steps: int, batch_size: int) -> None:
-    """Write what every worker reads: teacher, student, and the rows of the batches, in order."""
+    """Write the inputs of every worker: teacher, student, and the rows of the batches, in order."""
     source = resolve(TEACHER, console=Console())
     quiet = Console("quiet")
     built = build_student(FromTeacher(), teacher=source, tokenizer_source=source.path, seed=0, console=quiet)
@@ -93,7 +94,7 @@ def recipe_batch_size() -> int:
 
 
 def recipe_rows(prompts: Sequence[str], chat: ChatTokenizer) -> list[dict[str, list[int]]]:
-    """Token ids of prompts and answers; answers of all lengths of the range in turn, with the end token."""
+    """Token ids of prompts and answers, with the end token; answer lengths cycle through the range."""
     shortest, longest = ANSWER_TOKENS
     words = cycle(chain.from_iterable(chat.encode(prompt).ids for prompt in prompts))
     end = [chat.eos_id] if chat.eos_id is not None else []
@@ -162,7 +163,7 @@ def measure(settings: Mapping[str, Any]) -> Row:
 def _load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     for parameter in model.parameters():
-        # Out of the file that is mapped into memory, so that the weights are counted before and not while training.
+        # Copied out of the memory-mapped file, so that the weights are counted before training, not during it.
         parameter.data = parameter.data.clone()
     assert isinstance(model, PreTrainedModel)
     return model
@@ -215,7 +216,7 @@ def distillation(
     from trl.trainer.distillation_trainer import DistillationTrainer
 
     class OnGivenText(DistillationTrainer):
-        """Its loss and its step, on answers that are there already."""
+        """Its loss and its step, on given answers."""
 
         def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
             pad = tokenizer.pad_token_id
@@ -230,7 +231,7 @@ def distillation(
             }
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "teacher", padding_side="left")
-    # Its own sampler replaces the one that the argument names.
+    # Its own sampler replaces the one named by the argument.
     settings = {key: value for key, value in shared.items() if key != "train_sampling_strategy"}
     return OnGivenText(
         model=student,
@@ -282,7 +283,7 @@ def finished(rows: Sequence[Row]) -> list[Row]:
 
 
 def ratios_of(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Speed and memory against each peer: in every dtype, and in the one in which the peer is fastest."""
+    """Speed and memory relative to each peer: in every dtype, and in the peer's fastest dtype."""
     found: dict[str, float | None] = {}
     speeds = {row["variant"]: row["tokens_per_second"] for row in rows}
     for peer in PEERS:

@@ -1,6 +1,6 @@
-"""`README.md`: the student's model card. What it was made from, how, what was lost, and what nobody measured.
+"""`README.md`: the student's model card. What it was made from and how, what was lost, and what was not measured.
 
-It goes where others read it, so it names no path of this machine.
+The card is published, so it names no path of this machine.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _SPDX_LIKE = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
 
 
 def render_card(findings: Findings) -> str:
-    """The card, as Markdown with its metadata in front."""
+    """The card, as Markdown with YAML metadata in front."""
     from huggingface_hub import ModelCard, ModelCardData
 
     origin = findings.begins_with
-    # A licence that is not an identifier goes by its name, as the hub asks.
+    # The hub asks for `other` and a name for a licence that is not an SPDX-like identifier.
     licence: dict[str, Any] = {}
     if origin is not None and origin.licence:
         named = origin.licence.lower()
@@ -43,7 +43,7 @@ def render_card(findings: Findings) -> str:
         library_name=None if findings.is_module else "transformers",
         pipeline_tag=SPECS[findings.recipe.task].pipeline_tag,
         tags=["knowledge-distillation", "potstill"],
-        # No model-index: the figures are of held-out records of this run, which are no benchmark that others can run.
+        # No model-index: the figures are of this run's held-out records, which are not a benchmark that others can run.
     )
     body = _template().render(
         findings=findings,
@@ -79,7 +79,7 @@ def render_card(findings: Findings) -> str:
 def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("potstill.report"),
-        # Every value is escaped for Markdown and then taken as it is; what is our own wording says so (`own`).
+        # Every value is escaped for Markdown and then taken verbatim; our own wording is marked (`own`).
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else Markup(escape_markdown(value)),
         undefined=StrictUndefined,
@@ -106,13 +106,13 @@ def _how_it_was_made(findings: Findings) -> str:
 
 
 def _begins_with_weights(findings: Findings) -> str:
-    """A file of weights that the student began with, by name; empty where it began with a model's or random ones."""
+    """The name of the weights file that the student began with; empty if it began with a model's or random weights."""
     student = findings.recipe.student
     return student.weights.name if isinstance(student, ModuleStudent) and student.weights is not None else ""
 
 
 def _normalised(data: Any) -> tuple[float, float] | None:
-    """Mean and deviation that images are normalised with."""
+    """Mean and standard deviation that images are normalised with."""
     return (data.mean, data.std) if isinstance(data, ImageSettings) else None
 
 
@@ -133,7 +133,7 @@ def _text_of(findings: Findings) -> str:
 
 
 def _data_name(data: Any) -> str:
-    """A data source by the name that others can know: never a folder of this machine."""
+    """The public name of a data source: never a folder of this machine."""
     if hasattr(data, "path"):
         return Path(data.path).name
     return str(getattr(data, "id", None) or getattr(data, "name", None) or data.kind)

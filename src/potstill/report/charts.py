@@ -1,6 +1,6 @@
-"""The charts, each drawn twice: for a wide page and for a narrow one, so that letters keep their size.
+"""The charts, each drawn twice, for a wide and a narrow page, so that letters keep their size.
 
-Altair loads when a chart is made, not before.
+Altair is loaded when a chart is made.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Named = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart for both widths (`narrow` is None where one fits both), what stands above and below it, and the models
-    that its legend must name."""
+    """A chart for both widths (`narrow` is None if one fits both), its title and caption, and the models in its
+    legend."""
 
     title: str
     caption: str
@@ -49,11 +49,11 @@ def interval_figure(
     Args:
         title: of the figure.
         caption: below it.
-        rows: name (of a model, or of a metric), interval, and how the estimate is printed.
+        rows: name (of a model, or of a metric), interval, and the printed estimate.
         axis: title of the axis, with the unit.
         zero_line: draw a line at 0, for differences.
-        bounds: of the axis; by itself it holds all intervals.
-        named: what a model is called.
+        bounds: of the axis; by default those of all intervals.
+        named: the display name of a model.
     """
     values = [
         {"name": named(name), "model": name if name in LOOKS else "student", "text": printed}
@@ -92,8 +92,8 @@ def interval_figure(
 
 
 def _around_one_value(values: Sequence[float]) -> list[float] | None:
-    """A domain around values that are all the same, which an axis of their own extent would give a single tick, rounded
-    to a number that is none of them. None where they differ."""
+    """A domain around equal values, for which the default axis would have a single tick; its ends are rounded and
+    differ from the value. None if the values differ."""
     low, high = min(values), max(values)
     if high > low:
         return None
@@ -102,7 +102,8 @@ def _around_one_value(values: Sequence[float]) -> list[float] | None:
 
 
 def reliability_figure(curves: Mapping[str, Sequence[Bin]], *, named: Named = shown) -> Figure:
-    """How often the first choice is right against its probability, by model, with the diagonal of calibration."""
+    """Reliability diagram: share of right first choices against their probability, by model, with the diagonal of
+    calibration."""
     values = [
         {"model": name, "x": 100 * one.probability, "y": 100 * one.right.value}
         | {"low": 100 * one.right.low, "high": 100 * one.right.high}
@@ -136,7 +137,7 @@ def reliability_figure(curves: Mapping[str, Sequence[Bin]], *, named: Named = sh
 
 @dataclass(frozen=True)
 class Bar:
-    """One model's value, how it is printed, and from where to where it was measured, if more than once."""
+    """One model's value, its printed form, and the range of its measurements if there are several."""
 
     model: str
     value: float
@@ -145,7 +146,7 @@ class Bar:
 
 
 def bar_figure(title: str, caption: str, bars: Sequence[Bar]) -> Figure:
-    """One bar per model, from 0, with its value printed at its end and a line over its spread."""
+    """One bar per model, from 0, with its value printed at its end and a line over its range."""
     values: list[dict[str, Any]] = [
         {"name": shown(bar.model), "model": bar.model, "value": bar.value, "text": bar.printed}
         | dict(zip(("low", "high"), bar.spread or (bar.value, bar.value), strict=True))
@@ -158,7 +159,7 @@ def bar_figure(title: str, caption: str, bars: Sequence[Bar]) -> Figure:
 
         base = alt.Chart(alt.InlineData(values=values)).encode(
             y=_names(),
-            # Room for the printed value behind the longest bar.
+            # Room for the printed value after the longest bar.
             x=alt.X("value:Q", axis=None, scale=alt.Scale(domain=[0, top * 1.5], nice=False)),
         )
         drawn = base.mark_bar(size=14, cornerRadiusEnd=2).encode(color=_colours())
@@ -178,8 +179,8 @@ def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked:
         caption: below it.
         points: mappings of model, step and value.
         axis: title of the vertical axis, with the unit.
-        marked: whether each point gets its model's shape (where they are few).
-        named: what a model is called.
+        marked: draw each point with its model's shape (for few points).
+        named: the display name of a model.
     """
     models = _models_in(points)
 
@@ -210,10 +211,10 @@ def histogram_figure(
     Args:
         title: of the figure.
         caption: below it.
-        rows: as `distribution.histogram` gives them.
+        rows: from `distribution.histogram`.
         axis: title of the horizontal axis, with the unit.
-        units: what the shares are of.
-        named: what a model is called.
+        units: name of the targets.
+        named: the display name of a model.
     """
     models = _models_in(rows)
     ticks = [t for t in (0, 0.1, 0.3, 1, 3, 10, 30) if t <= max(float(r["to"]) for r in rows)]
@@ -246,7 +247,7 @@ def _both(title: str, caption: str, chart: Callable[[int], Any], label: str, leg
 
 
 def _finished(chart: Any, width: int, height: int) -> Any:
-    """The chart in a box of this size, axes and all, in the stand-in colours and without a legend."""
+    """The chart in a box of fixed size, axes included, in the stand-in colours, without a legend."""
     import altair as alt
 
     return (
@@ -276,7 +277,7 @@ def _finished(chart: Any, width: int, height: int) -> Any:
 def _names() -> Any:
     import altair as alt
 
-    # Room for the longest name, in whatever letters the reader's machine has.
+    # Room for the longest name in any font.
     axis = alt.Axis(ticks=False, domain=False, grid=False, labelColor=INK, minExtent=66)
     return alt.Y("name:N", sort=None, title=None, axis=axis)
 

@@ -1,4 +1,4 @@
-"""How the loss is spread over tokens: histograms and quantiles. A mean hides where it comes from."""
+"""The distribution of the loss over tokens: histograms and quantiles. A mean does not show where the loss is."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ BINS = 32
 QUANTILES = (0.5, 0.9, 0.99)
 WORST_SHARE = 0.1
 BEND = 0.1
-"""Nats; the histogram's scale is nearly linear below it, logarithmic above: Vega's symlog with this constant."""
+"""In nats. The histogram's scale is nearly linear below it and logarithmic above: Vega's symlog with this constant."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One model's loss per token: quantiles at `QUANTILES`, the largest, and how much of the whole loss lies on the
-    worst tenth of the tokens (None where the whole is 0)."""
+    """One model's loss per token: quantiles at `QUANTILES`, the maximum, and the share of the total loss on the worst
+    tenth of the tokens (None if the total is 0)."""
 
     quantiles: tuple[float, ...]
     largest: float
@@ -27,7 +27,8 @@ class Spread:
 
 
 def spread_of(values: NDArray[np.float64]) -> Spread | None:
-    """The spread of one value per token [N]; values that are not finite are counted and left out. None if none is."""
+    """The spread of one value per token [N]. Values that are not finite are counted and left out. None if no value is
+    finite."""
     finite = np.sort(values[np.isfinite(values)])
     if finite.size == 0:
         return None
@@ -44,7 +45,7 @@ def spread_of(values: NDArray[np.float64]) -> Spread | None:
 def histogram(columns: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> list[dict[str, float | str]]:
     """Shares of tokens in bins that are the same for all models: rows of model, `from`, `to` (nats) and `share`.
 
-    Bins are even on a scale of log(1 + loss/0.1): wide where the tail is, narrow near 0, which is on it.
+    Bins have equal width on a scale of log(1 + loss/0.1), which includes 0: wide in the tail, narrow near 0.
     """
     finite = {name: values[np.isfinite(values)] for name, values in columns.items() if name in names}
     top = max((float(v.max()) for v in finite.values() if v.size), default=0.0)
@@ -56,7 +57,7 @@ def histogram(columns: Mapping[str, NDArray[np.float64]], names: Sequence[str]) 
     for name in names:
         if name not in finite or not finite[name].size:
             continue
-        # Rounding can put a KL of an exact match a hair below 0.
+        # By rounding, the KL of an exact match can be slightly below 0.
         counts, _ = np.histogram(np.maximum(finite[name], 0.0), bins=edges)
         shares = counts / finite[name].size
         rows += [

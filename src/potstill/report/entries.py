@@ -1,5 +1,4 @@
-"""The worst documents and examples of the page, ready for the template: texts, images, and what the models made of
-them."""
+"""The worst documents and examples of the page, ready for the template: texts, images, and the models' answers."""
 
 from __future__ import annotations
 
@@ -15,14 +14,14 @@ from potstill.report.terminology import Words, words_of
 from potstill.tasks import SPECS
 
 TEXT_SHOWN = 4000
-"""Characters of a text; what is longer is cut, and said."""
+"""Maximum characters of a text; the page says how many were cut."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text beside others: whose it is, how it ended, and how many characters were left out."""
+    """One of several texts shown side by side: its model, how it ended, and the number of characters cut."""
 
     model: str
     label: str
@@ -33,8 +32,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Entry:
-    """A held-out document or example and what the models made of it. `image` is a PNG in base64.
-    `short` says that the texts are names of classes."""
+    """A held-out document or example, and the models' answers to it. `image` is a PNG in base64. `short` says that the
+    texts are class names."""
 
     heading: str
     losses: str
@@ -45,7 +44,7 @@ class Entry:
 
 
 def entries_of(findings: Findings) -> list[Entry]:
-    """The worst of them, with the texts side by side."""
+    """The worst documents or examples, with their texts side by side."""
     limit = findings.recipe.evaluate.sample_tokens if findings.recipe.evaluate is not None else 0
     words = words_of(findings.measures)
     worst = findings.documents[: findings.recipe.report.worst_documents]
@@ -58,7 +57,7 @@ def entries_of(findings: Findings) -> list[Entry]:
 
 
 def worst_of(findings: Findings) -> str:
-    """What the worst are chosen by, in words."""
+    """The criterion by which the worst are chosen, in words."""
     student, task = findings.student, SPECS[findings.measures.task]
     if task.has_vocabulary:
         return "the student is " + ("farthest from its teacher" if student.get("kl") else "least sure of the text")
@@ -127,7 +126,7 @@ def _example(raw: Mapping[str, Any], words: Words) -> Entry:
             if name in said and name != "untrained"
         ],
         short=True,
-        # Base64 and nothing else, whatever stands in the file.
+        # Only base64, whatever the file contains.
         image=image if isinstance(image, str) and _BASE64.fullmatch(image) else None,
     )
 

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: as many digits as the interval supports, a true minus sign, units beside."""
+"""Numbers for a reader: as many digits as the interval supports, a true minus sign, and units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
 def number(value: float, decimals: int = 2) -> str:
-    """`−1,234.50`. What is not finite is said in words."""
+    """`−1,234.50`. Values that are not finite become words."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{_MINUS if value < 0 else ''}infinite"
     text = f"{value:,.{decimals}f}"
@@ -23,16 +23,14 @@ def number(value: float, decimals: int = 2) -> str:
 
 
 def signed(value: float, decimals: int = 2) -> str:
-    """As `number`, with a plus sign where it is above 0."""
+    """As `number`, with a plus sign if it is positive."""
     text = number(value, decimals)
     return f"+{text}" if value > 0 and any(c in "123456789" for c in text) else text
 
 
 def decimals_of(interval: Interval, most: int = 4) -> int:
-    """Decimals that an interval's half width supports: two digits of it if it begins with 1 to 3, else one.
-
-    At least 2.
-    """
+    """Number of decimals that an interval's half width supports: two significant digits if it begins with 1 to 3, else
+    one. At least 2 decimals."""
     half = (interval.high - interval.low) / 2
     if not math.isfinite(half) or half <= 0:
         return 2
@@ -62,12 +60,12 @@ def brackets(found: Interval, decimals: int | None = None) -> str:
 
 
 def percent(value: float, decimals: int = 0) -> str:
-    """`41 %`, of a share in [0, 1]."""
+    """A share in [0, 1] as `41 %`."""
     return f"{number(100 * value, decimals)} %"
 
 
 def percent_interval(found: Interval | None) -> str:
-    """`41.2 % [39.0, 43.5]`, of shares in [0, 1]."""
+    """Shares in [0, 1] as `41.2 % [39.0, 43.5]`."""
     if found is None:
         return NONE
     return f"{percent(found.value, 1)} [{number(100 * found.low, 1)}, {number(100 * found.high, 1)}]"
@@ -105,12 +103,12 @@ def _large(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number with thousands separated."""
+    """An integer with thousands separators."""
     return number(value, 0)
 
 
 def large(value: float) -> str:
-    """`134.5M`: parameters, and what else has many digits."""
+    """Large counts, such as parameters: `134.5M`."""
     for size, unit in _UNITS:
         if abs(value) >= size:
             return f"{number(value / size, 1)}{unit}"

@@ -1,4 +1,4 @@
-"""What was found in a run: everything that the page and the card say is read here, from whole artifacts."""
+"""The findings of a run: everything that the page and the card state is read here, from complete artifacts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from potstill.teachers.origin import Origin, origin_of
 
 @dataclass(frozen=True)
 class Findings:
-    """All that is known of a run, as its artifacts state it.
+    """Everything known about a run, as its artifacts state it.
 
-    `values` are the losses of every held-out target, by column (`kl_student`), and `classes` the label of each example
-    and the class that each model says (`label`, `student`, …; empty where there are no classes). `history` and
-    `trained`
-    are the training log and the facts of the student and, by the same names, of the controls that were trained.
-    `manifests` are those of the stages read, in the order in which they ran. `has_template` says whether the student
-    takes conversations, and `is_module` whether it is a plain module, which `transformers` does not open.
+    `values` are the losses of every held-out target, by column (`kl_student`). `classes` are the label of each example
+    and each model's first choice (`label`, `student`, …; empty without classes). `history` and `trained` are the
+    training log and the facts of the student and, under their names, of the trained controls. `manifests` are those of
+    the stages read, in the order of the run. `has_template` says whether the student takes conversations, and
+    `is_module` whether it is a plain module, which `transformers` does not open.
     """
 
     recipe: Recipe
@@ -54,12 +53,12 @@ class Findings:
 
     @property
     def models(self) -> list[ModelMeasures]:
-        """All that were measured, in the order in which they are shown."""
+        """All measured models, in display order."""
         return [self.measures.models[name] for name in MODELS if name in self.measures.models]
 
     @property
     def begins_with(self) -> Origin | None:
-        """The model whose weights the student began with; None if it began with random ones."""
+        """The model whose weights the student began with; None if they were random."""
         student = self.recipe.student
         if isinstance(student, FromTeacher):
             return self.teacher
@@ -72,10 +71,10 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
     Args:
         recipe: the recipe of the run.
         inputs: `evaluate` and `train`, and if the recipe has them `train.text_only` and `generate`.
-        teacher: what is known of the teacher.
+        teacher: facts about the teacher.
 
     Raises:
-        RunError: a file that should be there is missing or damaged.
+        RunError: a required file is missing or damaged.
     """
     evaluate = inputs["evaluate"].path
     trainings = {"student": inputs["train"]}
@@ -131,7 +130,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _losses(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The loss of each model on each target; the columns `nll_…` and `kl_…`."""
+    """The losses of each model on each target: the columns `nll_…` and `kl_…`."""
     import pyarrow.parquet as pq
 
     names = [name for name in pq.read_schema(path).names if name.startswith(("nll_", "kl_"))]
@@ -140,7 +139,7 @@ def _losses(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _classes(path: Path) -> dict[str, list[str]]:
-    """The label of each example, and the class that each model says, by the model's name; nothing of embeddings."""
+    """The label of each example, and each model's first choice, by the model's name; empty for embeddings."""
     import pyarrow.parquet as pq
 
     names = [name for name in pq.read_schema(path).names if name.startswith("class_")]

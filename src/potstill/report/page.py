@@ -1,4 +1,4 @@
-"""`report.html`: one file that needs nothing else, runs nothing, and loads nothing."""
+"""`report.html`: one self-contained file. It runs no script and loads nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from potstill.tasks import SPECS
 
 
 def render_page(findings: Findings) -> str:
-    """The whole page, as HTML that encodes to UTF-8."""
+    """The complete page, as HTML that encodes to UTF-8."""
     style = _style()
     verdict, words = judge(findings.measures), words_of(findings.measures)
     return (
@@ -70,7 +70,7 @@ def render_page(findings: Findings) -> str:
 
 
 def content_policy(style: str) -> str:
-    """A policy under which the page can load nothing and run nothing, and has this one style."""
+    """A content security policy that allows nothing but this one style and embedded images."""
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
 
@@ -88,7 +88,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # Every value that is printed goes through here, before it is escaped.
+        # Every printed value passes through here before it is escaped.
         finalize=lambda value: value if isinstance(value, Markup) else readable(value),
     )
     environment.filters |= {"count": figures.count}

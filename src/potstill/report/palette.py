@@ -1,8 +1,9 @@
-"""How each model looks, the same in every chart: a colour, a dash, a shape and a name, any of which tells it apart.
+"""The appearance of each model, the same in every chart: a colour, a dash, a shape and a name, each of which identifies
+it.
 
-The colours are those of Okabe and Ito (2008), which people with colour blindness tell apart, darkened or lightened for
-contrast with the page. Charts are drawn with the stand-ins below; `svg.py` turns each into a class, and `style.css`
-says what the class looks like by day and by night.
+The colours are those of Okabe and Ito (2008), which readers with colour blindness can distinguish, darkened or
+lightened for contrast with the page. Charts are drawn with the stand-ins below; `svg.py` turns each into a class, and
+`style.css` defines the class for light and dark mode.
 """
 
 from __future__ import annotations
@@ -43,5 +44,5 @@ CLASSES = {look.colour: name.replace("_", "-") for name, look in LOOKS.items()} 
 
 
 def shown(name: str) -> str:
-    """What a model is called on the page."""
+    """The name of a model on the page."""
     return LOOKS[name].shown if name in LOOKS else name.replace("_", " ")

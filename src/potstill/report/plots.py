@@ -1,4 +1,4 @@
-"""The charts of each section of the page: which are drawn, of what, and what stands below them."""
+"""The charts of each section of the page: which are drawn, their data, and their captions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from potstill.report.sections import RATES, rate_of
 from potstill.report.terminology import words_of
 
 _OFF_SCALE = 3.0
-"""A model this many times as far off as the student is left out of a chart (it stands in the table)."""
+"""A model whose value is this many times the student's is left out of a chart (the table has it)."""
 
 _MOST_POINTS = 400
 
 
 def against_figures(findings: Findings) -> list[Figure]:
-    """Teacher, student and controls, with intervals; and the paired differences to the control."""
+    """Teacher, student and controls, with intervals; and the paired differences from the control."""
     return [*_difference_figures(findings), *_loss_figures(findings), *_share_figures(findings)]
 
 
 def _difference_figures(findings: Findings) -> list[Figure]:
-    """One figure for each unit, since one axis has one."""
+    """One figure per unit, since an axis has one unit."""
     measures, words = findings.measures, words_of(findings.measures)
     rows: dict[tuple[Unit, str], list[tuple[str, Interval, str]]] = {}
     for spec in _charted(findings):
@@ -96,7 +96,7 @@ def _charted(findings: Findings) -> list[MetricSpec]:
 
 
 def _in_percent(spec: MetricSpec, found: Interval) -> Interval:
-    """Shares are drawn in percent."""
+    """Convert shares to percent."""
     factor = 100 if spec.unit == "share" else 1
     return Interval(factor * found.value, factor * found.low, factor * found.high)
 
@@ -126,7 +126,8 @@ def size_figures(findings: Findings) -> list[Figure]:
 
 
 def curve_figures(findings: Findings) -> list[Figure]:
-    """Held-out measures of student and control on the same axes; training losses, which differ in kind, apart."""
+    """Held-out measures of student and control on the same axes. Training losses differ in kind, so each has its own
+    chart."""
     words = words_of(findings.measures)
     made = []
     for title, key, axis, scale in (
@@ -157,14 +158,14 @@ def _objectives(findings: Findings, name: str) -> str:
 
 
 def _short(kind: str) -> str:
-    """A plug-in by its class, not by its path."""
+    """The class name of a plug-in, without its path."""
     return kind.rpartition(":")[2]
 
 
 def _points(
     findings: Findings, key: str, models: Sequence[str], scale: float = 1.0
 ) -> tuple[list[dict[str, Any]], int]:
-    """The logged values of a key, thinned to what can be seen, and how many logs there are to one that is drawn."""
+    """The logged values of a key, thinned to a visible number, and the thinning factor."""
     points, every = [], 1
     for name in models:
         rows = [r for r in findings.history[name] if isinstance(r.get(key), (int, float)) and math.isfinite(r[key])]
@@ -188,7 +189,7 @@ def spread_figures(findings: Findings) -> list[Figure]:
 
 
 def measured_models(findings: Findings) -> list[str]:
-    """Whose spread is shown: all but the untrained student, of which nobody expects anything."""
+    """The models whose spread is shown: all but the untrained student."""
     return [m.name for m in findings.models if m.name != "untrained"]
 
 

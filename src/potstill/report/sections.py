@@ -33,7 +33,8 @@ from potstill.tasks import SPECS
 
 @dataclass(frozen=True)
 class Table:
-    """`head` and `rows` of equal length; the first column names the row. `models` are the row's models, for colour."""
+    """`head` and `rows` have equal length; the first column names the row. `models` are the models of the rows, for
+    colour."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -51,7 +52,7 @@ class Card:
 
 
 def tag_of(verdict: Verdict, words: Words) -> str:
-    """The verdict in a few words, on the control."""
+    """The verdict on the control, in a few words."""
     alone = "text" if words.control == "text only" else "labels"
     return {
         "better": f"Better than {alone} alone",
@@ -107,7 +108,7 @@ def _metric_card(measures: Measures, spec: MetricSpec, student: ModelMeasures, t
 
 
 def _worth_card(measures: Measures, words: Words) -> Card | None:
-    """The paired difference to the control, in the first deciding metric that there is."""
+    """The paired difference from the control, in the first deciding metric that was measured."""
     compared = (measures.comparison("student", "text_only", spec.name) for spec in measures.deciding)
     worth = next((c for c in compared if c is not None), None)
     if worth is None:
@@ -133,7 +134,7 @@ def _speed_card(mine: Speed, other: Speed | None) -> list[Card]:
 
 
 def models_table(measures: Measures) -> Table:
-    """All models on the held-out records, in the metrics that belong to no measure's section, with their size."""
+    """All models on the held-out records, by the metrics without a section of their own, with their size."""
     return metrics_table(
         measures,
         [spec for spec in measures.metrics.values() if not spec.section],
@@ -145,7 +146,7 @@ def models_table(measures: Measures) -> Table:
 def metrics_table(
     measures: Measures, specs: Sequence[MetricSpec], *others: tuple[str, Callable[[ModelMeasures], str]]
 ) -> Table:
-    """All models in some metrics; a column that no model has is left out."""
+    """All models by some metrics. A column without values is left out."""
     words = words_of(measures)
     present = [measures.models[name] for name in LOOKS if name in measures.models]
     columns: list[tuple[str, Callable[[ModelMeasures], str]]] = [
@@ -163,7 +164,7 @@ def _cell(spec: MetricSpec, model: ModelMeasures) -> str:
 
 
 def solving_table(measures: Measures) -> Table | None:
-    """Why answers are not solved, by model; None where no problems were put."""
+    """Why answers are not solved, by model; None if no problems were asked."""
     words, solving = words_of(measures), measures.solving
     if solving is None:
         return None
@@ -184,7 +185,7 @@ def _amounts(counts: Mapping[str, int], names: Sequence[str]) -> list[str]:
 
 
 def differences_table(measures: Measures) -> Table:
-    """Every paired comparison that was made."""
+    """Every paired comparison."""
     words = words_of(measures)
     rows = [
         (
@@ -203,11 +204,11 @@ RATES = (
     ("decode", "decode, tokens/s", "Decode, tokens per second"),
     ("examples", "examples/s", "Examples per second"),
 )
-"""Kinds of rate, as rows of a table and as titles."""
+"""Kinds of rate: titles in tables and figures."""
 
 
 def rate_of(speed: Speed, kind: str) -> tuple[float | None, tuple[float, float] | None]:
-    """A rate per second and its spread, None where the model has none of the kind."""
+    """A rate per second and its range; None if the model has no rate of this kind."""
     if kind == "examples":
         return speed.examples_per_second, speed.examples_spread
     if kind == "decode":
@@ -216,7 +217,7 @@ def rate_of(speed: Speed, kind: str) -> tuple[float | None, tuple[float, float] 
 
 
 def size_table(measures: Measures) -> Table | None:
-    """Teacher against student in size, rate and memory; None if there is nothing to set side by side."""
+    """Teacher and student compared by size, rate and memory; None if there is nothing to compare."""
     teacher, student = measures.models.get("teacher"), measures.models["student"]
     sides = [m for m in (teacher, student) if m is not None]
     rows: list[tuple[str, ...]] = [
@@ -231,7 +232,7 @@ def size_table(measures: Measures) -> Table | None:
             ("measured in", *(s.dtype for s in speeds), ""),
         ]
     if len(sides) == 1:
-        # A ratio needs two.
+        # A ratio needs both.
         return Table(("", "student"), [row[:2] for row in rows])
     return Table(("", *(m.name for m in sides), "student ÷ teacher"), rows)
 
@@ -273,7 +274,7 @@ def spread_table(findings: Findings, loss: str, models: Sequence[str]) -> Table 
 
 
 def counts_table(findings: Findings) -> Table:
-    """Every count that a stage made: what was read, kept, dropped and cut."""
+    """Every count of every stage: records read, kept, dropped and cut."""
     rows = [
         (stage, what, str(amount) if not isinstance(amount, int) else figures.count(amount))
         for stage, manifest in findings.manifests.items()
@@ -335,7 +336,7 @@ def _spread(spread: tuple[float, float]) -> str:
 
 
 def _overlap(spreads: Sequence[tuple[float, float]]) -> str:
-    """A ratio of rates whose repetitions overlap shows nothing, and says so."""
+    """A ratio of rates; one whose ranges of repetitions overlap is marked as not shown."""
     if len(spreads) != 2 or spreads[0][1] < spreads[1][0] or spreads[1][1] < spreads[0][0]:
         return ""
     return " (the repetitions overlap)"
@@ -351,14 +352,14 @@ def _ratio(sides: Sequence[float]) -> str:
 
 
 MOST_CLASSES = 20
-"""With more, a table of all pairs tells nobody anything."""
+"""Maximum number of classes in a table of all pairs."""
 
 _COMMONEST = 10
 
 
 def class_table(findings: Findings) -> Table | None:
-    """Examples, recall, precision and F1 of each class, for student and teacher; the smallest F1 of the student first,
-    MOST_CLASSES of them."""
+    """Examples, recall, precision and F1 of each class, for student and teacher: the MOST_CLASSES classes with the
+    smallest F1 of the student, smallest first."""
     labels, student, teacher = (findings.classes.get(name) for name in ("label", "student", "teacher"))
     if not labels or student is None:
         return None
@@ -392,14 +393,14 @@ class _ByClass:
         return 2 * self.right[name] / (self.labelled[name] + self.predicted[name])
 
     def cells(self, name: str) -> tuple[str, str, str]:
-        """Recall with its count, precision (none where the class is never predicted), and F1."""
+        """Recall with its count, precision (none if the class is never predicted), and F1."""
         predicted = self.predicted[name]
         precision = figures.percent(self.right[name] / predicted) if predicted else figures.NONE
         return _share(self.right[name], self.labelled[name]), precision, figures.percent(self.f1(name))
 
 
 def confusions_table(findings: Findings) -> Table | None:
-    """The commonest confusions of the student, and how often the teacher makes each."""
+    """The commonest confusions of the student, with the teacher's count of each."""
     labels, student, teacher = (findings.classes.get(name) for name in ("label", "student", "teacher"))
     if not labels or student is None:
         return None
@@ -416,7 +417,7 @@ def confusions_table(findings: Findings) -> Table | None:
 
 
 def confusion_matrix(findings: Findings) -> Table | None:
-    """Labels (rows) against the classes that the student says (columns, by number), where there are few classes."""
+    """Labels (rows) against the student's predictions (columns, by number), if there are few classes."""
     labels, student = findings.classes.get("label"), findings.classes.get("student")
     if not labels or student is None:
         return None
@@ -468,7 +469,7 @@ class Section:
 
 
 def measured_sections(measures: Measures) -> list[Section]:
-    """The sections of all measures that have something to show beside the table of all models."""
+    """The sections of all measures that have more to show than their columns in the table of all models."""
     names = [spec.section for spec in measures.metrics.values()] + [f.section for f in measures.findings]
     words = words_of(measures)
     made = []
@@ -487,7 +488,7 @@ def measured_sections(measures: Measures) -> list[Section]:
 
 
 def part_of(finding: Finding, words: Words) -> Part:
-    """A finding by its type."""
+    """A finding, rendered by its type."""
     if isinstance(finding, Reliability):
         return _reliability(finding, words)
     if isinstance(finding, Bands):

@@ -1,4 +1,4 @@
-"""The stage `report`: from measures to a page and a model card. Neither torch nor altair until it works."""
+"""The stage `report`: from measures to a page and a model card. Loads torch and altair only when it runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CONTRACT = 2
 def stage(recipe: Recipe) -> Stage:
     """The stage of a recipe that has an `evaluate` section.
 
-    Its artifact holds `report.html` and `README.md`, the model card that exporters take along. The page shows the
-    whole recipe, so the whole recipe is in its key.
+    Its artifact holds `report.html` and `README.md`, the model card that exporters include. The page shows the whole
+    recipe, so the whole recipe is in its key.
     """
     reads = ["evaluate", *(training.stage for training in recipe.required_train.trainings)]
     if recipe.generate is not None:

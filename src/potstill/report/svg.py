@@ -1,7 +1,7 @@
-"""A chart as static SVG that may stand in a page: drawn offline by vl-convert, then stripped to shapes and words.
+"""A chart as static SVG that is safe to embed in a page: drawn offline by vl-convert, then reduced to shapes and text.
 
-What comes out holds no script, style, link, font or reference of any kind: elements and attributes that are not named
-here do not pass. Colours become classes, so that the page's style decides by day and by night.
+The result has no script, style, link, font or reference of any kind: only the elements and attributes listed here pass.
+Colours become classes, so that the page's style defines them for light and dark mode.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def draw(chart: Any, label: str) -> Markup:
     """Draw an altair chart.
 
     Args:
-        chart: the chart; its colours are those of `palette.py` only.
-        label: what the chart says, for those who cannot see it.
+        chart: the chart, in colours of `palette.py` only.
+        label: a description of the chart for screen readers.
 
     Returns:
         An `<svg>` element.
@@ -40,10 +40,10 @@ def draw(chart: Any, label: str) -> Markup:
 
 
 def as_inline(svg: str, label: str) -> Markup:
-    """Strip an SVG document to what may stand in the page.
+    """Reduce an SVG document to the elements that may be embedded.
 
     Raises:
-        ValueError: it has a colour that no class stands for.
+        ValueError: it has a colour without a class.
     """
     root = _stripped(ElementTree.fromstring(svg))
     if root is None:
@@ -79,5 +79,5 @@ def _stripped(element: ElementTree.Element) -> ElementTree.Element | None:
 
 
 def readable(value: Any) -> str:
-    """Text of which every character can be written and seen: control characters and halves of pairs become �."""
+    """Displayable text: control characters and lone surrogates become �."""
     return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", str(value))

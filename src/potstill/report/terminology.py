@@ -1,4 +1,4 @@
-"""What models and targets are called on the page and in the card, by task. Metrics name themselves (`MetricSpec`)."""
+"""Names of models and targets on the page and in the card, by task. Metrics have their own names (`MetricSpec`)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from potstill.tasks import Task
 
 @dataclass(frozen=True)
 class Words:
-    """The words of a task.
+    """The vocabulary of a task.
 
     Attributes:
         model: the kind of model, in the card.
-        unit: what one value is of.
+        unit: name of a target.
         units: its plural.
         control: the name of the control that learned without the teacher.
         alone: what that control learned from.
-        agrees: what agreement with the teacher means, as a clause.
+        agrees: the meaning of agreement with the teacher, as a clause.
         entries: the worst held-out records.
     """
 
@@ -39,7 +39,7 @@ class Words:
 
     @property
     def title(self) -> str:
-        """The control at the beginning of a line."""
+        """The name of the control at the beginning of a line."""
         return self.control[:1].upper() + self.control[1:]
 
 
@@ -78,12 +78,12 @@ WORDS: dict[Task, Words] = {
 
 
 def words_of(measures: Measures) -> Words:
-    """The words of what was measured."""
+    """The vocabulary of some measures."""
     return WORDS[measures.task]
 
 
 def terms_of(measures: Measures) -> list[tuple[str, str]]:
-    """The terms of the tables with their meaning, of those that are used."""
+    """The terms of the tables that are used, with their meaning."""
     terms = [
         (spec.term, spec.explanation) for spec in measures.metrics.values() if spec.explanation and not spec.section
     ]

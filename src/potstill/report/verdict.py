@@ -1,7 +1,7 @@
 """Two sentences: what the student kept and lost, and what its teacher was worth.
 
-The second says plainly when nothing is shown: where the interval of the paired difference to the same student trained
-without the teacher includes 0, that is the verdict.
+If the interval of the paired difference from the same student trained without the teacher includes 0, the second
+sentence says that no benefit is shown.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from potstill.report.terminology import Words, words_of
 from potstill.tasks import SPECS
 
 Worth = Literal["better", "unclear", "worse", "mixed", "unknown", "untaught", "alone"]
-"""Of the teacher's signals, as the control shows it; unknown without that control, untaught where no objective asked
-the teacher, alone without one."""
+"""The worth of the teacher's signals, as the control shows it: unknown without that control, untaught if no objective
+used the teacher, alone without a teacher."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`kept` and `worth` are one sentence each; `kept` is two where problems were put to the models. `losses` are the
-    named losses beyond noise, the largest first."""
+    """`kept` and `worth` are one sentence each; `kept` is two if problems were asked. `losses` are the named losses
+    beyond noise, the largest first."""
 
     kept: str
     worth: str
@@ -49,7 +49,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class NamedLoss:
-    """A loss, with its size: a clause, the section that shows it, and what to try."""
+    """A loss, with its size: a clause, the section that shows it, and a remedy."""
 
     text: str
     section: str
@@ -96,8 +96,8 @@ def _kept(measures: Measures, words: Words) -> str:
 
 
 def _solves(measures: Measures) -> str:
-    """What it solves, with the paired difference to its teacher, as a sentence more; empty where no problems were
-    put."""
+    """The share of problems solved, with the paired difference from its teacher, as a further sentence; empty if no
+    problems were asked."""
     solved, solving = measures.models["student"].get("solved"), measures.solving
     if solved is None or solving is None:
         return ""
@@ -115,7 +115,7 @@ def _agrees(student: ModelMeasures, words: Words, held_out: str) -> str:
 
 
 def _right(measures: Measures, held_out: str) -> str:
-    """Accuracy beside the teacher's, the share kept, and what the two numbers hide."""
+    """Accuracy beside the teacher's, the share kept, and the flips that the two numbers hide."""
     student, teacher = measures.models["student"], measures.models["teacher"]
     said = (
         f"{_an_accuracy(measures)} of {percent_interval(student.get('accuracy'))} on {held_out}, where its teacher has "
@@ -130,7 +130,7 @@ def _right(measures: Measures, held_out: str) -> str:
 
 
 def _alone(measures: Measures, student: ModelMeasures, words: Words, held_out: str) -> str:
-    """A student that is held against no teacher."""
+    """A student without a measured teacher."""
     if (accuracy := student.get("accuracy")) is not None:
         chance = "" if measures.chance is None else f" (chance is {percent(measures.chance, 1)})"
         said = f"{_an_accuracy(measures)} of {percent_interval(accuracy)} on {held_out}{chance}"
@@ -181,7 +181,7 @@ def _worth(measures: Measures, words: Words) -> tuple[Worth, str]:
         zero = "both intervals include 0" if len(told) == 2 else "the interval includes 0"
         result = f"against {against}, the difference is {found}, and {zero} ({at}, {paired})"
         if measures.teacher_unmeasured is not None:
-            # A gain that nobody looked for is not one that was not found.
+            # A metric that was not measured is not the same as a difference that was not found.
             return "unknown", f"Whether it came nearer to its teacher was not measured; {result}."
         return outcome, f"That the teacher’s distributions were worth anything is not shown: {result}."
     said = " and ".join(_beside(measures, c) for c in told)
@@ -194,7 +194,7 @@ def _worth(measures: Measures, words: Words) -> tuple[Worth, str]:
 
 
 def _outcome(measures: Measures, told: list[Comparison]) -> Worth:
-    """Better or worse only where both metrics exclude 0 and point the same way."""
+    """Better or worse only if the intervals of both metrics exclude 0 and agree in direction."""
     signs = {(1 if measures.better(c) else -1) if c.excludes_zero else 0 for c in told}
     if signs == {1}:
         return "better"
@@ -223,7 +223,7 @@ def _without_control(measures: Measures, words: Words) -> tuple[Worth, str]:
 
 
 def _paired(measures: Measures) -> str:
-    """What the intervals are over. Other seeds are not in them where there was one training."""
+    """What the intervals are over. With a single training, they do not include other seeds."""
     groups = f"{count(measures.groups)} groups"
     if measures.seeds > 1:
         return f"paired over {groups} and {measures.seeds} training seeds"
@@ -251,7 +251,7 @@ def _difference(measures: Measures, c: Comparison) -> str:
 
 
 def _size(c: Comparison) -> Interval:
-    """A difference whose direction is said in words."""
+    """A difference whose direction is stated in words."""
     d = c.difference
     return d if d.value >= 0 else Interval(-d.value, -d.high, -d.low)
 
