@@ -1,5 +1,5 @@
-"""Comparisons with other kernels, trainers, clients and engines, side by side in one run. The last line of output is one
-JSON object.
+"""Comparisons with other kernels, trainers, clients and engines, side by side in one run. The last line of output is
+one JSON object.
 
 kd_loss.py       the loss and its gradients: fused sweep, naive, Liger, TRL, and the matrix products alone
 train_step.py    complete optimiser steps against TRL's trainers
