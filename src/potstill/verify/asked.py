@@ -16,6 +16,9 @@ _ENDS_NOUN = frozenset(
 )
 _COUNTED = re.compile(rf"(?:\d|\b(?:{'|'.join(sorted(NUMBER_WORDS))}))\s+((?:[a-z-]+\s+){{0,3}}[a-z-]+)", re.IGNORECASE)
 _ENDS_COUNTED = frozenset("and or of with for to each the a an from by as so then that which".split())
+_GIVEN = re.compile(
+    r"\bthe\s+(?:[a-z-]+\s+){0,2}?([a-z-]+)\s+(?:is|are|was|were|=|equals)\s+(-?\d[\d.,/]*)", re.IGNORECASE
+)
 _RATE = frozenset({"per", "each", "apiece"})
 _ASKS_RATE = _RATE | {"every", "average", "rate"}
 _TOTALS = frozenset({"together", "altogether", "combined"})
@@ -36,8 +39,11 @@ def of_another(question: str, said: str) -> str | None:
     last = last_sentence(said)
     if not asking or last is None:
         return None
-    last = conclusion(last)
-    return _other_noun(question[-4_000:], asking[-1], last) or _other_name(question[-4_000:], asking[-1], last)
+    return (
+        _other_noun(question[-4_000:], asking[-1], conclusion(last))
+        or _other_name(question[-4_000:], asking[-1], conclusion(last))
+        or _other_quantity(asking[-1], last)
+    )
 
 
 def _other_noun(question: str, asking: str, last: str) -> str | None:
@@ -58,6 +64,18 @@ def _other_noun(question: str, asking: str, last: str) -> str | None:
     if any(known_words(noun) & asked for noun in said):
         return None
     return said[-1] if known_words(said[-1]) & counted else None
+
+
+def _other_quantity(asking: str, last: str) -> str | None:
+    """ "The sum is 10 and the product is 7" where the sum is asked for: the quantity of the last value, if the sentence
+    gives the one that is asked for another value."""
+    given = [(m[1].lower(), m[2]) for m in _GIVEN.finditer(re.sub(r"[*$]", "", last))]
+    if len(given) < 2:
+        return None
+    asked = {word.lower() for word in words_in(asking)}
+    name, value = given[-1]
+    asked_for = [other for noun, other in given[:-1] if noun in asked]
+    return name if name not in asked and asked_for and value not in asked_for else None
 
 
 def _up_to_verb(words: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from potstill.types import Record, Verdict
 from potstill.verify.answer_extraction import without_reasoning
 from potstill.verify.asked import of_another
 from potstill.verify.base import question_text, references, shown
+from potstill.verify.sizes import is_too_large
 from potstill.verify.surroundings import known_words
 from potstill.verify.units import asked_units, is_known
 from potstill.verify.values import (
@@ -109,6 +110,8 @@ def _expressions(reference: Value, answer: Value, symbolic: Symbolic) -> Judgeme
             return Judgement("cannot_judge", f"only one of both states {what}")
     if marks_in(reference.text) or marks_in(answer.text):
         return Judgement("cannot_judge", "computer algebra does not read primes, transposes or a single bar")
+    if is_too_large(reference.text) or is_too_large(answer.text):
+        return Judgement("cannot_judge", "a power or factorial is too large to compute")
     return symbolic(reference.text, answer.text)
 
 
@@ -213,7 +216,7 @@ class MathVerifier(WorkerVerifier[Math]):
     comparison decides, or past the deadline.
     """
 
-    contract = 4
+    contract = 5
     function = "potstill.verify.algebra:judge"
     package = ("math_verify", "math-verify", "math")
 

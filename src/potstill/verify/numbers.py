@@ -45,9 +45,11 @@ _SIGNS = str.maketrans(
 
 
 def plain_signs(text: str) -> str:
-    """Replace Unicode minus signs, dots and digits by ASCII, superscripts by powers, `½` by `(1/2)`."""
+    """Replace Unicode minus signs, dots and digits by ASCII, superscripts by powers, `½` by `(1/2)`, and the `x` of
+    `4.5 x 10^-5` by a sign."""
     text = text.translate(_SIGNS)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
+    text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", " * ", text)  # 4.5 x 10^-5
     for sign, value in _VULGAR.items():
         text = re.sub(rf"(?<=\d)\s*{sign}", f" {value}", text).replace(sign, f"({value})")
     return text if text.isascii() else "".join(_plain_digit(c) for c in text)

@@ -56,7 +56,7 @@ class PythonTestsVerifier(BaseVerifier[PythonTests]):
     def version(self) -> str:
         return f"{self.contract}+{self.sandbox.method}"
 
-    contract = 4
+    contract = 5
     guarded = False  # a sandbox that does not start concerns the run
 
     def judge(self, record: Record, completion: str) -> Verdict:
@@ -143,7 +143,44 @@ def program_in(text: str, block: str, *, defines: bool = False) -> str:
     if not found:
         return "" if blocks else said
     defining = [body for body in found if _DEFINES.search(body)] if defines else []
-    return {"last": (defining or found)[-1], "first": found[0], "all": "\n".join(found)}[block]
+    if block == "last" and defining:
+        last = len(found) - 1 - found[::-1].index(defining[-1])
+        return _with_helpers(found[: last + 1])
+    return {"last": found[-1], "first": found[0], "all": "\n".join(found)}[block]
+
+
+def _with_helpers(blocks: Sequence[str]) -> str:
+    """The last block, after those earlier ones that define a name which it reads and does not define itself: a helper
+    is often written in a block of its own."""
+    taken = [blocks[-1]]
+    defined, read = _names_in(blocks[-1])
+    for earlier in reversed(blocks[:-1]):
+        theirs, needed = _names_in(earlier)
+        if theirs & (read - defined):
+            taken.insert(0, earlier)
+            defined, read = defined | theirs, read | needed
+    return "\n".join(taken)
+
+
+def _names_in(program: str) -> tuple[set[str], set[str]]:
+    """The names that a program defines at its top level, and all names that it reads. Empty if it is no Python."""
+    try:
+        tree = ast.parse(program)
+        nodes = list(ast.walk(tree))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set(), set()
+    defined = {
+        name
+        for node in tree.body
+        for name in (
+            [node.name]
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            else [alias.asname or alias.name.partition(".")[0] for alias in node.names]
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            else [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        )
+    }
+    return defined, {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
 def _text(value: Any) -> str:

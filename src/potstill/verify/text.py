@@ -30,7 +30,7 @@ R = TypeVar("R", bound=ReferenceSettings)
 class _Compares(BaseVerifier[R]):
     """Base of the three. Without a reference they cannot judge."""
 
-    contract = 4
+    contract = 5
 
     def judge(self, record: Record, completion: str) -> Verdict:
         known = references(record, self._settings.reference)
@@ -124,6 +124,7 @@ class ChoiceVerifier(_Compares[Choice]):
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
         texts = record.metadata.get(self._settings.choices)
         choices = [str(t) for t in texts] if isinstance(texts, Sequence) and not isinstance(texts, str) else []
+        choices = choices or _choices_in(question_text(record), self._settings.letters, known)
         letters = self._settings.letters[: len(choices)] if choices else self._settings.letters
         right = {self._reference(text, letters, choices) for text in known} - {None}
         if not right:
@@ -144,6 +145,21 @@ class ChoiceVerifier(_Compares[Choice]):
         return chosen(text, letters, choices).letter
 
 
+_LISTED = re.compile(r"^[ \t]*[(\[*]*([A-Z])[)\].:]+[ \t]*(\S[^\n]*)$", re.MULTILINE)
+
+
+def _choices_in(question: str, letters: str, known: Sequence[str]) -> list[str]:
+    """The texts of the choices that a question lists, one a line, by letters from the first on ("A) Oxygen"); none
+    where it lists none, or fewer than a reference names."""
+    listed = [(m[1], m[2].strip()) for m in _LISTED.finditer(question[-4_000:])]
+    marks = "".join(letter for letter, _ in listed)
+    named = [text.strip() for text in known if len(text.strip()) == 1 and text.strip() in letters]
+    if len(marks) < 2 or marks != letters[: len(marks)] or any(letter not in marks for letter in named):
+        return []
+    texts = [text for _, text in listed]
+    return texts if len(set(map(_plain, texts))) == len(texts) else []
+
+
 class Chosen(NamedTuple):
     """The letter that a text chooses; without one, whether it names letters nevertheless."""
 
@@ -161,7 +177,7 @@ _PRAISE = re.compile(
     r"|\s*is\s+(?:the\s+|my\s+)(?:answer|choice|one)"
 )
 _LEADS_TO_LETTER = re.compile(
-    r"(?:\b(?:options?|choices?|answer|letter|is|be|choose|chose|pick|picked|select|selected|with|so|thus|hence|therefore)"
+    r"(?:\b(?:(?:it|that)['’]s|options?|choices?|answer|letter|is|be|choose|chose|pick|picked|select|selected|with|so|thus|hence|therefore)"
     r"|[:,=])[\s*($]*$",
     re.IGNORECASE,
 )
@@ -201,7 +217,9 @@ def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozense
             return Chosen(None, doubtful=True)
         before, after = sentence[: mark.start()], sentence[mark.end() :]
         told = _REASON.sub("", _PRAISE.sub("", after))
-        own = not _PLAIN.sub("", told) or _plain(told) == (plain[letters.index(mark[1])] if plain else None)
+        own = not _PLAIN.sub("", told) or _plain(told.lstrip(" ,;:(–—")) == (
+            plain[letters.index(mark[1])] if plain else None
+        )
         led_to = not before.strip(" *($") or _LEADS_TO_LETTER.search(before) is not None
         led_to = led_to and _labels_an_answer(before, known)
         if own and led_to and not is_taken_back(after) and leads_to_value(before, known, strict=True):

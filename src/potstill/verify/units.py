@@ -56,7 +56,7 @@ def unit_of(text: str, known: frozenset[str] = frozenset()) -> str | None:
 
 
 _ASKED = re.compile(
-    r"\b(?:how\s+(?:many|much)|number\s+of)\s+([A-Za-z]+)|\bin\s+(?:degrees\s+)?([A-Za-z]+)\b(?!\s+(?:per|an?)\b)",
+    r"\b(?:how\s+(?:many|much)|number\s+of)\s+([A-Za-z]+)|\bin\s+(?:degrees\s+)?([A-Za-z]+(?:/[A-Za-z]+|\^\{?[23]\}?|[²³])?)(?!\w|\s+(?:per|an?)\b)",
     re.IGNORECASE,
 )
 
@@ -65,7 +65,7 @@ def asked_units(question: str) -> frozenset[str]:
     """The units of measure that the last question of a text asks for: "how many metres", "in litres?"."""
     last = re.split(r"[.!?]\s", question[-2_000:].strip().removesuffix("?") + "?")[-1]
     words = (one or other for one, other in _ASKED.findall(last))
-    return frozenset(unit for unit in map(_one, words) if is_known(unit))
+    return frozenset(unit for word in words if is_known(unit := unit_of(word, frozenset({word})) or _one(word)))
 
 
 def is_known(unit: str) -> bool:
