@@ -50,11 +50,7 @@ def tapped(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tenso
     """
     taps: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        _hook_modules(model, [name for name in names if name.startswith(_MODULE)], taps, stack)
-        states, layers = _numbered(model, [name for name in names if not name.startswith(_MODULE)])
-        _hook_states(model, states, taps, stack)
-        if layers:
-            _watch_attention(model, layers, taps, stack)
+        _attach(model, names, taps, stack)
         yield taps
     if missing := sorted(set(names) - taps.keys()):
         raise ModelError(
@@ -62,6 +58,21 @@ def tapped(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tenso
             fix="these parts of the model did not run"
             + ("" if missing[0].startswith(_MODULE) else ", or its attention is not that of transformers' interface"),
         )
+
+
+def check_taps(model: nn.Module, names: Collection[str]) -> None:
+    """Whether the model has tensors of these names, as far as that is known before it runs. Its weights may be on the
+    meta device. Raises ModelError as `tapped`."""
+    with ExitStack() as stack:
+        _attach(model, names, {}, stack)
+
+
+def _attach(model: nn.Module, names: Collection[str], taps: dict[str, Tensor], stack: ExitStack) -> None:
+    _hook_modules(model, [name for name in names if name.startswith(_MODULE)], taps, stack)
+    states, layers = _numbered(model, [name for name in names if not name.startswith(_MODULE)])
+    _hook_states(model, states, taps, stack)
+    if layers:
+        _watch_attention(model, layers, taps, stack)
 
 
 # ---- modules -----------------------------------------------------------------------------------------------------

@@ -36,19 +36,25 @@ class RandomWeights:
     def build(self, materials: Materials) -> Plain:
         """Raises RecipeError for an unknown key or a vocabulary smaller than the tokenizer's, ModelError for a
         configuration that cannot be used."""
-        if isinstance(self.settings.config, Path):
-            config = _read(self.settings.config, materials)
-        elif "model_type" in self.settings.config:
-            config = _of_family(self.settings.config)
-        else:
-            config = _changed(_teacher_config(materials), self.settings.config)
-        if materials.labels is not None:
-            config.id2label = dict(enumerate(materials.labels))
-            config.label2id = {name: number for number, name in enumerate(materials.labels)}
+        config = configuration(self.settings, materials)
         if SPECS[materials.task].reads_text:
             _check_vocabulary(config, materials)
         student = _initialised(config, materials)
         return Plain(student, {"layers": None, "model_type": config.model_type})
+
+
+def configuration(settings: FromConfig, materials: Materials) -> PreTrainedConfig:
+    """The student's configuration, with the classes of a classifier. Raises as `RandomWeights.build`."""
+    if isinstance(settings.config, Path):
+        config = _read(settings.config, materials)
+    elif "model_type" in settings.config:
+        config = _of_family(settings.config)
+    else:
+        config = _changed(_teacher_config(materials), settings.config)
+    if materials.labels is not None:
+        config.id2label = dict(enumerate(materials.labels))
+        config.label2id = {name: number for number, name in enumerate(materials.labels)}
+    return config
 
 
 def _read(path: Path, materials: Materials) -> PreTrainedConfig:

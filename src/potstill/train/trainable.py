@@ -29,9 +29,23 @@ def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]
     for pattern in patterns:
         hits = {name for name in names if fnmatchcase(name, pattern)}
         if not hits:
-            raise RecipeError(f"{pattern!r} matches no parameter{did_you_mean(pattern, names)}", where=where)
+            raise RecipeError(
+                f"{pattern!r} matches no parameter{_nearest(pattern, names)}",
+                where=where,
+                fix="give names of parameters; * stands for anything, dots too (model.embed_tokens.*)",
+            )
         found |= hits
     return [name for name in names if name in found]
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    """The nearest name, with its layer as `*` if the pattern has one; else how names begin."""
+    known = {re.sub(r"\.\d+\.", ".*.", name) for name in names} if "*" in pattern else set(names)
+    near = did_you_mean(pattern, known | {f"{name.rpartition('.')[0]}.*" for name in known})
+    if near.startswith("; did you mean"):
+        return near
+    begins = sorted({".".join(name.split(".")[:2]) for name in names})
+    return f"; names begin with {', '.join(begins[:12])}"
 
 
 @contextmanager
