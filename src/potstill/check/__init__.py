@@ -1,4 +1,5 @@
-"""`potstill check`: whether a recipe can work, and its cost. Loads no model and no torch, and fetches nothing.
+"""`potstill check`: whether a recipe can work, and its cost. Loads no weights and fetches nothing; torch is loaded only
+for what it alone can judge (`loaded.py`).
 
 A check is a list of preconditions: functions that read files and return findings. A run begins with the same list, so
 that problems in files are found before anything is fetched, generated or trained.
@@ -9,6 +10,7 @@ that problems in files are found before anything is fetched, generated or traine
     models.py      teachers, student, and whether they fit each other
     generation.py  prompts, verifiers, servers
     training.py    steps, evaluation, export
+    loaded.py      devices, parts of models by name, unusual arguments: with torch, where a recipe asks for them
     cost.py        time, memory and disk
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from potstill.check import cost, data, generation, models, training
+from potstill.check import cost, data, generation, loaded, models, training
 from potstill.check.findings import Finding, Findings
 from potstill.check.inputs import Inputs
 from potstill.console import Console
@@ -63,6 +65,10 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (training.best_weights_can_be_chosen, ("generate", "train")),
     (training.problems_can_be_solved, ("generate", "train", "evaluate")),
     (training.exports_are_possible, _ALL),
+    (loaded.devices_are_here, ("generate", "train", "evaluate")),
+    (loaded.attention_is_here, ("generate", "train", "evaluate")),
+    (loaded.parts_are_found, ("generate", "train")),
+    (loaded.arguments_are_accepted, ("generate", "train")),
     (cost.conversions_are_announced, ("generate", "train")),
     (cost.memory_is_estimated, ("train",)),
     (cost.disk_suffices, ("train",)),
@@ -100,7 +106,14 @@ def check_recipe(recipe: Recipe, verbs: Iterable[str] = _ALL) -> Findings:
 
 def _topic(precondition: Precondition) -> str:
     """The topic of a precondition's error: that of its module."""
-    topics = {data: "data", models: "teachers", generation: "generate", training: "train", cost: "cost"}
+    topics = {
+        data: "data",
+        models: "teachers",
+        generation: "generate",
+        training: "train",
+        loaded: "train",
+        cost: "cost",
+    }
     return next(topic for module, topic in topics.items() if module.__name__ == precondition.__module__)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from potstill import registry
 from potstill.console import Console
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, did_you_mean
 from potstill.models.folder import ModelSource, is_module
 from potstill.models.kinds import own_task
 from potstill.models.plain import load_module
@@ -146,6 +147,7 @@ def _numbers(amount: int) -> str:
 
 
 _WHERE = "student.lora.target_modules"
+_FIX = "all-linear, or names such as [q_proj, v_proj]"
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -> PeftModel:
@@ -157,6 +159,7 @@ def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -
             change the other one too).
     """
     spec, targets = SPECS[task], settings.target_modules
+    _check_targets(model, targets)
     asked: dict[str, Any] = {
         "r": settings.r,
         "lora_alpha": settings.alpha,
@@ -172,9 +175,9 @@ def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -
         asked |= {"modules_to_save": heads, "exclude_modules": rf"({'|'.join(heads)})(\..*)?"}
     try:
         adapted = get_peft_model(model, LoraConfig(**asked))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         what = str(error).strip().splitlines()[0]
-        raise RecipeError(what, where=_WHERE, fix="all-linear, or names such as [q_proj, v_proj]") from error
+        raise RecipeError(what, where=_WHERE, fix=_FIX) from error
     ends = () if spec.reads_images else (model.get_input_embeddings(), model.get_output_embeddings())
     if getattr(model.config, "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise RecipeError(
@@ -184,3 +187,22 @@ def add_lora(model: PreTrainedModel, settings: Lora, task: Task = "causal_lm") -
             fix="leave the output layer and the embeddings out (all-linear does)",
         )
     return adapted
+
+
+def _check_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> None:
+    """Raise RecipeError unless every target names a module: peft passes over those that do not, as long as one does."""
+    if targets == "all-linear":
+        return
+    paths = [name for name, _ in model.named_modules()]
+    if isinstance(targets, str):
+        try:
+            found = any(re.fullmatch(targets, path) for path in paths)
+        except re.error as error:
+            raise RecipeError(f"{targets!r} is no regular expression: {error}", where=_WHERE, fix=_FIX) from None
+        if not found:
+            raise RecipeError(f"the regular expression {targets!r} matches no module", where=_WHERE, fix=_FIX)
+        return
+    for target in targets:
+        if not any(path == target or path.endswith(f".{target}") for path in paths):
+            near = did_you_mean(target, {path.rpartition(".")[2] for path in paths if not path[-1:].isdigit()} - {""})
+            raise RecipeError(f"no module of the student is called {target!r}{near}", where=_WHERE, fix=_FIX)

@@ -1,0 +1,123 @@
+"""What only torch and transformers can judge is refused by the check too: devices, parts by name, unusual arguments."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from potstill.check import Findings, check_recipe
+from potstill.recipe import load_recipe
+from tiny_models import make_tiny_causal_lm
+
+Check = Callable[..., Findings]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_causal_lm(tmp_path_factory.mktemp("models") / "teacher", num_hidden_layers=4)
+
+
+@pytest.fixture
+def check(tmp_path: Path, teacher: Path) -> Check:
+    def checked(**sections: Any) -> Findings:
+        rows = [{"prompt": f"What is {n} + {n}?", "completion": str(2 * n)} for n in range(40)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        document: dict[str, Any] = {
+            "name": "checked",
+            "student": {"kind": "from_teacher", "layers": {"first": 2}},
+            "data": {"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.2},
+            "train": {},
+            **sections,
+        }
+        document["teacher"] = {"kind": "local", "model": str(teacher), **sections.get("teacher", {})}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
+        return check_recipe(load_recipe(tmp_path / "recipe.yaml"))
+
+    return checked
+
+
+def only_error(findings: Findings) -> str:
+    (error,) = findings.errors
+    return str(error.error)
+
+
+def lora(*targets: str) -> dict[str, Any]:
+    return {"kind": "from_teacher", "layers": {"first": 2}, "lora": {"target_modules": list(targets)}}
+
+
+def stage(**settings: Any) -> dict[str, Any]:
+    return {"stages": [{"name": "a", "objectives": [{"kind": "hard_ce"}], **settings}]}
+
+
+def hint(student: str, teacher: str) -> dict[str, Any]:
+    return {"objectives": [{"kind": "hint", "modules": {"student": student, "teacher": teacher}}]}
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "gpu"])
+def test_a_device_that_is_not_here_is_refused(check: Check, device: str) -> None:
+    assert "teachers.main.device" in only_error(check(teacher={"device": device}))
+    assert "teachers.main.device_map" in only_error(check(teacher={"device_map": device}))
+
+
+def test_patterns_of_parameters_must_match(check: Check) -> None:
+    nearest = only_error(check(train=stage(freeze=["model.layers.*.mpl.*"])))
+    assert "train.stages (a).freeze: 'model.layers.*.mpl.*' matches no parameter; did you mean" in nearest
+    begins = only_error(check(train=stage(freeze=["bert.*"])))
+    assert "names begin with model.embed_tokens, model.layers, model.norm" in begins
+    gone = only_error(check(train=stage(initialise=["model.layers.3.*"])))  # of a student with two layers
+    assert "train.stages (a).initialise" in gone
+    assert not check(train=stage(freeze=["model.embed_tokens.*"], initialise=["model.layers.1.*"])).errors
+
+
+def test_an_adapter_must_find_every_module(check: Check) -> None:
+    misspelt = only_error(check(student=lora("q_proj", "v_prj")))
+    assert "no module of the student is called 'v_prj'; did you mean 'v_proj'?" in misspelt
+    tied = only_error(check(student=lora("lm_head", "q_proj")))
+    assert "the output layer is tied to the embeddings" in tied
+    broken = {"kind": "from_teacher", "lora": {"target_modules": "q_proj("}}
+    assert "is no regular expression" in only_error(check(student=broken))
+    assert not check(student=lora("q_proj", "self_attn.v_proj")).errors
+
+
+def test_modules_that_objectives_compare_must_exist(check: Check) -> None:
+    student = only_error(check(train=hint("model.layers.1.mpl", "model.layers.3.mlp")))
+    assert "hint, the student: there is no module 'model.layers.1.mpl'; did you mean" in student
+    assert "hint, the teacher" in only_error(check(train=hint("model.layers.1.mlp", "model.layers.9.mlp")))
+    assert not check(train=hint("model.layers.1.mlp", "model.layers.3.mlp")).errors
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycle": 2}}, "num_cycle"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
+        ({"report_to": "wand"}, "wand"),
+        ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),
+    ],
+)
+def test_arguments_that_transformers_refuses_are_refused(check: Check, args: dict[str, Any], expected: str) -> None:
+    error = only_error(check(train={"args": args}))
+    assert "train.args" in error
+    assert expected in error
+
+
+def test_unusual_arguments_that_work_pass(check: Check) -> None:
+    args = {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}}
+    assert not check(train={"args": args}).errors
+
+
+def test_torch_is_loaded_only_where_it_is_needed(check: Check, tmp_path: Path) -> None:
+    check(train={"args": {"learning_rate": 1e-3, "lr_scheduler_type": "linear", "report_to": "none"}})
+    code = (
+        "import sys; from potstill.check import check_recipe; from potstill.recipe import load_recipe\n"
+        f"assert not check_recipe(load_recipe({str(tmp_path / 'recipe.yaml')!r})).errors\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
