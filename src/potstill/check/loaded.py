@@ -7,6 +7,7 @@ are built without weights.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,9 @@ def _student(inputs: Inputs) -> nn.Module | None:
 
     labels = list(inputs.sides.classes) if inputs.sides is not None and inputs.sides.classes else None
     materials = Materials(teacher, inputs.tokenizer, Console("quiet"), task=recipe.task, labels=labels)
-    return outline_of_student(student, materials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run shows them
+        return outline_of_student(student, materials)
 
 
 def _is_made_of_the_teacher(student: StudentSettings) -> bool:
