@@ -99,7 +99,8 @@ def test_modules_that_objectives_compare_must_exist(check: Check) -> None:
         ({"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycle": 2}}, "num_cycle"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
         ({"report_to": "wand"}, "wand"),
-        ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),
+        ({"dataloader_prefetch_factor": 2}, "correct or leave out dataloader_prefetch_factor"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "correct or leave out lr_scheduler_type"),
     ],
 )
 def test_arguments_that_transformers_refuses_are_refused(check: Check, args: dict[str, Any], expected: str) -> None:

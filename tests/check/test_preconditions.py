@@ -208,6 +208,17 @@ def test_a_configuration_is_held_against_its_family(check: Check) -> None:
     assert "vocab_size 10 is smaller than the tokenizer's" in only_error(small)
 
 
+def test_heads_that_do_not_fit_are_refused(check: Check) -> None:
+    def shaped(**config: Any) -> Findings:
+        return check(ANSWERED, student={"kind": "from_config", "config": config})
+
+    keys = only_error(shaped(num_attention_heads=4, num_key_value_heads=3))
+    assert keys == "num_key_value_heads 3 does not divide num_attention_heads 4"
+    family = {"model_type": "gpt2", "n_embd": 16, "n_head": 3, "n_layer": 1, "vocab_size": 2000}
+    assert "num_attention_heads 3 does not divide hidden_size 16" in only_error(shaped(**family))
+    assert not shaped(num_attention_heads=2, num_key_value_heads=1).errors
+
+
 def test_unnamed_classes_are_refused(check: Check, tmp_path: Path) -> None:
     rows = [{"text": f"the still says {n}", "label": ("copper", "cask")[n % 2]} for n in range(40)]
     sections: dict[str, Any] = {"task": "sequence_classification", "train": {"objectives": [{"kind": "forward_kl"}]}}

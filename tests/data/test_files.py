@@ -99,6 +99,8 @@ def test_cells_are_delimited_by_tabs_in_tsv_and_as_the_recipe_says(tmp_path: Pat
         assert (record.prompt, record.metadata) == (f'a{delimiter}"b"', {"reference": "1,5"})
     error = refusal(tmp_path / "a.csv", "csv")
     assert "seems to be delimited by ';'" in str(error) and error.fix == 'set data.delimiter: ";"'
+    (tmp_path / "b.csv").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert refusal(tmp_path / "b.csv", "csv").fix == "set data.kind: jsonl"
 
 
 @pytest.mark.parametrize(

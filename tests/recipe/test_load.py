@@ -99,6 +99,20 @@ def test_a_slip_is_answered_with_the_fix(path: Path, override: str, expected: st
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.held_out=1.0", "data.held_out: should be less than 1, or 'own', not 1.0"),
+        ("train.objectives=[{kind: forward_kld}]", "train.objectives.0: unknown kind 'forward_kld'; did you mean"),
+    ],
+)
+def test_one_slip_is_one_line_that_names_keys_alone(path: Path, override: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, [override])
+    (line,) = caught.value.what.splitlines()
+    assert line.startswith(expected)
+
+
 def test_a_stage_without_the_one_it_reads_is_refused(path: Path) -> None:
     document = yaml.safe_load(TEXT)
     del document["train"]

@@ -95,16 +95,18 @@ def arguments_are_accepted(inputs: Inputs) -> None:
     for stage in stages:
         with tempfile.TemporaryDirectory() as folder:
             rows = max(len(sides.train), 1) if sides is not None else 1
-            arguments = training_arguments(recipe, Path(folder), pick_device(), rows, stage)
             try:
+                arguments = training_arguments(recipe, Path(folder), pick_device(), rows, stage)
                 trainer = Trainer(model=torch.nn.Linear(1, 1), args=arguments)
                 trainer.create_optimizer_and_scheduler(num_training_steps=10)
-            except (ImportError, ValueError, TypeError, KeyError, RuntimeError) as error:
-                given = sorted(key for key in {**recipe.required_train.args, **stage.args} if not _is_plain(key, ...))
+            except (RecipeError, ImportError, ValueError, TypeError, KeyError, RuntimeError) as error:
+                args = {**recipe.required_train.args, **stage.args}
+                unusual = sorted(name for name, value in args.items() if not _is_plain(name, value))
+                why = error.what if isinstance(error, RecipeError) else _first_line(error)
                 raise RecipeError(
-                    f"transformers refuses these arguments here: {_first_line(error)}",
+                    f"transformers refuses these arguments here: {why}",
                     where="train.args",
-                    fix=f"correct or leave out {', '.join(given)}",
+                    fix=f"correct or leave out {', '.join(unusual)}",
                 ) from None
 
 

@@ -109,7 +109,7 @@ def _how_it_is_fetched(model: str) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise ModelError(
             f"{model!r} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
-            fix="unset HF_HUB_OFFLINE, or give a folder",
+            fix="unset HF_HUB_OFFLINE, or give a folder (relative to the recipe)",
         )
     return "will be fetched from the hub"
 
@@ -246,8 +246,34 @@ def _of_config(inputs: Inputs, student: FromConfig) -> Iterator[Finding]:
             where="student.config.vocab_size",
             fix=f"set vocab_size to {tokens} or more",
         )
+    _check_heads(config, _follow(student, inputs))
     parameters = parameters_of_shape({"architectures": _architecture(inputs), **config}, tokens=tokens)
     yield _size(inputs, parameters, f"random weights in the shape of a {config.get('model_type', 'model')}", about=True)
+
+
+def _follow(student: FromConfig, inputs: Inputs) -> bool:
+    """Whether the student's key-value heads follow its heads: they are as many in the teacher, and it sets none."""
+    known = inputs.facts(inputs.teacher) if isinstance(student.config, dict) else None
+    if known is None or "model_type" in student.config or "num_key_value_heads" in student.config:
+        return False
+    return size_in(known.config, "num_key_value_heads") == known.heads
+
+
+def _check_heads(config: Mapping[str, Any], keys_follow: bool) -> None:
+    """Heads divide the width, unless they state their own, and key-value heads divide the heads."""
+    heads = size_in(config, "num_attention_heads")
+    keys = None if keys_follow else size_in(config, "num_key_value_heads")
+    whole = size_in(config, "hidden_size") if size_in(config, "head_dim") is None else None
+    for size, name, number, what in (
+        (heads, "num_attention_heads", whole, "hidden_size"),
+        (keys, "num_key_value_heads", heads, "num_attention_heads"),
+    ):
+        if size and number and number % size:
+            raise RecipeError(
+                f"{name} {size} does not divide {what} {number}",
+                where=f"student.config.{name}",
+                fix=f"set it to a divisor of {number}, or change {what} too",
+            )
 
 
 def _architecture(inputs: Inputs) -> list[str]:

@@ -186,6 +186,8 @@ def _csv(path: Path, settings: FileData) -> Numbered:
 
 def _header(cells: list[str], delimiter: str, where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
+    if names[0].startswith("{"):
+        raise DataError("the first line is JSON, and no header of CSV", where=where, fix="set data.kind: jsonl")
     _refuse_twice(names, "the header", where)
     other = next((mark for mark in ";\t|," if mark != delimiter and mark in names[0]), None)
     if len(names) == 1 and other is not None:

@@ -49,8 +49,7 @@ def parse_recipe(document: Mapping[str, Any], *, base: Path, where: str = "recip
     try:
         return Recipe.model_validate(document, context={"base": base})
     except ValidationError as error:
-        problems = [_explain(e, document, base) for e in error.errors()]
-        raise RecipeError("\n".join(problems), where=where) from None
+        raise RecipeError("\n".join(_problems(error.errors(), document, base)), where=where) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -170,6 +169,43 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def _problems(errors: Sequence[Any], document: Mapping[str, Any], base: Path) -> list[str]:
+    """One line for each key with a validation error. What the alternatives of a union say of one value stands in one
+    line, and a list is not called too short beside the error of the entry that it lacks."""
+    at = [(_keys_of(e["loc"], document), e) for e in errors]
+    short = {keys for keys, e in at if e["type"] == "too_short" and any(k[: len(keys)] == keys != k for k, _ in at)}
+    lines: dict[tuple[Any, ...], list[str]] = {}
+    for keys, e in at:
+        if keys not in short or e["type"] != "too_short":
+            lines.setdefault(keys, []).append(_explain({**e, "loc": keys}, document, base))
+    return [_one_line(found, ".".join(map(str, keys))) for keys, found in lines.items()]
+
+
+def _one_line(said: Sequence[str], name: str) -> str:
+    """ "x: should be below 1, not 2" and "x: should be 'own', not 2" as "x: should be below 1, or 'own', not 2"."""
+    ends = {text.rpartition(", not ")[2] for text in said}
+    if len(said) == 1 or len(ends) > 1 or not all(text.startswith(f"{name}: should be ") for text in said):
+        return "\n".join(said)
+    wanted = [text.removeprefix(f"{name}: should be ").rpartition(", not ")[0] for text in said]
+    return f"{name}: should be {', or '.join(wanted)}, not {ends.pop()}"
+
+
+def _keys_of(location: Sequence[Any], document: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A location without the names of a union's alternatives, which are no keys: what a value that holds nothing is
+    said to hold."""
+    value: Any = {**document, "teachers": {"main": document["teacher"]}} if "teacher" in document else document
+    keys: list[Any] = []
+    for part in location:
+        if keys and not isinstance(value, (dict, list, tuple)):
+            break
+        keys.append(part)
+        if isinstance(value, dict):
+            value = value.get(part, {})
+        else:
+            value = value[part] if isinstance(part, int) and part < len(value) else {}
+    return tuple(keys)
 
 
 def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
