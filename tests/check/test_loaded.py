@@ -76,6 +76,10 @@ def test_patterns_of_parameters_must_match(check: Check) -> None:
     assert not check(train=stage(freeze=["model.embed_tokens.*"], initialise=["model.layers.1.*"])).errors
 
 
+def test_a_stage_in_which_nothing_learns_is_refused(check: Check) -> None:
+    assert "every parameter is frozen" in only_error(check(train=stage(freeze=["*"])))
+
+
 def test_an_adapter_must_find_every_module(check: Check) -> None:
     misspelt = only_error(check(student=lora("q_proj", "v_prj")))
     assert "no module of the student is called 'v_prj'; did you mean 'v_proj'?" in misspelt

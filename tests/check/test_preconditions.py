@@ -219,6 +219,17 @@ def test_heads_that_do_not_fit_are_refused(check: Check) -> None:
     assert not shaped(num_attention_heads=2, num_key_value_heads=1).errors
 
 
+def test_a_system_prompt_without_a_template_is_refused_once(check: Check, models: Path) -> None:
+    teacher = {"kind": "local", "model": str(models / "plain")}
+    error = only_error(check(ANSWERED, teacher=teacher, train={"teacher_system": "Be brief."}))
+    assert error == "the tokenizer has no chat template, so the teacher cannot be shown a system prompt"
+
+
+def test_a_schema_that_is_none_is_refused_before_it_judges(check: Check) -> None:
+    generate = {**GENERATE, "verify": {"kind": "json_schema", "json_schema": {"type": "objekt"}}}
+    assert "json_schema is no JSON Schema: at $.type" in only_error(check(PROMPTS, generate=generate))
+
+
 def test_unnamed_classes_are_refused(check: Check, tmp_path: Path) -> None:
     rows = [{"text": f"the still says {n}", "label": ("copper", "cask")[n % 2]} for n in range(40)]
     sections: dict[str, Any] = {"task": "sequence_classification", "train": {"objectives": [{"kind": "forward_kl"}]}}

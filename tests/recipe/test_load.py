@@ -103,6 +103,7 @@ def test_a_slip_is_answered_with_the_fix(path: Path, override: str, expected: st
     ("override", "expected"),
     [
         ("data.held_out=1.0", "data.held_out: should be less than 1, or 'own', not 1.0"),
+        ("train.objectives=[]", "train.objectives: should have at least 1 entry"),
         ("train.objectives=[{kind: forward_kld}]", "train.objectives.0: unknown kind 'forward_kld'; did you mean"),
     ],
 )

@@ -61,6 +61,7 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (training.one_process, ("train",)),
     (training.objectives_are_listed, ("generate", "train")),
     (training.steps_are_counted, ("generate", "train")),
+    (data.rows_can_be_made, ("generate", "train")),
     (data.rows_can_be_learned, ("train",)),
     (training.best_weights_can_be_chosen, ("generate", "train")),
     (training.problems_can_be_solved, ("generate", "train", "evaluate")),

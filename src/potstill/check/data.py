@@ -63,8 +63,13 @@ def intervals_have_two_groups(inputs: Inputs) -> None:
         raise DataError(
             "fewer than two groups of records are held out, and an interval needs two",
             where="data.held_out",
-            fix="raise it, or give more records",
+            fix="raise it, or give more records (of one question all are one group: data.group_by)",
         )
+
+
+def rows_can_be_made(inputs: Inputs) -> None:
+    """Records can be turned into training rows: the tokenizer renders what they must be rendered with."""
+    _ = inputs.reader  # making it raises
 
 
 def rows_can_be_learned(inputs: Inputs) -> Iterator[Finding]:

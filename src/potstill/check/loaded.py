@@ -139,6 +139,13 @@ def parts_are_found(inputs: Inputs) -> None:
         for stage in stages:
             for key in ("freeze", "initialise"):
                 matching(outline, getattr(stage, key), f"train.stages ({stage.name}).{key}")
+            frozen = set(matching(outline, stage.freeze, "train.stages"))
+            if all(name in frozen for name, parameter in outline.named_parameters() if parameter.requires_grad):
+                raise RecipeError(
+                    "every parameter is frozen, so nothing learns",
+                    where=f"train.stages ({stage.name}).freeze",
+                    fix="freeze fewer of them",
+                )
     if objectives:
         _objectives_find_their_parts(inputs, outline, objectives)
 

@@ -269,7 +269,10 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         place = f"{where}:{error.lineno}" if "\n" in text.rstrip("\n") else where
-        raise DataError(f"malformed JSON: {error.msg} (column {error.colno})", where=place) from error
+        what = f"malformed JSON: {error.msg} (column {error.colno})"
+        raise DataError(
+            what, where=place, fix="repair or remove it, or name the file's own kind (data.kind)"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"malformed JSON: {error}", where=where) from error
 

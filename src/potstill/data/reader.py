@@ -168,11 +168,20 @@ class CausalReader:
         chat: the student's tokenizer; None where every row is tokenised already.
         max_length: longer rows are cut at the end.
         teacher_system: a system prompt in the teacher's view only: rows then hold two views, see `tokenize_views`.
+
+    Raises:
+        DataError: a system prompt, and no chat template to render it.
     """
 
     task: Task = "causal_lm"
 
     def __init__(self, chat: ChatTokenizer | None, max_length: int, teacher_system: str | None = None) -> None:
+        if teacher_system is not None and chat is not None and not chat.templates:
+            raise DataError(
+                "the tokenizer has no chat template, so the teacher cannot be shown a system prompt",
+                where="train.teacher_system",
+                fix="use an instruct model, whose tokenizer has one, or leave train.teacher_system out",
+            )
         self._chat, self.max_length, self.teacher_system = chat, max_length, teacher_system
         self.pad_id = chat.pad_id if chat is not None else 0
 

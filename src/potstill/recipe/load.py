@@ -217,6 +217,9 @@ def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
         return f"unknown key {name!r}{did_you_mean(key, _fields_at(owner, document, base))}"
     if error["type"] == "missing":
         return f"{name} is missing"
+    if error["type"] == "too_short" and isinstance(error["input"], (list, tuple)):
+        least = error["ctx"]["min_length"]
+        return f"{name}: should have at least {least} {'entry' if least == 1 else 'entries'}"
     message = (error["msg"] or "cannot be used").removeprefix("Value error, ").removeprefix("Input ")
     if error["type"].startswith("value_error") or error["type"].startswith("kind_"):
         message = _short(message, _LONGEST_MESSAGE)

@@ -8,6 +8,7 @@ from typing import Any
 
 import regex
 
+from potstill.errors import RecipeError
 from potstill.recipe.verify import JSONSchema, Regex
 from potstill.registry import implements
 from potstill.types import Record, Verdict
@@ -53,6 +54,23 @@ class JSONSchemaVerifier(WorkerVerifier[JSONSchema]):
 
     function = "potstill.verify.pattern:judge_json"
     package = ("jsonschema", "jsonschema", "verify")
+
+    def __init__(self, settings: JSONSchema) -> None:
+        """Raises RecipeError for a schema in the settings that is none: it would judge no answer."""
+        super().__init__(settings)
+        if settings.json_schema is None:
+            return
+        import jsonschema
+
+        kind = jsonschema.validators.validator_for(settings.json_schema, default=jsonschema.Draft202012Validator)
+        try:
+            kind.check_schema(settings.json_schema)
+        except jsonschema.SchemaError as error:
+            raise RecipeError(
+                f"json_schema is no JSON Schema: at {error.json_path}: {shown(error.message)}",
+                where="the verifier json_schema",
+                fix="correct json_schema",
+            ) from None
 
     def judge(self, record: Record, completion: str) -> Verdict:
         schema = self._settings.json_schema
