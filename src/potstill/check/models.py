@@ -253,10 +253,10 @@ def _of_config(inputs: Inputs, student: FromConfig) -> Iterator[Finding]:
 
 def _follow(student: FromConfig, inputs: Inputs) -> bool:
     """Whether the student's key-value heads follow its heads: they are as many in the teacher, and it sets none."""
-    known = inputs.facts(inputs.teacher) if isinstance(student.config, dict) else None
-    if known is None or "model_type" in student.config or "num_key_value_heads" in student.config:
+    if not isinstance(student.config, dict) or {"model_type", "num_key_value_heads"} & set(student.config):
         return False
-    return size_in(known.config, "num_key_value_heads") == known.heads
+    known = inputs.facts(inputs.teacher)
+    return known is not None and size_in(known.config, "num_key_value_heads") == known.heads
 
 
 def _check_heads(config: Mapping[str, Any], keys_follow: bool) -> None:
