@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from potstill.objectives import ForwardKLRule, fused_sweep
 from potstill.signals import Dense, Sparse
+from potstill.store.codec import Entries, Grid, decode, encode
 from potstill.store.estimators import (
     joined,
     sampled,
@@ -76,6 +79,32 @@ def test_the_gradient_of_forward_kl_is_unbiased_too() -> None:
     assert (leaf.grad.sum(0) / len(many) - expected[0]).abs().max() < 1e-4
     biased = dense(topk(log_p, 3)[0], 12)
     assert (student.softmax(1) - biased / biased.sum() - expected).abs().max() > 1e-3  # what is not done here
+
+
+def test_the_gradient_from_the_bytes_is_unbiased_for_every_draw_of_tokens_and_of_weights() -> None:
+    """All starts of the sample by all roundings of the weights, through the codec: the mean is the gradient of the full
+    distribution."""
+    log_p, tau = log_probabilities(1, 12, seed=6), 0.1
+    many = starts(400)
+    signal = threshold(log_p.expand(len(many), -1), tau, many)
+    entries = Entries(
+        signal.offsets.numpy(),
+        signal.ids.numpy(),
+        signal.weights.float().numpy(),
+        *(np.zeros(len(many), np.float32) for _ in range(2)),
+        np.zeros(0, np.float32),
+    )
+    grid, student = Grid.threshold(12, tau), torch.randn(1, 12, generator=torch.Generator().manual_seed(1)).double()
+    total, roundings = torch.zeros(12, dtype=torch.float64), 200
+    for rounding in starts(roundings).tolist():
+        data = encode(entries, grid, np.full(entries.ids.size, rounding))
+        found = decode(data, len(many), grid)
+        weights = dense(replace(signal, ids=torch.from_numpy(found.ids), weights=torch.from_numpy(found.weights)), 12)
+        total += weights.double().mean(0)
+    gradient = student.softmax(1)[0] - total / roundings
+    # τ / 400 from the middles of the starts, a step of the grid / 200 from those of the roundings.
+    bound = tau / len(many) + grid.step * 1.05 / roundings
+    assert (gradient - (student.softmax(1) - log_p.exp())[0]).abs().max() <= bound
 
 
 def test_each_token_is_kept_at_most_once_and_those_above_are_all_kept() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import random
 import runpy
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -19,41 +19,69 @@ import numpy as np
 import pytest
 
 from potstill.errors import DataError, RunError
-from potstill.store.codec import Entries, Grid
-from potstill.store.files import Planned, SignalStore, StoreWriter, discard, tokens_digest
+from potstill.store.codec import Entries, Grid, TensorPart
+from potstill.store.files import (
+    OUTPUT_LAYER,
+    Planned,
+    SignalStore,
+    StoreWriter,
+    discard_damaged,
+    tokens_digest,
+)
 
-GRID = Grid(300, 8, -8.0, 0.01)
+BESIDE = (
+    TensorPart("hidden.2", "targets", (6,)),
+    TensorPart("values.1", "tokens", (2, 3), "int8"),
+    TensorPart("pooled", "example", (4,), "float32"),
+)
+GRIDS = {
+    "threshold": Grid.threshold(300, 0.01),
+    "sampled": Grid.sampled(300, 50),
+    "topk": Grid.topk(300),
+    "hidden": Grid.hidden(300, 8, "int8"),
+    "dense": Grid.dense(300, "bfloat16"),
+    "with_tensors": Grid.threshold(300, 0.01, BESIDE),
+}
+GRID = GRIDS["threshold"]
 IDENTITY = {"teacher": "abc", "template": "t1", "temperature": 1.0}
 SHARDS = [
-    [Planned(f"record-{shard}-{place}", f"digest-{shard}-{place}", 3 + place) for place in range(5)]
+    [Planned(f"record-{shard}-{place}", f"digest-{shard}-{place}", 3 + place, 5 + place) for place in range(5)]
     for shard in range(4)
 ]
 
 
-def made(shard: int, place: int) -> tuple[Entries, np.ndarray[Any, Any]]:
+def made(shard: int, place: int, grid: Grid = GRID) -> tuple[Entries, np.ndarray[Any, Any]]:
     """The same entries for the same sequence, whoever asks."""
     draws = np.random.default_rng([shard, place])
-    targets = SHARDS[shard][place].targets
-    counts = draws.integers(0, 9, targets)
+    planned = SHARDS[shard][place]
+    targets = planned.targets
+    whole = any(part.name.startswith("response.") for part in grid.tensors)
+    counts = draws.integers(0, 1 if whole else 9, targets)
     total = int(counts.sum())
-    weights = np.where(draws.random(total) < 0.5, 0.01, draws.random(total)).astype(np.float32)
+    weights = np.where(draws.random(total) < 0.5, grid.constant or 0.5, draws.integers(1, 50, total) / 50)
     entries = Entries(
         np.concatenate([[0], np.cumsum(counts)]),
-        draws.integers(0, 300, total).astype(np.int32),
-        weights,
+        np.concatenate([draws.choice(300, count, replace=False) for count in counts]).astype(np.int32),
+        weights.astype(np.float32),
         draws.random(targets).astype(np.float32),
         -draws.random(targets).astype(np.float32),
-        np.zeros(0, np.float32),
+        (-draws.random(targets)).astype(np.float32) if grid == GRIDS["topk"] else np.zeros(0, np.float32),
+        {
+            part.name: draws.normal(0, 1, (part.count(targets, planned.length), *part.shape)).astype(np.float32)
+            for part in grid.tensors
+        },
     )
     return entries, draws.random(total)
 
 
-def write(folder: Path, stop_after: int | None = None) -> None:
-    with StoreWriter(folder, IDENTITY, GRID, SHARDS) as writer:
+def write(folder: Path, stop_after: int | None = None, grid: Grid = GRID) -> None:
+    with StoreWriter(folder, IDENTITY, grid, SHARDS) as writer:
+        if grid == GRIDS["hidden"] and not (folder / OUTPUT_LAYER).is_file():
+            (folder / OUTPUT_LAYER).write_bytes(b"weights")
         for done, (shard, place) in enumerate(list(writer.missing())):
             if done == stop_after:
                 return
-            writer.append([made(shard, place)])
+            writer.append([made(shard, place, grid)])
         writer.finish()
 
 
@@ -61,21 +89,33 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.name != ".lock"}
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    write(tmp_path)
+@pytest.mark.parametrize("kind", GRIDS)
+def test_what_is_read_is_what_was_written(tmp_path: Path, kind: str) -> None:
+    grid = GRIDS[kind]
+    write(tmp_path, grid=grid)
     store = SignalStore(tmp_path, IDENTITY)
     assert len(store) == 20
     for shard in (0, 3):
         for place in range(5):
-            entries, found = made(shard, place)[0], store.read(f"record-{shard}-{place}", f"digest-{shard}-{place}")
+            entries = made(shard, place, grid)[0]
+            found = store.read(f"record-{shard}-{place}", f"digest-{shard}-{place}")
             assert (found.offsets == entries.offsets).all()
-            assert np.abs(found.entropy - entries.entropy).max() < 1e-4
+            for target in range(entries.entropy.size):
+                span = slice(entries.offsets[target], entries.offsets[target + 1])
+                assert set(found.ids[span]) == set(entries.ids[span])
+            assert np.abs(found.entropy - entries.entropy).max() < math.log(300) / 8190 + 1e-6
+            for part in grid.tensors:
+                kept = entries.tensors[part.name]
+                error = np.abs(found.tensors[part.name] - kept).max()
+                assert error <= {"float32": 0, "bfloat16": 2**-8, "int8": 1 / 252}[part.dtype] * np.abs(kept).max()
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 4, 5, 6, 13, 19])
-def test_a_store_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, stop_after: int) -> None:
-    write(tmp_path / "whole")
-    write(tmp_path / "stopped", stop_after)
+@pytest.mark.parametrize("kind", ["threshold", "hidden", "with_tensors"])
+def test_a_store_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, kind: str, stop_after: int) -> None:
+    grid = GRIDS[kind]
+    write(tmp_path / "whole", grid=grid)
+    write(tmp_path / "stopped", stop_after, grid)
     if stop_after % 5:  # the last batch torn: its line is there and its bytes are not, or only half a line
         part = next((tmp_path / "stopped").glob("*.bin.part"))
         os.truncate(part, part.stat().st_size - 3)
@@ -83,55 +123,102 @@ def test_a_store_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, stop_
             index.write(b'{"record": "rec')
     with pytest.raises(DataError, match="no finished store"):
         SignalStore(tmp_path / "stopped")
-    write(tmp_path / "stopped")
+    write(tmp_path / "stopped", grid=grid)
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
 
 
-def test_killed_at_random_moments_it_is_byte_for_byte_the_same(tmp_path: Path) -> None:
-    write(tmp_path / "whole")
-    script = textwrap.dedent(
-        """
-        import sys, time
-        from pathlib import Path
-        sys.path.insert(0, sys.argv[2])
-        from test_files import GRID, IDENTITY, SHARDS, made
-        from potstill.store.files import StoreWriter
-        with StoreWriter(Path(sys.argv[1]), IDENTITY, GRID, SHARDS) as writer:
-            print("ready", flush=True)
-            for shard, place in list(writer.missing()):
-                writer.append([made(shard, place)])
-                time.sleep(0.002)
-            writer.finish()
-        """
-    )
-    chosen = random.Random(0)
-    for _ in range(4):
-        command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(Path(__file__).parent)]
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_files import GRIDS, IDENTITY, OUTPUT_LAYER, SHARDS, made
+from potstill.store.files import StoreWriter
+grid = GRIDS[sys.argv[3]]
+with StoreWriter(Path(sys.argv[1]), IDENTITY, grid, SHARDS) as writer:
+    (Path(sys.argv[1]) / OUTPUT_LAYER).write_bytes(b"weights")
+    print("ready", flush=True)
+    for shard, place in list(writer.missing()):
+        writer.append([made(shard, place, grid)])
+        time.sleep(0.002)
+    writer.finish()
+"""
+
+
+def killed_at_random(folder: Path, grid: str, times: int) -> None:
+    """Start a writer, kill it within its first 30 ms, and so on; then let one finish."""
+    chosen = random.Random(grid)
+    write(folder / "whole", grid=GRIDS[grid])
+    (folder / "whole" / OUTPUT_LAYER).write_bytes(b"weights")
+    for _ in range(times):
+        command = [sys.executable, "-c", KILLED, str(folder / "killed"), str(Path(__file__).parent), grid]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
             time.sleep(chosen.uniform(0, 0.03))
             process.send_signal(signal.SIGKILL)
-    write(tmp_path / "killed")
-    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    write(folder / "killed", grid=GRIDS[grid])
+    assert digests(folder / "killed") == digests(folder / "whole")
 
 
+def test_killed_at_random_moments_it_is_byte_for_byte_the_same(tmp_path: Path) -> None:
+    killed_at_random(tmp_path, "threshold", 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", GRIDS)
+def test_killed_at_20_random_moments_it_is_byte_for_byte_the_same(tmp_path: Path, kind: str) -> None:
+    killed_at_random(tmp_path, kind, 20)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
 @pytest.mark.parametrize("name", ["shard-00002.bin", "shard-00002.jsonl"])
-def test_a_flipped_bit_is_found_and_its_shard_alone_is_written_again(tmp_path: Path, name: str) -> None:
-    write(tmp_path)
+def test_a_flipped_bit_is_found_and_its_shard_alone_is_written_again(tmp_path: Path, name: str, kind: str) -> None:
+    grid = GRIDS[kind]
+    write(tmp_path, grid=grid)
     before = digests(tmp_path)
-    file = tmp_path / name
+    flip(tmp_path / name)
+    store = SignalStore(tmp_path)
+    assert store.damaged() == ["shard-00002.bin"]
+    with pytest.raises(DataError, match=r"damaged|no sequence"):
+        for place in range(5):
+            store.read(f"record-2-{place}", f"digest-2-{place}")
+    assert discard_damaged(tmp_path) == ["shard-00002.bin"]
+    with StoreWriter(tmp_path, IDENTITY, grid, SHARDS) as writer:
+        assert [shard for shard, _ in writer.missing()] == [2] * 5
+    write(tmp_path, grid=grid)
+    assert digests(tmp_path) == before
+    assert discard_damaged(tmp_path) == []
+    assert SignalStore(tmp_path).damaged() == []
+
+
+def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    store = SignalStore(tmp_path)
-    assert store.damaged() == ["shard-00002.bin"]
-    discard(tmp_path, store.damaged())
-    with StoreWriter(tmp_path, IDENTITY, GRID, SHARDS) as writer:
-        assert [shard for shard, _ in writer.missing()] == [2] * 5
+
+
+def test_any_flipped_bit_of_any_file_is_found_and_named(tmp_path: Path) -> None:
     write(tmp_path)
-    assert digests(tmp_path) == before
-    assert SignalStore(tmp_path).damaged() == []
+    files = sorted(tmp_path.glob("shard-*"))
+    chosen = random.Random(0)
+    for file in files:
+        whole = file.read_bytes()
+        for _ in range(5):
+            content = bytearray(whole)
+            content[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
+            file.write_bytes(content)
+            assert SignalStore(tmp_path).damaged() == [f"{file.stem}.bin"]
+        file.write_bytes(whole)
+
+
+def test_a_damaged_output_layer_is_named_and_written_anew_alone(tmp_path: Path) -> None:
+    write(tmp_path, grid=GRIDS["hidden"])
+    flip(tmp_path / OUTPUT_LAYER)
+    assert discard_damaged(tmp_path) == [OUTPUT_LAYER]
+    with StoreWriter(tmp_path, IDENTITY, GRIDS["hidden"], SHARDS) as writer:
+        assert list(writer.missing()) == []
+        with pytest.raises(RunError, match=f"{OUTPUT_LAYER} is not written yet"):
+            writer.finish()
 
 
 def test_a_missing_or_cut_shard_is_refused_when_opened(tmp_path: Path) -> None:
@@ -171,8 +258,12 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
         StoreWriter(tmp_path, IDENTITY, GRID, SHARDS)
 
 
-def test_a_full_disk_loses_nothing_that_was_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "whole")
+@pytest.mark.parametrize("kind", GRIDS)
+def test_a_full_disk_loses_nothing_that_was_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    grid = GRIDS[kind]
+    write(tmp_path / "whole", grid=grid)
     real, calls = os.fsync, [0]
 
     def full(number: int) -> None:
@@ -183,11 +274,11 @@ def test_a_full_disk_loses_nothing_that_was_complete(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="the disk is full"):
-        write(tmp_path / "full")
+        write(tmp_path / "full", grid=grid)
     monkeypatch.setattr(os, "fsync", real)
-    with StoreWriter(tmp_path / "full", IDENTITY, GRID, SHARDS) as writer:
+    with StoreWriter(tmp_path / "full", IDENTITY, grid, SHARDS) as writer:
         assert len(list(writer.missing())) < 20
-    write(tmp_path / "full")
+    write(tmp_path / "full", grid=grid)
     assert digests(tmp_path / "full") == digests(tmp_path / "whole")
 
 
@@ -196,15 +287,19 @@ def test_an_unfinished_store_cannot_be_declared_finished(tmp_path: Path) -> None
         writer.finish()
 
 
-def test_the_reader_of_one_page_reads_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", GRIDS)
+def test_the_reader_of_one_page_reads_the_same(tmp_path: Path, kind: str) -> None:
     """`examples/read_store.py`, which needs NumPy alone."""
-    write(tmp_path)
+    write(tmp_path, grid=GRIDS[kind])
     example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "read_store.py"))
-    found, entropy, target = example["read"](tmp_path, "record-2-4")
+    found, entropy, target, tensors = example["read"](tmp_path, "record-2-4")
     ours = SignalStore(tmp_path).read("record-2-4", "digest-2-4")
     assert np.abs(entropy - ours.entropy).max() < 1e-5
     assert np.abs(target - ours.target_log_prob).max() < 1e-5
     for at, entries in enumerate(found):
         span = slice(ours.offsets[at], ours.offsets[at + 1])
-        assert [token for token, _ in entries] == ours.ids[span].tolist()
-        assert [weight for _, weight in entries] == pytest.approx(ours.weights[span].tolist(), rel=1e-6)
+        assert list(entries) == ours.ids[span].tolist()
+        assert list(entries.values()) == pytest.approx(ours.weights[span].tolist(), rel=1e-6)
+    assert tensors.keys() == ours.tensors.keys()
+    for name, tensor in tensors.items():
+        assert (tensor == ours.tensors[name]).all()

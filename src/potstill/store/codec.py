@@ -1,31 +1,72 @@
-"""The entries of one sequence as bytes, and back. NumPy alone; the specification is `docs/store.md`.
+"""What is kept of one sequence as bytes, and back. NumPy alone; the specification is `docs/store.md`.
 
-Ids are packed at ⌈log₂ V⌉ bits. A logarithm of a weight takes `bits` bits, on a grid from `floor` to 0; it is off by
-less than a `step` of it. Which of its two neighbours a weight gets is drawn, so that the weight has the right
-expectation.
+An entry is the number `id · n + target` of n targets. Sorted, entries of the same token are neighbours, and their gaps
+are small where a token is frequent in the sequence: the code adapts to each, without a table. The logarithm of a weight
+takes `bits` bits, on a grid from `floor` to 0; it is off by less than a `step` of it. Which of its two neighbours a
+weight gets is drawn, so that the weight has the right expectation.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
-UNIT = 65_535
-"""Entropies and logarithms of one number a token take two bytes."""
+from potstill.store.packing import (
+    FloatType,
+    bytes_of_floats,
+    pack,
+    pack_ascending,
+    pack_floats,
+    unpack,
+    unpack_ascending,
+    unpack_floats,
+)
+
+
+@dataclass(frozen=True)
+class TensorPart:
+    """A tensor that a store keeps of each sequence.
+
+    Attributes:
+        name: as in `signals.Signals.taps`, or `HIDDEN`, `LOGITS`.
+        rows: what a row of it is of: a target, a token of the sequence, or the whole example (one row).
+        shape: of a row.
+        dtype: see `packing.pack_floats`.
+    """
+
+    name: str
+    rows: Literal["targets", "tokens", "example"]
+    shape: tuple[int, ...]
+    dtype: FloatType = "bfloat16"
+
+    @property
+    def size(self) -> int:
+        """Numbers of a row."""
+        return math.prod(self.shape)
+
+    def count(self, targets: int, tokens: int) -> int:
+        """Rows in a sequence."""
+        return {"targets": targets, "tokens": tokens, "example": 1}[self.rows]
+
+
+HIDDEN, LOGITS = "response.hidden", "response.logits"
+"""Tensors that are a response: the input of the teacher's output layer [n, H], and its logits [n, V]."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How numbers are quantised.
+    """How numbers are quantised, and which tensors are kept.
 
     Attributes:
         vocab: tokens of the teacher; entropies are stored from 0 to log(vocab).
-        bits: of the logarithm of a weight.
-        floor: the smallest logarithm that can be stored (negative). Smaller ones are stored as it.
+        bits: of a weight.
+        floor: the smallest logarithm of a weight that can be stored (negative). Smaller ones are stored as it. 0:
+            weights are whole multiples of `constant`, at most 2^bits + 1 of it.
         constant: the weight of entries that are stored without one (the τ of `threshold`, 1 / N of `sampled`); 0: none.
     """
 
@@ -33,15 +74,47 @@ class Grid:
     bits: int
     floor: float
     constant: float
-
-    @property
-    def id_bits(self) -> int:
-        return max(1, (self.vocab - 1).bit_length())
+    tensors: tuple[TensorPart, ...] = ()
 
     @property
     def step(self) -> float:
         """Of the grid of logarithms, in nats: the largest error of one."""
         return -self.floor / ((1 << self.bits) - 1)
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "tensors": [{**asdict(part), "shape": list(part.shape)} for part in self.tensors]}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Grid:
+        """The grid of such facts."""
+        parts = tuple(TensorPart(**{**part, "shape": tuple(part["shape"])}) for part in facts["tensors"])
+        return cls(**{**facts, "tensors": parts})
+
+    @classmethod
+    def threshold(cls, vocab: int, tau: float, tensors: tuple[TensorPart, ...] = ()) -> Grid:
+        """Of `estimators.threshold`: 64 steps from τ to 1, each at most 8 % at τ = 0.01, and 5 % at 0.05."""
+        return cls(vocab, 6, min(math.log(tau), -1.0), tau, tensors)
+
+    @classmethod
+    def sampled(cls, vocab: int, draws: int, tensors: tuple[TensorPart, ...] = ()) -> Grid:
+        """Of `estimators.sampled`: counts, without error."""
+        return cls(vocab, max(1, (draws - 2).bit_length()), 0.0, 1 / draws, tensors)
+
+    @classmethod
+    def topk(cls, vocab: int, tensors: tuple[TensorPart, ...] = ()) -> Grid:
+        """Of `estimators.topk`: down to exp(−24), in steps of 0.04 %."""
+        return cls(vocab, 16, -24.0, 0.0, tensors)
+
+    @classmethod
+    def hidden(cls, vocab: int, width: int, dtype: FloatType, tensors: tuple[TensorPart, ...] = ()) -> Grid:
+        """No entries: the input of the output layer, [n, width]."""
+        return cls(vocab, 1, -1.0, 0.0, (TensorPart(HIDDEN, "targets", (width,), dtype), *tensors))
+
+    @classmethod
+    def dense(cls, vocab: int, dtype: FloatType = "float32", tensors: tuple[TensorPart, ...] = ()) -> Grid:
+        """No entries: all logits, [n, vocab]."""
+        return cls(vocab, 1, -1.0, 0.0, (TensorPart(LOGITS, "targets", (vocab,), dtype), *tensors))
 
 
 @dataclass(frozen=True)
@@ -49,7 +122,7 @@ class Entries:
     """What is kept of the distributions at n targets, ragged: entries `offsets[i]:offsets[i + 1]` are of target i.
 
     `entropy` [n] is that of the full distribution and `target_log_prob` [n] the target's, both in nats; `rest` [n] the
-    logarithm of the mass that is not kept (of `topk` alone, else empty).
+    logarithm of the mass that is not kept (of `topk` alone, else empty). `tensors` by name, [rows, *shape].
     """
 
     offsets: NDArray[np.int64]
@@ -58,10 +131,12 @@ class Entries:
     entropy: NDArray[np.float32]
     target_log_prob: NDArray[np.float32]
     rest: NDArray[np.float32]
+    tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-LOWEST = -64.0
-"""Logarithms of one number a token are stored from here to 0."""
+TARGET_FLOOR, REST_FLOOR = -32.0, -64.0
+"""The target's logarithm, and that of the remaining mass, are stored from here to 0."""
+NUMBER_BITS, REST_BITS = 12, 16
 
 
 def encode(entries: Entries, grid: Grid, uniforms: NDArray[np.float64]) -> bytes:
@@ -71,106 +146,134 @@ def encode(entries: Entries, grid: Grid, uniforms: NDArray[np.float64]) -> bytes
         uniforms: in [0, 1), one an entry: which neighbour on the grid a weight gets.
 
     Raises:
-        ValueError: an id is none of the vocabulary's, or a weight is above 1.
+        ValueError: an id is none of the vocabulary's, a target has one twice, a weight is above 1 or none of the
+            grid's, or a tensor is missing or has another shape.
     """
-    ids, weights = entries.ids, entries.weights.astype(np.float64)
-    if ids.size and (ids.min() < 0 or ids.max() >= grid.vocab):
-        raise ValueError(f"an id is none of the {grid.vocab} tokens")
+    ids, weights = entries.ids.astype(np.int64), entries.weights.astype(np.float64)
+    check_ids(entries, grid)
     if weights.size and weights.max() > 1 + 1e-6:
         raise ValueError("a weight is above 1")
     bare = np.isclose(weights, grid.constant, rtol=1e-6, atol=0) if grid.constant else np.zeros(ids.size, bool)
-    counts = np.diff(entries.offsets)
-    target = np.repeat(np.arange(counts.size), counts)
-    bare_counts = np.bincount(target[bare], minlength=counts.size)
-    with_weight = counts - bare_counts
-    widths = [max(1, int(c.max(initial=0)).bit_length()) for c in (with_weight, bare_counts)]
-    codes = _quantised(np.log(np.maximum(weights[~bare], 1e-300)), grid, uniforms[~bare])
-    order = np.lexsort((np.arange(ids.size), bare, target))  # of each target those with a weight, then those without
-    halves = [_halved(entries.entropy, 0.0, math.log(grid.vocab)), _halved(entries.target_log_prob, LOWEST, 0.0)]
-    halves += [_halved(entries.rest, LOWEST, 0.0)] if entries.rest.size else []
+    targets = entries.entropy.size
+    keys = ids * max(targets, 1) + np.repeat(np.arange(targets), np.diff(entries.offsets))
+    order = np.lexsort((keys, bare))
+    own = ids.size - int(bare.sum())
+    sorted_keys = keys[order]
+    lists = sorted_keys[:own], sorted_keys[own:]
+    if any(keys.size and np.diff(keys).min(initial=1) < 1 for keys in lists):
+        raise ValueError("a target has an id twice")
+    rest = bool(entries.rest.size)
     parts = [
-        np.array([*widths, int(bool(entries.rest.size))], np.uint8).tobytes(),
-        pack(with_weight, widths[0]),
-        pack(bare_counts, widths[1]),
-        pack(ids[order], grid.id_bits),
-        pack(codes, grid.bits),
-        *(half.tobytes() for half in halves),
+        np.array([own, ids.size - own], "<u4").tobytes() + bytes([rest]),
+        *map(pack_ascending, lists),
+        pack(_codes(weights[order[:own]], grid, uniforms[order[:own]]), grid.bits),
+        pack(_scaled(entries.entropy, 0.0, math.log(grid.vocab), NUMBER_BITS), NUMBER_BITS),
+        pack(_scaled(entries.target_log_prob, TARGET_FLOOR, 0.0, NUMBER_BITS), NUMBER_BITS),
+        *([pack(_scaled(entries.rest, REST_FLOOR, 0.0, REST_BITS), REST_BITS)] if rest else []),
+        *(_tensor_bytes(entries, part) for part in grid.tensors),
     ]
     return b"".join(parts)
 
 
-def decode(data: bytes | memoryview, targets: int, grid: Grid) -> Entries:
-    """The entries of a sequence with so many targets.
+def decode(data: bytes | memoryview, targets: int, grid: Grid, tokens: int = 0) -> Entries:
+    """The entries of a sequence; of each target those with a weight of their own first, each in the order of ids.
+
+    Args:
+        targets: of the sequence.
+        tokens: of the sequence; needed where a tensor has rows for each.
 
     Raises:
         ValueError: the bytes do not hold what they say.
     """
     raw = np.frombuffer(data, np.uint8)
-    if raw.size < 3:
-        raise ValueError("a sequence of fewer than three bytes")
-    at = 3
+    if raw.size < 9:
+        raise ValueError("a sequence of fewer than nine bytes")
+    own, bare = (int(count) for count in raw[:8].view("<u4"))
+    at = 9
 
     def take(count: int, width: int) -> NDArray[np.int64]:
         nonlocal at
-        size = (count * width + 7) // 8
-        if at + size > raw.size:
+        first, at = at, at + (count * width + 7) // 8
+        if at > raw.size:
             raise ValueError("a sequence ends early")
-        values = unpack(raw[at : at + size], count, width)
-        at += size
-        return values
+        return unpack(raw[first:at], count, width)
 
-    with_weight, bare = take(targets, int(raw[0])), take(targets, int(raw[1]))
-    counts = with_weight + bare
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    ids = take(int(offsets[-1]), grid.id_bits).astype(np.int32)
-    codes = take(int(with_weight.sum()), grid.bits)
-    weights = np.full(ids.size, grid.constant, np.float32)
-    first = np.repeat(offsets[:-1], with_weight)
-    within = np.arange(codes.size) - np.repeat(np.cumsum(with_weight) - with_weight, with_weight)
-    weights[first + within] = np.exp(grid.floor + codes * grid.step)
-    halves = [take(targets, 16) for _ in range(3 if raw[2] else 2)]
+    keys = []
+    for count in (own, bare):
+        if count > 8 * raw.size:
+            raise ValueError("a sequence ends early")
+        found, used = unpack_ascending(raw[at:], count)
+        keys.append(found)
+        at += used
+    key = np.concatenate(keys)
+    if key.size and (key.min() < 0 or key.max() >= grid.vocab * targets):
+        raise ValueError("a sequence has an entry of no target or no token")
+    ids = key // max(targets, 1)
+    target = key - ids * targets
+    order = np.argsort(target.astype(np.uint16 if targets <= 1 << 16 else np.int64), kind="stable")
+    weights = np.full(key.size, grid.constant, np.float32)
+    weights[:own] = _weights(take(own, grid.bits), grid)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(target, minlength=targets))])
+    entropy = _unscaled(take(targets, NUMBER_BITS), 0.0, math.log(grid.vocab), NUMBER_BITS)
+    target_log_prob = _unscaled(take(targets, NUMBER_BITS), TARGET_FLOOR, 0.0, NUMBER_BITS)
+    rest = _unscaled(take(targets if raw[8] else 0, REST_BITS), REST_FLOOR, 0.0, REST_BITS)
+    tensors = {}
+    for part in grid.tensors:
+        rows = part.count(targets, tokens)
+        first, at = at, at + rows * bytes_of_floats(part.size, part.dtype)
+        if at > raw.size:
+            raise ValueError("a sequence ends early")
+        tensors[part.name] = unpack_floats(raw[first:at], rows, part.size, part.dtype).reshape(rows, *part.shape)
     if at != raw.size:
         raise ValueError("a sequence is longer than what it holds")
-    entropy = _wholed(halves[0], 0.0, math.log(grid.vocab))
-    rest = _wholed(halves[2], LOWEST, 0.0) if raw[2] else np.zeros(0, np.float32)
-    return Entries(offsets, ids, weights, entropy, _wholed(halves[1], LOWEST, 0.0), rest)
+    return Entries(offsets, ids[order].astype(np.int32), weights[order], entropy, target_log_prob, rest, tensors)
 
 
-def _quantised(logs: NDArray[np.float64], grid: Grid, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Codes whose weight, exp(floor + code · step), has the expectation exp(log)."""
-    exact = np.clip((logs - grid.floor) / grid.step, 0, (1 << grid.bits) - 1)
+def check_ids(entries: Entries, grid: Grid) -> None:
+    """Check that every id is one of the vocabulary's.
+
+    Raises:
+        ValueError: one is not.
+    """
+    ids = entries.ids
+    if ids.size and (ids.min() < 0 or ids.max() >= grid.vocab):
+        raise ValueError(f"an id is none of the {grid.vocab} tokens")
+
+
+def _tensor_bytes(entries: Entries, part: TensorPart) -> bytes:
+    tensor = entries.tensors.get(part.name)
+    if tensor is None or tensor.shape[1:] != part.shape:
+        found = "missing" if tensor is None else f"of shape {tensor.shape}"
+        raise ValueError(f"{part.name} is {found}, and its rows should have the shape {part.shape}")
+    return pack_floats(tensor.reshape(tensor.shape[0], part.size), part.dtype)
+
+
+def _codes(weights: NDArray[np.float64], grid: Grid, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Codes whose weight has the expectation `weights`."""
+    most = (1 << grid.bits) - 1
+    if not grid.floor:
+        codes = np.rint(weights / grid.constant).astype(np.int64) - 2
+        if codes.size and (codes.min() < 0 or codes.max() > most):
+            raise ValueError("a weight is none of the grid's")
+        return codes
+    exact = np.clip((np.log(np.maximum(weights, 1e-300)) - grid.floor) / grid.step, 0, most)
     below = np.floor(exact)
     # With weights w0 < w1 = w0 · exp(step) of the neighbours, w1 with probability (w − w0) / (w1 − w0).
     share = np.expm1((exact - below) * grid.step) / math.expm1(grid.step)
-    codes = (below + (uniforms < share)).astype(np.int64)
-    return np.minimum(codes, (1 << grid.bits) - 1)
+    return np.minimum((below + (uniforms < share)).astype(np.int64), most)
 
 
-def _halved(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint16]:
-    scaled = (np.nan_to_num(values.astype(np.float64), neginf=low) - low) / (high - low) * UNIT
-    codes: NDArray[np.uint16] = np.rint(np.clip(scaled, 0, UNIT)).astype("<u2")
-    return codes
-
-
-def _wholed(codes: NDArray[np.int64], low: float, high: float) -> NDArray[np.float32]:
-    return (low + codes * ((high - low) / UNIT)).astype(np.float32)
-
-
-def pack(values: NDArray[np.integer], width: int) -> bytes:
-    """Non-negative integers at `width` bits each (at most 24), little-endian throughout."""
-    if width in (8, 16):
-        return values.astype(f"<u{width // 8}").tobytes()
-    bits = (values.astype(np.uint32)[:, None] >> np.arange(width, dtype=np.uint32)) & 1
-    return np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
-
-
-def unpack(data: NDArray[np.uint8], count: int, width: int) -> NDArray[np.int64]:
-    """The reverse of `pack`."""
-    if width in (8, 16):
-        return np.frombuffer(data.tobytes(), f"<u{width // 8}", count).astype(np.int64)
-    padded = np.concatenate([data, np.zeros(4, np.uint8)]).astype(np.uint32)
-    start = np.arange(count, dtype=np.int64) * width
-    byte = start >> 3
-    word = padded[byte] | padded[byte + 1] << 8 | padded[byte + 2] << 16 | padded[byte + 3] << 24
-    found: NDArray[np.int64] = ((word >> (start & 7).astype(np.uint32)) & ((1 << width) - 1)).astype(np.int64)
+def _weights(codes: NDArray[np.int64], grid: Grid) -> NDArray[np.float32]:
+    table = np.arange(1 << grid.bits)
+    values = np.exp(grid.floor + table * grid.step) if grid.floor else (table + 2) * grid.constant
+    found: NDArray[np.float32] = values.astype(np.float32)[codes]
     return found
+
+
+def _scaled(values: NDArray[np.float32], low: float, high: float, bits: int) -> NDArray[np.int64]:
+    scaled = (np.nan_to_num(values.astype(np.float64), neginf=low) - low) / (high - low) * ((1 << bits) - 1)
+    return np.rint(np.clip(scaled, 0, (1 << bits) - 1)).astype(np.int64)
+
+
+def _unscaled(codes: NDArray[np.int64], low: float, high: float, bits: int) -> NDArray[np.float32]:
+    return (low + codes * ((high - low) / ((1 << bits) - 1))).astype(np.float32)

@@ -1,13 +1,17 @@
 """A store on disk: shards of sequences, an index beside each, and what the store is.
 
     store.json              identity, grid, totals, and every shard with its size and SHA-256; written last
-    shard-00000.bin         the blobs of its sequences, one after another
-    shard-00000.jsonl       a line for each: record, digest of its tokens, targets, offset, bytes
+    shard-00000.bin         its most frequent ids, then the blobs of its sequences, one after another
+    shard-00000.jsonl       a line for each: record, digest of its tokens, targets, length, offset, bytes, crc32
+    head.safetensors        the teacher's output layer, where hidden states are kept (`output_layer.py`)
 
 Which sequences are in which shard is planned before the first is written (`shards`), so a store that was killed, and
 goes on, ends byte for byte as one that was not. A shard in progress is `shard-00000.bin.part`, appended to batch by
 batch; its index `shard-00000.jsonl.part` is flushed after the bytes, so whatever it does not name is cut off when the
-writer comes back. No torch.
+writer comes back.
+
+In blobs an id is its rank in its shard: ids of the shard's first batch by frequency, then all others. Frequent ids are
+then neighbours, which the codec likes; each shard can be read, and made again, alone. No torch.
 """
 
 from __future__ import annotations
@@ -17,8 +21,9 @@ import hashlib
 import json
 import mmap
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -28,20 +33,23 @@ from numpy.typing import NDArray
 
 from potstill.artifacts import disk_error, file_digest, write_atomically
 from potstill.errors import DataError, RunError
-from potstill.store.codec import Entries, Grid, decode, encode
+from potstill.store.codec import HIDDEN, Entries, Grid, check_ids, decode, encode
+from potstill.store.packing import pack, unpack
 
-VERSION = 1
+VERSION = 2
 """Of the format. A reader refuses another."""
-FACTS = "store.json"
+FACTS, OUTPUT_LAYER = "store.json", "head.safetensors"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One sequence of a store: the record that it is of, the digest of its tokens and targets, and its targets."""
+    """One sequence of a store: the record that it is of, the digest of its tokens and targets, how many targets it has,
+    and how many tokens (`length`; needed where a tensor has a row for each)."""
 
     record: str
     tokens: str
     targets: int
+    length: int = 0
 
 
 def tokens_digest(input_ids: NDArray[np.integer], positions: NDArray[np.integer]) -> str:
@@ -66,6 +74,7 @@ class StoreWriter:
     ) -> None:
         self.folder, self.identity, self.grid, self.shards = folder, dict(identity), grid, shards
         self._files: tuple[IO[bytes], IO[bytes]] | None = None
+        self._ranks = np.zeros(0, np.int32)
         self._shard = self._within = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +116,8 @@ class StoreWriter:
             RunError: the disk is full, or the folder cannot be written.
         """
         try:
-            for entries, uniforms in batch:
-                self._append(entries, uniforms)
+            for place, (entries, uniforms) in enumerate(batch):
+                self._append(entries, uniforms, batch[place:])
             if self._files is not None:
                 for file in self._files:  # first the bytes, then the lines that name them
                     file.flush()
@@ -120,7 +129,7 @@ class StoreWriter:
         """Write `store.json`, which makes the folder a store.
 
         Raises:
-            RunError: sequences are missing, or the disk is full.
+            RunError: sequences, or the output layer of a store of hidden states, are missing; or the disk is full.
         """
         if (left := next(self.missing(), None)) is not None:
             raise RunError(f"sequence {left[1]} of shard {left[0]} is not written yet", where=str(self.folder))
@@ -139,18 +148,28 @@ class StoreWriter:
         facts = {
             "version": VERSION,
             "identity": self.identity,
-            "grid": asdict(self.grid),
+            "grid": self.grid.facts(),
             "sequences": sum(len(sequences) for sequences in self.shards),
             "targets": sum(sequence.targets for sequences in self.shards for sequence in sequences),
             "bytes": sum(int(str(shard["bytes"])) for shard in shards),
             "shards": shards,
         }
+        if any(part.name == HIDDEN for part in self.grid.tensors):
+            layer = self.folder / OUTPUT_LAYER
+            if not layer.is_file():
+                raise RunError(f"{OUTPUT_LAYER} is not written yet", where=str(self.folder))
+            facts["output_layer"] = {"name": layer.name, "bytes": layer.stat().st_size, "sha256": file_digest(layer)}
         try:
             write_atomically(self.folder / FACTS, json.dumps(facts, indent=1, sort_keys=True))
         except OSError as error:
             raise disk_error(error, self.folder) from error
 
-    def _append(self, entries: Entries, uniforms: NDArray[np.float64]) -> None:
+    def _append(
+        self,
+        entries: Entries,
+        uniforms: NDArray[np.float64],
+        coming: Sequence[tuple[Entries, NDArray[np.float64]]],
+    ) -> None:
         shard, place = next(self.missing())
         if self._files is None or shard != self._shard:
             self._open(shard)
@@ -158,9 +177,21 @@ class StoreWriter:
         sequence = self.shards[shard][place]
         if entries.entropy.size != sequence.targets:
             raise ValueError(f"{entries.entropy.size} targets of a sequence that has {sequence.targets}")
+        for part in self.grid.tensors:
+            rows = part.count(sequence.targets, sequence.length)
+            if part.name in entries.tensors and entries.tensors[part.name].shape[0] != rows:
+                raise ValueError(f"{part.name} has {entries.tensors[part.name].shape[0]} rows, and should have {rows}")
         data, index = self._files
-        blob = encode(entries, self.grid, uniforms)
-        line = {**asdict(sequence), "offset": data.tell(), "bytes": len(blob)}
+        if place == 0:
+            first = [some for some, _ in coming[: len(self.shards[shard])]]
+            for some in first:
+                check_ids(some, self.grid)
+            frequent = _by_frequency(first, self.grid.vocab)
+            data.write(_head_bytes(frequent, self.grid.vocab))
+            self._ranks = _ranks(frequent, self.grid.vocab)
+        check_ids(entries, self.grid)
+        blob = encode(replace(entries, ids=self._ranks[entries.ids]), self.grid, uniforms)
+        line = {**asdict(sequence), "offset": data.tell(), "bytes": len(blob), "crc32": zlib.crc32(blob)}
         data.write(blob)
         index.write(json.dumps(line, sort_keys=True).encode() + b"\n")
         self._within = place + 1
@@ -201,6 +232,8 @@ class StoreWriter:
                     break
                 kept += 1
             last = json.loads(lines[kept - 1]) if kept else {"offset": 0, "bytes": 0}
+            if kept:
+                self._ranks = _ranks(_head_of(data.read_bytes(), self.grid.vocab), self.grid.vocab)
             os.truncate(data, last["offset"] + last["bytes"])
             os.truncate(index, sum(len(line) + 1 for line in lines[:kept]))
             self._open(shard)
@@ -213,7 +246,7 @@ class StoreWriter:
 
     def _check_plan(self) -> None:
         """Refuse a folder whose earlier attempt was of something else."""
-        plan = {"identity": self.identity, "grid": asdict(self.grid), "version": VERSION}
+        plan: dict[str, Any] = {"identity": self.identity, "grid": self.grid.facts(), "version": VERSION}
         plan["sequences"] = hashlib.sha256(
             json.dumps([[asdict(sequence) for sequence in shard] for shard in self.shards]).encode()
         ).hexdigest()
@@ -261,18 +294,9 @@ class SignalStore:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
-        try:
-            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError("there is no finished store", where=str(folder), fix="capture it first") from None
-        except ValueError as error:
-            raise DataError(f"{FACTS} is damaged: {error}", where=str(folder), fix="capture it again") from error
-        if facts.get("version") != VERSION:
-            raise DataError(
-                f"the store has format {facts.get('version')}, and this reads format {VERSION}", where=str(folder)
-            )
+        facts = _read_facts(folder)
         self.identity: Mapping[str, Any] = facts["identity"]
-        self.grid = Grid(**facts["grid"])
+        self.grid = Grid.of(facts["grid"])
         self.facts: Mapping[str, Any] = facts
         if identity is not None:
             kept = {name: self.identity.get(name) for name in identity}
@@ -282,13 +306,12 @@ class SignalStore:
                     where=str(folder),
                     fix="capture again with this teacher, data and template",
                 )
-        for shard in facts["shards"]:
-            file = folder / shard["name"]
-            if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                raise DataError(
-                    f"{shard['name']} is missing or cut", where=str(folder), fix="repair() captures it anew"
-                )
+        for described in _described(facts):
+            file = folder / described["name"]
+            if not file.is_file() or file.stat().st_size != described["bytes"]:
+                raise DataError(f"{described['name']} is missing or cut", where=str(folder), fix=_REPAIR)
         self._maps: dict[int, mmap.mmap] = {}
+        self._orders: dict[int, NDArray[np.int32]] = {}
         self._places: dict[str, tuple[int, dict[str, Any]]] | None = None
 
     def __len__(self) -> int:
@@ -302,7 +325,8 @@ class SignalStore:
             tokens: `tokens_digest` of what is trained on.
 
         Raises:
-            DataError: the record is not in the store, or was rendered otherwise when it was captured.
+            DataError: the record is not in the store, or was rendered otherwise when it was captured; or its bytes are
+                not those that were written.
         """
         if record not in self._index:
             raise DataError(
@@ -316,32 +340,39 @@ class SignalStore:
                 fix="capture again, with the tokenizer, template and train.max_length of this recipe",
             )
         data = self._mapped(shard)[line["offset"] : line["offset"] + line["bytes"]]
+        name = self.facts["shards"][shard]["name"]
+        if zlib.crc32(data) != line["crc32"]:
+            raise DataError(f"record {record!r} is damaged in {name}", where=str(self.folder), fix=_REPAIR)
         try:
-            return decode(data, line["targets"], self.grid)
+            found = decode(data, line["targets"], self.grid, line["length"])
         except ValueError as error:
-            raise DataError(
-                f"record {record!r}: {error}", where=str(self.folder), fix="repair() finds the shard"
-            ) from error
+            raise DataError(f"record {record!r} in {name}: {error}", where=str(self.folder), fix=_REPAIR) from error
+        return replace(found, ids=self._order(shard)[found.ids])
 
     def damaged(self) -> list[str]:
-        """The names of shards whose bytes, or whose index's, are not those that were written. Reads everything."""
-        found = []
-        for shard in self.facts["shards"]:
-            data, index = self.folder / shard["name"], (self.folder / shard["name"]).with_suffix(".jsonl")
-            whole = data.is_file() and file_digest(data) == shard["sha256"]
-            if not whole or not index.is_file() or file_digest(index) != shard["index_sha256"]:
-                found.append(str(shard["name"]))
-        return found
+        """The names of shards whose bytes, or whose index's, are not those that were written, and of the output layer
+        likewise. Reads everything."""
+        return _damaged(self.folder, self.facts)
 
     @property
     def _index(self) -> dict[str, tuple[int, dict[str, Any]]]:
         if self._places is None:
             self._places = {}
             for number, shard in enumerate(self.facts["shards"]):
-                for line in (self.folder / shard["name"]).with_suffix(".jsonl").read_text().splitlines():
+                index = (self.folder / shard["name"]).with_suffix(".jsonl")
+                if not index.is_file() or file_digest(index) != shard["index_sha256"]:
+                    raise DataError(f"{index.name} is missing or damaged", where=str(self.folder), fix=_REPAIR)
+                for line in index.read_text(encoding="utf-8").splitlines():
                     entry = json.loads(line)
                     self._places[entry["record"]] = number, entry
         return self._places
+
+    def _order(self, shard: int) -> NDArray[np.int32]:
+        """The id of each rank in a shard."""
+        if shard not in self._orders:
+            frequent = _head_of(self._mapped(shard), self.grid.vocab)
+            self._orders[shard] = _all_ids(frequent, self.grid.vocab)
+        return self._orders[shard]
 
     def _mapped(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:
@@ -356,3 +387,88 @@ def discard(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
         (folder / name).with_suffix(".jsonl").unlink(missing_ok=True)
+
+
+def discard_damaged(folder: Path) -> list[str]:
+    """Find what is missing, cut or damaged in a store, remove it, and name it. The folder is then unfinished: the
+    capture that made it writes what was removed, and nothing else.
+
+    Raises:
+        DataError: `store.json` is missing or damaged: the digests are not known.
+    """
+    names = _damaged(folder, _read_facts(folder))
+    if names:
+        discard(folder, names)
+    return names
+
+
+_REPAIR = "remove damaged shards with potstill.store.files.discard_damaged, then capture again: it writes these alone"
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError("there is no finished store", where=str(folder), fix="capture it first") from None
+    except ValueError as error:
+        raise DataError(f"{FACTS} is damaged: {error}", where=str(folder), fix="capture it again") from error
+    if facts.get("version") != VERSION:
+        raise DataError(
+            f"the store has format {facts.get('version')}, and this reads format {VERSION}", where=str(folder)
+        )
+    return facts
+
+
+def _described(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files whose size and digest `store.json` has, but for indexes."""
+    return [*facts["shards"], *([facts["output_layer"]] if "output_layer" in facts else [])]
+
+
+def _damaged(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    found = []
+    for described in _described(facts):
+        file = folder / described["name"]
+        pairs = [(file, described["sha256"])]
+        pairs += [(file.with_suffix(".jsonl"), described[key]) for key in ("index_sha256",) if key in described]
+        if any(not one.is_file() or file_digest(one) != expected for one, expected in pairs):
+            found.append(str(described["name"]))
+    return found
+
+
+# ---- ids by frequency --------------------------------------------------------------------------------------------
+
+
+def _by_frequency(batch: Sequence[Entries], vocab: int) -> NDArray[np.int32]:
+    """The ids of some sequences, most frequent first."""
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int32), *(some.ids for some in batch)]), minlength=vocab)
+    seen = np.flatnonzero(counts)
+    return seen[np.argsort(-counts[seen], kind="stable")].astype(np.int32)
+
+
+def _all_ids(frequent: NDArray[np.int32], vocab: int) -> NDArray[np.int32]:
+    """The id of each rank: the frequent ones, then all others in order."""
+    other = np.ones(vocab, bool)
+    other[frequent] = False
+    return np.concatenate([frequent, np.flatnonzero(other).astype(np.int32)])
+
+
+def _ranks(frequent: NDArray[np.int32], vocab: int) -> NDArray[np.int32]:
+    """The rank of each id."""
+    ranks = np.empty(vocab, np.int32)
+    ranks[_all_ids(frequent, vocab)] = np.arange(vocab, dtype=np.int32)
+    return ranks
+
+
+def _id_bits(vocab: int) -> int:
+    return max(1, (vocab - 1).bit_length())
+
+
+def _head_bytes(frequent: NDArray[np.int32], vocab: int) -> bytes:
+    """The head of a shard: the number of its frequent ids, and these."""
+    return frequent.size.to_bytes(4, "little") + pack(frequent, _id_bits(vocab))
+
+
+def _head_of(shard: bytes | mmap.mmap, vocab: int) -> NDArray[np.int32]:
+    count = int(np.frombuffer(shard[:4], "<u4")[0])
+    packed = shard[4 : 4 + (count * _id_bits(vocab) + 7) // 8]
+    return unpack(np.frombuffer(packed, np.uint8), count, _id_bits(vocab)).astype(np.int32)
