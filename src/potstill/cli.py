@@ -135,6 +135,20 @@ def generate(
 
 
 @app.command()
+def capture(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    verify: Verify = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Store the teacher's distributions, to train without it."""
+    _run(recipe, overrides, run, "capture", force, verify, json, quiet)
+
+
+@app.command()
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,

@@ -81,7 +81,8 @@ class Batch:
     whole examples that have a class; `targets_are` says which. `target_positions[side]` [N] are flat positions b·T + t
     in that side's view, or numbers of examples. They align across sides, and `target_ids` [N] are the tokens or
     classes, the same in both (rule 7). `record_ids` are the ids of the examples, in the order of `View.example_ids`:
-    one per row, or per segment where rows are packed; empty where a row has none.
+    one per row, or per segment where rows are packed; empty where a row has none. `stored` are tensors of a signal
+    store for these targets, joined while the batch was collated, by the names that `teachers/stored.py` gives them.
     """
 
     student: View | ImageView
@@ -90,6 +91,7 @@ class Batch:
     target_positions: Mapping[Side, Int[Tensor, " N"]]
     targets_are: Literal["tokens", "examples"] = "tokens"
     record_ids: tuple[str, ...] = ()
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
 
     def view(self, side: Side) -> View | ImageView:
         return self.student if side == "student" else self.teacher
@@ -150,15 +152,16 @@ class Batch:
             classes       [B]    the class of each example, IGNORE where it has none
             (none)               nothing: there are no targets
 
-        `record_ids` are a sequence of texts, one per example.
+        `record_ids` are a sequence of texts, one per example; `stored` a mapping of tensors.
 
         Raises:
             ValueError: the completions of the two views differ (rule 7).
         """
-        return replace(cls._without_ids(inputs), record_ids=tuple(inputs.get("record_ids", ())))
+        beside = {"record_ids": tuple(inputs.get("record_ids", ())), "stored": inputs.get("stored", {})}
+        return replace(cls._of_views(inputs), **beside)
 
     @classmethod
-    def _without_ids(cls, inputs: Mapping[str, Any]) -> Batch:
+    def _of_views(cls, inputs: Mapping[str, Any]) -> Batch:
         if "pixel_values" in inputs:
             image = ImageView(inputs["pixel_values"])
             ids, positions = _classes(inputs, image)
@@ -246,7 +249,8 @@ class Sparse:
 
     `unbiased`: the weights' expectation is the full distribution at `temperature`. `top_k`: the weights are its largest
     probabilities, each token at most once, and 1 − Σ weights is the remaining mass. `entropy` is that of the full
-    distribution, in nats. `vocab` is the number of tokens that it covers (None: the student's).
+    distribution, in nats. `vocab` is the number of tokens that it covers (None: the student's). `rest` is the logarithm
+    of the remaining mass of a `top_k` signal, where it is known (1 − Σ weights cancels).
     """
 
     offsets: Int[Tensor, " N1"]
@@ -256,6 +260,7 @@ class Sparse:
     estimator: Literal["unbiased", "top_k"]
     temperature: float = 1.0
     vocab: int | None = None
+    rest: Float[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True)

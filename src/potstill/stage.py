@@ -65,6 +65,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     stages: list[Stage] = []
     if recipe.generate is not None:
         stages.append(_stage("generate", recipe))
+    if recipe.capture is not None:
+        stages.append(_stage("capture", recipe))
     if recipe.train is not None:
         stages.extend(_stage("train", recipe, training) for training in recipe.train.trainings)
     if recipe.speculate is not None:

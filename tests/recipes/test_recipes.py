@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 WRITTEN = {"conversations", "self_instruct"}
 """Recipes that end with records: tests/generate runs them."""
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem not in WRITTEN}
-METHODS = [name for name in RECIPES if name not in ("demo", "smollm2_half") and not name.endswith("_teacher")]
+METHODS = [
+    name for name in RECIPES if name not in ("demo", "offline", "smollm2_half") and not name.endswith("_teacher")
+]
 
 SHAPE: dict[str, Any] = {"layers": 6, "hidden": 48, "heads": 12}
 """As deep as the encoder that the recipes name, as many heads, and as wide as 24 relation heads divide."""
@@ -120,6 +122,7 @@ SMALL: dict[str, Callable[[Path], list[str]]] = {
     "hinton_fashion_mnist": taught_images,
     "hinton_fashion_mnist_teacher": images,
     "minilm_v2": taught_texts,
+    "offline": prompts,
     "newsgroups_teacher": encoder,
     "reasoning": sums,
     "reasoning_teacher": few_sums,

@@ -9,6 +9,7 @@ that problems in files are found before anything is fetched, generated or traine
     data.py        both sides of the data
     models.py      teachers, student, and whether they fit each other
     generation.py  prompts, verifiers, servers
+    capture.py     what a store will hold, permit and take
     training.py    steps, evaluation, export
     loaded.py      devices, parts of models by name, unusual arguments: with torch, where a recipe asks for them
     cost.py        time, memory and disk
@@ -19,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from potstill.check import cost, data, generation, loaded, models, training
+from potstill.check import capture, cost, data, generation, loaded, models, training
 from potstill.check.findings import Finding, Findings
 from potstill.check.inputs import Inputs
 from potstill.console import Console
@@ -31,22 +32,22 @@ __all__ = ["PRECONDITIONS", "Finding", "Findings", "check_recipe", "probe_recipe
 
 Precondition = Callable[[Inputs], Iterable[Finding] | None]
 
-_ALL = ("generate", "train", "evaluate", "speculate", "export")
+_ALL = ("generate", "capture", "train", "evaluate", "speculate", "export")
 
 PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
-    (data.data_are_read, ("generate", "train", "evaluate", "speculate")),
-    (data.training_side_is_not_empty, ("generate", "train")),
+    (data.data_are_read, ("generate", "capture", "train", "evaluate", "speculate")),
+    (data.training_side_is_not_empty, ("generate", "capture", "train")),
     (data.sides_have_no_twins, ("train", "evaluate")),
     (data.intervals_have_two_groups, ("generate", "train", "evaluate")),
-    (models.teachers_are_usable, ("generate", "train", "evaluate", "speculate")),
-    (models.teachers_give_what_is_asked, ("generate", "train")),
-    (models.unused_teachers, ("generate", "train")),
+    (models.teachers_are_usable, ("generate", "capture", "train", "evaluate", "speculate")),
+    (models.teachers_give_what_is_asked, ("generate", "capture", "train")),
+    (models.unused_teachers, ("generate", "capture", "train")),
     (models.student_model_is_usable, ("generate", "train")),
-    (models.ensembles_agree, ("generate", "train")),
+    (models.ensembles_agree, ("generate", "capture", "train")),
     (models.student_can_be_built, ("generate", "train")),
     (models.adapter_fits, ("generate", "train")),
-    (models.a_tokenizer_is_there, ("generate", "train")),
-    (models.tokenizers_agree, ("generate", "train")),
+    (models.a_tokenizer_is_there, ("generate", "capture", "train")),
+    (models.tokenizers_agree, ("generate", "capture", "train")),
     (models.classes_are_named, ("generate", "train")),
     (models.objectives_fit_the_models, ("generate", "train")),
     (generation.conversations_can_be_counted, ("generate",)),
@@ -59,21 +60,22 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (generation.prompts_fit, ("generate",)),
     (data.evaluation_sets_are_there, ("generate",)),
     (training.one_process, ("train",)),
-    (training.objectives_are_listed, ("generate", "train")),
-    (training.steps_are_counted, ("generate", "train")),
+    (training.objectives_are_listed, ("generate", "capture", "train")),
+    (training.steps_are_counted, ("generate", "capture", "train")),
     (data.rows_can_be_made, ("generate", "train")),
-    (data.rows_can_be_learned, ("train",)),
+    (data.rows_can_be_learned, ("capture", "train")),
+    (capture.store_is_described, ("generate", "capture", "train")),
     (training.best_weights_can_be_chosen, ("generate", "train")),
     (training.problems_can_be_solved, ("generate", "train", "evaluate")),
     (training.exports_are_possible, _ALL),
-    (loaded.devices_are_here, ("generate", "train", "evaluate")),
-    (loaded.attention_is_here, ("generate", "train", "evaluate")),
+    (loaded.devices_are_here, ("generate", "capture", "train", "evaluate")),
+    (loaded.attention_is_here, ("generate", "capture", "train", "evaluate")),
     (loaded.parts_are_found, ("generate", "train")),
     (loaded.arguments_are_accepted, ("generate", "train")),
-    (cost.conversions_are_announced, ("generate", "train")),
-    (cost.memory_is_estimated, ("train",)),
+    (cost.conversions_are_announced, ("generate", "capture", "train")),
+    (cost.memory_is_estimated, ("capture", "train")),
     (cost.disk_suffices, ("train",)),
-    (cost.time_is_estimated, ("generate", "train")),
+    (cost.time_is_estimated, ("generate", "capture", "train")),
 )
 """Every precondition, in order, with the verbs that require it. A problem of a later stage thus stops a run before an
 earlier stage has cost anything."""
@@ -111,6 +113,7 @@ def _topic(precondition: Precondition) -> str:
         data: "data",
         models: "teachers",
         generation: "generate",
+        capture: "capture",
         training: "train",
         loaded: "train",
         cost: "cost",

@@ -58,7 +58,8 @@ def conversions_are_announced(inputs: Inputs) -> Iterator[Finding]:
 
 
 def memory_is_estimated(inputs: Inputs) -> Iterator[Finding]:
-    """The memory of teacher, student and optimiser in training, separately and together."""
+    """The memory of teacher, student and optimiser in training, separately and together; of a captured teacher apart
+    from its student. Where both do not fit, and each alone does, a store is suggested."""
     recipe = inputs.recipe
     student = inputs.figures.get("student_parameters")
     if recipe.train is None or student is None:
@@ -72,11 +73,26 @@ def memory_is_estimated(inputs: Inputs) -> Iterator[Finding]:
             if known is None:
                 return
             teacher += _BYTES.get(str(getattr(member, "dtype", "auto")), 4) * known.parameters
-        parts = {"teacher": teacher, **parts}
+        if recipe.capture is not None:
+            inputs.figures["memory_bytes_apart"] = {"capture": teacher, "training": sum(parts.values())}
+            text = (
+                f"memory in capture: teacher {_gigabytes(teacher)}, and activations; training loads no teacher "
+                f"(together they would take {_gigabytes(teacher + sum(parts.values()))})"
+            )
+            yield _within_memory(teacher, Finding("cost", text))
+        else:
+            parts = {"teacher": teacher, **parts}
     total = sum(parts.values())
     inputs.figures["memory_bytes"] = {**{name.replace(" ", "_"): size for name, size in parts.items()}, "all": total}
     named = " + ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size)
-    yield _within_memory(total, Finding("cost", f"memory in training: {named} = {_gigabytes(total)}, and activations"))
+    found = _within_memory(
+        total, Finding("cost", f"memory in training: {named} = {_gigabytes(total)}, and activations")
+    )
+    if "teacher" in parts and found.level == "warning":
+        apart = max(parts["teacher"], total - parts["teacher"])
+        if _within_memory(apart, Finding("cost", "")).level == "fact":
+            found = warning("cost", f"{found.text}; one after the other they fit: add `capture: {{kind: threshold}}`")
+    yield found
 
 
 def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
@@ -98,6 +114,13 @@ def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
     if tokens and student and train is not None:
         once = 6 * student * tokens / (rate * _TRAINS_AT)
         read = 2 * teacher * tokens / (rate * _READS_AT) if inputs.is_taught else 0.0
+        if recipe.capture is not None and read:
+            all_tokens = int(figures.get("tokens_at_most") or figures.get("tokens_a_pass") or 0)
+            once_read = 2 * teacher * all_tokens / (rate * _READS_AT)
+            figures["capture_seconds"] = round(once_read)
+            text = f"capture: {_between(once_read)}; a teacher in training would take {_between(read * train.seeds)}"
+            yield Finding("cost", f"{text}, roughly")
+            read = 0.0
         seconds = once * len(train.trainings) + read * train.seeds
         figures["training_seconds_estimated"] = round(seconds)
         controls = f" with {len(train.controls)} control{'s' * (len(train.controls) > 1)}" if train.controls else ""

@@ -11,7 +11,19 @@ from potstill.errors import PotstillError, UserError
 Level = Literal["error", "warning", "fact"]
 """An `error` stops a run before it begins; a `warning` is shown; a `fact` is what the run will do, or its cost."""
 
-TOPICS = ("data", "teachers", "student", "generate", "train", "evaluate", "export", "cost", "probe", "stages")
+TOPICS = (
+    "data",
+    "teachers",
+    "student",
+    "generate",
+    "capture",
+    "train",
+    "evaluate",
+    "export",
+    "cost",
+    "probe",
+    "stages",
+)
 """The topics of a check, in the order in which they are shown."""
 
 

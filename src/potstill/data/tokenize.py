@@ -8,13 +8,16 @@ gets no end token: the student must not learn to stop there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from potstill.data.chat import ChatTokenizer
 from potstill.data.problems import with_system
 from potstill.data.spans import Turn, Unlearnable, assistant_turns
 from potstill.errors import DataError
+from potstill.store.files import tokens_digest
 from potstill.types import DataReason, Message, Record, Reject
 
 IGNORE = -100
@@ -39,6 +42,14 @@ class Tokenized:
     note: str = ""
     teacher: Tokenized | None = None
     label: int | None = None
+    before_cut: str = field(default="", compare=False)
+    """Of a row that was cut: the `rendered` digest of the whole."""
+
+    @property
+    def rendered(self) -> str:
+        """A digest of the row's tokens and learned positions before it was cut at any length: what a stored signal is
+        of."""
+        return self.before_cut or _rendered(self.input_ids, self.labels)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -72,11 +83,17 @@ def tokenize(record: Record, chat: ChatTokenizer, max_length: int) -> Tokenized 
         return Reject.of(record, unlearnable.reason, detail=unlearnable.detail)
     labels[:1] = [IGNORE] * len(labels[:1])
     cut = any(label != IGNORE for label in labels[max_length:])
+    before_cut = _rendered(ids, labels) if len(ids) > max_length else ""
     ids, labels = ids[:max_length], labels[:max_length]
     if all(label == IGNORE for label in labels):
         why = f"within max_length {max_length}" if cut else "no token is learned"
         return Reject.of(record, DataReason.NOTHING_TO_LEARN, detail=why)
-    return Tokenized(ids, labels, record.id, record.group, cut, note)
+    return Tokenized(ids, labels, record.id, record.group, cut, note, before_cut=before_cut)
+
+
+def _rendered(ids: Sequence[int], labels: Sequence[int]) -> str:
+    learned = np.flatnonzero(np.array(labels[1:], np.int64) != IGNORE)  # positions whose next token is learned
+    return tokens_digest(np.array(ids, np.int64), learned)
 
 
 def prompt_ids(
@@ -202,4 +219,4 @@ def _up_to(row: Tokenized, count: int) -> Tokenized:
     if len(places) <= count:
         return row
     length = places[count - 1] + 1
-    return replace(row, input_ids=row.input_ids[:length], labels=row.labels[:length], cut=True)
+    return replace(row, input_ids=row.input_ids[:length], labels=row.labels[:length], cut=True, before_cut=row.rendered)

@@ -222,7 +222,7 @@ def sparse_soft_ce(
     if sparse.estimator == "top_k":
         kept = torch.zeros_like(log_q, dtype=torch.bool)
         kept[row_of, sparse.ids] = True
-        left = (1 - weights.sum(-1)).clamp(min=0)
+        left = (1 - weights.sum(-1)).clamp(min=0) if sparse.rest is None else sparse.rest.to(log_q.dtype).exp()
         value = value - torch.where(kept.all(-1), 0, left * log_q.masked_fill(kept, -1e30).logsumexp(-1))
     return temperature_gain(temperature, scale_by_temperature_squared) * value
 
@@ -240,6 +240,7 @@ def sparse_forward_kl(
         row_of = torch.repeat_interleave(torch.arange(rows, device=kept.device), kept)
         w = sparse.weights.to(student_logits_NV.dtype)
         left = (1 - torch.zeros_like(entropy).index_add(0, row_of, w)).clamp(min=0)
+        left = left if sparse.rest is None else sparse.rest.to(left.dtype).exp()
         left = torch.where(kept >= shared_tokens(vocab, sparse.vocab or vocab), 0, left)
         entropy = -torch.special.xlogy(left, left).index_add(0, row_of, torch.special.xlogy(w, w))
     gain = temperature_gain(sparse.temperature, scale_by_temperature_squared)

@@ -84,7 +84,8 @@ def linear_values(
     values, mass, entropy = -sparse.summed(sparse.weights * log_q), sparse.mass, sparse.entropy
     if sparse.cut:
         # With every token stored there is no tail, whatever the rounding of Σ w.
-        left = torch.where(sparse.kept >= shared, 0, (1 - mass).clamp_min(0))
+        remaining = (1 - mass).clamp_min(0) if sparse.left is None else sparse.left
+        left = torch.where(sparse.kept >= shared, 0, remaining)
         tail = rows.scratch.take("difference", *q.values.shape).copy_(q.values)
         tail[sparse.row_of, sparse.ids] = 0
         student_left = (tail.sum(-1) / q.total.squeeze(1)).clamp_min(smallest(tail))

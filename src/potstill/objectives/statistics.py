@@ -14,12 +14,13 @@ from potstill.objectives.response import ForwardKLRule, HardCERule, ReverseKLRul
 from potstill.objectives.sweep.engine import fused_sweep
 from potstill.objectives.sweep.rows import RowRule, Rows, exponentials_into
 from potstill.recipe.response import ReverseKL, TotalVariation
-from potstill.signals import Dense, Head
+from potstill.signals import Dense, Head, Sparse
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Per target token, at T = 1, in fp32; nats. Without a teacher the last three are None.
+    """Per target token, at T = 1, in fp32; nats. Without a teacher the last three are None; of a stored signal
+    `nll_teacher` is.
 
     `top1_agree`: whether student and teacher rank the same token first, among the tokens that both have.
     """
@@ -127,9 +128,32 @@ class _TopOneAgreement:
         return (first_of_student == rows.teacher_logits[:, : rows.shared].argmax(-1)).to(rows.student.dtype)
 
 
+class _FirstChoice:
+    """The token that the student ranks first among the first `vocab`: exact in fp32 below 2²⁴."""
+
+    needs_teacher = False
+
+    def __init__(self, vocab: int | None) -> None:
+        self.vocab = vocab
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        return rows.student[:, : self.vocab].argmax(-1).to(rows.student.dtype)
+
+
+def first_choices(sparse: Sparse) -> Int[Tensor, " N"]:
+    """The token with the largest weight in each row of a stored signal; −1 where a row has none."""
+    counts = sparse.offsets.diff()
+    row_of = torch.repeat_interleave(torch.arange(counts.shape[0], device=counts.device), counts)
+    largest = torch.zeros_like(sparse.entropy).scatter_reduce_(0, row_of, sparse.weights, "amax")
+    first = torch.full_like(counts, -1)
+    at_largest = sparse.weights == largest[row_of]
+    first[row_of[at_largest]] = sparse.ids[at_largest].long()
+    return first
+
+
 def token_statistics(
     student: Head | Dense,
-    teacher: Head | Dense | None,
+    teacher: Head | Dense | Sparse | None,
     target_ids: Int[Tensor, " N"],
     columns: Iterable[str] = (),
 ) -> TokenStatistics:
@@ -137,11 +161,14 @@ def token_statistics(
     models' dtype and regardless of autocast.
 
     `nll_teacher` is over all rows of the teacher's head and `nll_student` over all of the student's; KL and agreement
-    are over the shared tokens.
+    are over the shared tokens. Of a stored signal at T = 1, KL is Σ w (−log q) less the stored entropy (without bias if
+    the store has none; of a top-k store a lower bound), and the teacher's first choice is its largest entry.
     """
     asked = [column for column in columns if teacher is not None or column not in OF_BOTH]
     rules: list[RowRule] = [HardCERule(), *map(_rule, asked)]
-    if teacher is not None:
+    if isinstance(teacher, Sparse):
+        rules += [ForwardKLRule(), _FirstChoice(teacher.vocab)]
+    elif teacher is not None:
         rules += [_TeacherNLL(), ForwardKLRule(), _TopOneAgreement()]
     with torch.no_grad():
         swept = fused_sweep(student, teacher, target_ids, [(rule, 0.0) for rule in rules], product_dtype=torch.float32)
@@ -149,5 +176,8 @@ def token_statistics(
     more = dict(zip(asked, others, strict=False))
     if teacher is None:
         return TokenStatistics(nll_student, more)
+    if isinstance(teacher, Sparse):
+        kl, first = others[len(asked) :]
+        return TokenStatistics(nll_student, more, None, kl, first == first_choices(teacher))
     nll_teacher, kl, agree = others[len(asked) :]
     return TokenStatistics(nll_student, more, nll_teacher, kl, agree > 0.5)

@@ -2,6 +2,7 @@
 
 from potstill.recipe.base import Cosmetic, KindSettings, Settings
 from potstill.recipe.budget import BudgetSettings
+from potstill.recipe.capture import CaptureSettings, SampledCapture, ThresholdCapture, TopKCapture
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import CheckedExport, ExportSettings, GgufExport, HuggingFaceExport
@@ -101,6 +102,7 @@ __all__ = [
     "AttentionTransfer",
     "BudgetSettings",
     "ByInfluence",
+    "CaptureSettings",
     "ChainFilters",
     "Change",
     "Choice",
@@ -165,6 +167,7 @@ __all__ = [
     "Regex",
     "ReportSettings",
     "ReverseKL",
+    "SampledCapture",
     "SamplerExtras",
     "SandboxSettings",
     "Schedule",
@@ -179,6 +182,8 @@ __all__ = [
     "SoftSettings",
     "StudentSettings",
     "TeacherSettings",
+    "ThresholdCapture",
+    "TopKCapture",
     "TotalVariation",
     "TrainSettings",
     "TrainStage",

@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 
 from potstill.errors import RecipeError
 from potstill.recipe.base import LONGEST_NAME, KindSettings, PartIfSet, Settings, one_of
+from potstill.recipe.capture import CaptureSettings
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.objectives import why_not
+from potstill.recipe.schedules import schedule_text
 from potstill.recipe.speculate import OtherModelDraft, SpeculateSettings, StudentDraft
 from potstill.recipe.students import StudentSettings
 from potstill.recipe.teachers import LocalTeacher, TeacherSettings, members_of
@@ -35,6 +37,7 @@ class Recipe(Settings):
     student: one_of(StudentSettings) | None = None  # type: ignore[valid-type]
     data: one_of(DataSettings)  # type: ignore[valid-type]
     generate: one_of(GenerateSettings) | None = None  # type: ignore[valid-type]
+    capture: one_of(CaptureSettings) | None = None  # type: ignore[valid-type]
     train: TrainSettings | None = None
     evaluate: EvaluateSettings | None = None
     report: ReportSettings = ReportSettings()
@@ -60,6 +63,17 @@ class Recipe(Settings):
     def required_generate(self) -> GenerateSettings:
         """The section `generate`, likewise."""
         return _present("generate", cast("GenerateSettings | None", self.generate))
+
+    @property
+    def required_capture(self) -> CaptureSettings:
+        """The section `capture`, likewise."""
+        return _present("capture", cast("CaptureSettings | None", self.capture))
+
+    @property
+    def captured_length(self) -> int:
+        """Maximum tokens of a captured record."""
+        length: int | None = self.required_capture.max_length
+        return length or (self.train.max_length if self.train is not None else TrainSettings().max_length)
 
     @property
     def required_evaluate(self) -> EvaluateSettings:
@@ -112,10 +126,12 @@ class Recipe(Settings):
             raise ValueError(f"the name of a teacher has at most {LONGEST_NAME} characters, and one has {len(long)}")
         if "" in self.teachers:
             raise ValueError("a teacher has no name: give it one (main, say)")
-        for name in (*_asked(self.generate), *_asked(self.train)):
+        captured = (self.capture.teacher,) if self.capture is not None else ()
+        for name in (*_asked(self.generate), *captured, *_asked(self.train)):
             if name not in self.teachers:
                 known = ", ".join(sorted(self.teachers)) or "none"
                 raise ValueError(f"teacher {name!r} is not among the teachers ({known}): add it, or name one of them")
+        self._store_gives_what_is_asked()
         self._teachers_give_what_is_asked()
         if self.generate is not None and self.generate.asks:
             self.generate.check_teachers(self.teachers)
@@ -141,6 +157,11 @@ class Recipe(Settings):
         if isinstance(self.data, ImageSettings) != spec.reads_images:
             needed = "data of images (kind: arrays, idx or digits)" if spec.reads_images else "image_classification"
             raise ValueError(f"data of kind {self.data.kind!r} do not go with task {self.task!r}: use {needed}")
+        if self.capture is not None and not spec.writes:
+            raise ValueError(
+                f"capture stores distributions over a vocabulary of a causal language model, and the task is "
+                f"{self.task!r}: drop capture"
+            )
         if self.generate is not None and not spec.writes:
             raise ValueError(
                 f"generate needs a model that writes text, and the task is {self.task!r}: drop generate, or set "
@@ -214,9 +235,40 @@ class Recipe(Settings):
         suffices."""
         for name in _asked(self.generate):
             yield f"generate ({getattr(self.generate, 'kind', '')})", name, frozenset({"generate"})
+        if self.capture is not None:
+            yield f"capture ({self.capture.kind})", self.capture.teacher, frozenset({"head", "dense"})
+            return  # objectives read the store: see `_store_gives_what_is_asked`
         for objective in self.train.all_objectives if self.train is not None else ():
             for alternatives in objective.needs().teacher:
                 yield objective.kind, self.required_train.teacher, alternatives
+
+    def _store_gives_what_is_asked(self) -> None:
+        """Objectives read from the store what its estimator permits, at its temperature, of its teacher.
+
+        Raises:
+            ValueError: an objective needs something else; the error names a fix.
+        """
+        capture, train = self.capture, self.train
+        if capture is None or train is None or not any(o.needs().teacher for o in train.all_objectives):
+            return
+        if capture.teacher != train.teacher:
+            raise ValueError(
+                f"capture stores {capture.teacher!r}, and train learns from {train.teacher!r}: name the same "
+                "teacher in capture.teacher and train.teacher"
+            )
+        for objective in train.all_objectives:
+            if not all(alternatives & capture.gives for alternatives in objective.needs().teacher):
+                raise ValueError(
+                    f"{objective.kind} needs more of its teacher than a store of kind {capture.kind!r} keeps: use "
+                    "forward_kl or soft_ce, which are linear in the teacher's probabilities, or drop the section "
+                    "capture, so that the teacher runs in training"
+                )
+            at = getattr(objective, "temperature", 1.0)
+            if objective.needs().teacher and "head" not in capture.gives and at != capture.temperature:
+                raise ValueError(
+                    f"{objective.kind} is at temperature {schedule_text(at)}, and the store at {capture.temperature:g}:"
+                    " set capture.temperature to the objective's (a sample has one temperature)"
+                )
 
     def _teachers_give_what_is_asked(self) -> None:
         for who, name, alternatives in self.asked_of_teachers():

@@ -124,6 +124,7 @@ def joined(parts: Sequence[Sparse]) -> Sparse:
         ids=torch.cat([part.ids for part in parts]),
         weights=torch.cat([part.weights for part in parts]),
         entropy=torch.cat([part.entropy for part in parts]),
+        rest=torch.cat([part.rest for part in parts if part.rest is not None]) if first.rest is not None else None,
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from potstill.teachers.endpoint import EndpointModel
     from potstill.teachers.ensemble import Ensemble
     from potstill.teachers.local import LocalModel
+    from potstill.teachers.stored import StoredTeacher
 
 KINDS = {"endpoint": "endpoint", "ensemble": "ensemble", "local": "local"}
 """The module of each kind; `registry.build` loads it."""
@@ -23,10 +24,11 @@ _NAMES = {
     "Ensemble": "ensemble",
     "LocalModel": "local",
     "SignalCache": "cached",
+    "StoredTeacher": "stored",
     "Teacher": "base",
 }
 
-__all__ = ["EndpointModel", "Ensemble", "LocalModel", "SignalCache", "Teacher"]
+__all__ = ["EndpointModel", "Ensemble", "LocalModel", "SignalCache", "StoredTeacher", "Teacher"]
 
 
 def __getattr__(name: str) -> Any:

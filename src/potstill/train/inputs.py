@@ -25,7 +25,7 @@ from potstill.registry import build
 from potstill.signals import Batch
 from potstill.students import BuiltStudent, build_student
 from potstill.tasks import SPECS
-from potstill.teachers import Teacher
+from potstill.teachers import StoredTeacher, Teacher
 from potstill.types import Reject
 
 _ROWS_PER_BATCH = 8
@@ -159,8 +159,11 @@ def make_student(recipe: Recipe, models: Models, reader: TaskReader, rows: Rows,
     )
 
 
-def make_teacher(models: Models) -> Teacher | None:
-    """The recipe's teacher, on the training device unless it names its own."""
+def make_teacher(models: Models, store: Path | None = None) -> Teacher | None:
+    """The recipe's teacher, on the training device unless it names its own; or its stored signals, if it was
+    captured."""
+    if store is not None:
+        return StoredTeacher(store)
     if models.settings is None:
         return None
     settings = models.settings

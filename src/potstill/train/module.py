@@ -30,6 +30,7 @@ from potstill.recipe import value_at
 from potstill.signals import Ask, Batch, Dense, Dims, Head, Side, Signals
 from potstill.tasks import SPECS, Task
 from potstill.teachers.base import Teacher
+from potstill.teachers.stored import StoredTeacher
 from potstill.train.rows import Row, length_of
 
 SIDES: tuple[Side, Side] = ("student", "teacher")
@@ -98,7 +99,7 @@ class DistillModule(nn.Module):
         taught = None
         if "kl" in self.statistics:
             teacher = self._signals_of_teacher(batch, Ask(response=True))
-            taught = None if teacher is None else _response(teacher)
+            taught = None if teacher is None else teacher.sparse or _response(teacher)
         response = _response(live_signals(self.student, batch, "student", Ask(response=True)))
         measured = token_statistics(response, taught, batch.target_ids)
         found = {"nll": measured.nll_student, "kl": measured.kl, "top1_agreement": measured.top1_agree}
@@ -183,6 +184,8 @@ def _statistics(task: Task, teacher: Teacher | None) -> tuple[str, ...]:
     if not spec.has_response:
         return ()
     taught = teacher is not None and bool(teacher.capabilities & {"head", "dense"})
+    if isinstance(teacher, StoredTeacher):
+        taught = teacher.temperature == 1.0  # statistics are at T = 1
     return ("nll", *(("kl", "top1_agreement") if taught else ()), *(("accuracy",) if spec.has_classes else ()))
 
 

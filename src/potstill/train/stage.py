@@ -46,6 +46,8 @@ def stage(recipe: Recipe, training: Training = STUDENT) -> Stage:
     if training.seed:
         settings["seed"] = recipe.seed
     reads = ("generate",) if recipe.generate is not None else ()
+    if recipe.capture is not None and any(o.needs().teacher for o in recipe.required_train.all_objectives):
+        reads = (*reads, "capture")
     if training.control == "text_only_equal_seconds":
         reads = (*reads, *_timed_by(training))
     return Stage(

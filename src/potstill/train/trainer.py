@@ -31,6 +31,7 @@ from potstill.recipe import Change, Masking, ObjectiveSettings, value_at
 from potstill.signals import Batch
 from potstill.tasks import SPECS
 from potstill.teachers.base import Teacher
+from potstill.teachers.stored import StoredTeacher
 from potstill.train.checkpoints import AT_LEAST_KEPT, CheckpointStore, facts_of, is_whole
 from potstill.train.coerce import (
     built,
@@ -135,6 +136,8 @@ class DistillTrainer(Trainer):
             student, processing_class, max_length=max_length, masking=masking, seed=args.seed
         )
         self.collate, self.packing = self.reader.collator(), packing
+        if isinstance(taught, StoredTeacher):
+            self.collate = taught.joining(self.collate)
         self.train_rows = self._rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = self._read_held_out(eval_dataset)
 

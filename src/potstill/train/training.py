@@ -139,7 +139,8 @@ class TrainingRun:
 
     @cached_property
     def _teacher(self) -> Teacher | None:
-        return make_teacher(self.models)
+        captured = self.context.inputs.get("capture")
+        return make_teacher(self.models, captured.path / "store" if captured is not None else None)
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:

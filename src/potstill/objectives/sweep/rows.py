@@ -57,6 +57,7 @@ class SparseRows:
         kept: number of entries of each row.
         cut: whether the entries are the most probable ones (`top_k`), so that mass is missing.
         vocab: the number of tokens that student and store share.
+        left: the mass that is not stored of each row, where the store keeps it.
     """
 
     row_of: Int[Tensor, " E"]
@@ -66,6 +67,7 @@ class SparseRows:
     kept: Int[Tensor, " R"]
     cut: bool
     vocab: int
+    left: Float[Tensor, " R"] | None = None
 
     @property
     def mass(self) -> Float[Tensor, " R"]:

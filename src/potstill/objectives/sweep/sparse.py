@@ -4,10 +4,10 @@ For objectives that are linear in the teacher's probabilities, Σ w (−log q) o
 expectation whenever the weights do, and so has its gradient (Σ w) · q − w. Nothing is renormalised: weights divided by
 their own sum would have another expectation.
 
-A `top_k` store is biased. Its remaining mass r = 1 − Σ w is matched against all tokens that are not stored, as one: r
-· (−log Q), with Q the student's mass on them. By the chain rule of KL, the value lacks r · KL(tail of the teacher ‖
-tail of the student), each normalised; so the value is a lower bound, and the gradient is off by at most √2 · r in L2
-(on a token that is not stored it is q − r · q/Q instead of q − p).
+A `top_k` store is biased. Its remaining mass r (1 − Σ w, where the store does not keep it) is matched against all
+tokens that are not stored, as one: r · (−log Q), with Q the student's mass on them. By the chain rule of KL, the value
+lacks r · KL(tail of the teacher ‖ tail of the student), each normalised; so the value is a lower bound, and the
+gradient is off by at most √2 · r in L2 (on a token that is not stored it is q − r · q/Q instead of q − p).
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class SparseTeacher:
             kept,
             sparse.estimator == "top_k",
             self.vocab,
+            None if sparse.rest is None else sparse.rest[rows].to(self.dtype).exp(),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,6 @@ ARMS = {
 
 def answers(bench: Bench) -> Outcome:
     """The teacher writes once; all students learn from the same text."""
-    import json
-
     folder = bench.workspace.folder / "learn-2-answers"
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS.splitlines())
@@ -126,6 +125,28 @@ def students(bench: Bench) -> Outcome:
         f"Nearest to the teacher on what it never saw: {best[1]}, with a KL of {best[0]:.2f}. Do the intervals overlap?"
     )
     return Outcome(len(rows) == len(ARMS), says, blocks)
+
+
+def store(bench: Bench) -> Outcome:
+    """A student that learns from stored distributions, beside the one whose teacher was there."""
+    if not (bench.workspace.folder / "learn-2-answers" / "generate").is_dir():
+        raise UserError("the teacher has not answered yet", fix="do step 1 of this lab first")
+    size = number(bench, "bytes", 6, 1000)
+    recipe = STUDENT.replace("OBJECTIVES", "[{kind: forward_kl}]").replace("STEPS", "18")
+    recipe = recipe.replace("LAYERS", "every_other") + f"capture: {{kind: threshold, bytes_per_token: {size:g}}}\n"
+    run = bench.run("learn-2-store", recipe)
+    kept = json.loads((run / "capture" / "fidelity.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, called in (("learn-2-store", "stored signals"), ("learn-2-soft", "the teacher itself")):
+        if (bench.workspace.folder / name / "evaluate").is_dir():
+            kl = bench.measures(bench.workspace.folder / name).models["student"].get("kl")
+            assert kl is not None
+            rows.append([called, f"{kl.value:.2f} [{kl.low:.2f}, {kl.high:.2f}]"])
+    says = (
+        f"Each token took {kept['bytes_per_token']:.1f} bytes, and {kept['store_bytes'] / 1000:,.0f} kB hold them all: "
+        "its 49,152 probabilities would take 98,304 in 16 bits. No teacher was in memory while the student learned."
+    )
+    return Outcome(True, says, [table(["learned from", "KL to the teacher"], rows), run_link(run.name, "the run")])
 
 
 _CALLED = {"text": "the text alone", "soft": "soft targets", "soft-hidden": "soft targets and last hidden state"}

@@ -1,0 +1,248 @@
+"""What a store keeps of its teacher, on a sample; what other estimators would; and whether storing pays.
+
+Of each token, with p the teacher's distribution over V tokens at the store's temperature and w the stored weights:
+
+    mse   Σ (w − p)²: the noise of the gradient grows with it
+    tv    ½ Σ |w − p|
+    kl    KL(w / Σ w ‖ p), in nats: finite, since nothing is stored that p lacks
+    ece   of the largest stored weight as the confidence that its token is the target, in 15 bins; `teacher_ece`: of p
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from potstill import registry
+from potstill.capture.capturing import Capturing, Reading
+from potstill.capture.estimators import Estimator
+from potstill.capture.plan import Plan
+from potstill.data.tokenize import Tokenized
+from potstill.recipe import CaptureSettings, Recipe, SampledCapture, ThresholdCapture, TopKCapture
+from potstill.store.codec import Entries, decode, encode
+from potstill.store.files import SignalStore
+
+_BINS = 15
+_STEPS, _CLOSE = 12, 0.01
+_CHEAPER = 0.8
+"""A warning is given if `threshold` has less than this share of the squared error, at no more bytes."""
+_MUCH_LOST = 0.025
+"""A warning is given if half the mass that `topk` does not keep is at least this."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """`facts` for machines, `lines` for people, and warnings."""
+
+    facts: Mapping[str, Any]
+    lines: Sequence[str]
+    warnings: Sequence[str]
+
+
+def sample_of(plan: Plan, tokens: int) -> list[tuple[Tokenized, ...]]:
+    """Parts of the plan's batches with some `tokens` targets, spread over all lengths."""
+    stride, chosen, found = max(1, len(plan.batches) // 8), [], 0
+    for number in (n for start in range(stride) for n in range(start, len(plan.batches), stride)):
+        some = plan.batches[number][: max(1, len(plan.batches[number]) // 4)]
+        chosen.append(some)
+        found += sum(len(row.learned) for row in some)
+        if found >= tokens:
+            break
+    return chosen
+
+
+def tau_for(settings: ThresholdCapture, capturing: Capturing, plan: Plan) -> float:
+    """The τ at which a sample takes `bytes_per_token` on average, by halving and then bisection of log τ."""
+    readings = [capturing.read(rows) for rows in sample_of(plan, settings.sample_tokens)]
+    low, high, tau = 0.0, 1.0, min(1.0, 2 / settings.bytes_per_token)
+    for _ in range(_STEPS):
+        estimator = registry.build(settings.model_copy(update={"tau": tau}))
+        blobs = [blob for reading in readings for blob in _encoded(reading, capturing, estimator)[0]]
+        measured = sum(map(len, blobs)) / max(sum(reading.target_ids.shape[0] for reading in readings), 1)
+        if abs(measured / settings.bytes_per_token - 1) < _CLOSE:
+            break
+        low, high = (tau, high) if measured > settings.bytes_per_token else (low, tau)
+        tau = (low * high) ** 0.5 if low else high / 2
+    return tau
+
+
+def report_of(
+    store: SignalStore, capturing: Capturing, plan: Plan, settings: CaptureSettings, recipe: Recipe
+) -> Report:
+    """The store's losses on a sample, read back from its files, beside those of other estimators there; and the
+    teacher's time against what training would take from it."""
+    seconds, tokens, encoding = capturing.seconds, capturing.tokens, capturing.encoding_seconds
+    bytes_per_token = store.facts["bytes"] / max(store.facts["targets"], 1)
+    others = {name: registry.build(other) for name, other in _others(settings, bytes_per_token, store).items()}
+    tables: dict[str, list[_Row]] = {name: [] for name in ("stored", *others)}
+    for rows in sample_of(plan, settings.sample_tokens):
+        reading = capturing.read(rows)
+        kept = [store.read(row.record_id, row.rendered) for row in rows]
+        tables["stored"].append(_compared(reading, kept, capturing.temperature, bytes_per_token))
+        for name, estimator in others.items():
+            blobs, entries = _encoded(reading, capturing, estimator)
+            size = sum(map(len, blobs)) / max(reading.target_ids.shape[0], 1)
+            tables[name].append(_compared(reading, entries, capturing.temperature, size))
+    found = {name: _summary(rows) for name, rows in tables.items()}
+    warnings = _warnings(settings, found)
+    worth = _worth(recipe, plan, seconds)
+    facts = {
+        "estimators": found,
+        "nll": round(_nll(store, plan), 6),
+        "bytes_per_token": bytes_per_token,
+        "teacher_seconds": round(seconds, 3),
+        "teacher_tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+        "encoding_seconds": round(encoding, 3),
+        "store_bytes": int(store.facts["bytes"]),
+        **worth,
+    }
+    return Report(facts, _lines(settings, facts), warnings)
+
+
+def _warnings(settings: CaptureSettings, found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Where another estimator would have been better. Variance is compared with variance: the error of `topk` is less
+    at equal bytes, and does not average out over tokens."""
+    stored, threshold = found["stored"], found.get("threshold")
+    if settings.estimator == "top_k":
+        if stored["tv"] < _MUCH_LOST:
+            return []
+        return [
+            f"what {settings.kind} does not keep is {2 * stored['tv']:.0%} of the mass, and its shape is lost for "
+            "good: capture.kind threshold has no bias"
+        ]
+    if threshold is None or threshold["mse"] >= _CHEAPER * stored["mse"] or threshold["bytes"] > stored["bytes"]:
+        return []
+    share = threshold["mse"] / stored["mse"]
+    return [
+        f"capture.kind threshold would have {share:.0%} of the squared error of {settings.kind}, at "
+        f"{threshold['bytes']:.1f} bytes a token instead of {stored['bytes']:.1f}"
+    ]
+
+
+# ---- one estimator ------------------------------------------------------------------------------------------------
+
+
+def _encoded(reading: Reading, capturing: Capturing, estimator: Estimator) -> tuple[list[bytes], list[Entries]]:
+    """The blobs of a reading's rows, and what comes back from them."""
+    grid = estimator.grid(capturing.teacher.dims.vocab)
+    kept = capturing.keep(reading, estimator)
+    blobs = [
+        encode(entries, grid, capturing.uniforms_of_weights(row, entries))
+        for row, entries in zip(reading.rows, kept, strict=True)
+    ]
+    return blobs, [decode(blob, e.entropy.size, grid) for blob, e in zip(blobs, kept, strict=True)]
+
+
+def _others(settings: CaptureSettings, size: float, store: SignalStore) -> dict[str, CaptureSettings]:
+    """What the store is compared with: the other kinds at some bytes as many."""
+    per_entry = (store.grid.id_bits + 8) / 8
+    entries = max(1, round((size - 5) / per_entry))
+    by_kind: dict[str, CaptureSettings] = {
+        "threshold": ThresholdCapture(tau=min(1.0, 0.5 / entries)),
+        "sampled": SampledCapture(draws=50),
+        "topk": TopKCapture(k=entries),
+    }
+    return {kind: other for kind, other in by_kind.items() if kind != settings.kind}
+
+
+_Row = NDArray[np.float64]
+"""[targets, columns]: bytes, mse, tv, kl, confidence, hit, the teacher's confidence, its hit."""
+
+
+def _compared(reading: Reading, kept: Sequence[Entries], temperature: float, size: float) -> _Row:
+    rows: list[Tensor] = []
+    entries = [(offset, e) for e in kept for offset in range(e.entropy.size)]
+    for some, log_p in reading.log_probabilities():
+        if temperature != 1.0:
+            log_p = (log_p / temperature).log_softmax(-1)
+        stored = torch.zeros_like(log_p)
+        for place, (offset, e) in enumerate(entries[some]):
+            of_target = slice(int(e.offsets[offset]), int(e.offsets[offset + 1]))
+            stored[place, torch.from_numpy(e.ids[of_target]).long()] = torch.from_numpy(e.weights[of_target])
+        rows.append(_distances(log_p, stored, reading.target_ids[some]))
+    table = torch.cat(rows).double().cpu().numpy()
+    return np.concatenate([np.full((table.shape[0], 1), size), table], axis=1)
+
+
+def _distances(log_p: Float[Tensor, "C V"], stored: Float[Tensor, "C V"], targets: Tensor) -> Float[Tensor, "C 7"]:
+    p = log_p.exp()
+    normalised = stored / stored.sum(1, keepdim=True).clamp_min(1e-30)
+    kl = torch.where(stored > 0, normalised * (normalised.clamp_min(1e-30).log() - log_p), 0.0).sum(1)
+    confidence, first = stored.max(1)
+    teacher_confidence, teacher_first = p.max(1)
+    columns = [(stored - p).square().sum(1), (stored - p).abs().sum(1) / 2, kl, confidence.clamp_max(1.0)]
+    columns += [first == targets, teacher_confidence, teacher_first == targets]
+    return torch.stack([column.to(p.dtype) for column in columns], 1)
+
+
+def _summary(parts: Sequence[_Row]) -> dict[str, float]:
+    table = np.concatenate(parts)
+    means = table[:, :4].mean(0)
+    found = dict(zip(("bytes", "mse", "tv", "kl"), map(float, means), strict=True))
+    return found | {"ece": _ece(table[:, 4], table[:, 5]), "teacher_ece": _ece(table[:, 6], table[:, 7])}
+
+
+def _ece(confidence: NDArray[np.float64], hit: NDArray[np.float64]) -> float:
+    """Σ over bins of their share × |mean confidence − mean hit|. Guo et al. 2017, eq. 3."""
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, confidence - hit, _BINS)
+    return float(np.abs(gaps).sum() / max(confidence.size, 1))
+
+
+# ---- the whole store ----------------------------------------------------------------------------------------------
+
+
+def _nll(store: SignalStore, plan: Plan) -> float:
+    """The teacher's own mean NLL of the learned tokens, in nats, at temperature 1."""
+    total = sum(
+        float(store.read(row.record_id, row.rendered).target_log_prob.sum(dtype=np.float64)) for row in plan.rows
+    )
+    return -total / max(int(store.facts["targets"]), 1)
+
+
+def _worth(recipe: Recipe, plan: Plan, seconds: float) -> dict[str, Any]:
+    """How often the recipe's trainings read the training side, and what the teacher would take each time."""
+    train = recipe.train
+    if train is None:
+        return {}
+    tokens = sum(map(len, plan.rows))
+    trained = [row for row in plan.rows if row.record_id not in plan.held_out]
+    share = sum(map(len, trained)) / max(tokens, 1)
+    passes = float(train.seeds) * sum(_epochs({**train.args, **stage.args}, len(trained)) for stage in train.in_stages)
+    online = seconds * share * passes
+    return {"passes": round(passes, 2), "online_seconds": round(online, 1), "break_even_passes": round(1 / share, 2)}
+
+
+def _epochs(args: Mapping[str, Any], rows: int) -> float:
+    steps = int(args.get("max_steps", -1))
+    if steps <= 0:
+        return float(args.get("num_train_epochs", 1))
+    a_step = int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
+    return steps * a_step / max(rows, 1)
+
+
+def _lines(settings: CaptureSettings, facts: Mapping[str, Any]) -> list[str]:
+    stored = facts["estimators"]["stored"]
+    lines = [
+        f"capture: {facts['bytes_per_token']:.1f} bytes a token ({settings.kind}), "
+        f"{facts['store_bytes'] / 1e6:,.1f} MB; on a sample squared error {stored['mse']:.4f}, "
+        f"TV {stored['tv']:.3f}, KL {stored['kl']:.3f} nats",
+        f"capture: the teacher's own NLL is {facts['nll']:.3f} nats a token; it read "
+        f"{facts['teacher_tokens_per_second']:,.0f} tokens/s for {facts['teacher_seconds']:,.0f} s, and encoding took "
+        f"{facts['encoding_seconds']:,.0f} s",
+    ]
+    if "passes" in facts:
+        pays = facts["passes"] > facts["break_even_passes"]
+        lines.append(
+            f"capture: trainings read these records {facts['passes']:g} times; with the teacher in training that would "
+            f"take it {facts['online_seconds']:,.0f} s: storing {'pays' if pays else 'costs more'} here "
+            f"(break-even at {facts['break_even_passes']:g} passes)"
+        )
+    return lines

@@ -1,0 +1,170 @@
+"""The stage `capture`: from records to a store of the teacher's distributions over them. No torch at import."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potstill import registry
+from potstill.recipe import CaptureSettings, Recipe, ThresholdCapture, members_of
+from potstill.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from potstill.capture.capturing import Capturing
+    from potstill.capture.plan import Plan
+    from potstill.teachers.base import Teacher
+
+CONTRACT = 1
+STORE = "store"
+"""The folder of the store in the artifact."""
+
+
+def stage(recipe: Recipe) -> Stage:
+    """The stage of a recipe that has a `capture` section.
+
+    Its artifact holds `store/` (see `docs/store.md`), with the teacher's tokenizer in `store/tokenizer/`, and
+    `fidelity.json`.
+    """
+    section = recipe.required_capture
+    settings: dict[str, Any] = {
+        "capture": section.key_fields() | {"max_length": recipe.captured_length},
+        "teacher": recipe.teachers[section.teacher].key_fields(),
+        "teacher_system": recipe.train.teacher_system if recipe.train is not None else None,
+        "data": None if recipe.generate is not None else recipe.data.key_fields(),
+    }
+    reads = ("generate",) if recipe.generate is not None else ()
+    return Stage("capture", CONTRACT, reads, settings, partial(_sources, recipe), _write)
+
+
+def _sources(recipe: Recipe) -> Mapping[str, str]:
+    """Digests of the teacher's weights, and of the data if no earlier stage has read them."""
+    from potstill.data import source_digests
+    from potstill.models import model_digests
+
+    digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
+    return digests | model_digests("teacher", members_of(recipe.teachers[recipe.required_capture.teacher]))
+
+
+def _write(context: Context) -> None:
+    from potstill.capture.capturing import Capturing
+    from potstill.capture.fidelity import report_of
+    from potstill.capture.plan import plan_of, read_rows
+    from potstill.data import ChatTokenizer
+    from potstill.models.resolve import resolve
+    from potstill.recipe import weights_of
+    from potstill.store.files import SignalStore, StoreWriter
+
+    recipe, work = context.recipe, context.work
+    settings = recipe.required_capture
+    teacher: Teacher = registry.build(recipe.teachers[settings.teacher])
+    first = members_of(recipe.teachers[settings.teacher])[0]
+    folder = resolve(str(weights_of(first)), revision=getattr(first, "revision", None), console=context.console).path
+    generated = context.inputs.get("generate")
+    records = generated.path / "records.parquet" if generated is not None else None
+    rows, held_out = read_rows(recipe, records, folder, work)
+    plan = plan_of(rows, held_out, settings.batch_tokens, settings.shard_tokens)
+    growing = context.out / "checkpoints"  # what an attempt that continues begins with
+    growing.mkdir(exist_ok=True)
+    opened = partial(Capturing, teacher, settings.temperature, ChatTokenizer.from_folder(folder).pad_id, recipe.seed)
+    resolved = _resolved(settings, opened(), plan, growing / "settings.json", context)
+    capturing = opened()
+    estimator = registry.build(resolved)
+    grid = estimator.grid(teacher.dims.vocab)
+    identity = {
+        "teacher": dict(getattr(teacher, "signals_identity", None) or teacher.identity),
+        "dims": asdict(teacher.dims),
+        "estimator": {**resolved.key_fields(), "signal": resolved.estimator},
+        "temperature": settings.temperature,
+        "max_length": recipe.captured_length,
+    }
+    if not work.resumed:
+        with StoreWriter(growing / STORE, identity, grid, plan.planned):
+            pass  # its plan is on the disk now
+        taken = _take_over(context.run / "capture" / STORE, growing / STORE)
+        if taken:
+            context.console.say(f"capture: {taken} of {len(plan.shards)} shards are whole and are kept")
+    with StoreWriter(growing / STORE, identity, grid, plan.planned) as writer:
+        capturing.fill(writer, plan, estimator, context.console, growing / "seconds.json")
+        writer.finish()
+    _link(growing / STORE, context.out / STORE)
+    _copy_tokenizer(folder, context.out / STORE / "tokenizer")
+    store = SignalStore(context.out / STORE)
+    report = report_of(store, capturing, plan, resolved, recipe)
+    (context.out / "fidelity.json").write_text(json.dumps(report.facts, indent=1), encoding="utf-8")
+    work.facts["fidelity"] = report.facts
+    for warning in report.warnings:
+        work.warn(warning)
+    for line in report.lines:
+        context.console.say(line)
+    work.count("records", len(store))
+    work.count("targets", int(store.facts["targets"]))
+    work.count("bytes", int(store.facts["bytes"]))
+
+
+def _resolved(
+    settings: CaptureSettings, capturing: Capturing, plan: Plan, file: Path, context: Context
+) -> CaptureSettings:
+    """The settings with their τ, found once: a continued attempt reads it."""
+    if not isinstance(settings, ThresholdCapture) or settings.tau is not None:
+        return settings
+    from potstill.artifacts import write_atomically
+
+    if file.is_file():
+        tau = float(json.loads(file.read_text(encoding="utf-8"))["tau"])
+    else:
+        context.console.say(f"capture: looking for tau, for {settings.bytes_per_token:g} bytes a token")
+        from potstill.capture.fidelity import tau_for
+
+        tau = tau_for(settings, capturing, plan)
+        write_atomically(file, json.dumps({"tau": tau}))
+    return settings.model_copy(update={"tau": tau})
+
+
+def _take_over(old: Path, new: Path) -> int:
+    """Link the undamaged shards of an earlier store of the very same plan; the number of them. So `--force` captures
+    again only what is damaged."""
+    from potstill.artifacts import file_digest
+    from potstill.store.files import FACTS
+
+    try:
+        if (old / "plan.json").read_bytes() != (new / "plan.json").read_bytes():
+            return 0
+        shards = json.loads((old / FACTS).read_text(encoding="utf-8"))["shards"]
+    except (OSError, ValueError, KeyError):
+        return 0
+    taken = 0
+    for shard in shards:
+        data, index = old / shard["name"], (old / shard["name"]).with_suffix(".jsonl")
+        files = ((data, shard["sha256"]), (index, shard["index_sha256"]))
+        if all(file.is_file() and file_digest(file) == digest for file, digest in files):
+            for file, _ in reversed(files):  # the index first: a shard always has one
+                shutil.copyfile(file, new / file.name)
+            taken += 1
+    return taken
+
+
+def _link(source: Path, target: Path) -> None:
+    """The finished store under its own name, by hard links: the checkpoints stay whole until the artifact is."""
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.name.startswith("."):
+            continue
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copy2(file, target / file.name)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """What a training compares its student's tokenizer with: all files of the model but weights and code."""
+    for file in sorted(source.rglob("*")):
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)

@@ -1,0 +1,187 @@
+"""Capture and training from what was captured: the same as with the teacher, without it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train.recipes import write_recipe
+
+from potstill.artifacts import read_artifact
+from potstill.capture.fidelity import sample_of
+from potstill.capture.plan import plan_of
+from potstill.console import Console
+from potstill.data.tokenize import Tokenized
+from potstill.errors import DataError, RunError
+from potstill.pipeline import run_recipe
+from potstill.recipe import load_recipe
+from potstill.store.files import SignalStore
+from potstill.teachers.local import LocalModel
+from tiny_models import make_tiny_causal_lm
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_causal_lm(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def write(tmp_path: Path, teacher: Path) -> Write:
+    def made(**changes: Any) -> Path:
+        return write_recipe(tmp_path, teacher, **{"capture": {"kind": "threshold", "bytes_per_token": 12}, **changes})
+
+    return made
+
+
+def run(path: Path, folder: Path, *overrides: str, verb: str | None = None, **how: Any) -> None:
+    run_recipe(load_recipe(path, overrides), folder, console=Console("quiet"), verb=verb, **how)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "train" / "history.jsonl").read_text().splitlines()]
+
+
+def test_training_loads_no_teacher(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(write(), tmp_path / "run", verb="capture")
+
+    def loaded(self: LocalModel) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr(LocalModel, "model", property(loaded))
+    run(write(), tmp_path / "run", verb="train")
+    assert (tmp_path / "run" / "train" / "model" / "config.json").is_file()
+    assert all(entry["eval_kl"] > 0 for entry in history(tmp_path / "run") if "eval_kl" in entry)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_store_of_all_tokens_trains_as_the_teacher_does(write: Write, tmp_path: Path, packing: bool) -> None:
+    whole = {"kind": "topk", "k": 60_000}
+    run(write(capture=whole, train={"packing": packing}), tmp_path / "stored")
+    run(write(capture=None, train={"packing": packing}), tmp_path / "online")
+    stored, taught = history(tmp_path / "stored"), history(tmp_path / "online")
+    for ours, theirs in zip(stored, taught, strict=True):
+        for name in {"forward_kl/value", "eval_kl", "eval_nll", "eval_top1_agreement"} & theirs.keys():
+            assert ours[name] == pytest.approx(theirs[name], abs=2e-3)
+
+
+def test_a_budget_of_bytes_is_met_and_what_was_lost_is_stated(write: Write, tmp_path: Path) -> None:
+    run(write(), tmp_path / "stored")
+    facts = json.loads((tmp_path / "stored" / "capture" / "fidelity.json").read_text())
+    assert facts["bytes_per_token"] == pytest.approx(12, rel=0.1)
+    stored, largest = facts["estimators"]["stored"], facts["estimators"]["topk"]
+    assert stored["mse"] > 0 and 0 < stored["tv"] <= 1.5 and stored["kl"] > 0 and largest["tv"] <= 0.5
+    assert facts["passes"] == 2 and facts["nll"] > 0
+
+
+def test_a_shorter_training_reads_the_first_targets_of_the_same_store(write: Write, tmp_path: Path) -> None:
+    path = write(capture={"kind": "topk", "k": 60_000, "max_length": 200})
+    run(path, tmp_path / "run", "train.max_length=200")
+    before = digests(tmp_path / "run" / "capture" / "store")
+    run(path, tmp_path / "run", "train.max_length=40")
+    assert digests(tmp_path / "run" / "capture" / "store") == before
+    assert "cut at 40 tokens" in str(read_artifact(tmp_path / "run" / "train").manifest["counts"])  # type: ignore[union-attr]
+
+
+def test_a_longer_training_than_was_captured_is_refused(write: Write, tmp_path: Path) -> None:
+    path = write(capture={"kind": "topk", "k": 4, "max_length": 40})
+    with pytest.raises(DataError, match="were captured") as caught:
+        run(path, tmp_path / "run", "train.max_length=200")
+    assert "capture.max_length" in str(caught.value)
+
+
+def test_draws_belong_to_the_record_and_not_to_its_batch(write: Write, tmp_path: Path) -> None:
+    stores = []
+    for tokens in (40, 4096):
+        path = write(capture={"kind": "threshold", "tau": 0.05, "batch_tokens": tokens})
+        run(path, tmp_path / str(tokens), verb="capture")
+        stores.append(SignalStore(tmp_path / str(tokens) / "capture" / "store"))
+    lines = (stores[0].folder / "shard-00000.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        one, other = (store.read(line["record"], line["tokens"]) for store in stores)
+        assert (one.ids == other.ids).all() and (one.offsets == other.offsets).all()
+
+
+def test_killed_at_random_moments_the_store_is_byte_for_byte_the_same(write: Write, tmp_path: Path) -> None:
+    path = write(capture={"kind": "threshold", "tau": 0.02, "batch_tokens": 60, "shard_tokens": 300})
+    run(path, tmp_path / "whole", verb="capture")
+    chosen, killed = random.Random(1), tmp_path / "killed"
+    command = [sys.executable, "-m", "potstill.cli", "capture", str(path), "--run", str(killed)]
+    seen = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
+        grown = 1 + seen + chosen.randrange(4)
+        for _ in range(3000):
+            parts = list(killed.glob(".partial-capture-*/checkpoints/store/*.jsonl*"))
+            seen = sum(part.read_text().count("\n") for part in parts)
+            if seen >= grown or process.poll() is not None:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run(path, killed, verb="capture")
+    assert digests(killed / "capture" / "store") == digests(tmp_path / "whole" / "capture" / "store")
+
+
+@pytest.mark.parametrize("name", ["shard-00001.bin", "shard-00001.jsonl"])
+def test_a_flipped_bit_is_named_and_its_shard_alone_is_captured_again(
+    write: Write, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(capture={"kind": "threshold", "tau": 0.02, "batch_tokens": 60, "shard_tokens": 300})
+    run(path, tmp_path / "run", verb="capture")
+    store = tmp_path / "run" / "capture" / "store"
+    before, file = digests(store), store / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=name):
+        run(path, tmp_path / "run", verb="capture", verify=True)
+    from potstill.capture.capturing import Capturing
+
+    read, kept = Capturing.read, []
+    monkeypatch.setattr(Capturing, "read", lambda self, rows: kept.append(rows) or read(self, rows))
+    monkeypatch.setattr("potstill.capture.fidelity.sample_of", lambda plan, tokens: sample_of(plan, 1))
+    run(path, tmp_path / "run", verb="capture", force=True)
+    assert digests(store) == before
+    tokens = sum(len(row) for rows in kept for row in rows)
+    assert 300 <= tokens < 300 + 60 + 90, "one shard, and the sample of the report"
+
+
+def test_another_teacher_makes_the_store_stale(write: Write, tmp_path: Path) -> None:
+    run(write(), tmp_path / "run", verb="capture")
+    first = read_artifact(tmp_path / "run" / "capture")
+    other = make_tiny_causal_lm(tmp_path / "other", seed=9)
+    path = write_recipe(tmp_path, other, capture={"kind": "threshold", "bytes_per_token": 12})
+    with pytest.raises(RunError, match="capture in this run was made by other settings or other inputs"):
+        run(path, tmp_path / "run", verb="train")
+    run(path, tmp_path / "run", verb="capture")
+    second = read_artifact(tmp_path / "run" / "capture")
+    assert first is not None and second is not None and first.key != second.key
+
+
+def test_batches_hold_at_most_their_tokens_and_shards_whole_batches() -> None:
+    rows = {f"r{n}": Tokenized([1] * (3 + n % 9), [1] * (3 + n % 9), f"r{n}") for n in range(50)}
+    plan = plan_of(rows, frozenset(), 30, 100)
+    assert all(len(batch[0]) * len(batch) <= 30 for batch in plan.batches)
+    assert [n for shard in plan.shards for n in shard] == list(range(len(plan.batches)))
+    assert sorted(row.record_id for row in plan.rows) == sorted(rows)
+
+
+def test_a_row_longer_than_a_batch_stands_alone() -> None:
+    rows = {"a": Tokenized([1] * 90, [1] * 90, "a"), "b": Tokenized([1] * 3, [1] * 3, "b")}
+    assert [len(batch) for batch in plan_of(rows, frozenset(), 30, 100).batches] == [1, 1]
