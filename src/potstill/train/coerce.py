@@ -29,10 +29,12 @@ from potstill.models.tokenizers import check_same_tokenizer
 from potstill.objectives import Objective
 from potstill.recipe import ForwardKL, HardCE, LocalTeacher, Masking, ObjectiveSettings
 from potstill.recipe.objectives import why_not
+from potstill.recipe.schedules import schedule_text
 from potstill.registry import build, settings_class
 from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.tasks import SPECS, Task
 from potstill.teachers.base import Teacher, capabilities_for
+from potstill.teachers.stored import StoredTeacher
 from potstill.types import Answer, Capability, Request
 
 logger = logging.getLogger(__name__)
@@ -394,6 +396,23 @@ def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher
                 f"{objective.kind} needs a teacher that gives {wanted}; this one gives {given}",
                 where="objectives",
                 fix=f"give a local teacher, or leave {objective.kind} out",
+            )
+
+
+def check_stored(objectives: Sequence[ObjectiveSettings], store: StoredTeacher) -> None:
+    """Compare the temperatures of the objectives with the store's: a sample is of one temperature.
+
+    Raises:
+        CapabilityError: they differ.
+    """
+    for objective in objectives:
+        at = getattr(objective, "temperature", store.temperature)
+        if objective.needs().teacher and at != store.temperature:
+            raise CapabilityError(
+                f"{objective.kind} is at temperature {schedule_text(at)}, and its signals were stored at "
+                f"{store.temperature:g}",
+                where="objectives",
+                fix="give the objective the store's temperature, or capture again at the objective's",
             )
 
 

@@ -37,6 +37,7 @@ from potstill.train.coerce import (
     built,
     check_capabilities,
     check_same_outputs,
+    check_stored,
     check_task,
     given_objectives,
     given_reader,
@@ -146,6 +147,8 @@ class DistillTrainer(Trainer):
         settings = given_objectives(objectives)
         check_task(task, settings)
         check_capabilities(settings, taught)
+        if isinstance(taught, StoredTeacher):
+            check_stored(settings, taught)
         with torch.random.fork_rng():
             # So that projectors do not use the random numbers of dropout.
             torch.manual_seed(args.seed)
