@@ -9,5 +9,5 @@ stage.py        the stage
 No torch at import.
 """
 
-KINDS = {"threshold": "estimators", "sampled": "estimators", "topk": "estimators"}
+KINDS = {"hidden": "estimators", "threshold": "estimators", "sampled": "estimators", "topk": "estimators"}
 """The module of each kind; `registry.build` loads it."""

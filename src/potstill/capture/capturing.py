@@ -25,9 +25,10 @@ from potstill.data.collate import Collator
 from potstill.data.tokenize import Tokenized
 from potstill.errors import CapabilityError
 from potstill.signals import Ask, Batch, Dense, Head, Sparse
-from potstill.store.codec import Entries
+from potstill.store.codec import HIDDEN, Entries
 from potstill.store.estimators import joined
 from potstill.store.files import StoreWriter
+from potstill.store.output_layer import save_output_layer
 from potstill.teachers.base import Teacher
 from potstill.teachers.stored import part_of
 
@@ -101,7 +102,8 @@ class Capturing:
             sparse, target_log_prob = joined(parts), torch.cat(at_target)
         self.seconds += making  # the output layer is the teacher's
         self.encoding_seconds += time.perf_counter() - began - making
-        return _by_row(sparse, target_log_prob, [len(row.learned) for row in rows])
+        tensors = {HIDDEN: _hidden_of(reading.response)} if estimator.hidden else {}
+        return _by_row(sparse, target_log_prob, tensors, [len(row.learned) for row in rows])
 
     def fill(self, writer: StoreWriter, plan: Plan, estimator: Estimator, console: Console, progress: Path) -> None:
         """Write what is missing. A batch that was begun is computed again as a whole, so that it rounds as it did.
@@ -119,7 +121,10 @@ class Capturing:
         with console.task("capturing", total=total, unit="tokens") as task:
             for number, wanted in todo:
                 rows = plan.batches[number]
-                found = self.keep(self.read(rows), estimator)
+                reading = self.read(rows)
+                if estimator.hidden and isinstance(reading.response, Head):
+                    save_output_layer(reading.response, writer.folder)
+                found = self.keep(reading, estimator)
                 began = time.perf_counter()
                 writer.append([(found[i], self.uniforms_of_weights(rows[i], found[i])) for i in wanted])
                 self.encoding_seconds += time.perf_counter() - began
@@ -162,10 +167,22 @@ def _batches(plan: Plan, missing: Mapping[int, set[int]]) -> Iterator[tuple[int,
             place += size
 
 
-def _by_row(sparse: Sparse, target_log_prob: Tensor, sizes: Sequence[int]) -> list[Entries]:
+def _hidden_of(response: Head | Dense) -> NDArray[np.float32]:
+    """[N, H] the input of the output layer. Raises CapabilityError."""
+    if not isinstance(response, Head):
+        raise CapabilityError(
+            "the teacher's output layer cannot be taken apart", where="capture.kind", fix="use kind: threshold"
+        )
+    found: NDArray[np.float32] = response.hidden.float().cpu().numpy()
+    return found
+
+
+def _by_row(
+    sparse: Sparse, target_log_prob: Tensor, tensors: Mapping[str, NDArray[np.float32]], sizes: Sequence[int]
+) -> list[Entries]:
     offsets, ids, weights = (t.cpu().numpy() for t in (sparse.offsets, sparse.ids, sparse.weights))
     entropy, target = sparse.entropy.cpu().numpy(), target_log_prob.cpu().numpy()
     rest = sparse.rest.cpu().numpy() if sparse.rest is not None else np.zeros(0, np.float32)
-    whole = Entries(offsets, ids, weights.astype(np.float32), entropy, target, rest)
+    whole = Entries(offsets, ids, weights.astype(np.float32), entropy, target, rest, tensors)
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     return [part_of(whole, int(first), int(last)) for first, last in pairwise(bounds)]

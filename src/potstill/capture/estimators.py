@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from potstill.errors import RecipeError
-from potstill.recipe import SampledCapture, ThresholdCapture, TopKCapture
+from potstill.recipe import HiddenCapture, SampledCapture, ThresholdCapture, TopKCapture
 from potstill.registry import implements
-from potstill.signals import Sparse
+from potstill.signals import ModelDims, Sparse
 from potstill.store.codec import Grid
 from potstill.store.estimators import sampled, threshold, topk
-
-_BITS, _BITS_OF_TOPK, _FLOOR_OF_TOPK = 8, 16, -24.0
 
 
 class Estimator(Protocol):
     """What is kept of p. `draws` is the uniform numbers that a row takes."""
 
     draws: int
+    hidden: bool
+    """Whether the input of the output layer is kept, which must be there."""
 
-    def grid(self, vocab: int) -> Grid:
-        """How entries are quantised."""
+    def grid(self, dims: ModelDims) -> Grid:
+        """How entries of a teacher of these sizes are quantised."""
         ...
 
     def keep(self, log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Sparse:
@@ -37,16 +37,16 @@ class Estimator(Protocol):
 class ThresholdEstimator:
     """`store.estimators.threshold` at a τ that is known."""
 
-    draws = 1
+    draws, hidden = 1, False
 
     def __init__(self, settings: ThresholdCapture) -> None:
         if settings.tau is None:
             raise RecipeError("tau is not known yet", where="capture.tau", fix="give it, or find it on a sample")
         self.tau = settings.tau
 
-    def grid(self, vocab: int) -> Grid:
-        """8 bits from τ to 1; the others weigh τ."""
-        return Grid(vocab, _BITS, min(math.log(self.tau), -1.0), self.tau)
+    def grid(self, dims: ModelDims) -> Grid:
+        """As `Grid.threshold`."""
+        return Grid.threshold(dims.vocab, self.tau)
 
     def keep(self, log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Sparse:
         """As `store.estimators.threshold`."""
@@ -57,12 +57,14 @@ class ThresholdEstimator:
 class SampledEstimator:
     """`store.estimators.sampled`."""
 
+    hidden = False
+
     def __init__(self, settings: SampledCapture) -> None:
         self.draws = settings.draws
 
-    def grid(self, vocab: int) -> Grid:
-        """8 bits from 1 / N to 1; tokens drawn once weigh 1 / N."""
-        return Grid(vocab, _BITS, min(-math.log(self.draws), -1.0), 1 / self.draws)
+    def grid(self, dims: ModelDims) -> Grid:
+        """As `Grid.sampled`."""
+        return Grid.sampled(dims.vocab, self.draws)
 
     def keep(self, log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Sparse:
         """As `store.estimators.sampled`."""
@@ -73,16 +75,39 @@ class SampledEstimator:
 class TopKEstimator:
     """`store.estimators.topk`."""
 
-    draws = 1
+    draws, hidden = 1, False
 
     def __init__(self, settings: TopKCapture) -> None:
         self.k, self.top_p = settings.k, settings.top_p
 
-    def grid(self, vocab: int) -> Grid:
-        """16 bits down to exp(−24)."""
-        return Grid(vocab, _BITS_OF_TOPK, _FLOOR_OF_TOPK, 0.0)
+    def grid(self, dims: ModelDims) -> Grid:
+        """As `Grid.topk`."""
+        return Grid.topk(dims.vocab)
 
     def keep(self, log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Sparse:
         """As `store.estimators.topk`, with the remaining mass."""
         sparse, rest = topk(log_p, self.k, self.top_p)
         return replace(sparse, rest=rest)
+
+
+@implements(HiddenCapture)
+class HiddenEstimator:
+    """No entries: the input of the output layer says all."""
+
+    draws, hidden = 1, True
+
+    def __init__(self, settings: HiddenCapture) -> None:
+        self.dtype = settings.dtype
+
+    def grid(self, dims: ModelDims) -> Grid:
+        """As `Grid.hidden`."""
+        return Grid.hidden(dims.vocab, dims.hidden, self.dtype)
+
+    def keep(self, log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Sparse:
+        """The entropy alone."""
+        rows = log_p.shape[0]
+        entropy = -torch.nan_to_num(log_p.exp() * log_p).sum(1)
+        none = torch.zeros(0, device=log_p.device)
+        return Sparse(
+            torch.zeros(rows + 1, dtype=torch.long), none.int(), none, entropy, "unbiased", vocab=log_p.shape[1]
+        )

@@ -11,7 +11,7 @@ Of each token, with p the teacher's distribution over V tokens at the store's te
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ from potstill.capture.estimators import Estimator
 from potstill.capture.plan import Plan
 from potstill.data.tokenize import Tokenized
 from potstill.recipe import CaptureSettings, Recipe, SampledCapture, ThresholdCapture, TopKCapture
-from potstill.store.codec import Entries, decode, encode
+from potstill.signals import Head
+from potstill.store.codec import HIDDEN, Entries, decode, encode
 from potstill.store.files import SignalStore
 
 _BINS = 15
 _STEPS, _CLOSE = 12, 0.01
+_ENTRY_BYTES = 3.0
 _CHEAPER = 0.8
 """A warning is given if `threshold` has less than this share of the squared error, at no more bytes."""
 _MUCH_LOST = 0.025
@@ -110,6 +112,8 @@ def _warnings(settings: CaptureSettings, found: Mapping[str, Mapping[str, float]
     """Where another estimator would have been better. Variance is compared with variance: the error of `topk` is less
     at equal bytes, and does not average out over tokens."""
     stored, threshold = found["stored"], found.get("threshold")
+    if settings.estimator is None:
+        return []
     if settings.estimator == "top_k":
         if stored["tv"] < _MUCH_LOST:
             return []
@@ -131,7 +135,7 @@ def _warnings(settings: CaptureSettings, found: Mapping[str, Mapping[str, float]
 
 def _encoded(reading: Reading, capturing: Capturing, estimator: Estimator) -> tuple[list[bytes], list[Entries]]:
     """The blobs of a reading's rows, and what comes back from them."""
-    grid = estimator.grid(capturing.teacher.dims.vocab)
+    grid = estimator.grid(capturing.teacher.dims)
     kept = capturing.keep(reading, estimator)
     blobs = [
         encode(entries, grid, capturing.uniforms_of_weights(row, entries))
@@ -142,8 +146,9 @@ def _encoded(reading: Reading, capturing: Capturing, estimator: Estimator) -> tu
 
 def _others(settings: CaptureSettings, size: float, store: SignalStore) -> dict[str, CaptureSettings]:
     """What the store is compared with: the other kinds at some bytes as many."""
-    per_entry = (store.grid.id_bits + 8) / 8
-    entries = max(1, round((size - 5) / per_entry))
+    if settings.estimator is None:
+        return {}  # hidden states lose nothing that another estimator would keep
+    entries = max(1, round((size - 5) / _ENTRY_BYTES))
     by_kind: dict[str, CaptureSettings] = {
         "threshold": ThresholdCapture(tau=min(1.0, 0.5 / entries)),
         "sampled": SampledCapture(draws=50),
@@ -162,6 +167,11 @@ def _compared(reading: Reading, kept: Sequence[Entries], temperature: float, siz
     for some, log_p in reading.log_probabilities():
         if temperature != 1.0:
             log_p = (log_p / temperature).log_softmax(-1)
+        if isinstance(head := reading.response, Head) and HIDDEN in kept[0].tensors:
+            hidden = torch.from_numpy(np.stack([e.tensors[HIDDEN][offset] for offset, e in entries[some]]))
+            logits = replace(head, hidden=hidden.to(head.hidden)).logits()
+            rows.append(_distances(log_p, logits.float().softmax(-1), reading.target_ids[some]))
+            continue
         stored = torch.zeros_like(log_p)
         for place, (offset, e) in enumerate(entries[some]):
             of_target = slice(int(e.offsets[offset]), int(e.offsets[offset + 1]))

@@ -75,7 +75,7 @@ def _write(context: Context) -> None:
     resolved = _resolved(settings, opened(), plan, growing / "settings.json", context)
     capturing = opened()
     estimator = registry.build(resolved)
-    grid = estimator.grid(teacher.dims.vocab)
+    grid = estimator.grid(teacher.dims)
     identity = {
         "teacher": dict(getattr(teacher, "signals_identity", None) or teacher.identity),
         "dims": asdict(teacher.dims),

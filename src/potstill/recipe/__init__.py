@@ -2,7 +2,7 @@
 
 from potstill.recipe.base import Cosmetic, KindSettings, Settings
 from potstill.recipe.budget import BudgetSettings
-from potstill.recipe.capture import CaptureSettings, SampledCapture, ThresholdCapture, TopKCapture
+from potstill.recipe.capture import CaptureSettings, HiddenCapture, SampledCapture, ThresholdCapture, TopKCapture
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import CheckedExport, ExportSettings, GgufExport, HuggingFaceExport
@@ -126,6 +126,7 @@ __all__ = [
     "FromTeacher",
     "GenerateSettings",
     "HardCE",
+    "HiddenCapture",
     "HiddenCosine",
     "HiddenMSE",
     "HiddenSettings",

@@ -23,7 +23,7 @@ class CaptureSettings(KindSettings):
     """
 
     room: ClassVar[str] = "capture"
-    estimator: ClassVar[SparseEstimator] = "unbiased"
+    estimator: ClassVar[SparseEstimator | None] = "unbiased"
     gives: ClassVar[frozenset[Capability]] = frozenset({"top_logprobs"})
     """What a training can ask of the store."""
     teacher: str = "main"
@@ -58,11 +58,28 @@ class SampledCapture(CaptureSettings):
     draws: Annotated[int, Field(ge=1, le=65_535)] = 50
 
 
+class HiddenCapture(CaptureSettings):
+    """The input of the teacher's output layer, in `dtype`: the full distribution at any temperature, exact up to that
+    rounding. Training applies the output layer, which alone is loaded. Two bytes (int8: one) a number, so 1,152 a token
+    of a model that is 576 wide."""
+
+    kind: Literal["hidden"] = "hidden"
+    estimator: ClassVar[SparseEstimator | None] = None
+    gives: ClassVar[frozenset[Capability]] = frozenset({"head"})
+    dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _of_any_temperature(self) -> HiddenCapture:
+        if self.temperature != 1.0:
+            raise ValueError("hidden states give the distribution at any temperature: leave capture.temperature out")
+        return self
+
+
 class TopKCapture(CaptureSettings):
     """The `k` most probable tokens, or fewer: as many as hold `top_p` of the mass; and the mass of all others as one.
     Never renormalised. Biased: the shape of the tail is lost."""
 
     kind: Literal["topk"] = "topk"
-    estimator: ClassVar[SparseEstimator] = "top_k"
+    estimator: ClassVar[SparseEstimator | None] = "top_k"
     k: Annotated[int, Field(ge=1, le=65_535)] = 32
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

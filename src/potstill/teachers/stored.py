@@ -7,11 +7,13 @@ tensors (`Batch.stored`):
     offsets [N+1], ids [E], weights [E]    the entries of each target, as in `Sparse`
     entropy [N], target_log_prob [N]       of the full distribution, in nats
     rest [N]                               the logarithm of what is not kept, of top-k alone
+    hidden [N,H]                           the input of the output layer, of a store that keeps it
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ from potstill.data.tokenize import Tokenized
 from potstill.errors import CapabilityError, DataError
 from potstill.models.load import load_tokenizer
 from potstill.signals import Ask, Batch, ModelDims, Signals, Sparse
-from potstill.store.codec import Entries
+from potstill.store.codec import HIDDEN, Entries
 from potstill.store.files import SignalStore
+from potstill.store.output_layer import OutputLayer
 from potstill.types import Answer, Capability, Request
 
 
@@ -44,13 +47,29 @@ class StoredTeacher:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, SignalStore(folder)
+        self._layer: OutputLayer | None = None
         self.estimator = self.store.identity["estimator"]["signal"]
-        self.temperature = float(self.store.identity["temperature"])
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Some entries of each distribution."""
-        return frozenset({"top_logprobs"})
+        """Whole distributions, or some entries of each."""
+        return frozenset({"head" if self._keeps_hidden else "top_logprobs"})
+
+    @property
+    def at_temperature(self) -> float | None:
+        """The temperature of the stored distributions; None: any."""
+        return None if self._keeps_hidden else float(self.store.identity["temperature"])
+
+    @property
+    def _keeps_hidden(self) -> bool:
+        return any(part.name == HIDDEN for part in self.store.grid.tensors)
+
+    def _output_layer_on(self, device: torch.device) -> OutputLayer:
+        if self._layer is None or self._layer.weight.device != device:
+            found = OutputLayer.load(self.folder)
+            bias = None if found.bias is None else found.bias.to(device)
+            self._layer = replace(found, weight=found.weight.to(device), bias=bias)
+        return self._layer
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -77,7 +96,11 @@ class StoredTeacher:
 
         def joined(rows: Sequence[Any]) -> dict[str, Any]:
             found = [self._entries(row) for row in _records(rows)]
-            return {**collate(rows), "stored": _tensors(found)}
+            tensors = _tensors(found)
+            if self._keeps_hidden:
+                none = np.zeros((0, self.dims.hidden), np.float32)
+                tensors["hidden"] = torch.from_numpy(np.concatenate([none, *(e.tensors[HIDDEN] for e in found)]))
+            return {**collate(rows), "stored": tensors}
 
         return joined
 
@@ -96,17 +119,21 @@ class StoredTeacher:
         stored = batch.stored
         if ask.response and "offsets" not in stored:
             raise DataError("a batch came without its stored signals", fix="collate it by StoredTeacher.joining")
+        if not ask.response:
+            return Signals(dims=self.dims)
+        if self._keeps_hidden:
+            return Signals(head=self._output_layer_on(batch.target_ids.device).head(stored["hidden"]), dims=self.dims)
         sparse = Sparse(
             stored["offsets"],
             stored["ids"],
             stored["weights"],
             stored["entropy"],
             self.estimator,
-            self.temperature,
+            float(self.store.identity["temperature"]),
             self.store.grid.vocab,
             stored.get("rest"),
         )
-        return Signals(sparse=sparse if ask.response else None, dims=self.dims)
+        return Signals(sparse=sparse, dims=self.dims)
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
@@ -153,6 +180,7 @@ def part_of(entries: Entries, first: int, last: int) -> Entries:
         entries.entropy[first:last],
         entries.target_log_prob[first:last],
         entries.rest[first:last],
+        {name: rows[first:last] for name, rows in entries.tensors.items()},
     )
 
 

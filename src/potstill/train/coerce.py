@@ -405,12 +405,12 @@ def check_stored(objectives: Sequence[ObjectiveSettings], store: StoredTeacher) 
     Raises:
         CapabilityError: they differ.
     """
-    for objective in objectives:
-        at = getattr(objective, "temperature", store.temperature)
-        if objective.needs().teacher and at != store.temperature:
+    stored_at = store.at_temperature
+    for objective in objectives if stored_at is not None else ():
+        at = getattr(objective, "temperature", stored_at)
+        if objective.needs().teacher and at != stored_at:
             raise CapabilityError(
-                f"{objective.kind} is at temperature {schedule_text(at)}, and its signals were stored at "
-                f"{store.temperature:g}",
+                f"{objective.kind} is at temperature {schedule_text(at)}, and its signals were stored at {stored_at:g}",
                 where="objectives",
                 fix="give the objective the store's temperature, or capture again at the objective's",
             )
