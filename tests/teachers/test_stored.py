@@ -47,7 +47,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> StoredTeacher:
     folder = tmp_path_factory.mktemp("store")
     identity = {"dims": DIMS, "estimator": {"signal": "top_k"}, "temperature": 1.0}
     plan = [[Planned(of.record_id, of.rendered, len(of.learned)) for of in ROWS]]
-    with StoreWriter(folder, identity, Grid(VOCAB, 16, -24.0, 0.0), plan) as writer:
+    with StoreWriter(folder, identity, Grid.topk(VOCAB), plan) as writer:
         found = [entries_of(of) for of in ROWS]
         writer.append([(entries, np.full(entries.ids.size, 0.5)) for entries in found])
         writer.finish()

@@ -406,7 +406,9 @@ def check_stored(objectives: Sequence[ObjectiveSettings], store: StoredTeacher) 
         CapabilityError: they differ.
     """
     stored_at = store.at_temperature
-    for objective in objectives if stored_at is not None else ():
+    if stored_at is None:
+        return
+    for objective in objectives:
         at = getattr(objective, "temperature", stored_at)
         if objective.needs().teacher and at != stored_at:
             raise CapabilityError(
