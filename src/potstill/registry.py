@@ -243,7 +243,7 @@ def _distribution(point: EntryPoint) -> str:
 
 
 def _settings_of(named: type, room: str, *, where: str) -> type:
-    """The settings class of either class of the pair: an implementation leads to its settings."""
+    """The settings class that `named` is, or that it implements."""
     settings = next((s for s, implementation in _implementations.items() if implementation is named), named)
     if getattr(settings, "room", None) != room or not hasattr(settings, "model_fields"):
         raise RecipeError(

@@ -17,7 +17,7 @@ import pytest
 
 from potstill.errors import RunError
 from potstill.recipe.verify import SandboxSettings
-from potstill.verify import memory_limit
+from potstill.verify import isolation
 from potstill.verify import sandbox as sandbox_module
 from potstill.verify.isolation import bubblewrap, unshare
 from potstill.verify.sandbox import Method, Run, Sandbox, _limits, _watched, interpreter
@@ -136,8 +136,8 @@ HANDED_ON = """
 @pytest.mark.parametrize("counted_by", ["control group", "samples"])
 def test_shared_pages_count_too(method: Method, mark: str, counted_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if counted_by == "samples":
-        monkeypatch.setattr(memory_limit, "_parent", lambda: None)
-    elif memory_limit._parent() is None:
+        monkeypatch.setattr(isolation, "_parent", lambda: None)
+    elif isolation._parent() is None:
         pytest.skip("no control group can be made here")
     done = run(settings(method, memory_megabytes=300, disk_megabytes=16), HANDED_ON, mark)
     assert "had it" not in done.out and "together took more than 300 MB" in done.stopped, done
@@ -176,7 +176,7 @@ def test_memory_is_counted_once_however_many_processes_share_it() -> None:
         assert process.stdout is not None
         for _ in range(4):
             process.stdout.readline()
-        assert 96 << 20 <= memory_limit.held_bytes([process.pid]) < 160 << 20
+        assert 96 << 20 <= isolation.held_bytes([process.pid]) < 160 << 20
     finally:
         os.killpg(process.pid, 9)
         process.communicate()

@@ -244,8 +244,8 @@ def question_of(record: Record, row: Tokenized, chat: ChatTokenizer) -> Question
         before, answer = record.messages[:-1], record.messages[-1]
         ids = prompt_ids(before, chat, record.tools)
         return Question(tuple(ids), _shown(before), _content(answer))
-    assert record.prompt is not None and record.completion is not None
-    return Question(tuple(prompt_ids(record.prompt, chat)), record.prompt, record.completion)
+    prompt = record.prompt or ""
+    return Question(tuple(prompt_ids(prompt, chat)), prompt, record.completion or "")
 
 
 def text_of(record: Record) -> str:

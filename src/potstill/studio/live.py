@@ -20,7 +20,7 @@ from potstill.studio.workspace import read_events
 
 EVERY_SECONDS = 1.0
 MOST_POINTS = 400
-"""Points kept of a curve: every second one is dropped when there are more."""
+"""Maximum points of a curve; beyond it, every second point is dropped."""
 _KEEP_ALIVE_SECONDS = 15.0
 HELD_OUT = {
     "kl": "KL to the teacher, nats",

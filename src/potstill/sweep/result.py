@@ -23,8 +23,8 @@ _DOTS, _DOT_OPACITY = 28, 0.45
 
 @dataclass(frozen=True)
 class Shown:
-    """One arm: its values by seed, their mean and its interval over seeds, and its value on an axis (None where it is
-    not of the axis)."""
+    """One arm: its values by seed, their mean and its interval over seeds, and its position on the axis (None if the
+    axis does not apply to it)."""
 
     name: str
     values: Sequence[float]

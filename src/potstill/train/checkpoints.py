@@ -119,7 +119,7 @@ def aside(folder: Path, step: int) -> Path:
 
 
 def seal(partial: Path, final: Path, facts: Mapping[str, Any]) -> None:
-    """Rename a folder to its valid name, once every file in it is on disk. `facts` are stored in its list of files."""
+    """Give a checkpoint its final name, once all its files are on disk. `COMPLETE` lists the files, and has `facts`."""
     files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
     files.pop(COMPLETE, None)
     (partial / COMPLETE).write_text(json.dumps({"files": files, "facts": dict(facts)}, indent=1), encoding="utf-8")

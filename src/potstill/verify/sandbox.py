@@ -19,8 +19,16 @@ from typing import IO, Literal
 
 from potstill.errors import RunError
 from potstill.recipe.verify import SandboxSettings
-from potstill.verify.isolation import Limits, bare, bubblewrap, unshare
-from potstill.verify.memory_limit import MemoryGroup, descendants, held_bytes, memory_group
+from potstill.verify.isolation import (
+    Limits,
+    MemoryGroup,
+    bare,
+    bubblewrap,
+    descendants,
+    held_bytes,
+    memory_group,
+    unshare,
+)
 
 Method = Literal["bubblewrap", "unshare", "none"]
 LOOK_SECONDS = 0.05
