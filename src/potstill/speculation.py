@@ -43,17 +43,17 @@ class Costs:
 
     @property
     def c(self) -> float:
-        """One drafted token's time by one token's of the target."""
+        """Time of one drafted token, relative to one token of the target."""
         return self.draft[-1] / len(self.draft) / self.verify[0]
 
     def v(self, n: int) -> float:
-        """The time of reading n tokens by that of one."""
+        """Time of reading n tokens, relative to reading one."""
         return self.verify[n - 1] / self.verify[0]
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class Forecast:
-    """What one gamma is expected to give: tokens a row and round, and the speed-up over the target alone."""
+    """Expected result of one gamma: tokens per row and round, and the speed-up over the target alone."""
 
     gamma: int
     tokens_per_round: float
@@ -117,7 +117,7 @@ class Trial:
 
     @property
     def tokens_per_round(self) -> float:
-        """Tokens that stood, and the target's own."""
+        """Mean number of accepted tokens per round, plus the target's own token."""
         return 1 + sum(i * count for i, count in enumerate(self.accepted)) / max(sum(self.accepted), 1)
 
 

@@ -38,8 +38,8 @@ _WITHOUT_HISTORY = (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-"""Processors that read the logits alone: all positions go through in one call. Every other one is called for each
-position of each row with the tokens before it."""
+"""Processors that read the logits alone, so that one call handles all positions. Every other processor is called for
+each position of each row with the tokens before it."""
 
 
 class Sampler:
@@ -98,7 +98,7 @@ def _call(processor: Any, history: Tensor, scores: Tensor) -> Tensor:
 
 
 def _of_row(processor: LogitsProcessor, row: int) -> LogitsProcessor:
-    """The processor for one row of the batch, where it holds something for each."""
+    """The processor for one row of the batch, if it has state per row."""
     ignored = getattr(processor, "prompt_ignore_length", None)
     if isinstance(processor, RepetitionPenaltyLogitsProcessor) and isinstance(ignored, Tensor) and ignored.numel() > 1:
         processor = copy.copy(processor)

@@ -1,4 +1,4 @@
-"""How sure the comparison of two arms over seeds is. No torch.
+"""Paired comparison of two arms, with intervals over seeds and over records. No torch.
 
 Two things could have been otherwise, and each has an interval of its own:
 
@@ -46,8 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm less the baseline: the mean over the seeds that both have, and both intervals (None where one cannot be
-    had)."""
+    """An arm minus the baseline: the mean over their common seeds, and both intervals (None if one is not possible)."""
 
     value: float
     over_seeds: Interval | None
@@ -56,7 +55,7 @@ class Difference:
 
 
 def mean_over(values: Sequence[float], confidence: float) -> Interval | None:
-    """The mean with Student's interval, or None for a single value: one seed says nothing of others."""
+    """The mean with Student's interval; None for a single value, which does not show the variation over seeds."""
     count = len(values)
     if count < 2:
         return None
@@ -74,7 +73,7 @@ def difference(
     confidence: float,
     resamples: int,
 ) -> Difference | None:
-    """An arm against the baseline, or None where no seed is in both.
+    """An arm minus the baseline; None without a common seed.
 
     Args:
         arm: its value by seed.
@@ -118,14 +117,15 @@ def _verdict(value: float, intervals: Sequence[Interval | None], measure: str) -
 
 
 def value_of(measures: Measures, model: str, measure: str) -> float | None:
-    """What was measured of a model; None where there is no such model, or the measure means nothing for it."""
+    """A measure of a model; None if the model is missing, or the measure does not apply to it."""
     found = measures.models.get(model)
     interval = found.get(measure) if found is not None else None
     return None if interval is None else float(interval.value)
 
 
 def read_table(evaluate: Path, measure: str) -> Table | None:
-    """The student's single values in the artifact of a stage `evaluate`, or None where it has none of that measure."""
+    """The student's values per target or problem in the artifact of a stage `evaluate`; None if it has no such
+    values."""
     import pyarrow.parquet as pq
 
     tables = (_PROBLEMS,) if measure == "solved" else _TABLES
