@@ -226,7 +226,8 @@ class _Reader:
         """
         record = self._record(row)
         known = record.provenance
-        provenance = replace(known, source=known.source or row.source, licence=self.settings.licence or known.licence)
+        licence = self.settings.licence_id or known.licence
+        provenance = replace(known, source=known.source or row.source, licence=licence)
         record = replace(record, row=record.row or row.number, provenance=provenance)
         return record if self.settings.system is None else with_system(record, self.settings.system)
 

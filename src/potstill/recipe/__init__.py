@@ -22,6 +22,7 @@ from potstill.recipe.features import (
 from potstill.recipe.generate import GenerateSettings, SequenceProgram
 from potstill.recipe.load import dump_recipe, load_recipe, parse_recipe
 from potstill.recipe.objectives import Needs, ObjectiveSettings
+from potstill.recipe.policy import LicenceStatement, Override, PolicySettings
 from potstill.recipe.programs import ConversationsProgram, SelfInstructProgram
 from potstill.recipe.reasoning import ChainFilters, ReasoningProgram
 from potstill.recipe.recipe import Recipe
@@ -142,6 +143,7 @@ __all__ = [
     "Last",
     "LayerMap",
     "Length",
+    "LicenceStatement",
     "LocalTeacher",
     "LogitMSE",
     "Lora",
@@ -154,7 +156,9 @@ __all__ = [
     "Needs",
     "Numeric",
     "ObjectiveSettings",
+    "Override",
     "PooledSettings",
+    "PolicySettings",
     "Pooling",
     "PositiveSchedule",
     "Price",

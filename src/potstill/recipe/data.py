@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from potstill.recipe.base import Count, KindSettings, PartIfSet
+from potstill.recipe.policy import Licence, licence_id
 
 Format = Literal["auto", "messages", "prompt", "prompt_completion", "text", "labelled", "sharegpt", "alpaca"]
 
@@ -23,7 +24,8 @@ class DataSettings(KindSettings):
     side). `group_by` defines a group: `user_turns` (the user's turns before the first answer, ignoring stray white
     space; for a text, the text), `prompt` (everything before the first answer, system prompt included, verbatim), or
     `column:NAME`. `system` is a system prompt for records without one. `labelled` rows have a `text` and a `label`.
-    `limit` keeps the first records; for images, whose files are often sorted by class, a fair sample."""
+    `limit` keeps the first records; for images, whose files are often sorted by class, a fair sample. `licence` is an
+    id (`apache-2.0`; `own` for what you hold the rights in) or a full statement."""
 
     room: ClassVar[str] = "data"
     format: Format = "auto"
@@ -32,7 +34,7 @@ class DataSettings(KindSettings):
     group_by: str = "user_turns"
     limit: Count | None = None
     system: str | None = None
-    licence: str = ""
+    licence: Licence = ""
 
     @field_validator("group_by")
     @classmethod
@@ -40,6 +42,11 @@ class DataSettings(KindSettings):
         if value in ("user_turns", "prompt") or (value.startswith(GROUP_COLUMN) and value != GROUP_COLUMN):
             return value
         raise ValueError(f"groups are made by user_turns, by prompt or by column:NAME, not by {value!r}")
+
+    @property
+    def licence_id(self) -> str:
+        """The id of the licence that the recipe states; empty if none."""
+        return licence_id(self.licence)
 
     @property
     def group_column(self) -> str | None:

@@ -107,6 +107,10 @@ def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
         document["data"] = _absolute_source(document["data"], base)
     for holder in (document.get("teacher"), document.get("student"), *_values(document.get("teachers"))):
         _absolute_models(holder, base)
+    policy = document.get("policy")
+    if isinstance(policy, dict) and isinstance(policy.get("texts"), dict):
+        texts = {name: str(base / path) if isinstance(path, str) else path for name, path in policy["texts"].items()}
+        document["policy"] = {**policy, "texts": texts}
     generate = document.get("generate")
     if isinstance(generate, dict) and isinstance(generate.get("tokenizer"), str):
         generate = document["generate"] = {**generate, "tokenizer": _model_path(generate["tokenizer"], base)}

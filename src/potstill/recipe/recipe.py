@@ -8,13 +8,14 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import Field, model_validator
 
 from potstill.errors import RecipeError
-from potstill.recipe.base import LONGEST_NAME, KindSettings, PartIfSet, Settings, one_of
+from potstill.recipe.base import LONGEST_NAME, Cosmetic, KindSettings, PartIfSet, Settings, one_of
 from potstill.recipe.capture import CaptureSettings
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.objectives import why_not
+from potstill.recipe.policy import PolicySettings
 from potstill.recipe.schedules import schedule_text
 from potstill.recipe.speculate import OtherModelDraft, SpeculateSettings, StudentDraft
 from potstill.recipe.students import StudentSettings
@@ -43,6 +44,7 @@ class Recipe(Settings):
     report: ReportSettings = ReportSettings()
     speculate: Annotated[SpeculateSettings | None, PartIfSet()] = None
     export: tuple[one_of(ExportSettings), ...] = ()  # type: ignore[valid-type]
+    policy: Annotated[PolicySettings, Cosmetic()] = PolicySettings()
 
     @property
     def spec(self) -> TaskSpec:
@@ -114,7 +116,7 @@ class Recipe(Settings):
             value["teachers"] = {"main": value.pop("teacher")}
         if "data" in value:
             value["data"] = expand_data(value["data"])
-        for section in ("train", "evaluate", "report", "speculate"):
+        for section in ("train", "evaluate", "report", "speculate", "policy"):
             # `evaluate:` without a value is an empty section, and present.
             if section in value and value[section] is None:
                 value[section] = {}

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from potstill.errors import did_you_mean
-from potstill.recipe.base import Content, Count, KindSettings, PathText, Settings
+from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, PathText, Settings
 from potstill.recipe.declared import callable_in, configuration, configuration_names, names_of_any_configuration
+from potstill.recipe.policy import Licence
 
 
 class Uniform(Settings):
@@ -152,12 +153,13 @@ class FromConfig(StudentSettings):
 
 class Existing(StudentSettings):
     """An existing model: a directory, a hub id, a name that potstill knows (`all-minilm-l6-v2`), or `run:<folder>`. An
-    encoder without a head for the task gets a new one."""
+    encoder without a head for the task gets a new one. `licence` states its licence where the gate does not find it."""
 
     kind: Literal["existing"] = "existing"
     model: PathText
     revision: str | None = None
     trust_remote_code: bool = False
+    licence: Annotated[Licence | None, Cosmetic()] = None
 
     @model_validator(mode="after")
     def _named(self) -> Existing:
@@ -175,6 +177,7 @@ class ModuleStudent(StudentSettings):
     """`path/to/file.py:Name`, relative to the recipe."""
     arguments: dict[str, Any] = {}
     weights: Annotated[Path | None, Content()] = None
+    licence: Annotated[Licence | None, Cosmetic()] = None
 
     @property
     def file(self) -> Path:

@@ -18,15 +18,18 @@ from potstill.recipe.base import (
     Tokens,
     one_of,
 )
+from potstill.recipe.policy import Licence
 from potstill.types import Capability
 
 
 class TeacherSettings(KindSettings):
-    """Base of every teacher. `remote` kinds have no weights on this machine: their `model` is only a name."""
+    """Base of every teacher. `remote` kinds have no weights on this machine: their `model` is only a name. `licence`
+    states the licence or terms where the gate does not find them itself."""
 
     room: ClassVar[str] = "teachers"
     remote: ClassVar[bool] = False
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    licence: Annotated[Licence | None, Cosmetic()] = None
 
     def capabilities_here(self) -> frozenset[Capability]:
         """This teacher's capabilities, as far as its files tell; by default those of its kind. A kind whose
@@ -71,6 +74,12 @@ class EnsembleTeacher(TeacherSettings):
     members: Annotated[tuple[one_of(TeacherSettings), ...], Field(min_length=2)]  # type: ignore[valid-type]
     average: Literal["logits", "probabilities"] = "logits"
     cache: Annotated[bool, Cosmetic()] = False
+
+    @model_validator(mode="after")
+    def _members_have_licences(self) -> EnsembleTeacher:
+        if self.licence is not None:
+            raise ValueError("an ensemble has no licence of its own: state `licence` at the member that it is of")
+        return self
 
 
 def members_of(settings: TeacherSettings | None) -> tuple[TeacherSettings, ...]:
