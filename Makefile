@@ -79,5 +79,7 @@ $(READY)-dev: $(READY)-run
 $(READY)-peers: $(READY)-run
 	@$(PIP) --no-build-isolation --editable ".[peers]"
 	@# Their own requirements (torchvision, tensorboard) are not needed for what is compared.
+	@# Licence texts: read out of the wheel, which is not installed (it needs forty packages).
+	@$(BIN)/python -m pip download --quiet --no-deps --dest .venv scancode-toolkit-mini==32.5.0
 	@$(PIP) --no-deps torchdistill==1.1.5 textbrewer==0.2.1.post1
 	@touch $@

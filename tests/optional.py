@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -86,6 +87,10 @@ NEEDS = {
     ),
     "llama.cpp": Need(
         lambda: None if find_spec("cyllama") is not None else "cyllama is not installed", 'pip install "potstill[gguf]"'
+    ),
+    "licence texts": Need(
+        lambda: None if any(Path(sys.prefix).glob("scancode_toolkit_mini-32.5.0-*.whl")) else "no wheel of them",
+        "`pip download --no-deps --dest .venv scancode-toolkit-mini==32.5.0`",
     ),
     "resettable peaks": Need(_no_peak, "Linux with glibc makes it work"),
 }

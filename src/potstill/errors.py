@@ -102,7 +102,7 @@ class MissingExtra(UserError):
 
 
 class RefusedError(PotstillError):
-    """A gate refuses to go on (licence, terms). Reserved: no gate is built yet; exit code 3 is promised for it."""
+    """The gate on licences and terms refuses to go on."""
 
     exit_code = 3
 

@@ -1,0 +1,121 @@
+"""Which known licence a text is: compared word by word, without regard to layout, headers and years.
+
+`texts.json` holds, of each text that the table was read from, its SHA-256 and the hashes of its three-word sequences;
+the texts themselves are not here. A text is a known one if nearly all sequences of that one are in it, and little
+else: a clause more, or one less, makes it another text, which a person must read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+_WORD = re.compile(r"[^\W_]+(?:\.\d+)*")
+_LINK = re.compile(r"https?://\S+|\]\([^)\s]*\)")
+_YEAR = re.compile(r"(?:19|20)\d\d|yyyy|year")
+_NUMBER = re.compile(r"(?<![\w.])\(?(?:\d{1,2}|[a-z]|[ivx]{1,4})[.)](?=\s)")
+"""The number of a clause: `1.`, `(a)`, `iii)`."""
+_LENGTH = 3
+LONGEST_HEADER = 60
+"""Words that may stand before the text: a title, and whose it is."""
+_MISSING, _MORE, _SHARE = 9, 7, 0.01
+"""Sequences that may be missing, and that may be more; or this share of the text's, if that is larger. One word that
+is put in place of another (a name in a disclaimer) makes three of each; a clause of nine words, eleven more."""
+_MOST_CHARACTERS = 400_000
+_RESTRICTIVE = frozenset("except may must never no non noncommercial not only prohibited shall unless without".split())
+"""Words that are never a name put in place of another: one of them more makes another text."""
+
+
+@dataclass(frozen=True)
+class KnownText:
+    """A text that the table was read from. `variants` are sets of hashes: of the whole, and of parts that are usual
+    by themselves (a licence without its appendix)."""
+
+    source: str
+    sha256: str
+    variants: tuple[frozenset[int], ...]
+
+
+@dataclass(frozen=True)
+class Match:
+    """The nearest known text. `exact` if it is that text; otherwise it only resembles it: `missing` and `more` count
+    three-word sequences."""
+
+    source: str
+    exact: bool
+    missing: int
+    more: int
+    of: int
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without links, markup, punctuation, years and numbers of clauses."""
+    plain = _LINK.sub(" ", text[:_MOST_CHARACTERS].replace("\\", "").replace("’", "'").casefold())
+    plain = _NUMBER.sub(" ", plain.replace("*", " "))
+    return [word for word in _WORD.findall(plain) if not _YEAR.fullmatch(word)]
+
+
+def hashes_of(words: list[str]) -> list[int]:
+    """24 bits of the CRC-32 of every sequence of three words, in order."""
+    sequences = (" ".join(words[i : i + _LENGTH]) for i in range(len(words) - _LENGTH + 1))
+    return [zlib.crc32(sequence.encode()) & 0xFFFFFF for sequence in sequences]
+
+
+def nearest(text: str) -> Match | None:
+    """The known text that a text is, or resembles; None if it has less than half of each."""
+    words = words_of(text)
+    hashes = hashes_of(words)
+    found = frozenset(hashes)
+    best: tuple[int, Match] | None = None
+    for known in known_texts().values():
+        for variant in known.variants:
+            common = len(found & variant)
+            missing = len(variant) - common
+            if common < len(variant) / 2:
+                continue
+            match = _match(known.source, words, hashes, variant, missing)
+            # A text that holds a shorter licence whole (MIT in a modified MIT) is the longer one, where that is whole.
+            score = common - 3 * missing
+            if best is None or score > best[0]:
+                best = (score, match)
+    return best[1] if best is not None else None
+
+
+def _match(source: str, words: list[str], hashes: list[int], variant: frozenset[int], missing: int) -> Match:
+    places = [place for place, value in enumerate(hashes) if value in variant]
+    first = places[0]
+    more = len(hashes) - first - len(places)
+    share = round(_SHARE * len(variant))
+    known = {place + offset for place in places for offset in range(_LENGTH)}
+    restricts = any(words[place] in _RESTRICTIVE for place in range(first, len(words)) if place not in known)
+    exact = missing <= max(_MISSING, share) and more <= max(_MORE, share) and first <= LONGEST_HEADER and not restricts
+    return Match(source, exact, missing, more + max(0, first - LONGEST_HEADER), len(variant))
+
+
+@cache
+def known_texts() -> Mapping[str, KnownText]:
+    """The known texts by source."""
+    document = json.loads((files("potstill.policy") / "texts.json").read_text(encoding="utf-8"))
+    return {source: _known(source, entry) for source, entry in document.items()}
+
+
+def _known(source: str, entry: Mapping[str, Any]) -> KnownText:
+    body, rest = _unpacked(entry["body"]), _unpacked(entry["rest"])
+    return KnownText(source, entry["sha256"], (body | rest, body) if rest else (body,))
+
+
+def packed(hashes: frozenset[int]) -> str:
+    """A set of hashes as text: sorted, 3 bytes each, big-endian, base64."""
+    return base64.b64encode(b"".join(value.to_bytes(3) for value in sorted(hashes))).decode()
+
+
+def _unpacked(text: str) -> frozenset[int]:
+    content = base64.b64decode(text)
+    return frozenset(int.from_bytes(content[i : i + 3]) for i in range(0, len(content), 3))

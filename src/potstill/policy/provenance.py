@@ -1,0 +1,232 @@
+"""What a student or a data set was made from, by which route: found in a recipe, and carried from one to the next.
+
+A run's manifests hold it under `policy` in their facts; an exported folder holds it as `provenance.json`. A recipe
+that names such a run or folder as teacher, student or data takes it over: a licence at the beginning of a chain
+reaches its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill.artifacts import MANIFEST, read_artifact
+from potstill.errors import PotstillError
+from potstill.policy.recognise import Evidence, licence_of_data, licence_of_model, model_folder
+from potstill.policy.table import Route
+from potstill.recipe import Existing, FromTeacher, KindSettings, ModuleStudent, Override, Recipe, members_of
+from potstill.recipe.data import DataSettings, RunData
+
+FILE = "provenance.json"
+FORMAT = "potstill-provenance-1"
+
+Made = Literal["records", "student"]
+"""What a recipe makes: the records of `generate`, or the student of `train`."""
+
+RECORDED: Mapping[str, Made] = {"generate": "records", "train": "student"}
+"""The stages whose manifests hold the provenance of what they made, by verb."""
+
+_STRENGTH: tuple[Route, ...] = ("outputs", "logits", "weights")
+"""Of a chain, the weakest link is its route: a student of the outputs of a model that began with the weights of
+another has learned from the outputs of the latter's derivative."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One thing that a student was made from.
+
+    Attributes:
+        role: its place in the recipe that named it (`teachers.main`, `student`, `data`).
+        name: what it is, without private paths.
+        route: how it was used.
+        evidence: the signs of its licence.
+        through: students between it and the one at hand, the nearest last.
+    """
+
+    role: str
+    name: str
+    route: Route
+    evidence: tuple[Evidence, ...]
+    through: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The ids of its licences; an empty one for what is not known."""
+        return tuple(dict.fromkeys(evidence.source for evidence in self.evidence))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Use:
+        """From JSON values.
+
+        Raises:
+            KeyError, TypeError: they are none.
+        """
+        evidence = tuple(Evidence(**item) for item in document["evidence"])
+        return cls(document["role"], document["name"], document["route"], evidence, tuple(document.get("through", ())))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """All that a student was made from, and the overrides under which it, or a student before it, was made."""
+
+    uses: tuple[Use, ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+    def __add__(self, other: Provenance) -> Provenance:
+        """Of a merge: everything of both."""
+        return Provenance(
+            tuple(dict.fromkeys((*self.uses, *other.uses))), tuple(dict.fromkeys((*self.overrides, *other.overrides)))
+        )
+
+    def through(self, name: str, role: str, route: Route) -> Provenance:
+        """Of what uses this student by a route."""
+        uses = tuple(
+            replace(use, role=role, route=_chained(use.route, route), through=(*use.through, name)) for use in self.uses
+        )
+        return Provenance(uses, self.overrides)
+
+    def with_recorded(self, recorded: Provenance) -> Provenance:
+        """This, and what was recorded when it was made: overrides stand for good, and uses whose files are gone since.
+        A use that is still there is as it is found now."""
+        found = {(use.role, use.name, use.route, use.through) for use in self.uses}
+        kept = tuple(use for use in recorded.uses if (use.role, use.name, use.route, use.through) not in found)
+        return self + Provenance(kept, recorded.overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "format": FORMAT,
+            "uses": [use.to_dict() for use in self.uses],
+            "overrides": [override.model_dump(mode="json") for override in self.overrides],
+        }
+
+
+def _chained(first: Route, then: Route) -> Route:
+    return first if "data" in (first, then) else min(first, then, key=_STRENGTH.index)
+
+
+def provenance_of(recipe: Recipe, made: Made = "student") -> Provenance:
+    """What a recipe's student, or the records that it generates, are made from, and what that was made from."""
+    found = Provenance((), recipe.policy.overrides)
+    for role, settings, route in uses_of_models(recipe, made):
+        found += _of_model(role, settings, route)
+    return found + _of_data(recipe.data)
+
+
+def uses_of_models(recipe: Recipe, made: Made = "student") -> Iterator[tuple[str, Any, Route]]:
+    """Every model that a student (or the records) is made from, with its role and route; the members of an ensemble in
+    its place."""
+    asked = recipe.generate.asked if recipe.generate is not None else ()
+    named: list[tuple[str, Route]] = [(name, "outputs") for name in asked]
+    train, student = recipe.train if made == "student" else None, recipe.student
+    if train is not None:
+        if any(objective.needs().teacher for objective in train.all_objectives):
+            named.append((train.teacher, "logits"))
+        if isinstance(student, FromTeacher):
+            named.append((train.teacher, "weights"))
+    for name, route in named:
+        members = members_of(recipe.teachers.get(name))
+        for number, settings in enumerate(members):
+            yield f"teachers.{name}" + (f".members.{number}" if len(members) > 1 else ""), settings, route
+    if train is not None and (
+        isinstance(student, Existing) or (isinstance(student, ModuleStudent) and student.weights is not None)
+    ):
+        yield "student", student, "weights"
+
+
+def _of_model(role: str, settings: Any, route: Route) -> Provenance:
+    model = str(getattr(settings, "model", None) or getattr(settings, "weights", None) or _kind(settings))
+    local = not getattr(settings, "remote", False)
+    name = _public_name(model) if local else model
+    known = _of_known_model(model, getattr(settings, "revision", None)) if local else None
+    if known is None:
+        return Provenance((Use(role, name, route, licence_of_model(settings)),))
+    found = known.through(name, role, route)
+    return found + Provenance((Use(role, name, route, licence_of_model(settings)),)) if settings.licence else found
+
+
+def _of_known_model(model: str, revision: str | None) -> Provenance | None:
+    """What is known of a student of potstill: of a run, or of an exported folder. None if it is no such thing."""
+    if model.startswith("run:"):
+        return of_run(Path(model.removeprefix("run:")).expanduser(), "train")
+    folder = model_folder(model, revision)
+    return of_folder(folder) if folder is not None else None
+
+
+def of_run(run: Path, stage: str) -> Provenance | None:
+    """What the manifest of a run's stage says of what it made; None if it says nothing."""
+    try:
+        artifact = read_artifact(run / stage)
+    except PotstillError:
+        return None  # the check says what is wrong with it
+    return recorded_in(artifact.manifest) if artifact is not None else None
+
+
+def recorded_in(manifest: Mapping[str, Any]) -> Provenance | None:
+    """The provenance in the manifest of a stage; None if it has none."""
+    return _parsed(manifest.get("facts", {}).get("policy"))
+
+
+def of_folder(folder: Path) -> Provenance | None:
+    """What is written in a folder of what it holds: `provenance.json` of an export, or the manifest of an artifact
+    (for `<run>/train/model`, of the folder above)."""
+    for place in (folder, folder.parent):
+        if (found := _parsed(_json(place / FILE))) is not None:
+            return found
+        manifest = _json(place / MANIFEST)
+        facts = manifest.get("facts") if isinstance(manifest, dict) else None
+        if isinstance(facts, dict) and (found := _parsed(facts.get("policy"))) is not None:
+            return found
+    return None
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _parsed(document: Any) -> Provenance | None:
+    try:
+        if document["format"] != FORMAT:
+            return None
+        uses = tuple(Use.of(item) for item in document["uses"])
+        return Provenance(uses, tuple(Override.model_validate(item) for item in document["overrides"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _of_data(data: DataSettings) -> Provenance:
+    path: Path | None = getattr(data, "path", None)
+    name = str(getattr(data, "id", None) or getattr(data, "name", None) or (path.name if path else _kind(data)))
+    known = None
+    if isinstance(data, RunData):
+        known, name = of_run(data.path.expanduser(), "generate"), f"run:{data.path.name}"
+    elif path is not None:
+        whole = path.expanduser()
+        known = of_folder(whole if whole.is_dir() else whole.parent)
+    if known is None:
+        return Provenance((Use("data", name, "data", licence_of_data(data)),))
+    found = known.through(name, "data", "data")
+    return found + Provenance((Use("data", name, "data", licence_of_data(data)),)) if data.licence else found
+
+
+def _kind(settings: KindSettings) -> str:
+    """A kind; for a plug-in, the name of its class without the path of its file."""
+    return settings.kind.rpartition(":")[2]
+
+
+def _public_name(model: str) -> str:
+    """A model's name without the path to it."""
+    if model.startswith("run:"):
+        return f"run:{Path(model.removeprefix('run:')).name}"
+    path = Path(model).expanduser()
+    return path.name if path.is_absolute() or path.exists() else model

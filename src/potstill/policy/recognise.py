@@ -1,0 +1,245 @@
+"""Which licence or terms a model, an endpoint or a data set is under: from its files, its metadata, its name.
+
+Everything that is found counts: where a card states one licence and the text beside it is another, both are asked. A
+name is the weakest evidence, and only counts where there is nothing else. Reads files; fetches nothing; no torch.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from potstill.errors import PotstillError
+from potstill.models.folder import stated_licence
+from potstill.models.gguf_header import read_header
+from potstill.models.packages import PACKAGES
+from potstill.models.resolve import locate
+from potstill.policy.fingerprints import nearest
+from potstill.policy.table import table
+from potstill.recipe import DataSettings, EndpointTeacher, LicenceStatement
+from potstill.recipe.data import (
+    ArrayData,
+    DatasetsFolder,
+    DigitsData,
+    FileData,
+    IDXData,
+    PackagedData,
+    ReasoningGymData,
+    TextFolder,
+)
+from potstill.recipe.policy import Licence
+
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*")
+_JOINED = re.compile(r"\s+(?:and|or|with)\s+|[()]", re.IGNORECASE)
+_UNSTATED = ("", "other", "unknown", "none", "not stated")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One sign of a licence. `source` is an id of the table, or empty where the sign leads to none; `how` says where
+    it was found, `stated` what stood there."""
+
+    source: str
+    how: str
+    stated: str = ""
+
+
+def identify(stated: str) -> tuple[str, ...]:
+    """The ids of the table that a stated licence names: an id, an alias, or an expression of several (`MIT AND
+    CC0-1.0`; of `OR`, too, all are asked). A part that the table lacks gives an empty id."""
+    known = table().by_alias
+    text = " ".join(stated.replace("_", "-").casefold().split())
+    if text in known:
+        return (known[text],)
+    parts = [part.strip() for part in _JOINED.split(text)]
+    return tuple(dict.fromkeys(known.get(part, "") for part in parts if part)) or ("",)
+
+
+def licence_of_model(settings: Any) -> tuple[Evidence, ...]:
+    """The signs of the licence of a teacher, or of a model that a student starts from: what the recipe states, and
+    what is found."""
+    stated = _of_recipe(getattr(settings, "licence", None))
+    model = str(getattr(settings, "model", "") or "")
+    found: tuple[Evidence, ...] = ()
+    if isinstance(settings, EndpointTeacher):
+        found = (*_of_host(settings.base_url), *_of_name(model))
+    elif model:
+        found = _of_files(model, getattr(settings, "revision", None)) or _of_name(model)
+    if stated:
+        # A statement answers for what was not found. What was found stands beside it.
+        return (*stated, *(evidence for evidence in found if evidence.source))
+    return found or (Evidence("", "nothing states it"),)
+
+
+def licence_of_data(data: DataSettings) -> tuple[Evidence, ...]:
+    """The signs of the licence of a data source."""
+    stated = _of_recipe(data.licence)
+    found = tuple(_of_data(data))
+    if stated:
+        return (*stated, *(evidence for evidence in found if evidence.source))
+    return found or (Evidence("", "nothing states it"),)
+
+
+# ---- what is stated ----------------------------------------------------------------------------------------------
+
+
+def _of_recipe(licence: Licence | None) -> tuple[Evidence, ...]:
+    if not licence:
+        return ()
+    how, text = "the recipe", licence
+    if isinstance(licence, LicenceStatement):
+        how, text = f"{licence.attested_by}, {licence.on}: {licence.why}", licence.id
+    return tuple(Evidence(source, how, str(text)) for source in identify(str(text)))
+
+
+def _stated(text: str, how: str) -> Iterator[Evidence]:
+    if text.strip().casefold() not in _UNSTATED:
+        yield from (Evidence(source, how, text) for source in identify(text))
+
+
+# ---- models ------------------------------------------------------------------------------------------------------
+
+
+def model_folder(model: str, revision: str | None) -> Path | None:
+    """The folder of a model on this disk (for a GGUF file, the one that it lies in); None if it is not here."""
+    path = Path(model).expanduser()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return path.parent
+    try:
+        source = locate(model, revision)
+    except PotstillError:
+        return None  # the check says what is wrong with it
+    return source.path if source is not None else None
+
+
+def _of_files(model: str, revision: str | None) -> tuple[Evidence, ...]:
+    found: list[Evidence] = []
+    if model in PACKAGES:
+        found += _stated(PACKAGES[model].licence, "the package")
+    path = Path(model).expanduser()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        found += _of_gguf(path)
+    folder = model_folder(model, revision)
+    if folder is not None:
+        found += _of_texts(folder)
+        found += _stated(stated_licence(folder), "the model card")
+    return tuple(dict.fromkeys(found))
+
+
+def _of_gguf(file: Path) -> Iterator[Evidence]:
+    try:
+        metadata = read_header(file).metadata
+    except PotstillError:
+        return
+    licence = str(metadata.get("general.license") or "")
+    named = str(metadata.get("general.license.name") or "")
+    yield from _stated(named if licence in ("", "other") else licence, "the GGUF file")
+
+
+def licence_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold the text of a licence, by name."""
+    return sorted({file for pattern in LICENCE_FILES for file in folder.glob(pattern) if file.is_file()})
+
+
+def _of_texts(folder: Path) -> Iterator[Evidence]:
+    for file in licence_files(folder):
+        try:
+            match = nearest(file.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            continue
+        if match is None:
+            yield Evidence("", file.name, "a text that is not known")
+        elif match.exact:
+            yield Evidence(match.source, file.name, table().sources[match.source].name)
+        else:
+            changed = f"{match.missing} of {match.of} word sequences missing, {match.more} more"
+            yield Evidence("", file.name, f"resembles {match.source}, and is another text ({changed})")
+
+
+def _of_name(model: str) -> tuple[Evidence, ...]:
+    """The licences of a model of that name, as its maker publishes it."""
+    name = model.casefold()
+    patterns = [(source.id, source.models) for source in table().sources.values()]
+    found = [
+        licence
+        for licence, models in (*patterns, *table().named)
+        if any(re.search(pattern, name) for pattern in models)
+    ]
+    return tuple(Evidence(licence, "its name", model) for licence in dict.fromkeys(found))
+
+
+def _of_host(base_url: str) -> Iterator[Evidence]:
+    """The terms of whoever runs a server; none for a machine of one's own."""
+    host = (urlsplit(base_url).hostname or "").casefold()
+    if _is_own(host):
+        return
+    sources = [
+        source.id
+        for source in table().sources.values()
+        if any(host == name or host.endswith(f".{name}") for name in source.hosts)
+    ]
+    yield from (Evidence(source, "its host", host) for source in sources or [""])
+
+
+def _is_own(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".lan", ".localhost"))
+
+
+# ---- data --------------------------------------------------------------------------------------------------------
+
+
+def _of_data(data: DataSettings) -> Iterator[Evidence]:
+    match data:
+        case PackagedData():
+            from potstill.data.packages import SETS
+
+            if data.name in SETS:
+                yield from _stated(SETS[data.name].licence, "the data set's package")
+        case ReasoningGymData():
+            yield Evidence("apache-2.0", "the package reasoning-gym", "Apache-2.0")
+        case DatasetsFolder():
+            yield from _of_dataset_info(data.path.expanduser())
+            yield from _beside(data.path.expanduser())
+        case DigitsData():
+            yield Evidence("bsd-3-clause", "the package scikit-learn", "BSD-3-Clause")
+        case IDXData():
+            if data.path.is_relative_to("/usr/share/datasets"):
+                yield from _of_debian(f"dataset-{data.path.name}")
+            yield from _beside(data.path.expanduser())
+        case ArrayData() | FileData() | TextFolder():
+            path = data.path.expanduser()
+            yield from _beside(path if path.is_dir() else path.parent)
+
+
+def _of_debian(package: str) -> Iterator[Evidence]:
+    """The first `License:` of a Debian package's machine-readable copyright file, which is of its upstream files."""
+    file = Path("/usr/share/doc") / package / "copyright"
+    if file.is_file():
+        match = re.search(r"^License: *(\S.*)$", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        yield from _stated(match[1], f"the Debian package {package}") if match is not None else ()
+
+
+def _beside(folder: Path) -> Iterator[Evidence]:
+    """A dataset card or a licence's text in the folder of the data."""
+    yield from _stated(stated_licence(folder), "the card beside the data")
+    yield from _of_texts(folder)
+
+
+def _of_dataset_info(folder: Path) -> Iterator[Evidence]:
+    """`license` in the `dataset_info.json` of `datasets`."""
+    for file in sorted(folder.glob("**/dataset_info.json")):
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(document, dict):
+            yield from _stated(str(document.get("license") or ""), "dataset_info.json")

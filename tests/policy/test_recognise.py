@@ -1,0 +1,132 @@
+"""The licence is found where it stands: card, text, GGUF file, data set's info, host, name; else in the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.policy.recognise import licence_of_data, licence_of_model
+from potstill.recipe import Recipe
+from tiny_models import make_tiny_causal_lm
+
+ROOT = Path(__file__).parents[2]
+APACHE = (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def recipe(**sections: Any) -> Recipe:
+    plain = {"name": "asked", "data": {"kind": "jsonl", "path": "/nowhere/rows.jsonl"}, **sections}
+    return Recipe.model_validate(plain)
+
+
+def sources_of_teacher(**teacher: Any) -> set[str]:
+    made = recipe(teacher={"kind": "local", **teacher})
+    return {evidence.source for evidence in licence_of_model(made.teachers["main"])}
+
+
+def sources_of_data(**data: Any) -> set[str]:
+    task = "image_classification" if data["kind"] in ("digits", "idx") else "causal_lm"
+    return {evidence.source for evidence in licence_of_data(recipe(task=task, data=data).data)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_causal_lm(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture
+def write(model: Path) -> Callable[..., Path]:
+    def written(**files: str) -> Path:
+        for name in ("README.md", "LICENSE"):
+            (model / name).unlink(missing_ok=True)
+            if name in files:
+                (model / name).write_text(files[name], encoding="utf-8")
+        return model
+
+    return written
+
+
+def test_a_model_that_states_nothing_has_no_known_licence(write: Callable[..., Path]) -> None:
+    assert sources_of_teacher(model=str(write())) == {""}
+
+
+def test_a_card_states_it(write: Callable[..., Path]) -> None:
+    assert sources_of_teacher(model=str(write(**{"README.md": "---\nlicense: gemma\n---\n"}))) == {"gemma-2025-03"}
+    named = "---\nlicense: other\nlicense_name: qwen-research\n---\n"
+    assert sources_of_teacher(model=str(write(**{"README.md": named}))) == {"qwen-research"}
+
+
+def test_a_text_and_a_card_that_differ_are_both_asked(write: Callable[..., Path]) -> None:
+    files = {"README.md": "---\nlicense: mit\n---\n", "LICENSE": APACHE}
+    assert sources_of_teacher(model=str(write(**files))) == {"mit", "apache-2.0"}
+
+
+def test_a_text_that_only_resembles_one_is_not_known(write: Callable[..., Path]) -> None:
+    text = APACHE.replace("2. Grant of Copyright License.", "2. Grant. No model may be trained on the Work by anyone.")
+    evidence = licence_of_model(recipe(teacher={"kind": "local", "model": str(write(LICENSE=text))}).teachers["main"])
+    assert [found.source for found in evidence] == [""]
+    assert "resembles apache-2.0" in evidence[0].stated
+
+
+def test_a_statement_of_the_recipe_answers_for_what_is_not_found(write: Callable[..., Path]) -> None:
+    statement = {"id": "mit", "attested_by": "A. Person", "on": "2026-11-27", "why": "the maker wrote to us"}
+    assert sources_of_teacher(model=str(write()), licence=statement) == {"mit"}
+
+
+def test_a_statement_does_not_replace_what_is_found(write: Callable[..., Path]) -> None:
+    folder = write(**{"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
+    assert sources_of_teacher(model=str(folder), licence="mit") == {"mit", "cc-by-nc-4.0"}
+
+
+def test_a_gguf_file_states_it(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_license("llama3.2")
+    for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write_part()
+    writer.close()
+    assert sources_of_teacher(model=str(tmp_path / "m.gguf")) == {"llama-3.2"}
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "sources"),
+    [
+        ("https://api.openai.com/v1", "gpt-4o", {"openai-api"}),
+        ("https://me.openai.azure.com/v1", "gpt-4o", {"azure-openai", "openai-api"}),
+        ("https://api.together.xyz/v1", "meta-llama/Llama-3.1-8B-Instruct", {"together-api", "llama-3.1"}),
+        ("https://api.anthropic.com/v1", "claude-sonnet-4", {"anthropic-api"}),
+        ("http://127.0.0.1:8000/v1", "HuggingFaceTB/SmolLM2-1.7B-Instruct", {"apache-2.0"}),
+        ("http://10.1.2.3:8000/v1", "Qwen/Qwen2.5-72B-Instruct", {"qwen-2024"}),
+        ("http://gpu-box:8000/v1", "meta-llama/Llama-2-7b-chat-hf", {"llama-2"}),
+        ("http://127.0.0.1:8000/v1", "teacher", {""}),
+        ("https://api.nobody.example/v1", "teacher", {""}),
+        ("https://notapi.openai.com.example/v1", "x", {""}),
+    ],
+)
+def test_a_server_is_under_the_terms_of_its_host_and_the_licence_of_its_model(
+    url: str, model: str, sources: set[str]
+) -> None:
+    made = recipe(teacher={"kind": "endpoint", "base_url": url, "model": model})
+    assert {evidence.source for evidence in licence_of_model(made.teachers["main"])} == sources
+
+
+def test_data_are_under_what_their_source_states(tmp_path: Path) -> None:
+    (tmp_path / "saved" / "train").mkdir(parents=True)
+    (tmp_path / "saved" / "train" / "dataset_info.json").write_text(json.dumps({"license": "cc-by-sa-4.0"}))
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "README.md").write_text("---\nlicense: odc-by\n---\n")
+    assert sources_of_data(kind="datasets", path=str(tmp_path / "saved")) == {"cc-by-sa-4.0"}
+    assert sources_of_data(kind="jsonl", path=str(tmp_path / "rows.jsonl")) == {"odc-by-1.0"}
+    assert sources_of_data(kind="package", name="wikipedia") == {"cc-by-sa-3.0"}
+    assert sources_of_data(kind="package", name="newsgroups") == {""}
+    assert sources_of_data(kind="digits") == {"bsd-3-clause"}
+    assert sources_of_data(kind="hub", id="somebody/something") == {""}
+    assert sources_of_data(kind="hub", id="somebody/something", licence="own") == {"own"}
+
+
+@pytest.mark.needs("fashion-mnist")
+def test_a_debian_package_states_the_licence_of_its_data() -> None:
+    assert sources_of_data(kind="idx") == {"mit"}
