@@ -1,7 +1,7 @@
 """The command line: one thin verb per stage. Imports nothing heavy, so that `--help` answers at once.
 
-Exit codes: 0 done; 2 a mistake of the user; 3 refused by a gate (reserved); 1 a defect of potstill; 130 interrupted;
-141 nobody reads standard output any more.
+Exit codes: 0 done; 2 a mistake of the user; 3 refused by the gate on licences and terms; 1 a defect of potstill;
+130 interrupted; 141 nobody reads standard output any more.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def check(
     else:
         emit(findings.text())
     if findings.errors:
-        raise typer.Exit(UserError.exit_code)
+        raise typer.Exit(findings.exit_code)
 
 
 @app.command(name="run")
@@ -367,14 +367,17 @@ def _studio_import() -> None:
 def _preview(recipe: Path, overrides: list[str] | None, run: Path | None, count: int, json: bool, quiet: bool) -> None:
     from potstill.generate.preview import preview, preview_text
     from potstill.pipeline import default_run, open_run, prepare_models
+    from potstill.policy.gate import rulings_on
     from potstill.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     if loaded.generate is None:
         raise RecipeError("the recipe has no generate section", where=str(recipe), fix="add `generate:` to it")
+    rulings_on(loaded, "records").refuse()
     folder, console = run or default_run(loaded), _console(json, quiet)
     with open_run(loaded, folder):
-        prepare_models(loaded, console)
+        if prepare_models(loaded, console):
+            rulings_on(loaded, "records").refuse()
         found = preview(loaded, folder, count, console)
     if json:
         emit_json({"event": "result", **found})

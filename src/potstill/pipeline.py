@@ -15,6 +15,8 @@ from potstill.artifacts import Artifact, copy_artifact, disk_error, read_artifac
 from potstill.check import check_recipe
 from potstill.console import Console
 from potstill.errors import PotstillError, RunError
+from potstill.policy.gate import rulings_on
+from potstill.policy.provenance import RECORDED, provenance_of
 from potstill.recipe import Recipe, dump_recipe, weights_of
 from potstill.recipe.reading import read_yaml
 from potstill.stage import Context, Stage, stages_of
@@ -51,16 +53,18 @@ def run_recipe(
 ) -> list[Status]:
     """Run the stages of a recipe (or only those of one verb) into a run folder.
 
-    It begins with `potstill check`: errors in the recipe's files stop the run before its folder is made and before
-    anything is fetched. Models that had to be fetched or converted are checked again before the first stage. An
-    artifact is compared with its manifest before a stage reads or skips it; `verify` reads every byte. A stage whose
-    key a run folder of `shared` has already takes over that artifact.
+    It begins with the gate on licences and `potstill check`: errors in the recipe's files stop the run before its
+    folder is made and before anything is fetched. Models that had to be fetched or converted are checked again before
+    the first stage. An artifact is compared with its manifest before a stage reads or skips it; `verify` reads every
+    byte. A stage whose key a run folder of `shared` has already takes over that artifact.
 
     Raises:
+        RefusedError: a licence or terms do not allow it.
         RunError: the folder belongs to another recipe, is in use, or cannot be written; a verb's inputs are missing;
             or a file of an artifact has changed.
         PotstillError: what the check found, or what a stage raises.
     """
+    rulings_on(recipe).refuse()
     verbs = _verbs_to_do(recipe, run, verb, force)
     if verbs:
         findings = check_recipe(recipe, verbs)
@@ -68,7 +72,8 @@ def run_recipe(
         for finding in findings.warnings:
             console.warn(finding.text)
     with open_run(recipe, run), _noted(run, console, verb):
-        if prepare_models(recipe, console) and verbs:
+        if prepare_models(recipe, console):
+            rulings_on(recipe).refuse()  # with the licences that came along
             check_recipe(recipe, verbs).refuse()
         stages = stages_of(recipe)
         if verb is not None and not any(_verb(s) == verb for s in stages):
@@ -230,6 +235,8 @@ def _run_stage(
         console.say(
             f"{stage.name}: {'continued' if work.resumed else 'started'}", stage=stage.name, resumed=work.resumed
         )
+        if _verb(stage) in RECORDED:
+            work.facts["policy"] = provenance_of(recipe, RECORDED[_verb(stage)]).to_dict()
         stage.write(Context(recipe, run, inputs, work, console))
     seconds = time.monotonic() - started
     for warning in work.warnings:

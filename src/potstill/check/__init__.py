@@ -12,6 +12,7 @@ that problems in files are found before anything is fetched, generated or traine
     capture.py     what a store will hold, permit and take
     training.py    steps, evaluation, export
     loaded.py      devices, parts of models by name, unusual arguments: with torch, where a recipe asks for them
+    policy.py      licences and terms
     cost.py        time, memory and disk
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from potstill.check import capture, cost, data, generation, loaded, models, training
+from potstill.check import capture, cost, data, generation, loaded, models, policy, training
 from potstill.check.findings import Finding, Findings
 from potstill.check.inputs import Inputs
 from potstill.console import Console
@@ -32,7 +33,7 @@ __all__ = ["PRECONDITIONS", "Finding", "Findings", "check_recipe", "probe_recipe
 
 Precondition = Callable[[Inputs], Iterable[Finding] | None]
 
-_ALL = ("generate", "capture", "train", "evaluate", "speculate", "export")
+ALL = ("generate", "capture", "train", "evaluate", "report", "speculate", "export")
 
 PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (data.data_are_read, ("generate", "capture", "train", "evaluate", "speculate")),
@@ -67,11 +68,12 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (capture.store_is_described, ("generate", "capture", "train")),
     (training.best_weights_can_be_chosen, ("generate", "train")),
     (training.problems_can_be_solved, ("generate", "train", "evaluate")),
-    (training.exports_are_possible, _ALL),
+    (training.exports_are_possible, ALL),
     (loaded.devices_are_here, ("generate", "capture", "train", "evaluate")),
     (loaded.attention_is_here, ("generate", "capture", "train", "evaluate")),
     (loaded.parts_are_found, ("generate", "train")),
     (loaded.arguments_are_accepted, ("generate", "train")),
+    (policy.licences_allow_it, ALL),
     (cost.conversions_are_announced, ("generate", "capture", "train")),
     (cost.memory_is_estimated, ("capture", "train")),
     (cost.disk_suffices, ("train",)),
@@ -81,7 +83,7 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
 earlier stage has cost anything."""
 
 
-def check_recipe(recipe: Recipe, verbs: Iterable[str] = _ALL) -> Findings:
+def check_recipe(recipe: Recipe, verbs: Iterable[str] = ALL) -> Findings:
     """Check the preconditions of some verbs, by default of all.
 
     A recipe that cannot work raises nothing: its `Findings` have errors, each once. Data and models that would have to
@@ -116,6 +118,7 @@ def _topic(precondition: Precondition) -> str:
         capture: "capture",
         training: "train",
         loaded: "train",
+        policy: "policy",
         cost: "cost",
     }
     return next(topic for module, topic in topics.items() if module.__name__ == precondition.__module__)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from potstill.errors import PotstillError, UserError
+from potstill.errors import PotstillError, RefusedError, UserError
 
 Level = Literal["error", "warning", "fact"]
 """An `error` stops a run before it begins; a `warning` is shown; a `fact` is what the run will do, or its cost."""
@@ -20,6 +20,7 @@ TOPICS = (
     "train",
     "evaluate",
     "export",
+    "policy",
     "cost",
     "probe",
     "stages",
@@ -81,14 +82,25 @@ class Findings:
         """Raise the errors, if any.
 
         Raises:
+            RefusedError: what the gate on licences refuses comes first.
             PotstillError: a single error; for several, a UserError that lists them.
         """
         errors = [finding.error for finding in self.errors if finding.error is not None]
+        refused = [error for error in errors if isinstance(error, RefusedError)]
+        if len(refused) > 1:
+            raise RefusedError(f"{len(refused)} uses are not allowed:\n{_listed(refused)}")
+        errors = [*refused] or errors
         if len(errors) == 1:
             raise errors[0]
         if errors:
-            listed = "\n".join(f"- {error}".replace("\n", "\n  ") for error in errors)
-            raise UserError(f"{len(errors)} things must be fixed before this recipe can run:\n{listed}")
+            raise UserError(f"{len(errors)} things must be fixed before this recipe can run:\n{_listed(errors)}")
+
+    @property
+    def exit_code(self) -> int:
+        """Of `potstill check`: 0; 3 where the gate refuses; 2 for other errors."""
+        if any(isinstance(finding.error, RefusedError) for finding in self.errors):
+            return RefusedError.exit_code
+        return UserError.exit_code if self.errors else 0
 
     def text(self) -> str:
         """One paragraph per topic; errors and warnings are marked."""
@@ -120,6 +132,10 @@ def facts(topic: str, lines: Iterable[str]) -> list[Finding]:
 def warning(topic: str, text: str) -> Finding:
     """A warning."""
     return Finding(topic, text, "warning")
+
+
+def _listed(errors: Sequence[PotstillError]) -> str:
+    return "\n".join(f"- {error}".replace("\n", "\n  ") for error in errors)
 
 
 def _shown(finding: Finding) -> Sequence[str]:
