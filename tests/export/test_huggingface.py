@@ -125,7 +125,7 @@ def test_nothing_is_exported_that_is_not_the_model(trained: Path) -> None:
     folder, _ = export(trained, {"kind": "huggingface"})
     assert {f.name for f in folder.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "LICENSE", "manifest.json"),
-        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        *("provenance.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
 
 

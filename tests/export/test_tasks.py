@@ -133,7 +133,13 @@ def test_a_vision_model_needs_no_tokenizer(tmp_path: Path) -> None:
 def test_a_module_of_ones_own_goes_out_with_its_file_and_opens_again(tmp_path: Path) -> None:
     module = net_in(tmp_path)
     folder, work = exported(tmp_path, "image_classification", lambda to: save_module(module, to))
-    assert {f.name for f in folder.iterdir()} == {"model.safetensors", "module.json", "net.py", "manifest.json"}
+    assert {f.name for f in folder.iterdir()} == {
+        "model.safetensors",
+        "module.json",
+        "net.py",
+        "manifest.json",
+        "provenance.json",
+    }
     pixels = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(load_module(folder)(pixels), module(pixels), rtol=0, atol=0)
     assert any("transformers does not open it" in warning for warning in work.warnings)

@@ -65,7 +65,7 @@ def test_the_python_that_it_shows_runs(
     card = render_card(replace(findings, has_template=template))
     code = card.partition("```python\n")[2].partition("```")[0]
     assert "path/to/this/folder" in code
-    exec(compile(code.replace("path/to/this/folder", str(folder)).replace("128", "4"), "README.md", "exec"), {})
+    exec(compile(code.replace("128", "4").replace("path/to/this/folder", str(folder)), "README.md", "exec"), {})
     assert capsys.readouterr().out
 
 

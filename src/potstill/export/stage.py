@@ -13,10 +13,13 @@ from potstill.errors import RunError
 from potstill.export.base import Exporter, Student
 from potstill.models.folder import is_module
 from potstill.models.resolve import locate
+from potstill.policy.duties import copies, named, write_papers
+from potstill.policy.gate import rulings_on, rulings_on_run
 from potstill.recipe import Existing, FromTeacher, LocalTeacher, Recipe
 from potstill.stage import Context, Stage
+from potstill.types import digest
 
-CONTRACT = 2
+CONTRACT = 3
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
@@ -51,7 +54,10 @@ def _folder(kind: str) -> str:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    return {f"licence {path.name}": file_digest(path) for path in _licences(recipe)}
+    rulings = rulings_on(recipe)
+    texts = {f"licence {source}": file_digest(file) for source, file in copies(recipe, rulings).files.items()}
+    beside = {f"licence {path.name}": file_digest(path) for path in _licences(recipe)}
+    return {**beside, **texts, "terms": digest([rulings.to_dict(), recipe.report.title])}
 
 
 def _write(index: int, context: Context) -> None:
@@ -68,6 +74,11 @@ def _write(index: int, context: Context) -> None:
     exporter: Exporter = registry.build(settings)
     student = Student(model, card, _licences(recipe), _trusts_code(recipe), recipe.task)
     exporter.export(student, work, context.console)
+    manifests = {name: artifact.manifest for name, artifact in context.inputs.items()}
+    rulings = rulings_on_run(recipe, manifests)
+    work.facts["name"] = named(recipe.report.title or recipe.name, rulings)
+    for undone in write_papers(work.path, recipe, rulings):
+        work.warn(undone)
 
 
 def _licences(recipe: Recipe) -> list[Path]:

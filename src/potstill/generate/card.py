@@ -12,6 +12,8 @@ from typing import Any
 
 from potstill.artifacts import Work, write_atomically
 from potstill.markdown import code_span, escape_markdown
+from potstill.policy.gate import rulings_on
+from potstill.policy.terms import terms_section
 from potstill.recipe import Recipe
 from potstill.types import Record, Reject
 
@@ -112,8 +114,12 @@ def dataset_card(recipe: Recipe, facts: Mapping[str, Any], statistics: Statistic
         ]
     lines += [
         "",
+        "## Licences and terms",
+        "",
         "An answer is its teacher's: what its licence or its provider's terms say of training on answers holds for",
         "this data set too.",
+        "",
+        *terms_section(rulings_on(recipe, "records")),
         "",
     ]
     return f"---\n{head.to_yaml()}\n---\n\n" + "\n".join(lines)

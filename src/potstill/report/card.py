@@ -14,6 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from potstill.markdown import escape_markdown
+from potstill.policy.duties import displayed, licence_of_student, named
+from potstill.policy.gate import rulings_on_run
+from potstill.policy.terms import terms_section
 from potstill.recipe import Existing, FromTeacher, ImageSettings, ModuleStudent
 from potstill.recipe.schedules import schedule_text
 from potstill.report import figures, sections
@@ -30,11 +33,14 @@ def render_card(findings: Findings) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     origin = findings.begins_with
+    rulings = rulings_on_run(findings.recipe, findings.manifests)
+    title = named(findings.title, rulings)
     # The hub asks for `other` and a name for a licence that is not an SPDX-like identifier.
     licence: dict[str, Any] = {}
-    if origin is not None and origin.licence:
-        named = origin.licence.lower()
-        licence = {"license": named} if _SPDX_LIKE.match(named) else {"license": "other", "license_name": named}
+    stated = licence_of_student(rulings) or (origin.licence if origin is not None else "")
+    if stated:
+        lower = stated.lower()
+        licence = {"license": lower} if _SPDX_LIKE.match(lower) else {"license": "other", "license_name": lower}
     teacher = findings.teacher
     base = origin or teacher
     metadata = ModelCardData(
@@ -47,6 +53,9 @@ def render_card(findings: Findings) -> str:
     )
     body = _template().render(
         findings=findings,
+        title=title,
+        displayed=displayed(title, rulings),
+        terms="\n".join(terms_section(rulings)),
         measures=findings.measures,
         task=SPECS[findings.measures.task],
         student=findings.student,
@@ -69,7 +78,7 @@ def render_card(findings: Findings) -> str:
         facts=findings.trained["student"],
         has_template=findings.has_template,
         objectives=_objectives(findings),
-        data_licence=findings.recipe.data.licence,
+        data_licence=findings.recipe.data.licence_id,
         versions=findings.manifests["train"]["versions"],
     )
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))
