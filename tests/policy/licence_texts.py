@@ -55,7 +55,7 @@ def _body_of(text: str) -> str:
 
 
 def main() -> None:
-    from potstill.policy.fingerprints import hashes_of, packed, words_of
+    from potstill.policy.fingerprints import hashes_of, packed, restrictive_in, words_of
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--llama-3", type=Path, required=True)
@@ -63,9 +63,15 @@ def main() -> None:
     document = {}
     for source, name in sorted(read_by_source().items()):
         text = llama_3 if source == "llama-3" else all_texts()[name]
-        body, whole = (frozenset(hashes_of(words_of(part))) for part in (_body_of(text), text))
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        document[source] = {"sha256": digest, "body": packed(body), "rest": packed(whole - body)}
+        body, whole = words_of(_body_of(text)), words_of(text)
+        in_body = frozenset(hashes_of(body))
+        document[source] = {
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "restrictive_body": restrictive_in(body),
+            "restrictive": restrictive_in(whole),
+            "body": packed(in_body),
+            "rest": packed(frozenset(hashes_of(whole)) - in_body),
+        }
     lines = ",\n".join(f"{json.dumps(source)}: {json.dumps(entry)}" for source, entry in document.items())
     SOURCES.with_name("texts.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 

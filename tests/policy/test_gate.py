@@ -214,3 +214,17 @@ def test_an_override_stands_in_everything_that_was_made_under_it(tmp_path: Path)
         rulings = rulings_on(asked(tmp_path, **next_one))
         assert {use.sources for use in rulings.provenance.uses if use.role == "teachers.main"} >= {("llama-2",)}
         assert OVERRIDE["reason"] in [override.reason for override in rulings.provenance.overrides]
+
+
+def test_a_draft_of_speculate_is_asked_about(tmp_path: Path) -> None:
+    teacher = make_tiny_causal_lm(tmp_path / "teacher")
+    (teacher / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    recipe = asked(
+        tmp_path,
+        teacher={"kind": "local", "model": str(teacher)},
+        speculate={"draft": {"kind": "layers", "layers": 1}},
+        policy={"purpose": "commercial"},
+    )
+    with pytest.raises(RefusedError, match="NonCommercial 4"):
+        rulings_on(recipe).refuse()
+    assert {use.route for use in rulings_on(recipe, "draft").provenance.uses} == {"weights", "data"}

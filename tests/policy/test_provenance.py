@@ -67,7 +67,7 @@ class House:
 
 def found(recipe: Recipe) -> set[tuple[str, str, tuple[str, ...]]]:
     """(source, route, through) of every use."""
-    return {(source, use.route, use.through) for use in provenance_of(recipe).uses for source in use.sources}
+    return {(source, use.route, use.through) for use in provenance_of(recipe, "student").uses for source in use.sources}
 
 
 def test_a_students_students_student_is_under_the_first_licence(house: House) -> None:
@@ -86,7 +86,9 @@ def test_a_merge_is_under_the_licences_of_all(house: House) -> None:
     merged = house.recipe("merged", teacher={"kind": "ensemble", "members": members})
     sources = {source for source, _, _ in found(merged)}
     assert sources == {"gemma-2025-03", "cc-by-nc-4.0", "own"}
-    both = provenance_of(house.recipe("x", teacher=members[0])) + provenance_of(house.recipe("x", teacher=members[1]))
+    both = provenance_of(house.recipe("x", teacher=members[0]), "student") + provenance_of(
+        house.recipe("x", teacher=members[1]), "student"
+    )
     assert {source for use in both.uses for source in use.sources} == sources
 
 

@@ -54,7 +54,7 @@ def _folder(kind: str) -> str:
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
-    rulings = rulings_on(recipe)
+    rulings = rulings_on(recipe, "student")
     texts = {f"licence {source}": file_digest(file) for source, file in copies(recipe, rulings).files.items()}
     beside = {f"licence {path.name}": file_digest(path) for path in _licences(recipe)}
     return {**beside, **texts, "terms": digest([rulings.to_dict(), recipe.report.title])}

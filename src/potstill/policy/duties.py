@@ -89,7 +89,7 @@ def copies(recipe: Recipe, rulings: Rulings) -> Copies:
 
 
 def _texts_at_hand(recipe: Recipe) -> Iterator[tuple[Path, Any]]:
-    for _, settings, _ in uses_of_models(recipe):
+    for _, settings, _ in uses_of_models(recipe, "all"):
         model = str(getattr(settings, "model", "") or "")
         if getattr(settings, "remote", False) or not model:
             continue

@@ -2,7 +2,8 @@
 
 `texts.json` holds, of each text that the table was read from, its SHA-256 and the hashes of its three-word sequences;
 the texts themselves are not here. A text is a known one if nearly all sequences of that one are in it, and little
-else: a clause more, or one less, makes it another text, which a person must read.
+else, and words like "not" are in it as often: a clause more, or one less, makes it another text, which a person must
+read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -29,18 +31,26 @@ _MISSING, _MORE, _SHARE = 9, 7, 0.01
 """Sequences that may be missing, and that may be more; or this share of the text's, if that is larger. One word that
 is put in place of another (a name in a disclaimer) makes three of each; a clause of nine words, eleven more."""
 _MOST_CHARACTERS = 400_000
-_RESTRICTIVE = frozenset("except may must never no non noncommercial not only prohibited shall unless without".split())
-"""Words that are never a name put in place of another: one of them more makes another text."""
+_RESTRICTIVE = frozenset("except may must never no not only prohibited shall unless without".split())
+"""Words that turn a sentence round: one more or less of them makes another text."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Hashes of a text's sequences of words, and how often it has each restrictive word."""
+
+    hashes: frozenset[int]
+    restrictive: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class KnownText:
-    """A text that the table was read from. `variants` are sets of hashes: of the whole, and of parts that are usual
-    by themselves (a licence without its appendix)."""
+    """A text that the table was read from. `variants` are the whole, and parts that are usual by themselves (a licence
+    without its appendix)."""
 
     source: str
     sha256: str
-    variants: tuple[frozenset[int], ...]
+    variants: tuple[Variant, ...]
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,9 @@ def nearest(text: str) -> Match | None:
     best: tuple[int, Match] | None = None
     for known in known_texts().values():
         for variant in known.variants:
-            common = len(found & variant)
-            missing = len(variant) - common
-            if common < len(variant) / 2:
+            common = len(found & variant.hashes)
+            missing = len(variant.hashes) - common
+            if common < len(variant.hashes) / 2:
                 continue
             match = _match(known.source, words, hashes, variant, missing)
             # A text that holds a shorter licence whole (MIT in a modified MIT) is the longer one, where that is whole.
@@ -88,15 +98,19 @@ def nearest(text: str) -> Match | None:
     return best[1] if best is not None else None
 
 
-def _match(source: str, words: list[str], hashes: list[int], variant: frozenset[int], missing: int) -> Match:
-    places = [place for place, value in enumerate(hashes) if value in variant]
-    first = places[0]
+def _match(source: str, words: list[str], hashes: list[int], variant: Variant, missing: int) -> Match:
+    places = [place for place, value in enumerate(hashes) if value in variant.hashes]
+    first, size = places[0], len(variant.hashes)
     more = len(hashes) - first - len(places)
-    share = round(_SHARE * len(variant))
-    known = {place + offset for place in places for offset in range(_LENGTH)}
-    restricts = any(words[place] in _RESTRICTIVE for place in range(first, len(words)) if place not in known)
-    exact = missing <= max(_MISSING, share) and more <= max(_MORE, share) and first <= LONGEST_HEADER and not restricts
-    return Match(source, exact, missing, more + max(0, first - LONGEST_HEADER), len(variant))
+    share = round(_SHARE * size)
+    exact = missing <= max(_MISSING, share) and more <= max(_MORE, share) and first <= LONGEST_HEADER
+    exact = exact and restrictive_in(words[first:]) == variant.restrictive
+    return Match(source, exact, missing, more + max(0, first - LONGEST_HEADER), size)
+
+
+def restrictive_in(words: list[str]) -> Mapping[str, int]:
+    """How often each restrictive word is there."""
+    return Counter(word for word in words if word in _RESTRICTIVE)
 
 
 @cache
@@ -108,7 +122,10 @@ def known_texts() -> Mapping[str, KnownText]:
 
 def _known(source: str, entry: Mapping[str, Any]) -> KnownText:
     body, rest = _unpacked(entry["body"]), _unpacked(entry["rest"])
-    return KnownText(source, entry["sha256"], (body | rest, body) if rest else (body,))
+    variants = [Variant(body, entry["restrictive_body"])]
+    if rest:
+        variants.insert(0, Variant(body | rest, entry["restrictive"]))
+    return KnownText(source, entry["sha256"], tuple(variants))
 
 
 def packed(hashes: frozenset[int]) -> str:

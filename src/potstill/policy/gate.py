@@ -99,7 +99,7 @@ class Rulings:
             raise RefusedError(f"{len(stopped)} uses are not allowed:\n{listed}")
 
 
-def rulings_on(recipe: Recipe, made: Made = "student", purposes: tuple[Purpose, ...] | None = None) -> Rulings:
+def rulings_on(recipe: Recipe, made: Made = "all", purposes: tuple[Purpose, ...] | None = None) -> Rulings:
     """The rulings on what a recipe makes, by default for the purposes that it states."""
     return judge(provenance_of(recipe, made), recipe.policy, purposes or recipe.policy.purpose)
 
@@ -107,7 +107,7 @@ def rulings_on(recipe: Recipe, made: Made = "student", purposes: tuple[Purpose, 
 def rulings_on_run(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> Rulings:
     """The rulings on the student of a run. `manifests` are those of its stages, by name: overrides under which any of
     them ran stand for good."""
-    provenance = provenance_of(recipe)
+    provenance = provenance_of(recipe, "student")
     for name, manifest in manifests.items():
         if name.partition(".")[0] in RECORDED and (recorded := recorded_in(manifest)) is not None:
             provenance = provenance.with_recorded(recorded)

@@ -19,14 +19,15 @@ from potstill.policy.recognise import Evidence, licence_of_data, licence_of_mode
 from potstill.policy.table import Route
 from potstill.recipe import Existing, FromTeacher, KindSettings, ModuleStudent, Override, Recipe, members_of
 from potstill.recipe.data import DataSettings, RunData
+from potstill.recipe.speculate import OtherModelDraft, StudentDraft
 
 FILE = "provenance.json"
 FORMAT = "potstill-provenance-1"
 
-Made = Literal["records", "student"]
-"""What a recipe makes: the records of `generate`, or the student of `train`."""
+Made = Literal["records", "student", "draft", "all"]
+"""What a recipe makes: the records of `generate`, the student of `train`, the draft of `speculate`; or all of it."""
 
-RECORDED: Mapping[str, Made] = {"generate": "records", "train": "student"}
+RECORDED: Mapping[str, Made] = {"generate": "records", "train": "student", "speculate": "draft"}
 """The stages whose manifests hold the provenance of what they made, by verb."""
 
 _STRENGTH: tuple[Route, ...] = ("outputs", "logits", "weights")
@@ -112,33 +113,55 @@ def _chained(first: Route, then: Route) -> Route:
     return first if "data" in (first, then) else min(first, then, key=_STRENGTH.index)
 
 
-def provenance_of(recipe: Recipe, made: Made = "student") -> Provenance:
-    """What a recipe's student, or the records that it generates, are made from, and what that was made from."""
+def provenance_of(recipe: Recipe, made: Made) -> Provenance:
+    """What a thing that a recipe makes is made from, and what that was made from."""
     found = Provenance((), recipe.policy.overrides)
     for role, settings, route in uses_of_models(recipe, made):
         found += _of_model(role, settings, route)
     return found + _of_data(recipe.data)
 
 
-def uses_of_models(recipe: Recipe, made: Made = "student") -> Iterator[tuple[str, Any, Route]]:
-    """Every model that a student (or the records) is made from, with its role and route; the members of an ensemble in
-    its place."""
-    asked = recipe.generate.asked if recipe.generate is not None else ()
-    named: list[tuple[str, Route]] = [(name, "outputs") for name in asked]
-    train, student = recipe.train if made == "student" else None, recipe.student
-    if train is not None:
-        if any(objective.needs().teacher for objective in train.all_objectives):
-            named.append((train.teacher, "logits"))
-        if isinstance(student, FromTeacher):
-            named.append((train.teacher, "weights"))
-    for name, route in named:
+def uses_of_models(recipe: Recipe, made: Made) -> Iterator[tuple[str, Any, Route]]:
+    """Every model that a thing is made from, with its role and route; the members of an ensemble in its place."""
+    writers = recipe.generate.asked if recipe.generate is not None else ()
+    named: list[tuple[str, Route]] = [(name, "outputs") for name in writers]
+    if made in ("student", "all"):
+        named += _teachers_of_student(recipe)
+    if made in ("draft", "all"):
+        named += _teachers_of_draft(recipe)
+    for name, route in dict.fromkeys(named):
         members = members_of(recipe.teachers.get(name))
         for number, settings in enumerate(members):
             yield f"teachers.{name}" + (f".members.{number}" if len(members) > 1 else ""), settings, route
-    if train is not None and (
-        isinstance(student, Existing) or (isinstance(student, ModuleStudent) and student.weights is not None)
-    ):
+    student = recipe.student
+    begins = isinstance(student, Existing) or (isinstance(student, ModuleStudent) and student.weights is not None)
+    if made in ("student", "all") and recipe.train is not None and begins:
         yield "student", student, "weights"
+    draft = recipe.speculate.model_draft if recipe.speculate is not None else None
+    if made in ("draft", "all") and isinstance(draft, OtherModelDraft):
+        yield "speculate.draft", draft, "weights"
+
+
+def _teachers_of_student(recipe: Recipe) -> Iterator[tuple[str, Route]]:
+    train = recipe.train
+    if train is not None:
+        if any(objective.needs().teacher for objective in train.all_objectives):
+            yield train.teacher, "logits"
+        if isinstance(recipe.student, FromTeacher):
+            yield train.teacher, "weights"
+
+
+def _teachers_of_draft(recipe: Recipe) -> Iterator[tuple[str, Route]]:
+    """A draft of the target's layers starts from them, and learns from its distributions if it is trained."""
+    settings = recipe.speculate
+    if settings is None:
+        return
+    if isinstance(settings.model_draft, StudentDraft):
+        yield from _teachers_of_student(recipe)
+    elif settings.trained_layers is not None:
+        yield settings.target, "weights"
+        if settings.train is not None:
+            yield settings.target, "logits"
 
 
 def _of_model(role: str, settings: Any, route: Route) -> Provenance:
@@ -149,7 +172,8 @@ def _of_model(role: str, settings: Any, route: Route) -> Provenance:
     if known is None:
         return Provenance((Use(role, name, route, licence_of_model(settings)),))
     found = known.through(name, role, route)
-    return found + Provenance((Use(role, name, route, licence_of_model(settings)),)) if settings.licence else found
+    stated = getattr(settings, "licence", None)
+    return found + Provenance((Use(role, name, route, licence_of_model(settings)),)) if stated else found
 
 
 def _of_known_model(model: str, revision: str | None) -> Provenance | None:
