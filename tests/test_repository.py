@@ -246,7 +246,9 @@ def test_every_file_that_needs_an_optional_program_runs_once_without_it() -> Non
     (paths,) = re.findall(r"^MAY_NEED := (.*)$", makefile, flags=re.M)
     (hidden,) = re.findall(r"^OPTIONAL := (.*)$", makefile, flags=re.M)
     assert {*BROWSERS, *COMPILERS, "bwrap", "unshare"} == {*hidden.split()}
-    needs = re.compile(r"(?:mark\.needs|\brequire)\((?!\"(?:fashion-mnist|resettable peaks|llama\.cpp))|\bchromium\b")
+    needs = re.compile(
+        r"(?:mark\.needs|\brequire)\((?!\"(?:fashion-mnist|resettable peaks|llama\.cpp|licence texts))|\bchromium\b"
+    )
     users = [p for p in (ROOT / "tests").rglob("test_*.py") if needs.search(p.read_text(encoding="utf-8"))]
     covered = [ROOT / path for path in paths.split()]
     assert [name(p) for p in users if not any(p.is_relative_to(folder) for folder in covered)] == []
