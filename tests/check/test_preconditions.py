@@ -230,6 +230,29 @@ def test_a_schema_that_is_none_is_refused_before_it_judges(check: Check) -> None
     assert "json_schema is no JSON Schema: at $.type" in only_error(check(PROMPTS, generate=generate))
 
 
+def test_rows_longer_than_a_model_has_positions_are_refused(check: Check, tmp_path: Path) -> None:
+    gpt2 = {"kind": "local", "model": str(make_tiny_causal_lm(tmp_path / "gpt2", "gpt2"))}
+    positions = json.loads((tmp_path / "gpt2" / "config.json").read_text())["n_positions"]
+    long = [{"prompt": f"Say {n}", "completion": "copper " * positions} for n in range(20)]
+    assert f"{positions:,} positions" in only_error(check(long, teacher=gpt2))
+    assert not check(long, teacher=gpt2, train={"max_length": positions}).errors
+    fewer = {"kind": "from_config", "config": {"n_positions": 8}}
+    assert "the student has 8 positions" in only_error(check(ANSWERED, teacher=gpt2, student=fewer))
+    assert not check(long).errors  # rotary positions have no end
+
+
+def test_relations_among_too_few_examples_are_refused(check: Check) -> None:
+    objectives = [{"kind": "rkd_distance"}]
+    few = {"objectives": objectives, "args": {"per_device_train_batch_size": 2}}
+    assert "rkd_distance is 0 of fewer than 3 examples" in only_error(check(ANSWERED, train=few))
+    assert not check(ANSWERED, train={"objectives": objectives}).errors
+
+
+def test_a_budget_below_one_answer_is_refused(check: Check) -> None:
+    small = {**GENERATE, "token_budget": 7}
+    assert "less than one answer may take" in only_error(check(PROMPTS, generate=small))
+
+
 def test_unnamed_classes_are_refused(check: Check, tmp_path: Path) -> None:
     rows = [{"text": f"the still says {n}", "label": ("copper", "cask")[n % 2]} for n in range(40)]
     sections: dict[str, Any] = {"task": "sequence_classification", "train": {"objectives": [{"kind": "forward_kl"}]}}

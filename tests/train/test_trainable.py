@@ -12,7 +12,8 @@ from torch import nn
 from train.small import conversations, largest_difference, trainer, weights_of
 from transformers import TrainerCallback
 
-from potstill.errors import RecipeError
+from potstill.errors import DataError, RecipeError, UserError
+from potstill.models.anatomy import learned_positions
 from potstill.train.trainable import frozen, has_experts, initialise, matching
 from tiny_models import tiny_model
 
@@ -61,6 +62,28 @@ def test_experts_with_weights_of_their_own_are_known_by_their_names(name: str, t
     for part in reversed(name.split(".")):
         model = nn.ModuleDict({part: model})
     assert has_experts(model) == there
+
+
+def test_objectives_that_reach_frozen_parameters_alone_are_refused(tmp_path: Path) -> None:
+    made = trainer(tmp_path, objectives=BELOW, rows=conversations(8))
+    names = matching(made.student, ["*layers.0.*", "*embed_tokens*"], "freeze")
+    with frozen(made.student, names), pytest.raises(UserError, match="nothing learns"):
+        made.train()
+
+
+@pytest.mark.parametrize(("family", "positions"), [("gpt2", 64), ("llama", None)])
+def test_rows_longer_than_the_positions_of_the_student_are_refused(
+    tmp_path: Path, family: Any, positions: int | None
+) -> None:
+    student = tiny_model(family, max_position_embeddings=64)
+    assert learned_positions(student) == positions
+    long = [{"prompt": "Say it.", "completion": "copper " * 80}]
+    made = trainer(tmp_path, objectives=({"kind": "hard_ce"},), rows=long, student=student)
+    if positions is None:
+        made.train()
+    else:
+        with pytest.raises(DataError, match="the student has 64 positions"):
+            made.train()
 
 
 def test_experts_by_a_name_and_a_number_are_known_too() -> None:

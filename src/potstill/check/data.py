@@ -10,6 +10,8 @@ from potstill.check.inputs import RECORDS_READ, Inputs, is_here, usable_rows
 from potstill.data.problems import as_prompt
 from potstill.data.twins import near_twins
 from potstill.errors import DataError
+from potstill.models.facts import size_in
+from potstill.recipe import Existing, FromConfig, FromTeacher
 from potstill.types import Record, Reject
 
 _NAMES_SHOWN = 20
@@ -109,6 +111,7 @@ def rows_can_be_learned(inputs: Inputs) -> Iterator[Finding]:
     looked_at = records[::step]
     rows = [row for record in looked_at for row in reader.rows(record)]
     kept = [row for row in rows if not isinstance(row, Reject)]
+    _refuse_long_rows(inputs, max((len(getattr(row, "input_ids", ())) for row in kept), default=0))
     cut = sum(bool(getattr(row, "cut", False)) for row in kept)
     tokens = sum(len(getattr(row, "input_ids", ())) for row in kept) * len(records) // max(len(looked_at), 1)
     of = f" (of {len(looked_at):,} records that were looked at)" if step > 1 else ""
@@ -124,6 +127,24 @@ def rows_can_be_learned(inputs: Inputs) -> Iterator[Finding]:
             f"{cut / len(kept):.0%} of the records lose their end at train.max_length {recipe.train.max_length} (raise "
             "it, or shorten them)",
         )
+
+
+def _refuse_long_rows(inputs: Inputs, longest: int) -> None:
+    """Raise for rows with more tokens than a model has learned positions for, as far as its files tell."""
+    student, teacher = inputs.recipe.student, inputs.facts(inputs.teacher)
+    taught = teacher.learned_positions if teacher is not None else None
+    own = taught if isinstance(student, FromTeacher) else None
+    if isinstance(student, Existing) and (known := inputs.facts(student)) is not None:
+        own = known.learned_positions
+    elif taught and isinstance(student, FromConfig) and inputs.is_changed_teacher:
+        own = size_in(inputs.student_config() or {}, "max_position_embeddings")
+    for who, positions in (("student", own), ("teacher", taught if inputs.is_taught else None)):
+        if positions is not None and longest > positions:
+            raise DataError(
+                f"training rows have up to {longest:,} tokens, and the {who} has {positions:,} positions",
+                where="train.max_length",
+                fix=f"set it to {positions} (longer rows are then cut), or shorten the records",
+            )
 
 
 def prompts_can_be_asked(inputs: Inputs) -> Iterator[Finding]:

@@ -193,6 +193,13 @@ def generation_is_estimated(inputs: Inputs) -> Iterator[Finding]:
         return
     from potstill.generate.estimate import estimate
 
+    budget, longest = (getattr(recipe.generate, name, None) for name in ("token_budget", "max_new_tokens"))
+    if budget is not None and longest is not None and budget < longest:
+        raise RecipeError(
+            f"token_budget {budget:,} is less than one answer may take, so nothing is asked",
+            where="generate.token_budget",
+            fix=f"set it to {longest:,} (generate.max_new_tokens) or more",
+        )
     lines, costs = estimate(recipe, [*inputs.asked()[0], *inputs.records("held_out")])
     inputs.figures |= costs
     yield from facts("generate", lines)

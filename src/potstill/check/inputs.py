@@ -175,6 +175,14 @@ class Inputs:
         facts = self.facts(self.teacher)
         return {**facts.config, **student.config} if facts is not None and not facts.module else None
 
+    @property
+    def is_changed_teacher(self) -> bool:
+        """Whether the student has the teacher's configuration with some keys changed."""
+        student = self.recipe.student
+        return (
+            isinstance(student, FromConfig) and isinstance(student.config, dict) and "model_type" not in student.config
+        )
+
     # ---- inside ----------------------------------------------------------------------------------------------
 
     def _once(self, name: str, read: Callable[[], T]) -> T:

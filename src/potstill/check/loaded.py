@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from potstill.check.inputs import Inputs, all_teachers
 from potstill.errors import ModelError, RecipeError
 from potstill.models.folder import is_module
-from potstill.recipe import FromConfig, FromTeacher, LocalTeacher, ObjectiveSettings, TrainStage
-from potstill.recipe.students import StudentSettings
+from potstill.recipe import FromTeacher, LocalTeacher, ObjectiveSettings, TrainStage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -160,7 +159,7 @@ def _student(inputs: Inputs) -> nn.Module | None:
     """The student without weights; None if its shape is not known yet."""
     recipe, teacher = inputs.recipe, inputs.source(inputs.teacher)
     student = recipe.student
-    if student is None or (teacher is None and _is_made_of_the_teacher(student)):
+    if student is None or (teacher is None and (isinstance(student, FromTeacher) or inputs.is_changed_teacher)):
         return None
     if getattr(inputs.teacher, "trust_remote_code", False) or getattr(student, "trust_remote_code", False):
         return None  # the code of a model's folder runs in the run alone
@@ -173,12 +172,6 @@ def _student(inputs: Inputs) -> nn.Module | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run shows them
         return outline_of_student(student, materials)
-
-
-def _is_made_of_the_teacher(student: StudentSettings) -> bool:
-    if isinstance(student, FromConfig):
-        return isinstance(student.config, dict) and "model_type" not in student.config
-    return isinstance(student, FromTeacher)
 
 
 def _objectives_find_their_parts(inputs: Inputs, student: nn.Module, objectives: Sequence[ObjectiveSettings]) -> None:

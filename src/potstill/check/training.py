@@ -11,7 +11,7 @@ from potstill.check.findings import Finding, facts
 from potstill.check.inputs import Inputs
 from potstill.data import check_selection
 from potstill.data.problems import as_prompt, with_reference
-from potstill.errors import DataError, ModelError, RunError
+from potstill.errors import DataError, ModelError, RecipeError, RunError
 from potstill.recipe import Change, ModuleStudent, ObjectiveSettings, TrainSettings, TrainStage
 from potstill.recipe.schedules import schedule_text
 from potstill.types import Record
@@ -39,6 +39,12 @@ def _of_stage(train: TrainSettings, stage: TrainStage) -> Iterator[str]:
         yield from (f"{objective.kind}: {change}" for change in _changes(objective))
     rows = _rows_of_micro_batch(train, stage)
     for objective in stage.objectives:
+        if rows < objective.least_examples and not train.packing:
+            raise RecipeError(
+                f"{objective.kind} is 0 of fewer than {objective.least_examples} examples, and a batch has {rows}",
+                where="train.args.per_device_train_batch_size",
+                fix=f"set it to {objective.least_examples} or more (accumulating is not the same)",
+            )
         if objective.scope == "batch":
             yield (
                 f"{objective.kind} is defined on the micro-batch: it compares the {rows} records of each with one "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.errors import ModelError
+from potstill.models.facts import POSITION_TABLES
 from potstill.models.tasks import is_causal, is_plain, spec_of
 from potstill.models.tasks import unwrap as unwrap
 from potstill.signals import ModelDims
@@ -81,6 +82,16 @@ def inner_model(model: nn.Module) -> nn.Module:
     base = inner.base_model  # the model itself, if it has no head
     assert isinstance(base, nn.Module)
     return base
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """How many positions a model has learned embeddings for; None if it has none (rotary and relative positions have
+    no such end)."""
+    for name, part in model.named_modules():
+        if name.rpartition(".")[2] in POSITION_TABLES and isinstance(part, nn.Embedding):
+            before = getattr(part, "offset", 0) or (0 if part.padding_idx is None else part.padding_idx + 1)
+            return part.num_embeddings - int(before)  # rows that no position uses (RoBERTa, OPT)
+    return None
 
 
 def model_layers(model: nn.Module) -> nn.ModuleList:

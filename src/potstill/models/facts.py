@@ -38,6 +38,9 @@ def size_in(config: Mapping[str, Any], name: str) -> int | None:
     return None
 
 
+POSITION_TABLES = frozenset({"wpe", "position_embeddings", "embed_positions"})
+"""Names of learned embeddings of positions, in all families."""
+
 _RESIDENT_BYTES = 600_000_000
 """Memory of Python, torch and transformers, in bytes."""
 
@@ -100,6 +103,14 @@ class ModelFacts:
     def context_length(self) -> int | None:
         """The maximum number of positions, if stated."""
         return None if self.module else size_in(self.config, "max_position_embeddings")
+
+    @cached_property
+    def learned_positions(self) -> int | None:
+        """Rows of its learned embeddings of positions; None if it has none."""
+        for name, shape in self.shapes.items():
+            if name.rpartition(".")[0].rpartition(".")[2] in POSITION_TABLES and name.endswith(".weight"):
+                return shape[0]
+        return None
 
     def parameters_of_layers(self, layers: Sequence[int]) -> int | None:
         """The number of parameters with only these layers (0-based); None if layers are not found."""

@@ -34,6 +34,8 @@ class ObjectiveSettings(KindSettings):
 
     room: ClassVar[str] = "objectives"
     scope: ClassVar[Scope] = "token"
+    least_examples: ClassVar[int] = 1
+    """Examples in a micro-batch from which on there is something to learn."""
     weight: Schedule = 1.0
 
     def needs(self) -> Needs:

@@ -35,6 +35,7 @@ class RKDDistance(PooledSettings):
     §3.2.1, with weight 1."""
 
     kind: Literal["rkd_distance"] = "rkd_distance"
+    least_examples: ClassVar[int] = 3
 
 
 class RKDAngle(PooledSettings):
@@ -42,6 +43,7 @@ class RKDAngle(PooledSettings):
     weight 2. Cost and memory grow with the cube of the micro-batch."""
 
     kind: Literal["rkd_angle"] = "rkd_angle"
+    least_examples: ClassVar[int] = 3
 
 
 class SimilarityPreserving(PooledSettings):

@@ -61,6 +61,22 @@ def rows_of(dataset: Any, reader: TaskReader, *, packing: bool = False, name: st
     return [*pack(loose, reader.max_length)] if packed else rows
 
 
+def refuse_long_rows(rows: Sequence[Row], positions: int | None, name: str) -> None:
+    """Refuse rows with more tokens than the student has learned positions for (`learned_positions`).
+
+    Raises:
+        DataError: there are some.
+    """
+    parts = (part for row in rows for part in getattr(row, "rows", (row,)))  # in a packed row positions begin anew
+    longest = max((len(getattr(part, "input_ids", ())) for part in parts), default=0)
+    if positions is not None and longest > positions:
+        raise DataError(
+            f"rows have up to {longest:,} tokens, and the student has {positions:,} positions",
+            where=name,
+            fix=f"set max_length to {positions}, or shorten them",
+        )
+
+
 def _items(dataset: Any, name: str) -> list[Any]:
     if not isinstance(dataset, Iterable) or not isinstance(dataset, Sized):
         raise DataError(

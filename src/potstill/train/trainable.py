@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.errors import RecipeError, did_you_mean
+from potstill.errors import RecipeError, UserError, did_you_mean
 from potstill.models.live import evaluating
 from potstill.signals import Batch
 from potstill.train.module import DistillModule
@@ -77,13 +77,27 @@ def unchanged_buffers(model: nn.Module) -> Iterator[None]:
 def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
     """The names of the parameters that get no gradient from the module's objectives on a batch: layers above the
     matched state, say, and the head. Weights and modes are unchanged.
+
+    Raises:
+        UserError: none of the student's gets one.
     """
     learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
     counts = module.counts(Batch.from_inputs(inputs))
     with evaluating(module), torch.enable_grad():
         loss = module(inputs, counts)["loss"]
-        gradients = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
-    return [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
+        gradients = (
+            torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
+            if loss.requires_grad
+            else (None,) * len(learning)
+        )
+    reached = {name for name, gradient in zip(learning, gradients, strict=True) if gradient is not None}
+    if not any(name.startswith("student.") for name in reached):
+        raise UserError(
+            "nothing learns: every parameter of the student that the objectives reach is frozen",
+            where="objectives",
+            fix="freeze fewer parameters, or add an objective that reaches others",
+        )
+    return [name for name in learning if name not in reached]
 
 
 def has_experts(model: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from transformers.trainer_callback import ExportableState
 
 from potstill.data.reader import TaskReader
 from potstill.errors import DataError, UserError
+from potstill.models.anatomy import learned_positions
 from potstill.models.live import check_head, check_packing
 from potstill.models.saving import save_model
 from potstill.models.tasks import task_of
@@ -49,7 +50,7 @@ from potstill.train.coerce import (
     say_batch_statistics,
 )
 from potstill.train.module import METRIC, DistillModule, batches_by_length, measure_held_out
-from potstill.train.rows import Row, rows_of
+from potstill.train.rows import Row, refuse_long_rows, rows_of
 from potstill.train.steps import FixedRows, MicroBatches, loader
 from potstill.train.trainable import frozen, may_leave_out, unchanged_buffers, unreached
 from potstill.train.weights import load_projectors, load_student, save_projectors
@@ -399,6 +400,7 @@ class DistillTrainer(Trainer):
         checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
         unreached: list[str] = []
         if self.train_rows:
+            refuse_long_rows(self.train_rows, learned_positions(self.student), "train_dataset")
             first = self._first_rows()
             self._check_student(first[:2])
             if self.module.projectors:
