@@ -19,6 +19,12 @@ _ENDS_COUNTED = frozenset("and or of with for to each the a an from by as so the
 _GIVEN = re.compile(
     r"\bthe\s+(?:[a-z-]+\s+){0,2}?([a-z-]+)\s+(?:is|are|was|were|=|equals)\s+(-?\d[\d.,/]*)", re.IGNORECASE
 )
+_DIFFERS = re.compile(
+    r"(?:\b(by|saves?|saved)\s+[$€£]?\s*-?\d[\d.,]*[^\d]*"
+    r"|\d\s*\$?\s*(?:[A-Za-z]+\s+)?\b(more|less|fewer|older|younger|taller|shorter|longer|heavier|lighter|higher|lower|cheaper"
+    r"|larger|smaller|faster|slower|farther|further|earlier|later)\b[^\d]*)$",
+    re.IGNORECASE,
+)
 _RATE = frozenset({"per", "each", "apiece"})
 _ASKS_RATE = _RATE | {"every", "average", "rate"}
 _TOTALS = frozenset({"together", "altogether", "combined"})
@@ -43,6 +49,7 @@ def of_another(question: str, said: str) -> str | None:
         _other_noun(question[-4_000:], asking[-1], conclusion(last))
         or _other_name(question[-4_000:], asking[-1], conclusion(last))
         or _other_quantity(asking[-1], last)
+        or _difference(asking[-1], last)
     )
 
 
@@ -76,6 +83,14 @@ def _other_quantity(asking: str, last: str) -> str | None:
     name, value = given[-1]
     asked_for = [other for noun, other in given[:-1] if noun in asked]
     return name if name not in asked and asked_for and value not in asked_for else None
+
+
+def _difference(asking: str, last: str) -> str | None:
+    """ "It falls by 30", "you save $30", "15 years older": the word that makes the last value a difference, if the
+    question does not have it."""
+    found = _DIFFERS.search(re.sub(r"[*]", "", last))
+    word = next(filter(None, found.groups()), None) if found is not None else None
+    return word if word and word.lower() not in {w.lower() for w in words_in(asking)} else None
 
 
 def _up_to_verb(words: list[str]) -> list[str]:

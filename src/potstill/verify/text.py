@@ -171,6 +171,7 @@ _WHOLE = re.compile(r"[*(\[{\s]*([A-Za-z])[*)\]}.:\s]*")
 _LED = re.compile(
     r"(?:(?:option|choice|answer)\s+)?[*(\[]*([A-Z])(?:[)\].:]|\s[-–—]\s)[*)\]]*\s*(\S.*)?", re.DOTALL | re.I
 )
+_NAMED_AFTER = re.compile(r"([^()]+?)\s*\(([A-Z])\)[.\s]*")
 _LETTER = re.compile(r"(?<![\w'’!-])[*(\[]*([A-Z])[*)\]]*(?![\w'’]|-(?!\s))")
 _PRAISE = re.compile(
     r"\s*is\s+(?:the\s+|my\s+)?(?:most\s+)?(?:(?:correct|right|best|final|true|only)\s*)+(?:answer|choice|option|one)?"
@@ -205,6 +206,14 @@ def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozense
         return Chosen(whole[1].upper()) if whole[1].upper() in letters else Chosen(None)
     if plain.count(_plain(said)) == 1:
         return Chosen(letters[plain.index(_plain(said))])
+    named_after = _NAMED_AFTER.fullmatch(said)
+    if (
+        named_after
+        and named_after[2] in letters
+        and plain
+        and _plain(named_after[1]) == plain[letters.index(named_after[2])]
+    ):
+        return Chosen(named_after[2])
     led = _LED.fullmatch(said)
     if led and led[1] in letters:
         return _led(led[1], led[2] or "", letters, plain)
