@@ -67,7 +67,9 @@ def test_every_record_arrives_through_faults(tmp_path: Path) -> None:
         came, facts = ask(server, tmp_path, 1000, timeout_seconds=3.0)
         stats = server.stats()
     assert all(answered.answer is not None for answered in came)
-    assert stats["distinct"] == 1000 and stats["repeats"] == 0
+    # A request is repeated only if its answer did not come in time: those that hung, and on a busy machine more.
+    late = facts["troubles"]["no answer in time"] - stats["statuses"]["hang"]
+    assert stats["distinct"] == 1000 and stats["repeats"] <= late
     assert {"status 500", "an answer that is not valid JSON", "no answer in time", "a broken connection"} == set(
         facts["troubles"]
     )
