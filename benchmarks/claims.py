@@ -30,6 +30,7 @@ BENCHMARKS = (
     "promptness",
     "busy",
     "signal_store",
+    "offline_kd",
     "studio",
     "labs",
     "planted",
