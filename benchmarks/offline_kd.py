@@ -255,7 +255,8 @@ def campaign(seeds: int, records: int, folder: Path, lines: Path) -> tuple[list[
 def step_costs(folder: Path, rounds: int = 5) -> dict[str, Any]:
     """Median processor seconds of collating, forward and backward pass of 4 rows, kinds in turn; the optimiser's step,
     equal for all, is left out. Other work on the machine moves wall-clock time, and this little."""
-    quiet, arms = Console("quiet"), {"threshold": {"kind": "threshold", "tau": 0.05}, "hidden": {"kind": "hidden"}}
+    quiet = Console("quiet")
+    arms: dict[str, dict[str, Any]] = {"threshold": {"kind": "threshold", "tau": 0.05}, "hidden": {"kind": "hidden"}}
     recipe, source = recipe_of(8), resolve(TEACHER, console=quiet)
     reader = reader_for("causal_lm", tokenizer=source.path, max_length=LENGTH)
     rows = [row for record in read_sides(recipe.data).train if isinstance(row := reader.row(record), Tokenized)]
