@@ -15,6 +15,7 @@ Uniform numbers come from outside, one (or N) a row, so that the same record has
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -43,9 +44,14 @@ def threshold(log_p: Float[Tensor, "N V"], tau: float, uniforms: Float[Tensor, "
     if not 0 < tau <= 1:
         raise ValueError(f"the threshold should be above 0 and at most 1, not {tau}")
     p = log_p.exp()
-    exact = p >= tau
-    rows, ids = exact.nonzero().unbind(1)
-    drawn_rows, drawn_ids = _systematic(torch.where(exact, 0.0, p), tau, uniforms)
+    blocks, sums = _blocks(p)
+    # A token above τ is in a block whose sum is: few are looked into.
+    row, block = (sums >= tau * (1 - 1e-4)).nonzero().unbind(1)
+    inside = blocks[row, block]
+    entry, place = (inside >= tau).nonzero().unbind(1)
+    sums[row, block] = torch.where(inside >= tau, 0.0, inside).sum(1)
+    rows, ids = row[entry], block[entry] * _BLOCK + place
+    drawn_rows, drawn_ids = _systematic(blocks, sums, tau, uniforms)
     all_rows, all_ids = torch.cat([rows, drawn_rows]), torch.cat([ids, drawn_ids])
     weights = torch.cat([p[rows, ids], torch.full_like(drawn_ids, 0, dtype=p.dtype) + tau])
     order = (all_rows * p.shape[1] + all_ids).argsort()
@@ -55,27 +61,44 @@ def threshold(log_p: Float[Tensor, "N V"], tau: float, uniforms: Float[Tensor, "
 _BLOCK = 64
 
 
-def _systematic(tail: Float[Tensor, "N V"], tau: float, uniforms: Float[Tensor, " N"]) -> tuple[Tensor, Tensor]:
-    """(rows, ids) of the tokens in which the cumulative mass passes (start + k) · τ, k = 0, 1, …
+def _blocks(p: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N B 64"], Float[Tensor, "N B"]]:
+    """The tokens by blocks of 64, and the sum of each: what is looked for among V terms is looked for among V / 64."""
+    padded = torch.nn.functional.pad(p, (0, -p.shape[1] % _BLOCK)) if p.shape[1] % _BLOCK else p
+    blocks = padded.view(p.shape[0], -1, _BLOCK)
+    return blocks, blocks.sum(2)
 
-    By blocks of tokens: of V terms only their sums are accumulated, in double precision (a small p added to a sum near
-    1 would be lost in single), and single terms only in the blocks that a draw falls into.
+
+def _systematic(
+    blocks: Float[Tensor, "N B 64"], sums: Float[Tensor, "N B"], tau: float, uniforms: Float[Tensor, " N"]
+) -> tuple[Tensor, Tensor]:
+    """(rows, ids) of the tokens below τ in which their cumulative mass passes (start + k) · τ, k = 0, 1, …
+
+    Args:
+        blocks: all probabilities.
+        sums: of those below τ in each block.
     """
-    rows, vocab = tail.shape
-    padded = torch.nn.functional.pad(tail, (0, -vocab % _BLOCK)).view(rows, -1, _BLOCK)
-    passed = padded.sum(2).double().cumsum(1)
+    # In double precision: a small p added to a sum near 1 would be lost in single.
+    passed = sums.double().cumsum(1)
     mass = passed[:, -1]
-    most = int(torch.ceil(mass.max() / tau)) if rows else 0
-    points = (uniforms.double()[:, None] + torch.arange(most, dtype=torch.float64)) * tau
+    most = int(torch.ceil(mass.max() / tau)) if mass.numel() else 0
+    points = (uniforms.double()[:, None] + torch.arange(most, dtype=torch.float64, device=mass.device)) * tau
     row, point = (points < mass[:, None]).nonzero().unbind(1)
+    return row, _at(blocks, passed, points, row, point, below=tau)
+
+
+def _at(
+    blocks: Tensor, passed: Tensor, points: Float[Tensor, "N D"], row: Tensor, point: Tensor, below: float = math.inf
+) -> Tensor:
+    """The ids at which the cumulative mass of the tokens with p < `below` passes some of the points."""
     at = points[row, point]
     block = torch.searchsorted(passed, points, right=True)[row, point]
     before = torch.where(block > 0, passed[row, (block - 1).clamp_min(0)], 0.0)
-    inside = padded[row, block].double()
+    inside = blocks[row, block].double()
+    inside = torch.where(inside < below, inside, 0.0)
     place = torch.searchsorted(inside.cumsum(1), (at - before)[:, None], right=True).squeeze(1)
-    # Rounding may put a draw behind the last token of its block: it is of the last one with any mass.
+    # Rounding may put a point behind the last token of its block: it is of the last one with any mass.
     last = _BLOCK - 1 - (inside > 0).flip(1).to(torch.uint8).argmax(1)
-    return row, block * _BLOCK + torch.minimum(place, last)
+    return block * _BLOCK + torch.minimum(place, last)
 
 
 def sampled(log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Sparse:
@@ -85,14 +108,16 @@ def sampled(log_p: Float[Tensor, "N V"], uniforms: Float[Tensor, "N D"]) -> Spar
         log_p: normalised log-probabilities.
         uniforms: in [0, 1), D a row.
     """
-    cumulative = log_p.double().exp().cumsum(1)
-    places = torch.searchsorted(cumulative, uniforms.double() * cumulative[:, -1:], right=True)
-    counts = torch.zeros_like(log_p).scatter_add_(
-        1, places.clamp(max=log_p.shape[1] - 1), torch.ones_like(uniforms, dtype=log_p.dtype)
-    )
-    rows, ids = (counts > 0).nonzero().unbind(1)
-    weights = counts[rows, ids] / uniforms.shape[1]
-    return _sparse(rows, ids, weights, _entropy(log_p, log_p.exp()), "unbiased", log_p.shape[1])
+    p = log_p.exp()
+    blocks, sums = _blocks(p)
+    passed = sums.double().cumsum(1)
+    # A product may round to the whole mass, which no token passes.
+    points = (uniforms.double() * passed[:, -1:]).minimum(passed[:, -1:] * (1 - 1e-15))
+    row = torch.arange(p.shape[0], device=p.device).repeat_interleave(uniforms.shape[1])
+    point = torch.arange(uniforms.shape[1], device=p.device).repeat(p.shape[0])
+    keys, counts = (row * p.shape[1] + _at(blocks, passed, points, row, point)).unique(return_counts=True)
+    weights = counts.to(p.dtype) / uniforms.shape[1]
+    return _sparse(keys // p.shape[1], keys % p.shape[1], weights, _entropy(log_p, p), "unbiased", p.shape[1])
 
 
 def topk(log_p: Float[Tensor, "N V"], k: int, top_p: float = 1.0) -> tuple[Sparse, Float[Tensor, " N"]]:
@@ -106,11 +131,11 @@ def topk(log_p: Float[Tensor, "N V"], k: int, top_p: float = 1.0) -> tuple[Spars
     mass = values.exp().cumsum(1)
     before = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], 1)
     enough = (before < top_p) | (top_p >= 1)  # a sum of all may round to 1 too early
-    kept = torch.zeros_like(log_p, dtype=torch.bool).scatter_(1, ids, enough)
-    rest = torch.where(kept, -torch.inf, log_p).logsumexp(1)
+    rest = log_p.scatter(1, ids, torch.where(enough, -torch.inf, values)).logsumexp(1)
     p = log_p.exp()
-    rows, ids = kept.nonzero().unbind(1)
-    return _sparse(rows, ids, p[rows, ids], _entropy(log_p, p), "top_k", p.shape[1]), rest
+    rows, places = enough.nonzero().unbind(1)
+    ids, weights = ids[rows, places], values[rows, places].exp()
+    return _sparse(rows, ids, weights, _entropy(log_p, p), "top_k", p.shape[1]), rest
 
 
 def joined(parts: Sequence[Sparse]) -> Sparse:
@@ -156,7 +181,8 @@ def squared_error_of_sampled(log_p: Float[Tensor, "N V"], draws: int) -> Float[T
 
 def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
     """−Σ p log p a row; 0 · (−∞) counts as 0."""
-    return -torch.nan_to_num(p * log_p).sum(1)
+    entropy = -torch.linalg.vecdot(p, log_p)
+    return entropy if not entropy.isnan().any() else -torch.nan_to_num(p * log_p).sum(1)
 
 
 def _sparse(
@@ -164,5 +190,5 @@ def _sparse(
 ) -> Sparse:
     """The signal of entries that are sorted by row."""
     counts = torch.bincount(rows, minlength=entropy.shape[0])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return Sparse(offsets, ids.to(torch.int32), weights, entropy, estimator, vocab=vocab)
