@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -205,9 +206,10 @@ def decode(data: bytes | memoryview, targets: int, grid: Grid, tokens: int = 0) 
         found, used = unpack_ascending(raw[at:], count)
         keys.append(found)
         at += used
-    key = np.concatenate(keys)
-    if key.size and (key.min() < 0 or key.max() >= grid.vocab * targets):
+    if any(found.size and found[-1] >= grid.vocab * targets for found in keys):
         raise ValueError("a sequence has an entry of no target or no token")
+    narrow = np.dtype(np.int32 if grid.vocab * targets < 1 << 31 else np.int64)
+    key: NDArray[np.int64] = np.concatenate(keys).astype(narrow)
     ids = key // max(targets, 1)
     target = key - ids * targets
     order = np.argsort(target.astype(np.uint16 if targets <= 1 << 16 else np.int64), kind="stable")
@@ -226,7 +228,9 @@ def decode(data: bytes | memoryview, targets: int, grid: Grid, tokens: int = 0) 
         tensors[part.name] = unpack_floats(raw[first:at], rows, part.size, part.dtype).reshape(rows, *part.shape)
     if at != raw.size:
         raise ValueError("a sequence is longer than what it holds")
-    return Entries(offsets, ids[order].astype(np.int32), weights[order], entropy, target_log_prob, rest, tensors)
+    return Entries(
+        offsets, ids.astype(np.int32, copy=False)[order], weights[order], entropy, target_log_prob, rest, tensors
+    )
 
 
 def check_ids(entries: Entries, grid: Grid) -> None:
@@ -276,4 +280,13 @@ def _scaled(values: NDArray[np.float32], low: float, high: float, bits: int) -> 
 
 
 def _unscaled(codes: NDArray[np.int64], low: float, high: float, bits: int) -> NDArray[np.float32]:
-    return (low + codes * ((high - low) / ((1 << bits) - 1))).astype(np.float32)
+    if not codes.size:
+        return np.zeros(0, np.float32)
+    return _numbers(low, high, bits)[codes]
+
+
+@lru_cache(maxsize=8)
+def _numbers(low: float, high: float, bits: int) -> NDArray[np.float32]:
+    """What each code stands for."""
+    values: NDArray[np.float32] = np.linspace(low, high, 1 << bits).astype(np.float32)
+    return values

@@ -186,9 +186,9 @@ class StoreWriter:
             first = [some for some, _ in coming[: len(self.shards[shard])]]
             for some in first:
                 check_ids(some, self.grid)
-            frequent = _by_frequency(first, self.grid.vocab)
+            frequent = by_frequency(first, self.grid.vocab)
             data.write(_head_bytes(frequent, self.grid.vocab))
-            self._ranks = _ranks(frequent, self.grid.vocab)
+            self._ranks = ranks_of(frequent, self.grid.vocab)
         check_ids(entries, self.grid)
         blob = encode(replace(entries, ids=self._ranks[entries.ids]), self.grid, uniforms)
         line = {**asdict(sequence), "offset": data.tell(), "bytes": len(blob), "crc32": zlib.crc32(blob)}
@@ -233,7 +233,7 @@ class StoreWriter:
                 kept += 1
             last = json.loads(lines[kept - 1]) if kept else {"offset": 0, "bytes": 0}
             if kept:
-                self._ranks = _ranks(_head_of(data.read_bytes(), self.grid.vocab), self.grid.vocab)
+                self._ranks = ranks_of(_head_of(data.read_bytes(), self.grid.vocab), self.grid.vocab)
             os.truncate(data, last["offset"] + last["bytes"])
             os.truncate(index, sum(len(line) + 1 for line in lines[:kept]))
             self._open(shard)
@@ -371,7 +371,7 @@ class SignalStore:
         """The id of each rank in a shard."""
         if shard not in self._orders:
             frequent = _head_of(self._mapped(shard), self.grid.vocab)
-            self._orders[shard] = _all_ids(frequent, self.grid.vocab)
+            self._orders[shard] = ids_of_ranks(frequent, self.grid.vocab)
         return self._orders[shard]
 
     def _mapped(self, shard: int) -> mmap.mmap:
@@ -438,24 +438,24 @@ def _damaged(folder: Path, facts: Mapping[str, Any]) -> list[str]:
 # ---- ids by frequency --------------------------------------------------------------------------------------------
 
 
-def _by_frequency(batch: Sequence[Entries], vocab: int) -> NDArray[np.int32]:
+def by_frequency(batch: Sequence[Entries], vocab: int) -> NDArray[np.int32]:
     """The ids of some sequences, most frequent first."""
     counts = np.bincount(np.concatenate([np.zeros(0, np.int32), *(some.ids for some in batch)]), minlength=vocab)
     seen = np.flatnonzero(counts)
     return seen[np.argsort(-counts[seen], kind="stable")].astype(np.int32)
 
 
-def _all_ids(frequent: NDArray[np.int32], vocab: int) -> NDArray[np.int32]:
+def ids_of_ranks(frequent: NDArray[np.int32], vocab: int) -> NDArray[np.int32]:
     """The id of each rank: the frequent ones, then all others in order."""
     other = np.ones(vocab, bool)
     other[frequent] = False
     return np.concatenate([frequent, np.flatnonzero(other).astype(np.int32)])
 
 
-def _ranks(frequent: NDArray[np.int32], vocab: int) -> NDArray[np.int32]:
+def ranks_of(frequent: NDArray[np.int32], vocab: int) -> NDArray[np.int32]:
     """The rank of each id."""
     ranks = np.empty(vocab, np.int32)
-    ranks[_all_ids(frequent, vocab)] = np.arange(vocab, dtype=np.int32)
+    ranks[ids_of_ranks(frequent, vocab)] = np.arange(vocab, dtype=np.int32)
     return ranks
 
 

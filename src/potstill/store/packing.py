@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 BLOCK = 64
 """Gaps with one width, and floats with one scale. A full block of any width ends on a byte."""
-_WIDEST = 56
-"""Bits of an integer that is read with one load of 8 bytes, whatever its first bit."""
+_WIDEST = 34
+"""Bits of a gap's low part. With at most 2²⁸ bits of high parts, no sum of gaps leaves 63 bits."""
 
 FloatType = Literal["float32", "bfloat16", "int8"]
 
@@ -32,6 +32,11 @@ def unpack(data: NDArray[np.uint8], count: int, width: int) -> NDArray[np.int64]
     """The reverse of `pack`."""
     if width in (8, 16):
         return np.frombuffer(data.tobytes(), f"<u{width // 8}", count).astype(np.int64)
+    if width == 12:
+        triples = np.zeros((-(-count // 2), 3), np.int64)
+        triples.reshape(-1)[: data.size] = data
+        low, middle, high = triples.T
+        return np.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], 1).reshape(-1)[:count]
     return _extract(data, np.arange(count, dtype=np.int64) * width, (1 << width) - 1)
 
 
@@ -85,16 +90,18 @@ def unpack_ascending(data: NDArray[np.uint8], count: int) -> tuple[NDArray[np.in
     before = np.cumsum(bits) - bits
     middle = first + (int(widths @ sizes) + 7) // 8
     end = middle + int(data[:4].view("<u4")[0])
-    if data.size < end:
+    if data.size < end or end - middle > 1 << 25:
         raise ValueError("a sequence ends early")
     starts = (before[:, None] + widths[:, None] * np.arange(BLOCK)).reshape(-1)[:count]
     masks = np.repeat((1 << widths) - 1, sizes)
     low = _extract(data[first:middle], starts, masks)
-    ones = np.flatnonzero(np.unpackbits(data[middle:end], bitorder="little"))
+    ones = np.flatnonzero(np.unpackbits(data[middle:end], bitorder="little").view(np.bool_))
     if ones.size != count:
         raise ValueError("a sequence does not hold what it says")
-    high = np.diff(ones, prepend=-1) - 1
-    return np.cumsum((high << np.repeat(widths, sizes)) + low + 1) - 1, end
+    high = ones.copy()
+    high[1:] -= ones[:-1] + 1
+    gaps = (high << np.repeat(widths, sizes)) + low + 1
+    return np.cumsum(gaps) - 1, end
 
 
 def _block_sizes(count: int) -> NDArray[np.int64]:
