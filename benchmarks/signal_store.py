@@ -55,6 +55,7 @@ from potstill.store.estimators import (
     sampled,
     squared_error_of_sampled,
     squared_error_of_threshold,
+    tau_for_budget,
     threshold,
     topk,
 )
@@ -260,14 +261,14 @@ def largest(k: int, vocab: int) -> Measured:
 
 
 def for_bytes(pieces: list[Piece], wanted: float, make: Callable[[float], Measured]) -> float:
-    """The τ at which these pieces take `wanted` bytes a token, by bisection."""
-    low, high = 1e-4, 1.0
-    for _ in range(9):
-        tau = (low * high) ** 0.5
+    """The τ at which these pieces take `wanted` bytes a token."""
+
+    def bytes_at(tau: float) -> float:
         measured = make(tau)
         measured.batch(pieces)
-        low, high = (tau, high) if measured.row()["bytes"] > wanted else (low, tau)
-    return (low * high) ** 0.5
+        return measured.row()["bytes"]
+
+    return tau_for_budget(bytes_at, wanted)
 
 
 def equal_error(log_p: Tensor, error: float) -> float:
@@ -294,7 +295,7 @@ def parquet_bytes(pieces: list[Piece], tau: float) -> float:
     types |= {name: pa.float32() for name in ("entropy", "target")}
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({n: pa.array(c, types[n]) for n, c in columns.items()}), sink, compression="zstd")
-    size: int = sink.getvalue().size
+    size = int(sink.getvalue().size)
     return size / len(columns["entropy"])
 
 

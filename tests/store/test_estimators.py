@@ -17,8 +17,8 @@ from potstill.store.estimators import (
     sampled,
     squared_error_of_sampled,
     squared_error_of_threshold,
+    tau_for_budget,
     threshold,
-    threshold_for,
     topk,
 )
 
@@ -116,11 +116,20 @@ def test_each_token_is_kept_at_most_once_and_those_above_are_all_kept() -> None:
         assert set((log_p[row].exp() >= 0.01).nonzero().flatten().tolist()) <= set(ids)
 
 
-def test_the_threshold_for_so_many_entries_keeps_so_many() -> None:
-    log_p = log_probabilities(400, 1000, seed=8, spread=2.0)
-    tau = threshold_for(log_p, 9.0)
-    found = threshold(log_p, tau, torch.rand(400, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
-    assert found.ids.numel() / 400 == pytest.approx(9.0, rel=0.03)
+@pytest.mark.parametrize("budget", [12.0, 20.0, 60.0])
+def test_the_tau_for_a_budget_takes_that_many_bytes(budget: float) -> None:
+    log_p = log_probabilities(200, 1000, seed=8, spread=2.0)
+    random = torch.rand(200, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def bytes_at(tau: float) -> float:
+        signal = threshold(log_p, tau, random)
+        numbers, nothing = np.zeros(200, np.float32), np.zeros(0, np.float32)
+        ids, weights = signal.ids.numpy(), signal.weights.float().numpy()
+        entries = Entries(signal.offsets.numpy(), ids, weights, numbers, numbers, nothing)
+        return len(encode(entries, Grid.threshold(1000, tau), np.zeros(ids.size))) / 200
+
+    assert bytes_at(tau_for_budget(bytes_at, budget)) == pytest.approx(budget, rel=0.006)
+    assert tau_for_budget(bytes_at, 1.0) == pytest.approx(1.0)
 
 
 def test_top_k_states_the_mass_that_it_leaves_where_one_minus_the_sum_is_zero_in_fp32() -> None:

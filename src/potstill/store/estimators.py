@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -153,18 +153,21 @@ def joined(parts: Sequence[Sparse]) -> Sparse:
     )
 
 
-def threshold_for(log_p: Float[Tensor, "N V"], entries: float) -> float:
-    """The τ at which `threshold` keeps this many entries a token on average, over these rows, by bisection."""
-    p = log_p.exp()
+def tau_for_budget(bytes_at: Callable[[float], float], budget: float) -> float:
+    """The τ at which a sample takes `budget` bytes a token on average, to 0.5 %, by bisection of log τ.
 
-    def kept(tau: float) -> float:
-        return float(torch.where(p >= tau, 1.0, p / tau).sum(1).mean())
-
-    low, high = 1e-9, 1.0  # `kept` falls as τ rises
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if kept(middle) > entries else (low, middle)
-    return high
+    Args:
+        bytes_at: the bytes a token of the sample at a τ, as they are encoded; falls as τ rises.
+        budget: at least `bytes_at(1)`; below, the result is 1.
+    """
+    low, high, tau = 1e-6, 1.0, min(1.0, 1 / budget)
+    for _ in range(30):
+        measured = bytes_at(tau)
+        if abs(measured / budget - 1) < 0.005:
+            break
+        low, high = (tau, high) if measured > budget else (low, tau)
+        tau = (low * high) ** 0.5
+    return tau
 
 
 def squared_error_of_threshold(log_p: Float[Tensor, "N V"], tau: float) -> Float[Tensor, " N"]:

@@ -349,6 +349,11 @@ class SignalStore:
             raise DataError(f"record {record!r} in {name}: {error}", where=str(self.folder), fix=_REPAIR) from error
         return replace(found, ids=self._order(shard)[found.ids])
 
+    @property
+    def records(self) -> Mapping[str, str]:
+        """Of each record the digest of its tokens, in the order of writing."""
+        return {record: str(line["tokens"]) for record, (_, line) in self._index.items()}
+
     def damaged(self) -> list[str]:
         """The names of shards whose bytes, or whose index's, are not those that were written, and of the output layer
         likewise. Reads everything."""
@@ -407,16 +412,34 @@ _REPAIR = "remove damaged shards with potstill.store.files.discard_damaged, then
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        text = (folder / FACTS).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError("there is no finished store", where=str(folder), fix="capture it first") from None
     except ValueError as error:
         raise DataError(f"{FACTS} is damaged: {error}", where=str(folder), fix="capture it again") from error
+    return facts_of(text, str(folder))
+
+
+def facts_of(text: str, where: str) -> dict[str, Any]:
+    """What `store.json` says.
+
+    Raises:
+        DataError: it is damaged, or of another version.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{FACTS} is damaged: {error}", where=where, fix="capture it again") from error
     if facts.get("version") != VERSION:
-        raise DataError(
-            f"the store has format {facts.get('version')}, and this reads format {VERSION}", where=str(folder)
-        )
+        raise DataError(f"the store has format {facts.get('version')}, and this reads format {VERSION}", where=where)
     return facts
+
+
+def files_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each file of a store, but for `store.json`."""
+    found = {str(described["name"]): str(described["sha256"]) for described in _described(facts)}
+    indexes = {str(Path(shard["name"]).with_suffix(".jsonl")): str(shard["index_sha256"]) for shard in facts["shards"]}
+    return found | indexes
 
 
 def _described(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:

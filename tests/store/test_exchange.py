@@ -1,0 +1,110 @@
+"""A store is copied to URLs and back, whole or not at all, and opens in `datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from potstill.errors import DataError, RunError
+from potstill.store.codec import HIDDEN, Entries, Grid, TensorPart
+from potstill.store.exchange import pull, push, to_parquet
+from potstill.store.files import FACTS, Planned, SignalStore, StoreWriter
+
+PLAN = [[Planned(f"r{shard}{place}", f"d{shard}{place}", 4, 6) for place in range(2)] for shard in range(2)]
+BESIDE = (TensorPart("hidden.1", "tokens", (2, 3)),)
+
+
+def made(folder: Path, grid: Grid = Grid.threshold(50, 0.01, BESIDE)) -> SignalStore:  # noqa: B008 it is frozen
+    random = np.random.default_rng(0)
+    with StoreWriter(folder, {"teacher": "abc"}, grid, PLAN) as writer:
+        for _ in list(writer.missing()):
+            ids = np.concatenate([random.choice(50, 3, replace=False) for _ in range(4)]).astype(np.int32)
+            tensors = {part.name: random.normal(size=(6, *part.shape)).astype(np.float32) for part in grid.tensors}
+            numbers = (random.random(4).astype(np.float32), -random.random(4).astype(np.float32))
+            weights = random.random(12).astype(np.float32)
+            entries = Entries(np.arange(5) * 3, ids, weights, *numbers, np.zeros(0, np.float32), tensors)
+            writer.append([(entries, random.random(12))])
+        writer.finish()
+    return SignalStore(folder)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    return f"memory://{request.node.name}"
+
+
+def test_a_store_goes_to_a_url_and_comes_back(tmp_path: Path, url: str) -> None:
+    store = made(tmp_path / "here")
+    push(tmp_path / "here", url)
+    found = pull(url, tmp_path / "there")
+    assert found.damaged() == []
+    assert found.facts == store.facts
+    assert (found.read("r11", "d11").ids == store.read("r11", "d11").ids).all()
+
+
+def test_a_copy_that_was_cut_short_goes_on_with_what_is_missing(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "here")
+    push(tmp_path / "here", url)
+    system, _ = fsspec.core.url_to_fs(url)
+    real, fetched = type(system).get_file, []
+
+    def slow(self: object, source: str, target: str, **more: object) -> None:
+        if len(fetched) == 2:
+            raise OSError("the connection broke")
+        fetched.append(source)
+        real(self, source, target, **more)
+
+    monkeypatch.setattr(type(system), "get_file", slow)
+    with pytest.raises(RunError, match="the connection broke"):
+        pull(url, tmp_path / "there")
+    with pytest.raises(DataError, match="no finished store"):
+        SignalStore(tmp_path / "there")
+    monkeypatch.setattr(type(system), "get_file", lambda *a, **k: (fetched.append(a[1]), real(*a, **k))[1])
+    assert pull(url, tmp_path / "there").damaged() == []
+    assert len(fetched) == len(set(fetched)) == 4
+
+
+def test_a_flipped_bit_at_the_url_is_found_and_named(tmp_path: Path, url: str) -> None:
+    made(tmp_path / "here")
+    push(tmp_path / "here", url)
+    system, root = fsspec.core.url_to_fs(url)
+    content = bytearray(system.cat_file(f"{root}/shard-00001.bin"))
+    content[9] ^= 1
+    system.pipe_file(f"{root}/shard-00001.bin", bytes(content))
+    with pytest.raises(DataError, match=r"shard-00001.bin is damaged"):
+        pull(url, tmp_path / "there")
+    assert not (tmp_path / "there" / FACTS).exists()
+
+
+def test_a_url_without_a_store_and_names_that_leave_the_folder_are_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DataError, match="no finished store"):
+        pull(url, tmp_path / "there")
+    made(tmp_path / "here")
+    push(tmp_path / "here", url)
+    system, root = fsspec.core.url_to_fs(url)
+    facts = system.cat_file(f"{root}/{FACTS}").replace(b"shard-00001.bin", b"../00001.bin")
+    system.pipe_file(f"{root}/{FACTS}", facts)
+    with pytest.raises(DataError, match=r"which is no file of a store"):
+        pull(url, tmp_path / "there")
+
+
+def test_datasets_opens_it_as_parquet(tmp_path: Path) -> None:
+    store = made(tmp_path / "store")
+    to_parquet(store, tmp_path / "signals.parquet")
+    rows = Dataset.from_parquet(str(tmp_path / "signals.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert rows["record"][:] == ["r00", "r01", "r10", "r11"]
+    ours = store.read("r10", "d10")
+    row = rows[2]
+    assert [len(ids) for ids in row["ids"]] == [3, 3, 3, 3]
+    assert np.concatenate(row["ids"]).tolist() == ours.ids.tolist()
+    assert np.concatenate(row["weights"]).tolist() == pytest.approx(ours.weights.tolist())
+    assert row["entropy"] == pytest.approx(ours.entropy.tolist())
+    assert np.array(row["hidden.1"]).shape == (6, 6)
+    assert np.array(row["hidden.1"]).reshape(6, 2, 3) == pytest.approx(ours.tensors["hidden.1"])
+    assert HIDDEN not in row
