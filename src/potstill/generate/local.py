@@ -243,7 +243,7 @@ class JournaledTeacher:
 
 
 class LocalAnswering(NothingToClose):
-    """A teacher on this machine; answers batches planned over all requests (`generate.plan`).
+    """A teacher on this machine; answers batches planned over all requests (`plan_batches`).
 
     Args:
         journaled: the teacher, with journal and budget.
