@@ -34,6 +34,7 @@ BENCHMARKS = (
     "studio",
     "labs",
     "planted",
+    "coverage",
     "export",
 )
 """Modules that declare `AIMS`. Comparisons (`potstill sweep`) have one claim each, made from their result."""

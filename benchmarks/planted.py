@@ -2,10 +2,11 @@
 
     python -m benchmarks.planted --json [--plantings 40]
 
-Targets are drawn from the teacher's own distribution over 200 tokens, so that it is calibrated. A student's logits are
-the teacher's with small noise and the damage: logits of rare tokens lowered, or all logits sharpened or flattened. The
-values per target are those of an evaluation; no model is trained. `named first` is how often the verdict's first loss
-is the planted one, over all strengths; `accused` how often a measure names a loss of an undamaged student.
+Targets are drawn from a true distribution over 200 tokens. Teacher and student know it up to small noise, each with
+noise of its own, as two seeds of one training do: an undamaged student is as good as its teacher. The damage: logits of
+rare tokens lowered, or all logits sharpened or flattened. What is computed per target is what an evaluation computes;
+no model is trained. `named first` is how often the verdict's first loss is the planted one, over all strengths;
+`accused` how often the verdict names any loss of an undamaged student, all measures together.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ from potstill.signals import Dense
 from potstill.tasks import SPECS
 
 VOCAB, GROUPS, PER_GROUP = 200, 150, 20
+NOISE = 0.3
+"""Standard deviation of what a model does not know of the true logits."""
+TEACHERS = 1_000_000
+"""Seeds of teachers' noise begin here."""
 Logits = NDArray[np.float64]
 
 
 def world(seed: int) -> tuple[Logits, NDArray[np.int64], NDArray[np.int64]]:
-    """The teacher's logits [N,V], the targets [N], and each token's count among the training targets [V]."""
+    """The true logits [N,V], the targets [N], and how often each token is a target in training [V]."""
     rng = np.random.default_rng(seed)
     zipf = -1.1 * np.log(np.arange(1, VOCAB + 1))
     logits = zipf + rng.normal(0, 2.0, (GROUPS * PER_GROUP, VOCAB))
@@ -53,8 +58,8 @@ def rare_tokens(targets: NDArray[np.int64], counts: NDArray[np.int64], share: fl
 def student_of(
     logits: Logits, seed: int, *, rare: NDArray[np.bool_] | None = None, by: float = 0.0, scale: float = 1.0
 ) -> Logits:
-    """The teacher's logits with small noise, those of rare tokens lowered by `by`, all multiplied by `scale`."""
-    noisy = logits + np.random.default_rng(1000 + seed).normal(0, 0.3, logits.shape)
+    """The true logits with a little noise; rare tokens' lowered `by` so much; all multiplied by `scale`."""
+    noisy = logits + np.random.default_rng(1000 + seed).normal(0, NOISE, logits.shape)
     if rare is not None:
         noisy[:, rare] -= by
     return scale * noisy
@@ -71,10 +76,10 @@ def scores_of(logits: Logits, teacher: Logits | None, targets: NDArray[np.int64]
 
 
 def measured(seed: int, **damage: float) -> Measures:
-    """The measures of a student with a damage (`by`, `scale`), or with none."""
-    teacher, targets, counts = world(seed)
+    """The measures of a student with a damage (`by`, `scale`), or none."""
+    truth, targets, counts = world(seed)
     rare = rare_tokens(targets, counts) if "by" in damage else None
-    student = student_of(teacher, seed, rare=rare, **damage)
+    teacher, student = student_of(truth, TEACHERS + seed), student_of(truth, seed, rare=rare, **damage)
     task = SPECS["causal_lm"]
     measures = [build(settings) for settings in default_measures(task)]
     columns = tuple(dict.fromkeys(column for measure in measures for column in measure.columns))
@@ -99,6 +104,9 @@ def measured(seed: int, **damage: float) -> Measures:
     )
 
 
+UNDAMAGED = 5
+"""Undamaged students for each planting of a damage: a small share needs many."""
+
 DAMAGES: dict[str, tuple[str, dict[str, float]]] = {
     "rare tokens, weak": ("tails", {"by": 0.25}),
     "rare tokens": ("tails", {"by": 0.5}),
@@ -115,7 +123,7 @@ DAMAGES: dict[str, tuple[str, dict[str, float]]] = {
 AIMS = [
     *(Aim(f"found: {name}", "share", least=0.95) for name in DAMAGES if not name.endswith("weak")),
     Aim("the planted loss is named first", "share", least=0.9),
-    Aim("undamaged students accused, per measure", "share", most=0.05),
+    Aim("undamaged students accused, all measures together", "share", most=0.05),
 ]
 
 
@@ -129,10 +137,9 @@ def run(plantings: int) -> dict[str, Any]:
         first += sum(sections[:1] == [section] for sections in named)
         print(f"{name}: found {values[f'found: {name}']:.2f}, first {[s[:1] for s in named].count([section])}")
     values["the planted loss is named first"] = first / (plantings * len(DAMAGES))
-    undamaged = [measured(10_000 + seed).losses for seed in range(plantings)]
-    accused = [loss.beyond_noise for losses in undamaged for loss in losses]
-    values["undamaged students accused, per measure"] = sum(accused) / len(accused)
-    return {"plantings": plantings, "values": values, "claims": claims_of(AIMS, values)}
+    accused = [bool(measured(10_000 + seed).named_losses) for seed in range(UNDAMAGED * plantings)]
+    values["undamaged students accused, all measures together"] = sum(accused) / len(accused)
+    return {"benchmark": "planted", "plantings": plantings, "values": values, "claims": claims_of(AIMS, values)}
 
 
 def main() -> None:

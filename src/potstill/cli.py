@@ -183,10 +183,23 @@ def report(
     run: RunFolder = None,
     force: Force = False,
     verify: Verify = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Set finished runs side by side: potstill report --compare runs/a runs/b"),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the report page and the model card."""
+    if compare:
+        from potstill.sweep.side_by_side import compare_runs
+
+        page = compare_runs([recipe, *map(Path, overrides or ())], run or Path("runs") / "comparison")
+        if json:
+            emit_json({"event": "result", "comparison": str(page)})
+        else:
+            emit(f"comparison: {page}")
+        return
     _run(recipe, overrides, run, "report", force, verify, json, quiet)
 
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -20,11 +21,15 @@ from pydantic.dataclasses import dataclass
 from potstill.errors import RunError
 from potstill.tasks import Task
 
-FORMAT = 2
-"""The version of `measures.json`. Version 1, without this number, had a field per metric."""
+FORMAT = 3
+"""The version of `measures.json`. Version 1, without this number, had a field per metric; version 2 kept `solving`
+outside `findings`."""
 
 MODELS = ("teacher", "student", "text_only", "text_only_equal_seconds", "untrained")
 """Model names, in the order in which they are shown. A control may be absent."""
+
+FALSE_ALARMS = 0.05
+"""How often a loss may be named of a student that has none, all measures together."""
 
 Unit = Literal["nats", "share", "number"]
 """What a metric is counted in: nats per target; a share in [0, 1], shown in percent; a plain number."""
@@ -153,6 +158,8 @@ class Solving:
     unfinished: Mapping[str, int]
     unjudged: Mapping[str, int]
     too_long: Mapping[str, int]
+    section: str = ""
+    type: Literal["solving"] = "solving"
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -179,7 +186,8 @@ class Band:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Bands:
-    """A metric by parts of the targets. `of` says what the parts are."""
+    """A metric by parts of the targets. `of` says what the parts are, `counted` what their `targets` are (empty: the
+    held-out targets)."""
 
     title: str
     text: str
@@ -187,6 +195,7 @@ class Bands:
     metric: MetricSpec
     of: str
     bands: tuple[Band, ...]
+    counted: str = ""
     type: Literal["bands"] = "bands"
 
 
@@ -221,7 +230,7 @@ class Figures:
     type: Literal["figures"] = "figures"
 
 
-Finding = Annotated[Bands | Reliability | Figures, Field(discriminator="type")]
+Finding = Annotated[Bands | Reliability | Figures | Solving, Field(discriminator="type")]
 """What a measure finds beside its metrics. The report draws it by its type."""
 
 
@@ -232,18 +241,30 @@ class Loss:
     Attributes:
         section: of the page, where it is shown.
         text: a clause that begins with the student: "is over-confident by 4.1 points".
-        nats: its size in nats per target, paired; losses are ordered by it.
+        nats: its size in nats, paired; losses are ordered by it.
         remedy: what to try.
+        per: what the nats are of ("prompt"); empty for a target.
     """
 
     section: str
     text: str
     nats: Interval
     remedy: str = ""
+    per: str = ""
 
-    @property
-    def beyond_noise(self) -> bool:
-        return self.nats.low > 0
+    def beyond_noise(self, confidence: float, looked_for: int = 1) -> bool:
+        """Whether its size is above 0 by more than noise, if so many losses were looked for: of a student without any,
+        one or more is named in at most 5 % of cases (Bonferroni; one-sided). The lower end of the interval is moved as
+        a normal one would be.
+
+        Args:
+            confidence: of the interval.
+            looked_for: how many losses there are to name.
+        """
+        normal = NormalDist()
+        asked = normal.inv_cdf(1 - FALSE_ALARMS / max(1, looked_for))
+        factor = max(1.0, asked / normal.inv_cdf((1 + confidence) / 2))
+        return self.nats.value - factor * (self.nats.value - self.nats.low) > 0
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -255,7 +276,8 @@ class Measures:
     mean share of the other examples that have an example's label. `taught` says whether an objective read the teacher's
     signals; `teacher_unmeasured`, why the teacher was not measured; None where it was, or where there is none. `seeds`
     is how many trainings, which differ in their seed alone, a value of the student and its controls is the mean of.
-    `findings` are what measures found beside their metrics, and `losses` those that the verdict may name.
+    `findings` are what measures found beside their metrics, and `losses` those that the verdict may name. `unmeasured`
+    is what nobody looked for, each with the key of a recipe that asks for it.
     """
 
     models: Mapping[str, ModelMeasures]
@@ -269,12 +291,12 @@ class Measures:
     notes: tuple[str, ...] = ()
     task: Task = "causal_lm"
     chance: float | None = None
-    solving: Solving | None = None
     taught: bool = True
     teacher_unmeasured: str | None = None
     seeds: int = 1
     findings: tuple[Finding, ...] = ()
     losses: tuple[Loss, ...] = ()
+    unmeasured: tuple[str, ...] = ()
     format: int = FORMAT
 
     def comparison(self, model: str, against: str, metric: str) -> Comparison | None:
@@ -289,9 +311,16 @@ class Measures:
         return (comparison.difference.value > 0) == self.metrics[comparison.metric].higher_is_better
 
     @property
+    def solving(self) -> Solving | None:
+        """What was asked where problems were put to models."""
+        return next((finding for finding in self.findings if isinstance(finding, Solving)), None)
+
+    @property
     def named_losses(self) -> list[Loss]:
         """The losses beyond noise, the largest first."""
-        return sorted((loss for loss in self.losses if loss.beyond_noise), key=lambda loss: -loss.nats.value)
+        count = len(self.losses)
+        named = [loss for loss in self.losses if loss.beyond_noise(self.confidence, count)]
+        return sorted(named, key=lambda loss: -loss.nats.value)
 
     @property
     def deciding(self) -> list[MetricSpec]:

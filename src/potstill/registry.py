@@ -71,6 +71,11 @@ def settings_class(room: str, kind: str, base: Path | None = None) -> type:
     return known[kind] if kind in known else _load_entry_point(room, kind)
 
 
+def kinds_of(room: str) -> dict[str, type]:
+    """The settings class of every kind of a room that is registered."""
+    return dict(_settings.get(room, {}))
+
+
 def implements(settings: type, make: Callable[[Any, Any], Any] | None = None) -> Callable[[T], T]:
     """Class decorator: bind an implementation to its settings class. `build` calls `cls(settings)`, or
     `make(cls, settings)`.

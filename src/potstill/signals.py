@@ -83,6 +83,8 @@ class Batch:
     classes, the same in both (rule 7). `record_ids` are the ids of the examples, in the order of `View.example_ids`:
     one per row, or per segment where rows are packed; empty where a row has none. `stored` are tensors of a signal
     store for these targets, joined while the batch was collated, by the names that `teachers/stored.py` gives them.
+    `target_weights` [N] say how often
+    a target counts in the sum of an objective over the vocabulary; its divisor is the number of targets all the same.
     """
 
     student: View | ImageView
@@ -92,6 +94,7 @@ class Batch:
     targets_are: Literal["tokens", "examples"] = "tokens"
     record_ids: tuple[str, ...] = ()
     stored: Mapping[str, Tensor] = field(default_factory=dict)
+    target_weights: Float[Tensor, " N"] | None = None
 
     def view(self, side: Side) -> View | ImageView:
         return self.student if side == "student" else self.teacher
@@ -153,12 +156,19 @@ class Batch:
             (none)               nothing: there are no targets
 
         `record_ids` are a sequence of texts, one per example; `stored` a mapping of tensors.
+        `record_ids` are a sequence of texts, one per example. `weights` [B,T] say how often each learned token of a
+        causal model counts.
 
         Raises:
             ValueError: the completions of the two views differ (rule 7).
         """
+        batch = cls._of_views(inputs)
+        weights = None
+        if "weights" in inputs:
+            # The logits at a position are scored against the next token, whose weight it is.
+            weights = inputs["weights"].flatten()[batch.target_positions["student"] + 1]
         beside = {"record_ids": tuple(inputs.get("record_ids", ())), "stored": inputs.get("stored", {})}
-        return replace(cls._of_views(inputs), **beside)
+        return replace(batch, **beside, target_weights=weights)
 
     @classmethod
     def _of_views(cls, inputs: Mapping[str, Any]) -> Batch:

@@ -237,7 +237,7 @@ def test_a_share_of_all_groups_is_not_known_exactly() -> None:
 
 def test_a_share_stays_between_nothing_and_all() -> None:
     found = bootstrap(np.arange(6), resamples=200).mean(np.array([1, 1, 1, 1, 1, 0], dtype=bool))
-    assert 0 <= found.low < found.value < found.high == 1
+    assert 0 <= found.low < found.value < found.high <= 1
 
 
 def test_the_seed_alone_decides_the_draws() -> None:
@@ -249,3 +249,15 @@ def test_the_seed_alone_decides_the_draws() -> None:
 def test_one_group_is_refused() -> None:
     with pytest.raises(DataError, match="two held-out groups"):
         bootstrap(np.zeros(50, dtype=int))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.08, 0.95])
+def test_a_share_with_few_events_has_an_interval_that_covers_and_is_no_wider_than_it_must_be(share: float) -> None:
+    rng = np.random.default_rng(0)
+    covered, widest = 0, 0.0
+    for _ in range(500):
+        bootstrap = PairedBootstrap([str(n) for n in range(30)], resamples=60, confidence=0.95, seed=0)
+        found = bootstrap.mean(rng.random(30) < share)
+        covered += found.low <= share <= found.high
+        widest = max(widest, found.high - found.low)
+    assert covered >= 0.93 * 500 and widest < 0.45

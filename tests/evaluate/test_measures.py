@@ -11,13 +11,14 @@ from scipy.stats import false_discovery_control
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
-from benchmarks.planted import measured, rare_tokens, student_of, world
+from benchmarks.planted import TEACHERS, measured, rare_tokens, student_of, world
 from potstill.errors import RecipeError
 from potstill.evaluate.bootstrap import PairedBootstrap
 from potstill.evaluate.measures import calibration, tails
 from potstill.evaluate.measures.base import Compared, first_half
+from potstill.evaluate.measures.memorisation import gap_of
 from potstill.evaluate.scores import Scores
-from potstill.measures import Bands, Figures, Measures, Reliability
+from potstill.measures import Bands, Figures, Interval, Measures, Reliability
 from potstill.objectives import token_statistics
 from potstill.recipe import parse_recipe
 from potstill.recipe.measures import MeasureSettings
@@ -96,6 +97,23 @@ def test_ece_in_bins_of_equal_width_is_that_of_torchmetrics() -> None:
     q = LOGITS.double().softmax(-1)
     theirs = peer.multiclass_calibration_error(q, TARGETS, num_classes=7, n_bins=15, norm="l1")
     assert ours == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_classwise_and_full_ece_are_those_of_each_class_and_of_all_together() -> None:
+    q, target = LOGITS.double().softmax(-1).numpy(), TARGETS.numpy()
+    truth = np.arange(7) == target[:, None]
+    of_class = [bootstrap().value(calibration.ece_of(q[:, c], truth[:, c], 15)) for c in range(7)]
+    assert bootstrap().value(calibration.classwise_ece_of(q, target, 15)) == pytest.approx(np.mean(of_class))
+    # All pairs of an example and a class, as if each were an example of its own.
+    pairs = [f"{g}" for g in GROUPS for _ in range(7)]
+    together = bootstrap(pairs).value(calibration.ece_of(q.ravel(), truth.ravel(), 15))
+    assert bootstrap().value(calibration.full_ece_of(q, target, 15)) == pytest.approx(7 * together)
+    peer = pytest.importorskip("torchmetrics.functional.classification")
+    width = np.minimum((q[:, 2] * 15).astype(int), 14)
+    theirs = peer.binary_calibration_error(torch.from_numpy(q[:, 2]), torch.from_numpy(truth[:, 2]), n_bins=15)
+    assert bootstrap().value(calibration.ece_in(q[:, 2], truth[:, 2], width, 15)) == pytest.approx(
+        float(theirs), abs=1e-6
+    )
 
 
 def test_bins_of_equal_mass_brier_and_nll_are_those_of_scikit_learn() -> None:
@@ -228,8 +246,9 @@ def test_rare_targets_carry_what_was_taken_from_them() -> None:
     assert rare.excess.low > 1.0 and common.excess.high < 0.1
     assert rare.values["student"].value - rare.values["teacher"].value == pytest.approx(rare.excess.value)
     carried = next(f for f in measures.findings if isinstance(f, Figures) and "rarest" in f.title)
-    teacher, targets, counts = world(0)
-    student = student_of(teacher, 0, rare=rare_tokens(targets, counts), by=2.0)
+    truth, targets, counts = world(0)
+    teacher = student_of(truth, TEACHERS)
+    student = student_of(truth, 0, rare=rare_tokens(targets, counts), by=2.0)
     lost = [
         torch.nn.functional.cross_entropy(torch.from_numpy(z), torch.from_numpy(targets), reduction="none").numpy()
         for z in (student, teacher)
@@ -264,6 +283,29 @@ def test_one_measure_alone_computes_nothing_for_the_others(tmp_path: Path) -> No
     assert measures.findings == () and measures.losses == () and "ece" not in measures.metrics
     other = SmallRun(tmp_path / "other", evaluate={"samples_shown": 0})
     assert stage(run.recipe).settings["measures"] != stage(other.recipe).settings["measures"]
+
+
+def test_a_student_that_memorised_is_nearer_on_trained_text(tmp_path: Path) -> None:
+    from potstill.evaluate.stage import stage
+
+    measures_asked = [{"kind": "fidelity"}, {"kind": "memorisation", "sample": 8}]
+    run = SmallRun(tmp_path, evaluate={"samples_shown": 0, "measures": measures_asked})
+    context = run.context()
+    stage(run.recipe).write(context)
+    measures = Measures.load(context.out / "measures.json")
+    (figures,) = measures.findings
+    assert isinstance(figures, Figures) and figures.section == "memorisation"
+    by_name = {spec.name: values for spec, values in figures.rows}
+    assert set(by_name["trained_nll"]) == {"teacher", "student", "text_only"}
+    assert set(by_name["memorised"]) == {"student", "text_only"}
+    # These students were moved at random and have seen nothing.
+    assert measures.losses[0].section == "memorisation" and measures.named_losses == []
+
+
+def test_the_gap_of_two_samples_has_both_their_errors() -> None:
+    gap = gap_of(Interval(1.0, 0.7, 1.4), Interval(0.2, 0.2 - 0.3, 0.2 + 0.4))
+    assert gap.value == pytest.approx(0.8)
+    assert (gap.low, gap.high) == pytest.approx((0.8 - 0.5, 0.8 + 0.5))
 
 
 @pytest.mark.parametrize(

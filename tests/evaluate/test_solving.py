@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from potstill.artifacts import Work
+from potstill.console import Console
 from potstill.data import load_records, prompt_ids, save_records, split_of
 from potstill.errors import DataError, RecipeError
-from potstill.evaluate.solving import Solvers, read_problems
+from potstill.evaluate.measures.base import Asked, Setting
+from potstill.evaluate.measures.solved import Solvers, read_problems
 from potstill.evaluate.stage import stage
 from potstill.measures import Measures
 from potstill.recipe import parse_recipe
@@ -52,6 +56,35 @@ def solve_of(run: SmallRun) -> SolveSettings:
     settings = run.recipe.required_evaluate.solve
     assert settings is not None
     return settings
+
+
+def solvers_of(run: SmallRun, work: Work, console: Console | None = None) -> Solvers:
+    """The problems of a run, before any model was asked."""
+    return Solvers(solve_of(run), Setting(run.recipe, CHAT, work, console or Console("quiet")))
+
+
+def solve(solvers: Solvers, name: str, model: InMemory, positions: int) -> None:
+    answers = solvers.ask(Asked(name, model, positions))
+    if answers is not None:
+        solvers.take(name, answers)
+
+
+class Counting(Console):
+    """A console that adds up what progress is reported."""
+
+    def __init__(self) -> None:
+        super().__init__("quiet")
+        self.done = 0.0
+
+    @contextmanager
+    def task(self, *_: Any, **__: Any) -> Iterator[Any]:
+        counting = self
+
+        class Bar:
+            def advance(self, amount: float) -> None:
+                counting.done += amount
+
+        yield Bar()
 
 
 def numbers(run: SmallRun) -> list[int]:
@@ -205,15 +238,15 @@ def test_a_limit_takes_the_same_problems_in_every_run(tmp_path: Path) -> None:
 def test_prompts_without_room_are_counted_and_do_not_stop_it(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
     work = Work(tmp_path, resumed=False)
-    solvers = Solvers(run.recipe, solve_of(run), CHAT, work)
+    console = Counting()
+    solvers = solvers_of(run, work, console)
     lengths = [len(p.ids) for p in solvers.problems]
     longest = max(lengths)
     assert min(lengths) < longest
-    done: list[float] = []
-    solvers.ask("student", InMemory(tiny_model("gpt2", n_positions=longest)), longest, done.append)
+    solve(solvers, "student", InMemory(tiny_model("gpt2", n_positions=longest)), longest)
     outcomes = [solution.outcome for solution in solvers.by_model["student"]]
     assert [outcome == "too_long" for outcome in outcomes] == [length == longest for length in lengths]
-    assert sum(done) == len(lengths)
+    assert round(console.done, 6) == len(lengths)
     # A number of one digit, twice: two tokens less, and two tokens of room.
     cut = [solution.reason for solution in solvers.by_model["student"] if solution.outcome == "unfinished"]
     assert cut and set(cut) == {"cut after 2 tokens"}
@@ -224,9 +257,9 @@ def test_reasoning_is_set_apart_before_an_answer_is_judged(tmp_path: Path) -> No
     n = numbers(run)
     says = {i: f"<think>so {i}</think>{2 * i}" for i in n} | {n[0]: f"<think>{2 * n[0]}"}
     teach(run.folder / "train" / "model", says)
-    solvers = Solvers(run.recipe, solve_of(run), CHAT, Work(tmp_path, resumed=False))
+    solvers = solvers_of(run, Work(tmp_path, resumed=False))
     model = AutoModelForCausalLM.from_pretrained(run.folder / "train" / "model").eval()
-    solvers.ask("student", InMemory(model), 512, lambda amount: None)
+    solve(solvers, "student", InMemory(model), 512)
     first, *others = solvers.by_model["student"]
     assert (first.outcome, first.reason) == ("reject", "the reasoning has no end")
     assert others and all(solution.solved for solution in others)
@@ -234,8 +267,8 @@ def test_reasoning_is_set_apart_before_an_answer_is_judged(tmp_path: Path) -> No
 
 def test_what_does_not_write_by_itself_is_left_out_and_this_is_said(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
-    solvers = Solvers(run.recipe, solve_of(run), CHAT, Work(tmp_path, resumed=False))
-    solvers.ask("teacher", InMemory(tiny_model(), tiny_model()), 512, lambda amount: None)
+    solvers = solvers_of(run, Work(tmp_path, resumed=False))
+    solve(solvers, "teacher", InMemory(tiny_model(), tiny_model()), 512)
     assert solvers.by_model == {}
     assert solvers.notes == ["What the teacher solves was not measured: it is no single model that writes."]
 
@@ -248,7 +281,7 @@ def test_problems_without_any_reference_are_refused_before_a_model_is_opened(tmp
     file = run.folder / "sums.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": problem(n)}) for n in range(COUNT)))
     with pytest.raises(DataError, match=r"no metadata\['reference'\] in the data") as caught:
-        Solvers(run.recipe, solve_of(run), CHAT, Work(tmp_path, resumed=False))
+        solvers_of(run, Work(tmp_path, resumed=False))
     assert "evaluate.solve.reference" in str(caught.value)
 
 
@@ -256,7 +289,7 @@ def test_texts_are_no_problems(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
     (run.folder / "sums.jsonl").write_text("\n".join(json.dumps({"text": f"Text {n}."}) for n in range(COUNT)))
     with pytest.raises(DataError, match="no held-out record is a problem") as caught:
-        Solvers(run.recipe, solve_of(run), CHAT, Work(tmp_path, resumed=False))
+        solvers_of(run, Work(tmp_path, resumed=False))
     assert "(a text has no prompt to answer " in str(caught.value)
 
 

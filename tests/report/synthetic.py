@@ -163,10 +163,14 @@ def measures_of(shape: Shape) -> Measures:
         own = {name: m.metrics for name, m in planted.models.items()}
         in_sections = {n: spec for n, spec in planted.metrics.items() if spec.section}
         models = {
-            name: replace(m, metrics={**m.metrics, **{n: own[name][n] for n in in_sections}}) if name in own else m
+            name: replace(m, metrics={**m.metrics, **{n: own[name][n] for n in in_sections if n in own[name]}})
+            if name in own
+            else m
             for name, m in models.items()
         }
         extra = {"findings": planted.findings, "losses": planted.losses}
+    if solving is not None:
+        extra["findings"] = (*extra.get("findings", ()), solving)
     return Measures(
         models=models,
         metrics={spec.name: spec for spec in specs if any(m.get(spec.name) for m in models.values())} | in_sections,
@@ -178,7 +182,6 @@ def measures_of(shape: Shape) -> Measures:
         confidence=0.95,
         resamples=2000,
         notes=("Only 8 held-out groups: the intervals are rough, and rather too narrow.",),
-        solving=solving,
     )
 
 

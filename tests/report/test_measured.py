@@ -26,7 +26,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 
 def test_each_measure_has_a_section_with_its_metrics_terms_and_findings(findings: Findings) -> None:
     sections = {section.name: section for section in measured_sections(findings.measures)}
-    assert list(sections) == ["calibration", "tails"]
+    assert list(sections) == ["fidelity", "calibration", "tails"]
     calibration, tails = sections["calibration"], sections["tails"]
     assert calibration.table is not None
     assert list(calibration.table.head) == [
@@ -37,7 +37,11 @@ def test_each_measure_has_a_section_with_its_metrics_terms_and_findings(findings
         "brier score",
         "entropy, nats",
     ]
-    assert [part.title for part in calibration.parts] == ["Reliability", "A fitted temperature"]
+    assert [part.title for part in calibration.parts] == [
+        "Reliability",
+        "By frequency of the target",
+        "A fitted temperature",
+    ]
     assert {"ECE", "Debiased ECE"} <= {term for term, _ in calibration.terms}
     assert tails.table is None and tails.parts[0].figure is not None
     assert {row[0] for row in tails.parts[0].table.rows} >= {"middle", "most common half"}  # type: ignore[union-attr]

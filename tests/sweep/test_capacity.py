@@ -34,8 +34,8 @@ def runs(
     ]
 
 
-def fitted(points: Sequence[Point], draws: int = 40) -> Fit:
-    found = fit_capacity(points, draws=draws)
+def fitted(points: Sequence[Point], draws: int = 40, largest: float = math.inf) -> Fit:
+    found = fit_capacity(points, draws=draws, largest=largest)
     assert isinstance(found, Fit)
     return found
 
@@ -102,6 +102,19 @@ def test_a_law_that_misses_the_largest_run_gives_no_answer_but_the_next_run() ->
     assert "misses the largest run" in found.why
     assert found.run == next_run(fit)
     assert not any((p.parameters, p.tokens) == found.run for p in points)
+
+
+def test_no_student_larger_than_its_teacher_is_proposed() -> None:
+    proposed = {}
+    for largest in (math.inf, 9e6):
+        fits = [fitted(runs(0.03, seed=seed), largest=largest) for seed in range(6)]
+        proposed[largest] = [next_run(fit)[0] for fit in fits]
+    assert max(proposed[math.inf]) > 9e6, "without the bound some would be"
+    assert max(proposed[9e6]) <= 9e6
+    found = smallest_student(fitted(runs(), largest=9e6), loss=0.85, tokens=4e5)
+    assert isinstance(found, Abstention) and found.run is not None and found.run[0] <= 9e6
+    few = fit_capacity(runs(sizes=(1e6, 8e6), repeats=2), largest=9e6)
+    assert isinstance(few, Abstention) and few.run == (5e5, 4e5)
 
 
 @pytest.mark.parametrize(

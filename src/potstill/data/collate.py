@@ -39,7 +39,8 @@ class Collator:
         self.pad_id = pad_id
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """`input_ids`, `labels`, `position_ids` and `segment_ids` [B,T]; the same with the prefix `teacher_` where the
+        """`input_ids`, `labels`, `position_ids` and `segment_ids` [B,T]; `weights` [B,T] where a
+        row has any; the same with the prefix `teacher_` where the
         rows have a view of their own for the teacher; and `record_ids`, one text per record. No rows at all give one
         row of one padding token.
 
@@ -52,6 +53,11 @@ class Collator:
             raise DataError("some rows of a batch have a view of their own for the teacher, and others do not")
         if teachers:
             batch |= {f"teacher_{name}": column for name, column in _padded(teachers, self.pad_id).items()}
+        weights = [row.weights if isinstance(row, (Tokenized, Packed)) else [] for row in rows]
+        if any(weights):
+            width = batch["input_ids"].shape[1]
+            filled = [w + [1.0] * (width - len(w)) for w in weights]
+            batch["weights"] = torch.tensor(filled, dtype=torch.float32)
         return {**batch, "record_ids": [name for row in rows for name in _record_ids(row)]}
 
 

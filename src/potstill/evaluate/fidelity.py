@@ -10,9 +10,12 @@ written to disk, 16 MB for 1,000 targets of width 4,096, and its head is kept, w
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,15 +54,22 @@ class Batches:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def inputs(self, index: int) -> dict[str, Any]:
+        """The collated rows of one batch."""
+        found: dict[str, Any] = self.held_out.collate([self.held_out.rows[i] for i in self.rows[index]])
+        return found
+
     def batch(self, index: int, device: torch.device) -> Batch:
         """One batch, on a device."""
-        inputs = self.held_out.collate([self.held_out.rows[i] for i in self.rows[index]])
-        moved = {name: c.to(device) if isinstance(c, torch.Tensor) else c for name, c in inputs.items()}
+        moved = {name: c.to(device) if isinstance(c, torch.Tensor) else c for name, c in self.inputs(index).items()}
         return Batch.from_inputs(moved)
 
     def numbers(self, index: int) -> NDArray[np.int64]:
         """The indices of a batch's targets among all targets, in the batch's order."""
         return np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in self.rows[index]])
+
+
+_HEAD, _ABOUT_HEAD = "head.safetensors", "head.json"
 
 
 class TeacherRows:
@@ -99,6 +109,34 @@ class TeacherRows:
             raise ValueError(f"batch {index} of the teacher was not kept")
         hidden = load_file(self._file(index))["hidden"]
         return replace(self._head, hidden=hidden.to(self._head.weight.device))
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether the rows on disk, and the head, say all: not where the teacher itself stays in memory."""
+        return self._teacher is None
+
+    def keep_in(self, folder: Path) -> None:
+        """Move the rows into a folder, with the head beside them."""
+        for index in range(len(self._batches)):
+            shutil.move(self._file(index), folder)
+        self._folder = folder
+        if self._head is not None:
+            head = {"weight": self._head.weight.detach(), "hidden": self._head.hidden}
+            if self._head.bias is not None:
+                head["bias"] = self._head.bias.detach()
+            save_file({name: tensor.contiguous().cpu() for name, tensor in head.items()}, folder / _HEAD)
+            about = {"softcap": self._head.softcap, "scale": self._head.scale}
+            (folder / _ABOUT_HEAD).write_text(json.dumps(about), encoding="utf-8")
+
+    @classmethod
+    def kept_in(cls, folder: Path, batches: Batches) -> TeacherRows:
+        """What `keep_in` left in a folder."""
+        rows = cls(batches, folder)
+        if (folder / _HEAD).exists():
+            about: dict[str, Any] = json.loads((folder / _ABOUT_HEAD).read_text(encoding="utf-8"))
+            kept: dict[str, Any] = load_file(folder / _HEAD)
+            rows._head = Head(**kept, **about)
+        return rows
 
     def _file(self, index: int) -> Path:
         return self._folder / f"rows-{index:06d}.safetensors"
@@ -210,25 +248,42 @@ def with_columns(scores: Scores, columns: Mapping[str, NDArray[np.float32]]) -> 
         entropy=columns.get("entropy"),
         collision=columns.get("collision"),
         nll_at=tempered,
+        more={name: columns[name] for name in ("reverse_kl", "total_variation") if name in columns},
     )
 
 
+MOST_CLASSES_KEPT = 100
+"""With more classes, probabilities other than of the first choice are not kept."""
+
+
 class _Classes:
-    """The first choice of class, its probability, and whether it is the example's class."""
+    """Which class is put first, how surely, and whether it is the example's; and all probabilities of few classes."""
 
     def __init__(self, targets: int) -> None:
         self.predicted = np.full(targets, -1, dtype=np.int64)
         self.probability = np.full(targets, np.nan, dtype=np.float32)
         self.correct = np.zeros(targets, dtype=np.bool_)
+        self.probabilities: NDArray[np.float32] | None = None
 
     def add(self, numbers: NDArray[np.int64], logits: Tensor, targets: Tensor) -> None:
-        probability, predicted = logits.float().softmax(-1).max(-1)
+        softmax = logits.float().softmax(-1)
+        probability, predicted = softmax.max(-1)
+        if softmax.shape[-1] <= MOST_CLASSES_KEPT:
+            if self.probabilities is None:
+                self.probabilities = np.full((len(self.predicted), softmax.shape[-1]), np.nan, dtype=np.float32)
+            self.probabilities[numbers] = softmax.cpu().numpy()
         self.predicted[numbers], self.probability[numbers] = predicted.cpu().numpy(), probability.cpu().numpy()
         self.correct[numbers] = (predicted == targets).cpu().numpy()
 
     def added_to(self, scores: Scores, labels: NDArray[np.int64]) -> Scores:
+        more = dict(scores.more) if self.probabilities is None else {**scores.more, "classes": self.probabilities}
         return replace(
-            scores, predicted=self.predicted, probability=self.probability, correct=self.correct, labels=labels
+            scores,
+            predicted=self.predicted,
+            probability=self.probability,
+            correct=self.correct,
+            labels=labels,
+            more=more,
         )
 
 

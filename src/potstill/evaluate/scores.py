@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ class Scores:
         entropy: of the model's distribution, nats.
         collision: Σ q², the sum of its squared probabilities.
         nll_at: the NLL at other temperatures.
+        more: further columns by name: `reverse_kl` and `total_variation` to the teacher, `classes` (the probability
+            of each [N, C]), and those of a measure's own questions.
     """
 
     nll: NDArray[np.float32] | None = None
@@ -47,6 +50,7 @@ class Scores:
     entropy: NDArray[np.float32] | None = None
     collision: NDArray[np.float32] | None = None
     nll_at: Mapping[float, NDArray[np.float32]] = field(default_factory=dict)
+    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def chance_of(labels: NDArray[np.int64], task: Task) -> NDArray[np.float64] | None:

@@ -10,7 +10,7 @@ from potstill.stage import Context, Stage
 from potstill.tasks import SPECS
 from potstill.teachers.origin import teacher_name
 
-CONTRACT = 4
+CONTRACT = 5
 
 
 def stage(recipe: Recipe) -> Stage:

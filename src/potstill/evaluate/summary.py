@@ -4,13 +4,14 @@ No torch."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill.evaluate.bootstrap import FEW_GROUPS, PairedBootstrap, Ranks, Statistic, difference_of, mean_of
-from potstill.evaluate.measures.base import Compared, Draws, Measure, Metric, Table, first_half
+from potstill.evaluate.measures.base import Compared, Draws, Found, Measure, Metric, Table, Values, first_half
 from potstill.evaluate.scores import Scores, chance_of
 from potstill.measures import MODELS, Comparison, Interval, Measures, MetricSpec, ModelMeasures, Speed
 from potstill.tasks import SPECS, Task
@@ -24,6 +25,7 @@ PAIRS = (
 )
 """A model, and the model that it is compared with."""
 
+T = TypeVar("T")
 Seeds = Sequence[Scores]
 """The scores of one model, one entry per training seed (the teacher has one)."""
 
@@ -38,17 +40,6 @@ class Size:
     bytes: int
     layers: int
     positions: int | None = None
-
-
-@dataclass(frozen=True)
-class Values:
-    """Metrics of models on one set of targets."""
-
-    specs: Mapping[str, MetricSpec] = field(default_factory=dict)
-    values: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
-    """By model and metric."""
-    by_seed: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
-    comparisons: tuple[Comparison, ...] = ()
 
 
 def find(
@@ -120,9 +111,9 @@ def summarise(
     records: int,
     draws: Draws,
     notes: Sequence[str],
-    solved: Values = Values(),
     measures: Sequence[Measure] = (),
     table: Table | None = None,
+    asked: Sequence[Found] = (),
 ) -> Measures:
     """The measures of all models.
 
@@ -135,10 +126,10 @@ def summarise(
         labels: the class of each target [N], −1 if it has none; for classes and embeddings only.
         records: the number of records.
         draws: of the bootstrap.
-        notes: for the reader; notes from here are appended.
-        solved: metrics on held-out problems.
-        measures: the measures to take metrics and findings from.
-        table: all values per target, for findings.
+        notes: what a reader must know; what is found here is added.
+        measures: which metrics and findings there are.
+        table: all that was computed per target, for findings.
+        asked: what passes of measures found, on questions of their own.
 
     Raises:
         DataError: fewer than two groups.
@@ -150,15 +141,15 @@ def summarise(
     ordered = {name: scores[name] for name in MODELS if name in scores}
     metrics = [metric for measure in measures for metric in measure.metrics(SPECS[task])]
     found = find(ordered, metrics, bootstrap, above_chance=above_chance, first=first_half(groups))
-    others = [measure.findings(table) for measure in measures] if table is not None else []
+    others = [*asked, *([measure.findings(table) for measure in measures] if table is not None else [])]
     models = {
         name: ModelMeasures(
             name=name,
             parameters=sizes[name].parameters,
             bytes=sizes[name].bytes,
             layers=sizes[name].layers,
-            metrics={**solved.values.get(name, {}), **found.values[name]},
-            by_seed={**solved.by_seed.get(name, {}), **found.by_seed[name]},
+            metrics=_merged([*(one.values.values.get(name, {}) for one in asked), found.values[name]]),
+            by_seed=_merged([*(one.values.by_seed.get(name, {}) for one in asked), found.by_seed[name]]),
             speed=speeds.get(name),
         )
         for name in ordered
@@ -176,8 +167,8 @@ def summarise(
         )
     return Measures(
         models=models,
-        metrics={**solved.specs, **found.specs},
-        comparisons=(*solved.comparisons, *found.comparisons),
+        metrics=_merged([*(one.values.specs for one in asked), found.specs]),
+        comparisons=(*(c for one in asked for c in one.values.comparisons), *found.comparisons),
         groups=bootstrap.groups,
         records=records,
         targets=len(groups),
@@ -190,6 +181,10 @@ def summarise(
         findings=tuple(finding for other in others for finding in other.findings),
         losses=tuple(loss for other in others for loss in other.losses),
     )
+
+
+def _merged(parts: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _above(teacher: Scores, chance: NDArray[np.float64] | None, bootstrap: PairedBootstrap) -> bool:

@@ -3,6 +3,7 @@
     <cache>/models/<name>/          a whole entry, with `potstill.json`: its description, and the size of every file
     <cache>/models/.making-<name>/  an unfinished entry; renamed when whole, removed by the next process
     <cache>/data/                   the same for data sets
+    <cache>/teachers/               what teachers gave on held-out sets (`evaluate/teacher_memory.py`)
     <cache>/signals/                cached signals of teachers (`teachers/cached.py`)
     <cache>/digests/                file digests, remembered by path, size and time
 

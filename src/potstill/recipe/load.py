@@ -94,6 +94,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
             raise RecipeError(f"{'.'.join(parts[:depth])} is {at!r}: nothing can be set inside it", where=where)
 
 
+_MEASURE_SOURCES = ("harmful", "harmless", "labels")
 _STUDENT_PATHS = ("config", "tokenizer", "weights", "source")
 
 
@@ -105,6 +106,11 @@ def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
         document["student"] = {**student, **paths}
     if "data" in document:
         document["data"] = _absolute_source(document["data"], base)
+    train, evaluate = document.get("train"), document.get("evaluate")
+    if isinstance(train, dict) and isinstance(mix := train.get("refusals"), dict) and "prompts" in mix:
+        document["train"] = {**train, "refusals": {**mix, "prompts": _absolute_source(mix["prompts"], base)}}
+    if isinstance(evaluate, dict) and isinstance(measures := evaluate.get("measures"), list):
+        document["evaluate"] = {**evaluate, "measures": [_absolute_measure(measure, base) for measure in measures]}
     for holder in (document.get("teacher"), document.get("student"), *_values(document.get("teachers"))):
         _absolute_models(holder, base)
     policy = document.get("policy")
@@ -120,6 +126,21 @@ def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
             against = {name: _absolute_source(source, base) for name, source in against.items()}
             document["generate"] = {**generate, "decontaminate": {**generate["decontaminate"], "against": against}}
     return document
+
+
+def _absolute_measure(measure: Any, base: Path) -> Any:
+    """A measure with the sources of its questions."""
+    if not isinstance(measure, dict):
+        return measure
+    sources = {key: _absolute_source(measure[key], base) for key in _MEASURE_SOURCES if measure.get(key) is not None}
+    if isinstance(tasks := measure.get("tasks"), list):
+        sources["tasks"] = [
+            {**task, "data": _absolute_source(task["data"], base)}
+            if isinstance(task, dict) and "data" in task
+            else task
+            for task in tasks
+        ]
+    return {**measure, **sources}
 
 
 def _source_path(source: str, base: Path) -> str:
@@ -244,6 +265,7 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path)
     value: Any = {**document, "teachers": {"main": document["teacher"]}} if "teacher" in document else document
     rooms = {"teacher": "teachers", "teachers": "teachers", "student": "students", "objectives": "objectives"}
     rooms |= {"data": "data", "generate": "generate", "export": "export", "verify": "verify", "against": "data"}
+    rooms |= {"measures": "evaluate.measures", "harmful": "data", "harmless": "data", "prompts": "data"}
     room: str | None = None
     for part in location:
         if isinstance(value, str):
@@ -270,6 +292,9 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path)
 def _settings_of(annotation: Any) -> type[BaseModel] | None:
     options = [annotation, *getattr(annotation, "__args__", ())]
     for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel) and not issubclass(option, KindSettings):
+        if not (isinstance(option, type) and issubclass(option, BaseModel)):
+            continue
+        # The base of a room is found by the kind that the document names; a single kind is a section like any other.
+        if not issubclass(option, KindSettings) or not option.model_fields["kind"].is_required():
             return option
     return None

@@ -181,6 +181,11 @@ class Recipe(Settings):
             return
         if train.packing and not spec.writes:
             raise ValueError("packing is for causal language models: set train.packing: false")
+        if (train.refusals is not None or train.refusal_weight is not None) and not spec.writes:
+            raise ValueError(
+                f"train.refusals are for models that write, and the task is {self.task!r}: drop refusals and "
+                "refusal_weight"
+            )
         for objective in train.all_objectives:
             if reason := why_not(self.task, objective):
                 raise ValueError(reason)

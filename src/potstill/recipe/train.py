@@ -16,6 +16,7 @@ from pydantic import (
 
 from potstill.errors import did_you_mean
 from potstill.recipe.base import LONGEST_NAME, Cosmetic, Count, PartIfSet, Settings, Tokens, one_of
+from potstill.recipe.data import DataSettings
 from potstill.recipe.declared import MOST, training_arguments
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.relations import PooledSettings, Pooling
@@ -118,6 +119,34 @@ class Masking(Settings):
         return self
 
 
+class RefusalMix(Settings):
+    """Refusals mixed into the training records: the harmful `prompts` of one half of a set, each with a refusal, as a
+    `share` of all training records. The measure `safety` asks the other half.
+
+    `answers` are the texts of refusals, dealt out in turn.
+    """
+
+    prompts: one_of(DataSettings)  # type: ignore[valid-type]
+    share: float = Field(0.1, gt=0, lt=1)
+    answers: tuple[str, ...] = Field(
+        (
+            "I'm sorry, but I can't help with that.",
+            "I can't help with that request. It could hurt people.",
+            "Sorry, I can't assist with this.",
+            "I'm not able to help with that.",
+        ),
+        min_length=1,
+    )
+
+
+class RefusalWeight(Settings):
+    """The first `tokens` of answers that refuse count `weight` times in every objective over the vocabulary: where the
+    teacher refuses, the opening decides what follows (Qi et al. 2024, arXiv 2406.05946)."""
+
+    weight: float = Field(4.0, gt=0, le=1000)
+    tokens: Count = 5
+
+
 class TrainStage(Settings):
     """One stage of a training with several: TinyBERT's intermediate layers, then its prediction layer.
 
@@ -180,6 +209,9 @@ class TrainSettings(Settings):
     which have none: the lowest objectives), for students and controls alike, on a third of the held-out groups; the
     evaluation reports on the others. A checkpoint is written every `checkpoint_seconds`.
 
+    `refusals` are mixed into the training records, and `refusal_weight` makes the openings of answers that refuse count
+    more; both are for language models that write.
+
     `controls` are variants of this stage with artifacts of their own (see `Control`). `seeds` trains student and
     controls that often, by the seeds that follow the recipe's (initialisation, order, dropout), on the same data; the
     first is the one that is exported.
@@ -194,6 +226,8 @@ class TrainSettings(Settings):
     max_length: Tokens = 1024
     packing: bool = False
     teacher_system: Annotated[str | None, PartIfSet(), Field(min_length=1)] = None
+    refusals: Annotated[RefusalMix | None, PartIfSet()] = None
+    refusal_weight: Annotated[RefusalWeight | None, PartIfSet()] = None
     keep: Literal["last", "best"] = "last"
     evaluations: Count = 4
     checkpoint_seconds: Annotated[PositiveFloat, Cosmetic()] = 300.0

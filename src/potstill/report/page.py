@@ -25,18 +25,18 @@ from potstill.tasks import SPECS
 
 
 def render_page(findings: Findings) -> str:
-    """The complete page, as HTML that encodes to UTF-8."""
-    style = _style()
+    """The whole page, as HTML that encodes to UTF-8."""
+    its_style = style()
     verdict, words = judge(findings.measures), words_of(findings.measures)
     return (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             findings=findings,
             measures=findings.measures,
             task=SPECS[findings.measures.task],
-            style=Markup(style),  # our own file
-            policy=content_policy(style),
+            style=Markup(its_style),  # our own file
+            policy=content_policy(its_style),
             looks=LOOKS,
             verdict=verdict,
             words=words,
@@ -76,12 +76,14 @@ def content_policy(style: str) -> str:
 
 
 @cache
-def _style() -> str:
+def style() -> str:
+    """The one style of a page."""
     return files("potstill.report").joinpath("style.css").read_text(encoding="utf-8")
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates, which escape every value."""
     environment = Environment(
         loader=PackageLoader("potstill.report"),
         autoescape=True,

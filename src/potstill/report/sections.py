@@ -12,12 +12,12 @@ from potstill.measures import (
     Bands,
     Comparison,
     Figures,
-    Finding,
     Interval,
     Measures,
     MetricSpec,
     ModelMeasures,
     Reliability,
+    Solving,
     Speed,
 )
 from potstill.report import figures
@@ -473,6 +473,7 @@ def measured_sections(measures: Measures) -> list[Section]:
     names = [spec.section for spec in measures.metrics.values()] + [f.section for f in measures.findings]
     words = words_of(measures)
     made = []
+    drawn = [finding for finding in measures.findings if not isinstance(finding, Solving)]
     for name in dict.fromkeys(name for name in names if name):
         specs = [spec for spec in measures.metrics.values() if spec.section == name]
         made.append(
@@ -481,14 +482,14 @@ def measured_sections(measures: Measures) -> list[Section]:
                 name[:1].upper() + name[1:],
                 metrics_table(measures, specs) if specs else None,
                 [(spec.term, spec.explanation) for spec in specs if spec.explanation],
-                [part_of(finding, words) for finding in measures.findings if finding.section == name],
+                [part_of(finding, words) for finding in drawn if finding.section == name],
             )
         )
     return made
 
 
-def part_of(finding: Finding, words: Words) -> Part:
-    """A finding, rendered by its type."""
+def part_of(finding: Bands | Reliability | Figures, words: Words) -> Part:
+    """A finding by its type."""
     if isinstance(finding, Reliability):
         return _reliability(finding, words)
     if isinstance(finding, Bands):
@@ -526,7 +527,7 @@ def _bands(finding: Bands, words: Words) -> Part:
     if any(band.adjusted_p is not None for band in finding.bands):
         columns.append(("adjusted p", _adjusted))
     rows = [(band.name, figures.count(band.targets), *(cell(band) for _, cell in columns)) for band in finding.bands]
-    table = Table((finding.of, words.units, *(head for head, _ in columns)), rows)
+    table = Table((finding.of, finding.counted or words.units, *(head for head, _ in columns)), rows)
     drawn = [(readable(band.name), band.excess) for band in finding.bands if band.excess is not None]
     figure = None
     if 1 < len(drawn) <= _MOST_BANDS_DRAWN:

@@ -61,7 +61,9 @@ def judge(measures: Measures) -> Verdict:
     words = words_of(measures)
     outcome, worth = _worth(measures, words)
     losses = tuple(
-        NamedLoss(f"it {loss.text} ({interval(loss.nats)} nats per {words.unit})", loss.section, loss.remedy)
+        NamedLoss(
+            f"it {loss.text} ({interval(loss.nats)} nats per {loss.per or words.unit})", loss.section, loss.remedy
+        )
         for loss in measures.named_losses
     )
     return Verdict(_kept(measures, words) + _solves(measures), worth, outcome, losses)

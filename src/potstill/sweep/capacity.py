@@ -85,6 +85,7 @@ class Fit:
         held_out: the largest run, which `predicted` is the loss of, by the law of all others.
         predicted: with its bootstrap interval.
         predicts: whether the prediction is as near as `tolerance`, in relative terms.
+        largest: parameters that no student may have more of: its teacher's.
     """
 
     points: tuple[Point, ...]
@@ -94,6 +95,7 @@ class Fit:
     predicted: Interval
     tolerance: float
     confidence: float
+    largest: float = math.inf
 
     @property
     def error(self) -> float:
@@ -119,7 +121,13 @@ class Abstention:
 
 
 def fit_capacity(
-    points: Sequence[Point], *, tolerance: float = 0.1, confidence: float = 0.95, draws: int = 200, seed: int = 0
+    points: Sequence[Point],
+    *,
+    tolerance: float = 0.1,
+    confidence: float = 0.95,
+    draws: int = 200,
+    seed: int = 0,
+    largest: float = math.inf,
 ) -> Fit | Abstention:
     """Fits the law, or says what is missing.
 
@@ -127,6 +135,7 @@ def fit_capacity(
         points: one a run; runs that differ by their seed alone are points of their own.
         tolerance: largest relative error of the held-out prediction with which the law counts as predicting.
         draws: bootstrap resamples.
+        largest: parameters of the teacher: no larger student is proposed.
     """
     sizes, amounts = sorted({p.parameters for p in points}), sorted({p.tokens for p in points})
     if len(points) < LEAST_RUNS + 1:
@@ -134,27 +143,28 @@ def fit_capacity(
     if len(sizes) < 3:
         return Abstention(
             f"{_count(sizes, 'size')} of students cannot show a curve: three or more are needed",
-            (_beyond(sizes), amounts[-1]),
+            _run_of_another_size(sizes, amounts[-1], largest),
         )
     if len(amounts) == 2:
         return Abstention(
             "two amounts of data cannot show a curve: one, or three or more", (sizes[-1], _beyond(amounts))
         )
-    largest = max(points, key=lambda p: (p.parameters * p.tokens, p.parameters))
-    kept = [p for p in points if (p.parameters, p.tokens) != (largest.parameters, largest.tokens)]
+    last = max(points, key=lambda p: (p.parameters * p.tokens, p.parameters))
+    kept = [p for p in points if (p.parameters, p.tokens) != (last.parameters, last.tokens)]
     there = [p.loss for p in points if p not in kept]
-    held_out = Point(largest.parameters, largest.tokens, math.fsum(there) / len(there))
+    held_out = Point(last.parameters, last.tokens, math.fsum(there) / len(there))
     if len({p.parameters for p in kept}) < 3 or len({p.tokens for p in kept}) == 2:
         return Abstention(
             "the law is fitted without the largest run, and then has too few sizes or amounts of data",
-            (_beyond(sizes), amounts[-1]),
+            _run_of_another_size(sizes, amounts[-1], largest),
         )
     random = np.random.default_rng(seed)
     first = _fit(kept)
     first_draws = _bootstrap(first, kept, draws, random)
     predicted = _interval(lambda law: law.loss(held_out.parameters, held_out.tokens), first, first_draws, confidence)
     law = _fit(points)
-    return Fit(tuple(points), law, _bootstrap(law, points, draws, random), held_out, predicted, tolerance, confidence)
+    drawn = _bootstrap(law, points, draws, random)
+    return Fit(tuple(points), law, drawn, held_out, predicted, tolerance, confidence, largest)
 
 
 def smallest_student(fit: Fit, loss: float, tokens: float) -> Interval | Abstention:
@@ -178,7 +188,7 @@ def smallest_student(fit: Fit, loss: float, tokens: float) -> Interval | Abstent
             f"no size reaches {loss:.3g} with {tokens:,.0f} tokens: by this law the best students end at {least:.3g}",
             (max(sizes), max(amounts) * FARTHEST),
         )
-    low, high = min(sizes) / FARTHEST, max(sizes) * FARTHEST
+    low, high = min(sizes) / FARTHEST, min(max(sizes) * FARTHEST, fit.largest)
     if not low <= found.value <= high:
         nearest = min(max(found.value, low), high)
         return Abstention(
@@ -202,6 +212,7 @@ def next_run(fit: Fit) -> tuple[float, float]:
     candidates = [
         (size, amount)
         for size in (sizes[0] / FARTHEST, *sizes, _beyond(sizes))
+        if size <= fit.largest
         for amount in ((amounts[0] / FARTHEST, *amounts, _beyond(amounts)) if some else amounts)
         if not any((p.parameters, p.tokens) == (size, amount) for p in fit.points)
     ]
@@ -214,6 +225,11 @@ def next_run(fit: Fit) -> tuple[float, float]:
 
 def _beyond(values: Sequence[float]) -> float:
     return values[-1] * FARTHEST
+
+
+def _run_of_another_size(sizes: Sequence[float], tokens: float, largest: float) -> tuple[float, float]:
+    """A run of a size that is not there yet: a larger one, or where that is more than a student may have, a smaller."""
+    return (_beyond(sizes) if _beyond(sizes) <= largest else sizes[0] / FARTHEST, tokens)
 
 
 def _count(values: Sequence[float], noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -232,11 +233,18 @@ def points_of(sweep: Sweep, runs: Sequence[Run]) -> list[Point]:
     return points
 
 
-def capacity_of(sweep: Sweep, points: Sequence[Point]) -> dict[str, Any] | None:
-    """The law and the answers to the questions of the file, as they are printed and kept; None where it asks none."""
+def largest_student(runs: Sequence[Run]) -> float:
+    """The parameters of the teacher, which no student needs more of; infinite where none was measured."""
+    found = [Measures.load(made.folder / "evaluate" / "measures.json").models.get("teacher") for made in runs]
+    return float(min((teacher.parameters for teacher in found if teacher is not None), default=math.inf))
+
+
+def capacity_of(sweep: Sweep, points: Sequence[Point], largest: float = math.inf) -> dict[str, Any] | None:
+    """The law and the answers to the questions of the file, as they are printed and kept; None where it asks none.
+    `largest` are the parameters that a student may have at most."""
     if not sweep.capacity:
         return None
-    fit = fit_capacity(points, tolerance=sweep.tolerance, confidence=sweep.confidence)
+    fit = fit_capacity(points, tolerance=sweep.tolerance, confidence=sweep.confidence, largest=largest)
     if isinstance(fit, Abstention):
         return {"runs": len(points), "law": None, "abstains": asdict(fit), "answers": []}
     answers = []

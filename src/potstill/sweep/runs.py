@@ -24,6 +24,7 @@ from potstill.sweep.result import (
     capacity_of,
     capacity_text,
     gather,
+    largest_student,
     picture_of,
     points_of,
     result_of,
@@ -108,7 +109,7 @@ def run_sweep(
     there = [made for made in runs if made.folder.name not in failed and (made in chosen or runner.fresh(made))]
     missing = {made.folder.name: failed.get(made.folder.name, "not run yet") for made in runs if made not in there}
     arms, teacher = gather(sweep, there), teachers_value(there, sweep.measure)
-    capacity = capacity_of(sweep, points_of(sweep, there))
+    capacity = capacity_of(sweep, points_of(sweep, there), largest_student(there))
     result = result_of(sweep, arms, teacher, missing, capacity)
     write_atomically(folder / "result.json", json.dumps(result, indent=1))
     write_atomically(folder / "plot.svg", picture_of(sweep, arms, teacher))

@@ -13,7 +13,10 @@ import torch
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.data import Example, Sides, check_selection, load_records, read_sides, reader_of, selects
+from potstill.data.packages import refuse_evaluation_only
 from potstill.data.reader import Row, TaskReader
+from potstill.data.refusals import weighted, with_refusals
+from potstill.data.tokenize import Tokenized
 from potstill.data.twins import near_twins
 from potstill.errors import DataError
 from potstill.models.folder import ModelSource, check_tokenizer_folder
@@ -31,6 +34,8 @@ from potstill.types import Reject
 _ROWS_PER_BATCH = 8
 _MANY = 0.1
 """A warning is given if at least this share of records is cut."""
+_NEAR = 0.1
+"""A share of refusals that falls short by more of itself is warned of."""
 FEW_CHOOSING = 10
 """A warning is given if fewer held-out groups choose the best weights."""
 
@@ -114,7 +119,14 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
         work.count("held-out records with a near twin", twins.found)
         work.warn(str(twins))
     reader = reader_of(recipe, tokenizer, sides.classes)
-    train = _read(sides.train, reader, recipe, work, "")
+    refuse_evaluation_only(recipe.data, "data.name")
+    training = sides.train
+    if (mix := recipe.required_train.refusals) is not None:
+        training, amount = with_refusals(training, mix)
+        work.count("refusals mixed in", amount)
+        if amount < (1 - _NEAR) * mix.share * len(training):
+            work.warn(f"{amount} refusals are {amount / len(training):.0%} of the records: there are no more prompts")
+    train = _read(training, reader, recipe, work, "")
     held_out = _read(_measured(sides, recipe, work), reader, recipe, work, "held-out ")
     if not train:
         reasons = "; ".join(f"{name} {amount}" for name, amount in work.counts.items())
@@ -191,11 +203,14 @@ def _source(settings: object, console: Console) -> ModelSource | None:
 
 def _read(items: Sequence[Any], reader: TaskReader, recipe: Recipe, work: Work, which: str) -> list[Row]:
     rows: list[Row] = []
+    emphasis = None if which else recipe.required_train.refusal_weight
     for item in items:
         for row in reader.rows(item):
             if isinstance(row, Reject):
                 work.count(f"{which}dropped: {row.reason}")
                 continue
+            if emphasis is not None and isinstance(row, Tokenized):
+                row = weighted(row, item, emphasis)
             rows.append(row)
             if note := getattr(row, "note", ""):
                 work.warn(note)

@@ -80,6 +80,9 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
 
     digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
     digests |= model_digests("teacher", members_of(recipe.teachers.get(recipe.required_train.teacher)))
+    if recipe.required_train.refusals is not None:
+        of_refusals = source_digests(recipe.required_train.refusals.prompts)
+        digests |= {f"refusals {name}": value for name, value in of_refusals.items()}
     student = recipe.student
     if isinstance(student, Existing):
         digests |= model_digests("student", [student])

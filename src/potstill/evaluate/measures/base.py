@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from potstill.artifacts import Work
+from potstill.console import Console
+from potstill.data import ChatTokenizer
 from potstill.evaluate.bootstrap import PairedBootstrap, Ranks, Statistic
 from potstill.evaluate.scores import Scores
-from potstill.measures import Finding, Loss, MetricSpec
+from potstill.measures import Comparison, Finding, Interval, Loss, MetricSpec
+from potstill.recipe import Recipe
 from potstill.tasks import TaskSpec
 from potstill.types import digest
+
+if TYPE_CHECKING:
+    from potstill.teachers.base import OpenTeacher
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,26 @@ class Table:
         first = first_half(self.groups)
         return first, ~first
 
+    @cached_property
+    def frequency(self) -> NDArray[np.int64]:
+        """How often each target's token or class is a target in training [N]."""
+        counts = self.counts()
+        if not len(counts):
+            return np.zeros(len(self.ids), dtype=np.int64)
+        return np.where(self.ids < len(counts), counts[np.minimum(self.ids, len(counts) - 1)], 0)
+
+    def bands(self, share: float) -> dict[str, NDArray[np.bool_]]:
+        """Bands of frequency, as masks of the targets [N]: those that training does not have, the rarest `share` of the
+        targets (and all that are as rare), the others of the rarer half, and the rest."""
+        rare = self.frequency <= np.quantile(self.frequency, share, method="higher")
+        common = self.frequency >= np.quantile(self.frequency, 0.5)
+        return {
+            "not in training": self.frequency == 0,
+            f"rarest {100 * float(rare.mean()):.0f} %": rare,
+            "middle": ~rare & ~common,
+            "most common half": common & ~rare,
+        }
+
     def within(self, mask: NDArray[np.bool_]) -> PairedBootstrap | None:
         """The draws over the groups of some targets; None if there are fewer than two groups."""
         groups = [group for group, inside in zip(self.groups, mask, strict=True) if inside]
@@ -116,12 +144,40 @@ def first_half(groups: Sequence[str]) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
+class Values:
+    """Metrics of models on one set of targets."""
+
+    specs: Mapping[str, MetricSpec] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    """By model and metric."""
+    by_seed: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+
+
+def joined(one: Values, other: Values) -> Values:
+    """Metrics on two sets of targets."""
+    names = {*one.values, *other.values}
+
+    def both(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {name: {**a.get(name, {}), **b.get(name, {})} for name in names}
+
+    return Values(
+        {**one.specs, **other.specs},
+        both(one.values, other.values),
+        both(one.by_seed, other.by_seed),
+        (*one.comparisons, *other.comparisons),
+    )
+
+
+@dataclass(frozen=True)
 class Found:
-    """The findings of a measure, losses for the verdict, and notes for the reader."""
+    """The findings of a measure, losses that the verdict may name, notes for the reader, and `values` of metrics on
+    targets of its own (problems, prompts)."""
 
     findings: tuple[Finding, ...] = ()
     losses: tuple[Loss, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    values: Values = Values()
 
 
 class Measure(Protocol):
@@ -138,4 +194,80 @@ class Measure(Protocol):
 
     def findings(self, table: Table) -> Found:
         """Findings, losses and notes."""
+        ...
+
+
+# ---- measures that put questions of their own to every model -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that a pass puts its questions to.
+
+    Attributes:
+        name: one of `potstill.measures.MODELS`.
+        positions: how many tokens it takes, question and answer together (None: any number).
+    """
+
+    name: str
+    model: OpenTeacher
+    positions: int | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a pass is begun with.
+
+    Attributes:
+        chat: the student's tokenizer; all models are asked in its tokens.
+        work: takes counts, facts and warnings.
+        generated: `records.parquet` of the stage `generate`, if the recipe has one.
+    """
+
+    recipe: Recipe
+    chat: ChatTokenizer
+    work: Work
+    console: Console
+    generated: Path | None = None
+
+
+class Pass(Protocol):
+    """Questions that are put to one model after the other, and what is made of the answers.
+
+    Answers are plain data (JSON). Those of the teacher are kept by `identity` and the teacher's weights, and come back
+    in another run without the teacher being asked again.
+    """
+
+    @property
+    def identity(self) -> Any:
+        """Everything that the answers of a model depend on besides the model: plain data."""
+        ...
+
+    def ask(self, asked: Asked) -> Any:
+        """One model's answers; None if it cannot be asked, with a note."""
+        ...
+
+    def take(self, name: str, answers: Any) -> None:
+        """Answers of a model, the teacher's first; of one that was asked already they are another seed's."""
+        ...
+
+    def found(self, draws: Draws, table: Table) -> Found:
+        """What all answers together show, beside what was computed per held-out target."""
+        ...
+
+    def save(self, out: Path) -> None:
+        """Write the answers into the artifact."""
+        ...
+
+
+@runtime_checkable
+class Asks(Protocol):
+    """A measure with a pass of its own."""
+
+    def begin(self, setting: Setting) -> Pass:
+        """Read the questions.
+
+        Raises:
+            DataError: there are none, or too few.
+        """
         ...

@@ -8,6 +8,7 @@ teacher.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from scipy.sparse import csr_array
 from potstill.evaluate.bootstrap import SHARE, Floats, PairedBootstrap, Statistic, difference_of, mean_of
 from potstill.evaluate.measures.base import Compared, Found, Metric, Table
 from potstill.evaluate.scores import Scores
-from potstill.measures import Bin, Figures, Finding, Interval, Loss, MetricSpec, Reliability
+from potstill.measures import Band, Bands, Bin, Figures, Finding, Interval, Loss, MetricSpec, Reliability
 from potstill.objectives.statistics import TEMPERED
 from potstill.recipe.measures import Calibration
 from potstill.registry import implements
@@ -26,6 +27,8 @@ from potstill.tasks import TaskSpec
 Probabilities = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 _SECTION = "calibration"
+_RARE = 0.1
+"""The share of the targets, the rarest ones, that is a band of its own."""
 _FINE = 400
 """Number of temperatures, between the smallest and the largest, at which the fitted curve is evaluated."""
 
@@ -98,6 +101,29 @@ class CalibrationMeasure:
                 ),
                 _brier,
             ),
+            *(
+                (
+                    Metric(
+                        spec(
+                            "classwise_ece",
+                            "Classwise ECE",
+                            "The mean over classes of the calibration error of that class’s probability, in as many "
+                            "bins of equal mass (Kull et al. 2019).",
+                        ),
+                        lambda c: _of_classes(c.mine, bins, classwise_ece_of),
+                    ),
+                    Metric(
+                        spec(
+                            "full_ece",
+                            "Full ECE",
+                            "The calibration error of all classes’ probabilities, taken together (Liu et al. 2024).",
+                        ),
+                        lambda c: _of_classes(c.mine, bins, full_ece_of),
+                    ),
+                )
+                if task.has_classes
+                else ()
+            ),
             Metric(
                 spec("entropy", "Entropy", "Of the model’s distribution: how undecided it is.", "nats"),
                 lambda c: None if c.mine.entropy is None else mean_of(c.mine.entropy, (0.0, np.inf)),
@@ -120,8 +146,49 @@ class CalibrationMeasure:
                 {name: curve for name, curve in curves.items() if name != "untrained"},
             )
         ]
+        if (bands := self._by_frequency(table, known)) is not None:
+            found.append(bands)
         tempered, losses = self._temperature(table, known)
         return Found((*found, *tempered), losses)
+
+    def _by_frequency(self, table: Table, known: dict[str, Sequence[Scores]]) -> Bands | None:
+        """Over-confidence by how often the target occurs in training; None where all are equally common."""
+        rows = []
+        gaps = {
+            name: [
+                one.probability.astype(np.float64) - one.hit
+                for one in seeds
+                if one.probability is not None and one.hit is not None
+            ]
+            for name, seeds in known.items()
+            if name != "untrained"
+        }
+        teacher = gaps.get("teacher")
+        for name, inside in table.bands(_RARE).items():
+            drawn = table.within(inside)
+            if drawn is None:
+                continue
+            values = {
+                n: drawn.interval([mean_of(g[inside], (-1.0, 1.0)) for g in several]) for n, several in gaps.items()
+            }
+            excess = {
+                n: drawn.interval([mean_of(g[inside] - teacher[0][inside]) for g in gaps[n]])
+                for n in ("student", "text_only")
+                if teacher is not None and n in gaps
+            }
+            rows.append(Band(name, int(inside.sum()), values, excess.get("student"), excess.get("text_only")))
+        if len(rows) < 2:
+            return None
+        spec = MetricSpec("overconfidence", "Over-confidence", "over-confidence", "share", False, "targets")
+        return Bands(
+            "By frequency of the target",
+            "The mean probability of the first choice less the share of right ones, by how often the target occurs in "
+            "training. On rare targets every model is wrong more often than it thinks: look at the difference.",
+            _SECTION,
+            spec,
+            "targets",
+            tuple(rows),
+        )
 
     def _temperature(
         self, table: Table, known: dict[str, Sequence[Scores]]
@@ -187,7 +254,42 @@ def ece_in(
     """As `ece_of`, in given bins [N]."""
     targets = np.arange(len(bin_of))
     gaps = csr_array((hit - probability.astype(np.float64), (targets, bin_of)), shape=(len(bin_of), bins))
-    columns = np.concatenate([gaps.toarray(), np.ones((len(bin_of), 1))], -1)
+    return replace(_absolute(gaps.toarray()), bounds=SHARE)
+
+
+def full_ece_of(probabilities: Probabilities, labels: NDArray[np.int64], bins: int) -> Statistic:
+    """Σ over bins of |Σ (is the class − its probability)| ÷ N, all classes of all examples in common bins of equal
+    mass. Full-ECE of Liu et al. 2024 (arXiv 2406.11345), with bins of equal mass instead of equal width,
+    and not averaged over classes.
+
+    Args:
+        probabilities: of each class [N, C].
+        labels: the class of each example [N].
+        bins: how many.
+    """
+    truth = np.arange(probabilities.shape[1]) == labels[:, None]
+    flat = probabilities.astype(np.float64)
+    bin_of = bins_of(flat.ravel(), bins).reshape(flat.shape)
+    gaps = np.stack([np.where(bin_of == b, truth - flat, 0.0).sum(1) for b in range(bins)], -1)
+    return _absolute(gaps)
+
+
+def classwise_ece_of(probabilities: Probabilities, labels: NDArray[np.int64], bins: int) -> Statistic:
+    """The mean over classes of `ece_of` of the class's probability against whether an example is of it. Kull et al.
+    2019 (arXiv 1910.12656), § 2, with bins of equal mass. Arguments as for `full_ece_of`."""
+    classes = probabilities.shape[1]
+    parts = []
+    for number in range(classes):
+        own = probabilities[:, number].astype(np.float64)
+        bin_of = bins_of(own, bins)
+        gap = (labels == number) - own
+        parts.append(np.where(bin_of[:, None] == np.arange(bins), gap[:, None], 0.0) / classes)
+    return _absolute(np.concatenate(parts, -1))
+
+
+def _absolute(gaps: Floats) -> Statistic:
+    """Σ over columns of |Σ over targets| ÷ N."""
+    columns = np.concatenate([gaps, np.ones((len(gaps), 1))], -1)
 
     def of(sums: Floats) -> Floats:
         return np.asarray(np.abs(sums[..., :-1]).sum(-1) / sums[..., -1])
@@ -197,7 +299,7 @@ def ece_in(
         whole = np.abs(sums[..., :-1]).sum(-1, keepdims=True)
         return np.asarray(np.concatenate([np.sign(sums[..., :-1]) / count, -whole / count**2], -1))
 
-    return Statistic(columns, of, gradient, SHARE)
+    return Statistic(columns, of, gradient, (0.0, 2.0))
 
 
 def debiased_ece_of(
@@ -304,6 +406,14 @@ def _if_known(scores: Scores, of: Callable[[Probabilities, Mask], Statistic | No
     if scores.probability is None or scores.hit is None:
         return None
     return of(scores.probability, scores.hit)
+
+
+def _of_classes(
+    scores: Scores, bins: int, of: Callable[[Probabilities, NDArray[np.int64], int], Statistic]
+) -> Statistic | None:
+    if "classes" not in scores.more or scores.labels is None:
+        return None
+    return of(scores.more["classes"], scores.labels, bins)
 
 
 def _debiased(probability: Probabilities, hit: Mask, first: Mask | None, bins: int) -> Statistic | None:

@@ -13,9 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 
-from potstill.evaluate.bootstrap import SHARE, Floats, Ranks, Statistic, Values, difference_of, mean_of, ratio_of
+from potstill.evaluate.bootstrap import (
+    SHARE,
+    Floats,
+    Ranks,
+    Statistic,
+    Values,
+    difference_of,
+    mean_of,
+    ratio_of,
+)
 from potstill.evaluate.measures.base import Compared, Found, Metric, Table
-from potstill.measures import Band, Bands, MetricSpec
+from potstill.measures import Band, Bands, MetricSpec, Unit
 from potstill.recipe.measures import Fidelity
 from potstill.registry import implements
 from potstill.tasks import SPECS, TaskSpec
@@ -28,14 +37,14 @@ Classes = NDArray[np.int64]
 class FidelityMeasure:
     """Closeness of a model to the text and to its teacher."""
 
-    columns = ()
+    columns = ("reverse_kl", "total_variation", "entropy")
 
     def __init__(self, settings: Fidelity) -> None:
         self.settings = settings
 
     def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
-        """See `metrics_of`."""
-        return metrics_of(task)
+        """See `metrics_of`; and of whole distributions, `distances_of`."""
+        return (*metrics_of(task), *(distances_of(task) if task.has_response else ()))
 
     def findings(self, table: Table) -> Found:
         """For classes, F1 of each class."""
@@ -204,6 +213,69 @@ def metrics_of(task: TaskSpec) -> tuple[Metric, ...]:
             paired=False,
         ),
     )
+
+
+def distances_of(task: TaskSpec) -> tuple[Metric, ...]:
+    """Other distances from the teacher's distribution, in the section of fidelity."""
+    per = "example" if not task.has_vocabulary else "masked token" if task.masks else "token"
+
+    def spec(name: str, label: str, short: str, unit: Unit, explanation: str) -> MetricSpec:
+        return MetricSpec(
+            name,
+            label,
+            short,
+            unit,
+            higher_is_better=False,
+            per=f"{per}s" if unit == "share" else per,
+            explanation=explanation,
+            section="fidelity",
+        )
+
+    return (
+        Metric(
+            spec(
+                "reverse_kl",
+                "Reverse KL",
+                "reverse KL",
+                "nats",
+                "KL(model ‖ teacher): large where the model finds likely what its teacher does not.",
+            ),
+            lambda c: _more(c, "reverse_kl"),
+        ),
+        Metric(
+            spec(
+                "total_variation",
+                "Total variation",
+                "total variation",
+                "share",
+                "½ Σ |p − q|: the share of probability that lies elsewhere than the teacher’s.",
+            ),
+            lambda c: _more(c, "total_variation"),
+        ),
+        Metric(
+            spec(
+                "entropy_gap",
+                "Entropy gap",
+                "entropy gap",
+                "nats",
+                "The model’s entropy less its teacher’s: above 0 it is less decided.",
+            ),
+            _entropy_gap,
+            paired=False,
+        ),
+    )
+
+
+def _more(compared: Compared, name: str) -> Statistic | None:
+    values = compared.mine.more.get(name)
+    return None if values is None or compared.teacher is None else mean_of(values, (0.0, math.inf))
+
+
+def _entropy_gap(compared: Compared) -> Statistic | None:
+    teacher = compared.teacher
+    if teacher is None or teacher.entropy is None or compared.mine.entropy is None:
+        return None
+    return mean_of(compared.mine.entropy.astype(np.float64) - teacher.entropy)
 
 
 SOLVED = Metric(

@@ -48,10 +48,8 @@ class TailsMeasure:
         if "teacher" not in table.scores:
             return Found(notes=("Where the loss is was not measured: there is no teacher to lose against.",))
         excess = {name: _excess(table, name) for name in ("student", "text_only") if name in table.scores}
-        counts = table.counts()
-        frequency = np.where(table.ids < len(counts), counts[np.minimum(table.ids, len(counts) - 1)], 0)
-        rare = rarest(frequency, self.settings.rare)
-        bands = self._bands(table, frequency, rare, excess)
+        rare = rarest(table.frequency, self.settings.rare)
+        bands = self._bands(table, excess)
         if not 0 < rare.sum() < len(rare):
             return Found((bands,), notes=("All held-out targets are equally common in training.",))
         bootstrap = table.draws.of(table.groups)
@@ -92,14 +90,8 @@ class TailsMeasure:
         )
         return Found((*found, *([slices] if slices is not None else [])), (loss,))
 
-    def _bands(self, table: Table, frequency: NDArray[np.int64], rare: Mask, excess: dict[str, list[Floats]]) -> Bands:
-        common = frequency >= np.quantile(frequency, 0.5)
-        parts = {
-            "not in training": frequency == 0,
-            f"rarest {100 * float(rare.mean()):.0f} %": rare,
-            "middle": ~rare & ~common,
-            "most common half": common & ~rare,
-        }
+    def _bands(self, table: Table, excess: dict[str, list[Floats]]) -> Bands:
+        parts = table.bands(self.settings.rare)
         rows = [band for name, inside in parts.items() if (band := _band(table, name, inside, excess)) is not None]
         spec = MetricSpec("nll", "NLL", "NLL", "nats", False, per="target")
         return Bands(
@@ -213,7 +205,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def slices_of(table: Table) -> dict[str, Mask]:
-    """Quarters of the targets by the teacher's probability, position, and row length."""
+    """Quarters of the targets by the teacher's probability, place, length of the row, and size of the group."""
     features: dict[str, NDArray[np.floating] | NDArray[np.int64]] = {}
     teacher = table.scores["teacher"][0]
     if teacher.probability is not None:
@@ -221,6 +213,8 @@ def slices_of(table: Table) -> dict[str, Mask]:
     if table.task.has_vocabulary:
         features["place in the text"] = table.positions
         features["length of the answer"] = table.lengths
+    _, group, size = np.unique(np.asarray(table.groups, dtype=np.str_), return_inverse=True, return_counts=True)
+    features["targets of its group"] = size[group].astype(np.int64)
     found: dict[str, Mask] = {}
     for name, values in features.items():
         edges = np.unique(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))

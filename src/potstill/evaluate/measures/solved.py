@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +26,16 @@ from potstill.errors import DataError
 from potstill.evaluate.answers import Written, write_answers
 from potstill.evaluate.bootstrap import FEW_GROUPS
 from potstill.evaluate.held_out import reported_on
-from potstill.evaluate.measures.base import Draws
+from potstill.evaluate.measures.base import Asked, Draws, Found, Metric, Pass, Setting, Table
 from potstill.evaluate.measures.fidelity import SOLVED
 from potstill.evaluate.scores import Scores
-from potstill.evaluate.summary import Values, find
+from potstill.evaluate.summary import find
 from potstill.measures import MODELS, Solving
 from potstill.recipe import Recipe
 from potstill.recipe.evaluate import SolveSettings
 from potstill.recipe.verify import workers_of
-from potstill.teachers.base import OpenTeacher
+from potstill.registry import implements
+from potstill.tasks import TaskSpec
 from potstill.types import Answer, Record, Reject, Verdict, digest
 from potstill.verify import open_verifier, verdicts
 from potstill.verify.preconditions import refuse_unjudgeable
@@ -124,25 +125,45 @@ class Solution:
         return self.outcome == "accept"
 
 
+@implements(SolveSettings)
+class SolvedMeasure:
+    """The share of held-out problems that models solve."""
+
+    columns = ()
+
+    def __init__(self, settings: SolveSettings) -> None:
+        self.settings = settings
+
+    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
+        """None of held-out targets."""
+        return ()
+
+    def findings(self, table: Table) -> Found:
+        """None of held-out targets."""
+        return Found()
+
+    def begin(self, setting: Setting) -> Pass:
+        """The held-out problems. Raises as `Solvers`."""
+        return Solvers(self.settings, setting)
+
+
 class Solvers:
     """The solutions of the models asked so far.
 
     Args:
-        recipe: with the data and the split.
-        settings: `evaluate.solve` of the recipe.
-        chat: the student's tokenizer.
-        work: takes counts, facts and warnings.
+        settings: `evaluate.solve`.
+        setting: recipe, tokenizer, and what takes counts, facts and warnings.
 
     Raises:
         DataError: as `read_problems`, or there are fewer than two groups of problems.
         RecipeError, MissingExtra: the verifier cannot be opened.
     """
 
-    def __init__(self, recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, work: Work) -> None:
-        self.settings, self.chat, self.work = settings, chat, work
+    def __init__(self, settings: SolveSettings, setting: Setting) -> None:
+        self.settings, self.chat, self.work, self.console = settings, setting.chat, setting.work, setting.console
         with open_verifier(self.settings.verify) as verifier:
-            self.identity = dict(verifier.identity)
-        self.problems = read_problems(recipe, self.settings, chat, work)
+            self.verifier = dict(verifier.identity)
+        self.problems = read_problems(setting.recipe, self.settings, self.chat, self.work)
         self.groups = [problem.record.group for problem in self.problems]
         if len(set(self.groups)) < 2:
             raise DataError(
@@ -150,9 +171,15 @@ class Solvers:
                 where="evaluate.solve",
                 fix="hold out a larger share, give more problems, or raise evaluate.solve.limit",
             )
-        work.facts["verifier"] = self.identity
+        self.work.facts["verifier"] = self.verifier
         self.by_seed: dict[str, list[list[Solution]]] = {}
         self.notes: list[str] = []
+
+    @property
+    def identity(self) -> Any:
+        """The problems in tokens, with their references, and how they are judged."""
+        asked = [[list(p.ids), p.record.metadata.get(self.settings.reference)] for p in self.problems]
+        return json.loads(json.dumps(["solved 1", asked, self.settings.key_fields(), self.verifier], default=str))
 
     @property
     def by_model(self) -> dict[str, list[Solution]]:
@@ -161,27 +188,26 @@ class Solvers:
 
     # ---- one model -----------------------------------------------------------------------------------------------
 
-    def ask(
-        self, name: str, opened: OpenTeacher, positions: int | None, advance: Callable[[float], None]
-    ) -> list[Solution] | None:
-        """Put every problem to a model. A repeated name is another seed of that model.
-
-        Args:
-            name: the model's name in the measures.
-            opened: a model that does not write by itself (an ensemble) is skipped, with a note.
-            positions: maximum tokens of prompt and answer together (None: unlimited).
-            advance: called with the number of problems answered.
-        """
-        model = opened.modules[0]
-        if len(opened.modules) > 1 or not isinstance(model, PreTrainedModel):
-            self.notes.append(f"What the {name} solves was not measured: it is no single model that writes.")
+    def ask(self, asked: Asked) -> list[dict[str, Any]] | None:
+        """Put every problem to a model. One that does not write by itself (an ensemble) is left out, with a note."""
+        model = asked.model.modules[0]
+        if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
+            self.notes.append(f"What the {asked.name} solves was not measured: it is no single model that writes.")
             return None
-        written = self._written(model, positions, advance)
-        answers = {i: _answer(self.problems[i], found) for i, found in written.items() if found.finished}
-        judged = dict(zip(answers, self._verdicts(answers), strict=True))
-        solutions = [_solution(written.get(i), answers.get(i), judged.get(i)) for i in range(len(self.problems))]
+        count, label = len(self.problems), asked.name.replace("_", " ")
+        with self.console.task(f"problems of {label}", count, "problems") as task:
+            written = self._written(model, asked.positions, task.advance)
+            answers = {i: _answer(self.problems[i], found) for i, found in written.items() if found.finished}
+            judged = dict(zip(answers, self._verdicts(answers), strict=True))
+        return [asdict(_solution(written.get(i), answers.get(i), judged.get(i))) for i in range(count)]
+
+    def take(self, name: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Solutions of a model."""
+        solutions = [Solution(**answer) for answer in answers]
         self.by_seed.setdefault(name, []).append(solutions)
-        return solutions
+        solved = sum(solution.solved for solution in solutions)
+        label = name.replace("_", " ")
+        self.console.say(f"the {label} solves {solved} of {len(solutions)} held-out problems", solved=solved)
 
     def _written(
         self, model: PreTrainedModel, positions: int | None, advance: Callable[[float], None]
@@ -218,7 +244,7 @@ class Solvers:
 
     # ---- all of them ---------------------------------------------------------------------------------------------
 
-    def found(self, draws: Draws) -> tuple[Values, Solving, list[str]]:
+    def found(self, draws: Draws, table: Table) -> Found:
         """The share of problems solved by each model, over groups of problems; why answers are not solved; and notes
         for the reader. Notes that qualify the figures are also warnings."""
         bootstrap = draws.of(self.groups)
@@ -230,7 +256,7 @@ class Solvers:
         solving = Solving(
             problems=len(self.problems),
             groups=bootstrap.groups,
-            verifier=f"{self.identity['name']}@{self.identity['version']}",
+            verifier=f"{self.verifier['name']}@{self.verifier['version']}",
             max_new_tokens=self.settings.max_new_tokens,
             unfinished=self._counts("unfinished"),
             unjudged=self._counts("cannot_judge"),
@@ -239,7 +265,7 @@ class Solvers:
         notes = [self._how(solving), *self.notes, *self._unsolved(solving)]
         if bootstrap.groups < FEW_GROUPS:
             notes.append(f"Only {bootstrap.groups} groups of problems: the intervals of what is solved are rough.")
-        return find(scores, (SOLVED,), bootstrap), solving, notes
+        return Found((solving,), notes=tuple(notes), values=find(scores, (SOLVED,), bootstrap))
 
     def _counts(self, outcome: Outcome) -> dict[str, int]:
         return {
@@ -273,7 +299,7 @@ class Solvers:
                 self.work.warn(text)
         return notes
 
-    def save(self, folder: Path) -> None:
+    def save(self, out: Path) -> None:
         """Write `solved.parquet` and `solutions.jsonl`, a row per problem, in the order of the data.
 
         Columns of the table: `record_id`, `group`, and for each model `solved_<model>`. A line of the JSON file has the
@@ -288,9 +314,9 @@ class Solvers:
             for number, solutions in enumerate(seeds):
                 column = f"solved_{name}" + (f"_seed{number}" if number else "")
                 columns[column] = [solution.solved for solution in solutions]
-        pq.write_table(pa.table(columns), folder / "solved.parquet")
-        # JSON escapes lone surrogates, which data may contain.
-        with (folder / "solutions.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
+        pq.write_table(pa.table(columns), out / "solved.parquet")
+        # Half of a surrogate pair, which data may hold, is written as JSON's own escape.
+        with (out / "solutions.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
             for i, problem in enumerate(self.problems):
                 answers = {name: asdict(solutions[i]) for name, solutions in self.by_model.items()}
                 line = {

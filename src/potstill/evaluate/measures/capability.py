@@ -1,0 +1,339 @@
+"""Capability: tasks of multiple choice, by the log-probability of each choice.
+
+The teacher, the student and the controls are asked the same questions, so that differences are paired: an interval over
+groups of questions, and McNemar's exact test. Of the teacher's accuracy the share above chance is what a student can
+keep; it is not given where the teacher is not shown to be above chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from scipy.stats import binomtest, norm
+from transformers import PreTrainedModel
+
+from potstill.data import prompt_ids, read_records
+from potstill.errors import DataError
+from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, difference_of, mean_of
+from potstill.evaluate.continuations import continued
+from potstill.evaluate.measures.base import Asked, Compared, Draws, Found, Metric, Pass, Setting, Table, Values, joined
+from potstill.evaluate.scores import Scores
+from potstill.evaluate.summary import find
+from potstill.measures import MODELS, Figures, Finding, Loss, MetricSpec
+from potstill.recipe.measures import Capability, ChoiceTask
+from potstill.registry import implements
+from potstill.tasks import TaskSpec
+from potstill.types import Record, digest
+
+_SECTION = "capability"
+_POWER = 0.8
+_NORMALISED = {"none": "as it is", "tokens": "by token", "bytes": "by byte"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question: tokens of the prompt and of each choice, the bytes of each, and which one is right."""
+
+    prompt: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    bytes: tuple[int, ...]
+    right: int
+    group: str
+
+
+@implements(Capability)
+class CapabilityMeasure:
+    """Accuracy on tasks of multiple choice."""
+
+    columns = ()
+
+    def __init__(self, settings: Capability) -> None:
+        self.settings = settings
+
+    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
+        """None of held-out targets."""
+        return ()
+
+    def findings(self, table: Table) -> Found:
+        """None of held-out targets."""
+        return Found()
+
+    def begin(self, setting: Setting) -> Pass:
+        """The questions. Raises as `questions_of`."""
+        return Choosing(self.settings, setting)
+
+
+class Choosing:
+    """The questions of all tasks, and the log-probabilities that each model gives their choices."""
+
+    def __init__(self, settings: Capability, setting: Setting) -> None:
+        self.settings, self.setting = settings, setting
+        self.questions = {task.name: questions_of(task, setting) for task in settings.tasks}
+        self.by_seed: dict[str, list[Mapping[str, Any]]] = {}
+        self.notes: list[str] = []
+
+    @property
+    def identity(self) -> Any:
+        """The questions, in tokens."""
+        asked = {n: [[list(q.prompt), [list(c) for c in q.choices]] for q in qs] for n, qs in self.questions.items()}
+        return ["choices 1", asked]
+
+    def ask(self, asked: Asked) -> dict[str, list[list[float]]] | None:
+        """Log-probabilities of all choices, by task."""
+        model = asked.model.modules[0]
+        if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
+            self.notes.append(f"What the {asked.name} can do was not measured: it is no single model that writes.")
+            return None
+        label, count = asked.name.replace("_", " "), sum(map(len, self.questions.values()))
+        found: dict[str, list[list[float]]] = {}
+        with self.setting.console.task(f"questions to {label}", count, "questions") as task:
+            for name, questions in self.questions.items():
+                found[name] = []
+                for question in questions:
+                    prompt = question.prompt
+                    if asked.positions is not None:  # the end of a long passage holds the question
+                        room = asked.positions - max(map(len, question.choices))
+                        prompt = prompt[-max(1, room) :]
+                    found[name].append(continued(model, prompt, question.choices).scores)
+                    task.advance(1)
+        return found
+
+    def take(self, name: str, answers: Mapping[str, Any]) -> None:
+        """Log-probabilities of a model."""
+        self.by_seed.setdefault(name, []).append(answers)
+
+    def found(self, draws: Draws, table: Table) -> Found:
+        """Accuracy by task, what of the teacher's is kept, tests, and losses."""
+        findings: list[Finding] = []
+        losses: list[Loss] = []
+        notes = [*self.notes]
+        values = Values()
+        for task in self.settings.tasks:
+            scores = {
+                name: [self._scores(task, answers) for answers in self.by_seed[name]]
+                for name in MODELS
+                if name in self.by_seed
+            }
+            if "student" not in scores:
+                continue
+            made = found_of(task, self.questions[task.name], scores, draws)
+            findings += made.findings
+            losses += made.losses
+            notes += made.notes
+            values = joined(values, made.values)
+        return Found(tuple(findings), tuple(losses), tuple(notes), values)
+
+    def _scores(self, task: ChoiceTask, answers: Mapping[str, Any]) -> Scores:
+        return scores_of(self.questions[task.name], answers[task.name], task.normalise)
+
+    def save(self, out: Path) -> None:
+        """Write `choices.parquet`: a row per question, with its task, group, right choice, and of each model whether
+        it chose that."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns: dict[str, list[Any]] = {"task": [], "group": [], "right": []}
+        for task in self.settings.tasks:
+            for question in self.questions[task.name]:
+                columns["task"].append(task.name)
+                columns["group"].append(question.group)
+                columns["right"].append(question.right)
+            for name, seeds in self.by_seed.items():
+                for number, answers in enumerate(seeds):
+                    column = f"correct_{name}" + (f"_seed{number}" if number else "")
+                    correct = self._scores(task, answers).correct
+                    columns.setdefault(column, []).extend([] if correct is None else correct.tolist())
+        pq.write_table(pa.table(columns), out / "choices.parquet")
+
+
+def questions_of(task: ChoiceTask, setting: Setting) -> list[Question]:
+    """The questions of a task.
+
+    Raises:
+        DataError: a record has no choices or no reference among them, or there are fewer than two groups.
+    """
+    where = f"evaluate.measures capability.tasks {task.name}"
+    records = read_records(task.data).records
+    if task.limit is not None:
+        records = sorted(records, key=lambda record: digest([record.group, record.id]))[: task.limit]
+    made = []
+    chat = setting.chat
+    for record in records:
+        choices, right = choices_of(record, where)
+        if task.chat:
+            prompt = prompt_ids(record.prompt or "", chat)
+        else:
+            prompt = [*chat.leading, *chat.encode(record.prompt or "").ids]
+        texts = choices if task.chat else [f" {choice}" for choice in choices]
+        ids = tuple(tuple(chat.encode(text).ids) for text in texts)
+        made.append(Question(tuple(prompt), ids, tuple(len(text.encode()) for text in texts), right, record.group))
+    if len({question.group for question in made}) < 2:
+        raise DataError("an interval needs two questions at least", where=where, fix="give more questions")
+    setting.work.count(f"questions of {task.name}", len(made))
+    return made
+
+
+def choices_of(record: Record, where: str) -> tuple[list[str], int]:
+    """The choices of a record, and the number of the right one.
+
+    Raises:
+        DataError: it has none, or the reference is not among them.
+    """
+    choices = record.metadata.get("choices")
+    reference = record.metadata.get("reference")
+    if record.prompt is None or not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
+        raise DataError(
+            f"row {record.row} is no question with choices",
+            where=where,
+            fix="give records with prompt, choices (a list) and reference",
+        )
+    texts, said = [str(choice) for choice in choices], str(reference).strip()
+    if said in texts:
+        return texts, texts.index(said)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(texts)]
+    if len(said) == 1 and said.upper() in letters:
+        return texts, letters.index(said.upper())
+    if said.isdecimal() and int(said) < len(texts):
+        return texts, int(said)
+    raise DataError(
+        f"the reference of row {record.row}, {said[:40]!r}, is none of its choices",
+        where=where,
+        fix="give the text of the right choice, its letter, or its number from 0",
+    )
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def scores_of(questions: Sequence[Question], logs: Sequence[Sequence[float]], normalise: str) -> Scores:
+    """Whether the likeliest choice is the right one, by one normalisation and by all three, and the NLL of the right
+    choice among the choices, as they are."""
+    more: dict[str, NDArray[Any]] = {}
+    for kind in _NORMALISED:
+        more[kind] = np.array(
+            [
+                int(np.argmax(np.asarray(log) / _sizes(question, kind))) == question.right
+                for question, log in zip(questions, logs, strict=True)
+            ]
+        )
+    nll = [-log_softmax(np.asarray(log))[q.right] for q, log in zip(questions, logs, strict=True)]
+    more["nll"] = np.array(nll, dtype=np.float64)
+    more["chance"] = np.array([1 / len(question.choices) for question in questions])
+    return Scores(correct=more[normalise], more=more)
+
+
+def _sizes(question: Question, kind: str) -> NDArray[np.float64]:
+    sizes = {"none": [1] * len(question.choices), "tokens": list(map(len, question.choices)), "bytes": question.bytes}
+    return np.asarray(sizes[kind], dtype=np.float64)
+
+
+def found_of(
+    task: ChoiceTask, questions: Sequence[Question], scores: Mapping[str, Sequence[Scores]], draws: Draws
+) -> Found:
+    """What one task shows."""
+    bootstrap = draws.of([question.group for question in questions])
+    name = task.name
+    spec = MetricSpec(
+        f"{name}_accuracy",
+        f"Accuracy on {name}",
+        f"{name}",
+        "share",
+        True,
+        "questions",
+        f"The share of the {len(questions)} questions of {name} whose right choice is the likeliest "
+        f"({_NORMALISED[task.normalise]}).",
+        section=_SECTION,
+    )
+    values = find(scores, (Metric(spec, _accuracy),), bootstrap)
+    rows = []
+    for kind, label in _NORMALISED.items():
+        shares = {n: bootstrap.interval([mean_of(one.more[kind]) for one in seeds]) for n, seeds in scores.items()}
+        rows.append(
+            (MetricSpec(f"{name}_{kind}", f"Log-probability {label}", label, "share", True, "questions"), shares)
+        )
+    chance = float(scores["student"][0].more["chance"].mean())
+    text = f"Chance is {100 * chance:.1f} %."
+    teacher = scores.get("teacher")
+    notes, losses = [], []
+    if teacher is not None:
+        above = bootstrap.interval(difference_of(mean_of(_right(teacher[0])), mean_of(teacher[0].more["chance"])))
+        if above.low > 0:
+            kept = {
+                n: bootstrap.interval([kept_of(one, teacher[0]) for one in seeds])
+                for n, seeds in scores.items()
+                if n != "teacher"
+            }
+            kept_spec = MetricSpec(f"{name}_kept", "Kept above chance", "kept", "share", True, "questions")
+            rows.append((kept_spec, kept))
+        else:
+            notes.append(
+                f"On {name} the teacher is not shown to be better than chance ({100 * chance:.1f} %), so no share of "
+                "its accuracy is given."
+            )
+        text += f" {_tested(teacher[0], scores['student'], bootstrap, draws.confidence)}"
+        lost = [mean_of(one.more["nll"] - teacher[0].more["nll"]) for one in scores["student"]]
+        mine, theirs = (float(np.mean([_right(one).mean() for one in seeds])) for seeds in (scores["student"], teacher))
+        losses.append(
+            Loss(
+                _SECTION,
+                f"gives the right choices of {name} less probability: {100 * mine:.1f} % right, its teacher "
+                f"{100 * theirs:.1f} %",
+                bootstrap.interval(lost),
+                "train on text of that kind, or longer",
+                "question",
+            )
+        )
+    figures = Figures(f"{name}: {len(questions)} questions", text, _SECTION, tuple(rows))
+    return Found((figures,), tuple(losses), tuple(notes), values)
+
+
+def _tested(teacher: Scores, student: Sequence[Scores], bootstrap: PairedBootstrap, confidence: float) -> str:
+    """McNemar's test of the first seed, and the least difference that would be seen."""
+    mine, theirs = _right(student[0]), _right(teacher)
+    lost, won = int((theirs & ~mine).sum()), int((mine & ~theirs).sum())
+    error = bootstrap.error(difference_of(mean_of(mine), mean_of(theirs)))
+    least = 100 * detectable(error, confidence)
+    p = mcnemar(lost, won)
+    return (
+        f"The teacher alone is right on {lost} questions, the student alone on {won} (McNemar’s exact test: p "
+        f"{'< 0.001' if p < 0.001 else f'= {p:.3f}'}). With so many questions a difference of {least:.1f} points would "
+        f"be seen in {100 * _POWER:.0f} % of cases."
+    )
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """The exact two-sided p-value of as unequal discordant pairs, both ways being equally likely."""
+    return 1.0 if lost + won == 0 else float(binomtest(lost, lost + won, 0.5).pvalue)
+
+
+def detectable(error: float, confidence: float) -> float:
+    """The difference that is found with a chance of 80 %, given the standard error of paired differences."""
+    return error * float(norm.ppf((1 + confidence) / 2) + norm.ppf(_POWER))
+
+
+def kept_of(mine: Scores, teacher: Scores) -> Statistic:
+    """(accuracy − chance) ÷ (teacher's accuracy − chance)."""
+    chance = mine.more["chance"]
+    columns = np.stack([_right(mine) - chance, _right(teacher) - chance], -1).astype(np.float64)
+
+    def of(sums: Floats) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(sums[..., 0] / sums[..., 1])
+
+    return Statistic(columns, of)
+
+
+def _accuracy(compared: Compared) -> Statistic:
+    return mean_of(_right(compared.mine))
+
+
+def _right(scores: Scores) -> NDArray[np.bool_]:
+    if scores.correct is None:
+        raise ValueError("questions were asked, and no answer was judged")
+    return scores.correct

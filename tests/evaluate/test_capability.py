@@ -1,0 +1,145 @@
+"""Tasks of multiple choice: which choice is likeliest, tests of pairs, and what is kept above chance."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from potstill.errors import DataError
+from potstill.evaluate.measures.base import Draws
+from potstill.evaluate.measures.capability import (
+    Question,
+    choices_of,
+    detectable,
+    found_of,
+    kept_of,
+    mcnemar,
+    scores_of,
+)
+from potstill.evaluate.stage import stage
+from potstill.measures import Figures, Measures
+from potstill.recipe.data import FileData
+from potstill.recipe.measures import ChoiceTask
+from potstill.types import Record
+from small_run import SmallRun
+
+DRAWS = Draws(200, 0.95, 0)
+TASK = ChoiceTask(name="sums", data=FileData(kind="jsonl", path=Path("sums.jsonl")))
+
+
+def questions(count: int, choices: int = 2) -> list[Question]:
+    return [Question((1,), tuple((c,) for c in range(choices)), (1,) * choices, 0, f"g{n}") for n in range(count)]
+
+
+def logs(right: list[bool]) -> list[list[float]]:
+    return [[math.log(0.8), math.log(0.2)] if one else [math.log(0.2), math.log(0.8)] for one in right]
+
+
+def test_the_likeliest_choice_depends_on_what_it_is_divided_by() -> None:
+    # A long right choice of log-probability −6 in 3 tokens and 12 bytes, and a short wrong one: −3, 1 token, 3 bytes.
+    question = Question((1,), ((1, 2, 3), (4,)), (12, 3), 0, "g")
+    found = scores_of([question], [[-6.0, -3.0]], "bytes").more
+    assert [bool(found[kind][0]) for kind in ("none", "tokens", "bytes")] == [False, True, True]
+    found = scores_of([question], [[-6.0, -1.2]], "bytes").more
+    assert [bool(found[kind][0]) for kind in ("none", "tokens", "bytes")] == [False, False, False]
+    assert found["nll"][0] == pytest.approx(math.log(1 + math.exp(4.8)))
+
+
+def test_mcnemars_test_by_hand() -> None:
+    # 2 · P(X ≤ 1 | 6, ½) = 2 · 7 / 64.
+    assert mcnemar(1, 5) == pytest.approx(14 / 64) and mcnemar(5, 1) == mcnemar(1, 5)
+    assert mcnemar(0, 0) == 1.0 and mcnemar(3, 3) == 1.0
+
+
+def test_the_least_detectable_difference_is_that_of_a_test_of_80_percent_power() -> None:
+    assert detectable(0.01, 0.95) == pytest.approx(0.01 * (1.959964 + 0.841621), rel=1e-5)
+
+
+def test_what_is_kept_is_counted_from_chance() -> None:
+    right = [True] * 60 + [False] * 40
+    teacher = scores_of(questions(100), logs([True] * 80 + [False] * 20), "none")
+    student = scores_of(questions(100), logs(right), "none")
+    bootstrap = DRAWS.of([f"g{n}" for n in range(100)])
+    assert bootstrap.value(kept_of(student, teacher)) == pytest.approx((0.6 - 0.5) / (0.8 - 0.5))
+
+
+def found_for(teacher: list[bool], student: list[bool]) -> Any:
+    asked = questions(len(teacher))
+    scores = {
+        "teacher": [scores_of(asked, logs(teacher), "none")],
+        "student": [scores_of(asked, logs(student), "none")],
+    }
+    return found_of(TASK, asked, scores, DRAWS)
+
+
+def test_no_share_is_given_where_the_teacher_is_at_chance() -> None:
+    half = [n % 2 == 0 for n in range(100)]
+    found = found_for(half, half[::-1])
+    assert any("no share of its accuracy" in note for note in found.notes)
+    (figures,) = found.findings
+    assert isinstance(figures, Figures)
+    assert "sums_kept" not in {spec.name for spec, _ in figures.rows}
+
+
+def test_a_worse_student_is_named_with_its_test() -> None:
+    found = found_for([n % 10 != 0 for n in range(100)], [n % 10 < 6 and n % 10 != 0 for n in range(100)])
+    (figures,), (loss,) = found.findings, found.losses
+    assert "The teacher alone is right on 40 questions, the student alone on 0" in figures.text
+    assert "p < 0.001" in figures.text and "points would be seen in 80 % of cases" in figures.text
+    assert loss.beyond_noise(0.95) and loss.per == "question" and "50.0 % right, its teacher 90.0 %" in loss.text
+    kept = {spec.name: values for spec, values in figures.rows}["sums_kept"]
+    assert kept["student"].value == pytest.approx(0.0)
+
+
+def test_an_equal_student_is_accused_in_few_of_many_tries() -> None:
+    rng = np.random.default_rng(0)
+    accused = 0
+    for _ in range(200):
+        easy = rng.random(150)
+        teacher, student = (list(rng.random(150) < 0.5 + 0.4 * easy) for _ in range(2))
+        accused += found_for(teacher, student).losses[0].beyond_noise(0.95)
+    assert accused / 200 <= 0.05
+
+
+@pytest.mark.parametrize(("reference", "right"), [("red", 0), ("B", 1), ("b", 1), ("1", 1), (1, 1)])
+def test_a_reference_is_a_text_a_letter_or_a_number(reference: Any, right: int) -> None:
+    record = Record(prompt="Which?", metadata={"choices": ["red", "blue"], "reference": reference})
+    assert choices_of(record, "here")[1] == right
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"choices": ["a b", "c d"], "reference": "green"}, "is none of its choices"),
+        ({"choices": "ab", "reference": "a"}, "is no question with choices"),
+        ({"reference": "a"}, "is no question with choices"),
+    ],
+)
+def test_what_is_no_question_is_refused(metadata: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        choices_of(Record(prompt="Which?", metadata=metadata, row=3), "here")
+    assert "row 3" in str(caught.value) and "fix" in str(caught.value)
+
+
+def test_an_evaluation_asks_all_models_and_keeps_every_answer(tmp_path: Path) -> None:
+    file = tmp_path / "choices.jsonl"
+    rows = [{"prompt": f"Is {n} even?", "choices": ["yes", "no"], "reference": ["yes", "no"][n % 2]} for n in range(12)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    task = {"name": "even", "data": {"kind": "jsonl", "path": str(file), "format": "prompt"}, "limit": 10}
+    measures = [{"kind": "fidelity"}, {"kind": "capability", "tasks": [task]}]
+    run = SmallRun(tmp_path, text_only=False, evaluate={"samples_shown": 0, "speed": False, "measures": measures})
+    context = run.context()
+    stage(run.recipe).write(context)
+    found = Measures.load(context.out / "measures.json")
+    assert {name for name, m in found.models.items() if m.get("even_accuracy")} == {"teacher", "student", "untrained"}
+    assert found.comparison("student", "teacher", "even_accuracy") is not None
+    table = pq.read_table(context.out / "choices.parquet").to_pydict()
+    assert len(table["task"]) == 10 and set(table) >= {"correct_student", "correct_teacher", "right"}
+    student = found.models["student"].get("even_accuracy")
+    assert student is not None and student.value == pytest.approx(sum(table["correct_student"]) / 10)
