@@ -6,9 +6,12 @@ huggingface.py  a folder that the plain `from_pretrained` of its task opens; a m
 gguf.py         GGUF files, opened in llama.cpp and compared with the student
 gguf_file.py    a folder as one GGUF file: metadata, tokenizer, weights
 llama_cpp.py    llama.cpp as an engine of a comparison
+onnx.py         ONNX graphs, opened in ONNX Runtime and compared with the student
+onnx_file.py    a model as an ONNX graph
+onnx_runtime.py ONNX Runtime as an engine of a comparison
 comparison.py   a student and its export, asked the same by the engine that it is for
 end_tokens.py   the tokens at which the student stops by itself
 """
 
-KINDS = {"gguf": "gguf", "huggingface": "huggingface"}
+KINDS = {"gguf": "gguf", "huggingface": "huggingface", "onnx": "onnx"}
 """The module of each kind; `registry.build` loads it."""

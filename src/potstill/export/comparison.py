@@ -25,11 +25,15 @@ from potstill.console import Console
 from potstill.data import ChatTokenizer
 from potstill.decoding.generator import stop_token_ids, write
 from potstill.errors import ModelError
+from potstill.models.folder import is_module
+from potstill.models.plain import load_module
 from potstill.models.quiet import quiet_loading
-from potstill.models.tasks import opener_of
-from potstill.tasks import Task
+from potstill.models.tasks import is_plain, opener_of
+from potstill.tasks import SPECS, Task, TaskSpec
 from potstill.types import Sampling
 
+_LONGEST = 64
+"""Tokens of a text that an encoder reads in a comparison."""
 GREEDY = Sampling(max_new_tokens=1, temperature=0.0)
 
 
@@ -145,16 +149,110 @@ def compare(
     return {name: _summary(titles[name], found[name], tolerances[name]) for name in engines}
 
 
+class BatchEngine(Protocol):
+    """A program that runs an exported encoder or classifier."""
+
+    title: str
+
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The first output for a batch: logits, or the last hidden states."""
+        ...
+
+
+def compare_outputs(
+    model: Path,
+    task: Task,
+    engines: Mapping[str, AbstractContextManager[BatchEngine]],
+    tolerances: Mapping[str, float],
+    *,
+    count: int,
+    image_shape: tuple[int, ...] | None,
+    console: Console,
+    trust_remote_code: bool = False,
+) -> dict[str, Comparison]:
+    """Compare an encoder's or a classifier's folder with its exports, on `count` texts (or images of noise).
+
+    `kl` is over classes or vocabulary; for embeddings it is 1 − cos of the hidden states.
+    """
+    if not count:
+        return {}
+    spec = SPECS[task]
+    student = open_student(model, task, trust_remote_code=trust_remote_code)
+    inputs = [
+        _image(student, image_shape, seed) if spec.reads_images else _text(model, p)
+        for seed, p in enumerate(prompts(count))
+    ]
+    compared = {}
+    with console.task("comparison", total=len(engines), unit="graphs") as progress, torch.no_grad():
+        given = [_first(student(**one) if not is_plain(student) else student(*one.values())) for one in inputs]
+        for name, opening in engines.items():
+            with opening as engine:
+                found = [engine.outputs({key: value.numpy() for key, value in one.items()}) for one in inputs]
+                title = engine.title
+            away = [_distances(a, torch.from_numpy(b), spec) for a, b in zip(given, found, strict=True)]
+            far = torch.cat([one[0] for one in away])
+            same = torch.cat([one[1] for one in away]).double()
+            compared[name] = Comparison(
+                title,
+                count,
+                len(far),
+                float(far.mean()),
+                float(far.max()),
+                float(same.mean()),
+                count,
+                None,
+                None,
+                tolerances[name],
+            )
+            progress.advance(1)
+    return compared
+
+
+def _distances(given: torch.Tensor, found: torch.Tensor, spec: TaskSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per row: KL (1 − cos for embeddings), and whether the largest entry is the same."""
+    a, b = (x.double().reshape(-1, x.shape[-1]) for x in (given, found))
+    if not spec.has_response:
+        return 1 - torch.cosine_similarity(a, b), a.argmax(-1) == b.argmax(-1)
+    p, q = a.log_softmax(-1), b.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
+
+
+def _text(model: Path, text: str) -> dict[str, torch.Tensor]:
+    chat = ChatTokenizer.from_folder(model)
+    ids = torch.tensor([[*chat.leading, *chat.encode(text).ids][:_LONGEST]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _image(student: Any, shape: tuple[int, ...] | None, seed: int) -> dict[str, torch.Tensor]:
+    shape = shape or image_shape_of(student.config)
+    return {"pixel_values": torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))}
+
+
+def image_shape_of(config: Any) -> tuple[int, ...]:
+    """Channels, height and width of the images that a model of `transformers` reads."""
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return int(config.num_channels), int(height), int(width)
+
+
+def _first(output: Any) -> torch.Tensor:
+    """Logits, or the last hidden states."""
+    found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return found
+
+
 def open_student(
     model: Path,
     task: Task = "causal_lm",
     *,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """A student's folder, open on the processor in evaluation mode."""
+) -> Any:
+    """A student's folder, open on the processor in evaluation mode; a module of the user's own as one."""
+    if is_module(model):
+        return load_module(model).eval()
     with quiet_loading():
-        opened: PreTrainedModel = opener_of(task).from_pretrained(
+        opened: Any = opener_of(task).from_pretrained(
             model, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code
         )
     opened.eval()

@@ -72,8 +72,7 @@ class HuggingFace:
 
     def _export_model(self, student: Student, work: Work, console: Console) -> None:
         out = work.path
-        code = ("*.py",) if student.trust_remote_code and "auto_map" in _config(student.model) else ()
-        _copy(student.model, out, (*_REST, *code))
+        copy_companions(student, out)
         # Only models with an output layer over the vocabulary can have padded rows.
         rows = _rows_of(student.model) if SPECS[student.task].has_vocabulary else 0
         tokens = _tokens_of(student.model) if SPECS[student.task].has_vocabulary else 0
@@ -87,6 +86,14 @@ class HuggingFace:
             work.count("output rows without a token, trimmed", rows - tokens)
         if SPECS[student.task].writes:
             work.facts["eos_token_id"] = write_end_tokens(out)
+
+
+def copy_companions(student: Student, out: Path) -> None:
+    """Copy what stands beside the weights of a model: configuration, tokenizer, chat template, and its code if the
+    recipe trusts it."""
+    if not is_module(student.model):
+        code = ("*.py",) if student.trust_remote_code and "auto_map" in _config(student.model) else ()
+        _copy(student.model, out, (*_REST, *code))
 
 
 def _tokens_of(model: Path) -> int:

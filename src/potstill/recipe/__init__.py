@@ -5,7 +5,7 @@ from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.capture import CaptureSettings, HiddenCapture, SampledCapture, ThresholdCapture, TopKCapture
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
-from potstill.recipe.export import CheckedExport, ExportSettings, GgufExport, HuggingFaceExport
+from potstill.recipe.export import CheckedExport, ExportSettings, GgufExport, HuggingFaceExport, OnnxExport
 from potstill.recipe.features import (
     AttentionKL,
     AttentionMap,
@@ -120,6 +120,7 @@ __all__ = [
     "CheckedExport",
     "ExportSettings",
     "GgufExport",
+    "OnnxExport",
     "First",
     "FirstOf",
     "ForwardKL",

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from potstill.recipe.base import KindSettings, Tokens
+from potstill.recipe.base import Count, KindSettings, Tokens
 from potstill.tasks import SPECS, Task
 
 
@@ -72,3 +72,20 @@ class GgufExport(CheckedExport):
 
     def why_not(self, task: Task) -> str | None:
         return None if SPECS[task].writes else "only causal language models are exported to GGUF"
+
+
+class OnnxExport(CheckedExport):
+    """ONNX graphs for ONNX Runtime: of causal models with a cache, of encoders, classifiers of texts and images, and
+    modules of the user's own.
+
+    Attributes:
+        types: `float32`; `int8`, with one scale per channel of every matrix.
+        image_shape: channels, height and width that an image classifier reads; needed for a module of the user's own.
+    """
+
+    kind: Literal["onnx"] = "onnx"
+    types: Annotated[tuple[Literal["float32", "int8"], ...], Field(min_length=1)] = ("float32",)
+    image_shape: tuple[Count, Count, Count] | None = None
+
+    def packages(self) -> Mapping[str, str]:
+        return dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
