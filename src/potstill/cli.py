@@ -279,6 +279,26 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder
         print_run(facts)
 
 
+@app.command()
+def cost(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=VALUE]...", help="Inputs: tokens_per_day=5e6", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what a token costs, and when distilling pays."""
+    from potstill.cost.inputs import economics_of_run
+    from potstill.cost.text import lines_of, to_dict
+
+    economics = economics_of_run(run, given or ())
+    if json:
+        emit_json({"event": "result", "run": str(run), **to_dict(economics)})
+    else:
+        emit("\n".join(lines_of(economics)))
+
+
 RunsFolder = Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of runs; it is made if there is none.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port; where it is in use, the next one.")]
 Open = Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")]

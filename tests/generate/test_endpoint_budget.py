@@ -20,14 +20,14 @@ from potstill.artifacts import read_artifact
 from potstill.console import Console
 from potstill.data import load_records
 from potstill.errors import RecipeError
-from potstill.generate.budget import UNITS_PER_DOLLAR, Budget, Caps, Cost
+from potstill.generate.budget import Budget, Caps, Cost
 from potstill.generate.endpoint import EndpointAnswering
 from potstill.generate.journal import Journal
-from potstill.generate.prices import check_price, prices_of
 from potstill.recipe import EndpointTeacher, load_recipe
 from potstill.teachers import EndpointModel
 from potstill.teachers.endpoint_client import Call
 from potstill.teachers.endpoint_wire import Trouble
+from potstill.teachers.prices import UNITS_PER_DOLLAR, check_price, prices_of
 from potstill.types import Answer
 
 FAULTS = {"fail": 0.08, "truncate": 0.04, "reset": 0.04, "latency_seconds": 0.01}

@@ -9,10 +9,8 @@ from typing import Any
 
 from potstill.errors import PotstillError
 from potstill.recipe import BudgetSettings
+from potstill.teachers.prices import UNITS_PER_DOLLAR
 from potstill.types import Reason
-
-UNITS_PER_DOLLAR = 10**11
-"""Money is counted in billionths of a cent."""
 
 
 class TokenBudget:

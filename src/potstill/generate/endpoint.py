@@ -19,8 +19,8 @@ from potstill.errors import PotstillError
 from potstill.generate.answering import NO_JUDGES, Answered, Answering, Counts, Failure, SideOf, parsed
 from potstill.generate.budget import Budget, Caps, Cost
 from potstill.generate.journal import Journal
-from potstill.generate.prices import check_price, dollars
 from potstill.teachers.endpoint_wire import Trouble
+from potstill.teachers.prices import check_price, dollars
 from potstill.types import Answer, Reason, Request
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.data.problems import as_prompt, with_reference
-from potstill.generate.prices import check_price, dollars
 from potstill.generate.reasoning import reference_of, render_request
 from potstill.generate.self_instruct import SHOWN_EXAMPLES, seed_of
 from potstill.generate.self_instruct_text import (
@@ -22,6 +21,7 @@ from potstill.recipe import EndpointTeacher, ReasoningProgram, Recipe, SelfInstr
 from potstill.recipe.generate import GenerateSettings, VerifiedSettings
 from potstill.recipe.verify import VerifierSettings, judges_of, references_of
 from potstill.teachers.endpoint_wire import body_of, bound_tokens
+from potstill.teachers.prices import check_price, dollars
 from potstill.types import Record, Request, Sampling
 from potstill.verify.judge import asking, questions_of
 

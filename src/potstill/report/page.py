@@ -59,6 +59,7 @@ def render_page(findings: Findings) -> str:
             counts=sections.counts_table(findings),
             warnings=sections.warnings_of(findings),
             costs=sections.cost_table(findings),
+            economics=sections.economics_table(findings),
             against=against_figures(findings),
             size_figures=size_figures(findings),
             curves=curve_figures(findings),

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from potstill.cost.inputs import economics_of
+from potstill.cost.text import rows_of_page
+from potstill.errors import UserError
 from potstill.measures import (
     Band,
     Bands,
@@ -296,6 +299,16 @@ def cost_table(findings: Findings) -> Table:
         rows.append((stage, _work_of(stage, findings), seconds))
     total = sum(float(m["seconds"]) for m in findings.manifests.values())
     return Table(("stage", "work", "time"), [*rows, ("all", "", figures.duration(total))])
+
+
+def economics_table(findings: Findings) -> Table | None:
+    """What a token costs from teacher and student, and when the distillation has paid for itself; None where a speed
+    was not measured."""
+    try:
+        economics = economics_of(findings.recipe, findings.measures, findings.manifests, {})
+    except UserError:
+        return None
+    return Table(("what", "figure", "source"), rows_of_page(economics))
 
 
 def _work_of(stage: str, findings: Findings) -> str:

@@ -8,7 +8,7 @@ from potstill.recipe import Recipe
 from potstill.stage import Context, Stage
 from potstill.teachers.origin import origin_digests, origin_of_teacher
 
-CONTRACT = 2
+CONTRACT = 3
 
 
 def stage(recipe: Recipe) -> Stage:

@@ -11,8 +11,10 @@ from decimal import Decimal
 from urllib.parse import urlsplit
 
 from potstill.errors import RecipeError
-from potstill.generate.budget import UNITS_PER_DOLLAR
 from potstill.recipe import EndpointTeacher
+
+UNITS_PER_DOLLAR = 10**11
+"""Money is counted in billionths of a cent."""
 
 
 @dataclass(frozen=True)
