@@ -299,6 +299,35 @@ def cost(
         emit("\n".join(lines_of(economics)))
 
 
+Sealed = Annotated[Path, typer.Argument(metavar="DIR", help="A folder, such as runs/x/export.huggingface.")]
+
+
+@app.command()
+def sign(
+    folder: Sealed,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="PEM", help="Your private key; without one nothing is signed.")
+    ] = None,
+) -> None:
+    """Write bills of material and checksums of an export, and sign it."""
+    from potstill.sign.seal import seal
+
+    for path in seal(folder, key):
+        emit(f"wrote {path}")
+
+
+@app.command(name="verify")
+def verify_command(
+    folder: Sealed,
+    key: Annotated[Path | None, typer.Option("--key", metavar="PEM", help="The signer's public key.")] = None,
+) -> None:
+    """Say whether a signed export is as it was signed."""
+    from potstill.sign.seal import verify
+
+    for line in verify(folder, key):
+        emit(line)
+
+
 RunsFolder = Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of runs; it is made if there is none.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port; where it is in use, the next one.")]
 Open = Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")]

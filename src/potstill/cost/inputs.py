@@ -220,6 +220,5 @@ def _machine(model: str, inputs: Mapping[str, Input]) -> Machine:
             where="potstill cost",
             fix=f"give it: {' '.join(f'{name}=…' for name in missing)}{prices}",
         )
-    return Machine(
-        inputs["price_per_hour"].value, *(inputs[name].value for name in rates), utilisation=inputs["utilisation"].value
-    )
+    read, written = (inputs[name].value for name in rates)
+    return Machine(inputs["price_per_hour"].value, read, written, inputs["utilisation"].value)

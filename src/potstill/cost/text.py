@@ -122,7 +122,9 @@ def to_dict(economics: Economics) -> dict[str, Any]:
 def rows_of_page(economics: Economics) -> Sequence[Sequence[str]]:
     """Name, value and source of every input and result, for the page."""
     situation = economics.situation
-    rows = [(one.about, f"{one.value:,.4g} {one.unit}", one.source) for one in economics.inputs.values()]
+    rows: list[tuple[str, str, str]] = [
+        (one.about, f"{one.value:,.4g} {one.unit}", one.source) for one in economics.inputs.values()
+    ]
     rows += [
         ("a million tokens from the teacher", f"$ {situation.teacher_per_million:,.4f}", "computed"),
         ("from the student", f"$ {situation.student_per_million:,.4f}; {cheaper(situation)}", "computed"),

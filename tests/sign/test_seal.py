@@ -1,0 +1,183 @@
+"""A sealed student says where it comes from, verifies anywhere, and fails after one changed byte in any file."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from spdx_python_model import v3_0_1 as spdx
+
+from potstill.artifacts import write_artifact
+from potstill.errors import MissingExtra, RunError, UserError
+from potstill.recipe import dump_recipe, parse_recipe
+from potstill.sign import seal as module
+from potstill.sign.seal import BILLS, SIGNATURE, SUMS, seal, verify
+from tiny_models import make_tiny_causal_lm
+
+ALL = (*BILLS, SUMS, SIGNATURE, "model.safetensors", "config.json", "README.md", "manifest.json", "templates/x.jinja")
+
+
+def make_keys(folder: Path) -> tuple[Path, Path]:
+    private, public = folder / "key.pem", folder / "pub.pem"
+    made = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    subprocess.run(made, check=True, capture_output=True)
+    shown = ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]
+    subprocess.run(shown, check=True, capture_output=True)
+    return private, public
+
+
+def make_run(run: Path) -> Path:
+    """A run with an export, as the stages leave it; gives the export's folder."""
+    run.mkdir(parents=True)
+    recipe = parse_recipe(
+        {
+            "name": "small",
+            "teacher": {"kind": "local", "model": str(run / "secret" / "acme-teacher")},
+            "student": {"kind": "from_teacher"},
+            "data": {"kind": "jsonl", "path": str(run / "secret" / "prompts.jsonl"), "licence": "cc-by-4.0"},
+            "train": {},
+            "export": [{"kind": "huggingface"}],
+        },
+        base=run,
+    )
+    make_tiny_causal_lm(run / "secret" / "acme-teacher", layers=1)
+    (run / "recipe.yaml").write_text(dump_recipe(recipe))
+    with write_artifact(run, "train", "k" * 64, settings={}, inputs={}, seed=0) as work:
+        (work.path / "model").mkdir()
+        (work.path / "model" / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+        work.count("records", 82)
+        work.facts["arguments"] = {"learning_rate": 5e-4}
+        work.warn("two records were cut")
+    with write_artifact(run, "export.huggingface", "k" * 64, settings={}, inputs={}, seed=0) as work:
+        (work.path / "model.safetensors").write_bytes(bytes(range(200)))
+        (work.path / "config.json").write_text("{}")
+        (work.path / "README.md").write_text("# small\n")
+        (work.path / "templates").mkdir()
+        (work.path / "templates" / "x.jinja").write_text("{{ x }}")
+    return run / "export.huggingface"
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A sealed folder, and the public key."""
+    folder = tmp_path_factory.mktemp("sealed")
+    private, public = make_keys(folder)
+    export = make_run(folder / "run")
+    seal(export, private)
+    return export, public
+
+
+def test_a_sealed_student_verifies_in_another_folder(sealed: tuple[Path, Path], tmp_path: Path) -> None:
+    export, public = sealed
+    there = shutil.copytree(export, tmp_path / "elsewhere")
+    assert verify(there, public) == [f"7 files are as {SUMS} says", f"the signature fits {public}"]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(ALL), place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_one_changed_byte_in_any_file_fails(
+    sealed: tuple[Path, Path], tmp_path: Path, name: str, place: int, bit: int
+) -> None:
+    export, public = sealed
+    there = shutil.copytree(export, tmp_path / "there", dirs_exist_ok=True)
+    data = bytearray((there / name).read_bytes())
+    data[place % len(data)] ^= 1 << bit
+    (there / name).write_bytes(bytes(data))
+    with pytest.raises(RunError):
+        verify(there, public)
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "unsigned"])
+def test_files_that_come_and_go_fail(sealed: tuple[Path, Path], tmp_path: Path, change: str) -> None:
+    export, public = sealed
+    there = shutil.copytree(export, tmp_path / "there")
+    match change:
+        case "added":
+            (there / "pickle.bin").write_bytes(b"x")
+        case "removed":
+            (there / "README.md").unlink()
+        case "renamed":
+            (there / "README.md").rename(there / "readme.md")
+        case "unsigned":
+            (there / SIGNATURE).unlink()
+    with pytest.raises(RunError):
+        verify(there, public)
+
+
+def test_new_sums_over_a_changed_file_do_not_fit_the_signature(sealed: tuple[Path, Path], tmp_path: Path) -> None:
+    """Anybody can write sums; only the signer can sign."""
+    export, public = sealed
+    there = shutil.copytree(export, tmp_path / "there")
+    (there / "README.md").write_text("# another\n")
+    sums = module.digests_of(there, frozenset({SUMS, SIGNATURE}))
+    (there / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    assert "was not verified" in verify(there, None)[1]
+    with pytest.raises(RunError, match="the signature does not fit"):
+        verify(there, public)
+
+
+def test_another_signers_key_does_not_fit(sealed: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="the signature does not fit"):
+        verify(sealed[0], make_keys(tmp_path)[1])
+
+
+def test_the_sums_are_those_of_sha256sum(sealed: tuple[Path, Path]) -> None:
+    done = subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=sealed[0], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_bill_of_material_names_teacher_data_licence_and_files(sealed: tuple[Path, Path]) -> None:
+    """It is validated against the schema when it is written."""
+    bill = json.loads((sealed[0] / "bom.cdx.json").read_text())
+    student = bill["metadata"]["component"]
+    assert bill["specVersion"] == "1.6" and student["type"] == "machine-learning-model"
+    assert student["pedigree"]["ancestors"][0]["name"] == "acme-teacher"
+    assert student["modelCard"]["modelParameters"]["modelArchitecture"] == "LlamaForCausalLM"
+    assert "two records were cut." in student["modelCard"]["considerations"]["technicalLimitations"]
+    named = {component["name"]: component for component in bill["components"]}
+    assert named["prompts.jsonl"]["licenses"] == [{"license": {"name": "cc-by-4.0"}}]
+    assert named["model.safetensors"]["hashes"][0]["alg"] == "SHA-256"
+
+
+def test_the_spdx_document_is_read_back_as_a_trained_model(sealed: tuple[Path, Path]) -> None:
+    found = spdx.SHACLObjectSet()
+    spdx.JSONLDDeserializer().read(io.BytesIO((sealed[0] / "bom.spdx.json").read_bytes()), found)
+    [data] = found.foreach_type(spdx.dataset_DatasetPackage)
+    assert data.name == "prompts.jsonl" and data.dataset_datasetSize == 82
+    kinds = {str(one.relationshipType).rpartition("/")[2] for one in found.foreach_type(spdx.Relationship)}
+    assert {"trainedOn", "descendantOf", "contains", "hasDeclaredLicense"} <= kinds
+
+
+def test_no_bill_names_a_folder_of_this_machine(sealed: tuple[Path, Path]) -> None:
+    for name in BILLS:
+        text = (sealed[0] / name).read_text()
+        assert "secret" not in text and str(sealed[0].parent) not in text
+
+
+def test_a_folder_outside_a_run_is_not_sealed(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(RunError, match="not an export in a run's folder"):
+        seal(tmp_path / "x", None)
+
+
+def test_a_folder_that_was_not_sealed_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not sealed"):
+        verify(tmp_path, None)
+
+
+def test_a_key_that_is_none_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("no key")
+    with pytest.raises(UserError, match="the key cannot be used"):
+        seal(make_run(tmp_path / "run"), tmp_path / "key.pem")
+
+
+def test_without_the_packages_the_error_has_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"potstill\[sign\]"):
+        module.need_packages()
