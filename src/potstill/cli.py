@@ -64,11 +64,15 @@ def options(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to put recipe.yaml and prompts.jsonl.")] = Path(),
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME", help="A recipe that comes with potstill, with the files it names."),
+    ] = None,
 ) -> None:
     """Write a recipe to start from, and a few prompts."""
     from potstill.init import write_starter
 
-    for path in write_starter(folder):
+    for path in write_starter(folder, recipe):
         emit(f"wrote {path}")
     emit(f"next: potstill check {folder / 'recipe.yaml'}")
 
@@ -309,7 +313,7 @@ def sign(
         Path | None, typer.Option("--key", metavar="PEM", help="Your private key; without one nothing is signed.")
     ] = None,
 ) -> None:
-    """Write bills of material and checksums of an export, and sign it."""
+    """Write an export's bills of material, and sign it."""
     from potstill.sign.seal import seal
 
     for path in seal(folder, key):
