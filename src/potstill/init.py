@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from potstill.artifacts import disk_error
-from potstill.errors import RunError
+from potstill.errors import RecipeError, RunError, did_you_mean
+from potstill.shipped import shipped
 
 RECIPE = """\
 # potstill: one recipe, a section per stage. `potstill check recipe.yaml` says what it will do and cost.
@@ -52,16 +54,21 @@ PROMPTS = (
 )
 
 
-def write_starter(folder: Path) -> list[Path]:
-    """Write `recipe.yaml` and `prompts.jsonl` into a folder.
+def write_starter(folder: Path, recipe: str | None = None) -> list[Path]:
+    """Write `recipe.yaml` and `prompts.jsonl` into a folder; or a recipe that comes with potstill, by name, with the
+    files that it names.
 
     Raises:
-        RunError: one of them is there already, or the folder cannot be written.
+        RecipeError: no recipe has that name.
+        RunError: one of the files is there already, or the folder cannot be written.
     """
-    files = {
-        folder / "recipe.yaml": RECIPE,
-        folder / "prompts.jsonl": "".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS),
-    }
+    if recipe is None:
+        files = {
+            folder / "recipe.yaml": RECIPE,
+            folder / "prompts.jsonl": "".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS),
+        }
+    else:
+        files = {folder / name: text for name, text in _files_of(recipe).items()}
     for path in files:
         if path.exists():
             raise RunError(
@@ -72,7 +79,22 @@ def write_starter(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise disk_error(error, folder) from error
     return list(files)
+
+
+def _files_of(recipe: str) -> dict[str, str]:
+    """A recipe that comes with potstill, as `recipe.yaml`, and the files and folders beside it that it names."""
+    source = shipped("recipes")
+    known = {file.stem: file for file in source.glob("*.yaml")} if source is not None else {}
+    if source is None or recipe not in known:
+        raise RecipeError(f"no recipe {recipe!r} comes with potstill{did_you_mean(recipe, known)}")
+    text = known[recipe].read_text(encoding="utf-8")
+    words = set(re.findall(r"[\w.-]+", text))
+    beside = [path for path in sorted(source.iterdir()) if path.name in words and path.suffix != ".yaml"]
+    files = [f for path in beside for f in (sorted(path.rglob("*")) if path.is_dir() else [path]) if f.is_file()]
+    found = {file.relative_to(source).as_posix(): file for file in files if "__pycache__" not in file.parts}
+    return {"recipe.yaml": text} | {name: file.read_text(encoding="utf-8") for name, file in found.items()}

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import bm25s
 import numpy as np
@@ -137,22 +135,15 @@ class _Index:
 @cache
 def _index() -> _Index:
     passages = [p for number in content.LESSONS for p in sections(f"lesson-{number}", content.lesson(number))]
-    for folder in docs_folders():
+    if (folder := shipped("docs")) is not None:
         for file in sorted([*folder.glob("*.md"), *folder.glob("methods/*.md")]):
             page = str(file.relative_to(folder).with_suffix(""))
             if page not in _NOT_FOR_READERS:
                 passages += sections(page, file.read_text(encoding="utf-8"))
-        break
     return _Index(passages)
 
 
 _NOT_FOR_READERS = ("log", "design", "contributing", "index")
-
-
-def docs_folders() -> list[Path]:
-    """Where the documentation may lie: beside the sources, or where an installation put it."""
-    places = [Path(__file__).parents[3] / "docs", Path(sys.prefix) / "share" / "potstill" / "docs"]
-    return [place for place in places if (place / "train.md").is_file()]
 
 
 def sections(page: str, markdown: str) -> list[Passage]:
