@@ -16,6 +16,7 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
+from potstill.shipped import shipped
 from potstill.studio.course import content
 
 LEAST_EVIDENCE = 2.3
