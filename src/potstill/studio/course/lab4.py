@@ -1,9 +1,11 @@
-"""Lab 4: a planted loss, refusals before and after, and how small is too small."""
+"""Lab 4: a planted loss, refusals before and after, a gate that says no, and how small is too small."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import torch
@@ -11,10 +13,13 @@ import torch
 from potstill.console import Console, Progress
 from potstill.data import Pixels, read_sides
 from potstill.decoding.generator import stop_token_ids, write
-from potstill.errors import UserError
+from potstill.errors import RefusedError, UserError
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import resolve
+from potstill.policy.gate import described, rulings_on
+from potstill.policy.terms import ANSWERS_IN_WORDS
 from potstill.recipe import Recipe, load_recipe
+from potstill.recipe.policy import Purpose
 from potstill.recipe.verify import Refusal
 from potstill.registry import build
 from potstill.studio.course.lab1 import DIGITS, TEACHER, percent, seen
@@ -155,6 +160,63 @@ def refusals(bench: Bench) -> Outcome:
 
 def _step(task: Progress, tokens: int) -> None:
     task.advance(1)
+
+
+# ---- the gate ----------------------------------------------------------------------------------------------------
+
+GATED = """\
+name: {name}
+teacher: TEACHER
+student: {kind: existing, model: smollm2-135m-instruct}
+data: {kind: jsonl, path: prompts.jsonl, format: prompt, licence: own}
+generate: {kind: sequence, max_new_tokens: 32}
+train: {objectives: [{kind: hard_ce}]}
+policy: {purpose: PURPOSE}
+"""
+_LOCAL = "{kind: local, model: smollm2-135m-instruct}"
+
+
+def gate(bench: Bench) -> Outcome:
+    """One recipe with two teachers: the terms of the one forbid it, the licence of the other does not."""
+    purpose = bench.fields["purpose"].strip()
+    if purpose not in get_args(Purpose):
+        raise UserError(
+            f"{purpose[:40]!r} is no purpose", where="purpose", fix=f"one of {', '.join(get_args(Purpose))}"
+        )
+    address, model = bench.fields["server"].strip(), bench.fields["model"].strip()
+    teachers = {
+        model: json.dumps({"kind": "endpoint", "base_url": address, "model": model}),
+        "smollm2-135m-instruct": _LOCAL,
+    }
+    folder = bench.workspace.folder / "learn-4-gate"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prompts.jsonl").write_text('{"prompt": "Name a fruit."}\n', encoding="utf-8")
+    rows, said, refused = [], "", False
+    for called, teacher in teachers.items():
+        text = GATED.replace("TEACHER", teacher).replace("PURPOSE", purpose)
+        draft = folder / "asked.yaml"
+        draft.write_text(text.replace("{name}", folder.name), encoding="utf-8")
+        for ruling in rulings_on(load_recipe(draft)).rulings:
+            rows.append([f"{called}: {described(ruling)}", ANSWERS_IN_WORDS[ruling.answer], ruling.because])
+        if called == model and any(ruling.stops for ruling in rulings_on(load_recipe(draft)).rulings):
+            try:  # what `potstill run` does with it
+                bench.run(folder.name, text)
+            except RefusedError as error:
+                refused, said = True, str(error)
+    made = sorted(path.name for path in folder.iterdir() if path.name not in _OURS)
+    blocks = [table(["use", "answer", "by"], rows)]
+    if refused:
+        blocks.append({"kind": "quote", "who": "potstill run", "text": said})
+    says = (
+        f"Refused, and nothing was sent or made: {model} may not be learned from for this purpose. The teacher of the "
+        "other labs may; whoever ships its student has the duties of its licence."
+        if refused and not made
+        else f"For this purpose nothing stops {model}; the answers say what is known, and what someone should read."
+    )
+    return Outcome(refused and not made, says, blocks)
+
+
+_OURS = ("asked.yaml", "lab.yaml", "prompts.jsonl")
 
 
 def sizes(bench: Bench) -> Outcome:
