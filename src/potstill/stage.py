@@ -73,6 +73,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         stages.extend(_speculating(recipe))
     if recipe.evaluate is not None:
         stages.append(_stage("evaluate", recipe))
+    if recipe.evaluate is not None or recipe.speculate is not None:
         stages.append(_stage("report", recipe))
     stages.extend(_stage("export", recipe, index) for index in range(len(recipe.export)))
     return stages

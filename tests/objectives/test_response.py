@@ -20,6 +20,7 @@ from potstill.objectives.sweep import chunks, engine
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import (
     JSD,
+    Acceptance,
     DecoupledKD,
     ForwardKL,
     HardCE,
@@ -96,6 +97,7 @@ BY_HAND: tuple[tuple[ObjectiveSettings, float], ...] = (
     (SkewedKL(alpha=0.25), (ln(8 / 5) + ln(8 / 11)) / 2),
     (SkewedReverseKL(alpha=0.25), (ln(4 / 7) + 3 * ln(4 / 3)) / 4),
     (TotalVariation(), 1 / 4),
+    (Acceptance(), ln(4 / 3)),
     (SoftCE(), (ln(4) + ln(4 / 3)) / 2),
     (HardCE(), ln(4)),
 )
@@ -286,9 +288,11 @@ def test_a_large_vocabulary_does_not_enlarge_the_error_of_the_gradient(settings:
 
 @every
 def test_in_bf16_the_error_is_that_of_logits_rounded_once(settings: ObjectiveSettings) -> None:
-    # Total variation's gradient jumps where p = q, so that rounding flips some signs.
+    # The gradients of total variation and acceptance jump where p = q, so that rounding flips some signs.
     value, gradients = errors_in(torch.bfloat16, settings)
-    assert value < 5e-3 and 1e-3 < max(gradients) < (0.08 if isinstance(settings, TotalVariation) else 0.03)
+    assert value < 5e-3 and 1e-3 < max(gradients) < (
+        0.08 if isinstance(settings, (Acceptance, TotalVariation)) else 0.03
+    )
 
 
 @every_taught
@@ -330,6 +334,7 @@ def test_divergences_keep_within_their_bounds(rows: int, vocab: int, spread: flo
         ForwardKL(): math.inf,
         ReverseKL(): math.inf,
         TotalVariation(): 1.0,
+        Acceptance(): math.inf,
         JSD(beta=share): -share * ln(share) - (1 - share) * math.log1p(-share),
         SkewedKL(alpha=share): -ln(share),
         SkewedReverseKL(alpha=share): -ln(share),
@@ -360,6 +365,7 @@ def test_identities_between_objectives_hold(seed: int, temperature: float) -> No
     close(value(JSD(beta=0.3, **at)), value(JSD(beta=0.7, **at), *swapped))
     close(value(SkewedReverseKL(alpha=0.2, **at)), value(SkewedKL(alpha=0.2, **at), *swapped))
     close(value(TotalVariation(**at)), value(TotalVariation(**at), *swapped))
+    close(value(Acceptance()), -torch.log1p(-value(TotalVariation())))
     # Divided by β, or by 1 − β, JSD tends to the two KLs: the ends themselves are 0, and are refused.
     close(value(JSD(beta=1e-7)) / 1e-7, value(ForwardKL()), rtol=1e-2, atol=1e-3)
     close(value(JSD(beta=1 - 1e-7)) / 1e-7, value(ReverseKL()), rtol=1e-2, atol=1e-3)

@@ -31,6 +31,8 @@ RESPONSE: tuple[ObjectiveSettings, ...] = (
     response.SkewedReverseKL(temperature=2.0),
     response.SkewedReverseKL(alpha=0.7, temperature=0.5, scale_by_temperature_squared=False),
     response.TotalVariation(temperature=2.0),
+    response.Acceptance(),
+    response.Acceptance(temperature=2.0),
     response.SoftCE(temperature=2.0),
     response.LogitMSE(),
     response.DecoupledKD(temperature=4.0),

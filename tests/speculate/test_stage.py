@@ -101,12 +101,15 @@ def test_a_draft_is_measured_before_it_is_trained_and_after(tmp_path: Path) -> N
     train = {"objectives": [{"kind": "forward_kl"}], "max_length": 64, "args": {"max_steps": 2, "use_cpu": True}}
     asked = {"draft": {"kind": "layers", "layers": 2}, "train": train, "train_anyway": True}
     made = recipe(tmp_path, asked)
-    assert stage_names(made) == ["speculate.advice", "speculate.train", "speculate"]
-    out = speculate(made, tmp_path)
+    assert stage_names(made) == ["speculate.advice", "speculate.train", "speculate", "report"]
+    run_recipe(made, tmp_path / "run", console=Console("quiet"))
+    out = tmp_path / "run" / "speculate"
     before, after = load_speculation(tmp_path / "run" / "speculate.advice"), load_speculation(out)
     assert not before.trials and before.exported is None
     assert after.draft.endswith("trained") and after.alphas != before.alphas
     assert {status.state for status in plan(made, tmp_path / "run")} == {"fresh"}
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "Who wrote it" in page and 'class="by-target"' in page and page.count("<svg") >= 3
 
 
 def test_a_draft_that_cannot_gain_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ from potstill.objectives.relations import (
     similarity_preserving,
 )
 from potstill.objectives.response import (
+    AcceptanceRule,
     ForwardKLRule,
     HardCERule,
     LogitMSERule,
@@ -89,6 +90,7 @@ __all__ = [
     "Swept",
     "TappedObjective",
     "TokenStatistics",
+    "AcceptanceRule",
     "TotalVariationRule",
     "VocabularyObjective",
     "attention_transfer",

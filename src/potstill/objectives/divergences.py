@@ -162,6 +162,23 @@ def total_variation(
     return temperature_gain(temperature, scale_by_temperature_squared) * 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
 
 
+def acceptance(
+    student_logits_NV: Float[Tensor, "N V"],
+    teacher_logits_NV: Float[Tensor, "N W"],
+    temperature: float = 1.0,
+    *,
+    scale_by_temperature_squared: bool = False,
+) -> Float[Tensor, " N"]:
+    """−log α, α = Σ_v min(p_v, q_v) the probability that a token drafted from q is accepted, and 1 − total variation.
+    Leviathan et al. 2022, theorem 3.5.
+
+    ∂/∂z = gain · ½ q (s − Σ q s) / (α T) with s = sign(q − p): the gradient of total variation divided by α.
+    """
+    log_p, log_q = softened(student_logits_NV, teacher_logits_NV, temperature)
+    value = -torch.minimum(log_p, log_q).logsumexp(-1)
+    return temperature_gain(temperature, scale_by_temperature_squared) * value
+
+
 def logit_mse(student_logits_NV: Float[Tensor, "N V"], teacher_logits_NV: Float[Tensor, "N W"]) -> Float[Tensor, " N"]:
     """Mean over the shared tokens of (z_student − z_teacher)². Ba & Caruana 2014, eq. 1; Kim et al. 2021.
 

@@ -6,6 +6,7 @@ Divergences from a mixture of both distributions: `mixtures.py`. Target against 
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from potstill.objectives.base import row_rule
 from potstill.objectives.soft import SoftRule, TakesSparse, linear_values
 from potstill.objectives.sweep.rows import Exponentials, RowRule, Rows
-from potstill.recipe.response import ForwardKL, HardCE, LogitMSE, ReverseKL, SoftCE, TotalVariation
+from potstill.recipe.response import Acceptance, ForwardKL, HardCE, LogitMSE, ReverseKL, SoftCE, TotalVariation
 
 
 @row_rule(ForwardKL)
@@ -102,6 +103,34 @@ class TotalVariationRule(SoftRule[TotalVariation]):
             mean = torch.mul(sign, q.values, out=difference).sum(-1, keepdim=True) / q.total
             rows.add_gradient(coefficient * (0.5 * self.factor) / q.total, difference.addcmul_(q.values, -mean))
         return values.squeeze(-1) * self.gain
+
+
+@row_rule(Acceptance)
+class AcceptanceRule(SoftRule[Acceptance]):
+    """−log α with α = Σ min(p, q) over the shared tokens; ∂/∂z = gain · (q Σ q m − q m) / (α T), m = 1 where q < p, ½
+    where they are equal, else 0. Leviathan et al. 2022, theorem 3.5."""
+
+    def __call__(self, rows: Rows, coefficient: Float[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+        at, shared = self.temperature, rows.shared
+        p, q = rows.teacher_exponentials(at, shared), rows.student_exponentials(at, shared)
+        # In logarithms: α underflows where student and teacher are far apart, and is divided by.
+        log_q, low, m = (rows.scratch.take(name, *q.values.shape) for name in ("difference", "product", "mask"))
+        torch.mul(rows.student[:, :shared], 1 / at, out=log_q).sub_(q.log_partition)
+        torch.mul(rows.teacher_logits[:, :shared], 1 / at, out=low).sub_(p.log_partition)
+        torch.sub(low, log_q, out=m).sign_()
+        torch.minimum(low, log_q, out=low)
+        # Less that of log q, which is 0 up to rounding: p = q has exactly no loss.
+        log_alpha = low.logsumexp(-1, keepdim=True) - log_q.logsumexp(-1, keepdim=True)
+        if rows.wants_gradient:
+            # The gradient is the same for m less a constant. Near p = q that constant is ½, so that p = q has exactly
+            # none; far from it 0, since q/α may be large where q > p.
+            near = log_alpha > -math.log(2)
+            m.add_(~near).mul_(0.5)
+            share = torch.where(near, log_q, low).sub_(log_alpha).exp_().mul_(m)
+            total = share.sum(-1, keepdim=True)
+            rows.add_gradient(coefficient * self.factor * total / q.total, q.values)
+            rows.add_gradient(-coefficient * self.factor, share)
+        return -log_alpha.squeeze(-1) * self.gain
 
 
 @row_rule(LogitMSE)

@@ -37,6 +37,7 @@ from potstill.recipe.relations import (
 )
 from potstill.recipe.response import (
     JSD,
+    Acceptance,
     DecoupledKD,
     ForwardKL,
     HardCE,
@@ -95,6 +96,7 @@ from potstill.recipe.verify import (
 )
 
 __all__ = [
+    "Acceptance",
     "AllOf",
     "AnyOf",
     "AttentionKL",

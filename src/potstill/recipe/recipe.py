@@ -29,7 +29,7 @@ S = TypeVar("S")
 
 class Recipe(Settings):
     """The description of a run. `task` is the student's and the teacher's task. `teacher: {…}` is short for `teachers:
-    {main: {…}}`. A report is made whenever there is an evaluation; its section only changes how."""
+    {main: {…}}`. A report is made whenever there is an evaluation or a speculation; its section only changes how."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     seed: int = Field(0, ge=0, lt=2**32)

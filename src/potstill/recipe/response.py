@@ -93,6 +93,13 @@ class TotalVariation(SoftSettings):
     kind: Literal["total_variation"] = "total_variation"
 
 
+class Acceptance(SoftSettings):
+    """−log Σ min(p, q): minus the logarithm of the probability that a draft's token is accepted (Leviathan et al. 2022,
+    theorem 3.5: α = Σ min(p, q) = 1 − total variation). Its gradient is that of total variation divided by α."""
+
+    kind: Literal["acceptance"] = "acceptance"
+
+
 class LogitMSE(ObjectiveSettings):
     """Mean over the shared tokens of (z_student − z_teacher)². Ba & Caruana 2014, eq. 1; Kim et al. 2021."""
 

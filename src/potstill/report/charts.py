@@ -85,7 +85,7 @@ def interval_figure(
         if zero_line:
             line = alt.Chart(alt.InlineData(values=[{"at": 0}])).mark_rule(strokeDash=[4, 3]).encode(x="at:Q")
             layers.insert(0, line.encode(color=alt.value(RULE)))
-        return _finished(alt.layer(*layers), width, _ROW_HEIGHT * len(values) + 44)
+        return finished(alt.layer(*layers), width, _ROW_HEIGHT * len(values) + 44)
 
     label = "; ".join(f"{v['name']} {v['text']} [{v['low']:.3g}, {v['high']:.3g}]" for v in values)
     return _both(title, caption, chart, f"{title}, {axis}: {label}")
@@ -129,7 +129,7 @@ def reliability_figure(curves: Mapping[str, Sequence[Bin]], *, named: Named = sh
             base.mark_line(strokeWidth=2).encode(strokeDash=_dashes()),
             base.mark_point(size=45, filled=True, opacity=1).encode(shape=_shapes()),
         ]
-        return _finished(alt.layer(*layers), width, 300)
+        return finished(alt.layer(*layers), width, 300)
 
     label = ", ".join(map(named, models))
     return _both("Reliability", "Lines through the points: intervals.", chart, f"Reliability: {label}", legend=models)
@@ -165,7 +165,7 @@ def bar_figure(title: str, caption: str, bars: Sequence[Bar]) -> Figure:
         drawn = base.mark_bar(size=14, cornerRadiusEnd=2).encode(color=_colours())
         spread = base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q", color=alt.value(RULE))
         words = base.mark_text(align="left", dx=6, fontSize=12).encode(x="high:Q", text="text:N", color=alt.value(INK))
-        return _finished(alt.layer(drawn, spread, words), width, 26 * len(values) + 10)
+        return finished(alt.layer(drawn, spread, words), width, 26 * len(values) + 10)
 
     label = "; ".join(f"{shown(bar.model)} {bar.printed}" for bar in bars)
     return Figure(title, caption, draw(chart(SMALL), f"{title}: {label}"))
@@ -197,7 +197,7 @@ def curve_figure(title: str, caption: str, points: Values, *, axis: str, marked:
         layers = [base.mark_line(strokeWidth=2).encode(strokeDash=_dashes())]
         if marked:
             layers.append(base.mark_point(size=60, filled=True, opacity=1).encode(shape=_shapes()))
-        return _finished(alt.layer(*layers), width, 240)
+        return finished(alt.layer(*layers), width, 240)
 
     ends = "; ".join(f"{named(m)} ends at {_last(points, m):.3g}" for m in models)
     return _both(title, caption, chart, f"{title}, {axis}: {ends}", legend=models)
@@ -234,7 +234,7 @@ def histogram_figure(
             color=_colours(),
         )
         lines = base.mark_line(interpolate="step-after", strokeWidth=2).encode(strokeDash=_dashes())
-        return _finished(lines, width, 240)
+        return finished(lines, width, 240)
 
     return _both(title, caption, chart, f"{title}: histogram of {', '.join(map(named, models))}", legend=models)
 
@@ -246,7 +246,7 @@ def _both(title: str, caption: str, chart: Callable[[int], Any], label: str, leg
     return Figure(title, caption, draw(chart(WIDE), label), draw(chart(NARROW), label), legend)
 
 
-def _finished(chart: Any, width: int, height: int) -> Any:
+def finished(chart: Any, width: int, height: int) -> Any:
     """The chart in a box of fixed size, axes included, in the stand-in colours, without a legend."""
     import altair as alt
 

@@ -15,6 +15,7 @@ from potstill.artifacts import Artifact
 from potstill.errors import RunError
 from potstill.measures import MODELS, Measures, ModelMeasures
 from potstill.recipe import Existing, FromTeacher, Recipe
+from potstill.speculation import Speculation, load_speculation
 from potstill.tasks import SPECS
 from potstill.teachers.origin import Origin, origin_of
 
@@ -27,7 +28,8 @@ class Findings:
     and each model's first choice (`label`, `student`, …; empty without classes). `history` and `trained` are the
     training log and the facts of the student and, under their names, of the trained controls. `manifests` are those of
     the stages read, in the order of the run. `has_template` says whether the student takes conversations, and
-    `is_module` whether it is a plain module, which `transformers` does not open.
+    `is_module` whether it is a plain module, which `transformers` does not open. `speculation` is what was
+    measured of a draft, if anything was.
     """
 
     recipe: Recipe
@@ -41,6 +43,7 @@ class Findings:
     teacher: Origin | None
     has_template: bool
     is_module: bool
+    speculation: Speculation | None = None
 
     @property
     def title(self) -> str:
@@ -102,6 +105,7 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
         teacher=teacher,
         has_template=_has_template(model),
         is_module=(model / "module.json").is_file(),
+        speculation=load_speculation(inputs["speculate"].path) if "speculate" in inputs else None,
     )
 
 

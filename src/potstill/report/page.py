@@ -11,8 +11,9 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.recipe import dump_recipe
+from potstill.recipe import Recipe, dump_recipe
 from potstill.report import figures, sections
+from potstill.report.drafting import drafting_of
 from potstill.report.entries import entries_of, worst_of
 from potstill.report.findings import Findings
 from potstill.report.palette import LOOKS
@@ -21,6 +22,7 @@ from potstill.report.sections import class_table, confusion_matrix, confusions_t
 from potstill.report.svg import readable
 from potstill.report.terminology import terms_of, words_of
 from potstill.report.verdict import judge
+from potstill.speculation import Speculation
 from potstill.tasks import SPECS
 
 
@@ -64,8 +66,26 @@ def render_page(findings: Findings) -> str:
             size_figures=size_figures(findings),
             curves=curve_figures(findings),
             spreads=spread_figures(findings),
+            drafting=drafting_of(findings.speculation) if findings.speculation is not None else None,
             recipe=dump_recipe(findings.recipe),
             manifests={n: json.dumps(dict(m), indent=1, ensure_ascii=False) for n, m in findings.manifests.items()},
+        )
+    )
+
+
+def render_speculation(recipe: Recipe, found: Speculation) -> str:
+    """The page of a run that has no evaluation: of its draft alone."""
+    style = _style()
+    return (
+        _environment()
+        .get_template("speculation.html.jinja")
+        .render(
+            title=recipe.report.title or recipe.name,
+            style=Markup(style),
+            policy=content_policy(style),
+            looks=LOOKS,
+            drafting=drafting_of(found),
+            recipe=dump_recipe(recipe),
         )
     )
 
