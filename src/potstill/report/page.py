@@ -75,14 +75,14 @@ def render_page(findings: Findings) -> str:
 
 def render_speculation(recipe: Recipe, found: Speculation) -> str:
     """The page of a run that has no evaluation: of its draft alone."""
-    style = _style()
+    its_style = style()
     return (
-        _environment()
+        environment()
         .get_template("speculation.html.jinja")
         .render(
             title=recipe.report.title or recipe.name,
-            style=Markup(style),
-            policy=content_policy(style),
+            style=Markup(its_style),
+            policy=content_policy(its_style),
             looks=LOOKS,
             drafting=drafting_of(found),
             recipe=dump_recipe(recipe),
