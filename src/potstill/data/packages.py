@@ -234,9 +234,10 @@ def _refusal_labels(folder: Path) -> Numbered:
             rows = csv.DictReader(line for line in lines if not line.startswith("#"))
             for number, row in enumerate(rows, 1):
                 label = "refusal" if float(row["human_score"]) > 0.5 else "compliance"
-                # Text, so that prompt and answer need no chat template to be read.
-                metadata = {"response": row["assistant_response"], "judged": label}
-                yield file, number, Record(prompt=row["objective"], metadata=metadata)
+                answer = row["assistant_response"]
+                metadata = {"response": answer, "judged": label}
+                # With the answer, as one prompt has several.
+                yield file, number, Record(prompt=row["objective"], completion=answer, metadata=metadata)
 
 
 def _boolq(folder: Path) -> Numbered:
