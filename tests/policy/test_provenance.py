@@ -120,6 +120,13 @@ def test_records_are_not_made_from_what_only_the_student_is(house: House) -> Non
     assert {source for source, _, _ in found(recipe)} == {"apache-2.0", "own", "gemma-2025-03"}
 
 
+def test_a_store_of_signals_is_under_its_teachers_licence(house: House) -> None:
+    capture = {"kind": "threshold"}
+    recipe = house.recipe("stored", teacher=house.licensed("teacher", "gemma"), capture=capture)
+    signals = {(source, use.route) for use in provenance_of(recipe, "signals").uses for source in use.sources}
+    assert signals == {("gemma-2025-03", "logits"), ("own", "data")}
+
+
 def test_weights_that_learned_from_outputs_carry_those_outputs(house: House) -> None:
     """To start from a student of a model's outputs is to use those outputs, not that model's weights."""
     writer = house.licensed("writer", "llama3")

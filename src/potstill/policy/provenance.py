@@ -24,10 +24,16 @@ from potstill.recipe.speculate import OtherModelDraft, StudentDraft
 FILE = "provenance.json"
 FORMAT = "potstill-provenance-1"
 
-Made = Literal["records", "student", "draft", "all"]
-"""What a recipe makes: the records of `generate`, the student of `train`, the draft of `speculate`; or all of it."""
+Made = Literal["records", "signals", "student", "draft", "all"]
+"""What a recipe makes: the records of `generate`, the store of `capture`, the student of `train`, the draft of
+`speculate`; or all of it."""
 
-RECORDED: Mapping[str, Made] = {"generate": "records", "train": "student", "speculate": "draft"}
+RECORDED: Mapping[str, Made] = {
+    "generate": "records",
+    "capture": "signals",
+    "train": "student",
+    "speculate": "draft",
+}
 """The stages whose manifests hold the provenance of what they made, by verb."""
 
 _STRENGTH: tuple[Route, ...] = ("outputs", "logits", "weights")
@@ -125,6 +131,8 @@ def uses_of_models(recipe: Recipe, made: Made) -> Iterator[tuple[str, Any, Route
     """Every model that a thing is made from, with its role and route; the members of an ensemble in its place."""
     writers = recipe.generate.asked if recipe.generate is not None else ()
     named: list[tuple[str, Route]] = [(name, "outputs") for name in writers]
+    if made in ("signals", "student", "all") and recipe.capture is not None:
+        named.append((recipe.capture.teacher, "logits"))
     if made in ("student", "all"):
         named += _teachers_of_student(recipe)
     if made in ("draft", "all"):
