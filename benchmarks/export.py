@@ -15,7 +15,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -41,11 +41,13 @@ AIMS = [
 ]
 
 
-def run(student: Path, prompts: int, tokens: int, rounds: int, folder: Path) -> dict[str, Any]:
+def run(
+    student: Path, kinds: Sequence[GgufType], prompts: int, tokens: int, rounds: int, folder: Path
+) -> dict[str, Any]:
     """Write, compare and time every file."""
     ends = end_tokens(student)
-    files = {f"gguf {kind}": folder / f"model-{kind}.gguf" for kind in KINDS}
-    for kind, file in zip(KINDS, files.values(), strict=True):
+    files = {f"gguf {kind}": folder / f"model-{kind}.gguf" for kind in kinds}
+    for kind, file in zip(kinds, files.values(), strict=True):
         if kind in K_QUANTS:
             if not (whole := folder / "whole.gguf").exists():
                 write_gguf(student, whole, "f32", end_tokens=ends, name="student")
@@ -55,7 +57,7 @@ def run(student: Path, prompts: int, tokens: int, rounds: int, folder: Path) -> 
     compared = comparison.compare(
         student,
         {name: llama_cpp.opened(file) for name, file in files.items()},
-        {f"gguf {kind}": gguf.TOLERANCE[kind] for kind in KINDS},
+        {f"gguf {kind}": gguf.TOLERANCE[kind] for kind in kinds},
         count=prompts,
         most_new=tokens,
         console=Console("quiet"),
@@ -75,10 +77,10 @@ def run(student: Path, prompts: int, tokens: int, rounds: int, folder: Path) -> 
         {"file": name, "bytes": sizes.get(name), "tokens_per_second": round(rate, 1), **_figures(compared.get(name))}
         for name, rate in rates.items()
     ]
-    half = compared["gguf f16"]
+    half = compared.get("gguf f16")
     values = {
-        "gguf f16: greedy texts equal": half.same_texts / half.prompts,
-        "gguf f16: KL to the student": half.kl,
+        "gguf f16: greedy texts equal": half.same_texts / half.prompts if half is not None else None,
+        "gguf f16: KL to the student": half.kl if half is not None else None,
     }
     return {"rows": rows, "values": values, "claims": claims_of(AIMS, values)}
 
@@ -107,6 +109,7 @@ def _figures(found: comparison.Comparison | None) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", type=Path, default=Path("runs/demo/train/model"))
+    parser.add_argument("--types", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -116,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     there = machine(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        result = run(asked.student, asked.prompts, asked.tokens, asked.rounds, Path(folder))
+        result = run(asked.student, asked.types, asked.prompts, asked.tokens, asked.rounds, Path(folder))
     for row in result["rows"]:
         print(" · ".join(f"{key} {value}" for key, value in row.items()))
     if asked.json:
