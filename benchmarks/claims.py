@@ -36,6 +36,7 @@ BENCHMARKS = (
     "planted",
     "coverage",
     "export",
+    "speculate",
 )
 """Modules that declare `AIMS`. Comparisons (`potstill sweep`) have one claim each, made from their result."""
 
@@ -64,7 +65,10 @@ class Aim:
     @property
     def text(self) -> str:
         """The aim as text, e.g. `≤ 1.2`."""
-        parts = [f"≥ {self.least:g}" if self.least is not None else "", f"≤ {self.most:g}" if self.most else ""]
+        parts = [
+            f"≥ {self.least:g}" if self.least is not None else "",
+            f"≤ {self.most:g}" if self.most is not None else "",
+        ]
         return ", ".join(filter(None, parts))
 
 

@@ -1,0 +1,252 @@
+"""Speculative decoding of SmolLM2-135M side by side: `model.generate`, assisted generation of `transformers`, our loop.
+
+    python -m benchmarks.speculate --json                                  early exits and lookups
+    python -m benchmarks.speculate --json --draft runs/draft/train/model   a draft that was trained, too
+    python -m benchmarks.speculate --prompts 1 --tokens 32 --json          a quick look
+
+One process, fp32, batch 1. Prompts are of four kinds (chat, code, copying, lists), as many of each as `--prompts` says.
+All variants take a prompt in turn before the next one, in an order that turns, so that other load falls on all alike;
+greedy and at T = 0.7. Figures are seconds per token of all prompts together, as ratios.
+
+    generate          model.generate
+    loop              our loop without a draft
+    assisted-K        transformers' assisted generation with the same draft and K tokens a round, without its
+                      confidence threshold (constant schedule)
+    ours-K            our loop with the same draft
+    lookup-K, chained-K, layers-K: our loop with a lookup, a lookup and then the draft, an early exit of two layers with
+                      8,192 tokens
+
+`forecast` holds for every variant of ours what `potstill speculate` would have said of it, from the first half of the
+prompts' texts and the times measured before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.claims import Aim, claims_of
+from benchmarks.harness import machine, say
+from potstill.console import Console
+from potstill.data import ChatTokenizer, prompt_ids
+from potstill.decoding.cached_model import CachedModel, first_layers
+from potstill.decoding.drafts import LookupDraft
+from potstill.decoding.generator import stop_token_ids
+from potstill.decoding.speculative import Request, SpeculativeDecoder
+from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
+from potstill.recipe.teachers import LocalTeacher
+from potstill.speculate.advice import advise
+from potstill.speculate.costs import measure
+from potstill.speculate.opening import OpenDraft, Target, open_folder, open_target
+from potstill.speculate.traces import agreement, lookups, sampler_of, trace_of, write_text
+
+MOST, GAMMAS, FREQUENT = 8, (1, 2, 4), 8192
+AIMS = [
+    Aim("loop without a draft / generate", "×", least=1.1),
+    Aim("same draft / assisted at its best", "×", least=1.3),
+    Aim("best draft / loop, greedy", "×", least=1.5),
+    Aim("best draft / loop, T = 0.7", "×", least=1.3),
+    Aim("share of time outside the models", "share", most=0.05),
+    Aim("forecasts within 10 % of the measured speed-up", "share", least=0.9),
+    Aim("use it, and slower by more than 5 %", "count", most=0),
+]
+PROMPTS = {
+    "chat": (
+        "My sourdough keeps coming out flat and dense. What am I doing wrong?",
+        "How far should I stand from a campfire, and how do I put it out safely?",
+    ),
+    "code": (
+        "Write a Python function that returns the prime numbers below n, with a docstring.",
+        "Write a Python class Stack with push, pop and peek, and an example of its use.",
+    ),
+    "copying": (
+        'Repeat this text word for word: "The copper still stands in the long room beside the river. Every morning the '
+        'keeper lights the fire under the copper still, and every evening he puts it out."',
+        'Correct the spelling and repeat the text: "The keper of the still wakes befor dawn. He carries the water from '
+        'the river to the still, and he counts the casks in the cellar beneath the still."',
+    ),
+    "lists": (
+        "List the days of the week, and beside each of them one thing to do on that day.",
+        "List the numbers from one to twenty, each on its own line, in words.",
+    ),
+}
+
+Decode = Callable[[Sequence[int], int], int]
+"""Writes behind a prompt, with a seed; returns the number of tokens."""
+
+
+class Bench:
+    """The models, and every variant at one temperature."""
+
+    def __init__(self, draft: Path | None, tokens: int) -> None:
+        self.tokens = tokens
+        settings = LocalTeacher(model="smollm2-135m-instruct", device="cpu")
+        self.target: Target = open_target(settings, "float32", Console("quiet"))
+        self.chat = ChatTokenizer.from_transformers(self.target.tokenizer)
+        self.stops = stop_token_ids(self.target.model, self.chat.eos_id)
+        self.draft = open_folder(draft, self.target) if draft is not None else None
+
+    def prompts(self, of_each: int) -> list[list[int]]:
+        """Token ids, kind by kind in turn."""
+        asked = [kind[number % len(kind)] for number in range(of_each) for kind in PROMPTS.values()]
+        return [list(prompt_ids(({"role": "user", "content": text},), self.chat, None)) for text in asked]
+
+    def drafts(self) -> dict[str, OpenDraft]:
+        """What ours drafts with."""
+        layers = LayersDraft(layers=2, frequent=FREQUENT)
+        exit_ = CachedModel(first_layers(self.target.model, 2), torch.arange(FREQUENT), cache=self.target.cached)
+        found = {
+            "layers": OpenDraft(layers, "", exit_, None, None),
+            "lookup": OpenDraft(LookupDraftSettings(), "", None, LookupDraft(), None),
+        }
+        if self.draft is not None:
+            reader, chained = CachedModel(self.draft), ChainedDraftSettings(then=layers)
+            found["ours"] = OpenDraft(layers, "", reader, None, self.draft)
+            found["chained"] = OpenDraft(chained, "", reader, LookupDraft(), self.draft)
+        return found
+
+    def ours(self, draft: OpenDraft | None, gamma: int, temperature: float, spent: list[float]) -> Decode:
+        """Our loop; its (time outside the models, all time) are added to `spent`."""
+        drafting = draft.drafting() if draft is not None else None
+        decoder = SpeculativeDecoder(self.target.cached, drafting, gamma=gamma)
+        sampler = sampler_of(temperature)
+
+        def decode(prompt: Sequence[int], seed: int) -> int:
+            (written,) = decoder.write(Request([prompt], self.tokens, self.stops, sampler), seed)
+            account = decoder.account
+            spent[0] += account.other_seconds
+            spent[1] += account.other_seconds + account.draft_seconds + account.verify_seconds
+            return len(written)
+
+        return decode
+
+    def peers(self, gamma: int | None, temperature: float) -> Decode:
+        """`model.generate`, assisted if gamma is given."""
+        generate: Any = self.target.model.generate
+        settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": self.tokens}
+        settings |= {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
+        if gamma is not None and self.draft is not None:
+            own = self.draft.generation_config
+            own.num_assistant_tokens, own.num_assistant_tokens_schedule = gamma, "constant"
+            own.assistant_confidence_threshold = 0.0
+
+        def decode(prompt: Sequence[int], seed: int) -> int:
+            torch.manual_seed(seed)
+            if gamma is not None and self.draft is not None:
+                self.draft.generation_config.num_assistant_tokens = gamma
+                settings["assistant_model"] = self.draft
+            ids = torch.tensor([list(prompt)])
+            written = generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=self.stops, **settings)
+            return int(written.shape[1] - len(prompt))
+
+        return decode
+
+    def variants(self, temperature: float, spent: list[float]) -> dict[str, Decode]:
+        """Every variant at one temperature."""
+        found = {"generate": self.peers(None, temperature), "loop": self.ours(None, 1, temperature, [0.0, 0.0])}
+        for gamma in GAMMAS:
+            if self.draft is not None:
+                found[f"assisted-{gamma}"] = self.peers(gamma, temperature)
+            found |= {
+                f"{name}-{gamma}": self.ours(draft, gamma, temperature, spent) for name, draft in self.drafts().items()
+            }
+        return found
+
+    def forecasts(self, prompts: Sequence[Sequence[int]], temperature: float) -> dict[str, tuple[float, bool]]:
+        """The forecast speed-up of every variant of ours, and whether it is advised."""
+        sampler, device = sampler_of(temperature), self.target.device
+        alone = SpeculativeDecoder(self.target.cached)
+        texts = [write_text(alone, p, self.tokens, self.stops, sampler, 100 + i) for i, p in enumerate(prompts)]
+        rows = [[*texts[0].prompt, *texts[0].written]]
+        ahead = sum(len(text.prompt) for text in texts) // len(texts)
+        found = {}
+        for name, draft in self.drafts().items():
+            timed = measure(self.target.cached, draft.timed(), rows, ahead, sampler, MOST, device, lambda amount: None)
+            traces = [
+                trace_of(
+                    text,
+                    self.tokens,
+                    agreement(self.target.cached, draft.reader, text, sampler, device) if draft.reader else None,
+                    lookups(draft.lookup, text, MOST, self.target.cached.vocab_size) if draft.lookup else None,
+                )
+                for text in texts
+            ]
+            advice = advise(traces, [timed.medians(), *timed.resampled(0)], MOST, 0.0, temperature, 1)
+            for forecast in advice.forecasts:
+                if forecast.gamma in GAMMAS:
+                    found[f"{name}-{forecast.gamma}"] = (forecast.speedup.value, forecast.speedup.low > 1)
+        return found
+
+
+def in_turn(variants: dict[str, Decode], prompts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Seconds per token of each variant."""
+    seconds, tokens, names = dict.fromkeys(variants, 0.0), dict.fromkeys(variants, 0), list(variants)
+    for decode in variants.values():
+        decode(prompts[0][:8], 0)  # warms up
+    for number, prompt in enumerate(prompts):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            begun = time.perf_counter()
+            tokens[name] += variants[name](prompt, number)
+            seconds[name] += time.perf_counter() - begun
+    return {name: seconds[name] / tokens[name] for name in names}
+
+
+def values_of(rows: Sequence[dict[str, Any]], outside: float | None) -> dict[str, float | None]:
+    """The figures that are aimed at, from rows of variant, temperature, seconds per token and forecast."""
+    by = {(row["temperature"], row["variant"]): row["seconds"] for row in rows}
+    drafted = [row for row in rows if row["forecast"] is not None]
+    values: dict[str, float | None] = {"share of time outside the models": outside}
+    if ("greedy", "generate") in by:
+        values["loop without a draft / generate"] = by["greedy", "generate"] / by["greedy", "loop"]
+    assisted = [v for (t, name), v in by.items() if t == "greedy" and name.startswith("assisted")]
+    same = [v for (t, name), v in by.items() if t == "greedy" and name.startswith("ours")]
+    values["same draft / assisted at its best"] = min(assisted) / min(same) if assisted and same else None
+    for temperature in ("greedy", "T = 0.7"):
+        found = [row["seconds"] for row in drafted if row["temperature"] == temperature]
+        if found:
+            values[f"best draft / loop, {temperature}"] = by[temperature, "loop"] / min(found)
+    measured = [(by[row["temperature"], "loop"] / row["seconds"], row) for row in drafted]
+    if measured:
+        near = [abs(row["forecast"] / speedup - 1) <= 0.1 for speedup, row in measured]
+        values["forecasts within 10 % of the measured speed-up"] = sum(near) / len(near)
+        slower = sum(row["advised"] and speedup < 0.95 for speedup, row in measured)
+        values["use it, and slower by more than 5 %"] = float(slower)
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draft", type=Path, help="folder of a trained draft")
+    parser.add_argument("--prompts", type=int, default=2, help="of each kind")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    bench = Bench(options.draft, options.tokens)
+    prompts = bench.prompts(options.prompts)
+    rows: list[dict[str, Any]] = []
+    spent = [0.0, 0.0]
+    with torch.no_grad():
+        for called, temperature in (("greedy", 0.0), ("T = 0.7", 0.7)):
+            forecasts = bench.forecasts(prompts[: max(2, len(prompts) // 2)], temperature)
+            for name, seconds in in_turn(bench.variants(temperature, spent), prompts).items():
+                forecast, advised = forecasts.get(name, (None, False))
+                row = {"variant": name, "temperature": called, "seconds": seconds}
+                rows.append({**row, "forecast": forecast, "advised": advised})
+                say(
+                    f"{called} {name}: {1000 * seconds:.1f} ms a token"
+                    + (f", forecast {forecast:.2f}" if forecast else "")
+                )
+    claims = claims_of(AIMS, values_of(rows, spent[0] / spent[1] if spent[1] else None))
+    result = {"benchmark": "speculate", "machine": machine(torch.device("cpu")), "rows": rows, "claims": claims}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
