@@ -19,11 +19,13 @@ from potstill.recipe import Recipe, load_recipe
 from tiny_models import make_tiny_causal_lm, make_tiny_classifier, make_tiny_encoder, make_tiny_masked_lm
 
 ROOT = Path(__file__).parents[2]
-WRITTEN = {"conversations", "self_instruct"}
-"""Recipes that end with records: tests/generate runs them."""
-RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem not in WRITTEN}
+ELSEWHERE = {"conversations", "self_instruct", "speculative_draft"}
+"""Recipes that end with records (tests/generate runs them) or with a draft (tests/speculate)."""
+RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem not in ELSEWHERE}
 METHODS = [
-    name for name in RECIPES if name not in ("demo", "offline", "smollm2_half") and not name.endswith("_teacher")
+    name
+    for name in RECIPES
+    if name not in ("alignment_tax", "demo", "offline", "smollm2_half") and not name.endswith("_teacher")
 ]
 
 SHAPE: dict[str, Any] = {"layers": 6, "hidden": 48, "heads": 12}
@@ -61,6 +63,22 @@ def prompts(folder: Path) -> list[str]:
     short = ["data.limit=24", "data.held_out=0.3", "generate.max_new_tokens=6", "train.max_length=256"]
     quick = ["evaluate={speed: false, samples_shown: 1, sample_tokens: 4}"]
     return [f"teacher={{kind: local, model: {teacher}}}", *short, *quick]
+
+
+def refusing(folder: Path) -> list[str]:
+    """As `prompts`, with a few harmless words in the place of a harm set that has to be fetched."""
+    (folder / "harm.jsonl").write_text("".join(json.dumps({"prompt": f"Spill the {word}."}) + "\n" for word in WORDS))
+    harm = {"kind": "jsonl", "path": str(folder / "harm.jsonl"), "format": "prompt", "licence": "own"}
+    student = make_tiny_causal_lm(folder / "student")
+    return [
+        *prompts(folder),
+        f"student.model={student}",
+        f"train.refusals={json.dumps({'prompts': harm, 'share': 0.4})}",
+    ]
+
+
+def taxed(folder: Path) -> list[str]:
+    return [*prompts(folder), "student={kind: from_teacher, layers: every_other}"]
 
 
 def taught_texts(folder: Path) -> list[str]:
@@ -110,6 +128,7 @@ def few_sums(folder: Path) -> list[str]:
 
 
 SMALL: dict[str, Callable[[Path], list[str]]] = {
+    "alignment_tax": taxed,
     "demo": prompts,
     "distilbert_headlines": taught_texts,
     "distilbert_mlm": taught_masked,
@@ -126,6 +145,7 @@ SMALL: dict[str, Callable[[Path], list[str]]] = {
     "newsgroups_teacher": encoder,
     "reasoning": sums,
     "reasoning_teacher": few_sums,
+    "refusing_teacher": refusing,
     "rkd_embeddings": embeddings,
     "sequence_kd": prompts,
     "smollm2_half": prompts,
