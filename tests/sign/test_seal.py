@@ -9,13 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from spdx_python_model import v3_0_1 as spdx
 
 from potstill.artifacts import write_artifact
 from potstill.errors import MissingExtra, RunError, UserError
-from potstill.recipe import dump_recipe, parse_recipe
+from potstill.recipe import dump_recipe, load_recipe, parse_recipe
 from potstill.sign import seal as module
 from potstill.sign.seal import BILLS, SIGNATURE, SUMS, seal, verify
 from tiny_models import make_tiny_causal_lm
@@ -25,10 +27,14 @@ ALL = (*BILLS, SUMS, SIGNATURE, "model.safetensors", "config.json", "README.md",
 
 def make_keys(folder: Path) -> tuple[Path, Path]:
     private, public = folder / "key.pem", folder / "pub.pem"
-    made = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
-    subprocess.run(made, check=True, capture_output=True)
-    shown = ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]
-    subprocess.run(shown, check=True, capture_output=True)
+    key = ec.generate_private_key(ec.SECP256R1())
+    plain = serialization.NoEncryption()
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, plain)
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
     return private, public
 
 
@@ -71,6 +77,24 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     export = make_run(folder / "run")
     seal(export, private)
     return export, public
+
+
+def test_the_bills_say_what_the_gate_answered_and_what_was_overridden(tmp_path: Path) -> None:
+    export = make_run(tmp_path / "run")
+    file, why = tmp_path / "run" / "recipe.yaml", "A written agreement of 2026 allows it."
+    overrides = json.dumps([{"source": "openai-api", "reason": why, "by": "A", "on": "2026-11-27"}])
+    file.write_text(dump_recipe(load_recipe(file, [f"policy.overrides={overrides}"])))
+    seal(export, make_keys(tmp_path)[0])
+    student = json.loads((export / "bom.cdx.json").read_text())["metadata"]["component"]
+    said = {entry["name"]: entry["value"] for entry in student["properties"]}
+    answers = [value for name, value in said.items() if name.startswith("potstill:policy:answer:")]
+    assert any("acme-teacher" in answer for answer in answers) and any("Attribution 4.0" in a for a in answers)
+    assert (
+        said["potstill:policy:override:1"] == "openai-api, by A on 2026-11-27: A written agreement of 2026 allows it."
+    )
+    assert "Overridden: openai-api, by A" in next(
+        (export / name).read_text() for name in BILLS if name != "bom.cdx.json"
+    )
 
 
 def test_a_sealed_student_verifies_in_another_folder(sealed: tuple[Path, Path], tmp_path: Path) -> None:

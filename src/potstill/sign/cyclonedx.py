@@ -51,7 +51,11 @@ def cyclonedx_of(material: Material) -> str:
         licenses=licences(material.licence),
         description=" ".join(material.made_by) or None,
         pedigree=Pedigree(ancestors=[teacher]) if teacher is not None else None,
-        properties=[Property(name=f"potstill:training:{k}", value=v) for k, v in material.settings.items()],
+        properties=[
+            *(Property(name=f"potstill:training:{name}", value=value) for name, value in material.settings.items()),
+            *(Property(name=f"potstill:policy:answer:{n}", value=text) for n, text in enumerate(material.answers, 1)),
+            *(Property(name=f"potstill:policy:override:{n}", value=o) for n, o in enumerate(material.overrides, 1)),
+        ],
     )
     files = [
         Component(

@@ -12,6 +12,8 @@ from potstill.artifacts import MANIFEST, file_digest
 from potstill.errors import RunError
 from potstill.measures import Interval, Measures, ModelMeasures
 from potstill.models.folder import read_config, stated_licence
+from potstill.policy.gate import described, rulings_on_run
+from potstill.policy.terms import ANSWERS_IN_WORDS
 from potstill.recipe import Recipe, load_recipe
 from potstill.tasks import SPECS
 from potstill.teachers.origin import Origin, origin_of_teacher
@@ -43,6 +45,8 @@ class Material:
         records: number of training records, if counted.
         made_by: sentences on how it was made. settings: what it was trained with, by name.
         metrics: figures of the student. limits: sentences on what it cannot.
+        answers: of the gate on licences and terms, a sentence for each use. overrides: what a person allowed although
+            the gate blocks it, with name, day and reason.
         versions: of the programs that trained it.
         files: SHA-256 of every file of the folder, by its relative name.
     """
@@ -61,6 +65,8 @@ class Material:
     settings: Mapping[str, str]
     metrics: tuple[Metric, ...]
     limits: tuple[str, ...]
+    answers: tuple[str, ...]
+    overrides: tuple[str, ...]
     versions: Mapping[str, str]
     files: Mapping[str, str]
 
@@ -88,6 +94,8 @@ def material_of(folder: Path, files: Mapping[str, str]) -> Material:
     measures = Measures.load(measured) if measured.is_file() else None
     student = measures.models.get("student") if measures is not None else None
     teacher = origin_of_teacher(recipe)
+    stages = {file.parent.name: _json(file) for file in sorted(run.glob(f"*/{MANIFEST}"))}
+    rulings = rulings_on_run(recipe, stages)
     config = read_config(run / "train" / "model") if (run / "train" / "model" / "config.json").is_file() else {}
     return Material(
         name=recipe.name,
@@ -108,6 +116,8 @@ def material_of(folder: Path, files: Mapping[str, str]) -> Material:
             "Mistakes of the teacher come along; safeguards do not come along by imitation alone.",
             *(f"{warning}." for warning in trained.get("warnings", ())),
         ),
+        answers=tuple(f"{described(r)}: {ANSWERS_IN_WORDS[r.answer]} by {r.because}" for r in rulings.rulings),
+        overrides=tuple(f"{o.source}, by {o.by} on {o.on}: {o.reason}" for o in rulings.provenance.overrides),
         versions=trained.get("versions", {}),
         files=files,
     )

@@ -75,6 +75,7 @@ def spdx_of(material: Material) -> str:
             ai_typeOfModel=[material.architecture or "unknown", "distilled student"],
             ai_informationAboutTraining=" ".join(material.made_by),
             ai_limitation=" ".join(material.limits),
+            comment="\n".join([*material.answers, *(f"Overridden: {text}" for text in material.overrides)]),
             ai_hyperparameter=[entry(name, value) for name, value in material.settings.items()],
             ai_metric=[entry(metric.label, _figure(metric)) for metric in material.metrics],
         )
