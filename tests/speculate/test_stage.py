@@ -65,6 +65,10 @@ def test_the_exported_draft_is_an_assistant_of_transformers(tmp_path: Path) -> N
     target = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")
     draft = AutoModelForCausalLM.from_pretrained(out / "draft")
     assert draft.config.num_hidden_layers == 2
+    made_from = {
+        (use["role"], use["route"]) for use in json.loads((out / "draft" / "provenance.json").read_text())["uses"]
+    }
+    assert ("teachers.main", "weights") in made_from
     ids = torch.tensor([[5, 9, 30]])
     settings = {"max_new_tokens": 12, "do_sample": False}
     assert torch.equal(target.generate(ids, **settings), target.generate(ids, assistant_model=draft, **settings))

@@ -14,6 +14,8 @@ from potstill.decoding.generator import stop_token_ids
 from potstill.decoding.speculative import SpeculativeDecoder
 from potstill.errors import RecipeError
 from potstill.measures import Interval
+from potstill.policy.duties import write_papers
+from potstill.policy.gate import rulings_on
 from potstill.recipe.speculate import StudentDraft
 from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import advise, hopeless
@@ -107,6 +109,11 @@ class Speculating:
             exported = export_draft(
                 context.out, self.target, self.draft, texts[first], sampler_of(first, settings.top_p), advice[0].best
             )
+            if exported.folder:
+                for undone in write_papers(
+                    context.out / exported.folder, self.recipe, rulings_on(self.recipe, "draft")
+                ):
+                    context.work.warn(undone)
         return Speculation(
             target=self.target.source.name,
             draft=self.draft.label,
