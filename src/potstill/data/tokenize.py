@@ -11,13 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from potstill.data.chat import ChatTokenizer
 from potstill.data.problems import with_system
 from potstill.data.spans import Turn, Unlearnable, assistant_turns
 from potstill.errors import DataError
-from potstill.store.files import tokens_digest
 from potstill.types import DataReason, Message, Record, Reject
 
 IGNORE = -100
@@ -94,6 +91,10 @@ def tokenize(record: Record, chat: ChatTokenizer, max_length: int) -> Tokenized 
 
 
 def _rendered(ids: Sequence[int], labels: Sequence[int]) -> str:
+    import numpy as np  # reading a record needs neither
+
+    from potstill.store.files import tokens_digest
+
     learned = np.flatnonzero(np.array(labels[1:], np.int64) != IGNORE)  # positions whose next token is learned
     return tokens_digest(np.array(ids, np.int64), learned)
 
