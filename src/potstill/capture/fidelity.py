@@ -28,10 +28,10 @@ from potstill.data.tokenize import Tokenized
 from potstill.recipe import CaptureSettings, Recipe, SampledCapture, ThresholdCapture, TopKCapture
 from potstill.signals import Head
 from potstill.store.codec import HIDDEN, Entries, decode, encode
-from potstill.store.files import SignalStore
+from potstill.store.estimators import tau_for_budget
+from potstill.store.files import SignalStore, by_frequency, ranks_of
 
 _BINS = 15
-_STEPS, _CLOSE = 12, 0.01
 _ENTRY_BYTES = 3.0
 _CHEAPER = 0.8
 """A warning is given if `threshold` has less than this share of the squared error, at no more bytes."""
@@ -61,18 +61,30 @@ def sample_of(plan: Plan, tokens: int) -> list[tuple[Tokenized, ...]]:
 
 
 def tau_for(settings: ThresholdCapture, capturing: Capturing, plan: Plan) -> float:
-    """The τ at which a sample takes `bytes_per_token` on average, by halving and then bisection of log τ."""
+    """The τ at which a sample takes `bytes_per_token` on average, encoded as a shard of its own would be."""
     readings = [capturing.read(rows) for rows in sample_of(plan, settings.sample_tokens)]
-    low, high, tau = 0.0, 1.0, min(1.0, 2 / settings.bytes_per_token)
-    for _ in range(_STEPS):
+    targets = max(sum(reading.target_ids.shape[0] for reading in readings), 1)
+    dims = capturing.teacher.dims
+
+    def bytes_at(tau: float) -> float:
         estimator = registry.build(settings.model_copy(update={"tau": tau}))
-        blobs = [blob for reading in readings for blob in _encoded(reading, capturing, estimator)[0]]
-        measured = sum(map(len, blobs)) / max(sum(reading.target_ids.shape[0] for reading in readings), 1)
-        if abs(measured / settings.bytes_per_token - 1) < _CLOSE:
-            break
-        low, high = (tau, high) if measured > settings.bytes_per_token else (low, tau)
-        tau = (low * high) ** 0.5 if low else high / 2
-    return tau
+        kept = [
+            (row, entries)
+            for reading in readings
+            for row, entries in zip(reading.rows, capturing.keep(reading, estimator), strict=True)
+        ]
+        ranks = ranks_of(by_frequency([entries for _, entries in kept], dims.vocab), dims.vocab)
+        blobs = (
+            encode(
+                replace(entries, ids=ranks[entries.ids]),
+                estimator.grid(dims),
+                capturing.uniforms_of_weights(row, entries),
+            )
+            for row, entries in kept
+        )
+        return sum(map(len, blobs)) / targets
+
+    return tau_for_budget(bytes_at, settings.bytes_per_token)
 
 
 def report_of(

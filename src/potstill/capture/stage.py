@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from potstill.capture.plan import Plan
     from potstill.teachers.base import Teacher
 
-CONTRACT = 1
+CONTRACT = 2
 STORE = "store"
 """The folder of the store in the artifact."""
 
