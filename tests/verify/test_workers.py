@@ -108,6 +108,6 @@ def test_an_expression_that_never_ends_cannot_be_judged_and_the_next_one_is() ->
         warm = Record(prompt="?", metadata={"reference": r"\sqrt{8}"})
         assert verifier.verify(warm, r"$2\sqrt{2}$").outcome == "accept"
         hanging = Record(prompt="?", metadata={"reference": "1"})
-        verdict = verifier.verify(hanging, "$2^{2^{200}}$")
+        verdict = verifier.verify(hanging, "$(x+y+z+w)^{200}$")
         assert verdict.outcome == "cannot_judge" and "not judged within" in verdict.reason
         assert verifier.verify(warm, r"$2\sqrt{2}$").outcome == "accept"
