@@ -29,7 +29,7 @@ from potstill.recipe import CaptureSettings, Recipe, SampledCapture, ThresholdCa
 from potstill.signals import Head
 from potstill.store.codec import HIDDEN, Entries, decode, encode
 from potstill.store.estimators import tau_for_budget
-from potstill.store.files import SignalStore, by_frequency, ranks_of
+from potstill.store.files import SignalStore, by_frequency, head_bytes, ranks_of
 
 _BINS = 15
 _ENTRY_BYTES = 3.0
@@ -61,10 +61,12 @@ def sample_of(plan: Plan, tokens: int) -> list[tuple[Tokenized, ...]]:
 
 
 def tau_for(settings: ThresholdCapture, capturing: Capturing, plan: Plan) -> float:
-    """The τ at which a sample takes `bytes_per_token` on average, encoded as a shard of its own would be."""
+    """The τ at which a sample takes `bytes_per_token` on average, encoded as in the store, with its share of the head
+    of a shard."""
     readings = [capturing.read(rows) for rows in sample_of(plan, settings.sample_tokens)]
     targets = max(sum(reading.target_ids.shape[0] for reading in readings), 1)
     dims = capturing.teacher.dims
+    in_a_shard = sum(sequence.targets for shard in plan.planned for sequence in shard) / max(len(plan.planned), 1)
 
     def bytes_at(tau: float) -> float:
         estimator = registry.build(settings.model_copy(update={"tau": tau}))
@@ -73,7 +75,8 @@ def tau_for(settings: ThresholdCapture, capturing: Capturing, plan: Plan) -> flo
             for reading in readings
             for row, entries in zip(reading.rows, capturing.keep(reading, estimator), strict=True)
         ]
-        ranks = ranks_of(by_frequency([entries for _, entries in kept], dims.vocab), dims.vocab)
+        frequent = by_frequency([entries for _, entries in kept], dims.vocab)
+        ranks = ranks_of(frequent, dims.vocab)
         blobs = (
             encode(
                 replace(entries, ids=ranks[entries.ids]),
@@ -82,7 +85,7 @@ def tau_for(settings: ThresholdCapture, capturing: Capturing, plan: Plan) -> flo
             )
             for row, entries in kept
         )
-        return sum(map(len, blobs)) / targets
+        return sum(map(len, blobs)) / targets + len(head_bytes(frequent, dims.vocab)) / max(in_a_shard, 1)
 
     return tau_for_budget(bytes_at, settings.bytes_per_token)
 

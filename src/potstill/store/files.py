@@ -187,7 +187,7 @@ class StoreWriter:
             for some in first:
                 check_ids(some, self.grid)
             frequent = by_frequency(first, self.grid.vocab)
-            data.write(_head_bytes(frequent, self.grid.vocab))
+            data.write(head_bytes(frequent, self.grid.vocab))
             self._ranks = ranks_of(frequent, self.grid.vocab)
         check_ids(entries, self.grid)
         blob = encode(replace(entries, ids=self._ranks[entries.ids]), self.grid, uniforms)
@@ -486,7 +486,7 @@ def _id_bits(vocab: int) -> int:
     return max(1, (vocab - 1).bit_length())
 
 
-def _head_bytes(frequent: NDArray[np.int32], vocab: int) -> bytes:
+def head_bytes(frequent: NDArray[np.int32], vocab: int) -> bytes:
     """The head of a shard: the number of its frequent ids, and these."""
     return frequent.size.to_bytes(4, "little") + pack(frequent, _id_bits(vocab))
 
