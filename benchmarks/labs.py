@@ -49,13 +49,20 @@ def run_lab(runs: Path, number: int) -> dict[str, Any]:
     result = json.loads(lines[-1]) if lines else {}
     if result.get("event") != "result":
         raise SystemExit(f"lab {number} ended with code {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    log = runs / ".studio" / "labs" / str(number) / "events.jsonl"
-    times = [float(json.loads(line)["time"]) for line in log.read_text(encoding="utf-8").splitlines()]
+    own = runs / ".studio" / "labs" / str(number) / "events.jsonl"
+    begun, *_, ended = noted(own)
+    # The page follows the run that a step makes by that run's own file.
+    times = sorted(time for log in (own, *runs.glob("*/events.jsonl")) for time in noted(log) if begun <= time <= ended)
     return {
         "seconds": {key: step["seconds"] for key, step in result["steps"].items()},
         "passed": {key: step["passed"] for key, step in result["steps"].items()},
         "silence": max((after - before for before, after in pairwise(times)), default=0.0),
     }
+
+
+def noted(log: Path) -> list[float]:
+    """When the events of a file happened."""
+    return [float(json.loads(line)["time"]) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:
