@@ -138,46 +138,25 @@ def generate(
     _run(recipe, overrides, run, "generate", force, verify, json, quiet)
 
 
-@app.command()
-def capture(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    run: RunFolder = None,
-    force: Force = False,
-    verify: Verify = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Store the teacher's distributions, to train without it."""
-    _run(recipe, overrides, run, "capture", force, verify, json, quiet)
+def _stage_verb(name: str, does: str) -> None:
+    """Add a verb that runs a stage, and has no option of its own."""
+
+    @app.command(name=name, help=does)
+    def verb(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        run: RunFolder = None,
+        force: Force = False,
+        verify: Verify = False,
+        json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
+        _run(recipe, overrides, run, name, force, verify, json, quiet)
 
 
-@app.command()
-def train(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    run: RunFolder = None,
-    force: Force = False,
-    verify: Verify = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train the student, and its controls."""
-    _run(recipe, overrides, run, "train", force, verify, json, quiet)
-
-
-@app.command()
-def evaluate(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    run: RunFolder = None,
-    force: Force = False,
-    verify: Verify = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure on held-out records what was kept and what was lost."""
-    _run(recipe, overrides, run, "evaluate", force, verify, json, quiet)
+_stage_verb("capture", "Store the teacher's distributions, to train without it.")
+_stage_verb("train", "Train the student, and its controls.")
+_stage_verb("evaluate", "Measure on held-out records what was kept and what was lost.")
 
 
 @app.command()
@@ -207,18 +186,7 @@ def report(
     _run(recipe, overrides, run, "report", force, verify, json, quiet)
 
 
-@app.command()
-def export(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    run: RunFolder = None,
-    force: Force = False,
-    verify: Verify = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write the student in the formats that the recipe names."""
-    _run(recipe, overrides, run, "export", force, verify, json, quiet)
+_stage_verb("export", "Write the student in the formats that the recipe names.")
 
 
 @app.command()
