@@ -274,6 +274,14 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one if there is no such file. Raises ValueError if it is no JSON."""
+    if not path.is_file():
+        return {}
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,16 +68,18 @@ class Evaluation:
         self.documents: list[Document] = []
         self.passes: tuple[Pass, ...] = ()
         if self.chat is not None:
-            generated = context.inputs.get("generate")
-            records = None if generated is None else generated.path / "records.parquet"
-            setting = Setting(recipe, self.chat, context.work, context.console, records)
+            setting = Setting(recipe, self.chat, context.work, context.console, self._generated)
             self.passes = tuple(measure.begin(setting) for measure in self.measures if isinstance(measure, Asks))
 
-    def _held_out(self) -> HeldOut:
+    @property
+    def _generated(self) -> Path | None:
+        """The records of the stage `generate`, if there is one."""
         generated = self.context.inputs.get("generate")
-        records = None if generated is None else generated.path / "records.parquet"
+        return None if generated is None else generated.path / "records.parquet"
+
+    def _held_out(self) -> HeldOut:
         student = self.context.inputs["train"].path / "model"
-        held_out = read_held_out(self.context.recipe, records, student, self.context.work)
+        held_out = read_held_out(self.context.recipe, self._generated, student, self.context.work)
         if SPECS[self.task].has_vocabulary:
             self.context.work.count("target tokens", int(held_out.starts[-1]))
         if SPECS[self.task].reads_images:
@@ -310,8 +313,6 @@ class Evaluation:
     def _table(self, draws: Draws) -> Table:
         """All values per target, for the measures."""
         held_out, recipe = self.held_out, self.context.recipe
-        generated = self.context.inputs.get("generate")
-        records = None if generated is None else generated.path / "records.parquet"
         student = self.context.inputs["train"].path / "model"
         return Table(
             task=SPECS[self.task],
@@ -322,7 +323,7 @@ class Evaluation:
             lengths=np.repeat(held_out.counts, held_out.counts),
             scores=self.scores,
             draws=draws,
-            counts=partial(training_counts, recipe, records, student),
+            counts=partial(training_counts, recipe, self._generated, student),
         )
 
     def _save(self, speeds: Mapping[str, Speed]) -> None:

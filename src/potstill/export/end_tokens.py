@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
+from potstill.artifacts import read_json
 from potstill.data import ChatTokenizer, tokenize
 from potstill.types import Record, Reject
 
@@ -17,7 +17,9 @@ def end_tokens(model: Path) -> list[int]:
     """The end tokens of a model's folder, ascending: those of its own generation settings, the tokenizer's, and the
     token with which its chat template ends an assistant's turn, which the student learned to stop with (rule 4).
     """
-    own = _json(model / "generation_config.json").get("eos_token_id", _json(model / "config.json").get("eos_token_id"))
+    own = read_json(model / "generation_config.json").get(
+        "eos_token_id", read_json(model / "config.json").get("eos_token_id")
+    )
     ends = {own} if isinstance(own, int) else set(own or ())
     chat = ChatTokenizer.from_folder(model)
     if chat.eos_id is not None:
@@ -32,7 +34,7 @@ def end_tokens(model: Path) -> list[int]:
 def write_end_tokens(model: Path) -> list[int]:
     """Put the end tokens, and a pad token where there is none, into the folder's `generation_config.json`."""
     file = model / "generation_config.json"
-    settings = _json(file)
+    settings = read_json(file)
     ends = end_tokens(model)
     if ends:
         settings["eos_token_id"] = ends
@@ -40,10 +42,3 @@ def write_end_tokens(model: Path) -> list[int]:
         settings["pad_token_id"] = ChatTokenizer.from_folder(model).pad_id
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return ends
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return read

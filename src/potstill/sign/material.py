@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.artifacts import MANIFEST, file_digest
+from potstill.artifacts import MANIFEST, file_digest, read_json
 from potstill.errors import RunError
 from potstill.measures import Interval, Measures, ModelMeasures
 from potstill.models.folder import read_config, stated_licence
@@ -89,13 +88,13 @@ def material_of(folder: Path, files: Mapping[str, str]) -> Material:
             fix="name a folder such as runs/<name>/export.huggingface",
         )
     recipe = load_recipe(run / "recipe.yaml")
-    manifest, trained = _json(folder / MANIFEST), _json(run / "train" / MANIFEST)
+    manifests = {file.parent.name: read_json(file) for file in sorted(run.glob(f"*/{MANIFEST}"))}
+    manifest, trained = read_json(folder / MANIFEST), manifests.get("train", {})
     measured = run / "evaluate" / "measures.json"
     measures = Measures.load(measured) if measured.is_file() else None
     student = measures.models.get("student") if measures is not None else None
     teacher = origin_of_teacher(recipe)
-    stages = {file.parent.name: _json(file) for file in sorted(run.glob(f"*/{MANIFEST}"))}
-    rulings = rulings_on_run(recipe, stages)
+    rulings = rulings_on_run(recipe, manifests)
     config = read_config(run / "train" / "model") if (run / "train" / "model" / "config.json").is_file() else {}
     return Material(
         name=recipe.name,
@@ -169,10 +168,3 @@ def _data_name(recipe: Recipe) -> str:
 def _count(manifest: Mapping[str, Any], name: str) -> int | None:
     found = manifest.get("counts", {}).get(name)
     return int(found) if found is not None else None
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return read

@@ -271,3 +271,17 @@ class Asks(Protocol):
             DataError: there are none, or too few.
         """
         ...
+
+
+class AsksAlone:
+    """Base of measures that show nothing of the held-out targets themselves. What they ask is begun by `begin`."""
+
+    columns: tuple[str, ...] = ()
+
+    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
+        """None of held-out targets."""
+        return ()
+
+    def findings(self, table: Table) -> Found:
+        """None of held-out targets."""
+        return Found()

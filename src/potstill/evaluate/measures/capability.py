@@ -22,13 +22,24 @@ from potstill.data import prompt_ids, read_records
 from potstill.errors import DataError
 from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, difference_of, mean_of
 from potstill.evaluate.continuations import continued
-from potstill.evaluate.measures.base import Asked, Compared, Draws, Found, Metric, Pass, Setting, Table, Values, joined
+from potstill.evaluate.measures.base import (
+    Asked,
+    AsksAlone,
+    Compared,
+    Draws,
+    Found,
+    Metric,
+    Pass,
+    Setting,
+    Table,
+    Values,
+    joined,
+)
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import find
 from potstill.measures import MODELS, Figures, Finding, Loss, MetricSpec
 from potstill.recipe.measures import Capability, ChoiceTask
 from potstill.registry import implements
-from potstill.tasks import TaskSpec
 from potstill.types import Record, digest
 
 _SECTION = "capability"
@@ -48,21 +59,11 @@ class Question:
 
 
 @implements(Capability)
-class CapabilityMeasure:
+class CapabilityMeasure(AsksAlone):
     """Accuracy on tasks of multiple choice."""
-
-    columns = ()
 
     def __init__(self, settings: Capability) -> None:
         self.settings = settings
-
-    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
-        """None of held-out targets."""
-        return ()
-
-    def findings(self, table: Table) -> Found:
-        """None of held-out targets."""
-        return Found()
 
     def begin(self, setting: Setting) -> Pass:
         """The questions. Raises as `questions_of`."""

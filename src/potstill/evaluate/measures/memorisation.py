@@ -19,32 +19,21 @@ from potstill.errors import DataError
 from potstill.evaluate.bootstrap import Statistic, difference_of, mean_of
 from potstill.evaluate.fidelity import Batches, measure
 from potstill.evaluate.held_out import of_tokens
-from potstill.evaluate.measures.base import Asked, Draws, Found, Metric, Pass, Setting, Table
+from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
 from potstill.measures import MODELS, Figures, Interval, Loss, MetricSpec
 from potstill.recipe.measures import Memorisation
 from potstill.registry import implements
-from potstill.tasks import TaskSpec
 from potstill.types import Record, digest
 
 _SECTION = "memorisation"
 
 
 @implements(Memorisation)
-class MemorisationMeasure:
+class MemorisationMeasure(AsksAlone):
     """The gap between new and trained text."""
-
-    columns = ()
 
     def __init__(self, settings: Memorisation) -> None:
         self.settings = settings
-
-    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
-        """None of held-out targets."""
-        return ()
-
-    def findings(self, table: Table) -> Found:
-        """None of held-out targets alone."""
-        return Found()
 
     def begin(self, setting: Setting) -> Pass:
         """A sample of the training records. Raises as `Trained`."""

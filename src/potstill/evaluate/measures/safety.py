@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,14 +29,25 @@ from potstill.errors import DataError
 from potstill.evaluate.answers import write_answers
 from potstill.evaluate.bootstrap import Statistic, difference_of, mean_of
 from potstill.evaluate.continuations import continued
-from potstill.evaluate.measures.base import Asked, Compared, Draws, Found, Metric, Pass, Setting, Table, Values, joined
+from potstill.evaluate.measures.base import (
+    Asked,
+    AsksAlone,
+    Compared,
+    Draws,
+    Found,
+    Metric,
+    Pass,
+    Setting,
+    Table,
+    Values,
+    joined,
+)
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import find
 from potstill.measures import MODELS, Band, Bands, Figures, Interval, Loss, MetricSpec
 from potstill.recipe import DataSettings
 from potstill.recipe.measures import Safety
 from potstill.registry import implements
-from potstill.tasks import TaskSpec
 from potstill.types import digest
 from potstill.verify.refusal import refuses
 
@@ -114,21 +125,11 @@ class MatcherError:
 
 
 @implements(Safety)
-class SafetyMeasure:
+class SafetyMeasure(AsksAlone):
     """Refusals of harmful and of harmless prompts, beside the teacher's."""
-
-    columns = ()
 
     def __init__(self, settings: Safety) -> None:
         self.settings = settings
-
-    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
-        """None of held-out targets."""
-        return ()
-
-    def findings(self, table: Table) -> Found:
-        """None of held-out targets."""
-        return Found()
 
     def begin(self, setting: Setting) -> Pass:
         """The prompts. Raises as `Refusing`."""
@@ -420,12 +421,14 @@ def _beside_teacher(compared: Compared) -> Statistic | None:
     return None if compared.teacher is None else _refuses(compared)
 
 
-def _spec(name: str, label: str, short: str, unit: str, higher: bool, per: str, explanation: str) -> MetricSpec:
+def _spec(
+    name: str, label: str, short: str, unit: Literal["nats", "share"], higher: bool, per: str, explanation: str
+) -> MetricSpec:
     return MetricSpec(
         name,
         label,
         short,
-        "nats" if unit == "nats" else "share",
+        unit,
         higher,
         per,
         explanation,

@@ -26,7 +26,7 @@ from potstill.errors import DataError
 from potstill.evaluate.answers import Written, write_answers
 from potstill.evaluate.bootstrap import FEW_GROUPS
 from potstill.evaluate.held_out import reported_on
-from potstill.evaluate.measures.base import Asked, Draws, Found, Metric, Pass, Setting, Table
+from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
 from potstill.evaluate.measures.fidelity import SOLVED
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import find
@@ -35,7 +35,6 @@ from potstill.recipe import Recipe
 from potstill.recipe.evaluate import SolveSettings
 from potstill.recipe.verify import workers_of
 from potstill.registry import implements
-from potstill.tasks import TaskSpec
 from potstill.types import Answer, Record, Reject, Verdict, digest
 from potstill.verify import open_verifier, verdicts
 from potstill.verify.preconditions import refuse_unjudgeable
@@ -126,21 +125,11 @@ class Solution:
 
 
 @implements(SolveSettings)
-class SolvedMeasure:
+class SolvedMeasure(AsksAlone):
     """The share of held-out problems that models solve."""
-
-    columns = ()
 
     def __init__(self, settings: SolveSettings) -> None:
         self.settings = settings
-
-    def metrics(self, task: TaskSpec) -> tuple[Metric, ...]:
-        """None of held-out targets."""
-        return ()
-
-    def findings(self, table: Table) -> Found:
-        """None of held-out targets."""
-        return Found()
 
     def begin(self, setting: Setting) -> Pass:
         """The held-out problems. Raises as `Solvers`."""
