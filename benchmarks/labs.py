@@ -30,8 +30,8 @@ AIMS = [
 ]
 
 
-def run_lab(runs: Path, number: int) -> dict[str, Any]:
-    """Do a lab; seconds by step, and the longest time between two events."""
+def do_lab(runs: Path, number: int) -> subprocess.CompletedProcess[str]:
+    """Do all steps of a lab from the command line. The last line of its output is the result, as JSON."""
     command = [
         sys.executable,
         "-m",
@@ -44,7 +44,12 @@ def run_lab(runs: Path, number: int) -> dict[str, Any]:
         "--yes",
         "--json",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def run_lab(runs: Path, number: int) -> dict[str, Any]:
+    """Do a lab; seconds by step, and the longest time between two events."""
+    done = do_lab(runs, number)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     result = json.loads(lines[-1]) if lines else {}
     if result.get("event") != "result":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.labs import do_lab
 from potstill.console import Console
 from potstill.studio.course import content, labs
 from potstill.studio.workspace import Workspace
@@ -49,19 +48,7 @@ def test_a_gate_that_does_not_stop_a_recipe_is_not_passed_and_starts_nothing(tmp
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", content.LESSONS)
 def test_a_lab_is_done_from_the_command_line(runs: Path, number: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "potstill.cli",
-        "learn",
-        "--runs",
-        str(runs),
-        "run",
-        str(number),
-        "--yes",
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = do_lab(runs, number)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     print(f"lab {number}: {sum(step['seconds'] for step in result['steps'].values()):.0f} s", result["steps"])

@@ -196,9 +196,10 @@ def gate(bench: Bench) -> Outcome:
         text = GATED.replace("TEACHER", teacher).replace("PURPOSE", purpose)
         draft = folder / "asked.yaml"
         draft.write_text(text.replace("{name}", folder.name), encoding="utf-8")
-        for ruling in rulings_on(load_recipe(draft)).rulings:
+        rulings = rulings_on(load_recipe(draft)).rulings
+        for ruling in rulings:
             rows.append([f"{called}: {described(ruling)}", ANSWERS_IN_WORDS[ruling.answer], ruling.because])
-        if called == model and any(ruling.stops for ruling in rulings_on(load_recipe(draft)).rulings):
+        if called == model and any(ruling.stops for ruling in rulings):
             try:  # what `potstill run` does with it
                 bench.run(folder.name, text)
             except RefusedError as error:
