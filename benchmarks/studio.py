@@ -3,7 +3,8 @@
     python -m benchmarks.studio --json
 
 A tiny training runs in a process of its own, while windows without and with watchers alternate. Its speed varies
-between windows, so the server's share of a core is reported too. Run it on an idle machine.
+between windows, so each window is compared with its neighbour, the spread of these ratios is given, and the server's
+share of a core too. The watchers themselves run on this machine as well, in the benchmark's process. Run it idle.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import shutil
 import statistics
@@ -18,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil  # type: ignore[import-untyped]
+from scipy.stats import t as student_t
 
 from benchmarks.claims import Aim, claims_of
 
@@ -156,18 +159,26 @@ async def measure(rounds: int) -> dict[str, Any]:
     return {"first_page_bytes": page, "usable_seconds": usable, "alone": windows[0], "watched": windows[WATCHERS]}
 
 
+def half_width(ratios: Sequence[float]) -> float:
+    """Of the 95 % interval of the ratios' mean (Student's t)."""
+    spread = statistics.stdev(ratios) / math.sqrt(len(ratios))
+    return float(student_t.ppf(0.975, len(ratios) - 1)) * spread
+
+
+def slow_downs(found: Mapping[str, Any]) -> list[float]:
+    """The training's rate in each window without watchers over that in the neighbouring one with them."""
+    pairs = zip(found["alone"], found["watched"], strict=True)
+    return [alone["steps_per_second"] / watched["steps_per_second"] for alone, watched in pairs]
+
+
 def figures(found: Mapping[str, Any]) -> dict[str, float | None]:
     """The values of the aims, by name."""
-
-    def median(windows: str, name: str) -> float:
-        return float(statistics.median(window[name] for window in found[windows]))
-
     watched = found["watched"]
     values = (
         found["first_page_bytes"],
         found["usable_seconds"],
-        median("alone", "steps_per_second") / median("watched", "steps_per_second"),
-        median("watched", "cores"),
+        statistics.median(slow_downs(found)),
+        statistics.median(window["cores"] for window in watched),
         watched[-1]["megabytes"] - watched[0]["megabytes"],
     )
     return {
@@ -178,13 +189,15 @@ def figures(found: Mapping[str, Any]) -> dict[str, float | None]:
 def main() -> None:
     """Measure, and print the windows and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = asyncio.run(measure(arguments.rounds))
     claims = claims_of(AIMS, figures(found))
+    ratios = slow_downs(found)
+    slow_down = {"median": statistics.median(ratios), "mean": statistics.mean(ratios), "half_width": half_width(ratios)}
     if arguments.json:
-        print(json.dumps({"benchmark": "studio", **found, "claims": claims}))
+        print(json.dumps({"benchmark": "studio", **found, "slow_down": slow_down, "claims": claims}))
         return
     for claim in claims:
         print(f"{claim['name']:<75} {claim['value']:>12} {claim['unit']:<6} {claim['aim']:<10} {claim['met']}")

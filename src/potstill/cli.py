@@ -369,6 +369,22 @@ def learn_run(
         raise typer.Exit(UserError.exit_code)
 
 
+@learn.command(name="export")
+def learn_export(
+    context: typer.Context,
+    lab: Annotated[int, typer.Argument(min=1, max=4, help="The lab's number.")],
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="A new folder [default: lab-N]")] = None,
+) -> None:
+    """Write what a lab trained as recipes, with their data and a script that runs them in order."""
+    _studio_import()
+    from potstill.studio.course.takeaway import export
+
+    folder = to or Path(f"lab-{lab}")
+    for path in export(context.obj, lab, folder):
+        emit(f"wrote {path}")
+    emit(f"next: cd {folder} && sh lab-{lab}.sh")
+
+
 def _serve(
     runs: Path, port: int, first_page: str, open_browser: bool, tutor: str | None = None, tutor_model: str = ""
 ) -> None:

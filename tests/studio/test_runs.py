@@ -303,7 +303,7 @@ def test_everybody_who_watches_gets_the_same_text_and_it_is_made_once() -> None:
         broadcast = Broadcast(make, every=3600)
         streams = [broadcast.listen() for _ in range(200)]
         texts = await asyncio.gather(*(anext(s) for s in streams))
-        assert set(texts) == {"same"}
+        assert set(texts) == {b"event: message\ndata: same\n\n"} and len({id(text) for text in texts}) == 1
         for s in streams:
             await s.aclose()
 

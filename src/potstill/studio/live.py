@@ -22,6 +22,7 @@ EVERY_SECONDS = 1.0
 MOST_POINTS = 400
 """Maximum points of a curve; beyond it, every second point is dropped."""
 _KEEP_ALIVE_SECONDS = 15.0
+_STILL_HERE = b": still here\n\n"
 HELD_OUT = {
     "kl": "KL to the teacher, nats",
     "nll": "NLL, nats",
@@ -154,7 +155,7 @@ class Reader:
 
 
 class Broadcast:
-    """One text that is made anew once a second while somebody listens, and sent to all who do.
+    """One text that is made anew once a second while somebody listens, and sent to all who do as server-sent events.
 
     Args:
         make: makes the text; runs in a thread, since it reads files.
@@ -164,13 +165,13 @@ class Broadcast:
     def __init__(self, make: Callable[[], str], every: float = EVERY_SECONDS) -> None:
         self._make, self._every = make, every
         self._listeners = 0
-        self._text, self._version = "", 0
+        self._text, self._event, self._version = "", b"", 0
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
 
-    async def listen(self) -> AsyncIterator[str]:
-        """The text as it is now, and again whenever it changes; an empty one now and then, so that a connection whose
-        other end is gone is noticed."""
+    async def listen(self) -> AsyncIterator[bytes]:
+        """The text as it is now, and again whenever it changes, as an event that is encoded once for all; a comment now
+        and then, so that a connection whose other end is gone is noticed."""
         self._listeners += 1
         if self._task is None:
             self._task = asyncio.create_task(self._follow())
@@ -181,9 +182,9 @@ class Broadcast:
                     if self._version == seen:
                         with suppress(TimeoutError):
                             await asyncio.wait_for(self._changed.wait(), _KEEP_ALIVE_SECONDS)
-                    text = self._text if self._version > seen else ""
+                    event = self._event if self._version > seen else _STILL_HERE
                     seen = self._version
-                yield text
+                yield event
         finally:
             self._listeners -= 1
 
@@ -193,19 +194,17 @@ class Broadcast:
                 text = await asyncio.to_thread(self._make)
                 if text != self._text:
                     async with self._changed:
-                        self._text, self._version = text, self._version + 1
+                        self._text, self._event, self._version = text, sse(text), self._version + 1
                         self._changed.notify_all()
                 await asyncio.sleep(self._every)
         finally:
             self._task = None
 
 
-def sse(data: str, event: str = "message") -> bytes:
-    """One server-sent event; an empty text is a comment that keeps the connection."""
-    if not data:
-        return b": still here\n\n"
+def sse(data: str) -> bytes:
+    """A text as one server-sent event."""
     lines = "".join(f"data: {line}\n" for line in data.splitlines())
-    return f"event: {event}\n{lines}\n".encode()
+    return f"event: message\n{lines}\n".encode()
 
 
 def time_left(task: Mapping[str, Any], now: float | None = None) -> float | None:

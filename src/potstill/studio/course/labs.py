@@ -30,6 +30,8 @@ from potstill.studio.workspace import OUTPUT, Workspace, read_measures
 
 Block = dict[str, Any]
 HERE = Path(__file__).parent
+DRAFT = "lab.yaml"
+"""The recipe of a run that a lab made, as it was written: paths still relative to the run's folder."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Bench:
         folder = self.workspace.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         text = recipe.replace("{here}", str(HERE)).replace("{name}", name)
-        draft = folder / "lab.yaml"
+        draft = folder / DRAFT
         draft.write_text(text, encoding="utf-8")
         self.console.note("say", text=f"run {name}", run=name)
         run_recipe(load_recipe(draft, overrides), folder, console=self.console)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from potstill.errors import PotstillError
 from potstill.studio import charts
-from potstill.studio.course import content, labs
+from potstill.studio.course import content, labs, takeaway
 from potstill.studio.course.progress import PASS_SHARE, QUESTIONS, Progress
-from potstill.studio.live import Broadcast, Reader, sse, time_left
+from potstill.studio.live import Broadcast, Reader, time_left
 from potstill.studio.render import form_of, page, problem, redirect, text
 from potstill.studio.workspace import OUTPUT, Workspace, tail
 
@@ -99,16 +99,22 @@ async def do_step(request: Request) -> Response:
     return redirect(request, "learn", str(number), "lab")
 
 
+async def recipes(request: Request) -> Response:
+    """What the lab trained, as recipes in an archive."""
+    number, workspace = lesson_number(request), request.app.state.studio.workspace
+    try:
+        archive = await asyncio.to_thread(takeaway.packed, workspace, number)
+    except PotstillError as error:
+        return await _lab(request, error)
+    disposition = f'attachment; filename="lab-{number}.zip"'
+    return Response(archive, media_type="application/zip", headers={"content-disposition": disposition})
+
+
 async def lab_events(request: Request) -> Response:
     """The steps of a lab, whenever they change."""
     number, studio = lesson_number(request), request.app.state.studio
     broadcast = studio.broadcasts.setdefault(f"lab {number}", Broadcast(_maker(request, number)))
-
-    async def stream() -> AsyncIterator[bytes]:
-        async for made in broadcast.listen():
-            yield sse(made)
-
-    return StreamingResponse(stream(), media_type="text/event-stream")
+    return StreamingResponse(broadcast.listen(), media_type="text/event-stream")
 
 
 def _maker(request: Request, number: int) -> Callable[[], str]:
@@ -247,6 +253,7 @@ ROUTES = [
     Route("/learn/{number}", answer, methods=["POST"]),
     Route("/learn/{number}/lab", lab),
     Route("/learn/{number}/lab", do_step, methods=["POST"]),
+    Route("/learn/{number}/lab/recipes", recipes),
     Route("/learn/{number}/lab/events", lab_events),
     Route("/learn/{number}/lab/distribution", distribution),
 ]

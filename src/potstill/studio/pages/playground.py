@@ -14,7 +14,7 @@ from potstill.errors import PotstillError
 from potstill.recipe import Recipe
 from potstill.studio import charts
 from potstill.studio.control import parsed
-from potstill.studio.live import Broadcast, sse
+from potstill.studio.live import Broadcast
 from potstill.studio.render import form_of, page, problem, redirect, text
 from potstill.studio.session import Session
 from potstill.studio.workspace import Workspace
@@ -126,12 +126,7 @@ async def events(request: Request) -> Response:
     """What is written, as it is written."""
     studio = request.app.state.studio
     broadcast = studio.broadcasts.setdefault("playground", Broadcast(lambda: _live(request), every=0.25))
-
-    async def stream() -> Any:
-        async for made in broadcast.listen():
-            yield sse(made)
-
-    return StreamingResponse(stream(), media_type="text/event-stream")
+    return StreamingResponse(broadcast.listen(), media_type="text/event-stream")
 
 
 async def at(request: Request) -> Response:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from potstill.errors import PotstillError
 from potstill.studio import charts, control
-from potstill.studio.live import HELD_OUT, Broadcast, Reader, sse, time_left
+from potstill.studio.live import HELD_OUT, Broadcast, Reader, time_left
 from potstill.studio.records import Found, find_records, find_rejects
 from potstill.studio.render import form_of, page, problem, redirect, run_folder, run_of, text
 from potstill.studio.workspace import OUTPUT, Run, read_measures, read_run, tail
@@ -59,12 +59,7 @@ async def events(request: Request) -> Response:
     """The live part of a run's page, whenever it changes."""
     path, studio = run_folder(request), request.app.state.studio
     broadcast = studio.broadcasts.setdefault(path.name, Broadcast(_maker(request, path)))
-
-    async def stream() -> AsyncIterator[bytes]:
-        async for made in broadcast.listen():
-            yield sse(made)
-
-    return StreamingResponse(stream(), media_type="text/event-stream")
+    return StreamingResponse(broadcast.listen(), media_type="text/event-stream")
 
 
 def _maker(request: Request, path: Path) -> Callable[[], str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from potstill.studio.course import content
-from potstill.studio.live import Broadcast, sse
+from potstill.studio.live import Broadcast
 from potstill.studio.pages.learn import lesson_number
 from potstill.studio.render import form_of, page, redirect, text
 from potstill.studio.tutor import Conversation
@@ -55,12 +54,7 @@ async def events(request: Request) -> Response:
     number, studio = lesson_number(request), request.app.state.studio
     new = Broadcast(lambda: _live(request, number), every=0.25)
     broadcast: Broadcast = studio.broadcasts.setdefault(f"tutor {number}", new)
-
-    async def stream() -> AsyncIterator[bytes]:
-        async for made in broadcast.listen():
-            yield sse(made)
-
-    return StreamingResponse(stream(), media_type="text/event-stream")
+    return StreamingResponse(broadcast.listen(), media_type="text/event-stream")
 
 
 ROUTES = [
