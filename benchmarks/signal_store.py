@@ -44,6 +44,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.claims import Aim, claims_of
 from benchmarks.harness import machine
+from potstill.calibration import BINS, ece, equal_width, gap_sums
 from potstill.console import Console
 from potstill.models.resolve import resolve
 from potstill.recipe.data import PackagedData
@@ -68,7 +69,7 @@ AIMS = [
     Aim("decoded tokens a second and core, threshold", "1/s", least=2e6),
     Aim("encoding as a multiple of the teacher's speed", "", least=20),
 ]
-LENGTH, CHUNK, BATCH, BINS = 1024, 16, 8, 15
+LENGTH, CHUNK, BATCH = 1024, 16, 8
 Keep = Callable[[Tensor, Tensor], tuple[Sparse, Tensor]]
 
 
@@ -126,7 +127,7 @@ class Measured:
         self.ranks: NDArray[np.int32] | None = None
         self.totals = dict.fromkeys(("bytes", "targets", "mse", "kl", "tv", "entries"), 0.0)
         self.encoding = self.decoding = 0.0
-        self.bins = np.zeros((BINS, 3))
+        self.bins = np.zeros(BINS + 1)
         self.kept: list[Entries] = []
 
     def batch(self, pieces: list[Piece]) -> None:
@@ -187,15 +188,14 @@ class Measured:
 
 
 def add_to_bins(bins: NDArray[np.float64], confidence: NDArray[np.float64], right: NDArray[np.float64]) -> None:
-    """Count, confidence and hits of each bin."""
-    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    for column, values in enumerate((np.ones_like(confidence), confidence, right)):
-        bins[:, column] += np.bincount(number, values, BINS)
+    """Add the gaps [BINS] of some targets, and in the last place their number [BINS + 1]."""
+    bins[:-1] += gap_sums(confidence, right, equal_width(confidence, BINS), BINS)
+    bins[-1] += confidence.size
 
 
 def ece_of(bins: NDArray[np.float64]) -> float:
-    """Σ |hits − confidence| / n."""
-    return float(np.abs(bins[:, 2] - bins[:, 1]).sum() / bins[:, 0].sum())
+    """ECE of what `add_to_bins` added up."""
+    return float(ece(bins[:-1], bins[-1]))
 
 
 class Rounded:
@@ -345,7 +345,7 @@ def main() -> int:
         "hidden_bf16": Rounded(teacher, vocab, width, "bfloat16"),
         "hidden_int8": Rounded(teacher, vocab, width, "int8"),
     }
-    confidence = np.zeros((BINS, 3))
+    confidence = np.zeros(BINS + 1)
     batches = itertools.chain([first], iter(lambda: list(itertools.islice(pieces, BATCH)), []))
     for batch in batches:
         for one in measured.values():

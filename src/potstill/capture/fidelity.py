@@ -5,7 +5,8 @@ Of each token, with p the teacher's distribution over V tokens at the store's te
     mse   Σ (w − p)²: the noise of the gradient grows with it
     tv    ½ Σ |w − p|
     kl    KL(w / Σ w ‖ p), in nats: finite, since nothing is stored that p lacks
-    ece   of the largest stored weight as the confidence that its token is the target, in 15 bins; `teacher_ece`: of p
+    ece   of the largest stored weight as the confidence that its token is the target, in 15 bins of equal
+          width; `teacher_ece`: of p
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill import registry
+from potstill.calibration import BINS, ece, equal_width, gap_sums
 from potstill.capture.capturing import Capturing, Reading
 from potstill.capture.estimators import Estimator
 from potstill.capture.plan import Plan
@@ -31,7 +33,6 @@ from potstill.store.codec import HIDDEN, Entries, decode, encode
 from potstill.store.estimators import tau_for_budget
 from potstill.store.files import SignalStore, by_frequency, head_bytes, ranks_of
 
-_BINS = 15
 _ENTRY_BYTES = 3.0
 _CHEAPER = 0.8
 """A warning is given if `threshold` has less than this share of the squared error, at no more bytes."""
@@ -215,10 +216,9 @@ def _summary(parts: Sequence[_Row]) -> dict[str, float]:
 
 
 def _ece(confidence: NDArray[np.float64], hit: NDArray[np.float64]) -> float:
-    """Σ over bins of their share × |mean confidence − mean hit|. Guo et al. 2017, eq. 3."""
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, confidence - hit, _BINS)
-    return float(np.abs(gaps).sum() / max(confidence.size, 1))
+    if not confidence.size:
+        return 0.0
+    return float(ece(gap_sums(confidence, hit, equal_width(confidence, BINS), BINS), confidence.size))
 
 
 # ---- the whole store ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.sparse import csr_array
 
+from potstill.calibration import ece, equal_mass
 from potstill.evaluate.bootstrap import SHARE, Floats, PairedBootstrap, Statistic, difference_of, mean_of
 from potstill.evaluate.measures.base import Compared, Found, Metric, Table
 from potstill.evaluate.scores import Scores
@@ -236,16 +237,9 @@ class CalibrationMeasure:
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
 
-def bins_of(probability: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
-    """The bin of each target [N], from 0: bins of equal mass, between quantiles of the probabilities. If many
-    probabilities are equal, some bins are empty."""
-    edges = np.quantile(probability, np.linspace(0, 1, bins + 1)[1:-1])
-    return np.searchsorted(edges, probability, side="left")
-
-
 def ece_of(probability: NDArray[np.floating], hit: NDArray[np.bool_], bins: int) -> Statistic:
     """Σ over bins of |Σ (hit − probability)| ÷ N, with bins of equal mass."""
-    return ece_in(probability, hit, bins_of(probability, bins), bins)
+    return ece_in(probability, hit, equal_mass(probability, bins), bins)
 
 
 def ece_in(
@@ -269,7 +263,7 @@ def full_ece_of(probabilities: Probabilities, labels: NDArray[np.int64], bins: i
     """
     truth = np.arange(probabilities.shape[1]) == labels[:, None]
     flat = probabilities.astype(np.float64)
-    bin_of = bins_of(flat.ravel(), bins).reshape(flat.shape)
+    bin_of = equal_mass(flat.ravel(), bins).reshape(flat.shape)
     gaps = np.stack([np.where(bin_of == b, truth - flat, 0.0).sum(1) for b in range(bins)], -1)
     return _absolute(gaps)
 
@@ -281,7 +275,7 @@ def classwise_ece_of(probabilities: Probabilities, labels: NDArray[np.int64], bi
     parts = []
     for number in range(classes):
         own = probabilities[:, number].astype(np.float64)
-        bin_of = bins_of(own, bins)
+        bin_of = equal_mass(own, bins)
         gap = (labels == number) - own
         parts.append(np.where(bin_of[:, None] == np.arange(bins), gap[:, None], 0.0) / classes)
     return _absolute(np.concatenate(parts, -1))
@@ -292,7 +286,7 @@ def _absolute(gaps: Floats) -> Statistic:
     columns = np.concatenate([gaps, np.ones((len(gaps), 1))], -1)
 
     def of(sums: Floats) -> Floats:
-        return np.asarray(np.abs(sums[..., :-1]).sum(-1) / sums[..., -1])
+        return ece(sums[..., :-1], sums[..., -1])
 
     def gradient(sums: Floats) -> Floats:
         count = sums[..., -1:]
@@ -315,7 +309,7 @@ def debiased_ece_of(
         first: mask of the first half [N]; all targets of a group are in the same half.
         bins: of equal mass.
     """
-    bin_of = bins_of(probability, bins)
+    bin_of = equal_mass(probability, bins)
     targets = np.arange(len(bin_of))
     gaps: Floats = hit - probability.astype(np.float64)
     place = bin_of + np.where(first, 0, bins)
@@ -345,7 +339,7 @@ def reliability(scores: Scores, bins: int, within: Callable[[Mask], PairedBootst
     single group the interval is [0, 1]."""
     if scores.probability is None or scores.hit is None:
         return ()
-    bin_of = bins_of(scores.probability, bins)
+    bin_of = equal_mass(scores.probability, bins)
     found = []
     for number in np.unique(bin_of).tolist():
         inside = bin_of == number
