@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
 from report.synthetic import HOSTILE, Shape, recipe_of, write_report
 from starlette.testclient import TestClient
 
 from potstill.data import save_records
 from potstill.data.split import Split
 from potstill.recipe import dump_recipe
-from potstill.studio.server import Studio, free_socket, make_app
+from potstill.studio.server import Server, Studio, free_socket, make_app
 from potstill.types import Provenance, Record, Reject, Verdict
 
 
@@ -85,9 +84,7 @@ def serve(runs: Path) -> Iterator[Served]:
     studio = Studio(runs)
     with free_socket(18765) as listening:
         port = listening.getsockname()[1]
-        server = uvicorn.Server(
-            uvicorn.Config(make_app(studio, port), log_level="warning", timeout_graceful_shutdown=1)
-        )
+        server = Server(studio, port)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:

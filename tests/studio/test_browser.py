@@ -185,7 +185,7 @@ def test_a_step_of_a_lab_is_run_and_watched_in_the_browser(
     chrome: Any, fresh: Served, lab: int, step: str, fields: dict[str, str], shown: str
 ) -> None:
     page, heard = _page(chrome)
-    page.set_default_timeout(500_000)
+    page.set_default_timeout(900_000)
     page.goto(f"{fresh.address}/learn/{lab}/lab")
     card = page.locator(f"section[data-part={step}]")
     for name, value in fields.items():

@@ -338,3 +338,30 @@ def test_the_command_line_says_the_address(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_studio_ends_at_once_and_in_silence_though_a_page_is_open(tmp_path: Path) -> None:
+    import urllib.request
+
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "recipe.yaml").write_text("name: x")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "potstill.cli", "studio", str(tmp_path / "runs"), "--port", "28865"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = next(line.split()[1] for line in process.stdout if line.startswith("open "))
+        for _ in range(100):  # the address is printed just before the server answers
+            try:
+                stream = urllib.request.urlopen(f"{address}runs/x/events", timeout=30)
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert stream.readline() == b"event: message\n"
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert [line for line in said.splitlines() if not line.startswith("Ctrl-C ends it")] == []
+    assert stream.read().endswith(b"\n\n")  # ended, not cut

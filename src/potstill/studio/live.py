@@ -164,7 +164,7 @@ class Broadcast:
 
     def __init__(self, make: Callable[[], str], every: float = EVERY_SECONDS) -> None:
         self._make, self._every = make, every
-        self._listeners = 0
+        self._listeners, self._closed = 0, False
         self._text, self._event, self._version = "", b"", 0
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -177,9 +177,9 @@ class Broadcast:
             self._task = asyncio.create_task(self._follow())
         seen = 0
         try:
-            while True:
+            while not self._closed:
                 async with self._changed:
-                    if self._version == seen:
+                    if self._version == seen and not self._closed:
                         with suppress(TimeoutError):
                             await asyncio.wait_for(self._changed.wait(), _KEEP_ALIVE_SECONDS)
                     event = self._event if self._version > seen else _STILL_HERE
@@ -188,9 +188,15 @@ class Broadcast:
         finally:
             self._listeners -= 1
 
+    async def close(self) -> None:
+        """End all streams, so that the server can end without cutting them."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     async def _follow(self) -> None:
         try:
-            while self._listeners:
+            while self._listeners and not self._closed:
                 text = await asyncio.to_thread(self._make)
                 if text != self._text:
                     async with self._changed:

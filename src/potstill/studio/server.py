@@ -115,6 +115,21 @@ def free_socket(port: int) -> socket.socket:
     raise RunError(f"no port from {port} on is free", fix="name another with --port")
 
 
+class Server(uvicorn.Server):
+    """A server of a studio, which ends the live pages' streams before it ends: open tabs are no reason to wait."""
+
+    def __init__(self, studio: Studio, port: int) -> None:
+        quiet = {"log_level": "warning", "access_log": False, "server_header": False}
+        super().__init__(uvicorn.Config(make_app(studio, port), timeout_graceful_shutdown=1, **quiet))
+        self._studio = studio
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then what is left."""
+        for broadcast in self._studio.broadcasts.values():
+            await broadcast.close()
+        await super().shutdown(sockets)
+
+
 def serve(folder: Path, port: int, first_page: str, *, open_browser: bool, tutor: Model | None = None) -> None:
     """Serve until interrupted. `first_page` is the path whose address is printed (and opened).
 
@@ -133,8 +148,4 @@ def serve(folder: Path, port: int, first_page: str, *, open_browser: bool, tutor
             import webbrowser
 
             webbrowser.open(address)
-        app = make_app(studio, taken)
-        settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1
-        )
-        uvicorn.Server(settings).run(sockets=[listening])
+        Server(studio, taken).run(sockets=[listening])
