@@ -119,8 +119,10 @@ class Server(uvicorn.Server):
     """A server of a studio, which ends the live pages' streams before it ends: open tabs are no reason to wait."""
 
     def __init__(self, studio: Studio, port: int) -> None:
-        quiet = {"log_level": "warning", "access_log": False, "server_header": False}
-        super().__init__(uvicorn.Config(make_app(studio, port), timeout_graceful_shutdown=1, **quiet))
+        app = make_app(studio, port)
+        super().__init__(
+            uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1)
+        )
         self._studio = studio
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
