@@ -99,7 +99,9 @@ def implements(settings: type, make: Callable[[Any, Any], Any] | None = None) ->
 
 
 def build(settings: Any) -> Any:
-    """The implementation of a settings object. Loads the settings' room (`potstill.<room>`) if need be.
+    """The implementation of a settings object. If need be, loads the settings' room (`potstill.<room>`), and then the
+    module of the room that is named as the kind: a kind in a file of its own stands in no list, and its dependencies
+    are loaded when it is used.
 
     Raises:
         RecipeError: nothing implements it.
@@ -107,9 +109,10 @@ def build(settings: Any) -> Any:
     cls = type(settings)
     if cls not in _implementations:
         room = importlib.import_module(f"potstill.{cls.room}")
-        # Rooms whose kinds have different heavy dependencies map each kind to its own module.
-        if settings.kind in (modules := getattr(room, "KINDS", {})):
-            importlib.import_module(f"{room.__name__}.{modules[settings.kind]}")
+        # `KINDS` of a room: kinds that share a module which is not loaded with the room.
+        module = f"{room.__name__}.{getattr(room, 'KINDS', {}).get(settings.kind, settings.kind)}"
+        if cls not in _implementations and importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
     if cls not in _implementations:
         raise RecipeError(
             f"nothing implements kind {settings.kind!r} of {cls.room}",

@@ -16,7 +16,7 @@ from potstill.evaluate.documents import means_by_row
 from potstill.evaluate.fidelity import Batches, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut
 from potstill.evaluate.scores import Scores
-from potstill.objectives.sweep.chunks import MOST_CHUNK_ROWS
+from potstill.objectives.sweep.engine import MOST_CHUNK_ROWS
 from small_run import CHAT, InMemory, held_out, records
 from tiny_models import tiny_model
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from potstill.objectives import RowRule, Swept, fused_sweep
 from potstill.objectives.divergences import dkd, forward_kl
-from potstill.objectives.sweep import chunks, engine
+from potstill.objectives.sweep import engine
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import (
     JSD,
@@ -79,7 +79,7 @@ def same_heads(world: World) -> World:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of at most 5 rows, tiles of one."""
-    monkeypatch.setattr(chunks, "MOST_CHUNK_ROWS", 5)
+    monkeypatch.setattr(engine, "MOST_CHUNK_ROWS", 5)
     monkeypatch.setattr(engine, "TILE_BYTES", 1)
 
 

@@ -80,7 +80,7 @@ class ChatTokenizer:
             tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises no other
             raise ModelError(f"the tokenizer cannot be read: {error}", where=str(file)) from error
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_config_file(folder / "tokenizer_config.json")
         special = _special_tokens(folder, config, tokenizer)
         leading = _leading(tokenizer)
         bos = tokenizer.token_to_id(special["bos_token"]) if "bos_token" in special else None
@@ -191,7 +191,12 @@ class ChatTokenizer:
         return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder; an empty one if there is no such file, or no object in it.
+
+    Raises:
+        ModelError: it is no JSON.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -217,7 +222,7 @@ def _special_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenize
     """Named special tokens. Tokenizers of different ages keep them in the configuration, in a map of their own, or
     only as ids in the model's configuration (GPT-2)."""
     special: dict[str, Any] = {}
-    for source in (_read_json(folder / "special_tokens_map.json"), config):
+    for source in (read_config_file(folder / "special_tokens_map.json"), config):
         for role in _ROLES:
             token = source.get(f"{role}_token")
             token = token.get("content") if isinstance(token, dict) else token
@@ -230,7 +235,7 @@ def _special_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenize
         if isinstance(named, dict):
             special |= {k: v["content"] if isinstance(v, dict) else v for k, v in named.items()}
     if not special:
-        model = _read_json(folder / "config.json")
+        model = read_config_file(folder / "config.json")
         for role in ("bos", "eos", "pad"):
             index = model.get(f"{role}_token_id")
             index = index[0] if isinstance(index, list) and index else index

@@ -5,15 +5,14 @@ No torch, no transformers.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizers import Encoding, Tokenizer
 
-from potstill.data.chat import ChatTokenizer
-from potstill.errors import DataError, ModelError
+from potstill.data.chat import ChatTokenizer, read_config_file
+from potstill.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,23 +118,13 @@ def _id(chat: ChatTokenizer, tokenizer: Tokenizer) -> int | None:
 def _longest(folder: Path) -> int | None:
     """The maximum number of tokens of the model in a folder, from its tokenizer and its position embeddings."""
     limits = []
-    stated = _json(folder / "tokenizer_config.json").get("model_max_length")
+    stated = read_config_file(folder / "tokenizer_config.json").get("model_max_length")
     if isinstance(stated, (int, float)) and stated < _NO_LIMIT:
         limits.append(int(stated))
-    model = _json(folder / "config.json")
+    model = read_config_file(folder / "config.json")
     positions = model.get("max_position_embeddings")
     if isinstance(positions, int):
         # RoBERTa-like models number positions from the padding token's id + 1.
         offset = int(model.get("pad_token_id") or 0) + 1 if "roberta" in str(model.get("model_type")) else 0
         limits.append(positions - offset)
     return min(limits, default=None)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ModelError(f"the file is damaged: {error}", where=str(file)) from error
-    return content if isinstance(content, dict) else {}

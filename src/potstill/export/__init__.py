@@ -12,6 +12,3 @@ onnx_runtime.py ONNX Runtime as an engine of a comparison
 comparison.py   a student and its export, asked the same by the engine that it is for
 end_tokens.py   the tokens at which the student stops by itself
 """
-
-KINDS = {"gguf": "gguf", "huggingface": "huggingface", "onnx": "onnx"}
-"""The module of each kind; `registry.build` loads it."""

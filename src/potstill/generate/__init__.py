@@ -4,7 +4,4 @@ from potstill.generate.answering import Answered, Answering, Failure, ask_all
 from potstill.generate.journal import Journal
 from potstill.generate.sequence import Sequence
 
-KINDS = {"conversations": "conversations", "reasoning": "reasoning", "self_instruct": "self_instruct"}
-"""Modules of programs, by kind; loaded on first use."""
-
 __all__ = ["Answered", "Answering", "Failure", "Journal", "Sequence", "ask_all"]

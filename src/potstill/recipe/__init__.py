@@ -1,7 +1,6 @@
 """The typed recipe. Imports without torch, so that `--help` and `check` answer at once."""
 
 from potstill.recipe.base import Cosmetic, KindSettings, Settings
-from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.capture import CaptureSettings, HiddenCapture, SampledCapture, ThresholdCapture, TopKCapture
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
@@ -19,7 +18,7 @@ from potstill.recipe.features import (
     LayerMap,
     Modules,
 )
-from potstill.recipe.generate import GenerateSettings, SequenceProgram
+from potstill.recipe.generate import BudgetSettings, GenerateSettings, SequenceProgram
 from potstill.recipe.load import dump_recipe, load_recipe, parse_recipe
 from potstill.recipe.objectives import Needs, ObjectiveSettings
 from potstill.recipe.policy import LicenceStatement, Override, PolicySettings

@@ -7,10 +7,26 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.recipe.base import COUNT_AT_MOST, Count, KindSettings, PartIfSet, Tokens, one_of
-from potstill.recipe.budget import BudgetSettings
+from potstill.recipe.base import COUNT_AT_MOST, Count, KindSettings, PartIfSet, Settings, Tokens, one_of
 from potstill.recipe.teachers import TeacherSettings
 from potstill.recipe.verify import Decontamination, Length, VerifierSettings, judges_of, leaves_of
+
+
+class BudgetSettings(Settings):
+    """The most that a stage may use of an endpoint, over all interruptions. A stated limit is a hard limit.
+
+    `tokens` counts tokens read and written, `requests` everything that is sent (retries included), `money` is in US
+    dollars and needs a known price. The worst case of each request is reserved before it is sent.
+    """
+
+    tokens: Count | None = None
+    requests: Count | None = None
+    money: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @property
+    def stated(self) -> tuple[str, ...]:
+        """The caps that are set, by name."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
 class GenerateSettings(KindSettings):

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potstill.students.build import BuiltStudent, build_student
 
-KINDS = {"existing": "existing", "from_config": "from_config", "from_teacher": "from_teacher", "module": "module"}
-"""The module of each kind; `registry.build` loads it."""
-
 __all__ = ["BuiltStudent", "build_student"]
 
 

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from potstill.teachers.local import LocalModel
     from potstill.teachers.stored import StoredTeacher
 
-KINDS = {"endpoint": "endpoint", "ensemble": "ensemble", "local": "local"}
-"""The module of each kind; `registry.build` loads it."""
-
 _NAMES = {
     "EndpointModel": "endpoint",
     "Ensemble": "ensemble",

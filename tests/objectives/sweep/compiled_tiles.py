@@ -16,7 +16,7 @@ from objectives.worlds import RESPONSE, make_world
 
 from potstill.objectives import fused_sweep
 from potstill.objectives.response import ForwardKLRule, HardCERule
-from potstill.objectives.sweep import chunks, engine, tile
+from potstill.objectives.sweep import engine, tile
 from potstill.registry import build
 
 KL_AND_CE = [(ForwardKLRule(2.0), 0.1), (HardCERule(), 0.2)]
@@ -81,5 +81,5 @@ def inductor() -> float:
 if __name__ == "__main__":
     tile.COMPILED_DEVICES, tile.LEAST_COMPILED_VOCAB = ("cpu",), 1
     engine.divide_threads = lambda threads, tiles: (1, 1)
-    engine.TILE_BYTES, chunks.MOST_CHUNK_ROWS = 37 * 4 * 4, 10
+    engine.TILE_BYTES, engine.MOST_CHUNK_ROWS = 37 * 4 * 4, 10
     print(json.dumps({"traced": traced, "graphs": graphs, "inductor": inductor}[sys.argv[1]]()))

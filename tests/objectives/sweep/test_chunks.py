@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.objectives.sweep.chunks import MOST_CHUNK_ROWS, buffer_budget, chunk_rows, rows_per_chunk
+from potstill.objectives.sweep.engine import MOST_CHUNK_ROWS, buffer_budget, chunk_rows, rows_per_chunk
 
 MOST = MOST_CHUNK_ROWS
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from potstill.objectives import fused_sweep
 from potstill.objectives.divergences import forward_kl, hard_ce, mass_on_cut_rows
 from potstill.objectives.response import ForwardKLRule, HardCERule
-from potstill.objectives.sweep import chunks, engine
+from potstill.objectives.sweep import engine
 from potstill.objectives.sweep import weight_gradient as sums
 from potstill.objectives.sweep.rows import Rows
 from potstill.signals import Dense, Head
@@ -45,7 +45,7 @@ WORLDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Chunks of at most 5 rows, tiles of one, on one thread and on two."""
-    monkeypatch.setattr(chunks, "MOST_CHUNK_ROWS", 5)
+    monkeypatch.setattr(engine, "MOST_CHUNK_ROWS", 5)
     monkeypatch.setattr(engine, "TILE_BYTES", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -93,7 +93,7 @@ def test_no_size_of_chunk_changes_the_result(
 ) -> None:
     world = make_world(rows, vocab, teacher_vocab=teacher_vocab, dtype=torch.float64, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "MOST_CHUNK_ROWS", chunk)
+        patch.setattr(engine, "MOST_CHUNK_ROWS", chunk)
         loss = fused_sweep(world.student, world.teacher, world.target_ids, [(ForwardKLRule(temperature), 1.0)]).loss
     expected = forward_kl(world.student.logits(), world.teacher.logits(), temperature).sum()
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
@@ -277,7 +277,7 @@ def test_no_array_of_rows_by_vocabulary_is_ever_made() -> None:
 def test_a_bf16_weight_gradient_is_summed_in_fp32(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # A chunk with a large gradient, then thirty with a small one: a bf16 sum would not move any more. A chunk of narrow
     # products has two rows.
-    monkeypatch.setattr(chunks, "MOST_CHUNK_ROWS", 1)
+    monkeypatch.setattr(engine, "MOST_CHUNK_ROWS", 1)
     monkeypatch.setattr(sums, "_BLOCK_ROWS", block)
     one = make_world(1, 16, 4, dtype=torch.bfloat16)
     many = one.rows(torch.zeros(62, dtype=torch.long))
@@ -304,9 +304,9 @@ def test_chunks_are_as_large_as_dtype_and_gradients_allow(
     dtype: torch.dtype, frozen: bool, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, vocab, width = 20 if dtype == torch.bfloat16 else 10, 1000, 16
-    monkeypatch.setattr(chunks, "MOST_CHUNK_ROWS", 5)
-    monkeypatch.setattr(chunks, "BUFFER_BYTES", 7 * 2 * vocab * dtype.itemsize)
-    monkeypatch.setattr(chunks, "FEW_CHUNK_ROWS", 1)
+    monkeypatch.setattr(engine, "MOST_CHUNK_ROWS", 5)
+    monkeypatch.setattr(engine, "BUFFER_BYTES", 7 * 2 * vocab * dtype.itemsize)
+    monkeypatch.setattr(engine, "FEW_CHUNK_ROWS", 1)
     world = make_world(rows, vocab, width, dtype=dtype)
     student = replace(world.student, weight=world.student.weight.detach()) if frozen else world.student
     with recorded() as (_, sizes):

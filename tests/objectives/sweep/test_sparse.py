@@ -18,7 +18,7 @@ from torch import Tensor
 from potstill.objectives import fused_sweep, total_loss
 from potstill.objectives.divergences import forward_kl, soft_ce, sparse_forward_kl, sparse_soft_ce
 from potstill.objectives.response import ForwardKLRule, HardCERule, SoftCERule
-from potstill.objectives.sweep import chunks
+from potstill.objectives.sweep import engine
 from potstill.recipe.objectives import ObjectiveSettings
 from potstill.recipe.response import ForwardKL, HardCE, SoftCE, SoftSettings
 from potstill.registry import build
@@ -61,7 +61,7 @@ def test_head_dense_and_sparse_agree_where_every_token_is_kept(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(chunks, "MOST_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(engine, "MOST_CHUNK_ROWS", chunk)
     world = make_world(teacher_vocab=teacher_vocab, bias=True, softcap=5.0, scale=0.5, dtype=torch.float64)
     rule = LINEAR[kind][0](temperature, scale_by_temperature_squared=True)
     logits = world.teacher.logits()

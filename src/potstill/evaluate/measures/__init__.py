@@ -13,9 +13,3 @@ solved.py       the share of held-out problems that models solve
 
 The name of a file is the kind of its measure; `registry.build` loads it.
 """
-
-from __future__ import annotations
-
-import pkgutil
-
-KINDS = {module.name: module.name for module in pkgutil.iter_modules(__path__)}

@@ -14,7 +14,7 @@ from objectives.worlds import make_world
 from potstill.objectives import fused_sweep
 from potstill.objectives.response import ForwardKLRule, HardCERule
 from potstill.objectives.sweep import engine
-from potstill.objectives.sweep.tiles import MOST_WORKERS, TileWorkers, divide_threads
+from potstill.objectives.sweep.workers import MOST_WORKERS, TileWorkers, divide_threads
 
 
 @pytest.fixture
