@@ -89,7 +89,7 @@ def taught_images(folder: Path) -> list[str]:
     """By what the recipe of the teacher makes, at the same size."""
     teacher = folder / "made"
     run(load_recipe(RECIPES["hinton_fashion_mnist_teacher"], [*images(folder), *steps(2)]), teacher)
-    return [f"teacher={{kind: local, model: 'run:{teacher}', cache: true}}", *images(folder)]
+    return [f"teacher={{kind: local, model: 'run:{teacher}'}}", *images(folder)]
 
 
 def taught_digits(folder: Path) -> list[str]:

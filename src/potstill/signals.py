@@ -300,6 +300,7 @@ class Signals:
                         softmax
         keys.k, values.k [B,A_kv,T,d] of the same layer; A_kv < A where heads are grouped
         module:<path>   the output of a module by its path (`module:layer1.0.conv2`); the first if there are several
+        pooled.k.how    [E,H] state k pooled over the tokens of each example (mean, first, last, max), of a store
 
     `dims` are the sizes of that model.
     """

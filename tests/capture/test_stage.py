@@ -182,7 +182,7 @@ def test_a_flipped_bit_is_named_and_its_shard_alone_is_captured_again(
     from potstill.capture.capturing import Capturing
 
     read, kept = Capturing.read, []
-    monkeypatch.setattr(Capturing, "read", lambda self, rows: kept.append(rows) or read(self, rows))
+    monkeypatch.setattr(Capturing, "read", lambda self, rows, **how: kept.append(rows) or read(self, rows, **how))
     monkeypatch.setattr("potstill.capture.fidelity.sample_of", lambda plan, tokens: sample_of(plan, 1))
     run(path, tmp_path / "run", verb="capture", force=True)
     assert digests(store) == before

@@ -45,7 +45,7 @@ def entries_of(of: Tokenized) -> Entries:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> StoredTeacher:
     folder = tmp_path_factory.mktemp("store")
-    identity = {"dims": DIMS, "estimator": {"signal": "top_k"}, "temperature": 1.0}
+    identity = {"dims": DIMS, "estimator": {"signal": "top_k"}, "temperature": 1.0, "targets": "tokens"}
     plan = [[Planned(of.record_id, of.rendered, len(of.learned)) for of in ROWS]]
     with StoreWriter(folder, identity, Grid.topk(VOCAB), plan) as writer:
         found = [entries_of(of) for of in ROWS]
@@ -108,7 +108,7 @@ def test_signals_of_something_else_are_refused(teacher: StoredTeacher, wrong: To
 
 
 def test_inner_tensors_are_refused(teacher: StoredTeacher) -> None:
-    with pytest.raises(CapabilityError, match=r"no hidden\.1"):
+    with pytest.raises(CapabilityError, match=r"no hidden\.1; it keeps responses alone"):
         teacher.signals(joined(teacher, ROWS), Ask(taps=frozenset({"hidden.1"})))
 
 

@@ -14,7 +14,7 @@ from potstill.errors import CapabilityError, ModelError, TokenizerMismatch
 from potstill.models.plain import build_module, save_module
 from potstill.recipe.teachers import EnsembleTeacher, LocalTeacher
 from potstill.registry import build
-from potstill.signals import Ask, Batch, Dense, ImageView, Signals, View
+from potstill.signals import Ask, Batch, Dense, ImageView, View
 from potstill.teachers import Ensemble, LocalModel
 from potstill.teachers import local as local_module
 from potstill.teachers.ensemble import average
@@ -184,130 +184,6 @@ def test_an_ensemble_is_another_teacher_when_anything_in_it_is(tmp_path: Path) -
     a, b, c = (make_tiny_classifier(tmp_path / str(seed), seed=seed) for seed in range(3))
     who = [ensemble(a, b), ensemble(b, a), ensemble(a, c), ensemble(a, b, average="probabilities")]
     assert len({str(made.identity) for made in who}) == 4
-
-
-# ---- the cache ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def same(one: Signals, other: Signals, lengths: tuple[int, ...] | None = None) -> bool:
-    """Bit for bit; of texts the real tokens alone."""
-    assert one.taps.keys() == other.taps.keys() and (one.dense is None) == (other.dense is None)
-    assert one.dims == other.dims
-    ok = one.dense is None or torch.equal(one.dense.logits, other.dense.logits)  # type: ignore[union-attr]
-    for name, tap in one.taps.items():
-        mine = other.taps[name]
-        assert mine.shape == tap.shape
-        for row in range(len(tap)):
-            real = slice(None) if lengths is None else slice(lengths[row])
-            place = real if lengths is None or name.startswith("hidden.") else (slice(None), real)
-            ok = ok and torch.equal(tap[row][place], mine[row][place])
-    return ok
-
-
-def no_computing(teacher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(teacher), "_compute", lambda *_: pytest.fail("it was computed again"))
-
-
-def test_a_cache_gives_the_same_tensors_as_no_cache_and_computes_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, batch, asked = make_tiny_classifier(tmp_path / "m"), texts(9, 5, 7, targets=[2, 0]), Ask(True, STATES)
-    plain, first = open_teacher(folder).signals(batch, asked), open_teacher(folder, cache=True)
-    assert same(first.signals(batch, asked), plain, (9, 5, 7))
-    second = open_teacher(folder, cache=True)
-    no_computing(second, monkeypatch)
-    monkeypatch.setattr(local_module, "load_model", lambda *a, **k: pytest.fail("weights were loaded"))
-    assert same(second.signals(batch, asked), plain, (9, 5, 7))
-    assert first.cache is not None and second.cache is not None
-    assert (first.cache.hits, first.cache.misses) == (0, 3) and (second.cache.hits, second.cache.misses) == (3, 0)
-
-
-def test_an_example_is_known_again_in_another_batch_and_under_other_padding(tmp_path: Path) -> None:
-    teacher = open_teacher(make_tiny_classifier(tmp_path / "m"), cache=True)
-    before = teacher.signals(texts(9, 5, 7), Ask(True, STATES))
-    assert teacher.cache is not None
-    after = teacher.signals(texts(9, 5, 7, 8, width=12), Ask(True, STATES))
-    assert (teacher.cache.hits, teacher.cache.misses) == (3, 4)
-    assert before.dense is not None and after.dense is not None
-    assert torch.equal(after.dense.logits[:3], before.dense.logits)
-    assert torch.equal(after.taps["hidden.2"][1, :5], before.taps["hidden.2"][1, :5])
-    assert torch.equal(after.taps["queries.1"][1, :, :5], before.taps["queries.1"][1, :, :5])
-    assert after.taps["hidden.2"].shape[1] == 12 and not after.taps["hidden.2"][1, 5:].any()
-
-
-def test_what_was_not_asked_is_not_taken_from_another_ask_or_teacher(tmp_path: Path) -> None:
-    folder = make_tiny_classifier(tmp_path / "m")
-    teacher = open_teacher(folder, cache=True)
-    teacher.signals(texts(9, 5), RESPONSE)
-    teacher.signals(texts(9, 5), Ask(taps=STATES))
-    assert set(teacher.signals(texts(9, 5), Ask(taps=frozenset({"hidden.3"}))).taps) == {"hidden.3"}
-    other = open_teacher(make_tiny_classifier(tmp_path / "other", seed=1), cache=True)
-    other.signals(texts(9, 5), RESPONSE)
-    precise = open_teacher(folder, cache=True, dtype="bfloat16")
-    precise.signals(texts(9, 5), RESPONSE)
-    for made, misses in ((teacher, 6), (other, 2), (precise, 2)):
-        assert made.cache is not None and (made.cache.hits, made.cache.misses) == (0, misses)
-
-
-def test_a_text_of_other_tokens_is_another_text(tmp_path: Path) -> None:
-    teacher = open_teacher(make_tiny_classifier(tmp_path / "m"), cache=True)
-    teacher.signals(texts(9, 5), RESPONSE)
-    changed = texts(9, 5)
-    changed.text("teacher").input_ids[0, 8] += 1
-    teacher.signals(changed, RESPONSE)
-    assert teacher.cache is not None and (teacher.cache.hits, teacher.cache.misses) == (1, 3)
-
-
-def test_images_and_ensembles_are_cached_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = [make_tiny_convnet(tmp_path / str(seed), seed=seed) for seed in range(2)]
-    asked, inner = images(4), Ask(True, frozenset({"module:convnext.encoder.stages.0"}))
-    alone, both = open_teacher(folders[0]).signals(asked, inner), ensemble(*folders).signals(asked, RESPONSE)
-    for _ in range(2):
-        one, several = open_teacher(folders[0], cache=True), ensemble(*folders, cache=True)
-        assert same(one.signals(asked, inner), alone) and same(several.signals(asked, RESPONSE), both)
-        no_computing(one, monkeypatch)
-        no_computing(several, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("maker", "asked", "said"),
-    [
-        (make_tiny_masked_lm, RESPONSE, "what a masked language model gives is not cached"),
-        (make_tiny_causal_lm, RESPONSE, "distributions over a vocabulary are not cached"),
-        (make_tiny_classifier, Ask(taps=frozenset({"module:classifier"})), "module:classifier is not cached"),
-    ],
-)
-def test_what_is_not_cached_is_refused_with_the_fix(maker: Any, asked: Ask, said: str, tmp_path: Path) -> None:
-    batch = texts(9, 5)
-    if maker is not make_tiny_classifier:
-        batch = Batch(batch.student, batch.teacher, batch.target_ids, batch.target_positions, "tokens")
-    with pytest.raises(CapabilityError, match=said) as caught:
-        open_teacher(maker(tmp_path / "m"), cache=True).signals(batch, asked)
-    assert "cache: false" in str(caught.value)
-
-
-def test_a_damaged_cache_is_said_by_its_file(tmp_path: Path) -> None:
-    teacher = open_teacher(make_tiny_classifier(tmp_path / "m"), cache=True)
-    assert teacher.cache is not None
-    teacher.cache.path.parent.mkdir(parents=True)
-    teacher.cache.path.write_bytes(b"no database at all, but long enough to be looked at" * 99)
-    with pytest.raises(ModelError, match="file is not a database"):
-        teacher.signals(texts(9), RESPONSE)
-
-
-def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
-    folder = make_tiny_classifier(tmp_path / "m")
-    one, other = open_teacher(folder, cache=True), open_teacher(folder, cache=True)
-    one.signals(texts(9, 5), RESPONSE)
-    other.signals(texts(9, 5, seed=50), RESPONSE)
-    one.signals(texts(9, 5, seed=50), RESPONSE)
-    assert one.cache is not None and (one.cache.hits, one.cache.misses) == (2, 2)
 
 
 def test_the_dense_logits_of_an_ensemble_are_in_fp32() -> None:

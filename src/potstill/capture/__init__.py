@@ -2,6 +2,7 @@
 
 plan.py         which records are in which batch and which shard
 estimators.py   from the settings of an estimator to what is kept of a chunk of rows
+features.py     which inner tensors are kept beside it
 capturing.py    a teacher's batches into a store: bounded in memory, resumed after a kill
 fidelity.py     what the store lost, on a sample, and what others would have lost; online or offline
 stage.py        the stage
@@ -9,5 +10,5 @@ stage.py        the stage
 No torch at import.
 """
 
-KINDS = {"hidden": "estimators", "threshold": "estimators", "sampled": "estimators", "topk": "estimators"}
+KINDS = dict.fromkeys(("threshold", "sampled", "topk", "hidden", "dense", "features"), "estimators")
 """The module of each kind; `registry.build` loads it."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from potstill.artifacts import write_atomically
 from potstill.capture.estimators import Estimator
-from potstill.capture.plan import Plan
+from potstill.capture.features import NO_FEATURES, Features
+from potstill.capture.plan import Plan, length_of
 from potstill.console import Console
-from potstill.data.collate import Collator
-from potstill.data.tokenize import Tokenized
+from potstill.data.reader import Collate, Row
 from potstill.errors import CapabilityError
 from potstill.signals import Ask, Batch, Dense, Head, Sparse
-from potstill.store.codec import HIDDEN, Entries
+from potstill.store.codec import HIDDEN, LOGITS, Entries
 from potstill.store.estimators import joined
 from potstill.store.files import StoreWriter
 from potstill.store.output_layer import save_output_layer
@@ -38,11 +38,15 @@ _CHUNK, _CHUNK_ON_GPU = 16, 1024
 
 @dataclass(frozen=True)
 class Reading:
-    """What the teacher gives for some rows: its response at their targets [N], in order, and the targets."""
+    """What the teacher gives for some rows: its response at their targets [N], in order, and the targets; and of each
+    row its inner tensors. Of a store without responses N is 0."""
 
-    rows: tuple[Tokenized, ...]
+    rows: tuple[Row, ...]
     response: Head | Dense
     target_ids: Int[Tensor, " N"]
+    sizes: tuple[int, ...]
+    """Targets of each row."""
+    features: tuple[Mapping[str, NDArray[np.float32]], ...] = field(default=())
 
     def log_probabilities(self) -> Iterator[tuple[slice, Float[Tensor, "C V"]]]:
         """Some rows at a time: log softmax(z) at temperature 1, in fp32."""
@@ -58,37 +62,62 @@ class Reading:
 class Capturing:
     """One teacher read batch by batch.
 
+    Args:
+        teacher: gives the signals.
+        plan: says what is stored of each row.
+        collate: makes batches of rows.
+        temperature: of the stored distributions.
+        seed: of the draws.
+        features: inner tensors that are kept beside the response.
+
     Attributes:
         seconds, encoding_seconds: that the teacher took for `tokens`, and what was kept took; with those before a kill.
     """
 
-    def __init__(self, teacher: Teacher, temperature: float, pad_id: int, seed: int) -> None:
-        self.teacher, self.temperature, self.seed = teacher, temperature, seed
-        self._collate = Collator(pad_id)
+    def __init__(
+        self,
+        teacher: Teacher,
+        plan: Plan,
+        collate: Collate,
+        temperature: float = 1.0,
+        seed: int = 0,
+        features: Features = NO_FEATURES,
+    ) -> None:
+        self.teacher, self.plan, self.temperature, self.seed = teacher, plan, temperature, seed
+        self.features, self._collate = features, collate
         self.seconds, self.encoding_seconds, self.tokens = 0.0, 0.0, 0
 
-    def read(self, rows: Sequence[Tokenized]) -> Reading:
-        """The teacher's response to some rows.
+    def read(self, rows: Sequence[Row], *, features: bool = False) -> Reading:
+        """The teacher's response to some rows, if the plan stores responses.
+
+        Args:
+            features: also its inner tensors.
 
         Raises:
             CapabilityError: it gives no distribution.
         """
-        began = time.perf_counter()
+        began, wanted = time.perf_counter(), self.plan.targets_are != "none"
         with torch.inference_mode():
             batch = Batch.from_inputs(self._collate(rows))
-            signals = self.teacher.signals(batch, Ask(response=True))
-        response = signals.head or signals.dense
+            taps = self.features.taps if features else frozenset()
+            signals = self.teacher.signals(batch, Ask(wanted, taps))
+        response = (signals.head or signals.dense) if wanted else Dense(torch.zeros(0, 2))
         if response is None:
             raise CapabilityError("the teacher gives no distribution", fix="use a teacher of kind local")
         self.seconds += time.perf_counter() - began
-        self.tokens += sum(map(len, rows))
-        return Reading(tuple(rows), response, batch.target_ids)
+        self.tokens += sum(map(length_of, rows))
+        sizes = tuple(map(self.plan.targets, rows))
+        made = tuple(self.features.of_rows(signals.taps, batch, rows)) if features else ()
+        return Reading(tuple(rows), response, batch.target_ids if wanted else batch.target_ids[:0], sizes, made)
 
     def keep(self, reading: Reading, estimator: Estimator) -> list[Entries]:
         """What is kept of each row's targets."""
         began, making = time.perf_counter(), 0.0
-        rows, targets = reading.rows, reading.target_ids
-        uniforms = torch.from_numpy(np.concatenate([self._uniforms(row, estimator.draws) for row in rows]))
+        targets = reading.target_ids
+        drawn = [
+            self._uniforms(row, size, estimator.draws) for row, size in zip(reading.rows, reading.sizes, strict=True)
+        ]
+        uniforms = torch.from_numpy(np.concatenate(drawn))
         parts, at_target = [], []
         with torch.inference_mode():
             made = time.perf_counter()
@@ -99,11 +128,18 @@ class Capturing:
                     log_p = (log_p / self.temperature).log_softmax(-1)
                 parts.append(estimator.keep(log_p, uniforms[some].to(log_p.device)))
                 made = time.perf_counter()
+            if not parts:  # no responses
+                parts, at_target = [estimator.keep(torch.zeros(0, 2), uniforms)], [torch.zeros(0)]
             sparse, target_log_prob = joined(parts), torch.cat(at_target)
         self.seconds += making  # the output layer is the teacher's
         self.encoding_seconds += time.perf_counter() - began - making
-        tensors = {HIDDEN: _hidden_of(reading.response)} if estimator.hidden else {}
-        return _by_row(sparse, target_log_prob, tensors, [len(row.learned) for row in rows])
+        kept = _by_row(sparse, target_log_prob, _whole(reading.response, estimator), reading.sizes)
+        if not reading.features:
+            return kept
+        return [
+            replace(entries, tensors={**entries.tensors, **own})
+            for entries, own in zip(kept, reading.features, strict=True)
+        ]
 
     def fill(self, writer: StoreWriter, plan: Plan, estimator: Estimator, console: Console, progress: Path) -> None:
         """Write what is missing. A batch that was begun is computed again as a whole, so that it rounds as it did.
@@ -117,19 +153,20 @@ class Capturing:
         for shard, place in writer.missing():
             missing.setdefault(shard, set()).add(place)
         todo = list(_batches(plan, missing))
-        total = sum(len(row) for number, _ in todo for row in plan.batches[number])
-        with console.task("capturing", total=total, unit="tokens") as task:
+        total = sum(length_of(row) for number, _ in todo for row in plan.batches[number])
+        unit = "tokens" if any(length_of(row) > 1 for row in plan.rows[:1]) else "examples"
+        with console.task("capturing", total=total, unit=unit) as task:
             for number, wanted in todo:
                 rows = plan.batches[number]
-                reading = self.read(rows)
-                if estimator.hidden and isinstance(reading.response, Head):
+                reading = self.read(rows, features=bool(self.features.names))
+                if estimator.keeps == "hidden" and isinstance(reading.response, Head):
                     save_output_layer(reading.response, writer.folder)
                 found = self.keep(reading, estimator)
                 began = time.perf_counter()
                 writer.append([(found[i], self.uniforms_of_weights(rows[i], found[i])) for i in wanted])
                 self.encoding_seconds += time.perf_counter() - began
                 write_atomically(progress, json.dumps(self._facts()))
-                task.advance(sum(map(len, rows)))
+                task.advance(sum(map(length_of, rows)))
 
     def _facts(self) -> Mapping[str, Any]:
         return {name: getattr(self, name) for name in _KEPT}
@@ -138,18 +175,18 @@ class Capturing:
         for name in _KEPT:
             setattr(self, name, facts[name])
 
-    def uniforms_of_weights(self, row: Tokenized, entries: Entries) -> NDArray[np.float64]:
+    def uniforms_of_weights(self, row: Row, entries: Entries) -> NDArray[np.float64]:
         """A uniform number for each entry of a row: see `codec.encode`."""
         return _generator(self.seed, row, "weights").random(entries.ids.size)
 
-    def _uniforms(self, row: Tokenized, draws: int) -> NDArray[np.float32]:
-        return _generator(self.seed, row, "tokens").random((len(row.learned), draws), np.float32)
+    def _uniforms(self, row: Row, targets: int, draws: int) -> NDArray[np.float32]:
+        return _generator(self.seed, row, "tokens").random((targets, draws), np.float32)
 
 
 _KEPT = ("seconds", "encoding_seconds", "tokens")
 
 
-def _generator(seed: int, row: Tokenized, what: str) -> np.random.Generator:
+def _generator(seed: int, row: Row, what: str) -> np.random.Generator:
     """Of one record: the same draws in any batch, whatever was captured before."""
     key = hashlib.sha256(f"{seed} {row.record_id} {what}".encode()).digest()
     return np.random.default_rng(np.frombuffer(key, np.uint32))
@@ -167,14 +204,18 @@ def _batches(plan: Plan, missing: Mapping[int, set[int]]) -> Iterator[tuple[int,
             place += size
 
 
-def _hidden_of(response: Head | Dense) -> NDArray[np.float32]:
-    """[N, H] the input of the output layer. Raises CapabilityError."""
+def _whole(response: Head | Dense, estimator: Estimator) -> dict[str, NDArray[np.float32]]:
+    """The whole response: [N, H] the input of the output layer, or [N, V] logits. Raises CapabilityError."""
+    if estimator.keeps == "logits":
+        logits = response.logits() if isinstance(response, Head) else response.logits
+        return {LOGITS: logits.float().cpu().numpy()}
+    if estimator.keeps != "hidden":
+        return {}
     if not isinstance(response, Head):
         raise CapabilityError(
             "the teacher's output layer cannot be taken apart", where="capture.kind", fix="use kind: threshold"
         )
-    found: NDArray[np.float32] = response.hidden.float().cpu().numpy()
-    return found
+    return {HIDDEN: response.hidden.float().cpu().numpy()}
 
 
 def _by_row(

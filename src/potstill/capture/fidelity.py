@@ -19,17 +19,27 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from potstill import registry
 from potstill.calibration import BINS, ece, equal_width, gap_sums
 from potstill.capture.capturing import Capturing, Reading
 from potstill.capture.estimators import Estimator
-from potstill.capture.plan import Plan
-from potstill.data.tokenize import Tokenized
-from potstill.recipe import CaptureSettings, Recipe, SampledCapture, ThresholdCapture, TopKCapture
+from potstill.capture.plan import Plan, length_of
+from potstill.data.reader import Row
+from potstill.models.anatomy import dims
+from potstill.models.resolve import locate
+from potstill.recipe import (
+    CaptureSettings,
+    Recipe,
+    SampledCapture,
+    ThresholdCapture,
+    TopKCapture,
+    members_of,
+    weights_of,
+)
 from potstill.signals import Head
-from potstill.store.codec import HIDDEN, Entries, decode, encode
+from potstill.store.codec import HIDDEN, LOGITS, Entries, decode, encode
 from potstill.store.estimators import tau_for_budget
 from potstill.store.files import SignalStore, by_frequency, head_bytes, ranks_of
 
@@ -49,13 +59,13 @@ class Report:
     warnings: Sequence[str]
 
 
-def sample_of(plan: Plan, tokens: int) -> list[tuple[Tokenized, ...]]:
+def sample_of(plan: Plan, tokens: int) -> list[tuple[Row, ...]]:
     """Parts of the plan's batches with some `tokens` targets, spread over all lengths."""
     stride, chosen, found = max(1, len(plan.batches) // 8), [], 0
     for number in (n for start in range(stride) for n in range(start, len(plan.batches), stride)):
         some = plan.batches[number][: max(1, len(plan.batches[number]) // 4)]
         chosen.append(some)
-        found += sum(len(row.learned) for row in some)
+        found += sum(map(plan.targets, some))
         if found >= tokens:
             break
     return chosen
@@ -97,10 +107,10 @@ def report_of(
     """The store's losses on a sample, read back from its files, beside those of other estimators there; and the
     teacher's time against what training would take from it."""
     seconds, tokens, encoding = capturing.seconds, capturing.tokens, capturing.encoding_seconds
-    bytes_per_token = store.facts["bytes"] / max(store.facts["targets"], 1)
+    bytes_per_token = store.facts["bytes"] / max(store.facts["targets"] or sum(map(length_of, plan.rows)), 1)
     others = {name: registry.build(other) for name, other in _others(settings, bytes_per_token, store).items()}
     tables: dict[str, list[_Row]] = {name: [] for name in ("stored", *others)}
-    for rows in sample_of(plan, settings.sample_tokens):
+    for rows in sample_of(plan, settings.sample_tokens) if settings.response else ():
         reading = capturing.read(rows)
         kept = [store.read(row.record_id, row.rendered) for row in rows]
         tables["stored"].append(_compared(reading, kept, capturing.temperature, bytes_per_token))
@@ -108,16 +118,18 @@ def report_of(
             blobs, entries = _encoded(reading, capturing, estimator)
             size = sum(map(len, blobs)) / max(reading.target_ids.shape[0], 1)
             tables[name].append(_compared(reading, entries, capturing.temperature, size))
-    found = {name: _summary(rows) for name, rows in tables.items()}
+    found = {name: _summary(rows) for name, rows in tables.items() if rows}
     warnings = _warnings(settings, found)
     worth = _worth(recipe, plan, seconds)
     facts = {
         "estimators": found,
-        "nll": round(_nll(store, plan), 6),
+        "nll": round(_nll(store, plan), 6) if settings.response else None,
         "bytes_per_token": bytes_per_token,
+        "unit": "example" if plan.targets_are == "examples" else "token",
         "teacher_seconds": round(seconds, 3),
         "teacher_tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
         "encoding_seconds": round(encoding, 3),
+        "teacher_size": _size_of(capturing, recipe),
         "store_bytes": int(store.facts["bytes"]),
         **worth,
     }
@@ -127,9 +139,9 @@ def report_of(
 def _warnings(settings: CaptureSettings, found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Where another estimator would have been better. Variance is compared with variance: the error of `topk` is less
     at equal bytes, and does not average out over tokens."""
-    stored, threshold = found["stored"], found.get("threshold")
     if settings.estimator is None:
         return []
+    stored, threshold = found["stored"], found.get("threshold")
     if settings.estimator == "top_k":
         if stored["tv"] < _MUCH_LOST:
             return []
@@ -188,6 +200,10 @@ def _compared(reading: Reading, kept: Sequence[Entries], temperature: float, siz
             logits = replace(head, hidden=hidden.to(head.hidden)).logits()
             rows.append(_distances(log_p, logits.float().softmax(-1), reading.target_ids[some]))
             continue
+        if LOGITS in kept[0].tensors:
+            logits = torch.from_numpy(np.stack([e.tensors[LOGITS][offset] for offset, e in entries[some]]))
+            rows.append(_distances(log_p, logits.to(log_p).softmax(-1), reading.target_ids[some]))
+            continue
         stored = torch.zeros_like(log_p)
         for place, (offset, e) in enumerate(entries[some]):
             of_target = slice(int(e.offsets[offset]), int(e.offsets[offset + 1]))
@@ -221,6 +237,21 @@ def _ece(confidence: NDArray[np.float64], hit: NDArray[np.float64]) -> float:
     return float(ece(gap_sums(confidence, hit, equal_width(confidence, BINS), BINS), confidence.size))
 
 
+def _size_of(capturing: Capturing, recipe: Recipe) -> dict[str, Any]:
+    """As `evaluate.summary.Size`, for evaluations that do not open the teacher."""
+    modules: Sequence[nn.Module] = getattr(capturing.teacher, "modules", ())
+    members = members_of(recipe.teachers[recipe.required_capture.teacher])
+    found = [locate(weights_of(member) or "", getattr(member, "revision", None)) for member in members]
+    config: Any = getattr(modules[0], "config", None) if modules else None
+    text = getattr(config, "text_config", None) or config
+    return {
+        "parameters": sum(p.numel() for module in modules for p in module.parameters()),
+        "bytes": sum(source.weight_bytes for source in found if source is not None),
+        "layers": sum(dims(module).layers for module in modules),
+        "positions": getattr(text, "max_position_embeddings", None),
+    }
+
+
 # ---- the whole store ----------------------------------------------------------------------------------------------
 
 
@@ -237,9 +268,9 @@ def _worth(recipe: Recipe, plan: Plan, seconds: float) -> dict[str, Any]:
     train = recipe.train
     if train is None:
         return {}
-    tokens = sum(map(len, plan.rows))
+    tokens = sum(map(length_of, plan.rows))
     trained = [row for row in plan.rows if row.record_id not in plan.held_out]
-    share = sum(map(len, trained)) / max(tokens, 1)
+    share = sum(map(length_of, trained)) / max(tokens, 1)
     passes = float(train.seeds) * sum(_epochs({**train.args, **stage.args}, len(trained)) for stage in train.in_stages)
     online = seconds * share * passes
     return {"passes": round(passes, 2), "online_seconds": round(online, 1), "break_even_passes": round(1 / share, 2)}
@@ -254,14 +285,17 @@ def _epochs(args: Mapping[str, Any], rows: int) -> float:
 
 
 def _lines(settings: CaptureSettings, facts: Mapping[str, Any]) -> list[str]:
-    stored = facts["estimators"]["stored"]
+    stored = facts["estimators"].get("stored")
+    size = f"{facts['bytes_per_token']:,.1f} bytes a {facts['unit']} ({settings.kind})"
+    size += f", {facts['store_bytes'] / 1e6:,.1f} MB"
+    lost = ""
+    if stored is not None:
+        lost = f"; on a sample squared error {stored['mse']:.4f}, TV {stored['tv']:.3f}, KL {stored['kl']:.3f} nats"
+    own = "" if facts["nll"] is None else f"the teacher's own NLL is {facts['nll']:.3f} nats a {facts['unit']}; "
     lines = [
-        f"capture: {facts['bytes_per_token']:.1f} bytes a token ({settings.kind}), "
-        f"{facts['store_bytes'] / 1e6:,.1f} MB; on a sample squared error {stored['mse']:.4f}, "
-        f"TV {stored['tv']:.3f}, KL {stored['kl']:.3f} nats",
-        f"capture: the teacher's own NLL is {facts['nll']:.3f} nats a token; it read "
-        f"{facts['teacher_tokens_per_second']:,.0f} tokens/s for {facts['teacher_seconds']:,.0f} s, and encoding took "
-        f"{facts['encoding_seconds']:,.0f} s",
+        f"capture: {size}{lost}",
+        f"capture: {own}it read {facts['teacher_tokens_per_second']:,.0f} tokens/s for {facts['teacher_seconds']:,.0f} "
+        f"s, and encoding took {facts['encoding_seconds']:,.0f} s",
     ]
     if "passes" in facts:
         pays = facts["passes"] > facts["break_even_passes"]

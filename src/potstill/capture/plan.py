@@ -7,16 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from potstill.artifacts import Work
-from potstill.data import load_records, read_sides
-from potstill.data.reader import reader_for
-from potstill.data.sides import Example
+from potstill.data import Example, load_records, read_sides
+from potstill.data.reader import Row, TaskReader, reader_for
 from potstill.data.tokenize import Tokenized
 from potstill.errors import DataError
 from potstill.recipe import Recipe
 from potstill.store.files import Planned
 from potstill.types import Reject
+
+Targets = Literal["tokens", "examples", "none"]
+"""What the stored responses of a row are of: its learned tokens, the whole example, or there are none."""
+
+_IMAGE_TOKENS = 16
+"""An image counts as this many tokens of a batch."""
 
 
 @dataclass(frozen=True)
@@ -27,74 +33,108 @@ class Plan:
         batches: rows that the teacher reads together, longest first.
         shards: consecutive batches, by their numbers.
         held_out: ids of the records of the held-out side.
+        targets_are: what is stored of each row.
     """
 
-    batches: tuple[tuple[Tokenized, ...], ...]
+    batches: tuple[tuple[Row, ...], ...]
     shards: tuple[range, ...]
     held_out: frozenset[str]
+    targets_are: Targets = "tokens"
 
     @cached_property
     def planned(self) -> list[list[Planned]]:
         """The sequences of every shard, in the order in which they are written."""
         return [
-            [Planned(row.record_id, row.rendered, len(row.learned)) for number in shard for row in self.batches[number]]
+            [
+                Planned(row.record_id, row.rendered, self.targets(row), length_of(row))
+                for number in shard
+                for row in self.batches[number]
+            ]
             for shard in self.shards
         ]
 
+    def targets(self, row: Row) -> int:
+        """The number of responses that are stored of a row."""
+        if self.targets_are == "tokens" and isinstance(row, Tokenized):
+            return len(row.learned)
+        return 1 if self.targets_are == "examples" else 0
+
     @property
-    def rows(self) -> list[Tokenized]:
+    def rows(self) -> list[Row]:
         """All rows, in order."""
         return [row for batch in self.batches for row in batch]
 
 
-def plan_of(rows: Mapping[str, Tokenized], held_out: frozenset[str], batch_tokens: int, shard_tokens: int) -> Plan:
+def length_of(row: Row) -> int:
+    """The tokens of a row; 1 for an image."""
+    return len(row) if isinstance(row, Tokenized) else 1
+
+
+def plan_of(
+    rows: Mapping[str, Row],
+    held_out: frozenset[str],
+    batch_tokens: int,
+    shard_tokens: int,
+    targets_are: Targets = "tokens",
+) -> Plan:
     """Batches of rows of similar length with at most `batch_tokens` tokens, padding included (a longer row is alone);
-    shards of batches with some `shard_tokens` tokens."""
-    longest_first = sorted(rows.values(), key=lambda row: (-len(row), row.record_id))
-    batches: list[list[Tokenized]] = []
+    shards of batches with some `shard_tokens` tokens. An image counts as 16 tokens."""
+    sizes = {name: len(row) if isinstance(row, Tokenized) else _IMAGE_TOKENS for name, row in rows.items()}
+    longest_first = sorted(rows.values(), key=lambda row: (-sizes[row.record_id], row.record_id))
+    batches: list[list[Row]] = []
     for row in longest_first:
-        if not batches or len(batches[-1][0]) * (len(batches[-1]) + 1) > batch_tokens:
+        if not batches or sizes[batches[-1][0].record_id] * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
         batches[-1].append(row)
     shards, first, tokens = [], 0, 0
     for number, batch in enumerate(batches):
-        tokens += sum(map(len, batch))
+        tokens += sum(sizes[row.record_id] for row in batch)
         if tokens >= shard_tokens or number == len(batches) - 1:
             shards.append(range(first, number + 1))
             first, tokens = number + 1, 0
-    return Plan(tuple(map(tuple, batches)), tuple(shards), held_out)
+    return Plan(tuple(map(tuple, batches)), tuple(shards), held_out, targets_are)
 
 
-def read_rows(
-    recipe: Recipe, generated: Path | None, tokenizer: Path, work: Work
-) -> tuple[dict[str, Tokenized], frozenset[str]]:
-    """The rows of both sides in the teacher's view, by record, and the ids of those held out.
+@dataclass(frozen=True)
+class Read:
+    """The rows of both sides in the teacher's view, by record; the ids of those held out; the reader that made them,
+    and the names of the classes."""
+
+    rows: Mapping[str, Row]
+    held_out: frozenset[str]
+    reader: TaskReader
+    classes: tuple[str, ...]
+
+
+def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, work: Work) -> Read:
+    """Read what is captured.
 
     Args:
         generated: `records.parquet` of the stage `generate`, if the recipe has one.
-        tokenizer: the teacher's folder.
+        tokenizer: the teacher's folder, if the task has a tokenizer.
         work: takes the counts.
 
     Raises:
         DataError: there is nothing to capture, or two different texts have one record id.
     """
+    sides, classes = _sides(recipe, generated)
     reader = reader_for(
         recipe.task,
         tokenizer=tokenizer,
+        data=recipe.data,
         max_length=recipe.captured_length,
+        classes=classes,
         teacher_system=recipe.train.teacher_system if recipe.train is not None else None,
     )
-    rows: dict[str, Tokenized] = {}
+    rows: dict[str, Row] = {}
     held_out: set[str] = set()
-    for side, records in _sides(recipe, generated):
+    for side, records in sides:
         for record in records:
             row = reader.row(record)
             if isinstance(row, Reject):
                 work.count(f"dropped: {row.reason}")
                 continue
-            if not isinstance(row, Tokenized):
-                raise DataError("images have no distributions over a vocabulary", where="data", fix="drop capture")
-            row = row.teacher or row
+            row = (row.teacher or row) if isinstance(row, Tokenized) else row
             if row.record_id in rows and rows[row.record_id].rendered != row.rendered:
                 raise DataError(f"two records have the id {row.record_id!r}", where="data", fix="drop one of them")
             rows[row.record_id] = row
@@ -107,11 +147,11 @@ def read_rows(
             where="data",
             fix="give records with answers, or add a generate section",
         )
-    return rows, frozenset(held_out)
+    return Read(rows, frozenset(held_out), reader, classes)
 
 
-def _sides(recipe: Recipe, generated: Path | None) -> list[tuple[str, Sequence[Example]]]:
+def _sides(recipe: Recipe, generated: Path | None) -> tuple[list[tuple[str, Sequence[Example]]], tuple[str, ...]]:
     if generated is not None:
-        return [(side, load_records(generated, side=side)) for side in ("train", "held_out")]
+        return [(side, load_records(generated, side=side)) for side in ("train", "held_out")], ()
     sides = read_sides(recipe.data)
-    return [("train", sides.train), ("held_out", sides.held_out)]
+    return [("train", sides.train), ("held_out", sides.held_out)], tuple(sides.classes)

@@ -17,10 +17,11 @@ from potstill.stage import Context, Stage
 
 if TYPE_CHECKING:
     from potstill.capture.capturing import Capturing
-    from potstill.capture.plan import Plan
+    from potstill.capture.plan import Plan, Targets
+    from potstill.store.codec import TensorPart
     from potstill.teachers.base import Teacher
 
-CONTRACT = 2
+CONTRACT = 3
 STORE = "store"
 """The folder of the store in the artifact."""
 
@@ -37,9 +38,21 @@ def stage(recipe: Recipe) -> Stage:
         "teacher": recipe.teachers[section.teacher].key_fields(),
         "teacher_system": recipe.train.teacher_system if recipe.train is not None else None,
         "data": None if recipe.generate is not None else recipe.data.key_fields(),
+        "task": recipe.task,
     }
+    if section.features == "asked":
+        settings["asked"] = _asking(recipe)
     reads = ("generate",) if recipe.generate is not None else ()
     return Stage("capture", CONTRACT, reads, settings, partial(_sources, recipe), _write)
+
+
+def _asking(recipe: Recipe) -> dict[str, Any]:
+    """All that tells which inner tensors the objectives read."""
+    train = recipe.required_train
+    objectives = [o.key_fields() for o in train.all_objectives if o.needs().teacher]
+    named = [{name: value for name, value in fields.items() if name != "weight"} for fields in objectives]
+    pooling = None if recipe.spec.has_response else train.pooling
+    return {"objectives": named, "student": recipe.required_student.key_fields(), "pooling": pooling}
 
 
 def _sources(recipe: Recipe) -> Mapping[str, str]:
@@ -53,35 +66,56 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
 
 def _write(context: Context) -> None:
     from potstill.capture.capturing import Capturing
+    from potstill.capture.features import NO_FEATURES, features_of
     from potstill.capture.fidelity import report_of
     from potstill.capture.plan import plan_of, read_rows
-    from potstill.data import ChatTokenizer
     from potstill.models.resolve import resolve
     from potstill.recipe import weights_of
     from potstill.store.files import SignalStore, StoreWriter
+    from potstill.students.base import Materials
 
     recipe, work = context.recipe, context.work
     settings = recipe.required_capture
     teacher: Teacher = registry.build(recipe.teachers[settings.teacher])
     first = members_of(recipe.teachers[settings.teacher])[0]
-    folder = resolve(str(weights_of(first)), revision=getattr(first, "revision", None), console=context.console).path
+    source = resolve(str(weights_of(first)), revision=getattr(first, "revision", None), console=context.console)
+    folder = source.path if recipe.spec.reads_text else None
     generated = context.inputs.get("generate")
     records = generated.path / "records.parquet" if generated is not None else None
-    rows, held_out = read_rows(recipe, records, folder, work)
-    plan = plan_of(rows, held_out, settings.batch_tokens, settings.shard_tokens)
+    read = read_rows(recipe, records, folder, work)
+    unit: Targets = "none" if not settings.response else "tokens" if recipe.spec.has_vocabulary else "examples"
+    plan = plan_of(read.rows, read.held_out, settings.batch_tokens, settings.shard_tokens, unit)
     growing = context.out / "checkpoints"  # what an attempt that continues begins with
     growing.mkdir(exist_ok=True)
-    opened = partial(Capturing, teacher, settings.temperature, ChatTokenizer.from_folder(folder).pad_id, recipe.seed)
+    features = NO_FEATURES
+    if settings.features:
+        of_one = (
+            source if members_of(recipe.teachers[settings.teacher]) == (recipe.teachers[settings.teacher],) else None
+        )
+        trust = bool(getattr(first, "trust_remote_code", False))
+        materials = Materials(
+            of_one, folder, context.console, trust_remote_code=trust, task=recipe.task, labels=read.classes or None
+        )
+        features = features_of(recipe, teacher.dims, materials, plan.batches[-1][-1])
+    opened = partial(
+        Capturing, teacher, plan, read.reader.collator(), settings.temperature, recipe.seed, features=features
+    )
     resolved = _resolved(settings, opened(), plan, growing / "settings.json", context)
     capturing = opened()
     estimator = registry.build(resolved)
-    grid = estimator.grid(teacher.dims)
+    parts: tuple[TensorPart, ...] = ()
+    if features.names:
+        parts = features.parts(opened().read(plan.batches[-1][-1:], features=True).features[0])
+    grid = estimator.grid(teacher.dims, parts)
     identity = {
         "teacher": dict(getattr(teacher, "signals_identity", None) or teacher.identity),
         "dims": asdict(teacher.dims),
         "estimator": {**resolved.key_fields(), "signal": resolved.estimator},
         "temperature": settings.temperature,
         "max_length": recipe.captured_length,
+        "task": recipe.task,
+        "targets": plan.targets_are,
+        "labels": getattr(teacher, "labels", None),
     }
     if not work.resumed:
         with StoreWriter(growing / STORE, identity, grid, plan.planned):
@@ -93,7 +127,8 @@ def _write(context: Context) -> None:
         capturing.fill(writer, plan, estimator, context.console, growing / "seconds.json")
         writer.finish()
     _link(growing / STORE, context.out / STORE)
-    _copy_tokenizer(folder, context.out / STORE / "tokenizer")
+    if folder is not None:
+        _copy_tokenizer(folder, context.out / STORE / "tokenizer")
     store = SignalStore(context.out / STORE)
     report = report_of(store, capturing, plan, resolved, recipe)
     (context.out / "fidelity.json").write_text(json.dumps(report.facts, indent=1), encoding="utf-8")

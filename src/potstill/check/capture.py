@@ -8,7 +8,21 @@ from pathlib import Path
 
 from potstill.check.findings import Finding, warning
 from potstill.check.inputs import Inputs
-from potstill.recipe import CaptureSettings, HiddenCapture, SampledCapture, ThresholdCapture, TopKCapture
+from potstill.check.models import sizes_of, student_sizes
+from potstill.recipe import (
+    AttentionKL,
+    AttentionScores,
+    CaptureSettings,
+    DenseCapture,
+    HiddenCapture,
+    HiddenSettings,
+    MiniLMv1,
+    MiniLMv2,
+    SampledCapture,
+    ThresholdCapture,
+    TopKCapture,
+)
+from potstill.recipe.layers import pairs_of_attention, pairs_of_states
 
 _FIXED_BYTES, _ENTRY_BYTES = 6.0, 2.0
 """Of a token: counts, entropy and the target's log-probability; of an entry: its id, at 16 bits."""
@@ -18,7 +32,7 @@ _DISTINCT = 0.25
 
 PERMITS = {
     "unbiased": "objectives linear in its probabilities (forward_kl, soft_ce) have no bias; others are refused",
-    None: "every objective on the response, at any temperature; training loads the output layer alone",
+    None: "every objective on the response, at any temperature",
     "top_k": "forward_kl and soft_ce match what is not kept as one: a lower bound, biased by at most the mass left out",
 }
 """What objectives may make of each estimator."""
@@ -29,9 +43,17 @@ def store_is_described(inputs: Inputs) -> Iterator[Finding]:
     capture = inputs.recipe.capture
     if capture is None:
         return
-    yield Finding("capture", f"{_described(capture)} of {capture.teacher!r}: {PERMITS[capture.estimator]}")
+    permits = PERMITS[capture.estimator] if capture.response else "objectives on layers, relations and embeddings alone"
+    yield Finding("capture", f"{_described(capture)} of {capture.teacher!r}: {permits}")
     known = inputs.facts(inputs.recipe.teachers[capture.teacher])
-    size = bytes_per_token(capture, known.config.get("hidden_size") if known is not None else None)
+    config = known.config if known is not None else {}
+    features = feature_bytes(inputs, capture)
+    if features:
+        yield Finding("capture", f"layers and relations take some {features:,} bytes a token ({capture.feature_dtype})")
+    if not inputs.recipe.spec.has_vocabulary:
+        return  # a response of classes, and an embedding, are rows of examples
+    size = bytes_per_token(capture, config.get("hidden_size"), config.get("vocab_size"))
+    size = None if size is None else size + (features or 0)
     tokens = inputs.figures.get("tokens_at_most") or inputs.figures.get("tokens_a_pass")
     if size is None or not tokens:
         return
@@ -41,8 +63,47 @@ def store_is_described(inputs: Inputs) -> Iterator[Finding]:
     yield Finding("capture", text) if needed < free else warning("capture", f"{text}; {free / 1e6:,.0f} MB are free")
 
 
-def bytes_per_token(capture: CaptureSettings, width: int | None) -> float | None:
-    """The size of a token of a teacher of this hidden width, roughly; None if only its distributions tell."""
+def feature_bytes(inputs: Inputs, capture: CaptureSettings) -> int | None:
+    """Bytes a token of the inner tensors that are kept, embeddings left out; None if files do not tell."""
+    teacher, student = sizes_of({}), student_sizes(inputs)
+    known = inputs.facts(inputs.recipe.teachers[capture.teacher])
+    if known is not None and not known.module:
+        teacher = sizes_of(known.config)
+    names = set(capture.features)
+    if capture.features == "asked":
+        layers = student["layers"], teacher["layers"]
+        if layers[0] is None or layers[1] is None:
+            return None
+        names = set(_asked(inputs, layers[0], layers[1]))
+    widths = [teacher[_WIDTH[kind]] for name in names if (kind := name.partition(".")[0]) in _WIDTH]
+    known_widths = [width for width in widths if width is not None]
+    return sum(known_widths) * _FLOAT_BYTES[capture.feature_dtype] if len(known_widths) == len(widths) else None
+
+
+_WIDTH = {"hidden": "hidden", "queries": "queries", "keys": "keys", "values": "keys"}
+
+
+def _asked(inputs: Inputs, student: int, teacher: int) -> Iterator[str]:
+    """The names of the states and attention tensors that objectives read, of models with these numbers of layers."""
+    for objective in inputs.recipe.train.all_objectives if inputs.recipe.train is not None else ():
+        if isinstance(objective, HiddenSettings):
+            yield from (f"hidden.{k}" for _, k in pairs_of_states(objective.layers, student, teacher))
+        if isinstance(objective, (AttentionScores, AttentionKL)):
+            layers = {k for _, k in pairs_of_attention(objective.layers, student, teacher)}
+            yield from (f"{kind}.{k}" for kind in ("queries", "keys") for k in layers)
+        if isinstance(objective, MiniLMv1):
+            yield from (f"{kind}.{teacher - 1}" for kind in ("queries", "keys", "values"))
+        if isinstance(objective, MiniLMv2):
+            yield from (f"{kind}.{objective.teacher_layer % teacher}" for kind in objective.relations)
+
+
+def bytes_per_token(capture: CaptureSettings, width: int | None, vocab: int | None = None) -> float | None:
+    """The size of a token of a teacher of this hidden width and vocabulary, roughly; None if only its distributions
+    tell."""
+    if not capture.response:
+        return 0.0
+    if isinstance(capture, DenseCapture):
+        return None if vocab is None else _FIXED_BYTES + vocab * _FLOAT_BYTES[capture.dtype]
     if isinstance(capture, HiddenCapture):
         return None if width is None else _FIXED_BYTES + width * _FLOAT_BYTES[capture.dtype]
     if isinstance(capture, ThresholdCapture):
@@ -64,4 +125,6 @@ def _described(capture: CaptureSettings) -> str:
         return f"the {capture.k} largest"
     if isinstance(capture, HiddenCapture):
         return f"the last hidden states in {capture.dtype}"
-    return capture.kind
+    if isinstance(capture, DenseCapture):
+        return f"all logits in {capture.dtype}"
+    return "layers alone" if not capture.response else capture.kind

@@ -70,12 +70,6 @@ def _model_is_usable(inputs: Inputs, name: str, settings: Any, topic: str) -> It
         return
     if getattr(settings, "quantization", "none") != "none" and importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"quantization: {settings.quantization} needs bitsandbytes", fix="pip install bitsandbytes")
-    if getattr(settings, "cache", False) and inputs.task.masks:
-        raise CapabilityError(
-            "cache: true keeps signals by example, and texts are masked anew in every epoch",
-            where=f"teachers.{name}",
-            fix="leave cache out",
-        )
     source, known = inputs.source(settings), inputs.facts(settings)
     if source is not None:
         if not is_module(source.path):
@@ -415,30 +409,35 @@ def objectives_fit_the_models(inputs: Inputs) -> None:
     recipe, teacher = inputs.recipe, inputs.facts(inputs.teacher)
     if recipe.train is None or teacher is None:
         return
-    student = _student_sizes(inputs)
+    student = student_sizes(inputs)
     for objective in recipe.train.all_objectives:
         needed = objective.needs()
         if not needed.student & {"states", "attention"} or not needed.teacher:
             continue
-        _check_layers(objective, student, _sizes_of(teacher.config if not teacher.module else {}))
+        _check_layers(objective, student, sizes_of(teacher.config if not teacher.module else {}))
 
 
-def _student_sizes(inputs: Inputs) -> Mapping[str, int | None]:
+def student_sizes(inputs: Inputs) -> Mapping[str, int | None]:
+    """`sizes_of` of the student, as far as files tell."""
     student, teacher = inputs.recipe.student, inputs.facts(inputs.teacher)
     if isinstance(student, FromTeacher) and teacher is not None and teacher.layers is not None:
         layers = choose_layers(student.layers, teacher.layers, [0.0] * teacher.layers)
-        return {**_sizes_of(teacher.config), "layers": len(layers)}
+        return {**sizes_of(teacher.config), "layers": len(layers)}
     if isinstance(student, Existing) and (known := inputs.facts(student)) is not None and not known.module:
-        return _sizes_of(known.config)
-    return _sizes_of(inputs.student_config() or {})
+        return sizes_of(known.config)
+    return sizes_of(inputs.student_config() or {})
 
 
-def _sizes_of(config: Mapping[str, Any]) -> Mapping[str, int | None]:
+def sizes_of(config: Mapping[str, Any]) -> Mapping[str, int | None]:
+    """Layers, heads, the hidden width, and the widths of queries and of keys or values; None where unknown."""
     layers, heads, hidden = (
         size_in(config, name) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
     )
     head_size = size_in(config, "head_dim")
-    return {"layers": layers, "heads": heads, "queries": heads * head_size if heads and head_size else hidden}
+    queries = heads * head_size if heads and head_size else hidden
+    grouped = size_in(config, "num_key_value_heads")
+    keys = queries * grouped // heads if queries and grouped and heads else queries
+    return {"layers": layers, "heads": heads, "hidden": hidden, "queries": queries, "keys": keys}
 
 
 def _check_layers(

@@ -36,6 +36,11 @@ class Pixels:
     record_id: str = ""
     row: int = 0
 
+    @property
+    def rendered(self) -> str:
+        """As `Tokenized.rendered`: what a stored signal is of."""
+        return self.group
+
 
 @dataclass(frozen=True)
 class ImagePart:

@@ -186,8 +186,10 @@ class ComparedModels:
         if settings is not None and all(isinstance(member, LocalTeacher) for member in members):
             try:
                 if SPECS[recipe.task].reads_text:
+                    captured = self._context.inputs.get("capture")
                     for member in members:
-                        check_same_tokenizer(_source(member).path, self._student_folder)
+                        own = _source(member).path if captured is None else captured.path / "store" / "tokenizer"
+                        check_same_tokenizer(own, self._student_folder)
                 origin = origin_of_teacher(recipe)
                 self.notes += [f"The teacher: {note}." for note in (origin.notes if origin is not None else ())]
                 return ComparedModel("teacher", settings, recipe.task, self._classes, "teacher")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.data import ChatTokenizer
@@ -27,12 +29,13 @@ from potstill.evaluate.documents import (
     save_examples,
     save_tokens,
 )
-from potstill.evaluate.fidelity import Batches, TeacherRows, measure, measure_teacher
+from potstill.evaluate.fidelity import Batches, Responses, TeacherRows, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out, training_counts
 from potstill.evaluate.measures.base import Asked, Asks, Draws, Measure, Pass, Setting, Table
 from potstill.evaluate.neighbours import Embedded, embed, nearest, pairs_of, score_neighbours
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.speed import NEW_TOKENS, forward_of, measure_speed, speed_dtype, writing_of
+from potstill.evaluate.stored import StoredResponses
 from potstill.evaluate.summary import Size, summarise
 from potstill.evaluate.teacher_memory import TeacherMemory
 from potstill.measures import Speed
@@ -55,7 +58,7 @@ class Evaluation:
         self.scores: dict[str, list[Scores]] = {}
         self.measures: tuple[Measure, ...] = tuple(map(build, self.settings.measures_for(SPECS[self.task])))
         self.columns = tuple(dict.fromkeys(column for measure in self.measures for column in measure.columns))
-        self.teacher_rows: TeacherRows | None = None
+        self.teacher_rows: Responses | None = None
         self.teacher_vectors: Embedded | None = None
         self.sizes: dict[str, Size] = {}
         trained = context.inputs["train"].path
@@ -63,6 +66,7 @@ class Evaluation:
         self.models = ComparedModels(context, self.held_out.classes, context.out / _WORK)
         self.notes = [self._how(), *self._best, *self._cut, *self._seeds, *self.models.notes]
         self.batches = Batches(self.held_out, self.settings.tokens_per_batch)
+        self.stored = self._stored()
         writes = SPECS[self.task].has_vocabulary
         self.chat = ChatTokenizer.from_folder(trained / "model") if writes else None
         self.documents: list[Document] = []
@@ -76,6 +80,20 @@ class Evaluation:
         """The records of the stage `generate`, if there is one."""
         generated = self.context.inputs.get("generate")
         return None if generated is None else generated.path / "records.parquet"
+
+    def _stored(self) -> StoredResponses | None:
+        """The teacher's side from the store, if the recipe reads it there, with a note."""
+        captured = self.context.inputs.get("capture")
+        if captured is None or self.models.teacher is None:
+            return None
+        stored = StoredResponses(captured.path / "store", self.batches)
+        kept = "whole distributions" if stored.whole else "the entries that it keeps of each distribution"
+        what = f"{kept}, " * SPECS[self.task].has_response + "not measured again"
+        self.notes.append(
+            f"The teacher's side is read from the store of capture ({what}); its weights were not opened, so its "
+            "rates, and answers to questions, are missing (evaluate.teacher: live measures them)."
+        )
+        return stored
 
     def _held_out(self) -> HeldOut:
         student = self.context.inputs["train"].path / "model"
@@ -143,7 +161,7 @@ class Evaluation:
         for compared in self.models.students:
             self._measure(compared)
         self.teacher_rows = self.teacher_vectors = None
-        if teacher is not None and self._asks:
+        if teacher is not None and self.stored is None and self._asks:
             with self._opened(teacher) as model:
                 self._answer(teacher, model)
             del model
@@ -159,6 +177,9 @@ class Evaluation:
         recipe = self.context.recipe
         pooling = None if SPECS[self.task].has_response else [recipe.required_train.pooling, recipe.seed]
         memory = TeacherMemory(teacher, self.batches, [self.columns, pooling], self.context.console)
+        if self.stored is not None:
+            self._read_teacher(self.stored, teacher, memory)
+            return
         with ExitStack() as stack:
 
             @cache
@@ -184,6 +205,23 @@ class Evaluation:
                     if answers is None:
                         continue
                     memory.keep_answers(asking.identity, answers)
+                asking.take("teacher", answers)
+
+    def _read_teacher(self, stored: StoredResponses, teacher: ComparedModel, memory: TeacherMemory) -> None:
+        """What the store knows of the teacher, and answers that are kept from an earlier run."""
+        self.context.work.facts["teacher"] = "read from the store"
+        facts = json.loads((self.context.inputs["capture"].path / "fidelity.json").read_text(encoding="utf-8"))
+        self.sizes["teacher"] = Size(**facts["teacher_size"])
+        with self._progress(teacher) as advance:
+            if SPECS[self.task].has_response:
+                self.scores["teacher"] = [stored.scores(advance, self.columns)]
+                self.teacher_rows = stored
+            else:
+                vectors = stored.vectors(self.context.recipe.required_train.pooling, advance)
+                scores, self.teacher_vectors = self._neighbours(vectors)
+                self.scores["teacher"] = [scores]
+        for asking in self.passes:
+            if (answers := memory.answers(asking.identity)) is not None:
                 asking.take("teacher", answers)
 
     def _teacher_scores(self, teacher: ComparedModel, model: OpenTeacher) -> tuple[Scores, TeacherRows | Embedded]:
@@ -217,8 +255,10 @@ class Evaluation:
                 asking.take(compared.name, answers)
 
     def _embedded(self, model: OpenTeacher, name: str, advance: Any) -> tuple[Scores, Embedded]:
+        return self._neighbours(embed(model, self.batches, self.context.recipe.required_train.pooling, advance, name))
+
+    def _neighbours(self, vectors: Tensor) -> tuple[Scores, Embedded]:
         recipe, groups = self.context.recipe, self.held_out.target_groups
-        vectors = embed(model, self.batches, recipe.required_train.pooling, advance, name)
         found = Embedded(vectors, nearest(vectors, groups))
         pairs = pairs_of(groups, recipe.seed)
         return score_neighbours(found, self.teacher_vectors, self.held_out.target_ids, pairs), found
@@ -287,6 +327,8 @@ class Evaluation:
         teacher, student = self.models.teacher, self.models.student
         if teacher is not None and teacher.is_ensemble and SPECS[self.task].writes:
             teacher = None  # its members do not write jointly
+        if self.stored is not None:
+            teacher = None  # its weights are not opened
         models = [student] if teacher is None else [teacher, student]
         work: Any
         if SPECS[self.task].writes:

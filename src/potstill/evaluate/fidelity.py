@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from potstill.evaluate.held_out import HeldOut
 from potstill.evaluate.scores import Scores
 from potstill.models.live import check_head
 from potstill.objectives import token_statistics
-from potstill.objectives.statistics import TEMPERED
-from potstill.signals import Ask, Batch, Dense, Head, Side
+from potstill.objectives.statistics import OF_BOTH, TEMPERED
+from potstill.signals import Ask, Batch, Dense, Head, Side, Sparse
 from potstill.tasks import SPECS
 from potstill.teachers.base import OpenTeacher
 
@@ -67,6 +67,14 @@ class Batches:
     def numbers(self, index: int) -> NDArray[np.int64]:
         """The indices of a batch's targets among all targets, in the batch's order."""
         return np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in self.rows[index]])
+
+
+class Responses(Protocol):
+    """A teacher's response to each batch."""
+
+    def signal(self, index: int) -> Head | Dense | Sparse:
+        """Its side of a batch."""
+        ...
 
 
 _HEAD, _ABOUT_HEAD = "head.safetensors", "head.json"
@@ -177,7 +185,7 @@ def measure_teacher(
 def measure(
     model: OpenTeacher,
     batches: Batches,
-    teacher: TeacherRows | None,
+    teacher: Responses | None,
     advance: Advance,
     name: str = "student",
     columns: Sequence[str] = (),
@@ -187,7 +195,7 @@ def measure(
     Args:
         model: a language model or classifier, in fp32.
         batches: the held-out rows.
-        teacher: from `measure_teacher`; None without a teacher.
+        teacher: from `measure_teacher`, or stored; None without a teacher.
         advance: called with progress.
         name: of the model, for messages.
         columns: as for `measure_teacher`.
@@ -201,7 +209,7 @@ def measure(
 def _measure(
     model: OpenTeacher,
     batches: Batches,
-    teacher: TeacherRows | None,
+    teacher: Responses | None,
     name: str,
     advance: Advance,
     kept: TeacherRows | None,
@@ -209,21 +217,41 @@ def _measure(
 ) -> Scores:
     """Measure all batches. `kept` receives the rows, if given."""
     side: Side = "teacher" if name == "teacher" else "student"
+
+    def respond(index: int) -> tuple[Batch, Head | Dense]:
+        batch = batches.batch(index, device_of(model))
+        signal = response(model, batch)
+        if kept is not None:
+            kept.keep(model, index, signal)
+        return batch, signal
+
+    with torch.no_grad():
+        for module in model.modules:
+            check_head(module, batches.batch(0, device_of(model)), side)
+    return scores_of(respond, batches, teacher, advance, name, columns)
+
+
+def scores_of(
+    respond: Callable[[int], tuple[Batch, Head | Dense]],
+    batches: Batches,
+    teacher: Responses | None,
+    advance: Advance,
+    name: str,
+    columns: Sequence[str],
+) -> Scores:
+    """The scores of a model, from its response to each batch. Arguments and errors otherwise as `measure`; columns that
+    need the teacher's whole distribution are left out where the store has none."""
     classes = _Classes(batches.targets) if SPECS[batches.held_out.task].has_classes else None
     nll = np.full(batches.targets, np.nan, dtype=np.float32)
     kl, agree = np.full_like(nll, np.nan), np.zeros(batches.targets, dtype=np.bool_)
     more: dict[str, NDArray[np.float32]] = {}
     with torch.no_grad():
-        for module in model.modules:
-            check_head(module, batches.batch(0, device_of(model)), side)
         for index in range(len(batches)):
-            batch, numbers = batches.batch(index, device_of(model)), batches.numbers(index)
-            signal = response(model, batch)
-            if kept is not None:
-                kept.keep(model, index, signal)
+            (batch, signal), numbers = respond(index), batches.numbers(index)
             told = None if teacher is None else _on(teacher.signal(index), _place(signal))
             targets = batch.target_ids.to(_place(signal))
-            statistics = token_statistics(signal, told, targets, columns)
+            asked = [c for c in columns if not (isinstance(told, Sparse) and c in OF_BOTH)]
+            statistics = token_statistics(signal, told, targets, asked)
             nll[numbers] = statistics.nll_student.cpu().numpy()
             if statistics.kl is not None and statistics.top1_agree is not None:
                 kl[numbers], agree[numbers] = statistics.kl.cpu().numpy(), statistics.top1_agree.cpu().numpy()
@@ -292,7 +320,10 @@ def logits_of(signal: Head | Dense) -> Tensor:
     return signal.logits if isinstance(signal, Dense) else signal.logits()
 
 
-def _on(signal: Head | Dense, device: torch.device) -> Head | Dense:
+def _on(signal: Head | Dense | Sparse, device: torch.device) -> Head | Dense | Sparse:
+    if isinstance(signal, Sparse):
+        moved: dict[str, Any] = {n: t.to(device) for n, t in vars(signal).items() if isinstance(t, Tensor)}
+        return replace(signal, **moved)
     if isinstance(signal, Dense):
         return Dense(signal.logits.to(device))
     bias = None if signal.bias is None else signal.bias.to(device)

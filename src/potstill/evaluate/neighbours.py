@@ -7,7 +7,7 @@ rows, so that no N × N matrix is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from potstill.evaluate.fidelity import Advance, Batches, check_numbers, device_o
 from potstill.evaluate.scores import Scores
 from potstill.models.anatomy import dims
 from potstill.recipe import Pooling
-from potstill.signals import Ask, Side, View
+from potstill.signals import Ask, Batch, Side, View
 from potstill.teachers.base import OpenTeacher
 
 _BLOCK_ROWS = 1024
@@ -49,18 +49,38 @@ def embed(
     Raises:
         ModelError: some are not finite.
     """
-    side: Side = "teacher" if name == "teacher" else "student"
     tap = f"hidden.{dims(model.modules[0]).layers}"
-    vectors: Tensor | None = None
+
+    def states(index: int) -> tuple[Batch, Mapping[str, Tensor]]:
+        batch = batches.batch(index, device_of(model))
+        return batch, model.signals(batch, Ask(taps=frozenset({tap}))).taps
+
     with torch.no_grad():
-        for index in range(len(batches)):
-            batch, numbers = batches.batch(index, device_of(model)), batches.numbers(index)
-            states = model.signals(batch, Ask(taps=frozenset({tap}))).taps[tap]
-            made = torch.nn.functional.normalize(pooled(states.float(), batch.text(side), pooling), dim=-1).cpu()
-            if vectors is None:
-                vectors = torch.empty(batches.targets, made.shape[-1])
-            vectors[torch.from_numpy(numbers)] = made
-            advance(len(numbers))
+        return embedded(states, batches, tap, pooling, advance, name)
+
+
+def embedded(
+    states: Callable[[int], tuple[Batch, Mapping[str, Tensor]]],
+    batches: Batches,
+    tap: str,
+    pooling: Pooling,
+    advance: Advance,
+    name: str,
+) -> Float[Tensor, "N D"]:
+    """As `embed`, from the inner tensors of each batch: the state `tap`, or the same pooled, as a store keeps it."""
+    side: Side = "teacher" if name == "teacher" else "student"
+    pooled_tap = f"pooled.{tap.removeprefix('hidden.')}.{pooling}"
+    vectors: Tensor | None = None
+    for index in range(len(batches)):
+        (batch, taps), numbers = states(index), batches.numbers(index)
+        found = taps.get(pooled_tap)
+        if found is None:
+            found = pooled(taps[tap].float(), batch.text(side), pooling)
+        made = torch.nn.functional.normalize(found, dim=-1).cpu()
+        if vectors is None:
+            vectors = torch.empty(batches.targets, made.shape[-1])
+        vectors[torch.from_numpy(numbers)] = made
+        advance(len(numbers))
     if vectors is None:
         raise ModelError("there is nothing to embed", where=name)
     check_numbers(vectors.sum(-1).numpy(), name)

@@ -41,6 +41,8 @@ def stage(recipe: Recipe) -> Stage:
         settings["pooling"] = recipe.required_train.pooling
     trained = tuple(training.stage for training in recipe.required_train.trainings)
     reads = (*trained, "generate") if recipe.generate is not None else trained
+    if recipe.evaluates_stored:
+        reads = (*reads, "capture")
     return Stage("evaluate", CONTRACT, reads, settings, partial(_sources, recipe), _write)
 
 

@@ -4,7 +4,6 @@
     <cache>/models/.making-<name>/  an unfinished entry; renamed when whole, removed by the next process
     <cache>/data/                   the same for data sets
     <cache>/teachers/               what teachers gave on held-out sets (`evaluate/teacher_memory.py`)
-    <cache>/signals/                cached signals of teachers (`teachers/cached.py`)
     <cache>/digests/                file digests, remembered by path, size and time
 
 An entry is made under a lock, so two processes never fetch the same model twice. A damaged entry (a file's size

@@ -48,6 +48,11 @@ class Objective(ABC, Generic[S]):
         """
         return {}
 
+    def kept(self, dims: Dims) -> frozenset[str]:
+        """The teacher's inner tensors that a store keeps for it: those that it asks for, or smaller ones that say as
+        much to it. Raises as `ask`."""
+        return self.ask(dims).get("teacher", Ask()).taps
+
     def build(self, dims: Dims) -> nn.Module | None:
         """A module that is trained along with the student and removed at export, or None."""
         return None

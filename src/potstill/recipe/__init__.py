@@ -1,7 +1,15 @@
 """The typed recipe. Imports without torch, so that `--help` and `check` answer at once."""
 
 from potstill.recipe.base import Cosmetic, KindSettings, Settings
-from potstill.recipe.capture import CaptureSettings, HiddenCapture, SampledCapture, ThresholdCapture, TopKCapture
+from potstill.recipe.capture import (
+    CaptureSettings,
+    DenseCapture,
+    FeaturesCapture,
+    HiddenCapture,
+    SampledCapture,
+    ThresholdCapture,
+    TopKCapture,
+)
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import CheckedExport, ExportSettings, GgufExport, HuggingFaceExport, OnnxExport
@@ -113,6 +121,7 @@ __all__ = [
     "DataSettings",
     "Decontamination",
     "DecoupledKD",
+    "DenseCapture",
     "EndpointTeacher",
     "EnsembleTeacher",
     "EvaluateSettings",
@@ -120,6 +129,7 @@ __all__ = [
     "Existing",
     "CheckedExport",
     "ExportSettings",
+    "FeaturesCapture",
     "GgufExport",
     "OnnxExport",
     "First",

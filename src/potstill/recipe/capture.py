@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from potstill.recipe.base import Count, KindSettings, Tokens
 from potstill.types import Capability
 
 SparseEstimator = Literal["unbiased", "top_k"]
+Floats = Literal["float32", "bfloat16", "int8"]
+
+_FEATURE = re.compile(r"(hidden|queries|keys|values)\.\d+|pooled\.\d+\.(mean|first|last|max)|module:\S+")
+
+
+def _features(value: object) -> object:
+    for name in value if isinstance(value, (list, tuple)) else ():
+        if not isinstance(name, str) or not _FEATURE.fullmatch(name):
+            raise ValueError(
+                f"{name!r} names no inner tensor: hidden.k, queries.k, keys.k, values.k, pooled.k.mean (first, last, "
+                "max), module:<path>"
+            )
+    if isinstance(value, str) and value != "asked":
+        raise ValueError(f"should be asked, or a list of names (hidden.12, queries.11), not {value!r}")
+    return value
+
+
+Features = Annotated[Literal["asked"] | tuple[str, ...], BeforeValidator(_features)]
+"""Inner tensors of the teacher, by the names of `signals.Signals.taps`, or `asked`: those that the objectives of
+`train` read."""
 
 
 class CaptureSettings(KindSettings):
-    """Base of every estimator: what is kept of a distribution over the vocabulary.
+    """Base of every estimator: what is kept of the teacher's response, a distribution over the vocabulary or classes.
 
+    `features` are inner tensors that are kept beside it, in `feature_dtype`; pooled ones have one row an example.
     `temperature` is that of the stored distribution, softmax(z / T); objectives must be at the same. `max_length` cuts
     longer records (default: `train.max_length`, or 1024); a training with a shorter one reads the same store.
     `batch_tokens` is the size of the teacher's batches, padding included; in bfloat16 results depend on it.
@@ -24,14 +46,32 @@ class CaptureSettings(KindSettings):
 
     room: ClassVar[str] = "capture"
     estimator: ClassVar[SparseEstimator | None] = "unbiased"
-    gives: ClassVar[frozenset[Capability]] = frozenset({"top_logprobs"})
-    """What a training can ask of the store."""
+    response: ClassVar[frozenset[Capability]] = frozenset({"top_logprobs"})
+    """What a training can ask of the stored response."""
     teacher: str = "main"
     temperature: PositiveFloat = 1.0
     max_length: Tokens | None = None
     batch_tokens: Tokens = 4096
     shard_tokens: Count = 250_000
     sample_tokens: Count = 2048
+    features: Features = ()
+    feature_dtype: Floats = "bfloat16"
+
+    @property
+    def gives(self) -> frozenset[Capability]:
+        """What a training can ask of the store."""
+        return self.response | (frozenset[Capability]({"taps"}) if self.features else frozenset())
+
+    @property
+    def any_temperature(self) -> bool:
+        """Whether a training chooses the temperature: whole distributions are kept, or none."""
+        return "top_logprobs" not in self.response
+
+    @model_validator(mode="after")
+    def _of_one_temperature(self) -> CaptureSettings:
+        if self.any_temperature and self.temperature != 1.0:
+            raise ValueError(f"{self.kind} keeps what has no temperature yet: leave capture.temperature out")
+        return self
 
 
 class ThresholdCapture(CaptureSettings):
@@ -65,13 +105,32 @@ class HiddenCapture(CaptureSettings):
 
     kind: Literal["hidden"] = "hidden"
     estimator: ClassVar[SparseEstimator | None] = None
-    gives: ClassVar[frozenset[Capability]] = frozenset({"head"})
-    dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    response: ClassVar[frozenset[Capability]] = frozenset({"head"})
+    dtype: Floats = "bfloat16"
+
+
+class DenseCapture(CaptureSettings):
+    """All logits, in `dtype`: classes and small vocabularies. Four bytes (bfloat16: two) a class or token of the
+    vocabulary."""
+
+    kind: Literal["dense"] = "dense"
+    estimator: ClassVar[SparseEstimator | None] = None
+    response: ClassVar[frozenset[Capability]] = frozenset({"dense"})
+    dtype: Floats = "float32"
+
+
+class FeaturesCapture(CaptureSettings):
+    """No response: inner tensors alone, for objectives on states, relations and embeddings."""
+
+    kind: Literal["features"] = "features"
+    estimator: ClassVar[SparseEstimator | None] = None
+    response: ClassVar[frozenset[Capability]] = frozenset()
+    features: Features = "asked"
 
     @model_validator(mode="after")
-    def _of_any_temperature(self) -> HiddenCapture:
-        if self.temperature != 1.0:
-            raise ValueError("hidden states give the distribution at any temperature: leave capture.temperature out")
+    def _some(self) -> FeaturesCapture:
+        if not self.features:
+            raise ValueError("kind features without features keeps nothing: name some, or set features: asked")
         return self
 
 

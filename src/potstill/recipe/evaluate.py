@@ -46,13 +46,15 @@ class EvaluateSettings(Settings):
 
     Intervals are paired bootstraps over groups: `resamples` of them at `confidence`. `speed` measures prefill and
     decode rates and peak memory of both models side by side. `solve` measures the share of held-out problems that
-    models solve.
+    models solve. `teacher` says where the teacher's side comes from: `stored`, by default where a section `capture`
+    keeps it, opens no weights of it (and so measures no rates or answers of it); `live` opens it.
     """
 
     resamples: Count = 2000
     confidence: float = Field(0.95, gt=0.5, lt=1)
     tokens_per_batch: Tokens = 4096
     speed: bool = True
+    teacher: Annotated[Literal["stored", "live"] | None, PartIfSet()] = None
     samples_shown: int = Field(8, ge=0, le=COUNT_AT_MOST)
     sample_tokens: Tokens = 64
     controls: tuple[Literal["untrained"], ...] = ("untrained",)

@@ -14,7 +14,7 @@ from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
 from potstill.recipe.generate import GenerateSettings
-from potstill.recipe.objectives import why_not
+from potstill.recipe.objectives import ObjectiveSettings, why_not
 from potstill.recipe.policy import PolicySettings
 from potstill.recipe.schedules import schedule_text
 from potstill.recipe.speculate import OtherModelDraft, SpeculateSettings, StudentDraft
@@ -76,6 +76,30 @@ class Recipe(Settings):
         """Maximum tokens of a captured record."""
         length: int | None = self.required_capture.max_length
         return length or (self.train.max_length if self.train is not None else TrainSettings().max_length)
+
+    @property
+    def evaluates_stored(self) -> bool:
+        """Whether the teacher's side of an evaluation is read from the store: by default if the store can give it."""
+        evaluate = self.evaluate
+        return evaluate is not None and evaluate.teacher != "live" and self._why_not_stored() is None
+
+    def _why_not_stored(self) -> str | None:
+        """Why the store cannot give the teacher's side of an evaluation, with a fix; None if it can."""
+        capture = self.capture
+        if capture is None:
+            return "there is no section capture: add one, or drop evaluate.teacher"
+        if self.train is not None and capture.teacher != self.train.teacher:
+            return "the store is of another teacher: set capture.teacher to train.teacher"
+        if self.spec.has_response:
+            if not capture.response:
+                return (
+                    "the store keeps no responses: set evaluate.teacher: live"
+                )
+            if capture.temperature != 1.0:
+                return "the store is not at temperature 1, where models are compared: set evaluate.teacher: live"
+        elif capture.features != "asked" and not any(n.startswith("pooled.") for n in capture.features):
+            return "the store keeps no embeddings: set capture.features: asked, or evaluate.teacher: live"
+        return None
 
     @property
     def required_evaluate(self) -> EvaluateSettings:
@@ -145,6 +169,9 @@ class Recipe(Settings):
         for stage, needed in (("evaluate", self.evaluate), ("export", self.export)):
             if needed and self.train is None:
                 raise ValueError(f"{stage} reads what train makes: add a train section, or drop {stage}")
+        stored = self.evaluate is not None and self.evaluate.teacher == "stored"
+        if stored and (reason := self._why_not_stored()) is not None:
+            raise ValueError(f"evaluate.teacher: stored: {reason}")
         if self.evaluate is not None and self.data.held_out == 0:
             raise ValueError("evaluate needs held-out records: set data.held_out above 0 (0.1, say)")
         return self
@@ -159,11 +186,8 @@ class Recipe(Settings):
         if isinstance(self.data, ImageSettings) != spec.reads_images:
             needed = "data of images (kind: arrays, idx or digits)" if spec.reads_images else "image_classification"
             raise ValueError(f"data of kind {self.data.kind!r} do not go with task {self.task!r}: use {needed}")
-        if self.capture is not None and not spec.writes:
-            raise ValueError(
-                f"capture stores distributions over a vocabulary of a causal language model, and the task is "
-                f"{self.task!r}: drop capture"
-            )
+        if self.capture is not None:
+            self._can_capture(self.capture)
         if self.generate is not None and not spec.writes:
             raise ValueError(
                 f"generate needs a model that writes text, and the task is {self.task!r}: drop generate, or set "
@@ -196,6 +220,22 @@ class Recipe(Settings):
                 "the control text_only learns the next words or the classes of the data, and a sentence embedding has "
                 "neither: drop train.controls"
             )
+
+    def _can_capture(self, capture: CaptureSettings) -> None:
+        """Refuse a store of what the task's models do not give, or give differently every time.
+
+        Raises:
+            ValueError: it is one.
+        """
+        spec = self.spec
+        if spec.masks:
+            raise ValueError(
+                f"{self.task} masks texts anew in every epoch, and a store is of one masking: drop capture"
+            )
+        if not spec.has_response and capture.response:
+            raise ValueError(f"the models of task {self.task!r} give no logits: set capture.kind: features")
+        if spec.has_classes and capture.response - {"dense"}:
+            raise ValueError(f"logits of classes are few: set capture.kind: dense, not {capture.kind}")
 
     def _can_speculate(self, speculate: SpeculateSettings) -> None:
         """Refuse a target that is no single local model that writes, and a draft that nothing makes.
@@ -243,7 +283,10 @@ class Recipe(Settings):
         for name in _asked(self.generate):
             yield f"generate ({getattr(self.generate, 'kind', '')})", name, frozenset({"generate"})
         if self.capture is not None:
-            yield f"capture ({self.capture.kind})", self.capture.teacher, frozenset({"head", "dense"})
+            if self.capture.response:
+                yield f"capture ({self.capture.kind})", self.capture.teacher, frozenset({"head", "dense"})
+            if self.capture.features:
+                yield "capture.features", self.capture.teacher, frozenset({"taps"})
             return  # objectives read the store: see `_store_gives_what_is_asked`
         for objective in self.train.all_objectives if self.train is not None else ():
             for alternatives in objective.needs().teacher:
@@ -266,12 +309,11 @@ class Recipe(Settings):
         for objective in train.all_objectives:
             if not all(alternatives & capture.gives for alternatives in objective.needs().teacher):
                 raise ValueError(
-                    f"{objective.kind} needs more of its teacher than a store of kind {capture.kind!r} keeps: use "
-                    "forward_kl or soft_ce, which are linear in the teacher's probabilities, or drop the section "
-                    "capture, so that the teacher runs in training"
+                    f"{objective.kind} needs more of its teacher than a store of kind {capture.kind!r} keeps: "
+                    + _fix_of_store(objective, capture)
                 )
             at = getattr(objective, "temperature", 1.0)
-            if objective.needs().teacher and "head" not in capture.gives and at != capture.temperature:
+            if objective.needs().teacher and not capture.any_temperature and at != capture.temperature:
                 raise ValueError(
                     f"{objective.kind} is at temperature {schedule_text(at)}, and the store at {capture.temperature:g}:"
                     " set capture.temperature to the objective's (a sample has one temperature)"
@@ -295,6 +337,19 @@ def cannot_give(
     return (
         f"{who} needs {' or '.join(sorted(alternatives))} of its teacher, and a {teacher.kind!r} teacher gives "
         f"{gives}: use a teacher that runs here (kind: local), or an objective that learns from text (hard_ce)"
+    )
+
+
+def _fix_of_store(objective: ObjectiveSettings, capture: CaptureSettings) -> str:
+    """What a store would have to keep for an objective."""
+    alternatives = frozenset[Capability]().union(*objective.needs().teacher)
+    if "taps" in alternatives:
+        return "set capture.features: asked, which keeps the layers that objectives read"
+    if not capture.response:
+        return "set capture.kind to one that keeps responses (threshold, hidden; of classes dense)"
+    return (
+        "use forward_kl or soft_ce, which are linear in the teacher's probabilities, set capture.kind: hidden, which "
+        "keeps whole distributions, or drop the section capture, so that the teacher runs in training"
     )
 
 

@@ -43,9 +43,7 @@ class LocalTeacher(TeacherSettings):
 
     `model` is a directory, a GGUF file, a hub id, `run:<folder>` (the student of another run), or a name that potstill
     knows (`smollm2-135m-instruct`). `dtype` is the precision of forward passes for distributions, `generate_dtype`
-    that of generation (`auto`: bfloat16 if the processor has it). With `cache`, the signals for an example are
-    computed once and kept on disk, for all trainings on the same data: for classifiers and features, not for
-    distributions over a vocabulary.
+    that of generation (`auto`: bfloat16 if the processor has it).
     """
 
     kind: Literal["local"] = "local"
@@ -61,7 +59,6 @@ class LocalTeacher(TeacherSettings):
     device_map: str | None = None
     quantization: Literal["none", "bnb_8bit", "bnb_4bit"] = "none"
     trust_remote_code: bool = False
-    cache: Annotated[bool, Cosmetic()] = False
 
 
 class EnsembleTeacher(TeacherSettings):
@@ -73,7 +70,6 @@ class EnsembleTeacher(TeacherSettings):
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"dense"})
     members: Annotated[tuple[one_of(TeacherSettings), ...], Field(min_length=2)]  # type: ignore[valid-type]
     average: Literal["logits", "probabilities"] = "logits"
-    cache: Annotated[bool, Cosmetic()] = False
 
     @model_validator(mode="after")
     def _members_have_licences(self) -> EnsembleTeacher:

@@ -117,6 +117,11 @@ class Grid:
         """No entries: all logits, [n, vocab]."""
         return cls(vocab, 1, -1.0, 0.0, (TensorPart(LOGITS, "targets", (vocab,), dtype), *tensors))
 
+    @classmethod
+    def features(cls, vocab: int, tensors: tuple[TensorPart, ...]) -> Grid:
+        """No entries and no response: tensors alone, of sequences without targets."""
+        return cls(max(vocab, 2), 1, -1.0, 0.0, tensors)
+
 
 @dataclass(frozen=True)
 class Entries:

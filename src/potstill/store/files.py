@@ -349,6 +349,10 @@ class SignalStore:
             raise DataError(f"record {record!r} in {name}: {error}", where=str(self.folder), fix=_REPAIR) from error
         return replace(found, ids=self._order(shard)[found.ids])
 
+    def length(self, record: str) -> int:
+        """The tokens of a record that was captured."""
+        return int(self._index[record][1]["length"])
+
     @property
     def records(self) -> Mapping[str, str]:
         """Of each record the digest of its tokens, in the order of writing."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.teachers.base import Teacher
-    from potstill.teachers.cached import SignalCache
     from potstill.teachers.endpoint import EndpointModel
     from potstill.teachers.ensemble import Ensemble
     from potstill.teachers.local import LocalModel
@@ -20,12 +19,11 @@ _NAMES = {
     "EndpointModel": "endpoint",
     "Ensemble": "ensemble",
     "LocalModel": "local",
-    "SignalCache": "cached",
     "StoredTeacher": "stored",
     "Teacher": "base",
 }
 
-__all__ = ["EndpointModel", "Ensemble", "LocalModel", "SignalCache", "StoredTeacher", "Teacher"]
+__all__ = ["EndpointModel", "Ensemble", "LocalModel", "StoredTeacher", "Teacher"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,6 @@ from potstill.recipe.teachers import EnsembleTeacher
 from potstill.registry import build, implements
 from potstill.signals import Ask, Batch, Dense, ModelDims, Signals
 from potstill.teachers.base import Teacher
-from potstill.teachers.cached import SignalCache
 from potstill.types import Answer, Capability, Request
 
 
@@ -74,7 +73,16 @@ class Ensemble:
         Raises:
             ModelError: members differ in their number or names.
         """
-        return self._cache.dims(self._dims) if self._cache is not None else self._dims()
+        _ = self.labels  # refuse members that disagree before computing anything
+        sizes = [member.dims for member in self.members]
+        for number, other in enumerate(sizes):
+            if other.vocab != sizes[0].vocab:
+                raise ModelError(
+                    f"member {number} of the ensemble gives {other.vocab} logits, and the first {sizes[0].vocab}",
+                    where=f"members.{number}",
+                    fix="use members of the same classes",
+                )
+        return ModelDims(sizes[0].vocab, hidden=0, layers=0, heads=0, kv_heads=0, causal=sizes[0].causal)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -102,9 +110,9 @@ class Ensemble:
             )
         if not ask.response:
             return Signals(dims=self.dims)
-        if self._cache is not None:
-            return self._cache.signals(batch, ask, self._compute, self.dims)
-        return self._compute(batch, ask)
+        sizes = self.dims
+        logits = [_whole_logits(member.signals(batch, ask)) for member in self.members]
+        return Signals(dense=Dense(average(logits, self.settings.average)), dims=sizes)
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
@@ -115,29 +123,6 @@ class Ensemble:
             CapabilityError: always.
         """
         raise CapabilityError("an ensemble writes no text", fix="use one of its members (kind: local)")
-
-    # ---- inside ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _cache(self) -> SignalCache | None:
-        return SignalCache(self.identity) if self.settings.cache else None
-
-    def _dims(self) -> ModelDims:
-        _ = self.labels  # refuse members that disagree before computing anything
-        sizes = [member.dims for member in self.members]
-        for number, other in enumerate(sizes):
-            if other.vocab != sizes[0].vocab:
-                raise ModelError(
-                    f"member {number} of the ensemble gives {other.vocab} logits, and the first {sizes[0].vocab}",
-                    where=f"members.{number}",
-                    fix="use members of the same classes",
-                )
-        return ModelDims(sizes[0].vocab, hidden=0, layers=0, heads=0, kv_heads=0, causal=sizes[0].causal)
-
-    def _compute(self, batch: Batch, ask: Ask) -> Signals:
-        sizes = self._dims()
-        logits = [_whole_logits(member.signals(batch, ask)) for member in self.members]
-        return Signals(dense=Dense(average(logits, self.settings.average)), dims=sizes)
 
 
 def average(members: Sequence[Float[Tensor, "N V"]], how: str) -> Float[Tensor, "N V"]:

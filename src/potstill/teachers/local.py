@@ -26,7 +26,6 @@ from potstill.registry import implements
 from potstill.signals import Ask, Batch, ModelDims, Side, Signals
 from potstill.tasks import SPECS, Task
 from potstill.teachers.base import capabilities_for
-from potstill.teachers.cached import SignalCache
 from potstill.types import Answer, Capability, Request
 
 
@@ -137,23 +136,7 @@ class LocalModel:
     @cached_property
     def dims(self) -> ModelDims:
         """Its sizes."""
-        return self.cache.dims(lambda: dims(self.model)) if self.cache is not None else dims(self.model)
-
-    @cached_property
-    def cache(self) -> SignalCache | None:
-        """The cache of its signals, with `cache: true`.
-
-        Raises:
-            CapabilityError: it is a masked language model, whose texts are masked differently each time.
-        """
-        if not self.settings.cache:
-            return None
-        if SPECS[self.task].masks:
-            raise CapabilityError(
-                "what a masked language model gives is not cached: texts are masked anew every time",
-                fix="set cache: false on the teacher",
-            )
-        return SignalCache(self.signals_identity)
+        return dims(self.model)
 
     @cached_property
     def context_length(self) -> int | None:
@@ -168,13 +151,7 @@ class LocalModel:
 
         Raises:
             ModelError: it has no such tensor, or no response (an encoder without head).
-            CapabilityError: with `cache`, a tensor that is not cached.
         """
-        if self.cache is not None:
-            return self.cache.signals(batch, ask, self._compute, self.dims)
-        return self._compute(batch, ask)
-
-    def _compute(self, batch: Batch, ask: Ask) -> Signals:
         self.model.eval()
         # The student's autocast must not apply to the teacher.
         with torch.no_grad(), torch.autocast(batch.target_ids.device.type, enabled=False):

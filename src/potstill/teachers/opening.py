@@ -18,7 +18,7 @@ Dtype = Literal["float32", "bfloat16"]
 def open_model(
     settings: TeacherSettings, *, dtype: Dtype, task: Task, classes: Sequence[str] = (), side: Side = "teacher"
 ) -> LocalModel | Ensemble:
-    """A local model or an ensemble of them. Signals are computed, never read from a cache.
+    """A local model or an ensemble of them.
 
     Args:
         settings: of a teacher, or of a student as a local model.
@@ -32,10 +32,10 @@ def open_model(
     """
     if isinstance(settings, EnsembleTeacher):
         members = [open_model(m, dtype=dtype, task=task, classes=classes, side=side) for m in settings.members]
-        return Ensemble(settings.model_copy(update={"cache": False}), members)
+        return Ensemble(settings, members)
     if not isinstance(settings, LocalTeacher):
         raise CapabilityError(f"a teacher of kind {settings.kind!r} cannot be opened here", fix="use kind: local")
-    changes: dict[str, object] = {"dtype": dtype, "cache": False}
+    changes: dict[str, object] = {"dtype": dtype}
     if dtype == "float32" and str(settings.attn_implementation).startswith("flash"):
         changes["attn_implementation"] = None
     return LocalModel(settings.model_copy(update=changes), opened_for=task, classes=classes, side=side)

@@ -8,11 +8,13 @@ tensors (`Batch.stored`):
     entropy [N], target_log_prob [N]       of the full distribution, in nats
     rest [N]                               the logarithm of what is not kept, of top-k alone
     hidden [N,H]                           the input of the output layer, of a store that keeps it
+    logits [N,V]                           all logits, likewise
+    <name>                                 inner tensors as in `Signals.taps`, padded as the batch is
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from potstill.data.images import Pixels
 from potstill.data.pack import Packed
 from potstill.data.reader import Collate
 from potstill.data.tokenize import Tokenized
 from potstill.errors import CapabilityError, DataError
 from potstill.models.load import load_tokenizer
-from potstill.signals import Ask, Batch, ModelDims, Signals, Sparse
-from potstill.store.codec import HIDDEN, Entries
+from potstill.signals import Ask, Batch, Dense, ModelDims, Signals, Sparse
+from potstill.store.codec import HIDDEN, LOGITS, Entries, TensorPart
 from potstill.store.files import SignalStore
 from potstill.store.output_layer import OutputLayer
 from potstill.types import Answer, Capability, Request
@@ -49,20 +53,31 @@ class StoredTeacher:
         self.folder, self.store = folder, SignalStore(folder)
         self._layer: OutputLayer | None = None
         self.estimator = self.store.identity["estimator"]["signal"]
+        named = {part.name: part for part in self.store.grid.tensors}
+        self._whole = next((named.pop(name) for name in (HIDDEN, LOGITS) if name in named), None)
+        self.features: Mapping[str, TensorPart] = named
+        """The inner tensors that it keeps."""
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Whole distributions, or some entries of each."""
-        return frozenset({"head" if self._keeps_hidden else "top_logprobs"})
+        """Whole distributions, or some entries of each, or none; and inner tensors."""
+        found: set[Capability] = {"taps"} if self.features else set()
+        if self._whole is not None:
+            found.add("head" if self._whole.name == HIDDEN else "dense")
+        elif self.store.identity["targets"] != "none":
+            found.add("top_logprobs")
+        return frozenset(found)
 
     @property
     def at_temperature(self) -> float | None:
         """The temperature of the stored distributions; None: any."""
-        return None if self._keeps_hidden else float(self.store.identity["temperature"])
+        return float(self.store.identity["temperature"]) if "top_logprobs" in self.capabilities else None
 
     @property
-    def _keeps_hidden(self) -> bool:
-        return any(part.name == HIDDEN for part in self.store.grid.tensors)
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the teacher's classes, in order; None if it has none."""
+        named = self.store.identity["labels"]
+        return None if named is None else tuple(named)
 
     def _output_layer_on(self, device: torch.device) -> OutputLayer:
         if self._layer is None or self._layer.weight.device != device:
@@ -82,9 +97,10 @@ class StoredTeacher:
         return ModelDims(**self.store.identity["dims"])
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the teacher that was captured."""
-        return load_tokenizer(self.folder / "tokenizer")
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of the teacher that was captured; None if it reads no text."""
+        folder = self.folder / "tokenizer"
+        return load_tokenizer(folder) if folder.is_dir() else None
 
     def joining(self, collate: Collate) -> Collate:
         """The collator with the stored signals of its rows.
@@ -95,12 +111,19 @@ class StoredTeacher:
         """
 
         def joined(rows: Sequence[Any]) -> dict[str, Any]:
-            found = [self._entries(row) for row in _records(rows)]
-            tensors = _tensors(found)
-            if self._keeps_hidden:
-                none = np.zeros((0, self.dims.hidden), np.float32)
-                tensors["hidden"] = torch.from_numpy(np.concatenate([none, *(e.tensors[HIDDEN] for e in found)]))
-            return {**collate(rows), "stored": tensors}
+            batch, found = collate(rows), [[self._entries(one) for one in _records(row)] for row in rows]
+            alone = [entries for of_row in found for entries in of_row]
+            tensors = _tensors(alone)
+            if self._whole is not None:
+                tensors[_WHOLE[self._whole.name]] = _joined([e.tensors[self._whole.name] for e in alone], self._whole)
+            for name, part in self.features.items():
+                if part.rows == "example":
+                    tensors[name] = _joined([entries.tensors[name] for entries in alone], part)
+                else:
+                    shape = batch["teacher_input_ids" if "teacher_input_ids" in batch else "input_ids"].shape
+                    of_rows = [_joined([entries.tensors[name] for entries in of_row], part) for of_row in found]
+                    tensors[name] = _padded(name, of_rows, part, shape)
+            return {**batch, "stored": tensors}
 
         return joined
 
@@ -108,21 +131,43 @@ class StoredTeacher:
         """The batch's stored distributions.
 
         Raises:
-            CapabilityError: inner tensors are asked for.
+            CapabilityError: something is asked for that is not kept.
             DataError: the batch was not collated by `joining`.
         """
-        if ask.taps:
-            raise CapabilityError(
-                f"the store has no {min(ask.taps)}: it keeps distributions",
-                fix="use objectives on the response (forward_kl), or drop the section capture",
-            )
+        names = self._names(ask.taps)
         stored = batch.stored
-        if ask.response and "offsets" not in stored:
+        if ask and "offsets" not in stored:
             raise DataError("a batch came without its stored signals", fix="collate it by StoredTeacher.joining")
-        if not ask.response:
-            return Signals(dims=self.dims)
-        if self._keeps_hidden:
-            return Signals(head=self._output_layer_on(batch.target_ids.device).head(stored["hidden"]), dims=self.dims)
+        response = self._response(batch) if ask.response else Signals()
+        return replace(response, taps={name: stored[name] for name in names}, dims=self.dims)
+
+    def check_kept(self, taps: Iterable[str]) -> None:
+        """Whether it keeps these inner tensors, or pooled ones in their place. Raises CapabilityError."""
+        self._names(taps)
+
+    def _names(self, taps: Iterable[str]) -> list[str]:
+        """The stored names of inner tensors: a state that is kept pooled alone is given pooled."""
+        found: list[str] = []
+        for name in sorted(taps):
+            pooled = [kept for kept in self.features if kept.startswith(f"pooled.{name.removeprefix('hidden.')}.")]
+            if name not in self.features and not pooled:
+                raise CapabilityError(
+                    f"the store has no {name}; it keeps {', '.join(self.features) or 'responses alone'}",
+                    fix="set capture.features: asked and capture again, or drop the section capture",
+                )
+            found += [name] if name in self.features else pooled
+        return found
+
+    def _response(self, batch: Batch) -> Signals:
+        stored = batch.stored
+        if self._whole is not None and self._whole.name == HIDDEN:
+            return Signals(head=self._output_layer_on(batch.target_ids.device).head(stored["hidden"]))
+        if self._whole is not None:
+            logits = stored["logits"]
+            of_examples = batch.targets_are == "examples"
+            return Signals(dense=Dense(logits[batch.target_positions["teacher"]] if of_examples else logits))
+        if "top_logprobs" not in self.capabilities:
+            raise CapabilityError("the store keeps no responses", fix="set capture.kind to one that keeps them")
         sparse = Sparse(
             stored["offsets"],
             stored["ids"],
@@ -133,7 +178,7 @@ class StoredTeacher:
             self.store.grid.vocab,
             stored.get("rest"),
         )
-        return Signals(sparse=sparse, dims=self.dims)
+        return Signals(sparse=sparse)
 
     def generate(
         self, requests: Sequence[Request], *, seed: int, wrote: Callable[[int], None] | None = None
@@ -145,12 +190,25 @@ class StoredTeacher:
         """
         raise CapabilityError("a store of signals writes no text", fix="use its teacher (kind: local)")
 
-    def _entries(self, row: Tokenized) -> Entries:
+    def _entries(self, row: Tokenized | Pixels) -> Entries:
         if not row.record_id:
             raise DataError(
                 "a row has no record id, by which stored signals are found", fix="train on records (see docs/data.md)"
             )
         entries = self.store.read(row.record_id, row.rendered)
+        length = len(row) if isinstance(row, Tokenized) else 1
+        if any(part.rows == "example" for part in self.features.values()) and length != self.store.length(
+            row.record_id
+        ):
+            raise DataError(
+                f"record {row.record_id!r} is cut at {length:,} tokens here, and its stored embedding is of "
+                f"{self.store.length(row.record_id):,}",
+                where=str(self.folder),
+                fix="capture with the same train.max_length",
+            )
+        entries = replace(entries, tensors={n: t[: self._rows(n, t, length)] for n, t in entries.tensors.items()})
+        if self.store.identity["targets"] != "tokens" or not isinstance(row, Tokenized):
+            return entries
         targets = len(row.learned)
         if targets > entries.entropy.size:
             raise DataError(
@@ -160,18 +218,37 @@ class StoredTeacher:
             )
         return part_of(entries, 0, targets)  # a row that is cut has its first targets
 
+    def _rows(self, name: str, tensor: NDArray[np.float32], length: int) -> int:
+        """How many rows of a tensor a record of so many tokens has."""
+        part = self.features.get(name)
+        return length if part is not None and part.rows == "tokens" else tensor.shape[0]
 
-def _records(rows: Sequence[Any]) -> Iterator[Tokenized]:
-    """The records in some rows, in the teacher's view."""
-    for row in rows:
-        for one in row.rows if isinstance(row, Packed) else (row,):
-            if not isinstance(one, Tokenized):
-                raise DataError("stored signals need rows of records", fix="give rows with messages or text, with ids")
-            yield one.teacher or one
+
+_WHOLE = {HIDDEN: "hidden", LOGITS: "logits"}
+
+
+def _records(row: Any) -> Iterator[Tokenized | Pixels]:
+    """The records in a row, in the teacher's view."""
+    for one in row.rows if isinstance(row, Packed) else (row,):
+        if not isinstance(one, (Tokenized, Pixels)):
+            raise DataError("stored signals need rows of records", fix="give rows with messages or text, with ids")
+        yield (one.teacher or one) if isinstance(one, Tokenized) else one
+
+
+def _joined(arrays: Sequence[NDArray[np.float32]], part: TensorPart) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros((0, *part.shape), np.float32), *arrays]))
+
+
+def _padded(name: str, rows: Sequence[Tensor], part: TensorPart, shape: Sequence[int]) -> Tensor:
+    """[B,T,H] of states, [B,A,T,d] of attention, from the tokens of each row. Padding is 0."""
+    whole = torch.zeros(*shape, *part.shape)
+    for number, tokens in enumerate(rows):
+        whole[number, : tokens.shape[0]] = tokens
+    return whole if name.startswith("hidden.") else whole.transpose(1, 2)
 
 
 def part_of(entries: Entries, first: int, last: int) -> Entries:
-    """The entries of the targets first:last."""
+    """The entries of the targets first:last, and their rows of a whole response; other tensors as they are."""
     begin, end = int(entries.offsets[first]), int(entries.offsets[last])
     return Entries(
         entries.offsets[first : last + 1] - begin,
@@ -180,7 +257,7 @@ def part_of(entries: Entries, first: int, last: int) -> Entries:
         entries.entropy[first:last],
         entries.target_log_prob[first:last],
         entries.rest[first:last],
-        {name: rows[first:last] for name, rows in entries.tensors.items()},
+        {name: t[first:last] if name in _WHOLE else t for name, t in entries.tensors.items()},
     )
 
 

@@ -185,7 +185,8 @@ def _statistics(task: Task, teacher: Teacher | None) -> tuple[str, ...]:
         return ()
     taught = teacher is not None and bool(teacher.capabilities & {"head", "dense"})
     if isinstance(teacher, StoredTeacher):
-        taught = teacher.at_temperature in (None, 1.0)  # statistics are at T = 1
+        responds = bool(teacher.capabilities & {"head", "dense", "top_logprobs"})
+        taught = responds and teacher.at_temperature in (None, 1.0)  # statistics are at T = 1
     return ("nll", *(("kl", "top1_agreement") if taught else ()), *(("accuracy",) if spec.has_classes else ()))
 
 

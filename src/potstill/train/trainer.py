@@ -154,6 +154,8 @@ class DistillTrainer(Trainer):
             # So that projectors do not use the random numbers of dropout.
             torch.manual_seed(args.seed)
             module = DistillModule(student, taught, built(settings))
+        if isinstance(taught, StoredTeacher):
+            taught.check_kept(module.asks["teacher"].taps)
         self._looks_for_unreached = args.ddp_find_unused_parameters is None
         if self._looks_for_unreached:
             # Parameters that the objectives do not reach are frozen during training if possible; `train` handles the
