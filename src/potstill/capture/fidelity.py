@@ -60,14 +60,18 @@ class Report:
 
 
 def sample_of(plan: Plan, tokens: int) -> list[tuple[Row, ...]]:
-    """Parts of the plan's batches with some `tokens` targets, spread over all lengths."""
-    stride, chosen, found = max(1, len(plan.batches) // 8), [], 0
-    for number in (n for start in range(stride) for n in range(start, len(plan.batches), stride)):
-        some = plan.batches[number][: max(1, len(plan.batches[number]) // 4)]
-        chosen.append(some)
-        found += sum(map(plan.targets, some))
-        if found >= tokens:
-            break
+    """Parts of the plan's batches with some `tokens` targets, spread over all lengths; of a smaller store all of it, so
+    that its bytes are counted and not estimated."""
+    stride = max(1, len(plan.batches) // 8)
+    order = [n for start in range(stride) for n in range(start, len(plan.batches), stride)]
+    for share in (4, 1):
+        chosen, found = [], 0
+        for number in order:
+            some = plan.batches[number][: max(1, len(plan.batches[number]) // share)]
+            chosen.append(some)
+            found += sum(map(plan.targets, some))
+            if found >= tokens:
+                return chosen
     return chosen
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from potstill.artifacts import Work
-from potstill.data import Example, load_records, read_sides
+from potstill.data import Example, Sides, load_records, read_sides
 from potstill.data.reader import Row, TaskReader, reader_for
+from potstill.data.refusals import with_refusals
 from potstill.data.tokenize import Tokenized
 from potstill.errors import DataError
 from potstill.recipe import Recipe
@@ -152,6 +153,10 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
 
 def _sides(recipe: Recipe, generated: Path | None) -> tuple[list[tuple[str, Sequence[Example]]], tuple[str, ...]]:
     if generated is not None:
-        return [(side, load_records(generated, side=side)) for side in ("train", "held_out")], ()
-    sides = read_sides(recipe.data)
-    return [("train", sides.train), ("held_out", sides.held_out)], tuple(sides.classes)
+        sides = Sides(load_records(generated, side="train"), load_records(generated, side="held_out"))
+    else:
+        sides = read_sides(recipe.data)
+    training = sides.train
+    if recipe.train is not None and recipe.train.refusals is not None:
+        training, _ = with_refusals(training, recipe.train.refusals)
+    return [("train", training), ("held_out", sides.held_out)], tuple(sides.classes)

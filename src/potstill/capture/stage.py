@@ -42,6 +42,9 @@ def stage(recipe: Recipe) -> Stage:
     }
     if section.features == "asked":
         settings["asked"] = _asking(recipe)
+    refusals = recipe.train.refusals if recipe.train is not None else None
+    if refusals is not None:
+        settings["refusals"] = refusals.key_fields()
     reads = ("generate",) if recipe.generate is not None else ()
     return Stage("capture", CONTRACT, reads, settings, partial(_sources, recipe), _write)
 
@@ -61,6 +64,9 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     from potstill.models import model_digests
 
     digests = {} if recipe.generate is not None else dict(source_digests(recipe.data))
+    if recipe.train is not None and recipe.train.refusals is not None:
+        of_refusals = source_digests(recipe.train.refusals.prompts)
+        digests |= {f"refusals {name}": value for name, value in of_refusals.items()}
     return digests | model_digests("teacher", members_of(recipe.teachers[recipe.required_capture.teacher]))
 
 

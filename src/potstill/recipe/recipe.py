@@ -92,9 +92,7 @@ class Recipe(Settings):
             return "the store is of another teacher: set capture.teacher to train.teacher"
         if self.spec.has_response:
             if not capture.response:
-                return (
-                    "the store keeps no responses: set evaluate.teacher: live"
-                )
+                return "the store keeps no responses: set evaluate.teacher: live"
             if capture.temperature != 1.0:
                 return "the store is not at temperature 1, where models are compared: set evaluate.teacher: live"
         elif capture.features != "asked" and not any(n.startswith("pooled.") for n in capture.features):
