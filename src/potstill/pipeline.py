@@ -13,6 +13,7 @@ from typing import Literal, TextIO
 
 from potstill.artifacts import Artifact, copy_artifact, disk_error, read_artifact, write_artifact, write_atomically
 from potstill.check import check_recipe
+from potstill.check.cost import estimated_seconds
 from potstill.console import Console
 from potstill.errors import PotstillError, RunError
 from potstill.policy.gate import rulings_on
@@ -66,11 +67,13 @@ def run_recipe(
     """
     rulings_on(recipe).refuse()
     verbs = _verbs_to_do(recipe, run, verb, force)
+    estimates: Mapping[str, float] = {}
     if verbs:
         findings = check_recipe(recipe, verbs)
         findings.refuse()
         for finding in findings.warnings:
             console.warn(finding.text)
+        estimates = estimated_seconds(recipe, findings.figures)
     with open_run(recipe, run), _noted(run, console, verb):
         if prepare_models(recipe, console):
             rulings_on(recipe).refuse()  # with the licences that came along
@@ -82,7 +85,7 @@ def run_recipe(
         for stage in stages:
             if verb is None or _verb(stage) == verb:
                 _require_fresh(stage, stages, recipe, run)
-                statuses.append(_run_stage(stage, recipe, run, console, force, verify, shared))
+                statuses.append(_run_stage(stage, recipe, run, console, force, verify, shared, estimates))
         return statuses
 
 
@@ -214,7 +217,14 @@ def prepare_models(recipe: Recipe, console: Console) -> bool:
 
 
 def _run_stage(
-    stage: Stage, recipe: Recipe, run: Path, console: Console, force: bool, verify: bool, shared: Sequence[Path]
+    stage: Stage,
+    recipe: Recipe,
+    run: Path,
+    console: Console,
+    force: bool,
+    verify: bool,
+    shared: Sequence[Path],
+    estimates: Mapping[str, float],
 ) -> Status:
     inputs = _inputs(stage, run)
     key, digests = stage.key(recipe, inputs)
@@ -237,6 +247,8 @@ def _run_stage(
         )
         if _verb(stage) in RECORDED:
             work.facts["policy"] = provenance_of(recipe, RECORDED[_verb(stage)]).to_dict()
+        if stage.name in estimates and not work.resumed:
+            work.facts["estimated_seconds"] = round(estimates[stage.name], 1)
         stage.write(Context(recipe, run, inputs, work, console))
     seconds = time.monotonic() - started
     for warning in work.warnings:

@@ -206,4 +206,4 @@ def test_a_store_that_the_task_or_an_objective_cannot_use_is_refused(changes: di
         **changes,
     }
     with pytest.raises(RecipeError, match=message):
-        parse_recipe(document)
+        parse_recipe(document, base=Path())

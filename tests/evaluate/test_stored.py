@@ -74,6 +74,6 @@ def test_a_store_that_cannot_stand_for_the_teacher_is_refused(capture: Any, mess
         **({"capture": capture} if capture else {}),
     }
     with pytest.raises(RecipeError, match=message):
-        parse_recipe(document)
+        parse_recipe(document, base=Path())
     del document["evaluate"]["teacher"]  # type: ignore[attr-defined]
-    assert not parse_recipe(document).evaluates_stored
+    assert not parse_recipe(document, base=Path()).evaluates_stored

@@ -8,7 +8,7 @@ from train.recipes import write_recipe
 from potstill.console import Console
 from potstill.errors import DataError
 from potstill.recipe import load_recipe
-from potstill.train.probe import probe_training
+from potstill.train.probe import _nll_line, probe_training
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 
@@ -20,6 +20,20 @@ def test_a_probe_says_what_training_will_take(tmp_path: Path, tiny_llama: Path) 
     assert figures["head_difference"] < 1e-6
     assert figures["steps"] == 2 * -(-32 // 4), "32 of 40 records train, two epochs in steps of 4"
     assert figures["step_tokens"] > 0 and figures["step_seconds"] > 0
+
+
+def test_a_probe_states_peak_memory_apart_and_together_and_the_teachers_own_nll(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, tiny_llama))
+    lines, figures = probe_training(recipe, Console("quiet"))
+    assert set(figures["peak_bytes"]) == {"teacher", "student", "together"}
+    assert all(size > 50e6 for size in figures["peak_bytes"].values()), "of the process, torch included"
+    assert 0 < figures["teacher_nll"] < 12 and any("the teacher's own NLL of" in line for line in lines)
+
+
+def test_a_teacher_that_the_text_surprises_is_named() -> None:
+    assert "is it its template" in _nll_line(4.0, 100, 259) and "is it its template" not in _nll_line(2.5, 100, 259)
 
 
 def test_prompts_that_are_yet_to_be_answered_count_with_their_longest_answers(tmp_path: Path, tiny_llama: Path) -> None:

@@ -8,6 +8,7 @@ that problems in files are found before anything is fetched, generated or traine
     inputs.py      the files of a recipe, each read once
     data.py        both sides of the data
     models.py      teachers, student, and whether they fit each other
+    rendering.py   how both see real records: templates, turns, contexts
     generation.py  prompts, verifiers, servers
     capture.py     what a store will hold, permit and take
     training.py    steps, evaluation, export
@@ -21,7 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from potstill.check import capture, cost, data, generation, loaded, models, policy, training
+from potstill.check import capture, cost, data, generation, loaded, models, policy, rendering, training
 from potstill.check.findings import Finding, Findings
 from potstill.check.inputs import Inputs
 from potstill.console import Console
@@ -66,6 +67,10 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (data.rows_can_be_made, ("generate", "train")),
     (data.rows_can_be_learned, ("capture", "train")),
     (capture.store_is_described, ("generate", "capture", "train")),
+    (rendering.templates_render_alike, ("generate", "capture", "train")),
+    (rendering.turns_begin_alike, ("generate", "capture", "train")),
+    (rendering.turns_end_alike, ("generate", "capture", "train")),
+    (rendering.rows_fit_the_contexts, ("capture", "train")),
     (training.best_weights_can_be_chosen, ("generate", "train")),
     (training.problems_can_be_solved, ("generate", "train", "evaluate")),
     (training.exports_are_possible, ALL),
@@ -114,6 +119,7 @@ def _topic(precondition: Precondition) -> str:
     topics = {
         data: "data",
         models: "teachers",
+        rendering: "teachers",
         generation: "generate",
         capture: "capture",
         training: "train",

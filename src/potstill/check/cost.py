@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from potstill.check.findings import Finding, warning
 from potstill.check.inputs import Inputs, all_teachers
-from potstill.recipe import members_of, weights_of
+from potstill.recipe import Recipe, members_of, weights_of
 
 _BYTES = {"float32": 4, "bfloat16": 2, "auto": 4}
 _OPTIMISER_BYTES = 8
@@ -91,8 +91,22 @@ def memory_is_estimated(inputs: Inputs) -> Iterator[Finding]:
     if "teacher" in parts and found.level == "warning":
         apart = max(parts["teacher"], total - parts["teacher"])
         if _within_memory(apart, Finding("cost", "")).level == "fact":
-            found = warning("cost", f"{found.text}; one after the other they fit: add `capture: {{kind: threshold}}`")
+            found = warning("cost", f"{found.text}; one after the other they fit: add `capture: {_store_for(recipe)}`")
     yield found
+
+
+def _store_for(recipe: Recipe) -> str:
+    """The section `capture` with which a recipe's objectives train from a store."""
+    train = recipe.required_train
+    objectives = [o for o in train.all_objectives if o.needs().teacher]
+    tapped = any("taps" in alternatives for o in objectives for alternatives in o.needs().teacher)
+    responds = [o for o in objectives if "taps" not in frozenset().union(*o.needs().teacher)]
+    linear = all("top_logprobs" in alternatives for o in responds for alternatives in o.needs().teacher)
+    at = {getattr(o, "temperature", 1.0) for o in responds}
+    kind = "features"
+    if responds:
+        kind = "dense" if recipe.spec.has_classes else "threshold" if linear and at == {1.0} else "hidden"
+    return f"{{kind: {kind}, features: asked}}" if tapped else f"{{kind: {kind}}}"
 
 
 def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
@@ -130,6 +144,16 @@ def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
             "cost",
             f"training{controls}: {_between(seconds)} on this machine's processor, roughly (--probe measures a step)",
         )
+
+
+def estimated_seconds(recipe: Recipe, figures: Mapping[str, Any]) -> dict[str, float]:
+    """The estimate of each stage, by its name, from the figures of a check; stages without one are left out."""
+    found = {"generate": figures.get("generation_seconds"), "capture": figures.get("capture_seconds")}
+    trained = figures.get("training_seconds_estimated")
+    if trained is not None and recipe.train is not None:
+        trainings = recipe.train.trainings
+        found |= {training.stage: trained / len(trainings) for training in trainings}
+    return {name: float(seconds) for name, seconds in found.items() if seconds is not None}
 
 
 def _trained_tokens(inputs: Inputs) -> int:

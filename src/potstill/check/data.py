@@ -111,7 +111,8 @@ def rows_can_be_learned(inputs: Inputs) -> Iterator[Finding]:
     looked_at = records[::step]
     rows = [row for record in looked_at for row in reader.rows(record)]
     kept = [row for row in rows if not isinstance(row, Reject)]
-    _refuse_long_rows(inputs, max((len(getattr(row, "input_ids", ())) for row in kept), default=0))
+    inputs.figures["longest_row"] = longest = max((len(getattr(row, "input_ids", ())) for row in kept), default=0)
+    _refuse_long_rows(inputs, longest)
     cut = sum(bool(getattr(row, "cut", False)) for row in kept)
     tokens = sum(len(getattr(row, "input_ids", ())) for row in kept) * len(records) // max(len(looked_at), 1)
     of = f" (of {len(looked_at):,} records that were looked at)" if step > 1 else ""

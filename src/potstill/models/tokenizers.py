@@ -332,7 +332,7 @@ def _check_templates(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
             a, b = _render(teacher, probe, prompt), _render(student, probe, prompt)
             if a != b:
                 raise TokenizerMismatch(
-                    f"teacher and student have different chat templates: of {probe.what} {_parted(a, b)}",
+                    f"teacher and student have different chat templates: of {probe.what} {first_difference(a, b)}",
                     fix="give both the same chat_template.jinja",
                 )
 
@@ -341,11 +341,12 @@ _SHOWN = 60
 """Characters shown of two renderings from where they differ."""
 
 
-def _parted(teacher: str, student: str) -> str:
+def first_difference(teacher: str, student: str, whose: tuple[str, str] = ("the teacher's", "the student's")) -> str:
+    """Both renderings from a little before their first difference on, as a clause."""
     same = next((i for i, (x, y) in enumerate(zip(teacher, student, strict=False)) if x != y), None)
     start = max(0, (min(len(teacher), len(student)) if same is None else same) - _SHOWN // 2)
     a, b = (repr(text[start : start + 2 * _SHOWN]) for text in (teacher, student))
-    return f"the teacher's gives {a}, the student's {b}" + (f" (from character {start} on)" if start else "")
+    return f"{whose[0]} gives {a}, {whose[1]} {b}" + (f" (from character {start} on)" if start else "")
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, probe: _Probe, add_generation_prompt: bool) -> str:

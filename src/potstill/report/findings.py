@@ -92,7 +92,7 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
     of_tokens = SPECS[measures.task].has_vocabulary
     table = evaluate / ("tokens.parquet" if of_tokens else "examples.parquet")
     model = inputs["train"].path / "model"
-    order = ("generate", "train", *(f"train.{name}" for name in trainings), "evaluate")
+    order = ("generate", "capture", "train", *(f"train.{name}" for name in trainings), "evaluate")
     return Findings(
         recipe=recipe,
         measures=measures,

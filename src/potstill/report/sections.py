@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from potstill.cost.inputs import economics_of
 from potstill.cost.text import rows_of_page
@@ -292,13 +293,21 @@ def warnings_of(findings: Findings) -> list[tuple[str, str]]:
 
 
 def cost_table(findings: Findings) -> Table:
-    """Tokens and seconds of each stage."""
+    """Tokens and seconds of each stage, and how far the estimate of `potstill check` was off."""
     rows = []
     for stage, manifest in findings.manifests.items():
         seconds = figures.duration(manifest["seconds"]) + (" (since it was resumed)" if manifest["resumed"] else "")
-        rows.append((stage, _work_of(stage, findings), seconds))
+        rows.append((stage, _work_of(stage, findings), seconds, _estimate_of(manifest)))
     total = sum(float(m["seconds"]) for m in findings.manifests.values())
-    return Table(("stage", "work", "time"), [*rows, ("all", "", figures.duration(total))])
+    return Table(("stage", "work", "time", "estimated"), [*rows, ("all", "", figures.duration(total), "")])
+
+
+def _estimate_of(manifest: Mapping[str, Any]) -> str:
+    """What the check had estimated of a stage, and the time that it took as a multiple of that."""
+    estimated = manifest["facts"].get("estimated_seconds")
+    if not estimated:
+        return ""
+    return f"{figures.duration(estimated)}; it took {figures.number(manifest['seconds'] / estimated, 1)} × that"
 
 
 def economics_table(findings: Findings) -> Table | None:
@@ -319,6 +328,9 @@ def _work_of(stage: str, findings: Findings) -> str:
         return said + (
             f", {figures.count(again)} of {figures.count(facts['answers'])} answers from the journal" if again else ""
         )
+    if stage == "capture":
+        counts = findings.manifests[stage]["counts"]
+        return f"{figures.count(counts['records'])} records, {counts['bytes'] / 1e6:,.1f} MB"
     if stage == "evaluate":
         units = words_of(findings.measures).units
         return f"{figures.count(findings.measures.targets)} held-out {units}, {len(findings.models)} models"

@@ -22,6 +22,7 @@ def stage(recipe: Recipe) -> Stage:
     if recipe.evaluate is not None:
         reads += ["evaluate", *(training.stage for training in recipe.required_train.trainings)]
         reads += ["generate"] if recipe.generate is not None else []
+        reads += ["capture"] if recipe.capture is not None else []
     if recipe.speculate is not None:
         reads.append("speculate")
     settings = recipe.model_dump(mode="json", warnings=False)

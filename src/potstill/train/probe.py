@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import resource
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +24,11 @@ from potstill.errors import DataError
 from potstill.models.live import check_head
 from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
-from potstill.recipe import Recipe
-from potstill.signals import IGNORE, Batch
+from potstill.objectives import token_statistics
+from potstill.recipe import HardCE, ObjectiveSettings, Recipe
+from potstill.signals import IGNORE, Ask, Batch, Dense, Head
 from potstill.tasks import SPECS
+from potstill.teachers import Teacher
 from potstill.train.arguments import defaults, steps_of, training_arguments
 from potstill.train.inputs import Rows, find_models, make_student, make_teacher
 from potstill.train.trainer import DistillTrainer
@@ -29,12 +36,14 @@ from potstill.types import Record, Reject
 
 
 def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[str, Any]]:
-    """Run one training step of the recipe, in a temporary folder.
+    """Run one training step of the recipe, in a temporary folder; before it the teacher alone on a few batches, and a
+    step of the student on the text alone.
 
     Returns:
         Lines for a person, and figures: `head_difference` (student's, as a share of the largest logit),
         `step_seconds`, `step_tokens`, `training_seconds` (the whole training, without held-out measurements),
-        `student_parameters`.
+        `student_parameters`; `teacher_nll` (nats a target, of language models) and `peak_bytes` (of this process, or
+        of the GPU: `teacher`, `student`, `together`).
 
     Raises:
         PotstillError: a model cannot be loaded, the tokenizers differ, a head cannot be read, or an objective lacks
@@ -42,10 +51,18 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
     """
     if recipe.train is None:
         return ["there is no train section, so nothing to try"], {}
-    models = find_models(recipe, console)
+    train, models = recipe.train, find_models(recipe, console)
     reader, rows = _rows(recipe, models.tokenizer)
     stage = recipe.train.in_stages[0]
     taught = any(o.needs().teacher for o in stage.objectives)
+    peaks: dict[str, int] = {}
+    nll = None
+    if taught and (teacher := make_teacher(models)) is not None:
+        with quiet_loading(), _peak_of(models.device) as peak:
+            nll = _teacher_nll(teacher, reader, rows)
+        peaks["teacher"] = peak[0]
+        del teacher
+        gc.collect()
     with tempfile.TemporaryDirectory() as folder, quiet_loading():
         built = make_student(recipe, models, reader, rows, console)
         arguments = training_arguments(recipe, Path(folder), models.device, len(rows.train), stage)
@@ -54,22 +71,34 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
         arguments.max_steps = 1
         clock = _Clock()
         remote, tokenizer = models.trust_remote_code, models.tokenizer
-        trainer = DistillTrainer(
-            model=built.model,
-            teacher=make_teacher(models) if taught else None,
-            args=arguments,
-            objectives=stage.objectives,
-            train_dataset=rows.train[:rows_per_step],
-            processing_class=load_tokenizer(tokenizer, remote) if tokenizer is not None else None,
-            callbacks=[clock],
-            max_length=recipe.train.max_length,
-            reader=reader if not SPECS[reader.task].writes else None,
-        )
-        trainer.remove_callback(PrinterCallback)
+
+        def trainer_of(objectives: Sequence[ObjectiveSettings], teacher: Teacher | None) -> DistillTrainer:
+            made = DistillTrainer(
+                model=built.model,
+                teacher=teacher,
+                args=arguments,
+                objectives=objectives,
+                train_dataset=rows.train[:rows_per_step],
+                processing_class=load_tokenizer(tokenizer, remote) if tokenizer is not None else None,
+                callbacks=[clock],
+                max_length=train.max_length,
+                reader=reader if not SPECS[reader.task].writes else None,
+            )
+            made.remove_callback(PrinterCallback)
+            return made
+
+        if taught and SPECS[recipe.task].has_response:
+            with _peak_of(models.device) as peak:
+                trainer_of([HardCE()], None).train()
+            peaks["student"] = peak[0]
+            gc.collect()
+        trainer = trainer_of(stage.objectives, make_teacher(models) if taught else None)
         batch = Batch.from_inputs(trainer.collate(trainer.train_rows[:2]))
         difference = check_head(trainer.student.to("cpu"), batch)
         trainer.student.to(arguments.device)
-        trainer.train()
+        with _peak_of(models.device) as peak:
+            trainer.train()
+        peaks["together"] = peak[0]
     seconds, tokens = clock.seconds, trainer.tokens_seen
     whole, precision = seconds * steps, "bf16" if arguments.bf16 else "fp32"
     text = SPECS[recipe.task].reads_text
@@ -77,6 +106,8 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
     lines = [
         *(["student and teacher speak the same tokens, through the same template"] if taught and text else []),
         *([head_line] if SPECS[recipe.task].has_vocabulary else []),
+        *([_nll_line(*nll)] if nll is not None and recipe.generate is None else []),
+        "peak memory: " + ", ".join(f"{_PEAKS[name]} {size / 1e9:,.2f} GB" for name, size in peaks.items()),
         f"a step of {len(rows.train[:rows_per_step])} {'records' if text else 'images'}"
         f"{f', {tokens:,} tokens' if text else ''}: {seconds:,.1f} s, {tokens / max(seconds, 1e-9):,.0f} "
         f"{'tokens' if text else 'images'}/s in {precision} on {models.device.type}",
@@ -89,8 +120,81 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
         "steps": steps,
         "training_seconds": round(whole),
         "student_parameters": built.facts["parameters"],
+        "peak_bytes": peaks,
+        # What stands in for answers that are not written yet is no text.
+        **({"teacher_nll": round(nll[0], 4)} if nll is not None and recipe.generate is None else {}),
     }
     return lines, figures
+
+
+_PEAKS = {"teacher": "the teacher alone", "student": "the student alone", "together": "all that the step needs"}
+_BATCHES, _ROWS = 4, 4
+"""Batches that the teacher reads alone, and rows of each."""
+_SURPRISED = 0.5
+"""An NLL above this share of log V, what guessing costs, is named as high."""
+
+
+def _teacher_nll(teacher: Teacher, reader: TaskReader, rows: Rows) -> tuple[float, int, int] | None:
+    """The teacher's mean NLL of some learned tokens in nats, their number, and its vocabulary; None of models without
+    a vocabulary (which read the rows all the same, so that their memory is seen)."""
+    collate, total, targets = reader.collator(), 0.0, 0
+    chosen = rows.train[:: max(1, len(rows.train) // (_BATCHES * _ROWS))][: _BATCHES * _ROWS]
+    spec = SPECS[reader.task]
+    last = frozenset() if spec.has_response else frozenset({f"hidden.{teacher.dims.layers}"})
+    for start in range(0, len(chosen), _ROWS):
+        batch = Batch.from_inputs(collate(chosen[start : start + _ROWS]))
+        signals = teacher.signals(batch, Ask(spec.has_response, last))
+        response = signals.head or signals.dense
+        if response is None or not spec.has_vocabulary:
+            continue
+        found = token_statistics(response, None, batch.target_ids.to(_place(response))).nll_student
+        total, targets = total + float(found.sum()), targets + found.numel()
+    return (total / targets, targets, teacher.dims.vocab) if targets else None
+
+
+def _place(response: Head | Dense) -> torch.device:
+    return response.weight.device if isinstance(response, Head) else response.logits.device
+
+
+def _nll_line(nll: float, targets: int, vocab: int) -> str:
+    text = f"the teacher's own NLL of {targets:,} learned tokens: {nll:.2f} nats a token"
+    if nll > _SURPRISED * math.log(vocab):
+        text += "; that is high: is it its template that they are rendered with, and a text that it knows?"
+    return text
+
+
+@contextmanager
+def _peak_of(device: torch.device) -> Iterator[list[int]]:
+    """The most memory within the context, in bytes, as the one entry of the list afterwards: of the GPU, or else of
+    this process, looked at every 10 ms."""
+    found: list[int] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found.append(torch.cuda.max_memory_allocated(device))
+        return
+    ended, most = threading.Event(), [_resident()]
+
+    def look() -> None:
+        while not ended.wait(0.01):
+            most[0] = max(most[0], _resident())
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watch.join()
+        found.append(max(most[0], _resident()))
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 class _Clock(TrainerCallback):
