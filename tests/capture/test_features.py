@@ -185,9 +185,9 @@ def test_embeddings_take_one_row_an_example_and_not_one_a_token(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"capture": {"kind": "threshold"}}, "set capture.kind: dense"),
+        ({"capture": {"kind": "threshold", "features": "asked"}}, "set capture.kind: dense"),
         ({"task": "masked_lm", "capture": DENSE}, "masks texts anew"),
-        ({"task": "sentence_embedding", "capture": {"kind": "dense"}}, "set capture.kind: features"),
+        ({"task": "sentence_embedding", "capture": DENSE}, "set capture.kind: features"),
         ({"capture": {"kind": "features", "features": ["layer.3"]}}, "names no inner tensor"),
         ({"capture": {"kind": "features", "features": []}}, "keeps nothing"),
         ({"capture": {"kind": "dense"}}, "set capture.features: asked"),

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from potstill.check import check_recipe
+from potstill.check import check_recipe, cost
+from potstill.models.facts import facts_of_folder
 from potstill.recipe import load_recipe
 from tiny_models import CHATML, make_tiny_causal_lm
 
@@ -102,9 +103,11 @@ def test_rows_longer_than_a_context_are_named(check: Check) -> None:
     assert "warning: rows have up to 4,000 tokens; contexts: teacher" in found
 
 
-def test_the_store_that_makes_both_models_fit_is_named(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    from potstill.check import cost
-
-    monkeypatch.setattr(cost, "available_memory", lambda: 3_000_000)
+def test_the_store_that_makes_both_models_fit_is_named(
+    check: Check, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of P parameters the teacher takes 4 P bytes, and student, gradients and optimiser 16 P."""
+    size = facts_of_folder(model).parameters
+    monkeypatch.setattr(cost, "available_memory", lambda: 18 * size)
     found = check(train={"objectives": [{"kind": "reverse_kl"}, {"kind": "hidden_mse"}]})
     assert "one after the other they fit: add `capture: {kind: hidden, features: asked}`" in found

@@ -17,7 +17,7 @@ from potstill.errors import RunError
 from potstill.report import page as page_module
 from potstill.report.findings import Findings, read_findings
 from potstill.report.page import content_policy, render_page
-from potstill.report.sections import size_table
+from potstill.report.sections import cost_table, size_table
 from potstill.report.svg import readable
 
 
@@ -119,6 +119,13 @@ def test_texts_counts_costs_recipe_and_manifests_are_on_the_page(report: Path) -
     for expected in ("25,230 tokens written", "50,112 tokens, 120 steps", "learning_rate: 0.0005", '"seed": 0'):
         assert expected in text
     assert PROMPTS[3] not in text, "only report.worst_documents are shown"
+
+
+def test_the_page_says_how_far_the_estimate_of_a_stage_was_off(findings: Findings) -> None:
+    manifests = {name: {**m, "seconds": 90.0} for name, m in findings.manifests.items()}
+    manifests["train"] = {**manifests["train"], "facts": {"estimated_seconds": 60.0}}
+    rows = {row[0]: row[-1] for row in cost_table(replace(findings, manifests=manifests)).rows}
+    assert rows["train"] == "1 min; it took 1.5 × that" and rows["generate"] == ""
 
 
 def test_a_long_text_is_cut_and_says_by_how_much(findings: Findings, no_charts: pytest.MonkeyPatch) -> None:
