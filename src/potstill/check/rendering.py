@@ -51,7 +51,7 @@ def turns_end_alike(inputs: Inputs) -> Iterator[Finding]:
     teacher, reader = _asked_teacher(inputs), inputs.reader
     source = inputs.source(teacher) if teacher is not None else None
     theirs = inputs.chat(teacher) if teacher is not None else None
-    if source is None or theirs is None or reader is None or not inputs.task.writes:
+    if source is None or theirs is None or reader is None:
         return
     stops = _stop_ids(source, theirs)
     ends: Counter[int] = Counter()
@@ -131,7 +131,9 @@ def rows_fit_the_contexts(inputs: Inputs) -> Iterator[Finding]:
 
 
 def _asked_teacher(inputs: Inputs) -> TeacherSettings | None:
-    """The teacher of training, or else the one that writes."""
+    """The teacher of training, or else the one that writes; None where nothing is rendered."""
+    if not inputs.task.writes:
+        return None
     teachers, generate = inputs.recipe.teachers, inputs.recipe.generate
     if inputs.teacher is not None:
         return inputs.teacher
