@@ -15,7 +15,8 @@ from potstill.console import Console
 from potstill.data import ChatTokenizer, read_records, read_sides, save_records, split_of
 from potstill.evaluate.held_out import HeldOut, of_tokens
 from potstill.models import resolve
-from potstill.models.live import evaluating, live_signals
+from potstill.models.live import live_signals
+from potstill.models.unchanged import evaluating
 from potstill.recipe import Recipe
 from potstill.signals import Ask, Batch, Side, Signals
 from potstill.stage import Context

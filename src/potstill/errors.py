@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline; with ESC begin all terminal escapes
@@ -114,3 +115,28 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(choices)}" if choices else ""
+
+
+def did_you_mean_path(path: Path, base: Path | None = None) -> str:
+    """`"; did you mean 'x'?"` for the nearest path that exists: of a missing one, the first part that is missing is
+    replaced by the nearest name beside it. Nothing if there is none.
+
+    Args:
+        path: the path that is missing.
+        base: the suggestion is relative to this folder; by default to the last folder of the path that exists.
+    """
+    missing = path
+    while not missing.parent.is_dir():
+        if missing.parent == missing:
+            return ""
+        missing = missing.parent
+    folder = missing.parent
+    try:
+        near = difflib.get_close_matches(missing.name, [found.name for found in folder.iterdir()], n=1, cutoff=0.7)
+    except OSError:
+        return ""
+    if not near:
+        return ""
+    whole = folder / near[0] / path.relative_to(missing)
+    found = whole if whole.exists() else folder / near[0]
+    return f"; did you mean {str(found.relative_to(base if base is not None else folder))!r}?"

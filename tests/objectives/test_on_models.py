@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from potstill.models.anatomy import dims
-from potstill.models.live import evaluating, live_signals
+from potstill.models.live import live_signals
+from potstill.models.unchanged import evaluating
 from potstill.objectives.attention import attention_scores, example_ids_of, visible_pairs
 from potstill.recipe import features, relations
 from potstill.recipe.objectives import ObjectiveSettings

@@ -47,6 +47,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "packing is for causal language models",
     ),
     (
+        document("causal_lm", {}, train={"objectives": [{"kind": "rkd_distance"}], "packing": True}),
+        "compares the records of a micro-batch with one another",
+    ),
+    (
         document("sentence_embedding", {}, train={"objectives": [{"kind": "rkd_angle"}], "controls": ["text_only"]}),
         "drop train.controls",
     ),

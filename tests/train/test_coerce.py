@@ -87,6 +87,16 @@ def test_logging_gradient_norms_leaves_running_statistics_alone(tmp_path: Path) 
         assert torch.equal(buffer, logged[name]), name
 
 
+# ---- packed rows -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rkd_distance", "rkd_angle", "similarity_preserving"])
+def test_relations_among_the_records_of_packed_rows_are_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"happen to fit: set train\.packing: false"):
+        trainer(tmp_path, objectives=[KL, {"kind": kind}], trainer_settings={"packing": True})
+    trainer(tmp_path, objectives=[KL, {"kind": kind}], trainer_settings={"packing": False})
+
+
 # ---- projectors that never train ---------------------------------------------------------------------------------
 
 

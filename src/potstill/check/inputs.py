@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from potstill.errors import ModelError, PotstillError
+from potstill.errors import ModelError, PotstillError, did_you_mean_path
 from potstill.models.facts import ModelFacts, facts_of_folder, facts_of_gguf
 from potstill.models.folder import ModelSource, check_tokenizer_folder, is_module
 from potstill.models.resolve import locate
@@ -218,7 +218,11 @@ def usable_rows(reader: TaskReader, examples: Any) -> Iterator[Any]:
 def _read_config_file(path: Path) -> Mapping[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise ModelError("there is no such configuration", where=str(file), fix="paths are relative to the recipe")
+        raise ModelError(
+            f"there is no such configuration{did_you_mean_path(file)}",
+            where=str(file),
+            fix="paths are relative to the recipe",
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

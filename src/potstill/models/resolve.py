@@ -16,7 +16,7 @@ from typing import Any
 
 from potstill.artifacts import read_artifact
 from potstill.console import Console
-from potstill.errors import ModelError, did_you_mean
+from potstill.errors import ModelError, did_you_mean, did_you_mean_path
 from potstill.models.cache import cached_entry, entry_note, make_entry, remembered_digest
 from potstill.models.folder import (
     ModelSource,
@@ -170,7 +170,7 @@ def _as_path(model: str) -> Path | None:
     if model.startswith("run:"):
         run = Path(model.removeprefix("run:")).expanduser()
         if not (run / "train" / "model").is_dir():
-            there = "there is no trained student" if run.is_dir() else "there is no such run"
+            there = "there is no trained student" if run.is_dir() else f"there is no such run{did_you_mean_path(run)}"
             raise ModelError(
                 there, where=str(run), fix="train it first: potstill train RECIPE, and give the run's folder"
             )
@@ -185,7 +185,11 @@ def _as_path(model: str) -> Path | None:
         return path
     meant = model.startswith((".", os.sep, "~")) or model.endswith(".gguf") or model.count("/") > 1
     if meant:
-        raise ModelError("there is no such model", where=str(path), fix="check the path; it is relative to the recipe")
+        raise ModelError(
+            f"there is no such model{did_you_mean_path(path)}",
+            where=str(path),
+            fix="check the path; it is relative to the recipe",
+        )
     return None
 
 

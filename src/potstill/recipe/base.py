@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -12,15 +12,17 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    PrivateAttr,
     SerializeAsAny,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError, core_schema
 
 from potstill import registry
 from potstill.artifacts import content_digest
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, did_you_mean_path
 
 
 class Cosmetic:
@@ -128,6 +130,25 @@ class Settings(BaseModel):
                 for mark in info.metadata
             )
         }
+
+
+class NamesModel(Settings):
+    """Base of settings whose `model` is a path, or a name in place of one."""
+
+    model: PathText
+    _near: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _look_beside(self, info: ValidationInfo) -> Self:
+        base = (info.context or {}).get("base")
+        if base is not None and not self.model.startswith("run:") and not (base / self.model).exists():
+            self._near = did_you_mean_path(base / self.model, base)
+        return self
+
+    @property
+    def near(self) -> str:
+        """If `model` is no path that exists: `"; did you mean 'models/x'?"` for the nearest one, if there is any."""
+        return self._near
 
 
 def _named_file(value: Any) -> Any:

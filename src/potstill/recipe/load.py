@@ -181,7 +181,9 @@ def _model_path(model: str, base: Path) -> str:
     if model.startswith("run:"):
         return f"run:{(base / model[4:]).resolve()}"
     try:
-        looks_like_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or (base / model).exists()
+        # A hub id is `name` or `owner/name`.
+        meant = model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
+        looks_like_path = meant or (base / model).exists()
         return str((base / Path(model).expanduser()).resolve()) if looks_like_path else model
     except RuntimeError:  # `~nobody/x`, an unknown user
         return str(base / model)

@@ -43,10 +43,15 @@ class ObjectiveSettings(KindSettings):
         return Needs()
 
 
-def why_not(task: Task, objective: ObjectiveSettings) -> str | None:
-    """Why an objective is impossible for a task, and what to use instead; None if it is possible. For recipes and for
-    `DistillTrainer`."""
+def why_not(task: Task, objective: ObjectiveSettings, *, packing: bool = False) -> str | None:
+    """Why an objective is impossible for a task, or over packed rows, and what to use instead; None if it is possible.
+    For recipes and for `DistillTrainer`."""
     spec, asked = SPECS[task], objective.needs().student
+    if packing and objective.scope == "batch":
+        return (
+            f"{objective.kind} compares the records of a micro-batch with one another, and packed rows hold as many as "
+            "happen to fit: set train.packing: false"
+        )
     if "response" in asked and not spec.has_response:
         return (
             f"{objective.kind} needs logits, and the {spec.title} of task {task} has none: use rkd_distance, "

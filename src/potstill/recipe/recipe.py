@@ -209,7 +209,7 @@ class Recipe(Settings):
                 "refusal_weight"
             )
         for objective in train.all_objectives:
-            if reason := why_not(self.task, objective):
+            if reason := why_not(self.task, objective, packing=train.packing):
                 raise ValueError(reason)
         if train.teacher_system is not None:
             self._views_may_differ(train)

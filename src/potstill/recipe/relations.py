@@ -32,7 +32,10 @@ class PooledSettings(ObjectiveSettings):
 
 class RKDDistance(PooledSettings):
     """Smooth L1 between the pairwise distances in a batch, each model's divided by their mean. Park et al. 2019 (RKD),
-    §3.2.1, with weight 1."""
+    §3.2.1, with weight 1.
+
+    The mean is over pairs that are apart. The authors' code sets examples that coincide 1e-6 apart, so that they count
+    in it, and the value of a batch with duplicates differs."""
 
     kind: Literal["rkd_distance"] = "rkd_distance"
     least_examples: ClassVar[int] = 3
@@ -40,7 +43,8 @@ class RKDDistance(PooledSettings):
 
 class RKDAngle(PooledSettings):
     """Smooth L1 between the cosines of the angles of all triplets in a batch. Park et al. 2019 (RKD), §3.2.2, with
-    weight 2. Cost and memory grow with the cube of the micro-batch."""
+    weight 2. Cost and memory grow with the cube of the micro-batch. Examples that coincide have no angle and give no
+    gradient; the authors' code multiplies theirs by 1e12."""
 
     kind: Literal["rkd_angle"] = "rkd_angle"
     least_examples: ClassVar[int] = 3

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from potstill.errors import did_you_mean
-from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, PathText, Settings
+from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, NamesModel, PathText, Settings
 from potstill.recipe.declared import callable_in, configuration, configuration_names, names_of_any_configuration
 from potstill.recipe.policy import Licence
 
@@ -151,12 +151,11 @@ class FromConfig(StudentSettings):
         return self
 
 
-class Existing(StudentSettings):
+class Existing(StudentSettings, NamesModel):
     """An existing model: a directory, a hub id, a name that potstill knows (`all-minilm-l6-v2`), or `run:<folder>`. An
     encoder without a head for the task gets a new one. `licence` states its licence where the gate does not find it."""
 
     kind: Literal["existing"] = "existing"
-    model: PathText
     revision: str | None = None
     trust_remote_code: bool = False
     licence: Annotated[Licence | None, Cosmetic()] = None

@@ -13,6 +13,7 @@ from potstill.recipe.base import (
     Cosmetic,
     Count,
     KindSettings,
+    NamesModel,
     PathText,
     Settings,
     Tokens,
@@ -38,7 +39,7 @@ class TeacherSettings(KindSettings):
         return self.capabilities
 
 
-class LocalTeacher(TeacherSettings):
+class LocalTeacher(TeacherSettings, NamesModel):
     """A model of `transformers`, or a module that another run trained, on this machine.
 
     `model` is a directory, a GGUF file, a hub id, `run:<folder>` (the student of another run), or a name that potstill
@@ -48,7 +49,6 @@ class LocalTeacher(TeacherSettings):
 
     kind: Literal["local"] = "local"
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"generate", "head", "dense", "taps"})
-    model: PathText
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     generate_dtype: Literal["auto", "float32", "bfloat16"] = "auto"

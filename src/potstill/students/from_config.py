@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from potstill.errors import ModelError, RecipeError, did_you_mean
+from potstill.errors import ModelError, RecipeError, did_you_mean, did_you_mean_path
 from potstill.models.folder import is_module
 from potstill.models.kinds import check_task
 from potstill.models.load import load_tokenizer
@@ -60,7 +60,11 @@ def configuration(settings: FromConfig, materials: Materials) -> PreTrainedConfi
 def _read(path: Path, materials: Materials) -> PreTrainedConfig:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise RecipeError("there is no such configuration", where=str(file), fix="paths are relative to the recipe")
+        raise RecipeError(
+            f"there is no such configuration{did_you_mean_path(file)}",
+            where=str(file),
+            fix="paths are relative to the recipe",
+        )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=materials.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

@@ -70,3 +70,10 @@ class OpenTeacher(Protocol):
     def signals(self, batch: Batch, ask: Ask) -> Signals:
         """As `Teacher.signals`."""
         ...
+
+
+def open_modules(teacher: Teacher | None) -> tuple[nn.Module, ...]:
+    """The models that compute a teacher's signals anew for each batch; none if the signals are cached or stored."""
+    if teacher is None or getattr(getattr(teacher, "settings", None), "cache", False):
+        return ()
+    return tuple(getattr(teacher, "modules", ()))

@@ -35,6 +35,7 @@ from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.tasks import SPECS, Task
 from potstill.teachers.base import Teacher, capabilities_for
 from potstill.teachers.stored import StoredTeacher
+from potstill.train.sharing import refuse_shared
 from potstill.types import Answer, Capability, Request
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,11 @@ class GivenTeacher:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+
+    @property
+    def modules(self) -> tuple[nn.Module]:
+        """The model."""
+        return (self.model,)
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -214,46 +220,10 @@ def given_teacher(
         return made
     if not isinstance(teacher, nn.Module):
         return teacher
-    _refuse_shared(teacher, student)
+    refuse_shared(teacher, student)
     if isinstance(teacher, PreTrainedModel) and not getattr(teacher, "hf_device_map", None):
         nn.Module.to(teacher, device)
     return GivenTeacher(teacher)
-
-
-def _refuse_shared(teacher: nn.Module, student: nn.Module) -> None:
-    """Refuse a teacher that would change along with its student: the KL between them would stay 0.
-
-    Weights are compared by memory, since two parameters, or views of one tensor, may share it. A frozen weight may be
-    shared.
-    """
-    copy = "give a copy: teacher=copy.deepcopy(model)"
-    if {id(m) for m in teacher.modules()} & {id(m) for m in student.modules()}:
-        raise UserError(
-            "the teacher shares modules with the student: it would learn along, and the student would lose its dropout",
-            where="teacher",
-            fix=copy,
-        )
-    memory = {_memory(t) for t in (*teacher.parameters(), *teacher.buffers())} - {None}
-    # Saved buffers, such as running means, change in the student's forward pass.
-    saved = student.state_dict(keep_vars=True).keys()
-    changing = {
-        **{name: p for name, p in student.named_parameters() if p.requires_grad},
-        **{name: b for name, b in student.named_buffers() if name in saved},
-    }
-    shared = sorted(name for name, tensor in changing.items() if _memory(tensor) in memory)
-    if shared:
-        raise UserError(
-            f"the teacher shares {len(shared)} tensors with the student ({shared[0]}, …): it would learn along",
-            where="teacher",
-            fix=f"{copy}, or freeze what they share (requires_grad_(False))",
-        )
-
-
-def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
-    """The address of a tensor's storage; None if it has none."""
-    if tensor.is_meta or tensor.numel() == 0:
-        return None
-    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def given_objectives(objectives: Sequence[ObjectiveSettings | Mapping[str, Any]] | None) -> list[ObjectiveSettings]:
@@ -368,14 +338,14 @@ def refuse_metrics(compute_metrics: Any) -> None:
         )
 
 
-def check_task(task: Task, objectives: Sequence[ObjectiveSettings]) -> None:
-    """Check that the student's task has everything that the objectives read.
+def check_task(task: Task, objectives: Sequence[ObjectiveSettings], *, packing: bool) -> None:
+    """Check that the student's task has everything that the objectives read, in rows of one record if they need it.
 
     Raises:
         UserError: an objective is impossible; the error names alternatives.
     """
     for objective in objectives:
-        if reason := why_not(task, objective):
+        if reason := why_not(task, objective, packing=packing):
             raise UserError(reason, where="objectives")
 
 

@@ -23,13 +23,14 @@ from transformers import PreTrainedModel
 
 from potstill.errors import DataError
 from potstill.models.anatomy import dims, unwrap
-from potstill.models.live import evaluating, live_signals
+from potstill.models.live import live_signals
 from potstill.models.tasks import task_of
+from potstill.models.unchanged import evaluating, unchanged
 from potstill.objectives import Objective, token_statistics, total_loss
 from potstill.recipe import value_at
 from potstill.signals import Ask, Batch, Dense, Dims, Head, Side, Signals
 from potstill.tasks import SPECS, Task
-from potstill.teachers.base import Teacher
+from potstill.teachers.base import Teacher, open_modules
 from potstill.teachers.stored import StoredTeacher
 from potstill.train.rows import Row, length_of
 
@@ -217,7 +218,8 @@ def measure_held_out(
     """The mean of each of the module's statistics over all targets, and `targets`, their number. A module without
     statistics (a sentence embedding) gives `objectives`, Σ weight · Σ values ÷ count over all rows.
 
-    The module runs without dropout; its mode is restored (rule 8).
+    The module runs without dropout. Measuring changes nothing in the run: modes (rule 8), buffers of student and
+    teacher, and random states are as before (see `unchanged`).
 
     Args:
         wrapped: the module with its wrapper for several processes.
@@ -228,17 +230,18 @@ def measure_held_out(
     Raises:
         DataError: there are no targets.
     """
-    training = wrapped.training
-    wrapped.eval()
-    try:
-        of_batch = _statistics_of(module, wrapped) if module.statistics else _objectives_of(module, wrapped)
-        totals: Tensor | None = None
-        for batch in inputs:
-            with torch.no_grad(), precision():
-                found = of_batch(batch)
-            totals = found if totals is None else totals + found
-    finally:
-        wrapped.train(training)
+    mode = wrapped.training
+    totals: Tensor | None = None
+    with unchanged(module, *open_modules(module.teacher)):
+        try:
+            wrapped.eval()
+            of_batch = _statistics_of(module, wrapped) if module.statistics else _objectives_of(module, wrapped)
+            for batch in inputs:
+                with torch.no_grad(), precision():
+                    found = of_batch(batch)
+                totals = found if totals is None else totals + found
+        finally:
+            wrapped.training = mode
     if totals is None:  # a process without rows
         totals = torch.zeros(len(module.statistics) + 1 if module.statistics else 2 * len(module.names)).double()
     totals = sum_over_processes(totals)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.errors import RecipeError, UserError, did_you_mean
-from potstill.models.live import evaluating
+from potstill.models.unchanged import evaluating
 from potstill.signals import Batch
 from potstill.train.module import DistillModule
 
@@ -60,18 +60,6 @@ def frozen(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     finally:
         for name, learns in before.items():
             parameters[name].requires_grad_(learns)
-
-
-@contextmanager
-def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore every buffer after the context: a forward pass in training mode changes running statistics."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, held in before:
-                buffer.copy_(held)
 
 
 def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:

@@ -28,10 +28,11 @@ from potstill.models.anatomy import learned_positions
 from potstill.models.live import check_head, check_packing
 from potstill.models.saving import save_model
 from potstill.models.tasks import task_of
+from potstill.models.unchanged import unchanged
 from potstill.recipe import Change, Masking, ObjectiveSettings, value_at
 from potstill.signals import Batch
 from potstill.tasks import SPECS
-from potstill.teachers.base import Teacher
+from potstill.teachers.base import Teacher, open_modules
 from potstill.teachers.stored import StoredTeacher
 from potstill.train.checkpoints import AT_LEAST_KEPT, CheckpointStore, facts_of, is_whole
 from potstill.train.coerce import (
@@ -51,8 +52,9 @@ from potstill.train.coerce import (
 )
 from potstill.train.module import METRIC, DistillModule, batches_by_length, measure_held_out
 from potstill.train.rows import Row, refuse_long_rows, rows_of
+from potstill.train.sharing import check_independent
 from potstill.train.steps import FixedRows, MicroBatches, loader
-from potstill.train.trainable import frozen, may_leave_out, unchanged_buffers, unreached
+from potstill.train.trainable import frozen, may_leave_out, unreached
 from potstill.train.weights import load_projectors, load_student, save_projectors
 
 logger = logging.getLogger(__name__)
@@ -146,7 +148,7 @@ class DistillTrainer(Trainer):
         if taught is not None:
             check_same_outputs(taught, student, processing_class)
         settings = given_objectives(objectives)
-        check_task(task, settings)
+        check_task(task, settings, packing=packing)
         check_capabilities(settings, taught)
         if isinstance(taught, StoredTeacher):
             check_stored(settings, taught)
@@ -329,18 +331,17 @@ class DistillTrainer(Trainer):
     def _gradient_norms(self, inputs: dict[str, Any]) -> Tensor:
         """[objectives] norms of weight · ∂(Σ values ÷ count)/∂weights, each objective alone, on one micro-batch."""
         module = self.module
-        module.train()
-        parameters = [p for p in module.parameters() if p.requires_grad]
         module.progress = self.progress
-        counts = module.counts(Batch.from_inputs(inputs))
+        parameters = [p for p in module.parameters() if p.requires_grad]
         norms = []
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        for index in range(len(counts)):
-            # An objective whose count is 0 contributes nothing.
-            alone = torch.zeros_like(counts)
-            alone[index] = counts[index]
-            # Restore the random state and running statistics: dropout and averages must be the same as without this.
-            with torch.random.fork_rng(devices), unchanged_buffers(module):
+        for index in range(len(module.names)):
+            # Dropout, running statistics and observers must be the same as without this, for each objective.
+            with unchanged(module, *open_modules(module.teacher)):
+                module.train()
+                counts = module.counts(Batch.from_inputs(inputs))
+                # An objective whose count is 0 contributes nothing.
+                alone = torch.zeros_like(counts)
+                alone[index] = counts[index]
                 with self.accelerator.autocast():
                     loss = module(inputs, alone)["loss"]
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -392,11 +393,12 @@ class DistillTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; with `resume_from_checkpoint` True, from the newest whole checkpoint in `output_dir`.
 
-        First the head, as the losses read it, is compared with the student's own logits (rule 14), and packed rows
-        with separate ones.
+        First the head, as the losses read it, is compared with the student's own logits (rule 14), packed rows with
+        separate ones, and the teacher's signals with those beside another student.
 
         Raises:
             ModelError: they differ.
+            UserError: the teacher would learn along.
             RunError: the given checkpoint is not whole, or there is none.
         """
         checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
@@ -432,6 +434,10 @@ class DistillTrainer(Trainer):
             check_head(self.student, batch)
         if self.packing:
             check_packing(self.student, batch.text("student"))
+        teacher, ask = self.module.teacher, self.module.asks["teacher"]
+        if teacher is not None and ask and not isinstance(teacher, StoredTeacher):
+            with unchanged(*open_modules(teacher)):
+                check_independent(teacher, self.student, batch, ask)
 
     def _begin_projectors(self, rows: Sequence[Row]) -> None:
         with torch.random.fork_rng():
