@@ -152,7 +152,7 @@ class Capturing:
         missing: dict[int, set[int]] = {}
         for shard, place in writer.missing():
             missing.setdefault(shard, set()).add(place)
-        todo = list(_batches(plan, missing))
+        todo = list(batches_with(plan, missing))
         total = sum(length_of(row) for number, _ in todo for row in plan.batches[number])
         unit = "tokens" if any(length_of(row) > 1 for row in plan.rows[:1]) else "examples"
         with console.task("capturing", total=total, unit=unit) as task:
@@ -192,8 +192,8 @@ def _generator(seed: int, row: Row, what: str) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(key, np.uint32))
 
 
-def _batches(plan: Plan, missing: Mapping[int, set[int]]) -> Iterator[tuple[int, list[int]]]:
-    """(batch, its rows that are missing), in order."""
+def batches_with(plan: Plan, missing: Mapping[int, set[int]]) -> Iterator[tuple[int, list[int]]]:
+    """(batch, its rows that are missing), in order. `missing`: places by shard."""
     for shard, numbers in enumerate(plan.shards):
         place = 0
         for number in numbers:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill import registry
-from potstill.recipe import CaptureSettings, Recipe, ThresholdCapture, members_of
+from potstill.errors import RecipeError
+from potstill.recipe import CaptureSettings, EndpointTeacher, Recipe, ThresholdCapture, TopKCapture, members_of
 from potstill.stage import Context, Stage
 
 if TYPE_CHECKING:
     from potstill.capture.capturing import Capturing
     from potstill.capture.plan import Plan, Targets
-    from potstill.store.codec import TensorPart
+    from potstill.store.codec import Grid, TensorPart
+    from potstill.store.files import SignalStore, StoreWriter
     from potstill.teachers.base import Teacher
 
 CONTRACT = 3
@@ -77,11 +79,13 @@ def _write(context: Context) -> None:
     from potstill.capture.plan import plan_of, read_rows
     from potstill.models.resolve import resolve
     from potstill.recipe import weights_of
-    from potstill.store.files import SignalStore, StoreWriter
     from potstill.students.base import Materials
 
     recipe, work = context.recipe, context.work
     settings = recipe.required_capture
+    if isinstance(recipe.teachers[settings.teacher], EndpointTeacher):
+        _write_served(context)
+        return
     teacher: Teacher = registry.build(recipe.teachers[settings.teacher])
     first = members_of(recipe.teachers[settings.teacher])[0]
     source = resolve(str(weights_of(first)), revision=getattr(first, "revision", None), console=context.console)
@@ -123,25 +127,88 @@ def _write(context: Context) -> None:
         "targets": plan.targets_are,
         "labels": getattr(teacher, "labels", None),
     }
-    if not work.resumed:
+
+    def fill(writer: StoreWriter) -> None:
+        capturing.fill(writer, plan, estimator, context.console, growing / "seconds.json")
+
+    store = _filled(context, identity, grid, plan, fill, folder)
+    report = report_of(store, capturing, plan, resolved, recipe)
+    _end(context, store, report.facts, report.lines, report.warnings)
+
+
+def _write_served(context: Context) -> None:
+    """As `_write`, of a teacher behind a server."""
+    from potstill.capture.plan import plan_of, read_rows
+    from potstill.capture.served import Served, fill_from, report_of_served
+    from potstill.teachers.endpoint import EndpointModel
+
+    recipe, settings = context.recipe, context.recipe.required_capture
+    if not isinstance(settings, TopKCapture):
+        raise RecipeError("a server gives its likeliest tokens alone", where="capture.kind", fix="use kind: topk")
+    model = EndpointModel(recipe.teachers[settings.teacher])
+    generated = context.inputs.get("generate")
+    records = generated.path / "records.parquet" if generated is not None else None
+    read = read_rows(recipe, records, model.tokenizer_folder, context.work)
+    plan = plan_of(read.rows, read.held_out, settings.batch_tokens, settings.shard_tokens)
+    growing = context.out / "checkpoints"
+    growing.mkdir(exist_ok=True)
+    with Served(model, settings) as served:
+        apart = served.check_before_paying(plan, read.reader.collator(), context.console)
+        estimator = registry.build(settings)
+        dims = served.dims
+        identity = {
+            "teacher": dict(model.identity),
+            "dims": asdict(dims),
+            "estimator": {**settings.key_fields(), "signal": settings.estimator},
+            "temperature": settings.temperature,
+            "max_length": recipe.captured_length,
+            "task": recipe.task,
+            "targets": plan.targets_are,
+            "labels": None,
+        }
+        fill = partial(fill_from, served, plan, context.console)
+        store = _filled(context, identity, estimator.grid(dims), plan, fill, model.tokenizer_folder)
+    report = report_of_served(store, plan, apart)
+    _end(context, store, report.facts, report.lines, report.warnings)
+
+
+def _filled(
+    context: Context,
+    identity: Mapping[str, Any],
+    grid: Grid,
+    plan: Plan,
+    fill: Callable[[StoreWriter], None],
+    tokenizer: Path | None,
+) -> SignalStore:
+    """The store of a plan: what an earlier attempt or store has of it is kept, and `fill` writes the rest."""
+    from potstill.store.files import SignalStore, StoreWriter
+
+    growing = context.out / "checkpoints"
+    if not context.work.resumed:
         with StoreWriter(growing / STORE, identity, grid, plan.planned):
             pass  # its plan is on the disk now
         taken = _take_over(context.run / "capture" / STORE, growing / STORE)
         if taken:
             context.console.say(f"capture: {taken} of {len(plan.shards)} shards are whole and are kept")
     with StoreWriter(growing / STORE, identity, grid, plan.planned) as writer:
-        capturing.fill(writer, plan, estimator, context.console, growing / "seconds.json")
+        fill(writer)
         writer.finish()
     _link(growing / STORE, context.out / STORE)
-    if folder is not None:
-        _copy_tokenizer(folder, context.out / STORE / "tokenizer")
-    store = SignalStore(context.out / STORE)
-    report = report_of(store, capturing, plan, resolved, recipe)
-    (context.out / "fidelity.json").write_text(json.dumps(report.facts, indent=1), encoding="utf-8")
-    work.facts["fidelity"] = report.facts
-    for warning in report.warnings:
+    if tokenizer is not None:
+        _copy_tokenizer(tokenizer, context.out / STORE / "tokenizer")
+    return SignalStore(context.out / STORE)
+
+
+def _end(
+    context: Context, store: SignalStore, facts: Mapping[str, Any], lines: Sequence[str], warnings: Sequence[str]
+) -> None:
+    """Write what was found of a store, and say it."""
+    work = context.work
+    (context.out / "fidelity.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    work.facts["fidelity"] = facts
+    for warning in warnings:
         work.warn(warning)
-    for line in report.lines:
+    for line in lines:
         context.console.say(line)
     work.count("records", len(store))
     work.count("targets", int(store.facts["targets"]))

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
-from potstill.recipe.base import Count, KindSettings, Tokens
+from potstill.recipe.base import Cosmetic, Count, KindSettings, Tokens
 from potstill.types import Capability
 
 SparseEstimator = Literal["unbiased", "top_k"]
@@ -136,9 +136,14 @@ class FeaturesCapture(CaptureSettings):
 
 class TopKCapture(CaptureSettings):
     """The `k` most probable tokens, or fewer: as many as hold `top_p` of the mass; and the mass of all others as one.
-    Never renormalised. Biased: the shape of the tail is lost."""
+    Never renormalised. Biased: the shape of the tail is lost.
+
+    Of a server, `tolerance` is how far its answers to one text may lie apart, in nats a token (mean distance of the
+    tokens' log-probabilities), and from the same weights on this machine.
+    """
 
     kind: Literal["topk"] = "topk"
     estimator: ClassVar[SparseEstimator | None] = "top_k"
     k: Annotated[int, Field(ge=1, le=65_535)] = 32
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    tolerance: Annotated[PositiveFloat, Cosmetic()] = 0.05

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from potstill.errors import RecipeError
 from potstill.recipe.base import LONGEST_NAME, Cosmetic, KindSettings, PartIfSet, Settings, one_of
-from potstill.recipe.capture import CaptureSettings
+from potstill.recipe.capture import CaptureSettings, TopKCapture
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import ExportSettings
@@ -19,7 +19,7 @@ from potstill.recipe.policy import PolicySettings
 from potstill.recipe.schedules import schedule_text
 from potstill.recipe.speculate import OtherModelDraft, SpeculateSettings, StudentDraft
 from potstill.recipe.students import StudentSettings
-from potstill.recipe.teachers import LocalTeacher, TeacherSettings, members_of
+from potstill.recipe.teachers import EndpointTeacher, LocalTeacher, TeacherSettings, members_of
 from potstill.recipe.train import TrainSettings
 from potstill.tasks import SPECS, Task, TaskSpec
 from potstill.types import Capability
@@ -232,6 +232,9 @@ class Recipe(Settings):
             )
         if not spec.has_response and capture.response:
             raise ValueError(f"the models of task {self.task!r} give no logits: set capture.kind: features")
+        teacher = self.teachers[capture.teacher]
+        if isinstance(teacher, EndpointTeacher):
+            _can_capture_of_server(capture, teacher)
         if spec.has_classes and capture.response - {"dense"}:
             raise ValueError(f"logits of classes are few: set capture.kind: dense, not {capture.kind}")
 
@@ -281,6 +284,8 @@ class Recipe(Settings):
         for name in _asked(self.generate):
             yield f"generate ({getattr(self.generate, 'kind', '')})", name, frozenset({"generate"})
         if self.capture is not None:
+            if isinstance(self.teachers[self.capture.teacher], EndpointTeacher):
+                return  # see `_can_capture_of_server`
             if self.capture.response:
                 yield f"capture ({self.capture.kind})", self.capture.teacher, frozenset({"head", "dense"})
             if self.capture.features:
@@ -336,6 +341,29 @@ def cannot_give(
         f"{who} needs {' or '.join(sorted(alternatives))} of its teacher, and a {teacher.kind!r} teacher gives "
         f"{gives}: use a teacher that runs here (kind: local), or an objective that learns from text (hard_ce)"
     )
+
+
+def _can_capture_of_server(capture: CaptureSettings, teacher: EndpointTeacher) -> None:
+    """Refuse what a server does not give.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if not isinstance(capture, TopKCapture) or capture.features:
+        raise ValueError("a server gives its likeliest tokens alone: set capture.kind: topk, without features")
+    if teacher.prompt_logprobs is None:
+        raise ValueError(
+            "capture asks the server for log-probabilities of texts: set prompt_logprobs on the teacher (vllm, sglang)"
+        )
+    if teacher.tokenizer is None:
+        raise ValueError("capture asks a server by token ids: name the model's folder as the teacher's tokenizer")
+    if capture.k > teacher.top_logprobs:
+        raise ValueError(
+            f"capture.k {capture.k} is more than the server gives a token ({teacher.top_logprobs}): lower it, or set "
+            "top_logprobs on the teacher to what the server was started with (vLLM: --max-logprobs)"
+        )
+    if capture.temperature != 1.0:
+        raise ValueError("a server gives log-probabilities at temperature 1: leave capture.temperature out")
 
 
 def _fix_of_store(objective: ObjectiveSettings, capture: CaptureSettings) -> str:

@@ -14,6 +14,7 @@ from potstill.recipe.base import (
     Count,
     KindSettings,
     NamesModel,
+    PartIfSet,
     PathText,
     Settings,
     Tokens,
@@ -150,6 +151,10 @@ class EndpointTeacher(TeacherSettings):
     so an answer without its end was cut short even if the template opened the block. `logprobs` requests the
     log-probabilities of the answer's tokens; their mean is `mean_logprob` in the metadata of records of `sequence` and
     `reasoning`. If the server returns none, the stage ends with an error.
+
+    `prompt_logprobs` says how the server is asked for the log-probabilities of a text that it is sent, for `capture` of
+    kind `topk`: as vLLM's completions, or SGLang's `/generate`. `top_logprobs` is the most that it gives a token
+    (vLLM: `--max-logprobs`).
     """
 
     kind: Literal["endpoint"] = "endpoint"
@@ -166,6 +171,8 @@ class EndpointTeacher(TeacherSettings):
     omit: tuple[Literal["temperature", "top_p", "seed"], ...] = ()
     reasoning: Literal["auto", "required"] = "auto"
     logprobs: bool = False
+    prompt_logprobs: Annotated[Literal["vllm", "sglang"] | None, PartIfSet()] = None
+    top_logprobs: Annotated[Count, Cosmetic()] = 20
     max_in_flight: Annotated[Count, Cosmetic()] = 256
     requests_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None
     tokens_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None

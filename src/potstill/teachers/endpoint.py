@@ -55,12 +55,15 @@ class EndpointModel:
     @cached_property
     def chat(self) -> ChatTokenizer | None:
         """Renders and counts prompts, if the settings name a tokenizer."""
-        if self.settings.tokenizer is None:
-            return None
+        return ChatTokenizer.from_folder(self.tokenizer_folder) if self.tokenizer_folder is not None else None
+
+    @cached_property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder of the tokenizer that the settings name, if any. It need not contain a model."""
         named = self.settings.tokenizer
-        # The folder need not contain a model.
-        folder = Path(named) if Path(named).is_dir() else resolve(named, console=Console()).path
-        return ChatTokenizer.from_folder(folder)
+        if named is None:
+            return None
+        return Path(named) if Path(named).is_dir() else resolve(named, console=Console()).path
 
     @property
     def tokenizer(self) -> Any:
@@ -165,7 +168,7 @@ class EndpointModel:
         Raises:
             RunError: a request was refused or not answered.
         """
-        with self.open(_NoJournal()) as client:
+        with self.open(NoJournal()) as client:
             stream = client.stream()
             calls = [self.call(request, self.key_of(request, seed)[1]) for request in requests]
             stream.submit(calls)
@@ -182,7 +185,7 @@ class EndpointModel:
         return answers
 
 
-class _NoJournal:
+class NoJournal:
     """A `Keeper` that keeps nothing."""
 
     has_answers = False

@@ -29,6 +29,7 @@ from potstill.recipe import EndpointTeacher
 from potstill.teachers.endpoint_pace import Breaker, Flight, Pace, Rate, Window, retry_after_seconds
 from potstill.teachers.endpoint_wire import (
     ERROR_BYTES,
+    Redact,
     Redactor,
     Trouble,
     encoded,
@@ -163,6 +164,33 @@ class Reply:
 # ---- the client ------------------------------------------------------------------------------------------------------
 
 
+class Exchange(Protocol):
+    """What is exchanged with a server: where requests go, how long a response may be, and how it is read."""
+
+    url: str
+
+    def most_bytes(self, sent: Mapping[str, Any], size: int) -> int:
+        """The maximum size of the response to a request of `size` bytes."""
+        ...
+
+    def read(self, content: bytes, sent: Mapping[str, Any], redact: Redact) -> Answer | Trouble:
+        """The answer in a response of status 200."""
+        ...
+
+
+class _Writing:
+    """Texts that a model writes."""
+
+    def __init__(self, settings: EndpointTeacher) -> None:
+        self.settings, self.url = settings, settings.url
+
+    def most_bytes(self, sent: Mapping[str, Any], size: int) -> int:
+        return most_bytes(sent, self.settings, size)
+
+    def read(self, content: bytes, sent: Mapping[str, Any], redact: Redact) -> Answer | Trouble:
+        return read_answer(content, self.settings, sent, redact)
+
+
 class EndpointClient:
     """Use it as a context manager.
 
@@ -171,6 +199,7 @@ class EndpointClient:
         key: sent as a bearer token, if any; never in a message, an answer or the `repr`.
         keeper: keeps the answers.
         loop: the event loop, run in its own thread; by default a new one.
+        exchange: what is asked and answered; by default texts that the model writes.
     """
 
     def __init__(
@@ -180,8 +209,10 @@ class EndpointClient:
         keeper: Keeper,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.settings, self._key, self._keeper = settings, key, keeper
+        self._exchange: Exchange = exchange or _Writing(settings)
         self._redact = Redactor(key)
         self.traffic = Traffic()
         self.messages: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -308,7 +339,7 @@ class EndpointClient:
         try:
             async with (
                 asyncio.timeout(self.settings.timeout_seconds),
-                self._session.post(self.settings.url, data=body, allow_redirects=False) as response,
+                self._session.post(self._exchange.url, data=body, allow_redirects=False) as response,
             ):
                 good = response.status == 200
                 read = Body(most if good else ERROR_BYTES, response.headers.get("Content-Encoding", ""))
@@ -398,7 +429,7 @@ class EndpointClient:
         self.traffic.sent += 1
         body = encoded(call.sent)
         try:
-            reply = await self._post(body, most_bytes(call.sent, self.settings, len(body)))
+            reply = await self._post(body, self._exchange.most_bytes(call.sent, len(body)))
         except asyncio.CancelledError:
             self._lose(call, Trouble("reject", Reason.BROKEN_OFF, billed=True))
             raise
@@ -412,7 +443,7 @@ class EndpointClient:
 
     def _read(self, call: Call, reply: Reply) -> Answer | Trouble:
         if reply.status == 200:
-            return read_answer(reply.body, self.settings, call.sent, self._redact)
+            return self._exchange.read(reply.body, call.sent, self._redact)
         return read_refusal(reply.status, reply.body, call.sent, self._redact)
 
     # ---- what comes of it --------------------------------------------------------------------------------------
