@@ -153,6 +153,8 @@ class Inputs:
         source = self.source(settings)
         named = getattr(settings, "tokenizer", None)
         if getattr(settings, "remote", False) and named is not None:
+            if Path(named).is_dir():  # it need not hold a model
+                return self._once(f"chat {named}", lambda: ChatTokenizer.from_folder(named))
             source = self._once(f"source {named}", lambda: locate(named))
         if source is None or is_module(source.path):
             return None

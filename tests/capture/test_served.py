@@ -1,0 +1,249 @@
+"""A server's log-probabilities as a store: two wires, answered from a tiny model, and everything that can be wrong.
+
+No engine that gives log-probabilities of prompts installs here: the responses have the shapes that vLLM 0.10 and SGLang
+0.5 document, and are made by a server of a few lines.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from train.recipes import write_recipe
+
+from potstill.capture.served import Scored, asked_of, entries_of, read_scored
+from potstill.console import Console
+from potstill.data.tokenize import IGNORE, Tokenized
+from potstill.errors import RecipeError, RunError
+from potstill.pipeline import run_recipe
+from potstill.recipe import EndpointTeacher, load_recipe
+from potstill.store.files import SignalStore
+from potstill.teachers.local import LocalModel
+from tiny_models import make_tiny_causal_lm, tiny_model
+
+
+class Engine(ThreadingHTTPServer):
+    """Log-probabilities of prompts by a tiny model. `noise` nats are added, other in every answer."""
+
+    daemon_threads = True
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.model, self.noise, self.seen = tiny_model("llama", seed=seed), 0.0, list[dict[str, Any]]()
+        self.lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def scores(self, ids: list[int], k: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
+        with self.lock, torch.no_grad():
+            log_p = self.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            if self.noise:
+                log_p = (log_p + self.noise * torch.randn_like(log_p)).log_softmax(-1)
+        values, tokens = log_p.topk(k)
+        own = [float(log_p[at - 1, ids[at]]) for at in range(1, len(ids))]
+        return own, [list(zip(t.tolist(), v.tolist(), strict=True)) for t, v in zip(tokens, values, strict=True)]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Engine
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append(body)
+        if self.path == "/v1/completions":
+            answer = vllm(body["prompt"], *self.server.scores(body["prompt"], body["prompt_logprobs"]))
+        else:
+            assert self.path == "/generate"
+            answer = sglang(body["input_ids"], *self.server.scores(body["input_ids"], body["top_logprobs_num"]))
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def vllm(ids: list[int], own: list[float], likeliest: list[list[tuple[int, float]]]) -> dict[str, Any]:
+    def of(at: int) -> dict[str, Any]:
+        pairs = {**dict(likeliest[at]), ids[at + 1]: own[at]}
+        return {str(t): {"logprob": v, "rank": n + 1, "decoded_token": None} for n, (t, v) in enumerate(pairs.items())}
+
+    prompt = [None, *(of(at) for at in range(len(ids) - 1))]
+    choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": "length", "prompt_logprobs": prompt}
+    return {"object": "text_completion", "choices": [choice], "usage": {"prompt_tokens": len(ids)}}
+
+
+def sglang(ids: list[int], own: list[float], likeliest: list[list[tuple[int, float]]]) -> dict[str, Any]:
+    facts = {
+        "input_token_logprobs": [[None, ids[0], None], *([v, t, None] for v, t in zip(own, ids[1:], strict=True))],
+        "input_top_logprobs": [None, *([[v, t, None] for t, v in pairs] for pairs in likeliest[:-1])],
+    }
+    return {"text": "", "meta_info": facts}
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine() as served:
+        thread = threading.Thread(target=served.serve_forever, daemon=True)
+        thread.start()
+        yield served
+        served.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_causal_lm(tmp_path_factory.mktemp("teacher"))
+
+
+def recipe(tmp_path: Path, folder: Path, engine: Engine, wire: str, **capture: Any) -> Path:
+    (tmp_path / "tokenizer").mkdir(exist_ok=True)
+    for file in folder.iterdir():  # without the weights
+        if file.suffix != ".safetensors":
+            (tmp_path / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    teacher = {
+        "kind": "endpoint",
+        "base_url": engine.address,
+        "model": "tiny",
+        "tokenizer": str(tmp_path / "tokenizer"),
+        "prompt_logprobs": wire,
+        "licence": "own",
+    }
+    student = {"kind": "existing", "model": str(folder)}
+    path = write_recipe(tmp_path, folder, capture={"kind": "topk", "k": 16, **capture})
+    loaded = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**loaded, "teacher": teacher, "student": student}))
+    return path
+
+
+def run(path: Path, to: Path, *overrides: str, verb: str | None = None) -> None:
+    run_recipe(load_recipe(path, overrides), to, console=Console("quiet"), verb=verb)
+
+
+@pytest.mark.parametrize("wire", ["vllm", "sglang"])
+def test_a_servers_store_is_the_local_models_and_trains_without_either(
+    wire: str, tmp_path: Path, folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path, folder, engine, wire)
+    run(path, tmp_path / "served", verb="capture")
+    local = write_recipe(tmp_path / "local", folder, capture={"kind": "topk", "k": 16})
+    run(local, tmp_path / "here", verb="capture")
+    theirs, ours = (SignalStore(tmp_path / name / "capture" / "store") for name in ("served", "here"))
+    assert dict(theirs.records) == dict(ours.records)
+    for record, tokens in ours.records.items():
+        one, other = ours.read(record, tokens), theirs.read(record, tokens)
+        assert np.abs(one.target_log_prob - other.target_log_prob).max() < 0.02
+        assert np.abs(np.exp(one.rest) - np.exp(other.rest)).max() < 1e-3
+        assert (other.entropy <= one.entropy + 5e-3).all(), "all others as one: a lower bound"
+        by_id = [sorted(zip(e.ids.tolist(), e.weights.tolist(), strict=True)) for e in (one, other)]
+        assert [i for i, _ in by_id[0]] == [i for i, _ in by_id[1]]
+        assert np.allclose([w for _, w in by_id[0]], [w for _, w in by_id[1]], rtol=2e-3)
+    monkeypatch.setattr(LocalModel, "model", property(lambda self: pytest.fail("a teacher was loaded")))
+    asked = len(engine.seen)
+    run(path, tmp_path / "served", verb="train")
+    assert len(engine.seen) == asked and (tmp_path / "served" / "train" / "model").is_dir()
+
+
+def test_a_server_that_disagrees_with_itself_is_refused_before_it_is_paid(
+    tmp_path: Path, folder: Path, engine: Engine
+) -> None:
+    engine.noise = 0.5
+    with pytest.raises(RunError, match="the server's answers to one text lie apart by 0"):
+        run(recipe(tmp_path, folder, engine, "vllm"), tmp_path / "run", verb="capture")
+    assert len(engine.seen) == 3, "one text, three times, and nothing else"
+    run(recipe(tmp_path, folder, engine, "vllm", tolerance=5.0), tmp_path / "run", verb="capture")
+
+
+def test_a_server_of_another_model_than_the_weights_here_is_refused(tmp_path: Path, folder: Path) -> None:
+    with Engine(seed=7) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        path = recipe(tmp_path, folder, other, "vllm")
+        (tmp_path / "tokenizer" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        with pytest.raises(RunError, match="the server and the weights on this machine lie apart"):
+            run(path, tmp_path / "run", verb="capture")
+        other.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["capture.k=40"], r"more than the server gives a token \(20\)"),
+        (["capture={kind: threshold}"], "set capture.kind: topk"),
+        (["capture.features=[hidden.1]"], "without features"),
+        (["capture.temperature=2.0", "train.objectives.0.temperature=2.0"], "leave capture.temperature out"),
+        (["teacher.tokenizer=null"], "name the model's folder as the teacher's tokenizer"),
+        (["teacher.prompt_logprobs=null"], "set prompt_logprobs on the teacher"),
+    ],
+)
+def test_what_a_server_does_not_give_is_refused(
+    changes: list[str], message: str, tmp_path: Path, folder: Path, engine: Engine
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe(tmp_path, folder, engine, "vllm"), changes)
+
+
+# ---- what a response says ----------------------------------------------------------------------------------------
+
+ROW = Tokenized([3, 5, 7, 9], [IGNORE, IGNORE, 7, 9], "r")
+OWN = [-3.0, -1.0, -2.0]
+LIKELIEST = [[(4, -0.5), (5, -1.2)], [(6, -0.7), (7, -1.0)], [(2, -0.4), (1, -1.5)], [(0, -0.1), (1, -3.0)]]
+
+
+@pytest.mark.parametrize(("wire", "shape"), [("vllm", vllm), ("sglang", sglang)])
+def test_both_wires_give_the_learned_tokens_and_the_likeliest_in_their_place(wire: str, shape: Any) -> None:
+    scored = read_scored(wire, json.dumps(shape(ROW.input_ids, OWN, LIKELIEST)), ROW, 2)
+    assert scored == Scored((-1.0, -2.0), ({6: -0.7, 7: -1.0}, {2: -0.4, 1: -1.5}))
+
+
+@pytest.mark.parametrize(("wire", "shape"), [("vllm", vllm), ("sglang", sglang)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda of: of([3, 5, 7], OWN[:2], LIKELIEST[:3]),
+        lambda of: of(ROW.input_ids, [-3.0, 2.0, -2.0], LIKELIEST),
+        lambda of: of(ROW.input_ids, [-3.0, float("nan"), -2.0], LIKELIEST),
+        lambda of: of(ROW.input_ids, OWN, [pairs[:1] for pairs in LIKELIEST[:1]] + [[(7, -1.0)]] * 3),
+        lambda of: {"choices": []},
+        lambda of: {"choices": [{"prompt_logprobs": None}], "prompt_logprobs": None, "meta_info": {}},
+        lambda of: [],
+    ],
+)
+def test_a_response_that_is_not_of_the_text_is_refused(wire: str, shape: Any, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"log-prob|token"):
+        read_scored(wire, json.dumps(wrong(shape)), ROW, 2)
+
+
+@given(logits=st.lists(st.floats(-20, 20), min_size=5, max_size=5), k=st.integers(1, 4), top_p=st.floats(0.05, 1.0))
+def test_what_is_not_kept_is_one_bucket_and_nothing_is_renormalised(logits: list[float], k: int, top_p: float) -> None:
+    log_p = torch.tensor(logits, dtype=torch.float64).log_softmax(-1)
+    values, tokens = log_p.topk(k)
+    likeliest = dict(zip(tokens.tolist(), values.tolist(), strict=True))
+    found = entries_of(Scored((values[0].item(),), (likeliest,)), top_p)
+    kept = found.ids.size
+    assert 1 <= kept <= k and found.weights.sum() + np.exp(found.rest[0]) == pytest.approx(1, abs=1e-6)
+    assert found.weights == pytest.approx(values.exp()[:kept].numpy(), rel=1e-6)
+    whole = float(-(log_p.exp() * log_p).sum())
+    assert -1e-6 <= found.entropy[0] <= whole + 1e-6
+
+
+def test_a_request_is_by_ids_with_nothing_to_write() -> None:
+    of = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    assert asked_of(EndpointTeacher(**of, prompt_logprobs="vllm"), [1, 2], 5)["prompt"] == [1, 2]
+    body = asked_of(EndpointTeacher(**of, prompt_logprobs="sglang"), [1, 2], 5)
+    assert (
+        body["input_ids"] == [1, 2] and body["top_logprobs_num"] == 5 and body["sampling_params"]["max_new_tokens"] == 1
+    )
