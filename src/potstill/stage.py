@@ -15,8 +15,8 @@ from typing import Any
 
 from potstill.artifacts import Artifact, Work
 from potstill.console import Console
-from potstill.recipe import KindSettings, Recipe, Settings
-from potstill.recipe.train import STUDENT, Training
+from potstill.recipe import KindSettings, Pruned, Recipe, Settings
+from potstill.recipe.train import PRUNED, STUDENT, Training
 from potstill.registry import digests_of
 from potstill.types import digest
 
@@ -68,6 +68,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if recipe.capture is not None:
         stages.append(_stage("capture", recipe))
     if recipe.train is not None:
+        if isinstance(recipe.student, Pruned):
+            stages.append(_stage("train", recipe, PRUNED))
         stages.extend(_stage("train", recipe, training) for training in recipe.train.trainings)
     if recipe.speculate is not None:
         stages.extend(_speculating(recipe))

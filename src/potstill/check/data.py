@@ -11,7 +11,7 @@ from potstill.data.problems import as_prompt
 from potstill.data.twins import near_twins
 from potstill.errors import DataError
 from potstill.models.facts import size_in
-from potstill.recipe import Existing, FromConfig, FromTeacher
+from potstill.recipe import Existing, FromConfig
 from potstill.types import Record, Reject
 
 _NAMES_SHOWN = 20
@@ -134,7 +134,7 @@ def _refuse_long_rows(inputs: Inputs, longest: int) -> None:
     """Raise for rows with more tokens than a model has learned positions for, as far as its files tell."""
     student, teacher = inputs.recipe.student, inputs.facts(inputs.teacher)
     taught = teacher.learned_positions if teacher is not None else None
-    own = taught if isinstance(student, FromTeacher) else None
+    own = taught if student is not None and student.begins_with_teacher else None
     if isinstance(student, Existing) and (known := inputs.facts(student)) is not None:
         own = known.learned_positions
     elif taught and isinstance(student, FromConfig) and inputs.is_changed_teacher:

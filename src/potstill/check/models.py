@@ -21,6 +21,7 @@ from potstill.models.gguf_header import read_header
 from potstill.models.kinds import check_task, own_task
 from potstill.models.labels import check_same_labels, labels_in
 from potstill.models.packages import PACKAGES
+from potstill.models.shapes import candidate_shapes, depth_of_size, widths_of
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.recipe import (
     AttentionKL,
@@ -35,6 +36,7 @@ from potstill.recipe import (
     ModuleStudent,
     ObjectiveSettings,
     PooledSettings,
+    Pruned,
     weights_of,
 )
 from potstill.recipe.layers import choose_layers, pairs_of_attention, pairs_of_states
@@ -167,7 +169,7 @@ def student_can_be_built(inputs: Inputs) -> Iterator[Finding]:
     """The student's inputs exist and fit; its layers and its size."""
     student = inputs.recipe.student
     match student:
-        case FromTeacher():
+        case FromTeacher() | Pruned():
             yield from _of_teacher(inputs, student)
         case FromConfig():
             yield from _of_config(inputs, student)
@@ -182,11 +184,11 @@ def student_can_be_built(inputs: Inputs) -> Iterator[Finding]:
             yield Finding("student", f"of kind {student.kind}: its size is known when it is built")
 
 
-def _of_teacher(inputs: Inputs, student: FromTeacher) -> Iterator[Finding]:
+def _of_teacher(inputs: Inputs, student: FromTeacher | Pruned) -> Iterator[Finding]:
     teacher = inputs.teacher
     if teacher is None or weights_of(teacher) is None:
         raise RecipeError(
-            "a student from_teacher needs a teacher whose weights are here",
+            f"a student of kind {student.kind} needs a teacher whose weights are here",
             where="student.kind",
             fix="name one (kind: local), or make the student from_config or of an existing model",
         )
@@ -210,6 +212,9 @@ def _of_teacher(inputs: Inputs, student: FromTeacher) -> Iterator[Finding]:
         )
     if known.layers is None:
         return
+    if isinstance(student, Pruned):
+        yield from _candidates(inputs, student, known)
+        return
     if isinstance(student.layers, ByInfluence):
         layers = choose_layers(student.layers, known.layers, [0.0] * known.layers)
         text = f"{len(layers)} of the teacher's {known.layers} layers, chosen by influence in the run"
@@ -219,6 +224,29 @@ def _of_teacher(inputs: Inputs, student: FromTeacher) -> Iterator[Finding]:
         text = f"{len(layers)} of the teacher's {known.layers} layers: {shown}"
         inputs.figures["layers"] = layers
     yield _size(inputs, known.parameters_of_layers(layers), text, of=known.parameters)
+
+
+def _candidates(inputs: Inputs, student: Pruned, known: ModelFacts) -> Iterator[Finding]:
+    """The shapes that the run looks at, one a line, and their sizes."""
+    if known.conversion is not None and student.width:
+        yield Finding("student", "its candidate shapes are known when the teacher is converted")
+        return
+    if student.width:
+        widths = widths_of(known)
+        sizes = {str(s): widths.parameters(s) for s in candidate_shapes(widths, student.parameters, student.candidates)}
+    elif (depth := depth_of_size(known, student.parameters)) is not None:
+        sizes = {f"{depth} layers": known.parameters_of_layers(range(depth)) or 0}
+    else:
+        return
+    look = f"{student.look.steps} steps" if student.look.steps else "no training"
+    yield _size(
+        inputs,
+        max(sizes.values()),
+        f"the best of {len(sizes)} shapes after {look}, each with layers by influence and evenly spaced",
+        of=known.parameters,
+        about=True,
+    )
+    yield from facts("student", [f"  {shape}: {_millions(size)} parameters" for shape, size in sizes.items()])
 
 
 def _of_config(inputs: Inputs, student: FromConfig) -> Iterator[Finding]:
@@ -494,7 +522,7 @@ def unused_teachers(inputs: Inputs) -> Iterator[Finding]:
     """Teachers that nothing uses: usually a name that was changed in one place only."""
     recipe = inputs.recipe
     asked = set(recipe.generate.asked) if recipe.generate is not None else set()
-    if recipe.train is not None and (inputs.is_taught or isinstance(recipe.student, (FromTeacher, FromConfig))):
+    if recipe.train is not None and (inputs.is_taught or isinstance(recipe.student, (FromTeacher, FromConfig, Pruned))):
         asked.add(recipe.train.teacher)
     if recipe.evaluate is not None and recipe.train is not None:
         asked.add(recipe.train.teacher)

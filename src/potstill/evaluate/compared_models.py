@@ -31,6 +31,7 @@ from potstill.recipe import (
     members_of,
     weights_of,
 )
+from potstill.recipe.train import PRUNED
 from potstill.registry import settings_class
 from potstill.signals import Side
 from potstill.stage import Context
@@ -242,6 +243,7 @@ class ComparedModels:
     def _built(self, tokenizer: Path | None) -> Any:
         recipe, leader = self._recipe, self._leader
         facts = read_facts(self._context)
+        pruned = self._context.inputs.get(PRUNED)
         settings = recipe.required_student.model_copy(update={"lora": None})
         if isinstance(settings, FromTeacher) and isinstance(settings.layers, ByInfluence):
             settings = settings.model_copy(update={"layers": tuple(facts["layers"])})
@@ -260,6 +262,7 @@ class ComparedModels:
                 trust_remote_code=leader is not None and leader.trust_remote_code,
                 task=recipe.task,
                 labels=list(self._classes) or None,
+                pruned=pruned.path if pruned is not None else None,
             )
             progress.advance(1)
         for fact in _MUST_AGREE:

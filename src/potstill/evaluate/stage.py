@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from potstill.recipe import Recipe, members_of
+from potstill.recipe import Pruned, Recipe, members_of
+from potstill.recipe.train import PRUNED
 from potstill.stage import Context, Stage
 from potstill.tasks import SPECS
 from potstill.teachers.origin import teacher_name
@@ -40,6 +41,8 @@ def stage(recipe: Recipe) -> Stage:
     if not SPECS[recipe.task].has_response:
         settings["pooling"] = recipe.required_train.pooling
     trained = tuple(training.stage for training in recipe.required_train.trainings)
+    if isinstance(recipe.student, Pruned):
+        trained = (*trained, PRUNED)  # the untrained student
     reads = (*trained, "generate") if recipe.generate is not None else trained
     if recipe.evaluates_stored:
         reads = (*reads, "capture")

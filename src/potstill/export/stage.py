@@ -15,7 +15,7 @@ from potstill.models.folder import is_module
 from potstill.models.resolve import locate
 from potstill.policy.duties import copies, named, write_papers
 from potstill.policy.gate import rulings_on, rulings_on_run
-from potstill.recipe import Existing, FromTeacher, LocalTeacher, Recipe
+from potstill.recipe import Existing, LocalTeacher, Recipe, StudentSettings
 from potstill.stage import Context, Stage
 from potstill.types import digest
 
@@ -87,7 +87,7 @@ def _licences(recipe: Recipe) -> list[Path]:
     match recipe.student:
         case Existing() as existing:
             began = existing
-        case FromTeacher() if recipe.train is not None:
+        case StudentSettings(begins_with_teacher=True) if recipe.train is not None:
             teacher = recipe.teachers.get(recipe.train.teacher)
             if not isinstance(teacher, LocalTeacher):
                 return []

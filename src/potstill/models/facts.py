@@ -114,14 +114,17 @@ class ModelFacts:
 
     def parameters_of_layers(self, layers: Sequence[int]) -> int | None:
         """The number of parameters with only these layers (0-based); None if layers are not found."""
-        prefix = self._layers_prefix
-        if prefix is None:
+        if self._layers_prefix is None:
             return None
-        kept, total = set(layers), 0
-        for name, shape in self.shapes.items():
-            layer = int(name.removeprefix(prefix).partition(".")[0]) if name.startswith(prefix) else None
-            total += math.prod(shape) if layer is None or layer in kept else 0
-        return total
+        kept = {None, *layers}
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if self.layer_of(name) in kept)
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer that a weight belongs to (0-based); None for weights outside the layers."""
+        prefix = self._layers_prefix
+        if prefix is None or not name.startswith(prefix):
+            return None
+        return int(name.removeprefix(prefix).partition(".")[0])
 
     @cached_property
     def _layers_prefix(self) -> str | None:

@@ -17,7 +17,7 @@ from potstill.artifacts import MANIFEST, read_artifact
 from potstill.errors import PotstillError
 from potstill.policy.recognise import Evidence, licence_of_data, licence_of_model, model_folder
 from potstill.policy.table import Route
-from potstill.recipe import Existing, FromTeacher, KindSettings, ModuleStudent, Override, Recipe, members_of
+from potstill.recipe import Existing, KindSettings, ModuleStudent, Override, Recipe, members_of
 from potstill.recipe.data import DataSettings, RunData
 from potstill.recipe.speculate import OtherModelDraft, StudentDraft
 
@@ -155,7 +155,7 @@ def _teachers_of_student(recipe: Recipe) -> Iterator[tuple[str, Route]]:
     if train is not None:
         if any(objective.needs().teacher for objective in train.all_objectives):
             yield train.teacher, "logits"
-        if isinstance(recipe.student, FromTeacher):
+        if recipe.student is not None and recipe.student.begins_with_teacher:
             yield train.teacher, "weights"
 
 

@@ -66,6 +66,7 @@ from potstill.recipe.students import (
     Last,
     Lora,
     ModuleStudent,
+    Pruned,
     StudentSettings,
     Uniform,
 )
@@ -174,6 +175,7 @@ __all__ = [
     "Pooling",
     "PositiveSchedule",
     "Price",
+    "Pruned",
     "PythonTests",
     "RKDAngle",
     "RKDDistance",

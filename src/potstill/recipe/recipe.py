@@ -18,7 +18,7 @@ from potstill.recipe.objectives import ObjectiveSettings, why_not
 from potstill.recipe.policy import PolicySettings
 from potstill.recipe.schedules import schedule_text
 from potstill.recipe.speculate import OtherModelDraft, SpeculateSettings, StudentDraft
-from potstill.recipe.students import StudentSettings
+from potstill.recipe.students import Pruned, StudentSettings
 from potstill.recipe.teachers import EndpointTeacher, LocalTeacher, TeacherSettings, members_of
 from potstill.recipe.train import TrainSettings
 from potstill.tasks import SPECS, Task, TaskSpec
@@ -199,6 +199,10 @@ class Recipe(Settings):
         for measure in (self.evaluate.measures or ()) if self.evaluate is not None else ():
             if reason := measure.why_not(spec):
                 raise ValueError(reason)
+        if isinstance(self.student, Pruned) and not spec.writes:
+            raise ValueError(
+                f"a pruned student is a model that writes, and the task is {self.task!r}: use a student from_teacher"
+            )
         if train is None:
             return
         if train.packing and not spec.writes:

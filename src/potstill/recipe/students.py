@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from potstill.errors import did_you_mean
 from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, NamesModel, PathText, Settings
@@ -92,6 +92,8 @@ class StudentSettings(KindSettings):
     """Base of every student."""
 
     room: ClassVar[str] = "students"
+    begins_with_teacher: ClassVar[bool] = False
+    """Whether its first weights are the teacher's, or some of them."""
     lora: Lora | None = None
 
 
@@ -102,6 +104,7 @@ class FromTeacher(StudentSettings):
     """The teacher's layers, or some of them, with its embeddings, norms and head copied; tied weights stay tied. Also
     for encoders, with their head if they have one."""
 
+    begins_with_teacher: ClassVar[bool] = True
     kind: Literal["from_teacher"] = "from_teacher"
     layers: LayerChoice = "every_other"
 
@@ -122,6 +125,46 @@ class FromTeacher(StudentSettings):
             )
             raise ValueError(f"{value!r} is not a choice of layers; give {hint}")
         return value
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def _number_of_parameters(value: Any) -> Any:
+    """`60M`, `1.5B` or `60000000`, as a whole number."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([KMB]?)\s*", value, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{value!r} is no number of parameters; give one such as 60M, 1.5B or 60000000")
+    return round(float(found[1].replace("_", "")) * _UNITS[found[2].upper()])
+
+
+class Look(Settings):
+    """A short look at each candidate: `steps` steps of `rows` training records by forward KL from the teacher (AdamW at
+    `learning_rate`), then the KL on `measured` training records that these steps do not see. With 0 steps the KL is
+    measured at once."""
+
+    steps: int = Field(8, ge=0, le=100_000)
+    rows: Count = 4
+    measured: Count = 16
+    learning_rate: float = Field(5e-4, gt=0)
+
+
+class Pruned(StudentSettings):
+    """The teacher, pruned to a number of `parameters`, in depth and (with `width`) in hidden width, heads and
+    feed-forward channels. Activations on `records` training records say what is kept; of up to `candidates` shapes of
+    that size, each with the layers of largest influence and with evenly spaced ones, the best after a short `look` is
+    the student.
+    Muralidharan et al. 2024 (Minitron, arXiv 2407.14679)."""
+
+    begins_with_teacher: ClassVar[bool] = True
+    kind: Literal["pruned"] = "pruned"
+    parameters: Annotated[int, BeforeValidator(_number_of_parameters), Field(gt=0, le=10**13)]
+    width: bool = True
+    candidates: Count = 4
+    records: Count = 32
+    look: Look = Look()
 
 
 class FromConfig(StudentSettings):

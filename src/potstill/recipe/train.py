@@ -196,6 +196,9 @@ class Training:
         return self.control or "student"
 
 
+PRUNED = "train.pruned"
+"""The stage that cuts a pruned student, before its trainings."""
+
 STUDENT = Training()
 """The student of the first seed: the one that is shown and exported."""
 

@@ -17,7 +17,7 @@ from potstill.markdown import escape_markdown
 from potstill.policy.duties import displayed, licence_of_student, named
 from potstill.policy.gate import rulings_on_run
 from potstill.policy.terms import terms_section
-from potstill.recipe import Existing, FromTeacher, ImageSettings, ModuleStudent
+from potstill.recipe import Existing, FromTeacher, ImageSettings, ModuleStudent, Pruned
 from potstill.recipe.schedules import schedule_text
 from potstill.report import figures, sections
 from potstill.report.findings import Findings
@@ -106,6 +106,17 @@ def _how_it_was_made(findings: Findings) -> str:
     if isinstance(student, FromTeacher) and layers is not None:
         listed = ", ".join(map(str, layers))
         return f"It began as layers {listed} of the teacher (counted from 0), with its embeddings, norms and head."
+    if isinstance(student, Pruned) and layers is not None:
+        shape = facts.get("shape")
+        width = (
+            f", each {shape['hidden']} wide, with {shape['groups']} groups of heads and {shape['channels']} channels"
+            if shape
+            else ""
+        )
+        return (
+            f"It began as the teacher pruned to {len(layers)} of its {facts['teacher_layers']} layers{width}, the best "
+            f"of {len(facts['candidates'])} candidates after a short look."
+        )
     if isinstance(student, Existing):
         began = findings.begins_with
         return f"It began as {began.name if began is not None else 'an existing model'}."

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from potstill.artifacts import Artifact
 from potstill.errors import RunError
 from potstill.measures import MODELS, Measures, ModelMeasures
-from potstill.recipe import Existing, FromTeacher, Recipe
+from potstill.recipe import Existing, Recipe
 from potstill.speculation import Speculation, load_speculation
 from potstill.tasks import SPECS
 from potstill.teachers.origin import Origin, origin_of
@@ -63,7 +63,7 @@ class Findings:
     def begins_with(self) -> Origin | None:
         """The model whose weights the student began with; None if they were random."""
         student = self.recipe.student
-        if isinstance(student, FromTeacher):
+        if student is not None and student.begins_with_teacher:
             return self.teacher
         return origin_of(student.model, student.revision) if isinstance(student, Existing) else None
 

@@ -22,7 +22,8 @@ class Materials:
     may have been rounded to bf16.
 
     `tokenizer_source` is the folder of the student's tokenizer, None if it reads no text. `influence_batches` yields
-    batches of the training data, for kinds that need them. `task` is the student's task, and `labels` are its classes,
+    batches of the training data, for kinds that need them. `pruned` is the artifact of the stage `train.pruned`, for a
+    student of that kind. `task` is the student's task, and `labels` are its classes,
     if any.
     """
 
@@ -33,6 +34,7 @@ class Materials:
     trust_remote_code: bool = False
     task: Task = "causal_lm"
     labels: Sequence[str] | None = None
+    pruned: Path | None = None
 
     @property
     def tokenizer_folder(self) -> Path:

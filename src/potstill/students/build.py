@@ -52,6 +52,7 @@ def build_student(
     trust_remote_code: bool = False,
     task: Task = "causal_lm",
     labels: Sequence[str] | None = None,
+    pruned: Path | None = None,
 ) -> BuiltStudent:
     """Build a student. The same arguments give the same weights, bit for bit; the caller's random state is unchanged.
 
@@ -65,13 +66,16 @@ def build_student(
         trust_remote_code: of the teacher.
         task: the student's task.
         labels: class names, in order, for a classifier; None keeps those of the model that it is made of.
+        pruned: folder of the stage `train.pruned`, for a student of that kind.
 
     Raises:
         RecipeError: the recipe asks for something impossible of this teacher.
         ModelError: a model cannot be found, opened, or used.
         DataError: there are no data to measure the layers on.
     """
-    materials = Materials(teacher, tokenizer_source, console, influence_batches, trust_remote_code, task, labels)
+    materials = Materials(
+        teacher, tokenizer_source, console, influence_batches, trust_remote_code, task, labels, pruned
+    )
     builder: StudentBuilder = registry.build(settings)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -89,11 +89,11 @@ def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequ
     Raises:
         ModelError: a tensor has no counterpart of equal shape, so the student cannot be made of these layers.
     """
-    prefix = _layers_name(teacher)
+    prefix = layers_name(teacher)
     given = teacher.state_dict()
     used = set()
     for name, tensor in student.state_dict().items():
-        source = _teacher_name(name, prefix, layers)
+        source = copied_name(name, prefix, layers)
         if source not in given or given[source].shape != tensor.shape:
             raise _not_made_of(teacher, f"the student's {name} has no counterpart of its shape (it would be {source})")
         tensor.copy_(given[source])
@@ -104,14 +104,15 @@ def copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, layers: Sequ
         raise _not_made_of(teacher, f"the teacher's {unused[0]} has no place in the student")
 
 
-def _layers_name(model: PreTrainedModel) -> str:
+def layers_name(model: PreTrainedModel) -> str:
     """The name of the layer list in the state dict, with a dot at the end: `model.layers.`, `transformer.h.`"""
     wanted = model_layers(model)
     name: str = next(name for name, module in model.named_modules() if module is wanted)
     return f"{name}."
 
 
-def _teacher_name(name: str, prefix: str, layers: Sequence[int]) -> str:
+def copied_name(name: str, prefix: str, layers: Sequence[int]) -> str:
+    """The name of the teacher's tensor that a student's tensor is copied from, `layers[i]` being its layer i."""
     if not name.startswith(prefix):
         return name
     index, dot, rest = name.removeprefix(prefix).partition(".")

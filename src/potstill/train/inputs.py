@@ -156,18 +156,22 @@ def _measured(sides: Sides, recipe: Recipe, work: Work) -> Sequence[Example]:
     return [example for example in sides.held_out if selects(example.group)]
 
 
-def make_student(recipe: Recipe, models: Models, reader: TaskReader, rows: Rows, console: Console) -> BuiltStudent:
-    """The student before its first step. Raises as `build_student`."""
+def make_student(
+    recipe: Recipe, models: Models, reader: TaskReader, rows: Rows, console: Console, pruned: Path | None = None
+) -> BuiltStudent:
+    """The student before its first step. `pruned` is the artifact of the stage `train.pruned`. Raises as
+    `build_student`."""
     return build_student(
         recipe.required_student,
         teacher=models.teacher,
         tokenizer_source=models.tokenizer,
         seed=recipe.seed,
-        influence_batches=partial(_batches, rows.train, reader),
+        influence_batches=partial(row_batches, rows.train, reader),
         console=console,
         trust_remote_code=models.trust_remote_code,
         task=recipe.task,
         labels=rows.classes or None,
+        pruned=pruned,
     )
 
 
@@ -225,7 +229,8 @@ def _read(items: Sequence[Any], reader: TaskReader, recipe: Recipe, work: Work, 
     return rows
 
 
-def _batches(rows: Sequence[Row], reader: TaskReader) -> Iterable[Batch]:
+def row_batches(rows: Sequence[Row], reader: TaskReader) -> Iterable[Batch]:
+    """The rows in order, in small batches."""
     collate = reader.collator()
     for start in range(0, len(rows), _ROWS_PER_BATCH):
         yield Batch.from_inputs(collate(rows[start : start + _ROWS_PER_BATCH]))

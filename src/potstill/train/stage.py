@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from potstill.recipe import Existing, HardCE, Recipe, members_of
-from potstill.recipe.train import STUDENT, Training
+from potstill.recipe import Existing, HardCE, Pruned, Recipe, members_of
+from potstill.recipe.train import PRUNED, STUDENT, Training
 from potstill.stage import Context, Stage
 
 CONTRACT = 2
+PRUNING_CONTRACT = 1
 
 _UNSEEN_ARGUMENTS = ("report_to", "run_name", "project")
 """Training arguments that do not affect the artifact."""
 
 
-def stage(recipe: Recipe, training: Training = STUDENT) -> Stage:
+def stage(recipe: Recipe, training: Training | Literal["train.pruned"] = STUDENT) -> Stage:
     """The stage of one training of a recipe that has a `train` section: of the student, or of a control, by one seed.
 
     Its artifact holds `model/` (a plain model folder with tokenizer; an adapter is merged, and also kept in
@@ -27,7 +28,11 @@ def stage(recipe: Recipe, training: Training = STUDENT) -> Stage:
     The control `text_only` is the same student on the same rows in the same order, for the same steps (and stages) by
     the same schedule, with `hard_ce` of weight 1 alone. `text_only_equal_seconds` goes on with more of these steps, as
     many as take the student's seconds.
+
+    `train.pruned` is the stage before them that cuts a pruned student.
     """
+    if not isinstance(training, Training):
+        return _pruning(recipe)
     recipe = trained_by(recipe, training)
     train = recipe.required_train.key_fields()
     del train["controls"], train["seeds"]
@@ -48,11 +53,37 @@ def stage(recipe: Recipe, training: Training = STUDENT) -> Stage:
     reads = ("generate",) if recipe.generate is not None else ()
     if recipe.capture is not None and any(o.needs().teacher for o in recipe.required_train.all_objectives):
         reads = (*reads, "capture")
+    if isinstance(recipe.student, Pruned):
+        reads = (*reads, PRUNED)
     if training.control == "text_only_equal_seconds":
         reads = (*reads, *_timed_by(training))
     return Stage(
         training.stage, CONTRACT, reads, settings, partial(_sources, recipe), partial(_write, recipe, training)
     )
+
+
+def _pruning(recipe: Recipe) -> Stage:
+    """The stage that cuts the student. It depends on what makes training rows, and not on how they are trained on."""
+    train, student = recipe.required_train, recipe.required_student
+    teacher = recipe.teachers.get(train.teacher)
+    settings = {
+        "student": {name: value for name, value in student.key_fields().items() if name != "lora"},
+        "teacher": None if teacher is None else teacher.key_fields(),
+        "data": None if recipe.generate is not None else recipe.data.key_fields(),
+        "max_length": train.max_length,
+        "teacher_system": train.teacher_system,
+        "refusals": None if train.refusals is None else train.refusals.key_fields(),
+        "bf16": bool(train.args.get("bf16")),
+    }
+    reads = ("generate",) if recipe.generate is not None else ()
+    return Stage(PRUNED, PRUNING_CONTRACT, reads, settings, partial(_sources, recipe), partial(_prune, recipe))
+
+
+def _prune(recipe: Recipe, context: Context) -> None:
+    from potstill.train.pruning import write_pruned
+
+    if isinstance(recipe.student, Pruned):
+        write_pruned(recipe, recipe.student, context)
 
 
 def trained_by(recipe: Recipe, training: Training) -> Recipe:

@@ -20,7 +20,7 @@ from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
 from potstill.models.saving import save_model
 from potstill.recipe import Recipe, TrainStage
-from potstill.recipe.train import Training
+from potstill.recipe.train import PRUNED, Training
 from potstill.stage import Context
 from potstill.students import BuiltStudent
 from potstill.tasks import SPECS
@@ -68,7 +68,9 @@ class TrainingRun:
             )
         reader, rows = self._read()
         with quiet_loading():
-            built = make_student(self.recipe, self.models, reader, rows, self.context.console)
+            pruned = self.context.inputs.get(PRUNED)
+            folder = pruned.path if pruned is not None else None
+            built = make_student(self.recipe, self.models, reader, rows, self.context.console, folder)
             stages = self.settings.in_stages
             student: nn.Module = built.model
             done: list[DistillTrainer] = []
