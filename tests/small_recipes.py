@@ -68,6 +68,10 @@ def taxed(folder: Path) -> list[str]:
     return [*prompts(folder), "student={kind: from_teacher, layers: every_other}"]
 
 
+def cut(folder: Path) -> list[str]:
+    return [*prompts(folder), "student.parameters=26K"]
+
+
 def taught_texts(folder: Path) -> list[str]:
     teacher = make_tiny_classifier(folder / "teacher", labels=LABELS, **SHAPE)
     return [f"teacher={{kind: local, model: {teacher}}}", *texts(folder)]
@@ -129,6 +133,7 @@ SMALL: dict[str, Callable[[Path], list[str]]] = {
     "hinton_fashion_mnist_teacher": images,
     "minilm_v2": taught_texts,
     "offline": prompts,
+    "pruned": cut,
     "newsgroups_teacher": encoder,
     "reasoning": sums,
     "reasoning_teacher": few_sums,
