@@ -94,6 +94,7 @@ def test_every_candidate_is_near_the_size_and_fits_into_the_teacher(parameters: 
         assert shape.layers <= whole.layers and shape.hidden <= whole.hidden and shape.channels <= whole.channels
         assert 1 <= shape.groups <= whole.groups
         assert shape.hidden % 32 == shape.channels % 32 == 0
+        assert shape.hidden % (shape.groups * SMOLLM2.heads_per_group) == 0
 
 
 @pytest.mark.parametrize("parameters", [100_000, 500_000_000])

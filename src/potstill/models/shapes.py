@@ -179,8 +179,9 @@ def widths_of(facts: ModelFacts) -> Widths:
 def candidate_shapes(widths: Widths, parameters: int, count: int) -> list[Shape]:
     """Shapes of about `parameters` parameters, from the widest and shallowest to the narrowest and deepest.
 
-    For each hidden width, the head groups are in proportion to it, the number of layers is the one whose feed-forward
-    width is nearest in proportion too, and that width makes up the size.
+    For each hidden width, the head groups are in proportion to it, as nearly as the heads divide the width (Llama's
+    configuration asks for that, although its heads may have any width); the number of layers is the one whose
+    feed-forward width is nearest in proportion too, and that width makes up the size.
 
     Args:
         widths: the teacher's.
@@ -190,12 +191,12 @@ def candidate_shapes(widths: Widths, parameters: int, count: int) -> list[Shape]
     Raises:
         RecipeError: no shape has this size.
     """
-    whole = widths.shape
+    whole, step = widths.shape, widths.hidden_step
+    narrower = range((whole.hidden - 1) // step * step, 0, -step)
     found = [
         shape
-        for hidden in range(whole.hidden // widths.hidden_step * widths.hidden_step, 0, -widths.hidden_step)
-        if hidden * _LEAST_WIDTH >= whole.hidden
-        and (shape := _balanced(widths, min(hidden, whole.hidden), parameters)) is not None
+        for hidden in (whole.hidden, *narrower)
+        if hidden * _LEAST_WIDTH >= whole.hidden and (shape := _balanced(widths, hidden, parameters)) is not None
     ]
     if not found or parameters >= widths.parameters(whole):
         refuse_size(parameters, least=_least(widths), most=widths.parameters(whole))
@@ -222,7 +223,10 @@ def _least(widths: Widths) -> int:
 def _balanced(widths: Widths, hidden: int, parameters: int) -> Shape | None:
     """The shape of this hidden width and size whose other widths are nearest in proportion; None if none is near."""
     whole, step = widths.shape, widths.channel_step
-    groups = max(1, round(whole.groups * hidden / whole.hidden))
+    dividing = [n for n in range(1, whole.groups + 1) if hidden % (n * widths.heads_per_group) == 0]
+    if not dividing:
+        return None
+    groups = min(dividing, key=lambda n: abs(n / whole.groups - hidden / whole.hidden))
     best, best_distance = None, math.log(_BALANCE)
     for layers in range(1, whole.layers + 1):
         without = widths.parameters(Shape(layers, hidden, groups, 0))
