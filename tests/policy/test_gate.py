@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,3 +229,13 @@ def test_a_draft_of_speculate_is_asked_about(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="NonCommercial 4"):
         rulings_on(recipe).refuse()
     assert {use.route for use in rulings_on(recipe, "draft").provenance.uses} == {"weights", "data"}
+
+
+def test_statements_and_overrides_are_read_as_the_page_prints_them(tmp_path: Path) -> None:
+    """Every YAML block of docs/policy.md, as it stands there."""
+    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)):
+        data = "" if "data:" in block else "data: {kind: jsonl, path: rows.jsonl}\n"
+        (tmp_path / f"{number}.yaml").write_text(f"name: printed\n{data}{block}")
+        load_recipe(tmp_path / f"{number}.yaml")
+    assert number >= 2

@@ -216,7 +216,8 @@ def aliases_of_aliases(line: str, first: str) -> str:
         (aliases_of_aliases("&{b} {{<<: [{all}]}}", "{x: 1}"), "holds more than 20,000 values"),
         ("a: &a [*a]", "an alias stands inside what it repeats"),
         ("? [1, 2]\n: x", "a key should be a name"),
-        ("on: x", "a key should be a name, not True: put it in quotes"),
+        ("null: x", "a key should be a name, not None: put it in quotes"),
+        ("name: \a", "special characters are not allowed"),
         ("name: 1\nname: 2", "key 'name' is given twice"),
         ("seed: !!timestamp 2024-99-99", "a value cannot be read"),
         ("seed: " + "9" * 5000, "a value cannot be read"),
@@ -235,6 +236,17 @@ def test_what_no_recipe_holds_is_refused(tmp_path: Path, text: str, expected: st
         load_recipe(path)
     assert expected in str(error.value)
     assert len(str(error.value)) < 1000
+
+
+def test_on_is_a_name_where_it_is_a_key(tmp_path: Path) -> None:
+    """YAML 1.1 reads it as true; statements and overrides of `policy` have a key of that name."""
+    path = tmp_path / "recipe.yaml"
+    statement = '{id: cc-by-4.0, attested_by: A, on: "2026-11-27", why: it stands on the page}'
+    path.write_text(f"name: x\ndata: {{kind: jsonl, path: rows.jsonl, licence: {statement}}}")
+    recipe = load_recipe(path)
+    assert recipe.data.licence_id == "cc-by-4.0"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
 
 
 def test_dates_times_and_numbers_in_quotes_stay_texts(tmp_path: Path) -> None:

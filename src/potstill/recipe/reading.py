@@ -53,7 +53,10 @@ def parse_yaml(text: str) -> Any:
         ValueError: it is not YAML, not plain data, too large, too deep, or holds a number or a text that no field
         accepts.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that no text has
+        raise ValueError(str(error)) from error
     try:
         node = loader.get_single_node()
         if node is None:
@@ -91,7 +94,8 @@ def walk(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses deep nesting, keys that are no names, and duplicate keys while it reads."""
+    """Refuses deep nesting, keys that are no names, and duplicate keys while it reads. `on`, `off`, `yes` and `no` are
+    names where they are keys (`on: "2026-11-27"` of a licence statement)."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -112,6 +116,8 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:bool":
+                key_node.tag = "tag:yaml.org,2002:str"
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int)) or isinstance(key, bool):
                 what = f"a key should be a name, not {_short(repr(key))}: put it in quotes"
