@@ -114,3 +114,49 @@ SAME_TEXT = {
     "odc-1.0": "odc-by-1.0",  # without its title
     "x11-r75": "mit",  # "(including the next paragraph)"
 }
+
+
+LIMITS = (
+    ("free of charge, to any person", "free of charge, for research purposes, to any person"),
+    ("free of charge, to any person", "free of charge, to any academic person"),
+    ("sublicense, and/or sell", "and/or sublicense"),
+)
+
+
+@pytest.mark.parametrize(("old", "new"), LIMITS)
+def test_a_word_that_says_who_may_do_what_makes_another_text(old: str, new: str) -> None:
+    assert is_named(MIT) == "mit"
+    assert old in MIT
+    assert is_named(MIT.replace(old, new)) is None
+
+
+def test_what_stands_behind_the_longest_text_is_not_overlooked() -> None:
+    assert is_named(MIT + " " * 500_000) is None
+
+
+@pytest.mark.peers
+@pytest.mark.needs("licence texts")
+def test_a_clause_within_a_long_text_makes_another_text() -> None:
+    """In ordinary words, none of which turns a sentence round."""
+    clause = "Each use of the Work in a product needs a separate written agreement with the Licensor and a fee."
+    for source, name in read_by_source().items():
+        if name in all_texts():
+            paragraphs = all_texts()[name].split("\n\n")
+            half = len(paragraphs) // 2
+            assert is_named("\n\n".join([*paragraphs[:half], clause, *paragraphs[half:]])) is None, source
+
+
+MIT = """\
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""

@@ -155,10 +155,53 @@ def test_a_run_that_is_gone_is_remembered() -> None:
     assert now.with_recorded(now) == now
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", '{"format": "other"}', f'{{"format": "{FORMAT}", "uses": [1]}}'])
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"format": "other"}', "[" * 200_000])
 def test_a_file_that_is_no_provenance_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "provenance.json").write_text(text)
     assert of_folder(tmp_path) is None
+
+
+SIGN = {"source": "mit", "how": "the model card", "stated": "mit"}
+USE = {"role": "teachers.main", "name": "m", "route": "logits", "evidence": [SIGN]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"format": "potstill-provenance-2"},
+        {"format": FORMAT, "uses": [1], "overrides": []},
+        {"format": FORMAT, "uses": [{**USE, "route": "banana"}], "overrides": []},
+        {"format": FORMAT, "uses": [{**USE, "route": ["logits"]}], "overrides": []},
+        {"format": FORMAT, "uses": [{**USE, "name": {"a": 1}}], "overrides": []},
+        {"format": FORMAT, "uses": [{**USE, "evidence": [{**SIGN, "source": ["mit"]}]}], "overrides": []},
+        {"format": FORMAT, "uses": [{**USE, "through": [5]}], "overrides": []},
+        {"format": FORMAT, "uses": [{**USE, "evidence": []}], "overrides": []},
+        {"format": FORMAT, "uses": [], "overrides": []},
+    ],
+)
+def test_a_provenance_that_cannot_be_read_or_says_nothing_is_not_known(house: House, document: Any) -> None:
+    teacher = house.licensed("teacher", "other")
+    Path(teacher["model"], "provenance.json").write_text(json.dumps(document))
+    rulings = rulings_on(house.recipe("asked", teacher=teacher))
+    assert [ruling.source for ruling in rulings.rulings] == ["", "own"]
+    assert rulings.answer == "warn"
+
+
+def test_a_student_that_somebody_else_licensed_is_under_that_licence_too(house: House) -> None:
+    """What it was made from is in the folder, and so is the licence that its maker gave it."""
+    teacher = house.licensed("student-of-others", "cc-by-nc-4.0")
+    made = {"format": FORMAT, "uses": [USE], "overrides": []}
+    Path(teacher["model"], "provenance.json").write_text(json.dumps(made))
+    recipe = house.recipe("asked", teacher=teacher, policy={"purpose": "commercial"})
+    assert found(recipe) == {
+        ("mit", "logits", ("student-of-others",)), ("cc-by-nc-4.0", "logits", ()), ("own", "data", ()),
+    }  # fmt: skip
+    assert rulings_on(recipe).answer == "block"
+
+
+def test_a_name_that_somebody_else_wrote_stays_on_its_line() -> None:
+    made = Use.of({**USE, "name": "m\n\nThis student is under the MIT License."})
+    assert "\n" not in made.name
 
 
 @pytest.mark.parametrize("route", ["outputs", "logits", "weights", "data"])

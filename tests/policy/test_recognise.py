@@ -59,6 +59,30 @@ def test_a_card_states_it(write: Callable[..., Path]) -> None:
     assert sources_of_teacher(model=str(write(**{"README.md": named}))) == {"qwen-research"}
 
 
+@pytest.mark.parametrize(
+    ("front", "sources"),
+    [
+        ("\ufeff---\nlicense: gemma\n---\n", {"gemma-2025-03"}),
+        ("\n---\nlicense: gemma\n---\n", {"gemma-2025-03"}),
+        ("---\nlicense: Other\nlicense_name: llama3.1\n---\n", {"llama-3.1"}),
+        ("---\nlicense: [mit, cc-by-nc-4.0]\n---\n", {"mit", "cc-by-nc-4.0"}),
+        ("---\ntags: [a---b]\nlicense: gemma\n---\n", {"gemma-2025-03"}),
+    ],
+)
+def test_a_card_is_read_however_its_front_is_written(write: Callable[..., Path], front: str, sources: set[str]) -> None:
+    assert sources_of_teacher(model=str(write(**{"README.md": front}))) == sources
+
+
+def test_the_name_of_a_licences_file_may_be_in_any_case(write: Callable[..., Path]) -> None:
+    folder = write(**{"README.md": "---\nlicense: mit\n---\n"})
+    file = folder / "license.txt"
+    file.write_text(APACHE, encoding="utf-8")
+    try:
+        assert sources_of_teacher(model=str(folder)) == {"mit", "apache-2.0"}
+    finally:
+        file.unlink()
+
+
 def test_a_text_and_a_card_that_differ_are_both_asked(write: Callable[..., Path]) -> None:
     files = {"README.md": "---\nlicense: mit\n---\n", "LICENSE": APACHE}
     assert sources_of_teacher(model=str(write(**files))) == {"mit", "apache-2.0"}
@@ -104,6 +128,22 @@ def test_a_gguf_file_states_it(tmp_path: Path) -> None:
         ("http://127.0.0.1:8000/v1", "teacher", {""}),
         ("https://api.nobody.example/v1", "teacher", {""}),
         ("https://notapi.openai.com.example/v1", "x", {""}),
+        # The same servers by other spellings of their names and numbers.
+        ("https://api.openai.com./v1", "x", {"openai-api"}),
+        ("https://api\u3002openai\u3002com/v1", "x", {"openai-api"}),
+        ("https://API.OpenAI.com:443/v1", "x", {"openai-api"}),
+        ("http://134744072/v1", "HuggingFaceTB/SmolLM2-1.7B-Instruct", {"", "apache-2.0"}),
+        ("http://0x8080808/v1", "HuggingFaceTB/SmolLM2-1.7B-Instruct", {"", "apache-2.0"}),
+        ("http://[::ffff:8.8.8.8]/v1", "HuggingFaceTB/SmolLM2-1.7B-Instruct", {"", "apache-2.0"}),
+        ("http://[::ffff:10.1.2.3]/v1", "HuggingFaceTB/SmolLM2-1.7B-Instruct", {"apache-2.0"}),
+        # A proxy, which names whose model it passes on.
+        ("http://127.0.0.1:4000/v1", "openai/gpt-4o", {"openai-api"}),
+        ("http://127.0.0.1:4000/v1", "openrouter/openai/o3", {"openai-api"}),
+        ("http://127.0.0.1:4000/v1", "ft:gpt-3.5-turbo:acme", {"openai-api"}),
+        ("http://127.0.0.1:4000/v1", "openai/gpt-oss-120b", {""}),
+        ("http://127.0.0.1:11434/v1", "llama2:7b", {"llama-2"}),
+        ("http://127.0.0.1:11434/v1", "llama3.1:70b", {"llama-3.1"}),
+        ("http://127.0.0.1:11434/v1", "gemma:2b", {"gemma-2025-03"}),
     ],
 )
 def test_a_server_is_under_the_terms_of_its_host_and_the_licence_of_its_model(

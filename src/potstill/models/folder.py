@@ -6,6 +6,7 @@ Everything is read from `config.json`, the index and the headers of the weights;
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -193,21 +194,25 @@ def _flat(code: Any) -> list[str]:
 
 
 def stated_licence(path: Path) -> str:
-    """The licence that a model's card states (`license`, or `license_name` where that is `other`); empty if none."""
+    """The licence that a model's card states (`license`, or `license_name` where that is `other`); of several, all of
+    them (`mit AND cc-by-4.0`); empty if none."""
     try:
-        text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
+        text = (path / "README.md").read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return ""
-    if not text.startswith("---"):
-        return ""
+    front = _FRONT_MATTER.match(text)
     try:
-        metadata = parse_yaml(text.split("---", 2)[1])
-    except (ValueError, IndexError):
+        metadata = parse_yaml(front[1]) if front is not None else None
+    except ValueError:
         return ""
     if not isinstance(metadata, dict):
         return ""
-    licence = str(metadata.get("license") or "")
-    return str(metadata.get("license_name") or licence) if licence == "other" else licence
+    stated = metadata.get("license") or ""
+    licence = " AND ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
+    return str(metadata.get("license_name") or licence) if licence.casefold() == "other" else licence
+
+
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", re.DOTALL)
 
 
 def check_tokenizer_folder(path: Path, where: str) -> Path:

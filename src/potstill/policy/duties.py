@@ -19,7 +19,7 @@ from potstill.errors import printable
 from potstill.policy.fingerprints import nearest
 from potstill.policy.gate import Rulings
 from potstill.policy.provenance import FILE, uses_of_models
-from potstill.policy.recognise import licence_files, model_folder
+from potstill.policy.recognise import licence_files, model_folder, read_licence
 from potstill.policy.table import Do, Duty, Source, table
 from potstill.recipe import Recipe
 
@@ -97,7 +97,7 @@ def _texts_at_hand(recipe: Recipe) -> Iterator[tuple[Path, Any]]:
         if model.startswith("run:"):
             folders += sorted(Path(model.removeprefix("run:")).expanduser().glob("export.*"))
         for file in (file for folder in folders if folder is not None for file in licence_files(folder)):
-            yield file, nearest(file.read_text(encoding="utf-8", errors="replace"))
+            yield file, nearest(read_licence(file))
 
 
 def write_papers(folder: Path, recipe: Recipe, rulings: Rulings) -> list[str]:

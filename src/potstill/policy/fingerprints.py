@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)*")
@@ -29,10 +30,16 @@ LONGEST_HEADER = 60
 """Words that may stand before the text: a title, and whose it is."""
 _MISSING, _MORE, _SHARE = 9, 7, 0.01
 """Sequences that may be missing, and that may be more; or this share of the text's, if that is larger. One word that
-is put in place of another (a name in a disclaimer) makes three of each; a clause of nine words, eleven more."""
-_MOST_CHARACTERS = 400_000
-_RESTRICTIVE = frozenset("except may must never no not only prohibited shall unless without".split())
-"""Words that turn a sentence round: one more or less of them makes another text."""
+is put in place of another (a name in a disclaimer) makes three of each; a clause of nine words, eleven more. The share
+is of differences all over a long text: in one place there may be no more than `_MORE`."""
+MOST_CHARACTERS = 400_000
+"""A longer text is none that is known."""
+_RESTRICTIVE = frozenset(
+    """except may must never no not only prohibited shall unless without
+    academic commercial commercially educational evaluation internal noncommercial personal research sell sublicense
+    """.split()
+)
+"""Words that turn a sentence round, or say who may do what: one more or less of them makes another text."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Match:
 
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case, without links, markup, punctuation, years and numbers of clauses."""
-    plain = _LINK.sub(" ", text[:_MOST_CHARACTERS].replace("\\", "").replace("’", "'").casefold())
+    plain = _LINK.sub(" ", text[:MOST_CHARACTERS].replace("\\", "").replace("’", "'").casefold())
     plain = _NUMBER.sub(" ", plain.replace("*", " "))
     return [word for word in _WORD.findall(plain) if not _YEAR.fullmatch(word)]
 
@@ -90,7 +97,7 @@ def nearest(text: str) -> Match | None:
             missing = len(variant.hashes) - common
             if common < len(variant.hashes) / 2:
                 continue
-            match = _match(known.source, words, hashes, variant, missing)
+            match = _match(known.source, words, hashes, variant, missing, whole=len(text) <= MOST_CHARACTERS)
             # A text that holds a shorter licence whole (MIT in a modified MIT) is the longer one, where that is whole.
             score = common - 3 * missing
             if best is None or score > best[0]:
@@ -98,12 +105,14 @@ def nearest(text: str) -> Match | None:
     return best[1] if best is not None else None
 
 
-def _match(source: str, words: list[str], hashes: list[int], variant: Variant, missing: int) -> Match:
+def _match(source: str, words: list[str], hashes: list[int], variant: Variant, missing: int, *, whole: bool) -> Match:
     places = [place for place, value in enumerate(hashes) if value in variant.hashes]
     first, size = places[0], len(variant.hashes)
     more = len(hashes) - first - len(places)
     share = round(_SHARE * size)
-    exact = missing <= max(_MISSING, share) and more <= max(_MORE, share) and first <= LONGEST_HEADER
+    together = max(after - before - 1 for before, after in pairwise([*places, len(hashes)]))
+    exact = whole and missing <= max(_MISSING, share) and more <= max(_MORE, share) and first <= LONGEST_HEADER
+    exact = exact and together <= _MORE
     exact = exact and restrictive_in(words[first:]) == variant.restrictive
     return Match(source, exact, missing, more + max(0, first - LONGEST_HEADER), size)
 

@@ -11,18 +11,27 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from potstill.artifacts import MANIFEST, read_artifact
 from potstill.errors import PotstillError
-from potstill.policy.recognise import Evidence, licence_of_data, licence_of_model, model_folder
+from potstill.policy.recognise import (
+    NOTHING,
+    Evidence,
+    licence_of_data,
+    licence_of_model,
+    model_folder,
+    own_licence_of_data,
+    own_licence_of_model,
+)
 from potstill.policy.table import Route
 from potstill.recipe import Existing, KindSettings, ModuleStudent, Override, Recipe, members_of
 from potstill.recipe.data import DataSettings, RunData
 from potstill.recipe.speculate import OtherModelDraft, StudentDraft
 
 FILE = "provenance.json"
-FORMAT = "potstill-provenance-1"
+_FORMATS = "potstill-provenance-"
+FORMAT = f"{_FORMATS}1"
 
 Made = Literal["records", "signals", "student", "draft", "all"]
 """What a recipe makes: the records of `generate`, the store of `capture`, the student of `train`, the draft of
@@ -73,10 +82,26 @@ class Use:
         """From JSON values.
 
         Raises:
-            KeyError, TypeError: they are none.
+            KeyError, TypeError, ValueError: they are none.
         """
-        evidence = tuple(Evidence(**item) for item in document["evidence"])
-        return cls(document["role"], document["name"], document["route"], evidence, tuple(document.get("through", ())))
+        if document["route"] not in get_args(Route):
+            raise ValueError(f"there is no route {document['route']!r}")
+        evidence = tuple(
+            Evidence(**{name: _line(text) for name, text in sign.items()}) for sign in document["evidence"]
+        )
+        through = tuple(_line(name) for name in document.get("through", ()))
+        return cls(_line(document["role"]), _line(document["name"]), document["route"], evidence or (NOTHING,), through)
+
+
+def _line(text: Any) -> str:
+    """A text that somebody else wrote, as one line.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no text")
+    return " ".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -179,9 +204,13 @@ def _of_model(role: str, settings: Any, route: Route) -> Provenance:
     known = _of_known_model(model, getattr(settings, "revision", None)) if local else None
     if known is None:
         return Provenance((Use(role, name, route, licence_of_model(settings)),))
-    found = known.through(name, role, route)
-    stated = getattr(settings, "licence", None)
-    return found + Provenance((Use(role, name, route, licence_of_model(settings)),)) if stated else found
+    return _with_own(known.through(name, role, route), role, name, route, own_licence_of_model(settings))
+
+
+def _with_own(found: Provenance, role: str, name: str, route: Route, own: tuple[Evidence, ...]) -> Provenance:
+    """What something was made from, and the licence that its maker put it under; without either it is not known."""
+    signs = own or (() if found.uses else (NOTHING,))
+    return found + Provenance((Use(role, name, route, signs),)) if signs else found
 
 
 def _of_known_model(model: str, revision: str | None) -> Provenance | None:
@@ -222,18 +251,21 @@ def of_folder(folder: Path) -> Provenance | None:
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def _parsed(document: Any) -> Provenance | None:
+    """None if it is nothing of potstill; not known if it is, and cannot be read."""
+    if not isinstance(document, dict) or not str(document.get("format")).startswith(_FORMATS):
+        return None
     try:
         if document["format"] != FORMAT:
-            return None
+            raise ValueError(f"it has the format {document['format']!r}, and this potstill reads {FORMAT!r}")
         uses = tuple(Use.of(item) for item in document["uses"])
         return Provenance(uses, tuple(Override.model_validate(item) for item in document["overrides"]))
     except (KeyError, TypeError, ValueError):
-        return None
+        return Provenance((Use("", FILE, "outputs", (Evidence("", "what it was made from cannot be read"),)),))
 
 
 def _of_data(data: DataSettings) -> Provenance:
@@ -247,8 +279,7 @@ def _of_data(data: DataSettings) -> Provenance:
         known = of_folder(whole if whole.is_dir() else whole.parent)
     if known is None:
         return Provenance((Use("data", name, "data", licence_of_data(data)),))
-    found = known.through(name, "data", "data")
-    return found + Provenance((Use("data", name, "data", licence_of_data(data)),)) if data.licence else found
+    return _with_own(known.through(name, "data", "data"), "data", name, "data", own_licence_of_data(data))
 
 
 def _kind(settings: KindSettings) -> str:

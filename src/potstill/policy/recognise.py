@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from potstill.models.folder import stated_licence
 from potstill.models.gguf_header import read_header
 from potstill.models.packages import PACKAGES
 from potstill.models.resolve import locate
-from potstill.policy.fingerprints import nearest
+from potstill.policy.fingerprints import MOST_CHARACTERS, nearest
 from potstill.policy.table import table
 from potstill.recipe import DataSettings, EndpointTeacher, LicenceStatement
 from potstill.recipe.data import (
@@ -35,7 +36,8 @@ from potstill.recipe.data import (
 )
 from potstill.recipe.policy import Licence
 
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*")
+LICENCE_FILES = ("license", "licence", "copying")
+"""How the names of files with a licence's text begin, in any case."""
 _JOINED = re.compile(r"\s+(?:and|or|with)\s+|[()]", re.IGNORECASE)
 _UNSTATED = ("", "other", "unknown", "none", "not stated")
 
@@ -48,6 +50,9 @@ class Evidence:
     source: str
     how: str
     stated: str = ""
+
+
+NOTHING = Evidence("", "nothing states it")
 
 
 def identify(stated: str) -> tuple[str, ...]:
@@ -71,19 +76,30 @@ def licence_of_model(settings: Any) -> tuple[Evidence, ...]:
         found = (*_of_host(settings.base_url), *_of_name(model))
     elif model:
         found = _of_files(model, getattr(settings, "revision", None)) or _of_name(model)
-    if stated:
-        # A statement answers for what was not found. What was found stands beside it.
-        return (*stated, *(evidence for evidence in found if evidence.source))
-    return found or (Evidence("", "nothing states it"),)
+    return _together(stated, found) or (NOTHING,)
+
+
+def own_licence_of_model(settings: Any) -> tuple[Evidence, ...]:
+    """The signs of what a student of potstill is itself under, apart from what it was made from: the recipe, and the
+    files that lie beside its weights."""
+    model = str(getattr(settings, "model", "") or "")
+    found = () if model.startswith("run:") else _of_files(model, getattr(settings, "revision", None))
+    return _together(_of_recipe(getattr(settings, "licence", None)), found)
 
 
 def licence_of_data(data: DataSettings) -> tuple[Evidence, ...]:
     """The signs of the licence of a data source."""
-    stated = _of_recipe(data.licence)
-    found = tuple(_of_data(data))
-    if stated:
-        return (*stated, *(evidence for evidence in found if evidence.source))
-    return found or (Evidence("", "nothing states it"),)
+    return own_licence_of_data(data) or (NOTHING,)
+
+
+def own_licence_of_data(data: DataSettings) -> tuple[Evidence, ...]:
+    """The signs of its licence; none if there are none."""
+    return _together(_of_recipe(data.licence), tuple(_of_data(data)))
+
+
+def _together(stated: tuple[Evidence, ...], found: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+    """A statement answers for what was not found. What was found stands beside it."""
+    return (*stated, *(evidence for evidence in found if evidence.source)) if stated else found
 
 
 # ---- what is stated ----------------------------------------------------------------------------------------------
@@ -144,13 +160,22 @@ def _of_gguf(file: Path) -> Iterator[Evidence]:
 
 def licence_files(folder: Path) -> list[Path]:
     """The files of a folder that hold the text of a licence, by name."""
-    return sorted({file for pattern in LICENCE_FILES for file in folder.glob(pattern) if file.is_file()})
+    try:
+        return sorted(f for f in folder.iterdir() if f.name.casefold().startswith(LICENCE_FILES) and f.is_file())
+    except OSError:
+        return []
+
+
+def read_licence(file: Path) -> str:
+    """The text of a licence; of a file that is too long for one, the beginning. Raises: OSError."""
+    with file.open(encoding="utf-8", errors="replace") as text:
+        return text.read(MOST_CHARACTERS + 1)
 
 
 def _of_texts(folder: Path) -> Iterator[Evidence]:
     for file in licence_files(folder):
         try:
-            match = nearest(file.read_text(encoding="utf-8", errors="replace"))
+            match = nearest(read_licence(file))
         except OSError:
             continue
         if match is None:
@@ -176,7 +201,7 @@ def _of_name(model: str) -> tuple[Evidence, ...]:
 
 def _of_host(base_url: str) -> Iterator[Evidence]:
     """The terms of whoever runs a server; none for a machine of one's own."""
-    host = (urlsplit(base_url).hostname or "").casefold()
+    host = (urlsplit(base_url).hostname or "").casefold().replace("\u3002", ".").removesuffix(".")
     if _is_own(host):
         return
     sources = [
@@ -189,9 +214,13 @@ def _of_host(base_url: str) -> Iterator[Evidence]:
 
 def _is_own(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_private
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return "." not in host or host.endswith((".local", ".internal", ".lan", ".localhost"))
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(host))  # `134744072` and `0x8080808` are 8.8.8.8
+        except (OSError, ValueError):
+            return "." not in host or host.endswith((".local", ".internal", ".lan", ".localhost"))
+    return (getattr(address, "ipv4_mapped", None) or address).is_private
 
 
 # ---- data --------------------------------------------------------------------------------------------------------
