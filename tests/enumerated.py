@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from potstill.decoding import acceptance
+from potstill.decoding.tree import Tree
 
 GRID = 16
 """Probabilities of targets are multiples of 1/16, those of drafts powers of two: ratios are multiples of 1/16 too."""
@@ -39,12 +40,14 @@ class TableModel:
     """Reads blocks as `CachedModel` does, and answers by what stands in its own slots: wrong slots, wrong answer."""
 
     limit: int | None = None
+    hidden_BH: Tensor | None = None
 
     def __init__(self, table: Table, vocabulary: Tensor | None = None, lender: TableModel | None = None) -> None:
         self.table, self.vocabulary, self._lender = table, vocabulary, lender
         self.vocab_size = table.vocab
         self.slots: list[list[int]] = []
         self._capacity = 0
+        self._starts: Sequence[int] = ()
 
     @property
     def lends(self) -> bool:
@@ -53,18 +56,33 @@ class TableModel:
     def start(self, capacity: int) -> None:
         self._capacity, self.slots = capacity, []
 
-    def __call__(self, tokens_Bn: Tensor, starts: Sequence[int], last: int | None = None) -> Tensor:
+    def keep_hidden(self) -> None:
+        """It has none."""
+
+    def __call__(
+        self, tokens_Bn: Tensor, starts: Sequence[int], last: int | None = None, tree: Tree | None = None
+    ) -> Tensor:
         owner = self if self._lender is None else self._lender
         if not owner.slots:
             owner.slots = [[-1] * owner._capacity for _ in starts]
         logits = []
         for slots, tokens, start in zip(owner.slots, tokens_Bn.tolist(), starts, strict=True):
             slots[start : start + len(tokens)] = tokens
+            if tree is not None:
+                along = [torch.nonzero(sees).flatten().tolist() for sees in tree.sees]
+                logits.append([self.table.row(slots[:start] + [slots[start + i] for i in nodes]) for nodes in along])
+                continue
             places = range(start, start + len(tokens))[-(last or len(tokens)) :]
             logits.append([self.table.row(slots[: place + 1]) for place in places])
+        self._starts = starts
         probabilities = torch.tensor(logits, dtype=torch.float64)
         chosen = probabilities if self.vocabulary is None else probabilities[..., self.vocabulary]
         return chosen.log()
+
+    def settle(self, paths: Sequence[Sequence[int]]) -> None:
+        for slots, start, path in zip(self.slots, self._starts, paths, strict=True):
+            stands = [slots[start + place] for place in path]
+            slots[start + 1 : start + 1 + len(stands)] = stands
 
     def keep(self, rows: Tensor) -> None:
         if self._lender is None and self.slots:

@@ -37,6 +37,9 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForSequenceClassification,
 )
 
+from potstill.decoding.medusa import MedusaHeads
+from potstill.models.anatomy import effective_head
+
 Family = Literal["llama", "qwen2", "gemma2", "gpt2", "mistral", "cohere", "granite"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
@@ -138,6 +141,20 @@ def tiny_model(family: Family = "llama", *, seed: int = 0, spread: float = 0.2, 
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _spread(model, spread)
     return model.eval()
+
+
+@torch.no_grad()
+def random_heads(model: PreTrainedModel, count: int, tokens: torch.Tensor | None = None, seed: int = 0) -> MedusaHeads:
+    """Medusa heads of a tiny model that differ from each other and from its output layer."""
+    head = effective_head(model)
+    assert head is not None
+    heads = MedusaHeads(head.weight.shape[1], model.config.vocab_size, count, tokens).to(head.weight.dtype)
+    heads.start_from(head.weight, head.scale)
+    draws = torch.Generator().manual_seed(seed)
+    for block in heads.blocks:
+        weight = block.layers[0].weight  # type: ignore[union-attr,index]
+        weight.copy_(0.1 * torch.randn(weight.shape, generator=draws))  # type: ignore[operator,arg-type]
+    return heads.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -156,6 +156,8 @@ class Speculation:
         trials: what was measured.
         text: one answer, coloured by who wrote it.
         exported: None if nothing was.
+        heads: of each Medusa head, the share of positions at which its choice of each rank was the text's token.
+        nodes: of the heads' tree, best first, by their ranks from the root.
     """
 
     target: str
@@ -171,6 +173,8 @@ class Speculation:
     text: tuple[Piece, ...] = ()
     exported: Exported | None = None
     notes: tuple[str, ...] = ()
+    heads: tuple[tuple[float, ...], ...] = ()
+    nodes: tuple[tuple[int, ...], ...] = ()
     format: int = field(default=FORMAT)
 
 

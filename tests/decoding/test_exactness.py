@@ -3,6 +3,8 @@ mistake of such a loop is seen."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +22,16 @@ from transformers.generation.logits_process import (
 
 from enumerated import Table, TableModel, enumerate_paths
 from potstill.decoding import acceptance
+from potstill.decoding import tree as tree_of_tokens
+from potstill.decoding.cache import RowCache, RowLayer
 from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraft, Proposal, early_exit
+from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
 from potstill.decoding.speculative import Request, SpeculativeDecoder
-from tiny_models import tiny_model
+from potstill.decoding.tree import Tree
+from tiny_models import random_heads, tiny_model
 
 Joint = dict[tuple[tuple[int, ...], ...], float]
 
@@ -46,6 +52,25 @@ PROCESSORS: dict[str, list[Any]] = {
     "min-p": [MinPLogitsWarper(0.4)],
 }
 
+
+class Guesses(LookupDraft):
+    """A tree of tokens that hang on the text: the choices of a head turn with the number of its tokens."""
+
+    def __init__(self, vocab: int, nodes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self._vocab, self._nodes = vocab, [node for node in nodes if max(node) < vocab]
+
+    def propose(self, rows: Rows, most: int, sampler: Sampler, source: Any) -> Proposal:
+        tree = Tree(tuple(self._nodes[:most]))
+        for row, tokens in enumerate(rows.tokens):
+            for place, node in enumerate(tree.paths):
+                rows.ids_BT[row, len(tokens) + place] = (sum(tokens) + len(node) + node[-1]) % self._vocab
+        return Proposal([len(tree.paths)] * len(rows.tokens), tree=tree)
+
+
+NODES = [(0,), (1,), (0, 1), (1, 0), (0, 0), (0, 1, 0), (1, 0, 1)]
+
+
 DRAFTS: dict[str, Callable[[int, TableModel], Draft]] = {
     "model": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9, True))),
     "layers": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9, True), lender=target)),
@@ -53,6 +78,7 @@ DRAFTS: dict[str, Callable[[int, TableModel], Draft]] = {
     "lookup": lambda vocab, target: LookupDraft(),
     "chained": lambda vocab, target: ChainedDraft([LookupDraft(), ModelDraft(TableModel(Table(vocab, 9, True)))]),
     "stopped": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9, True)), threshold=0.55),
+    "tree": lambda vocab, target: Guesses(vocab, NODES),
 }
 
 
@@ -70,7 +96,8 @@ def speculative(
     request = Request(prompts, budget, stop, sampler)
 
     def run(source: Any) -> tuple[tuple[int, ...], ...]:
-        decoder = SpeculativeDecoder(target, DRAFTS[kind](vocab, target), gamma=gamma)
+        nodes = len(NODES) if kind == "tree" else gamma
+        decoder = SpeculativeDecoder(target, DRAFTS[kind](vocab, target), gamma=nodes)
         texts: list[list[int]] = [[] for _ in prompts]
         for news in decoder.rounds(request, source):
             for row, tokens in news.items():
@@ -189,12 +216,14 @@ def _stale_cache(patch: pytest.MonkeyPatch) -> None:
     """What was rejected stays in the target's slots: a block is written behind the last one."""
     right, ends = TableModel.__call__, {}
 
-    def wrong(self: TableModel, tokens: Tensor, starts: Sequence[int], last: int | None = None) -> Tensor:
+    def wrong(
+        self: TableModel, tokens: Tensor, starts: Sequence[int], last: int | None = None, tree: Tree | None = None
+    ) -> Tensor:
         if self.table._seed == 4 and self.slots:
             starts = [max(start, ends.get(id(self), 0)) for start in starts]
             self.slots = [row + [0] * 8 for row in self.slots]
         ends[id(self)] = max(starts) + tokens.shape[1]
-        return right(self, tokens, starts, last)
+        return right(self, tokens, starts, last, tree)
 
     def start(self: TableModel, capacity: int) -> None:
         ends.pop(id(self), None)
@@ -224,6 +253,53 @@ def _dropped_for_what_it_is(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ModelDraft, "propose", wrong)
 
 
+def _siblings_seen(patch: pytest.MonkeyPatch) -> None:
+    """A node of a tree sees all nodes before it."""
+    patch.setattr(Tree, "sees", property(lambda tree: torch.ones(len(tree.parents), len(tree.parents)).tril().bool()))
+
+
+def _nodes_left(patch: pytest.MonkeyPatch) -> None:
+    """The nodes that stand are not moved to their positions."""
+    patch.setattr(TableModel, "settle", lambda self, paths: None)
+
+
+def _other_parents(patch: pytest.MonkeyPatch) -> None:
+    """A walk goes on at the children of a node's sibling."""
+    right = tree_of_tokens.walk
+
+    def wrong(logits: Tensor, block: Tensor, tree: Tree, *rest: Any) -> Any:
+        other = Tree(tree.paths)
+        object.__setattr__(other, "parents", tuple({1: 2, 2: 1}.get(parent, parent) for parent in tree.parents))
+        return right(logits, block, other, *rest)
+
+    patch.setattr("potstill.decoding.speculative.walk", wrong)
+
+
+def _typical(patch: pytest.MonkeyPatch) -> None:
+    """Typical acceptance, which is lossy."""
+
+    def wrong(*given: Any) -> Any:
+        return tree_of_tokens.walk_typical(*given, tree_of_tokens.Typical())
+
+    patch.setattr("potstill.decoding.speculative.walk", wrong)
+
+
+TREE_MISTAKES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "siblings are seen": (_siblings_seen, "two tokens, gamma 3"),
+    "nodes stay where they were": (_nodes_left, "two tokens, gamma 3"),
+    "children of other nodes": (_other_parents, "two tokens, gamma 3"),
+    "the history of another position": (_wrong_history, "history, temperature, top-k, top-p"),
+    "typical acceptance": (_typical, "three tokens, gamma 2"),
+}
+
+
+@pytest.mark.parametrize("mistake", TREE_MISTAKES)
+def test_enumeration_sees_the_mistake_of_a_tree(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, name = TREE_MISTAKES[mistake]
+    make(monkeypatch)
+    assert error(speculative(kind="tree", **CASES[name]), expected(CASES[name])) > 1e-3
+
+
 MISTAKES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "accept if r <= p/q": (_or_equal, "three tokens, gamma 2"),
     "no residual": (_no_residual, "three tokens, gamma 2"),
@@ -248,19 +324,24 @@ def test_enumeration_sees_the_mistake(mistake: str, monkeypatch: pytest.MonkeyPa
 @torch.no_grad()
 def real_joint(kind: str) -> tuple[Joint, Joint]:
     """Two rows of a tiny model with its real cache, in fp64: enumerated, and by one pass over each whole text."""
-    model = tiny_model(seed=1, spread=0.6, vocab=3, layers=3).double()
+    vocab = 2 if kind == "medusa" else 3  # a tree needs a budget of three tokens, and paths are many
+    model = tiny_model(seed=1, spread=0.6, vocab=vocab, layers=3).double()
     target = CachedModel(model)
     drafts: dict[str, Callable[[], Draft]] = {
         "model": lambda: ModelDraft(CachedModel(tiny_model(seed=2, spread=0.6, vocab=3, layers=1).double())),
         "layers": lambda: early_exit(target, 1),
         "frequent": lambda: early_exit(target, 2, torch.tensor([2, 0])),
         "lookup": LookupDraft,
+        "medusa": lambda: MedusaDraft(random_heads(model, 2), [(0,), (1,), (1, 0)]),
     }
     prompts, budget = [[0, 1, 2, 1], [2]], 2
+    gamma = 1
+    if kind == "medusa":
+        prompts, budget, gamma = [[0, 1, 1, 1], [1, 0]], 3, 2
 
     def run(source: Any) -> tuple[tuple[int, ...], ...]:
         texts: list[list[int]] = [[] for _ in prompts]
-        decoder = SpeculativeDecoder(target, drafts[kind](), gamma=1)
+        decoder = SpeculativeDecoder(target, drafts[kind](), gamma=gamma)
         for news in decoder.rounds(Request(prompts, budget, sampler=Sampler()), source):
             for row, tokens in news.items():
                 texts[row].extend(tokens)
@@ -272,22 +353,30 @@ def real_joint(kind: str) -> tuple[Joint, Joint]:
     wanted: Joint = {(): 1.0}
     for prompt in prompts:
         own = {}
-        for text in ((a, b) for a in range(3) for b in range(3)):
+        for text in itertools.product(range(vocab), repeat=budget):
             p = model(torch.tensor([[*prompt, *text]])).logits[0].softmax(-1)
-            own[text] = float(p[len(prompt) - 1, text[0]] * p[len(prompt), text[1]])
+            own[text] = math.prod(float(p[len(prompt) - 1 + place, token]) for place, token in enumerate(text))
         wanted = {(*done, text): p * share for done, p in wanted.items() for text, share in own.items()}
     return found, wanted
 
 
-@pytest.mark.parametrize("kind", ["model", "layers", "frequent", "lookup"])
+@pytest.mark.parametrize("kind", ["model", "layers", "frequent", "lookup", "medusa"])
 def test_with_a_real_cache_the_joint_distribution_of_two_rows_is_the_targets(kind: str) -> None:
     found, wanted = real_joint(kind)
     assert error(found, wanted) < 1e-12
 
 
-def test_a_real_cache_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from potstill.decoding.cache import RowLayer
+@pytest.mark.parametrize("part", ["move", "mask"])
+def test_a_real_cache_of_a_tree_that_is_wrong_is_seen(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if part == "move":
+        monkeypatch.setattr(RowCache, "move", lambda *given: None)
+    else:
+        _siblings_seen(monkeypatch)
+    found, wanted = real_joint("medusa")
+    assert error(found, wanted) > 1e-4
 
+
+def test_a_real_cache_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = RowLayer.update
 
     def wrong(self: RowLayer, keys: Tensor, values: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:

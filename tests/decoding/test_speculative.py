@@ -13,10 +13,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from potstill.decoding.cached_model import CachedModel, first_layers
 from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraft, early_exit
+from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.sampler import Sampler
 from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.errors import ModelError, UserError
-from tiny_models import FAMILIES, Family, tiny_model
+from tiny_models import FAMILIES, Family, random_heads, tiny_model
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44]]
 
@@ -33,6 +34,9 @@ def near(family: Family = "llama") -> PreTrainedModel:
     return tiny_model(family, seed=3, spread=0.29)
 
 
+NODES = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0)]
+
+
 DRAFTS: dict[str, Callable[[Family, CachedModel], Draft | None]] = {
     "none": lambda family, target: None,
     "model": lambda family, target: ModelDraft(CachedModel(near(family))),
@@ -41,6 +45,7 @@ DRAFTS: dict[str, Callable[[Family, CachedModel], Draft | None]] = {
     "lookup": lambda family, target: LookupDraft(),
     "chained": lambda family, target: ChainedDraft([LookupDraft(), ModelDraft(CachedModel(near(family)))]),
     "stopped": lambda family, target: ModelDraft(CachedModel(near(family)), threshold=0.1),
+    "medusa": lambda family, target: MedusaDraft(random_heads(target.model, 2), NODES),
 }
 
 

@@ -3,6 +3,8 @@
 The slot of a token is its position. A block of n tokens is written at the slots `start … start + n − 1` of each row,
 over what is there. A token that is taken back needs no work: no query reads a slot behind its own position, and a slot
 is written again before a later query reads it. Sliding layers keep all positions; the mask applies the window.
+
+The nodes of a tree take slots in their order, whatever their depth; those that stand are then moved to their positions.
 """
 
 from __future__ import annotations
@@ -107,6 +109,13 @@ class RowCache(Cache):
         if len(set(block.starts)) > 1:
             block.slots_Bn = slots
         return slots
+
+    def move(self, rows: Sequence[int], sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy slots `sources` to slots `targets` of the same rows, all at once."""
+        for layer in self._rows:
+            if layer.is_initialized:
+                for kept in (layer.keys, layer.values):
+                    kept[rows, :, targets] = kept[rows, :, sources]
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drop all other rows."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.decoding.cache import RowCache
+from potstill.decoding.tree import Tree
 from potstill.errors import ModelError
 from potstill.models.anatomy import effective_head, inner_decoder, model_layers, text_config, unwrap, why_no_head
 
@@ -25,6 +26,8 @@ class CachedModel:
 
     Attributes:
         limit: number of positions of the model's context; None if its configuration has none.
+        hidden_BH: the last hidden state, after the final norm, behind each row's last token that stands and was read;
+            None unless it is kept.
 
     Args:
         model: in evaluation mode.
@@ -51,13 +54,28 @@ class CachedModel:
         self._mixed = len(kinds) > 1
         if kinds == {_FULL}:
             self._window = None  # a size that no layer uses
-        self._head = None if vocabulary is None else _CutHead(model, vocabulary)
+        self._head = None if vocabulary is None else _OwnHead(model, vocabulary)
         self.vocab_size = int(self.config.vocab_size)
+        self.hidden_BH: Float[Tensor, "B H"] | None = None
+        self._block_hidden: Float[Tensor, "B n H"] | None = None
+        self._keeps_hidden = False
 
     def start(self, capacity: int) -> None:
         """Forget everything, and make room for so many tokens a row."""
+        self.hidden_BH = self._block_hidden = None
+        self._keeps_hidden = False
         if self._lender is None:
             self._own = RowCache(len(model_layers(self.model)), capacity)
+
+    def keep_hidden(self) -> None:
+        """Keep hidden states, until the next start.
+
+        Raises:
+            ModelError: the output layer cannot be taken apart from the rest.
+        """
+        if self._head is None:
+            self._head = _OwnHead(self.model, None)
+        self._keeps_hidden = True
 
     @property
     def _cache(self) -> RowCache:
@@ -72,7 +90,7 @@ class CachedModel:
         return self._lender is not None
 
     def __call__(
-        self, tokens_Bn: Int[Tensor, "B n"], starts: Sequence[int], last: int | None = None
+        self, tokens_Bn: Int[Tensor, "B n"], starts: Sequence[int], last: int | None = None, tree: Tree | None = None
     ) -> Float[Tensor, "B m V"]:
         """The logits behind the last `last` tokens of a block (None: behind each); [B, m, K] with a vocabulary.
 
@@ -80,37 +98,78 @@ class CachedModel:
             tokens_Bn: token ids.
             starts: position of the first token of each row.
             last: m, at least 1.
+            tree: the tokens are its nodes, the root first. Their keys and values wait behind the text until `settle`.
         """
         length = tokens_Bn.shape[1]
         positions = self._cache.place(starts, length, tokens_Bn.device)
+        masks = self._masks(positions, starts, tree)
+        if tree is not None:
+            positions = positions[:, :1] + torch.tensor(tree.depths, device=tokens_Bn.device)
         given: dict[str, Any] = {
             "input_ids": tokens_Bn,
-            "attention_mask": self._masks(positions, starts),
+            "attention_mask": masks,
             "position_ids": positions,
             "past_key_values": self._cache,
             "use_cache": True,
         }
         if self._head is not None:
             hidden = inner_decoder(self.model)(**given).last_hidden_state
+            self._block_hidden = hidden if self._keeps_hidden else None
             return self._head(hidden if last is None else hidden[:, -last:])
         logits: Tensor = self.model(**given, logits_to_keep=length if last is None else last).logits
         return logits
 
+    def settle(self, paths: Sequence[Sequence[int]]) -> None:
+        """The last block is judged: what stands of it.
+
+        Args:
+            paths: of each row, the places in the block of the tokens that stand behind the first one, in order.
+        """
+        if self._block_hidden is not None:
+            ends = [path[-1] if path else 0 for path in paths]
+            self.hidden_BH = self._block_hidden[list(range(len(ends))), ends]
+            self._block_hidden = None
+        starts = self._cache.block.starts
+        moves = [
+            (row, starts[row] + place, starts[row] + depth)
+            for row, path in enumerate(paths)
+            for depth, place in enumerate(path, 1)
+            if place != depth
+        ]
+        if moves:
+            rows, sources, targets = zip(*moves, strict=True)
+            self._cache.move(rows, sources, targets)
+
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drop all other rows."""
+        if self.hidden_BH is not None:
+            self.hidden_BH = self.hidden_BH[rows]
         if self._lender is None:
             self._cache.keep(rows)
 
-    def _masks(self, positions_Bn: Tensor, starts: Sequence[int]) -> Any:
+    def _masks(self, slots_Bn: Tensor, starts: Sequence[int], tree: Tree | None) -> Any:
         """What each token of a block sees: itself and what is before it, additive; None where that is everything, or
         where the block begins all rows (the model's own causal mask)."""
-        end, length = self._cache.block.end, positions_Bn.shape[1]
+        end, length = self._cache.block.end, slots_Bn.shape[1]
         windowed = self._window is not None and end > self._window
-        if not windowed and (not any(starts) or (length == 1 and len(set(starts)) == 1)) and not self._mixed:
+        alone = not any(starts) or (length == 1 and len(set(starts)) == 1)
+        if not windowed and alone and not self._mixed and tree is None:
             return None
-        behind = positions_Bn[:, None, :, None] - torch.arange(end, device=positions_Bn.device)
-        full = self._additive(behind >= 0)
-        sliding = self._additive((behind >= 0) & (behind < self._window)) if self._window is not None else full
+        slots = torch.arange(end, device=slots_Bn.device)
+        behind = slots_Bn[:, None, :, None] - slots
+        seen = behind >= 0
+        if tree is not None:
+            # Slots of nodes are no positions: which of them a node sees, and how far they are, is the tree's.
+            node = slots - slots_Bn[:, :1]  # of each slot, below 0 for the text
+            inside = (node >= 0) & (node < length)
+            node = node.clamp(0, length - 1)
+            depths = torch.tensor(tree.depths, device=slots.device)
+            sees = tree.sees.to(slots.device)[:, node].transpose(0, 1)[:, None]  # [B, 1, n, slots]
+            seen = torch.where(inside[:, None, None], sees, seen)
+            at = torch.where(inside, slots_Bn[:, :1] + depths[node], slots)
+            behind = (slots_Bn[:, :1] + depths)[:, None, :, None] - at[:, None, None]
+        full = self._additive(seen)
+        sliding = self._additive(seen & (behind < self._window)) if self._window is not None else full
         if self._mixed:
             return {_FULL: full, _SLIDING: sliding}
         return sliding
@@ -120,18 +179,20 @@ class CachedModel:
         return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, lowest)
 
 
-class _CutHead:
-    """Some rows of a model's output layer, with its scale and soft cap."""
+class _OwnHead:
+    """A model's output layer, or some rows of it, with its scale and soft cap."""
 
-    def __init__(self, model: PreTrainedModel, vocabulary: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: Tensor | None) -> None:
         head = effective_head(model)
         if head is None:
+            purpose = "taken apart from the layers" if vocabulary is None else "cut to frequent tokens"
             raise ModelError(
-                f"the output layer cannot be cut to frequent tokens: {why_no_head(model)}",
-                fix="use a draft of all tokens",
+                f"the output layer cannot be {purpose}: {why_no_head(model)}", fix="use a draft of all tokens"
             )
-        self._weight = head.weight.detach()[vocabulary].contiguous()
-        self._bias = None if head.bias is None else head.bias.detach()[vocabulary]
+        weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+        if vocabulary is not None:
+            weight, bias = weight[vocabulary].contiguous(), None if bias is None else bias[vocabulary]
+        self._weight, self._bias = weight, bias
         self._scale, self._softcap = head.scale, head.softcap
 
     def __call__(self, hidden: Tensor) -> Tensor:

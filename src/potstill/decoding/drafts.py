@@ -19,6 +19,7 @@ from potstill.decoding.acceptance import Source
 from potstill.decoding.cached_model import CachedModel, first_layers
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
+from potstill.decoding.tree import Tree
 from potstill.errors import ModelError
 
 
@@ -27,11 +28,13 @@ class Proposal:
     """Drafted tokens, which stand behind each row's length in `Rows` too.
 
     `counts` says how many each row has. `q_BgV` holds the distributions that they were drawn from; None if each was
-    certain (one choice), and for greedy decoding.
+    certain (one choice), and for greedy decoding. With a `tree` they are its nodes behind the root, in order, of every
+    row; without, each follows the one before.
     """
 
     counts: Sequence[int]
     q_BgV: Float[Tensor, "B g V"] | None = None
+    tree: Tree | None = None
 
     @property
     def most(self) -> int:
@@ -43,7 +46,8 @@ class Draft(Protocol):
     """A source of proposals for the rows of one batch."""
 
     def start(self, rows: Rows, target: Reads) -> None:
-        """A new batch begins. The target reads all prompts but their last tokens before the first proposal."""
+        """A new batch begins. The target has forgotten the last one, and reads all prompts but their last tokens before
+        the first proposal."""
         ...
 
     def propose(self, rows: Rows, most: int, sampler: Sampler, source: Source) -> Proposal:
@@ -65,13 +69,20 @@ class Reads(Protocol):
     limit: int | None
     vocab_size: int
     vocabulary: Int[Tensor, " K"] | None
+    hidden_BH: Float[Tensor, "B H"] | None
 
     @property
     def lends(self) -> bool: ...
 
     def start(self, capacity: int) -> None: ...
 
-    def __call__(self, tokens_Bn: Tensor, starts: Sequence[int], last: int | None = None) -> Tensor: ...
+    def keep_hidden(self) -> None: ...
+
+    def __call__(
+        self, tokens_Bn: Tensor, starts: Sequence[int], last: int | None = None, tree: Tree | None = None
+    ) -> Tensor: ...
+
+    def settle(self, paths: Sequence[Sequence[int]]) -> None: ...
 
     def keep(self, rows: Tensor) -> None: ...
 

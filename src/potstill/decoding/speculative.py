@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.drafts import Draft, Proposal, Reads
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
+from potstill.decoding.tree import Typical, Walk, walk, walk_typical
 from potstill.errors import ModelError, UserError
 
 Ends = Callable[[Tensor], bool]
@@ -82,7 +83,9 @@ class SpeculativeDecoder:
     Args:
         target: a causal language model in evaluation mode, or what reads like one.
         draft: None for the target alone.
-        gamma: largest number of drafted tokens a round, at least 1 with a draft.
+        gamma: largest number of drafted tokens a round, at least 1 with a draft; of a tree, its nodes.
+        typical: accept what is typical (`Typical`) where a draft gives a tree and tokens are sampled. Lossy: the text
+            is not distributed as the target's. None is exact.
 
     Raises:
         ModelError: the target's cache cannot be rolled back.
@@ -90,7 +93,13 @@ class SpeculativeDecoder:
     """
 
     def __init__(
-        self, target: PreTrainedModel | Reads, draft: Draft | None = None, *, gamma: int = 4, device: str | None = None
+        self,
+        target: PreTrainedModel | Reads,
+        draft: Draft | None = None,
+        *,
+        gamma: int = 4,
+        typical: Typical | None = None,
+        device: str | None = None,
     ) -> None:
         if draft is not None and gamma < 1:
             raise UserError(
@@ -99,6 +108,7 @@ class SpeculativeDecoder:
         self._target: Reads = CachedModel(target) if isinstance(target, PreTrainedModel) else target
         self._model = target if isinstance(target, PreTrainedModel) else getattr(target, "model", None)
         self._draft, self._gamma = draft, gamma if draft is not None else 0
+        self._typical = typical
         self._device = torch.device(device) if device else getattr(self._model, "device", torch.device("cpu"))
         self.account = Account()
 
@@ -192,11 +202,9 @@ class SpeculativeDecoder:
         prompt_lengths = rows.lengths
         clock = _Clock()
         target.start(rows.capacity)
-        if (ahead := max(prompt_lengths) - 1) > 0:
-            # All but each prompt's last token, which begins the first block; of shorter rows what is behind, too.
-            target(rows.block([0] * len(prompt_lengths), ahead), [0] * len(prompt_lengths), last=1)
         if draft is not None:
             draft.start(rows, target)
+        read_ahead(target, rows)
         account.verify_seconds += clock.lap()
         while rows.numbers:
             remaining = max(
@@ -210,12 +218,11 @@ class SpeculativeDecoder:
             account.draft_seconds += clock.lap()
             starts = [length - 1 for length in rows.lengths]
             block = rows.block(starts, proposal.most + 1)
-            logits = target(block, starts)
+            logits = target(block, starts, tree=proposal.tree)
             account.verify_seconds += clock.lap()
-            verdict = judge(logits, block[:, 1:], proposal, rows, request.sampler, source)
-            # The one synchronisation of a round.
-            result = torch.cat([verdict.accepted_B[:, None], verdict.next_B[:, None], block[:, 1:]], 1).tolist()
-            news, ended = self._settle(rows, result, proposal, request, prompt_lengths)
+            judged = judge(logits, block, proposal, rows, request.sampler, source, self._typical)
+            target.settle([stood.places for stood in judged])
+            news, ended = self._settle(rows, judged, proposal, request, prompt_lengths)
             if draft is not None:
                 draft.roll_back(rows)
             if ended:
@@ -233,7 +240,7 @@ class SpeculativeDecoder:
     def _settle(
         self,
         rows: Rows,
-        result: Sequence[Sequence[int]],
+        judged: Sequence[Judged],
         proposal: Proposal,
         request: Request,
         prompt_lengths: Sequence[int],
@@ -242,10 +249,10 @@ class SpeculativeDecoder:
         places of the rows that ended."""
         news: dict[int, list[int]] = {}
         ended: set[int] = set()
-        for row, (accepted, following, *drafted) in enumerate(result):
+        for row, stood in enumerate(judged):
             number = rows.numbers[row]
             left = request.budget - len(rows.tokens[row]) + prompt_lengths[number]
-            new = [*drafted[:accepted], following][:left]
+            new = stood.tokens[:left]
             stop = next((place for place, token in enumerate(new, 1) if token in request.stop_ids), None)
             new = new[:stop]
             over = stop is not None or len(new) == left
@@ -258,9 +265,9 @@ class SpeculativeDecoder:
             if over:
                 ended.add(row)
             self.account.drafted += proposal.counts[row]
-            self.account.accepted += accepted
+            self.account.accepted += len(stood.places)
             self.account.written += len(new)
-            self.account.accepted_by_round.append((proposal.counts[row], accepted))
+            self.account.accepted_by_round.append((proposal.counts[row], len(stood.places)))
         return news, ended
 
     def _check(self, request: Request) -> None:
@@ -278,8 +285,57 @@ class SpeculativeDecoder:
             )
 
 
-def judge(logits: Tensor, drafted: Tensor, proposal: Proposal, rows: Rows, sampler: Sampler, source: Source) -> Verdict:
-    """Which of a round's drafted tokens [B, g] stand, given the target's logits [B, g + 1, V]."""
+def read_ahead(target: Reads, rows: Rows) -> None:
+    """Read all but each text's last token, which begins the first block; of shorter rows what is behind, too."""
+    lengths = rows.lengths
+    if (ahead := max(lengths) - 1) > 0:
+        target(rows.block([0] * len(lengths), ahead), [0] * len(lengths), last=1)
+        if min(lengths) > 1:  # else a row has no state behind its last token but one
+            target.settle([range(1, length - 1) for length in lengths])
+
+
+class Judged(NamedTuple):
+    """What stands of one row's block: the places of drafted tokens in it, and these tokens and the one behind them."""
+
+    places: Sequence[int]
+    tokens: list[int]
+
+
+def judge(
+    logits: Tensor,
+    block: Tensor,
+    proposal: Proposal,
+    rows: Rows,
+    sampler: Sampler,
+    source: Source,
+    typical: Typical | None = None,
+) -> list[Judged]:
+    """Which of a round's drafted tokens stand, given its block [B, g + 1] and the target's logits [B, g + 1, V] behind
+    each token. The one synchronisation of a round."""
+    if proposal.tree is not None:
+        if typical is None or sampler.greedy:
+            found = walk(logits, block, proposal.tree, rows, sampler, source)
+        else:
+            found = walk_typical(logits, block, proposal.tree, rows, sampler, source, typical)
+        return _of_walk(found, proposal.tree.depth)
+    verdict = _verdict(logits, block[:, 1:], proposal, rows, sampler, source)
+    result = torch.cat([verdict.accepted_B[:, None], verdict.next_B[:, None], block[:, 1:]], 1).tolist()
+    return [
+        Judged(range(1, accepted + 1), [*drafted[:accepted], following]) for accepted, following, *drafted in result
+    ]
+
+
+def _of_walk(found: Walk, depth: int) -> list[Judged]:
+    parts = [found.accepted_B[:, None], found.next_B[:, None], found.nodes_Bd, found.tokens_Bd]
+    judged = []
+    for accepted, following, *along in torch.cat(parts, 1).tolist():
+        judged.append(Judged(along[:accepted], [*along[depth : depth + accepted], following]))
+    return judged
+
+
+def _verdict(
+    logits: Tensor, drafted: Tensor, proposal: Proposal, rows: Rows, sampler: Sampler, source: Source
+) -> Verdict:
     counts = torch.tensor(proposal.counts, device=drafted.device)
     if sampler.greedy:
         return verify_greedy(sampler.best(logits, rows, 0), drafted, counts)

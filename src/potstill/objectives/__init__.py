@@ -10,6 +10,7 @@ features.py     hidden_cosine, hidden_mse, hidden_smooth_l1
 attention.py    attention_scores, attention_kl
 minilm.py       minilm_v1, minilm_v2
 modules.py      attention_transfer, hint
+medusa.py       heads that predict the tokens behind the next one
 relations.py    rkd_distance, rkd_angle, similarity_preserving
 angles.py       the angles of all triplets of a batch
 layers.py       pairs of student and teacher layers
@@ -36,6 +37,7 @@ from potstill.objectives.features import (
     hidden_smooth_l1,
 )
 from potstill.objectives.loss import Loss, total_loss
+from potstill.objectives.medusa import MedusaLoss
 from potstill.objectives.minilm import MiniLMv1Loss, MiniLMv2Loss
 from potstill.objectives.mixtures import JSDRule, SkewedKLRule, SkewedReverseKLRule
 from potstill.objectives.modules import AttentionTransferLoss, HintLoss, attention_transfer, hint
@@ -75,6 +77,7 @@ __all__ = [
     "JSDRule",
     "LogitMSERule",
     "Loss",
+    "MedusaLoss",
     "MiniLMv1Loss",
     "MiniLMv2Loss",
     "Objective",

@@ -8,7 +8,7 @@ objective, a function of the signals.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -52,6 +52,9 @@ class Objective(ABC, Generic[S]):
         """The teacher's inner tensors that a store keeps for it: those that it asks for, or smaller ones that say as
         much to it. Raises as `ask`."""
         return self.ask(dims).get("teacher", Ask()).taps
+
+    def survey(self, texts: Iterable[Sequence[int]]) -> None:
+        """See the token ids of all training rows once, before `build`. By default nothing is read."""
 
     def build(self, dims: Dims) -> nn.Module | None:
         """A module that is trained along with the student and removed at export, or None."""

@@ -191,9 +191,9 @@ def _teachers_of_draft(recipe: Recipe) -> Iterator[tuple[str, Route]]:
         return
     if isinstance(settings.model_draft, StudentDraft):
         yield from _teachers_of_student(recipe)
-    elif settings.trained_layers is not None:
+    elif settings.trained_layers is not None or settings.trains_heads:
         yield settings.target, "weights"
-        if settings.train is not None:
+        if settings.train is not None and any(o.needs().teacher for o in settings.train.all_objectives):
             yield settings.target, "logits"
 
 

@@ -122,9 +122,11 @@ class Recipe(Settings):
     def draft_training(self) -> Recipe:
         """The recipe by which `speculate.train` trains the draft."""
         speculate = self.required_speculate
-        train = _present("speculate.train", speculate.train).model_copy(update={"teacher": speculate.target})
+        _present("speculate.train", speculate.train)
+        train = speculate.training.model_copy(update={"teacher": speculate.target})
+        target = cast(LocalTeacher, self.teachers[speculate.target])  # `_can_speculate` refuses others
         alone = {"evaluate": None, "speculate": None, "export": ()}
-        return self.model_copy(update={"student": speculate.student, "train": train, **alone})
+        return self.model_copy(update={"student": speculate.student(target), "train": train, **alone})
 
     @model_validator(mode="before")
     @classmethod

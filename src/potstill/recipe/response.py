@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
 
@@ -98,6 +98,19 @@ class Acceptance(SoftSettings):
     theorem 3.5: α = Σ min(p, q) = 1 − total variation). Its gradient is that of total variation divided by α."""
 
     kind: Literal["acceptance"] = "acceptance"
+
+
+class Medusa(ObjectiveSettings):
+    """Σ λ^k · cross-entropy of Medusa head k with the token k places behind the next one, λ = `decay`: heads on the
+    student's last hidden state, trained along and kept. Cai et al. 2024, §2.2 (Medusa; λ = 0.8).
+
+    `heads` is their number; with `frequent` they know only the K most frequent tokens of the training records.
+    """
+
+    kind: Literal["medusa"] = "medusa"
+    heads: int = Field(4, ge=1, le=16)
+    frequent: Annotated[int, Field(ge=1)] | None = None
+    decay: float = Field(0.8, gt=0, le=1)
 
 
 class LogitMSE(ObjectiveSettings):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import Cosmetic, Count, KindSettings, PathText, Settings, one_of
-from potstill.recipe.students import First, FromTeacher
-from potstill.recipe.train import TrainSettings
+from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, PartIfSet, PathText, Settings, one_of
+from potstill.recipe.response import Medusa
+from potstill.recipe.students import Existing, First, FromTeacher, StudentSettings
+from potstill.recipe.teachers import LocalTeacher
+from potstill.recipe.train import TrainSettings, TrainStage
 
 Threshold = Annotated[float, Field(ge=0, lt=1)] | Literal["fit"]
 """A draft stops before a token of which it is less sure; `fit` chooses the value with the best forecast."""
@@ -69,6 +72,28 @@ class LookupDraftSettings(DraftSettings):
         return self
 
 
+class TypicalAcceptance(Settings):
+    """Accept a drafted token whose probability is above min(epsilon, delta · e^−entropy). Lossy: what is sampled is not
+    distributed as the target's text. Cai et al. 2024, §3.3."""
+
+    epsilon: float = Field(0.09, gt=0, lt=1)
+    delta: float = Field(0.3, gt=0)
+
+
+class MedusaDraftSettings(DraftSettings):
+    """Heads on the target's last hidden state, which draft a tree of their `ranks` best choices each. They are trained
+    by `speculate.train` with the objective `medusa`, or read from `weights`, a folder that speculate exported.
+
+    With `medusa` as the only objective the target is frozen (Medusa-1); with others beside it, the target is trained
+    too (Medusa-2) and is another model afterwards. `typical` accepts more, and is lossy; None is exact.
+    """
+
+    kind: Literal["medusa"] = "medusa"
+    ranks: int = Field(8, ge=1, le=64)
+    typical: Annotated[TypicalAcceptance | None, PartIfSet()] = None
+    weights: Annotated[Path | None, Content()] = None
+
+
 class ChainedDraftSettings(DraftSettings):
     """In each round a lookup if it finds something, else a model."""
 
@@ -114,17 +139,73 @@ class SpeculateSettings(Settings):
             raise ValueError(f"gamma is {self.gamma}, above most ({self.most}): raise most, or lower gamma")
         if len(set(self.temperatures)) < len(self.temperatures) or len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise ValueError("temperatures and batch_sizes each have a value once")
+        if isinstance(self.draft, MedusaDraftSettings):
+            self._has_heads(self.draft)
         if self.train is not None:
-            if self.trained_layers is None:
+            if self.trained_layers is None and not self.trains_heads:
                 raise ValueError(
                     f"train makes a draft of the target's first layers, and draft is {self.draft.kind!r}: use "
-                    "{kind: layers, layers: 2}, or a train section of the recipe and {kind: student}"
+                    "{kind: layers, layers: 2}, {kind: medusa}, or a train section of the recipe and {kind: student}"
                 )
             if self.train.teacher not in ("main", self.target):
                 raise ValueError(f"a draft learns from its target ({self.target}): drop teacher from speculate.train")
+            if self.trains_heads and self.train.keeps_best:
+                raise ValueError("keep: best goes by the target's own loss, which heads do not change: use keep: last")
             if self.train.controls or self.train.seeds > 1:
                 raise ValueError("a draft has no controls and one seed: drop controls and seeds from speculate.train")
         return self
+
+    def _has_heads(self, draft: MedusaDraftSettings) -> None:
+        if (self.train is None) == (draft.weights is None):
+            raise ValueError(
+                "Medusa heads are either trained or read: add train: {objectives: [{kind: medusa}]} to speculate, or "
+                "weights: FOLDER to its draft"
+            )
+        objectives = self.train.all_objectives if self.train is not None else ()
+        if self.train is not None and len({(o.heads, o.frequent) for o in objectives if isinstance(o, Medusa)}) != 1:
+            raise ValueError(
+                "train.objectives say which heads are trained: add {kind: medusa, heads: 4}, the same in all stages"
+            )
+
+    @property
+    def trains_heads(self) -> bool:
+        """Whether `train` trains Medusa heads."""
+        return isinstance(self.draft, MedusaDraftSettings) and self.train is not None
+
+    @property
+    def heads(self) -> Medusa | None:
+        """The objective that trains Medusa heads, if they are trained."""
+        if not self.trains_heads or self.train is None:
+            return None
+        return next(o for o in self.train.all_objectives if isinstance(o, Medusa))
+
+    @property
+    def trains_target(self) -> bool:
+        """Whether training changes the target (Medusa-2)."""
+        return (
+            self.trains_heads
+            and self.train is not None
+            and not all(isinstance(objective, Medusa) for objective in self.train.all_objectives)
+        )
+
+    @property
+    def training(self) -> TrainSettings:
+        """The training of the draft. Where heads alone learn, all else is frozen.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.train is None:
+            raise ValueError("speculate has no train")
+        if not self.trains_heads or (self.trains_target and not self.train.stages):
+            return self.train
+        stages = tuple(
+            stage.model_copy(update={"freeze": ("*",)})
+            if all(isinstance(objective, Medusa) for objective in stage.objectives)
+            else stage
+            for stage in (self.train.stages or [TrainStage(name="heads", objectives=self.train.objectives)])
+        )
+        return self.train.model_copy(update={"stages": stages})
 
     @property
     def models(self) -> Iterator[DraftSettings]:
@@ -145,7 +226,13 @@ class SpeculateSettings(Settings):
         """How many of the target's layers a draft to be trained has."""
         return self.model_draft.layers if isinstance(self.model_draft, LayersDraft) else None
 
-    @property
-    def student(self) -> FromTeacher:
-        """The draft to be trained, as a student."""
-        return FromTeacher(layers=First(first=self.trained_layers or 1))
+    def student(self, target: LocalTeacher) -> StudentSettings:
+        """The draft to be trained, as a student: the target's first layers, or the target with heads on it."""
+        if self.trained_layers is not None:
+            return FromTeacher(layers=First(first=self.trained_layers))
+        return Existing(
+            model=target.model,
+            revision=target.revision,
+            trust_remote_code=target.trust_remote_code,
+            licence=target.licence,
+        )

@@ -35,6 +35,7 @@ def advise(
     alpha = needed_alpha(timing, best.gamma) if has_model else None
     cost = needed_c(timing, best.gamma, best.tokens_per_round) if has_model else None
     use = best.speedup.low > 1.0
+    heads = any(trace.ranks is not None for trace in traces)
     return Advice(
         temperature=temperature,
         batch_size=batch_size,
@@ -42,7 +43,7 @@ def advise(
         forecasts=tuple(forecasts),
         best=best.gamma,
         use=use,
-        reason=_reason(timing, best, use, has_model, alpha, cost),
+        reason=_reason_of_a_tree(timing, best, use) if heads else _reason(timing, best, use, has_model, alpha, cost),
         needed_alpha=alpha,
         needed_c=cost,
     )
@@ -70,6 +71,21 @@ def _reason(timing: Timing, best: Forecast, use: bool, has_model: bool, alpha: f
     return f"{said}, {why}: {change}"
 
 
-def hopeless(timing: Timing, most: int) -> bool:
-    """Whether no gamma gains anything even if every drafted token stands."""
+def _reason_of_a_tree(timing: Timing, best: Forecast, use: bool) -> str:
+    speedup, nodes = best.speedup, best.gamma
+    gain = f"{speedup.value:.2f} × [{speedup.low:.2f}, {speedup.high:.2f}]"
+    if use:
+        return f"use them: {gain} with a tree of {nodes} nodes and {best.tokens_per_round:.2f} tokens a round"
+    costs = timing.round(nodes, nodes) / timing.alone
+    return (
+        f"do not use them: {gain} with a tree of {nodes} nodes, the best, because a round gives "
+        f"{best.tokens_per_round:.2f} tokens and costs {costs:.2f} times one token alone: it would gain with more than "
+        f"{costs:.2f} tokens a round"
+    )
+
+
+def hopeless(timing: Timing, most: int, heads: int | None = None) -> bool:
+    """Whether no gamma gains anything even if every drafted token stands; of heads, each once."""
+    if heads is not None:
+        return all(timing.round(n, n) >= (1 + n) * timing.alone for n in range(1, min(most, heads) + 1))
     return all(needed_alpha(timing, gamma) is None for gamma in range(1, most + 1))

@@ -18,7 +18,7 @@ from potstill.decoding.acceptance import Chance
 from potstill.decoding.drafts import Draft, Proposal, Reads
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
-from potstill.decoding.speculative import judge
+from potstill.decoding.speculative import judge, read_ahead
 from potstill.speculate.forecast import Floats, Timing
 from potstill.speculation import Costs
 
@@ -88,17 +88,19 @@ def measure(
     for _ in range(2):  # the first warms up
         rows = Rows(starting, most + 1, target.vocab_size, device)
         target.start(rows.capacity)
-        prefill, _ = clock.of(_read_ahead, target, rows)
         if draft is not None:
             draft.start(rows, target)
+        prefill, _ = clock.of(read_ahead, target, rows)
+        if draft is not None:
             draft_prefill, _ = clock.of(draft.propose, rows, 1, sampler, chance)
     rows = Rows([list(text[: len(text) - most - 1]) for text in texts], most + 1, target.vocab_size, device)
     for row, text in enumerate(texts):
         rows.ids_BT[row, len(text) - most - 1 : len(text)] = torch.tensor(text[-most - 1 :], device=device)
     target.start(rows.capacity)
-    _read_ahead(target, rows)
     if draft is not None:
         draft.start(rows, target)
+    read_ahead(target, rows)
+    if draft is not None:
         draft.propose(rows, most, sampler, chance)
         draft.roll_back(rows)
     shape = (REPETITIONS, most + 1)
@@ -110,10 +112,10 @@ def measure(
             if draft is not None and count:
                 spent, proposal = clock.of(draft.propose, rows, count, sampler, chance)
             starts = [length - 1 for length in rows.lengths]
-            read, logits = clock.of(target, rows.block(starts, count + 1), starts)
             block = rows.block(starts, count + 1)
             made = proposal if proposal.most == count else Proposal([count] * len(texts))
-            rest, _ = clock.of(_judge, logits, block, made, rows, sampler, chance)
+            read, logits = clock.of(target, block, starts, None, made.tree)
+            rest, _ = clock.of(_judge, target, logits, block, made, rows, sampler, chance)
             if draft is not None:
                 draft.roll_back(rows)
             if repetition >= 0:
@@ -123,17 +125,16 @@ def measure(
     return Timed(verify, drafting, other, prefill, max(0.0, draft_prefill - once))
 
 
-def _read_ahead(target: Reads, rows: Rows) -> None:
-    ahead = max(rows.lengths) - 1
-    if ahead:
-        target(rows.block([0] * len(rows.lengths), ahead), [0] * len(rows.lengths), last=1)
-
-
 def _judge(
-    logits: torch.Tensor, block: torch.Tensor, proposal: Proposal, rows: Rows, sampler: Sampler, chance: Chance
-) -> object:
-    verdict = judge(logits, block[:, 1:], proposal, rows, sampler, chance)
-    return torch.cat([verdict.accepted_B[:, None], verdict.next_B[:, None], block[:, 1:]], 1).tolist()
+    target: Reads,
+    logits: torch.Tensor,
+    block: torch.Tensor,
+    proposal: Proposal,
+    rows: Rows,
+    sampler: Sampler,
+    chance: Chance,
+) -> None:
+    target.settle([stood.places for stood in judge(logits, block, proposal, rows, sampler, chance)])
 
 
 class _Clock:

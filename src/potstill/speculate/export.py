@@ -1,6 +1,7 @@
 """Write a draft for other engines, and measure its acceptance through the files that were written.
 
     draft/            the draft as a model of `transformers`: `model.generate(…, assistant_model=draft)`
+    medusa/           or heads, by the names that vLLM reads
     transformers.json what to give `generate`
     vllm.json         vLLM's `--speculative-config`
     sglang.json       SGLang's server arguments
@@ -21,17 +22,19 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.medusa import MedusaHeads, load_heads, save_heads
 from potstill.decoding.sampler import Sampler
 from potstill.errors import ModelError
 from potstill.models.saving import save_model
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
 from potstill.recipe.students import First, FromTeacher
+from potstill.speculate.forecast import Floats
 from potstill.speculate.opening import OpenDraft, Target, check_draft_tokenizer, open_folder
-from potstill.speculate.traces import Text, agreement
+from potstill.speculate.traces import Text, agreement, head_ranks
 from potstill.speculation import Exported
 from potstill.students import build_student
 
-FOLDER = "draft"
+FOLDER, HEADS = "draft", "medusa"
 _TOLERANCE = 1e-3
 """Of the mean acceptance, between the draft in memory and the draft that was read back in the same precision: room for
 a near-tie that turns, not for anything else."""
@@ -54,6 +57,8 @@ def export_draft(
         ModelError: the draft that was read back is accepted otherwise than the draft in memory.
     """
     settings = draft.settings
+    if draft.heads is not None:
+        return _export_heads(out, target, draft.heads, texts)
     if draft.reader is None:
         assert isinstance(settings, LookupDraftSettings)
         _write(out, _of_lookup(settings, gamma))
@@ -79,6 +84,34 @@ def export_draft(
             fix="set speculate.export: false, and report it: the model cannot be saved and opened again",
         )
     return Exported(FOLDER, served, in_memory, gamma, "; ".join(notes))
+
+
+def _export_heads(out: Path, target: Target, heads: MedusaHeads, texts: Sequence[Text]) -> Exported:
+    folder = out / HEADS
+    save_heads(heads, folder)
+    _write(out, {"vllm.json": {"method": "medusa", "model": HEADS, "num_speculative_tokens": heads.heads}})
+    read = load_heads(folder).to(target.device, target.model.dtype)
+    served, in_memory = (_accuracy(target, which, texts) for which in (read, heads))
+    if not np.allclose(served, in_memory, rtol=0, atol=_TOLERANCE):
+        shutil.rmtree(folder)
+        raise ModelError(
+            f"the exported heads are not those that were measured: their best choices are right at {_shares(served)} "
+            f"of the positions, and those of the others at {_shares(in_memory)}",
+            where=str(folder),
+            fix="set speculate.export: false, and report it: the heads cannot be saved and opened again",
+        )
+    note = "vLLM drafts one token of each head, no tree; the other engines have no heads of this form"
+    return Exported(HEADS, float(served[0]), float(in_memory[0]), heads.heads, note)
+
+
+def _accuracy(target: Target, heads: MedusaHeads, texts: Sequence[Text]) -> Floats:
+    """The share of positions at which each head's best choice is the text's token."""
+    ranks = np.concatenate([head_ranks(target.model, heads, text, 1) for text in texts])
+    return np.asarray((ranks == 0).mean(0), dtype=float)
+
+
+def _shares(values: Floats) -> str:
+    return ", ".join(f"{value:.1%}" for value in values)
 
 
 def mean_alpha(target: Target, model: PreTrainedModel, texts: Sequence[Text], sampler: Sampler) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ class Trace:
         sure: the model draft's largest probability at each position [T]; None likewise.
         found: drafted tokens of a lookup at each position, and how many of them are the text's own [T, 2]; None
             without a lookup.
+        ranks: the rank of the text's next tokens among the choices of each head at each position [T, heads]; None
+            without heads.
+        nodes: of the heads' tree, best first.
     """
 
     length: int
@@ -41,6 +45,20 @@ class Trace:
     accept: Floats | None = None
     sure: Floats | None = None
     found: NDArray[np.int64] | None = None
+    ranks: NDArray[np.int64] | None = None
+    nodes: tuple[tuple[int, ...], ...] = ()
+
+    def matched(self, t: int, most: int) -> int:
+        """How many tokens of a tree of the first `most` nodes are the text's own, in a round that begins at t."""
+        ranks = () if self.ranks is None else tuple(map(int, self.ranks[t]))
+        depth, known = 0, self._known
+        while depth < len(ranks) and known.get(ranks[: depth + 1], most) < most:
+            depth += 1
+        return depth
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, ...], int]:
+        return {node: place for place, node in enumerate(self.nodes)}
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,9 @@ def _round(
     """Of a round that begins at t: the probabilities that 0, 1, … drafted tokens stand, and its expected seconds."""
     if most < 1:
         return [1.0], timing.round(0, 0)
+    if trace.ranks is not None:
+        drafted = min(most, len(trace.nodes))
+        return [0.0] * trace.matched(t, drafted) + [1.0], timing.round(drafted, drafted)
     if trace.found is not None and (count := min(int(trace.found[t, 0]), most)) > 0:
         matched = min(int(trace.found[t, 1]), count)
         return [0.0] * matched + [1.0], timing.verify[count] + timing.other[count]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.console import Console
 from potstill.decoding.cached_model import CachedModel, first_layers
 from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraft
+from potstill.decoding.medusa import MedusaDraft, MedusaHeads, frequent_tokens, heads_of, load_heads
+from potstill.decoding.tree import Path as Node
+from potstill.decoding.tree import Typical
 from potstill.errors import ModelError, TokenizerMismatch
-from potstill.models.anatomy import text_config
+from potstill.models.anatomy import effective_head, text_config, why_no_head
 from potstill.models.folder import ModelSource
 from potstill.models.load import load_model, load_tokenizer, pick_device, pick_dtype
 from potstill.models.resolve import resolve
@@ -24,6 +28,7 @@ from potstill.recipe.speculate import (
     DraftSettings,
     LayersDraft,
     LookupDraftSettings,
+    MedusaDraftSettings,
     ModelDraftSettings,
     OtherModelDraft,
     SpeculateSettings,
@@ -70,7 +75,8 @@ class OpenDraft:
         label: in words.
         reader: the model that drafts, if one does; with its frequent tokens alone, if any.
         lookup: the lookup, if there is one.
-        model: the drafting model of its own, which can be exported; None for lookups and early exits.
+        model: the drafting model of its own, which can be exported; None for lookups, early exits and heads.
+        heads: Medusa heads.
     """
 
     settings: DraftSettings
@@ -78,6 +84,13 @@ class OpenDraft:
     reader: CachedModel | None
     lookup: LookupDraft | None
     model: PreTrainedModel | None
+    heads: MedusaHeads | None = None
+
+    @property
+    def typical(self) -> Typical | None:
+        """The rule of typical acceptance, if it is asked for."""
+        asked = self.settings.typical if isinstance(self.settings, MedusaDraftSettings) else None
+        return None if asked is None else Typical(asked.epsilon, asked.delta)
 
     @property
     def threshold(self) -> float | str:
@@ -85,26 +98,39 @@ class OpenDraft:
         own = self.settings.then if isinstance(self.settings, ChainedDraftSettings) else self.settings
         return own.threshold if isinstance(own, ModelDraftSettings) else 0.0
 
-    def drafting(self, threshold: float = 0.0) -> Draft:
-        """The draft, for a decoder."""
+    def drafting(self, threshold: float = 0.0, nodes: Sequence[Node] = ()) -> Draft:
+        """The draft, for a decoder; of heads, with the nodes of their tree, best first."""
+        if self.heads is not None:
+            return MedusaDraft(self.heads, nodes)
         parts: list[Draft] = [] if self.lookup is None else [self.lookup]
         if self.reader is not None:
             parts.append(ModelDraft(self.reader, threshold))
         return parts[0] if len(parts) == 1 else ChainedDraft(parts)
 
-    def timed(self) -> ModelDraft | None:
-        """The model alone, never stopping early, as it is timed."""
+    def timed(self, nodes: Sequence[Node] = ()) -> Draft | None:
+        """What has a model, never stopping early, as it is timed."""
+        if self.heads is not None:
+            return MedusaDraft(self.heads, nodes)
         return None if self.reader is None else ModelDraft(self.reader, NEVER if self.threshold else 0.0)
 
 
-def open_target(settings: LocalTeacher, dtype: str, console: Console) -> Target:
+def open_target(settings: LocalTeacher, dtype: str, console: Console, trained: Path | None = None) -> Target:
     """The target in one precision.
+
+    Args:
+        settings: of the teacher.
+        dtype: `auto`, `float32` or `bfloat16`.
+        console: shows what is fetched.
+        trained: folder of the target after a training of its own (Medusa-2).
 
     Raises:
         ModelError: it cannot be opened, or its cache cannot be rolled back.
     """
     source = resolve(
-        settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code, console=console
+        settings.model if trained is None else str(trained),
+        revision=settings.revision if trained is None else None,
+        trust_remote_code=settings.trust_remote_code,
+        console=console,
     )
     chosen = pick_dtype(dtype, source, pick_device(settings.device))
     model = _open(source, str(chosen).removeprefix("torch."), settings.device, settings.trust_remote_code)
@@ -123,7 +149,7 @@ def open_draft(
     Args:
         settings: of speculation.
         target: the open target.
-        trained: folder of the model that was trained as the draft; None where none was (yet).
+        trained: artifact of the training of the draft; None where none was (yet).
         counts: how often each token occurs in the data, for frequent tokens.
         console: shows what is fetched.
 
@@ -131,13 +157,15 @@ def open_draft(
         TokenizerMismatch: the draft has another tokenizer.
         ModelError: a model cannot be opened, has no such layers, or its cache cannot be rolled back.
     """
+    if isinstance(settings.draft, MedusaDraftSettings):
+        return _open_heads(settings, settings.draft, target, trained, counts)
     looking = next((part for part in settings.models if isinstance(part, LookupDraftSettings)), None)
     lookup = LookupDraft(looking.longest, looking.shortest) if looking is not None else None
     chosen = settings.model_draft
     looked = "a lookup in the text" if lookup is not None else ""
     if chosen is None:
         return OpenDraft(settings.draft, looked, None, lookup, None)
-    own, label = _model_of(chosen, target, trained, console)
+    own, label = _model_of(chosen, target, None if trained is None else trained / "model", console)
     vocabulary, rows = None, target.cached.vocab_size
     if own is not None:
         rows = min(rows, int(text_config(own).vocab_size))
@@ -151,6 +179,42 @@ def open_draft(
         reader = CachedModel(own, vocabulary)
         _check_rows(reader, target)
     return OpenDraft(settings.draft, f"{looked}, then {label}" if looked else label, reader, lookup, own)
+
+
+def _open_heads(
+    settings: SpeculateSettings,
+    draft: MedusaDraftSettings,
+    target: Target,
+    trained: Path | None,
+    counts: Callable[[], Counter[int]],
+) -> OpenDraft:
+    """Trained heads, those of a folder, or before their training heads as they begin."""
+    made, vocab = settings.heads, target.cached.vocab_size
+    if draft.weights is not None:
+        heads, label = load_heads(draft.weights), "Medusa heads"
+    elif trained is not None:
+        weights = load_file(trained / "projectors.safetensors")
+        heads = heads_of({name.removeprefix(_OF_OBJECTIVE): weight for name, weight in weights.items()}, vocab)
+        label = "Medusa heads, trained with the target" if settings.trains_target else "Medusa heads, trained"
+    else:
+        output = effective_head(target.model)
+        if output is None or made is None:
+            raise ModelError(
+                f"Medusa heads begin as the output layer, which cannot be taken apart: {why_no_head(target.model)}",
+                fix="use a draft of the target's layers: {kind: layers, layers: 2}",
+            )
+        known = made.frequent
+        tokens = None if known is None or known >= vocab else frequent_tokens(counts(), known, vocab)
+        heads, label = MedusaHeads(output.weight.shape[1], vocab, made.heads, tokens), "Medusa heads, not trained"
+        heads.start_from(output.weight.to("cpu", torch.float32), output.scale)
+    heads = heads.to(target.device, target.model.dtype).requires_grad_(False)
+    if heads.token_map is not None:
+        label += f", {len(heads.token_map):,} frequent tokens"
+    return OpenDraft(draft, f"{heads.heads} {label}", None, None, None, heads)
+
+
+_OF_OBJECTIVE = "medusa."
+"""Prefix of the heads' weights among the projectors of a training."""
 
 
 def _model_of(
@@ -209,18 +273,3 @@ def _check_rows(reader: CachedModel, target: Target) -> None:
             f"the draft's output layer has {reader.vocab_size:,} rows and the target's {target.cached.vocab_size:,}",
             fix="set speculate.draft.frequent to at most the smaller number, so that only tokens of both are drafted",
         )
-
-
-def frequent_tokens(counts: Counter[int], amount: int, vocab_size: int) -> torch.Tensor:
-    """The `amount` most frequent token ids, ascending. Ids that the data do not have come by their number, which in
-    byte-pair encodings follows frequency."""
-    order = sorted(range(vocab_size), key=lambda token: (-counts.get(token, 0), token))
-    return torch.tensor(sorted(order[:amount]))
-
-
-def count_tokens(texts: Iterable[Sequence[int]]) -> Counter[int]:
-    """How often each token occurs."""
-    counts: Counter[int] = Counter()
-    for text in texts:
-        counts.update(text)
-    return counts

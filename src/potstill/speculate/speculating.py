@@ -11,20 +11,34 @@ import numpy as np
 
 from potstill.data import ChatTokenizer
 from potstill.decoding.generator import stop_token_ids
+from potstill.decoding.medusa import count_tokens
 from potstill.decoding.speculative import SpeculativeDecoder
+from potstill.decoding.tree import Path as Node
+from potstill.decoding.tree import best_nodes
 from potstill.errors import RecipeError
 from potstill.measures import Interval
 from potstill.policy.duties import write_papers
 from potstill.policy.gate import rulings_on
-from potstill.recipe.speculate import StudentDraft
+from potstill.recipe.speculate import MedusaDraftSettings, StudentDraft
 from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import advise, hopeless
 from potstill.speculate.costs import REPETITIONS, Timed, measure
 from potstill.speculate.export import export_draft
-from potstill.speculate.forecast import DRAWS, LEVEL, Trace, fit_threshold
-from potstill.speculate.opening import OpenDraft, Target, count_tokens, open_draft, open_target
+from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Trace, fit_threshold
+from potstill.speculate.opening import OpenDraft, Target, open_draft, open_target
 from potstill.speculate.prompts import read_prompts, tokens_of_data
-from potstill.speculate.traces import Agreement, Text, agreement, lookups, sampler_of, trace_of, write_text
+from potstill.speculate.traces import (
+    Agreement,
+    Ranks,
+    Text,
+    accuracies,
+    agreement,
+    head_ranks,
+    lookups,
+    sampler_of,
+    trace_of,
+    write_text,
+)
 from potstill.speculate.trial import compare, run_in_turn
 from potstill.speculation import Advice, Piece, Speculation, Trial, save_speculation
 from potstill.stage import Context
@@ -47,7 +61,8 @@ class Speculating:
         self.before = "speculate.train" not in context.inputs and self.settings.train is not None
         settings = self.recipe.teachers[self.settings.target]
         assert isinstance(settings, LocalTeacher)
-        self.target: Target = open_target(settings, self.settings.dtype, context.console)
+        changed = self._trained / "model" if self.settings.trains_target and self._trained is not None else None
+        self.target: Target = open_target(settings, self.settings.dtype, context.console, changed)
         self.chat = ChatTokenizer.from_transformers(self.target.tokenizer)
         self.stops = stop_token_ids(self.target.model, self.chat.eos_id)
         self.draft: OpenDraft = open_draft(self.settings, self.target, self._trained, self._counts, context.console)
@@ -90,19 +105,25 @@ class Speculating:
         self._note_a_short_context(max(map(len, prompts)) + settings.max_new_tokens)
         texts = {temperature: self._write(prompts, temperature) for temperature in settings.temperatures}
         agreed = {temperature: self._agree(texts[temperature], temperature) for temperature in settings.temperatures}
+        ranks = {temperature: self._rank(texts[temperature]) for temperature in settings.temperatures}
+        self.nodes = {
+            t: best_nodes(accuracies(found, self._ranks), settings.most) for t, found in ranks.items() if found
+        }
         timed = {
             (temperature, batch): self._time(texts[temperature], temperature, batch)
             for temperature in settings.temperatures
             for batch in settings.batch_sizes
         }
-        traces = {temperature: self._trace(texts[temperature], agreed[temperature]) for temperature in texts}
+        traces = {t: self._trace(texts[t], agreed[t], ranks[t], self.nodes.get(t, ())) for t in texts}
         advice = tuple(
             self._advise(traces[temperature], timed[temperature, batch], temperature, batch)
             for temperature in settings.temperatures
             for batch in settings.batch_sizes
         )
         first = settings.temperatures[0]
-        self.is_hopeless = all(hopeless(found.medians(), settings.most) for found in timed.values())
+        heads = self.draft.heads.heads if self.draft.heads is not None else None
+        self.is_hopeless = all(hopeless(found.medians(), settings.most, heads) for found in timed.values())
+        self._note_what_is_lossy()
         trials = () if self.before else tuple(self._try(prompts, advice, traces, timed))
         exported = None
         if settings.export and not self.before:
@@ -120,8 +141,10 @@ class Speculating:
             dtype=self.target.dtype,
             prompts=len(prompts),
             tokens=sum(len(text.written) for text in texts[first]),
-            alphas={_key(t): _mean([a.alpha for a in found]) for t, found in agreed.items() if found},
-            by_position=_by_position(agreed[first]),
+            alphas={_key(t): _mean(of_t) for t in texts if (of_t := _alphas(agreed[t], ranks[t]))},
+            by_position=_by_position(_alphas(agreed[first], ranks[first])),
+            heads=accuracies(ranks[first], self._ranks) if ranks[first] else (),
+            nodes=self.nodes.get(first, ()),
             costs=tuple(timed[first, batch].costs(batch) for batch in settings.batch_sizes),
             advice=advice,
             trials=trials,
@@ -129,6 +152,26 @@ class Speculating:
             exported=exported,
             notes=tuple(self.notes),
         )
+
+    @property
+    def _ranks(self) -> int:
+        """Number of choices of each head that a tree may have."""
+        draft, heads = self.settings.draft, self.draft.heads
+        assert isinstance(draft, MedusaDraftSettings) and heads is not None
+        return min(draft.ranks, heads.known)
+
+    def _note_what_is_lossy(self) -> None:
+        if self.draft.typical is not None and any(self.settings.temperatures):
+            self.notes.append(
+                "typical acceptance is on, which is lossy: what is sampled with it is not distributed as the target's "
+                "text; forecasts are for exact acceptance, trials at T > 0 are with it"
+            )
+            self.context.work.warn(self.notes[-1])
+        if self.settings.trains_target and not self.before:
+            self.notes.append(
+                "the target was trained with its heads (Medusa-2): texts and speed-ups are of the trained target, and "
+                "that is another model than the teacher"
+            )
 
     def _note_a_short_context(self, needed: int) -> None:
         limit = self.draft.reader.limit if self.draft.reader is not None else None
@@ -160,6 +203,11 @@ class Speculating:
                 task.advance(1)
         return found
 
+    def _rank(self, texts: Sequence[Text]) -> list[Ranks]:
+        if self.draft.heads is None:
+            return []
+        return [head_ranks(self.target.model, self.draft.heads, text, self._ranks) for text in texts]
+
     def _time(self, texts: Sequence[Text], temperature: float, batch: int) -> Timed:
         rows = [[*texts[i % len(texts)].prompt, *texts[i % len(texts)].written] for i in range(batch)]
         most = self.settings.most
@@ -169,7 +217,7 @@ class Speculating:
         with self.context.console.task(f"{_key(temperature)}: times, batch {batch}", REPETITIONS, "rounds") as task:
             return measure(
                 self.target.cached,
-                self.draft.timed(),
+                self.draft.timed(self.nodes.get(temperature, ())),
                 rows,
                 prompt_tokens,
                 sampler_of(temperature, self.settings.top_p),
@@ -178,7 +226,9 @@ class Speculating:
                 task.advance,
             )
 
-    def _trace(self, texts: Sequence[Text], agreed: Sequence[Agreement]) -> list[Trace]:
+    def _trace(
+        self, texts: Sequence[Text], agreed: Sequence[Agreement], ranks: Sequence[Ranks], nodes: tuple[Node, ...]
+    ) -> list[Trace]:
         lookup, settings = self.draft.lookup, self.settings
         return [
             trace_of(
@@ -186,6 +236,8 @@ class Speculating:
                 settings.max_new_tokens,
                 agreed[number] if agreed else None,
                 lookups(lookup, text, settings.most, self.target.cached.vocab_size) if lookup is not None else None,
+                ranks[number] if ranks else None,
+                nodes,
             )
             for number, text in enumerate(texts)
         ]
@@ -218,8 +270,15 @@ class Speculating:
             gamma = settings.gamma or found.best
             gammas = sorted({gamma, max(1, gamma // 2), min(settings.most, gamma + 2)})
             decoders = [SpeculativeDecoder(self.target.cached)]
+            nodes = self.nodes.get(temperature, ())
             decoders += [
-                SpeculativeDecoder(self.target.cached, self.draft.drafting(found.threshold), gamma=g) for g in gammas
+                SpeculativeDecoder(
+                    self.target.cached,
+                    self.draft.drafting(found.threshold, nodes),
+                    gamma=g,
+                    typical=self.draft.typical,
+                )
+                for g in gammas
             ]
             with self.context.console.task(f"{_key(temperature)}: trials", len(tried), "prompts") as task:
                 alone, *drafted = run_in_turn(
@@ -249,7 +308,8 @@ class Speculating:
         from potstill.decoding.acceptance import Chance
         from potstill.decoding.speculative import Request
 
-        decoder = SpeculativeDecoder(self.target.cached, self.draft.drafting(advice.threshold), gamma=advice.best)
+        draft = self.draft.drafting(advice.threshold, self.nodes.get(advice.temperature, ()))
+        decoder = SpeculativeDecoder(self.target.cached, draft, gamma=advice.best)
         sampler = sampler_of(advice.temperature, self.settings.top_p)
         request = Request([list(prompt)], self.settings.max_new_tokens, self.stops, sampler)
         authored: list[tuple[int, str]] = []
@@ -262,10 +322,10 @@ class Speculating:
 
     @cached_property
     def _trained(self) -> Path | None:
-        """The folder of the draft that this recipe trained."""
+        """The artifact of the training that made the draft."""
         name = "train" if isinstance(self.settings.model_draft, StudentDraft) else "speculate.train"
         artifact = self.context.inputs.get(name)
-        return artifact.path / "model" if artifact is not None else None
+        return artifact.path if artifact is not None else None
 
     def _counts(self) -> Counter[int]:
         generated = self.context.inputs.get("generate")
@@ -286,9 +346,14 @@ def _mean(values: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]) -
     return Interval(float(sums[:, 0].sum() / sums[:, 1].sum()), float(low), float(high))
 
 
-def _by_position(agreed: Sequence[Agreement]) -> tuple[float, ...]:
-    longest = max((len(found.alpha) for found in agreed), default=0)
-    return tuple(float(np.mean([a.alpha[t] for a in agreed if len(a.alpha) > t])) for t in range(longest))
+def _alphas(agreed: Sequence[Agreement], ranks: Sequence[Ranks]) -> list[Floats]:
+    """The acceptance of one drafted token at each position of each text; of heads, of the first one's best choice."""
+    return [found.alpha for found in agreed] or [(found[:, 0] == 0).astype(float) for found in ranks]
+
+
+def _by_position(alphas: Sequence[Floats]) -> tuple[float, ...]:
+    longest = max((len(alpha) for alpha in alphas), default=0)
+    return tuple(float(np.mean([alpha[t] for alpha in alphas if len(alpha) > t])) for t in range(longest))
 
 
 def _pieces(authored: Sequence[tuple[int, str]], chat: ChatTokenizer) -> tuple[Piece, ...]:

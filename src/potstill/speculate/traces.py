@@ -8,17 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from potstill.decoding.acceptance import Chance
 from potstill.decoding.drafts import LookupDraft, Reads
+from potstill.decoding.medusa import MedusaHeads
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
 from potstill.decoding.speculative import Request, SpeculativeDecoder
+from potstill.models.anatomy import inner_decoder
 from potstill.speculate.forecast import Floats, Trace
 
 _POSITIONS_AT_ONCE = 64
+
+Ranks = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,7 @@ def _compare(
     return tuple(found.double().cpu().numpy() for found in (alpha, accept, q.amax(-1)))  # type: ignore[return-value]
 
 
-def lookups(
-    lookup: LookupDraft, text: Text, most: int, vocab_size: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def lookups(lookup: LookupDraft, text: Text, most: int, vocab_size: int) -> Ranks:
     """How many tokens a lookup finds at each position of a text, and how many of them are the text's own [T, 2]."""
     device = torch.device("cpu")
     rows = Rows([text.prompt], len(text.written) + most, vocab_size, device)
@@ -134,9 +138,44 @@ def lookups(
     return found
 
 
+@torch.no_grad()
+def head_ranks(model: PreTrainedModel, heads: MedusaHeads, text: Text, most: int) -> Ranks:
+    """The rank of the text's next tokens among the `most` best choices of each head, in a round that begins at each
+    position [T, heads]; `most` where a token is not among them, or is behind the end.
+
+    A round that writes token t of a text reads the state behind token t − 2, as in `MedusaDraft`.
+    """
+    ids = torch.tensor([[*text.prompt, *text.written]], device=model.device)
+    states = inner_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    first = len(text.prompt) - 2
+    ranks = np.full((len(text.written), heads.heads), most, dtype=np.int64)
+    written = torch.tensor(text.written, device=model.device)
+    chosen = heads.choices(states[max(first, 0) : first + len(text.written)], most)
+    skipped = max(0, -first)
+    for head in range(heads.heads):
+        ahead = written[skipped + head :]
+        same = chosen[: len(ahead), head] == ahead[:, None]
+        found = torch.where(same.any(1), same.long().argmax(1), most)
+        ranks[skipped : skipped + len(ahead), head] = found.cpu().numpy()
+    return ranks
+
+
+def accuracies(ranks: Sequence[Ranks], most: int) -> tuple[tuple[float, ...], ...]:
+    """Of each head, the share of positions at which the choice of each rank is the text's token."""
+    every = np.concatenate(list(ranks))
+    return tuple(
+        tuple(float((every[:, head] == rank).mean()) for rank in range(most)) for head in range(every.shape[1])
+    )
+
+
 def trace_of(
-    text: Text, budget: int, agreed: Agreement | None, found: np.ndarray[tuple[int, ...], np.dtype[np.int64]] | None
+    text: Text,
+    budget: int,
+    agreed: Agreement | None,
+    found: Ranks | None,
+    ranks: Ranks | None = None,
+    nodes: tuple[tuple[int, ...], ...] = (),
 ) -> Trace:
     """What a forecast needs of a text."""
     accept, sure = (agreed.accept, agreed.sure) if agreed is not None else (None, None)
-    return Trace(len(text.written), budget, accept, sure, found)
+    return Trace(len(text.written), budget, accept, sure, found, ranks, nodes)

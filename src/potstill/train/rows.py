@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from potstill.data.images import Pixels
@@ -24,6 +24,13 @@ Row = Tokenized | Packed | Pixels
 def length_of(row: Row) -> int:
     """The number of tokens of a row; 1 for an image."""
     return len(row) if isinstance(row, (Tokenized, Packed)) else 1
+
+
+def token_ids_of(row: Row) -> Iterator[Sequence[int]]:
+    """The token ids of a row, of each record in it; nothing of an image."""
+    for part in row.rows if isinstance(row, Packed) else (row,):
+        if isinstance(part, Tokenized):
+            yield part.input_ids
 
 
 def rows_of(dataset: Any, reader: TaskReader, *, packing: bool = False, name: str = "train_dataset") -> list[Row]:

@@ -51,7 +51,7 @@ from potstill.train.coerce import (
     say_batch_statistics,
 )
 from potstill.train.module import METRIC, DistillModule, batches_by_length, measure_held_out
-from potstill.train.rows import Row, refuse_long_rows, rows_of
+from potstill.train.rows import Row, refuse_long_rows, rows_of, token_ids_of
 from potstill.train.sharing import check_independent
 from potstill.train.steps import FixedRows, MicroBatches, loader
 from potstill.train.trainable import frozen, may_leave_out, unreached
@@ -152,10 +152,13 @@ class DistillTrainer(Trainer):
         check_capabilities(settings, taught)
         if isinstance(taught, StoredTeacher):
             check_stored(settings, taught)
+        own = built(settings)
+        for objective in own:
+            objective.survey(ids for row in self.train_rows for ids in token_ids_of(row))
         with torch.random.fork_rng():
             # So that projectors do not use the random numbers of dropout.
             torch.manual_seed(args.seed)
-            module = DistillModule(student, taught, built(settings))
+            module = DistillModule(student, taught, own)
         if isinstance(taught, StoredTeacher):
             taught.check_kept(module.asks["teacher"].taps)
         self._looks_for_unreached = args.ddp_find_unused_parameters is None
