@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_stage import recipe
+from small_speculation import recipe
 from transformers import AutoModelForCausalLM
 
 from potstill.console import Console

@@ -139,7 +139,10 @@ def parts_are_found(inputs: Inputs) -> None:
             for key in ("freeze", "initialise"):
                 matching(outline, getattr(stage, key), f"train.stages ({stage.name}).{key}")
             frozen = set(matching(outline, stage.freeze, "train.stages"))
-            if all(name in frozen for name, parameter in outline.named_parameters() if parameter.requires_grad):
+            learns = any(objective.trains_alone for objective in stage.objectives)
+            if not learns and all(
+                name in frozen for name, parameter in outline.named_parameters() if parameter.requires_grad
+            ):
                 raise RecipeError(
                     "every parameter is frozen, so nothing learns",
                     where=f"train.stages ({stage.name}).freeze",

@@ -36,6 +36,8 @@ class ObjectiveSettings(KindSettings):
     scope: ClassVar[Scope] = "token"
     least_examples: ClassVar[int] = 1
     """Examples in a micro-batch from which on there is something to learn."""
+    trains_alone: ClassVar[bool] = False
+    """Whether the module that is trained along is a result, so that everything else may be frozen."""
     weight: Schedule = 1.0
 
     def needs(self) -> Needs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
 
@@ -108,6 +108,7 @@ class Medusa(ObjectiveSettings):
     """
 
     kind: Literal["medusa"] = "medusa"
+    trains_alone: ClassVar[bool] = True
     heads: int = Field(4, ge=1, le=16)
     frequent: Annotated[int, Field(ge=1)] | None = None
     decay: float = Field(0.8, gt=0, le=1)
