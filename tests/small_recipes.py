@@ -15,7 +15,7 @@ from potstill.recipe import Recipe, load_recipe
 from tiny_models import make_tiny_causal_lm, make_tiny_classifier, make_tiny_encoder, make_tiny_masked_lm
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = {"conversations", "self_instruct", "speculative_draft"}
+ELSEWHERE = {"conversations", "medusa", "self_instruct", "speculative_draft"}
 """Recipes that end with records (tests/generate runs them) or with a draft (tests/speculate)."""
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem not in ELSEWHERE}
 SHAPE: dict[str, Any] = {"layers": 6, "hidden": 48, "heads": 12}
