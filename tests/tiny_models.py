@@ -37,7 +37,7 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForSequenceClassification,
 )
 
-from potstill.decoding.medusa import MedusaHeads
+from potstill.heads import MedusaHeads
 from potstill.models.anatomy import effective_head
 
 Family = Literal["llama", "qwen2", "gemma2", "gpt2", "mistral", "cohere", "granite"]

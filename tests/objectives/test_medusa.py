@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from potstill.decoding.medusa import MedusaHeads, frequent_tokens
+from potstill.heads import MedusaHeads, frequent_tokens
 from potstill.objectives.medusa import MedusaLoss
 from potstill.recipe import Medusa
 from potstill.signals import IGNORE, Batch, Dims, Head, ModelDims, Signals

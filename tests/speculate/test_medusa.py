@@ -14,8 +14,8 @@ from small_speculation import recipe
 from transformers import AutoModelForCausalLM
 
 from potstill.console import Console
-from potstill.decoding.medusa import load_heads
 from potstill.errors import ModelError, PotstillError
+from potstill.heads import load_heads
 from potstill.pipeline import plan, run_recipe
 from potstill.recipe import Recipe
 from potstill.speculate import export

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from potstill.decoding.medusa import MedusaHeads, count_tokens, frequent_tokens
 from potstill.errors import ModelError
+from potstill.heads import MedusaHeads, count_tokens, frequent_tokens
 from potstill.objectives.base import DirectObjective, widened
 from potstill.recipe.response import Medusa
 from potstill.registry import implements

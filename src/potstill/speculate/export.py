@@ -22,9 +22,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from potstill.decoding.cached_model import CachedModel
-from potstill.decoding.medusa import MedusaHeads, load_heads, save_heads
 from potstill.decoding.sampler import Sampler
 from potstill.errors import ModelError
+from potstill.heads import MedusaHeads, load_heads, save_heads
 from potstill.models.saving import save_model
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
 from potstill.recipe.students import First, FromTeacher

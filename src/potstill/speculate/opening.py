@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill.console import Console
 from potstill.decoding.cached_model import CachedModel, first_layers
 from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraft
-from potstill.decoding.medusa import MedusaDraft, MedusaHeads, frequent_tokens, heads_of, load_heads
+from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.tree import Path as Node
 from potstill.decoding.tree import Typical
 from potstill.errors import ModelError, TokenizerMismatch
+from potstill.heads import MedusaHeads, frequent_tokens, heads_of, load_heads
 from potstill.models.anatomy import effective_head, text_config, why_no_head
 from potstill.models.folder import ModelSource
 from potstill.models.load import load_model, load_tokenizer, pick_device, pick_dtype

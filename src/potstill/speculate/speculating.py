@@ -11,11 +11,11 @@ import numpy as np
 
 from potstill.data import ChatTokenizer
 from potstill.decoding.generator import stop_token_ids
-from potstill.decoding.medusa import count_tokens
 from potstill.decoding.speculative import SpeculativeDecoder
 from potstill.decoding.tree import Path as Node
 from potstill.decoding.tree import best_nodes
 from potstill.errors import RecipeError
+from potstill.heads import count_tokens
 from potstill.measures import Interval
 from potstill.policy.duties import write_papers
 from potstill.policy.gate import rulings_on

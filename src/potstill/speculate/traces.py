@@ -15,10 +15,10 @@ from transformers.generation.logits_process import LogitsProcessor, TemperatureL
 
 from potstill.decoding.acceptance import Chance
 from potstill.decoding.drafts import LookupDraft, Reads
-from potstill.decoding.medusa import MedusaHeads
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
 from potstill.decoding.speculative import Request, SpeculativeDecoder
+from potstill.heads import MedusaHeads
 from potstill.models.anatomy import inner_decoder
 from potstill.speculate.forecast import Floats, Trace
 
