@@ -37,6 +37,8 @@ BENCHMARKS = (
     "coverage",
     "export",
     "speculate",
+    "advice",
+    "draft_training",
 )
 """Modules that declare `AIMS`. Comparisons (`potstill sweep`) have one claim each, made from their result."""
 
