@@ -25,7 +25,7 @@ FORMAT = 3
 """The version of `measures.json`. Version 1, without this number, had a field per metric; version 2 kept `solving`
 outside `findings`."""
 
-MODELS = ("teacher", "student", "text_only", "text_only_equal_seconds", "untrained")
+MODELS = ("teacher", "student", "text_only", "text_only_equal_seconds", "rounded_afterwards", "untrained")
 """Model names, in the order in which they are shown. A control may be absent."""
 
 FALSE_ALARMS = 0.05

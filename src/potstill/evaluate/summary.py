@@ -20,6 +20,7 @@ PAIRS = (
     ("student", "teacher"),
     ("student", "text_only"),
     ("student", "text_only_equal_seconds"),
+    ("student", "rounded_afterwards"),
     ("student", "untrained"),
     ("text_only", "untrained"),
 )

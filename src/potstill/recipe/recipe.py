@@ -207,6 +207,15 @@ class Recipe(Settings):
             )
         if train is None:
             return
+        if train.quantize is not None and not spec.reads_text:
+            raise ValueError(
+                f"train.quantize rounds the matrices of models of text, and the task is {self.task!r}: drop it"
+            )
+        if train.quantize is not None and self.student is not None and self.student.lora is not None:
+            raise ValueError(
+                "train.quantize rounds the weights that are trained, and lora trains others: drop student.lora, or "
+                "quantize"
+            )
         if train.packing and not spec.writes:
             raise ValueError("packing is for causal language models: set train.packing: false")
         if (train.refusals is not None or train.refusal_weight is not None) and not spec.writes:

@@ -170,9 +170,20 @@ class TrainStage(Settings):
         return check_arguments(args)
 
 
-Control = Literal["text_only", "text_only_equal_seconds"]
+class Quantize(Settings):
+    """The student's weights in 8 or 4 bits, in blocks of 32 with one scale, on the grids of GGUF's `q8_0` and `q4_0`.
+    With `learned` it computes with rounded weights in every step, and learns its teacher through them; without, its
+    weights are rounded once, after the last step. The saved weights are the rounded ones. Liu et al. 2023 (LLM-QAT,
+    arXiv 2305.17888)."""
+
+    weights: Literal["int8", "int4"]
+    learned: bool = True
+
+
+Control = Literal["text_only", "text_only_equal_seconds", "rounded_afterwards"]
 """`text_only`: the same initialisation, batches, order, steps and schedule, with `hard_ce` alone.
-`text_only_equal_seconds`: likewise, for as many steps as fit into the seconds that the student trained for."""
+`text_only_equal_seconds`: likewise, for as many steps as fit into the seconds that the student trained for.
+`rounded_afterwards`: as the student, trained in full precision and rounded after the last step."""
 
 SEEDS_AT_MOST = 100
 
@@ -215,6 +226,8 @@ class TrainSettings(Settings):
     `refusals` are mixed into the training records, and `refusal_weight` makes the openings of answers that refuse count
     more; both are for language models that write.
 
+    `quantize` gives the student weights of few bits.
+
     `controls` are variants of this stage with artifacts of their own (see `Control`). `seeds` trains student and
     controls that often, by the seeds that follow the recipe's (initialisation, order, dropout), on the same data; the
     first is the one that is exported.
@@ -231,6 +244,7 @@ class TrainSettings(Settings):
     teacher_system: Annotated[str | None, PartIfSet(), Field(min_length=1)] = None
     refusals: Annotated[RefusalMix | None, PartIfSet()] = None
     refusal_weight: Annotated[RefusalWeight | None, PartIfSet()] = None
+    quantize: Annotated[Quantize | None, PartIfSet()] = None
     keep: Literal["last", "best"] = "last"
     evaluations: Count = 4
     checkpoint_seconds: Annotated[PositiveFloat, Cosmetic()] = 300.0
@@ -288,6 +302,11 @@ class TrainSettings(Settings):
             if not any(may_be_positive(o.weight) for o in stage.objectives):
                 where = f"in stage {stage.name!r} " if self.stages else ""
                 raise ValueError(f"{where}every objective has weight 0: give at least one a weight above 0")
+        if "rounded_afterwards" in self.controls and (self.quantize is None or not self.quantize.learned):
+            raise ValueError(
+                "rounded_afterwards is the control of a student that learns through its rounding: add `quantize: "
+                "{weights: int4}` to train, or drop it from the controls"
+            )
         if "text_only_equal_seconds" in self.controls:
             if "text_only" not in self.controls:
                 raise ValueError(

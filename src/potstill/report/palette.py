@@ -28,6 +28,7 @@ LOOKS = {
     "student": Look("student", "#0072b2", (1, 0), "circle"),
     "text_only": Look("text only", "#d55e00", (7, 4), "square"),
     "text_only_equal_seconds": Look("text only, equal seconds", "#b58900", (1, 3), "cross"),
+    "rounded_afterwards": Look("rounded afterwards", "#00775a", (5, 2, 1, 2), "triangle-down"),
     "untrained": Look("untrained", "#aa4499", (2, 3), "triangle-up"),
 }
 assert tuple(LOOKS) == MODELS

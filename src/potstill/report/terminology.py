@@ -91,6 +91,8 @@ def terms_of(measures: Measures) -> list[tuple[str, str]]:
         terms.append((words_of(measures).title, _CONTROL))
     if "text_only_equal_seconds" in measures.models:
         terms.append((f"{words_of(measures).title}, equal seconds", _EQUAL_SECONDS))
+    if "rounded_afterwards" in measures.models:
+        terms.append(("Rounded afterwards", _ROUNDED))
     if "untrained" in measures.models:
         terms.append(("Untrained", "The student as it was built, before its first step."))
     return terms
@@ -99,6 +101,10 @@ def terms_of(measures: Measures) -> list[tuple[str, str]]:
 _CONTROL = (
     "The same student from the same initial weights, trained for as many steps on the same batches with cross-entropy "
     "alone: what it would be without its teacher’s distributions. It takes less time, for no teacher runs."
+)
+_ROUNDED = (
+    "The same student trained for as many steps in full precision, whose weights were rounded after the last step: "
+    "what learning through the rounding is held against."
 )
 _EQUAL_SECONDS = (
     "The same control trained for as many seconds as the student, which is more steps: what the time that the teacher "

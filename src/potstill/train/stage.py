@@ -27,7 +27,8 @@ def stage(recipe: Recipe, training: Training | Literal["train.pruned"] = STUDENT
 
     The control `text_only` is the same student on the same rows in the same order, for the same steps (and stages) by
     the same schedule, with `hard_ce` of weight 1 alone. `text_only_equal_seconds` goes on with more of these steps, as
-    many as take the student's seconds.
+    many as take the student's seconds. `rounded_afterwards` trains as the student does, without rounding, and rounds
+    the weights after the last step.
 
     `train.pruned` is the stage before them that cuts a pruned student.
     """
@@ -92,6 +93,10 @@ def trained_by(recipe: Recipe, training: Training) -> Recipe:
         recipe = recipe.model_copy(update={"seed": recipe.seed + training.seed})
     if training.control is None:
         return recipe
+    if training.control == "rounded_afterwards":
+        quantize = recipe.required_train.quantize
+        later = {"quantize": None if quantize is None else quantize.model_copy(update={"learned": False})}
+        return recipe.model_copy(update={"train": recipe.required_train.model_copy(update=later)})
     text = {"objectives": (HardCE(),)}
     changes = {"stages": tuple(stage.model_copy(update=text) for stage in recipe.required_train.stages)}
     return recipe.model_copy(

@@ -26,6 +26,7 @@ from potstill.data.reader import TaskReader
 from potstill.errors import DataError, UserError
 from potstill.models.anatomy import learned_positions
 from potstill.models.live import check_head, check_packing
+from potstill.models.rounding import Bits, rounded
 from potstill.models.saving import save_model
 from potstill.models.tasks import task_of
 from potstill.models.unchanged import unchanged
@@ -101,6 +102,8 @@ class DistillTrainer(Trainer):
         log_gradient_norms: at every logged step, the norm of each objective's own gradient (`<name>/grad_norm`,
             weight included, on the step's first micro-batch). It costs a forward and backward pass per objective and
             changes nothing else.
+        rounded_to: the student computes with weights rounded to these bits, and keeps its own: round them at the end
+            (`models.rounding.round_weights`).
 
     Raises:
         UserError: an argument that the loss cannot honour (fp16, `nn.DataParallel`, label smoothing, sharded weights,
@@ -129,6 +132,7 @@ class DistillTrainer(Trainer):
         masking: Masking | None = None,
         reader: TaskReader | None = None,
         log_gradient_norms: bool = False,
+        rounded_to: Bits | None = None,
     ) -> None:
         args = _own_arguments(args)
         refuse_metrics(compute_metrics)
@@ -186,6 +190,7 @@ class DistillTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
         self.log_gradient_norms = log_gradient_norms
+        self.rounded_to = rounded_to
         self.first_projectors: Mapping[str, Tensor] = {}
         """Initial weights of projectors, by name; they replace those that their objectives choose (another stage's,
         say)."""
@@ -322,9 +327,10 @@ class DistillTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One micro-batch, forward and backward."""
-        if self.log_gradient_norms and self._since_log.at_first_batch and self._will_log():
-            self._since_log.gradient_norms = self._gradient_norms(self._prepare_inputs(inputs))
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with rounded(self.student, self.rounded_to):
+            if self.log_gradient_norms and self._since_log.at_first_batch and self._will_log():
+                self._since_log.gradient_norms = self._gradient_norms(self._prepare_inputs(inputs))
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
     def _will_log(self) -> bool:
@@ -490,13 +496,14 @@ class DistillTrainer(Trainer):
         self.callback_handler.eval_dataloader = loader
         self._set_optimizer_mode("eval")
         try:
-            found = measure_held_out(
-                self.module,
-                self.model,
-                self._prepared(loader),
-                precision=self.accelerator.autocast,
-                sum_over_processes=self._sum_over_processes,
-            )
+            with rounded(self.student, self.rounded_to):
+                found = measure_held_out(
+                    self.module,
+                    self.model,
+                    self._prepared(loader),
+                    precision=self.accelerator.autocast,
+                    sum_over_processes=self._sum_over_processes,
+                )
         finally:
             self._set_optimizer_mode("train")
         # The first of these is the "loss" of the evaluation.

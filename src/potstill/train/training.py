@@ -18,6 +18,7 @@ from potstill.data.reader import TaskReader
 from potstill.errors import RecipeError, RunError
 from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
+from potstill.models.rounding import round_weights
 from potstill.models.saving import save_model
 from potstill.recipe import Recipe, TrainStage
 from potstill.recipe.train import PRUNED, Training
@@ -37,6 +38,7 @@ _LABELS = {
     "student": "training",
     "text_only": "training on the text alone",
     "text_only_equal_seconds": "training on the text alone, for as many seconds",
+    "rounded_afterwards": "training in full precision, to be rounded afterwards",
 }
 _RUN_SUMMARY = "train_runtime"
 
@@ -118,6 +120,9 @@ class TrainingRun:
             packing=settings.packing,
             reader=reader,
             log_gradient_norms=settings.log_gradient_norms,
+            rounded_to=settings.quantize.weights
+            if settings.quantize is not None and settings.quantize.learned
+            else None,
         )
         if stage.keep_projections and done:
             trainer.first_projectors = _of_the_same_objectives(done[-1], trainer)
@@ -183,6 +188,11 @@ class TrainingRun:
             "kept": stage.keep,
             "kept_step": sum(steps[:-1]) + int(kept or 0),
         }
+        if (quantize := self.settings.quantize) is not None:
+            facts["quantized"] = {
+                **quantize.key_fields(),
+                "bits": round(round_weights(last.student, quantize.weights), 2),
+            }
         if self.settings.stages:
             facts["stages"] = [
                 {"name": stage.name, "steps": count, "seconds": round(trainer.seconds_trained, 1)}
