@@ -131,7 +131,7 @@ SMALL: dict[str, Callable[[Path], list[str]]] = {
     "hinton_digits_teacher": digits,
     "hinton_fashion_mnist": taught_images,
     "hinton_fashion_mnist_teacher": images,
-    "int4": prompts,
+    "int4": taxed,
     "minilm_v2": taught_texts,
     "offline": prompts,
     "pruned": cut,
