@@ -9,7 +9,6 @@ torch is loaded. The steps are those of `benchmarks.train_step` in float32, with
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import potstill  # noqa: F401 - before torch: it says how OpenMP's threads wait
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 
 MODULE = "benchmarks.busy"
 AIMS = [Aim("busy / idle", "×", most=2.5)]
@@ -50,11 +49,9 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; the last line is one JSON object."""
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    parser = command_line(MODULE, __doc__, workers=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="timed steps, after one to warm up")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         print(json.dumps(measure(json.loads(options.worker))), flush=True)

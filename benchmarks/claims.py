@@ -133,11 +133,27 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def command_line(module: str, description: str | None, *, workers: bool = False) -> argparse.ArgumentParser:
+    """The arguments that benchmarks share; each adds its own. (Here and not in `harness`, which loads torch.)
+
+    Args:
+        module: as given to `python -m`.
+        description: the docstring of the benchmark.
+        workers: whether the benchmark is called again with `--worker`, by `harness.run_interleaved`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    if workers:
+        parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table; the last line is one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=(__doc__ or "").split("\n")[0])
+    parser = command_line("benchmarks.claims", __doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of kept results")
-    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
     options = parser.parse_args(arguments)
     rows = rows_of(kept_results(options.results), declared_aims())
     if not options.json:

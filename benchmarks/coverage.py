@@ -9,7 +9,6 @@ all groups that could have been drawn, weighted by their targets.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 from potstill.evaluate.bootstrap import PairedBootstrap, Statistic, difference_of, mean_of
 
 Floats = NDArray[np.float64]
@@ -93,9 +92,8 @@ def run(draws: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("benchmarks.coverage", __doc__)
     parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     asked = parser.parse_args()
     result = run(asked.draws)
     if asked.json:

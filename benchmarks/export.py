@@ -9,7 +9,6 @@ threads as there are cores.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.harness import machine
 from potstill.console import Console
 from potstill.decoding.generator import write
@@ -107,13 +106,12 @@ def _figures(found: comparison.Comparison | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("benchmarks.export", __doc__)
     parser.add_argument("--student", type=Path, default=Path("runs/demo/train/model"))
     parser.add_argument("--types", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     asked = parser.parse_args()
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     torch.set_num_threads(threads)

@@ -25,7 +25,6 @@ record, and `ours_many` within 50 MB of `ours`.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -40,7 +39,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 
 MODULE = "benchmarks.generate"
 SERVER = Path(__file__).parents[1] / "tests" / "mock_server.py"
@@ -266,8 +265,7 @@ def values_of(rows: Sequence[dict[str, Any]], ratios: Mapping[str, float | None]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    parser = command_line(MODULE, __doc__, workers=True)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--many", type=int, default=200_000, help="0: leave it out; it has one round")
     parser.add_argument("--connections", type=int, default=256)
@@ -276,7 +274,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=list(CLIENTS))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="the disk that is written to")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker is not None:
         print(json.dumps(measure(json.loads(options.worker))))

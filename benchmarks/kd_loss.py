@@ -34,17 +34,8 @@ from typing import Any
 import torch
 
 from benchmarks import kd_grid
-from benchmarks.claims import Aim, claims_of
-from benchmarks.harness import (
-    Row,
-    Variant,
-    has_peer,
-    machine,
-    print_result,
-    ratio,
-    run_interleaved,
-    say,
-)
+from benchmarks.claims import Aim, claims_of, command_line
+from benchmarks.harness import Row, Variant, has_peer, machine, print_result, ratio, run_interleaved, say
 from benchmarks.kd_variants import OBJECTIVES, PRODUCT_CHUNK_ROWS, fastest_products, measure
 
 MODULE = "benchmarks.kd_loss"
@@ -169,8 +160,7 @@ def refuse_unequal(rows: Sequence[Row]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    parser = command_line(MODULE, __doc__, workers=True)
     parser.add_argument("--objective", nargs="+", choices=[*OBJECTIVES, "all"], help="cells of these")
     parser.add_argument("--grid", action="store_true", help="cells of all vocabularies, widths, shares and dtypes")
     parser.add_argument("--resume", type=Path, help="keep the cells that are done in this file, and take them from it")
@@ -188,7 +178,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--large-vocab", type=int, default=LARGE_VOCAB, help="V of the large variant; 0: none")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these variants")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.worker:
         print(json.dumps(measure(json.loads(options.worker))))

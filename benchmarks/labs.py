@@ -10,7 +10,6 @@ counts as not done.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 
 MODULE = "benchmarks.labs"
 LABS = (1, 2, 3, 4)
@@ -72,9 +71,8 @@ def noted(log: Path) -> list[float]:
 
 def main() -> None:
     """Run labs, and print what they took."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(MODULE, __doc__)
     parser.add_argument("--lab", type=int, action="append", choices=LABS, help="this one alone; may be given again")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = {number: run_lab(Path(folder), number) for number in arguments.lab or LABS}

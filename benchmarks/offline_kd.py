@@ -21,7 +21,6 @@ over seeds (Student's t). `step_ratio` is the median seconds of a step as a mult
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
@@ -36,7 +35,7 @@ import torch
 from scipy.stats import t as student_t
 from transformers import TrainerCallback, TrainingArguments
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.harness import machine
 from potstill.console import Console
 from potstill.data.reader import reader_for
@@ -175,8 +174,7 @@ def train(arm: str, seed: int, student: torch.nn.Module, rows: Sequence[Tokenize
 
 def main() -> int:
     """The program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser = command_line("benchmarks.offline_kd", __doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--records", type=int, default=60)
     parser.add_argument("--lines", type=Path, help="keep each training here, and go on")

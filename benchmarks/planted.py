@@ -11,7 +11,6 @@ no model is trained. `named first` is how often the verdict's first loss is the 
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 from potstill.evaluate.fidelity import with_columns
 from potstill.evaluate.measures.base import Draws, Table
 from potstill.evaluate.scores import Scores
@@ -143,9 +142,8 @@ def run(plantings: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("benchmarks.planted", __doc__)
     parser.add_argument("--plantings", type=int, default=40)
-    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     asked = parser.parse_args()
     result = run(asked.plantings)
     for claim in result["claims"]:

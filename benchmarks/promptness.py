@@ -8,7 +8,6 @@ has no value.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 
 MODULE = "benchmarks.promptness"
 SLOW_WORKER = Path(__file__).parents[1] / "tests" / "verify"
@@ -127,8 +126,7 @@ MEASURES: Mapping[str, Callable[[], float | None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; the last line is one JSON object."""
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    parser = command_line(MODULE, __doc__)
     parser.add_argument("--only", nargs="+", type=int, metavar="N", help="only these aims, by number from 0")
     options = parser.parse_args(arguments)
 

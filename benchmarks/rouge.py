@@ -9,7 +9,6 @@ the same library, without bounds; both must agree.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.harness import machine, print_result, say
 from potstill.generate.rouge import Pool, rouge_tokens
 
@@ -50,11 +49,10 @@ def plain_most(texts: list[list[str]], new: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("benchmarks.rouge", __doc__)
     parser.add_argument("--pool", type=int, default=52_000)
     parser.add_argument("--new", type=int, default=500)
     parser.add_argument("--plain", type=int, default=20, help="how many are also compared without bounds")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     about = machine(torch.device("cpu"))
     pool, texts = Pool(), instructions(options.pool, 0)

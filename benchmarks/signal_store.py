@@ -25,7 +25,6 @@ two numbers and 6 bits a weight included).
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -42,7 +41,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.harness import machine
 from potstill.calibration import BINS, ece, equal_width, gap_sums
 from potstill.console import Console
@@ -314,8 +313,7 @@ def floor_bytes(pieces: list[Piece], tau: float) -> float:
 
 def main() -> int:
     """The program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser = command_line("benchmarks.signal_store", __doc__)
     parser.add_argument("--tokens", type=int, default=200_000)
     asked = parser.parse_args()
     teacher = Teacher()

@@ -22,7 +22,6 @@ prompts' texts and the times measured before.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.harness import machine, say
 from potstill.console import Console
 from potstill.data import ChatTokenizer, prompt_ids
@@ -222,11 +221,10 @@ def values_of(rows: Sequence[dict[str, Any]], outside: float | None) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("benchmarks.speculate", __doc__)
     parser.add_argument("--draft", type=Path, help="folder of a trained draft")
     parser.add_argument("--prompts", type=int, default=2, help="of each kind")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     bench = Bench(options.draft, options.tokens)
     prompts = bench.prompts(options.prompts)

@@ -9,7 +9,6 @@ share of a core too. The watchers themselves run on this machine as well, in the
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
@@ -29,7 +28,7 @@ import aiohttp
 import psutil  # type: ignore[import-untyped]
 from scipy.stats import t as student_t
 
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 
 MODULE = "benchmarks.studio"
 WATCHERS = 200
@@ -188,9 +187,8 @@ def figures(found: Mapping[str, Any]) -> dict[str, float | None]:
 
 def main() -> None:
     """Measure, and print the windows and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(MODULE, __doc__)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = asyncio.run(measure(arguments.rounds))
     claims = claims_of(AIMS, figures(found))

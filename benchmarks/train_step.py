@@ -18,7 +18,6 @@ one step to warm up and then times the rest as a whole, data included. Peaks are
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -32,17 +31,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from benchmarks.claims import Aim, claims_of
-from benchmarks.harness import (
-    PeakMemory,
-    Row,
-    Variant,
-    has_peer,
-    machine,
-    print_result,
-    ratio,
-    run_interleaved,
-)
+from benchmarks.claims import Aim, claims_of, command_line
+from benchmarks.harness import PeakMemory, Row, Variant, has_peer, machine, print_result, ratio, run_interleaved
 from potstill.console import Console
 from potstill.data import ChatTokenizer, Tokenized, prompt_ids
 from potstill.models import resolve
@@ -299,14 +289,12 @@ def ratios_of(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    parser = command_line(MODULE, __doc__, workers=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="timed steps, after one to warm up")
     parser.add_argument("--batch-size", type=int, default=recipe_batch_size(), help="the recipe's, unless it is given")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         print(json.dumps(measure(json.loads(options.worker))), flush=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 from optional import BROWSERS, COMPILERS
@@ -23,6 +24,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 TOP = ("recipes", "benchmarks", "docs", "tests")
 
 MOST_LINES = 700
+MOST_FRAGMENTS = 40
 HEAVY = ("torch", "transformers", "datasets", "pandas")
 
 
@@ -62,6 +64,39 @@ def test_the_readme_tree_is_the_tree() -> None:
 def test_no_file_asks_for_a_door() -> None:
     lengths = {name(p): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCE.rglob("*.py")}
     assert {p: n for p, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def fragments() -> dict[str, str]:
+    """Modules that one other file of their room imports, as it is loaded, and nobody else: module → importer.
+
+    Not counted: what `__init__` imports (the face of a room), what is imported when a function runs (which keeps torch
+    out of the start), and what is found by its name (a stage; a kind, which implements its settings).
+    """
+    graph = grimp.build_graph("potstill", cache_dir=None)
+    files = {
+        ".".join(("potstill", *path.relative_to(SOURCE).with_suffix("").parts)): path.read_text(encoding="utf-8")
+        for path in SOURCE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    found = dict[str, str]()
+    for module, text in files.items():
+        importers = graph.find_modules_that_directly_import(module)
+        if len(importers) != 1 or re.search(r"^@implements\(|^def stage\(", text, flags=re.M):
+            continue
+        (importer,) = importers
+        if importer not in files or importer.split(".")[1] != module.split(".")[1]:
+            continue
+        lines = files[importer].splitlines()
+        places = graph.get_import_details(importer=importer, imported=module)
+        if any(not lines[place["line_number"] - 1].startswith(" ") for place in places):
+            found[module] = importer
+    return found
+
+
+def test_few_files_belong_into_the_only_one_that_imports_them() -> None:
+    """A file that one other file imports needs an idea of its own."""
+    found = fragments()
+    assert 0 < len(found) <= MOST_FRAGMENTS, "\n".join(f"{one} <- {by}" for one, by in sorted(found.items()))
 
 
 def test_every_room_has_its_tests() -> None:

@@ -40,7 +40,6 @@ class View:
     input_ids: Int[Tensor, "B T"]
     position_ids: Int[Tensor, "B T"]
     segment_ids: Int[Tensor, "B T"]
-    byte_offsets: Int[Tensor, "B T"] | None = None
 
     @property
     def attention_mask(self) -> Int[Tensor, "B T"]:

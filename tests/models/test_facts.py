@@ -29,7 +29,6 @@ def test_counts_are_those_of_the_opened_model(family: TinyFamily, tmp_path: Path
     assert (facts.layers, facts.hidden, facts.heads) == (5, dims(model).hidden, dims(model).heads)
     assert facts.context_length == 512 and facts.has_template and facts.conversion is None
     assert facts.stored_bytes == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    assert facts.opening_bytes() - facts.opening_bytes(2.0) == 2 * facts.parameters
 
 
 @pytest.mark.parametrize("family", FAMILIES)

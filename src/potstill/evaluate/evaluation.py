@@ -276,7 +276,7 @@ class Evaluation:
 
     @contextmanager
     def _progress(self, compared: ComparedModel) -> Iterator[Any]:
-        unit = "tokens" if SPECS[self.task].has_vocabulary else "examples"
+        unit = SPECS[self.task].scored_unit
         with self.context.console.task(f"measuring {compared.label}", self.batches.targets, unit) as task:
             yield task.advance
 

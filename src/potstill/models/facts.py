@@ -41,9 +41,6 @@ def size_in(config: Mapping[str, Any], name: str) -> int | None:
 POSITION_TABLES = frozenset({"wpe", "position_embeddings", "embed_positions"})
 """Names of learned embeddings of positions, in all families."""
 
-_RESIDENT_BYTES = 600_000_000
-"""Memory of Python, torch and transformers, in bytes."""
-
 
 @dataclass(frozen=True)
 class Conversion:
@@ -74,10 +71,6 @@ class ModelFacts:
     module: bool = False
     has_template: bool = False
     conversion: Conversion | None = None
-
-    def opening_bytes(self, bytes_per_weight: float = 4.0) -> int:
-        """Estimated memory of a process that opens it: 4 bytes a weight in fp32, 2 in bf16."""
-        return int(_RESIDENT_BYTES + bytes_per_weight * self.parameters)
 
     @cached_property
     def parameters(self) -> int:

@@ -335,7 +335,7 @@ def _work_of(stage: str, findings: Findings) -> str:
         units = words_of(findings.measures).units
         return f"{figures.count(findings.measures.targets)} held-out {units}, {len(findings.models)} models"
     facts = findings.trained["student" if stage == "train" else stage.removeprefix("train.")]
-    unit = "images" if SPECS[findings.measures.task].reads_images else "tokens"
+    unit = SPECS[findings.measures.task].trained_unit
     said = f"{figures.count(facts['tokens'])} {unit}" if facts.get("tokens") is not None else ""
     return said + (f", {figures.count(facts['steps'])} steps" if facts.get("steps") is not None else "")
 

@@ -14,7 +14,6 @@ from typing import Any
 from potstill.sign.material import Material
 
 _BASE = "urn:potstill"
-_PROFILES = ("core", "software", "ai", "dataset", "simpleLicensing")
 
 
 def spdx_of(material: Material) -> str:

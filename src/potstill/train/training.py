@@ -142,7 +142,7 @@ class TrainingRun:
     @property
     def _unit(self) -> str:
         """The unit that training counts."""
-        return "images" if SPECS[self.recipe.task].reads_images else "tokens"
+        return SPECS[self.recipe.task].trained_unit
 
     @cached_property
     def _teacher(self) -> Teacher | None:
