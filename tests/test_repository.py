@@ -149,6 +149,14 @@ def test_builds_that_are_not_isolated_find_what_builds_them() -> None:
     assert all(re.search(rf"^{name}==", pins, flags=re.M) for name in builders)
 
 
+def test_the_walks_in_the_design_name_functions_that_exist() -> None:
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\| `([\w/]+\.py)` \| `(\w+)` \|", design, flags=re.M)
+    assert len(steps) > 20
+    gone = [(file, name) for file, name in steps if f"def {name}(" not in (SOURCE / file).read_text(encoding="utf-8")]
+    assert gone == []
+
+
 # ---- what the pages say --------------------------------------------------------------------------------------
 
 
