@@ -4,7 +4,8 @@
 
 The student writes 64 tokens greedily after each of 50 prompts, in fp32. Each file is opened by its engine and compared
 (`potstill.export.comparison`). Rates are of one sequence, 32 tokens behind 64, in turn, medians of rounds, with as many
-threads as there are cores.
+threads for every engine as OMP_NUM_THREADS says, else as there are cores; `times_transformers` is a rate over that of
+`transformers` in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.harness import machine
 from potstill.console import Console
 from potstill.decoding.generator import write
-from potstill.export import comparison, gguf, llama_cpp
+from potstill.export import comparison, gguf, llama_cpp, onnx, onnx_file, onnx_runtime
 from potstill.export.end_tokens import end_tokens
 from potstill.export.gguf_file import write_gguf
 from potstill.recipe.export import K_QUANTS, GgufType
+from potstill.tasks import SPECS
 
 KINDS: tuple[GgufType, ...] = ("f16", "q8_0", "q6_k", "q4_k_m", "q4_0")
+GRAPHS = ("float32", "int8")
 BEHIND, NEW = 64, 32
 
 AIMS = [
@@ -41,22 +44,23 @@ AIMS = [
 
 
 def run(
-    student: Path, kinds: Sequence[GgufType], prompts: int, tokens: int, rounds: int, folder: Path
+    student: Path,
+    kinds: Sequence[GgufType],
+    graphs: Sequence[str],
+    prompts: int,
+    tokens: int,
+    rounds: int,
+    folder: Path,
 ) -> dict[str, Any]:
     """Write, compare and time every file."""
-    ends = end_tokens(student)
-    files = {f"gguf {kind}": folder / f"model-{kind}.gguf" for kind in kinds}
-    for kind, file in zip(kinds, files.values(), strict=True):
-        if kind in K_QUANTS:
-            if not (whole := folder / "whole.gguf").exists():
-                write_gguf(student, whole, "f32", end_tokens=ends, name="student")
-            llama_cpp.quantise(whole, file, kind)
-        else:
-            write_gguf(student, file, kind, end_tokens=ends, name="student")
+    files = {f"gguf {kind}": _gguf(student, kind, folder) for kind in kinds}
+    files |= {f"onnx {kind}": _onnx(student, kind, folder) for kind in graphs}
+    tolerances = {f"gguf {kind}": gguf.TOLERANCE[kind] for kind in kinds}
+    tolerances |= {f"onnx {kind}": onnx.TOLERANCE[kind] for kind in graphs}
     compared = comparison.compare(
         student,
-        {name: llama_cpp.opened(file) for name, file in files.items()},
-        {f"gguf {kind}": gguf.TOLERANCE[kind] for kind in kinds},
+        {name: _opened(file) for name, file in files.items()},
+        tolerances,
         count=prompts,
         most_new=tokens,
         console=Console("quiet"),
@@ -67,13 +71,19 @@ def run(
             model = comparison.open_student(student, dtype=precision)
             writers[f"transformers {str(precision).removeprefix('torch.')}"] = _writer(model)
         for name, file in files.items():
-            engine = stack.enter_context(llama_cpp.opened(file))
+            engine = stack.enter_context(_opened(file))
             writers[name] = lambda ids, engine=engine: engine.write(ids, NEW, ())  # type: ignore[misc]
         rates = _rates(writers, rounds)
-    sizes = {name: file.stat().st_size for name, file in files.items()}
+    sizes = {name: onnx.size_of(file) for name, file in files.items()}
     sizes["transformers float32"] = sum(f.stat().st_size for f in student.glob("*.safetensors"))
     rows = [
-        {"file": name, "bytes": sizes.get(name), "tokens_per_second": round(rate, 1), **_figures(compared.get(name))}
+        {
+            "file": name,
+            "bytes": sizes.get(name),
+            "tokens_per_second": round(rate, 1),
+            "times_transformers": round(rate / rates["transformers float32"], 2),
+            **_figures(compared.get(name)),
+        }
         for name, rate in rates.items()
     ]
     half = compared.get("gguf f16")
@@ -82,6 +92,30 @@ def run(
         "gguf f16: KL to the student": half.kl if half is not None else None,
     }
     return {"rows": rows, "values": values, "claims": claims_of(AIMS, values)}
+
+
+def _gguf(student: Path, kind: GgufType, folder: Path) -> Path:
+    file, ends = folder / f"model-{kind}.gguf", end_tokens(student)
+    if kind not in K_QUANTS:
+        write_gguf(student, file, kind, end_tokens=ends, name="student")
+        return file
+    if not (whole := folder / "whole.gguf").exists():
+        write_gguf(student, whole, "f32", end_tokens=ends, name="student")
+    llama_cpp.quantise(whole, file, kind)
+    return file
+
+
+def _onnx(student: Path, kind: str, folder: Path) -> Path:
+    if not (whole := folder / "model.onnx").exists():
+        onnx_file.write_onnx(comparison.open_student(student), SPECS["causal_lm"], whole)
+    if kind == "float32":
+        return whole
+    onnx_file.quantise(whole, file := folder / f"model_{kind}.onnx")
+    return file
+
+
+def _opened(file: Path) -> AbstractContextManager[comparison.Engine]:
+    return llama_cpp.opened(file) if file.suffix == ".gguf" else onnx_runtime.opened(file)
 
 
 def _writer(model: Any) -> Callable[[list[int]], object]:
@@ -109,6 +143,7 @@ def main() -> None:
     parser = command_line("benchmarks.export", __doc__)
     parser.add_argument("--student", type=Path, default=Path("runs/demo/train/model"))
     parser.add_argument("--types", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--graphs", nargs="*", choices=GRAPHS, default=GRAPHS, help="types of ONNX graphs")
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -117,7 +152,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     there = machine(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        result = run(asked.student, asked.types, asked.prompts, asked.tokens, asked.rounds, Path(folder))
+        result = run(asked.student, asked.types, asked.graphs, asked.prompts, asked.tokens, asked.rounds, Path(folder))
     for row in result["rows"]:
         print(" · ".join(f"{key} {value}" for key, value in row.items()))
     if asked.json:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from potstill.errors import ModelError
 
 PACKAGE = "cyllama"
-_THREADS = 2
 
 
 class LlamaCpp:
@@ -25,13 +25,13 @@ class LlamaCpp:
     Args:
         file: the GGUF file.
         room: largest number of tokens of a text.
-        threads: number of threads.
+        threads: number of threads. More than there are free cores make it slower by far: they wait for each other.
 
     Raises:
         ModelError: llama.cpp cannot open it.
     """
 
-    def __init__(self, file: Path, room: int = 1024, threads: int = _THREADS) -> None:
+    def __init__(self, file: Path, room: int = 1024, threads: int = 1) -> None:
         from cyllama.llama import llama_cpp
 
         llama_cpp.disable_logging()
@@ -89,8 +89,8 @@ class LlamaCpp:
 
 @contextmanager
 def opened(file: Path) -> Iterator[LlamaCpp]:
-    """The file open in llama.cpp, until the end of the block."""
-    engine = LlamaCpp(file)
+    """The file open in llama.cpp with as many threads as torch has, until the end of the block."""
+    engine = LlamaCpp(file, threads=torch.get_num_threads())
     try:
         yield engine
     finally:
@@ -109,7 +109,7 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     llama_cpp.disable_logging()
     parameters = llama_cpp.LlamaModelQuantizeParams()
     parameters.ftype = int(LlamaFileType[f"MOSTLY_{kind.upper()}"])
-    parameters.nthread = _THREADS
+    parameters.nthread = torch.get_num_threads()
     try:
         llama_cpp.model_quantize(str(source), str(target), parameters)
     except RuntimeError as error:

@@ -69,7 +69,7 @@ class Onnx:
         if spec.writes:
             write_end_tokens(work.path)
         work.facts["check"] = comparison.as_facts(compared)
-        sizes = {file.name: _bytes(file) for file in files.values()}
+        sizes = {file.name: size_of(file) for file in files.values()}
         work.count("bytes of weights", sum(sizes.values()))
         section = comparison.check_section(compared, sizes=sizes, asked=self.settings.check_prompts)
         write_card(student, work.path, section, card=self.settings.model_card)
@@ -103,6 +103,7 @@ class Onnx:
         )
 
 
-def _bytes(file: Path) -> int:
+def size_of(file: Path) -> int:
+    """Bytes of a graph and of the weights beside it."""
     data = file.with_name(f"{file.name}_data")
     return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
-
-_THREADS = 2
 
 
 class OnnxRuntime:
@@ -22,7 +21,7 @@ class OnnxRuntime:
         threads: number of threads.
     """
 
-    def __init__(self, file: Path, threads: int = _THREADS) -> None:
+    def __init__(self, file: Path, threads: int = 1) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -88,5 +87,5 @@ def _number(size: Any) -> int:
 
 @contextmanager
 def opened(file: Path) -> Iterator[OnnxRuntime]:
-    """The graph open in ONNX Runtime, until the end of the block."""
-    yield OnnxRuntime(file)
+    """The graph open in ONNX Runtime with as many threads as torch has, until the end of the block."""
+    yield OnnxRuntime(file, torch.get_num_threads())
