@@ -300,6 +300,39 @@ def verify_command(
         emit(line)
 
 
+@app.command()
+def chat(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a model's.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Answer this and end; standard input where that is no terminal.")
+    ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The run's teacher answers beside its student.")] = False,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system prompt.")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="The most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Talk to a run's student in the terminal."""
+    from potstill.chat.speaker import student_of, teacher_of
+    from potstill.chat.terminal import show, talk, whole_characters
+    from potstill.types import Sampling
+
+    once = prompt is not None or json or not (sys.stdin.isatty() and sys.stdout.isatty())
+    text = whole_characters(prompt if prompt is not None else sys.stdin.read().strip()) if once else ""
+    if once and not text:
+        raise UserError("there is nothing to answer", fix='potstill chat RUN "your text"')
+    console, sampling = _console(json, quiet), Sampling(tokens, temperature)
+    opened = [student_of(run, system, console)] + ([teacher_of(run, system, console)] if teacher else [])
+    if json:
+        emit_json({"event": "result", **{one.role: "".join(one.answer(text, sampling, seed)) for one in opened}})
+    elif once:
+        show(opened, text, sampling, seed)
+    else:
+        talk(opened, sampling, seed)
+
+
 RunsFolder = Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of runs; it is made if there is none.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port; where it is in use, the next one.")]
 Open = Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")]

@@ -35,6 +35,11 @@ def emit(text: str) -> None:
     _print(printable(text))
 
 
+def emit_piece(text: str) -> None:
+    """Print a piece of a line on standard output, cleaned, and flush it. Raises: as `emit`."""
+    _print(printable(text), end="")
+
+
 def emit_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on one line. JSON escapes control characters by itself. Raises: as `emit`."""
     _print(json.dumps(value, default=str))
@@ -45,9 +50,9 @@ def emit_styled(text: str) -> None:
     _print(text)
 
 
-def _print(text: str) -> None:
+def _print(text: str, end: str = "\n") -> None:
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except OSError as error:
         raise _output_error(error) from error
 

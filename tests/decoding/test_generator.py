@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from potstill.decoding.generator import batches_by_length, draw, write
+from potstill.decoding.generator import batches_by_length, draw, stream, write
 from potstill.types import Sampling
 from tiny_models import tiny_model
 
@@ -80,3 +80,21 @@ def test_a_draw_at_the_edge_of_the_unit_interval_takes_a_token_that_is_there(
     monkeypatch.setattr(torch, "rand", lambda shape, dtype, **_: torch.full(shape, u, dtype=dtype))
     p = torch.tensor([[0.0, 0.7, 0.3, 0.0]])
     assert draw(p, torch.Generator()).item() == (1 if u == 0 else 2)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(9), Sampling(9, temperature=1.5, top_k=20)], ids=["greedy", "sampled"])
+def test_a_stream_gives_the_tokens_that_write_gives_without_the_end(sampling: Sampling) -> None:
+    model = tiny_model(seed=3, spread=0.3)
+
+    def whole(stop_ids: list[int]) -> list[int]:
+        return write(model, PROMPTS[:1], sampling, samples=[0], most_new=9, stop_ids=stop_ids, pad_id=0, seed=4)[0]
+
+    unstopped = whole([])
+    assert list(stream(model, PROMPTS[0], sampling, stop_ids=[], seed=4)) == unstopped
+    end = unstopped[5]
+    assert list(stream(model, PROMPTS[0], sampling, stop_ids=[end], seed=4)) == whole([end])[:-1]
+
+
+def test_a_beam_search_is_not_streamed() -> None:
+    with pytest.raises(ValueError, match="streamed"):
+        next(stream(tiny_model(), PROMPTS[0], Sampling(3, beams=2), stop_ids=[], seed=0))

@@ -75,6 +75,29 @@ def write(
     return [_until_stop(row, stop_ids) for row in rows]
 
 
+def stream(
+    model: PreTrainedModel, prompt: Sequence[int], sampling: Sampling, *, stop_ids: Sequence[int], seed: int
+) -> Iterator[int]:
+    """The tokens that a model writes behind one prompt, each when it is chosen, without the end token: those of `write`
+    for the same arguments, at most `sampling.max_new_tokens`.
+
+    Raises:
+        ValueError: beam search, which has no token before it has all of them.
+    """
+    if sampling.beams > 1:
+        raise ValueError("beam search cannot be streamed")
+    drawing = _Draw(sampling, seed, model.device) if sampling.temperature > 0 else None
+    read, cache = torch.tensor([list(prompt)], device=model.device), None
+    for _ in range(sampling.max_new_tokens):
+        with torch.no_grad():
+            made = model(input_ids=read, past_key_values=cache, use_cache=True)
+        scores, cache = made.logits[:, -1], made.past_key_values
+        read = (scores if drawing is None else drawing(read, scores)).argmax(-1, keepdim=True)
+        if (token := int(read)) in stop_ids:
+            return
+        yield token
+
+
 def batches_by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
     """The prompts by their numbers, in batches of like length: the shortest first, so that little is padded."""
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
