@@ -333,6 +333,31 @@ def chat(
         talk(opened, sampling, seed)
 
 
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, a model's, or a GGUF file.")],
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="transformers or llama.cpp [default: what is there]")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port, on 127.0.0.1.")] = 8000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, and start nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Serve a run's student by transformers serve or llama.cpp."""
+    from potstill.serve import run_server, server_for
+
+    if engine not in (None, "transformers", "llama.cpp"):
+        raise UserError(f"there is no engine {engine!r}", fix="--engine transformers, or --engine llama.cpp")
+    server = server_for(run, engine, port)
+    if json:
+        facts = {"command": server.command, "environment": server.environment, "dry_run": dry_run}
+        emit_json({"event": "result", **facts, "address": server.address, "model": server.model})
+    else:
+        emit(f"{server.text}\naddress: {server.address}\nmodel: {server.model}")
+    if not dry_run:
+        run_server(server)
+
+
 RunsFolder = Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of runs; it is made if there is none.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port; where it is in use, the next one.")]
 Open = Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")]

@@ -12,6 +12,7 @@ from typing import Protocol
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import MissingExtra, ModelError
+from potstill.markdown import escape_markdown
 from potstill.recipe import ExportSettings
 from potstill.tasks import Task
 
@@ -27,6 +28,8 @@ class Student:
         licences: licence texts that must accompany its weights.
         trust_remote_code: whether the recipe trusts Python code in the folder.
         task: the recipe's task.
+        name: its name, with the beginning that a licence asks for.
+        terms: lines of Markdown: licences and terms, duties, what was overridden. The report's card has them too.
     """
 
     model: Path
@@ -34,6 +37,8 @@ class Student:
     licences: Sequence[Path]
     trust_remote_code: bool
     task: Task = "causal_lm"
+    name: str = "student"
+    terms: Sequence[str] = ()
 
 
 class Exporter(Protocol):
@@ -60,9 +65,13 @@ def check_possible(settings: ExportSettings, task: Task) -> None:
 
 
 def write_card(student: Student, folder: Path, section: str, *, card: bool) -> None:
-    """Write `README.md`, the student's card with a section about these files (or the section alone), and copy the
-    licences."""
-    before = student.card.read_text(encoding="utf-8").rstrip() + "\n" if card and student.card is not None else ""
+    """Write `README.md`: the student's card, else its name and its licences and terms, with a section about these
+    files; and copy the licences."""
+    if card and student.card is not None:
+        before = student.card.read_text(encoding="utf-8").rstrip() + "\n"
+    else:
+        terms = ["", "## Licences and terms", "", *student.terms] if student.terms else []
+        before = "\n".join([f"# {escape_markdown(student.name)}", *terms, ""])
     (folder / "README.md").write_text(before + section, encoding="utf-8")
     for licence in student.licences:
         shutil.copyfile(licence, folder / licence.name)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.data import ChatTokenizer
+from potstill.export import serving
 from potstill.export.base import Student, check_possible, write_card
 from potstill.export.end_tokens import end_tokens
 from potstill.models.folder import check_folder
@@ -28,7 +24,7 @@ class Gguf:
         self.settings = settings
 
     def export(self, student: Student, work: Work, console: Console) -> None:
-        """Write a file `model-<type>.gguf` per type, a `Modelfile` for Ollama, and the card.
+        """Write a file `model-<type>.gguf` per type, what servers are told of the first, and the card.
 
         Raises:
             ModelError: the student cannot be written as GGUF, or a file is not the student in llama.cpp.
@@ -67,13 +63,10 @@ class Gguf:
         work.facts["check"] = comparison.as_facts(compared)
         sizes = {file.name: file.stat().st_size for file in files.values()}
         work.count("bytes of weights", sum(sizes.values()))
-        (work.path / "Modelfile").write_text(_modelfile(next(iter(files.values())), student, ends), encoding="utf-8")
+        first = next(iter(files.values()))
+        if "ollama" in self.settings.serving:
+            serving.write_modelfile(first, student.model, ends, work)
+        if "llama.cpp" in self.settings.serving:
+            serving.write_llama_server(first, student.model, student.name)
         section = comparison.check_section(compared, sizes=sizes, asked=self.settings.check_prompts)
         write_card(student, work.path, section, card=self.settings.model_card)
-
-
-def _modelfile(file: Path, student: Student, ends: Sequence[int]) -> str:
-    """Ollama's recipe of the model: `ollama create NAME -f Modelfile`. The chat template is in the file."""
-    chat = ChatTokenizer.from_folder(student.model)
-    stops = [json.dumps(chat.decode([token]), ensure_ascii=False) for token in ends]
-    return "\n".join([f"FROM ./{file.name}", *(f"PARAMETER stop {stop}" for stop in stops), ""])

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import ModelError
-from potstill.export.base import Student
+from potstill.export.base import Student, check_possible
 from potstill.export.end_tokens import write_end_tokens
+from potstill.export.serving import write_engine_configs
 from potstill.models.folder import MODULE, check_folder, is_module
 from potstill.recipe import HuggingFaceExport
 from potstill.registry import implements
@@ -51,6 +52,9 @@ class HuggingFace:
             self._export_module(student, work)
         else:
             self._export_model(student, work, console)
+        if self.settings.serving:
+            check_possible(self.settings, student.task)
+            write_engine_configs(self.settings.serving, out, student.name)
         if self.settings.model_card and student.card is not None:
             shutil.copyfile(student.card, out / "README.md")
         for licence in student.licences:

@@ -15,11 +15,12 @@ from potstill.models.folder import is_module
 from potstill.models.resolve import locate
 from potstill.policy.duties import copies, named, write_papers
 from potstill.policy.gate import rulings_on, rulings_on_run
+from potstill.policy.terms import terms_section
 from potstill.recipe import Existing, LocalTeacher, Recipe, StudentSettings
 from potstill.stage import Context, Stage
 from potstill.types import digest
 
-CONTRACT = 3
+CONTRACT = 4
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
@@ -72,11 +73,14 @@ def _write(index: int, context: Context) -> None:
     if card is None and getattr(settings, "model_card", False):
         work.warn("no model card is exported, since nothing was measured; add `evaluate: {}` to the recipe")
     exporter: Exporter = registry.build(settings)
-    student = Student(model, card, _licences(recipe), _trusts_code(recipe), recipe.task)
-    exporter.export(student, work, context.console)
     manifests = {name: artifact.manifest for name, artifact in context.inputs.items()}
     rulings = rulings_on_run(recipe, manifests)
-    work.facts["name"] = named(recipe.report.title or recipe.name, rulings)
+    name = named(recipe.report.title or recipe.name, rulings)
+    student = Student(
+        model, card, _licences(recipe), _trusts_code(recipe), recipe.task, name, tuple(terms_section(rulings))
+    )
+    exporter.export(student, work, context.console)
+    work.facts["name"] = name
     for undone in write_papers(work.path, recipe, rulings):
         work.warn(undone)
 

@@ -28,11 +28,17 @@ class ExportSettings(KindSettings):
 class HuggingFaceExport(ExportSettings):
     """A directory that the plain `from_pretrained` of its task opens (`AutoModelForCausalLM`,
     `AutoModelForSequenceClassification`, …). `dtype: keep` leaves the weights as trained. A user's own module is
-    exported as safetensors with its file, which `transformers` does not open."""
+    exported as safetensors with its file, which `transformers` does not open. `serving` writes configurations of these
+    servers beside the weights."""
 
     kind: Literal["huggingface"] = "huggingface"
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     model_card: bool = True
+    serving: tuple[Literal["vllm", "sglang"], ...] = ()
+
+    def why_not(self, task: Task) -> str | None:
+        served = SPECS[task].writes or not self.serving
+        return None if served else "vLLM and SGLang are configured for causal language models only"
 
 
 GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
@@ -62,10 +68,12 @@ class CheckedExport(ExportSettings):
 
 
 class GgufExport(CheckedExport):
-    """GGUF files for llama.cpp and Ollama, one per entry of `types`, with tokenizer and chat template inside."""
+    """GGUF files for llama.cpp and Ollama, one per entry of `types`, with tokenizer and chat template inside. `serving`
+    writes what these servers are told of the first file: a `Modelfile`, `llama-server.sh`."""
 
     kind: Literal["gguf"] = "gguf"
     types: Annotated[tuple[GgufType, ...], Field(min_length=1)] = ("f16",)
+    serving: tuple[Literal["ollama", "llama.cpp"], ...] = ("ollama",)
 
     def packages(self) -> Mapping[str, str]:
         return {"cyllama": "gguf"} if self.check_prompts or set(self.types) & set(K_QUANTS) else {}
