@@ -88,6 +88,10 @@ NEEDS = {
     "llama.cpp": Need(
         lambda: None if find_spec("cyllama") is not None else "cyllama is not installed", 'pip install "potstill[gguf]"'
     ),
+    "sentence-transformers": Need(
+        lambda: None if find_spec("sentence_transformers") is not None else "it is not installed",
+        'pip install "potstill[embeddings]"',
+    ),
     "licence texts": Need(
         lambda: None if any(Path(sys.prefix).glob("scancode_toolkit_mini-32.5.0-*.whl")) else "no wheel of them",
         "`pip download --no-deps --dest .venv scancode-toolkit-mini==32.5.0`",

@@ -106,6 +106,16 @@ def test_the_card_prints_engine_tolerance_and_figures(tmp_path: Path) -> None:
     assert "| model-F16.gguf |" in text and "llama.cpp b" in text and "| 0.02 |" in text
 
 
+def test_without_a_report_the_card_has_the_licences_terms_and_overrides(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    terms = ("| What | Used for |", "**Overridden**: `openai-api`, by Ada on 2026-01-02: we asked.")
+    given = Student(student(tmp_path / "model"), None, [], False, name="Llama-half", terms=terms)
+    Gguf(GgufExport(check_prompts=0)).export(given, Work(tmp_path / "out", False), Console("quiet"))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.startswith("# Llama-half\n\n## Licences and terms\n") and terms[1] in text
+    assert text.index(terms[1]) < text.index("## Files, and how they were checked")
+
+
 def test_metadata_name_the_architecture_template_and_end_tokens(tmp_path: Path) -> None:
     model = student(tmp_path / "model", layers=2)
     out, _ = exported(model, tmp_path / "out", check_prompts=0)

@@ -9,6 +9,8 @@ llama_cpp.py    llama.cpp as an engine of a comparison
 onnx.py         ONNX graphs, opened in ONNX Runtime and compared with the student
 onnx_file.py    a model as an ONNX graph
 onnx_runtime.py ONNX Runtime as an engine of a comparison
+adapter.py      a low-rank adapter, opened by peft on its base and compared with the student
+sentence_transformers.py  an encoder with its pooling, opened in sentence-transformers and compared with the student
 serving.py      what vLLM, SGLang, llama.cpp's server and Ollama are told of an export
 turns.py        what a chat template puts around turns, and the same as a template of Ollama
 comparison.py   a student and its export, asked the same by the engine that it is for

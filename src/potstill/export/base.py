@@ -13,7 +13,7 @@ from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import MissingExtra, ModelError
 from potstill.markdown import escape_markdown
-from potstill.recipe import ExportSettings
+from potstill.recipe import ExportSettings, Pooling
 from potstill.tasks import Task
 
 
@@ -28,6 +28,9 @@ class Student:
         licences: licence texts that must accompany its weights.
         trust_remote_code: whether the recipe trusts Python code in the folder.
         task: the recipe's task.
+        adapter: folder of its adapter, not merged; None if it was trained without one.
+        base: the model that it began with, and its name for others; None if there is no such model.
+        pooling: how an encoder's states become one vector.
         name: its name, with the beginning that a licence asks for.
         terms: lines of Markdown: licences and terms, duties, what was overridden. The report's card has them too.
     """
@@ -37,6 +40,9 @@ class Student:
     licences: Sequence[Path]
     trust_remote_code: bool
     task: Task = "causal_lm"
+    adapter: Path | None = None
+    base: tuple[Path, str] | None = None
+    pooling: Pooling = "mean"
     name: str = "student"
     terms: Sequence[str] = ()
 

@@ -92,6 +92,12 @@ class HuggingFace:
             work.facts["eos_token_id"] = write_end_tokens(out)
 
 
+def copy_weights(student: Student, out: Path) -> None:
+    """Copy a model's weights, byte for byte, and what stands beside them."""
+    copy_companions(student, out)
+    _copy(student.model, out, _WEIGHTS)
+
+
 def copy_companions(student: Student, out: Path) -> None:
     """Copy what stands beside the weights of a model: configuration, tokenizer, chat template, and its code if the
     recipe trusts it."""

@@ -18,6 +18,7 @@ from potstill.policy.gate import rulings_on, rulings_on_run
 from potstill.policy.terms import terms_section
 from potstill.recipe import Existing, LocalTeacher, Recipe, StudentSettings
 from potstill.stage import Context, Stage
+from potstill.teachers.origin import origin_of
 from potstill.types import digest
 
 CONTRACT = 4
@@ -36,7 +37,12 @@ def stage(recipe: Recipe, index: int) -> Stage:
         stage_name(recipe, index),
         CONTRACT,
         reads,
-        {"export": settings.key_fields(), "trust_remote_code": _trusts_code(recipe), "task": recipe.task},
+        {
+            "export": settings.key_fields(),
+            "trust_remote_code": _trusts_code(recipe),
+            "task": recipe.task,
+            "pooling": recipe.required_train.pooling,
+        },
         partial(_sources, recipe),
         partial(_write, index),
     )
@@ -76,13 +82,33 @@ def _write(index: int, context: Context) -> None:
     manifests = {name: artifact.manifest for name, artifact in context.inputs.items()}
     rulings = rulings_on_run(recipe, manifests)
     name = named(recipe.report.title or recipe.name, rulings)
+    adapter = context.inputs["train"].path / "adapter"
     student = Student(
-        model, card, _licences(recipe), _trusts_code(recipe), recipe.task, name, tuple(terms_section(rulings))
+        model,
+        card,
+        _licences(recipe),
+        _trusts_code(recipe),
+        recipe.task,
+        adapter=adapter if adapter.is_dir() else None,
+        base=_base(recipe),
+        pooling=recipe.required_train.pooling,
+        name=name,
+        terms=tuple(terms_section(rulings)),
     )
     exporter.export(student, work, context.console)
     work.facts["name"] = name
     for undone in write_papers(work.path, recipe, rulings):
         work.warn(undone)
+
+
+def _base(recipe: Recipe) -> tuple[Path, str] | None:
+    """The existing model that the student began with, and its name without private paths."""
+    student = recipe.student
+    source = locate(student.model, student.revision) if isinstance(student, Existing) else None
+    if not isinstance(student, Existing) or source is None:
+        return None
+    origin = origin_of(student.model, student.revision)
+    return source.path, origin.hub_id or origin.name
 
 
 def _licences(recipe: Recipe) -> list[Path]:

@@ -12,7 +12,15 @@ from potstill.recipe.capture import (
 )
 from potstill.recipe.data import DataSettings, ImageSettings
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
-from potstill.recipe.export import CheckedExport, ExportSettings, GgufExport, HuggingFaceExport, OnnxExport
+from potstill.recipe.export import (
+    AdapterExport,
+    CheckedExport,
+    ExportSettings,
+    GgufExport,
+    HuggingFaceExport,
+    OnnxExport,
+    SentenceTransformersExport,
+)
 from potstill.recipe.features import (
     AttentionKL,
     AttentionMap,
@@ -133,6 +141,8 @@ __all__ = [
     "ExportSettings",
     "FeaturesCapture",
     "GgufExport",
+    "AdapterExport",
+    "SentenceTransformersExport",
     "OnnxExport",
     "First",
     "FirstOf",

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from potstill.recipe.base import Count, KindSettings, Tokens
+from potstill.recipe.students import Existing
 from potstill.tasks import SPECS, Task
 
 
@@ -97,3 +98,45 @@ class OnnxExport(CheckedExport):
 
     def packages(self) -> Mapping[str, str]:
         return dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
+
+
+class AdapterExport(CheckedExport):
+    """The low-rank adapter of a student with `lora`, for peft, on the model that the student began with."""
+
+    kind: Literal["adapter"] = "adapter"
+
+    def why_not(self, task: Task) -> str | None:
+        return None if SPECS[task].writes else "only adapters of causal language models are exported"
+
+    def why_not_of(self, student: object) -> str | None:
+        """Why a student has no adapter that others can put on a model, or None."""
+        if getattr(student, "lora", None) is None:
+            return "export of kind adapter needs a student with an adapter: set student.lora, or use kind: huggingface"
+        if not isinstance(student, Existing):
+            return (
+                f"the adapter of a {getattr(student, 'kind', '')!r} student sits on weights that nobody else has: use "
+                "kind: huggingface, where it is merged, or student.kind: existing"
+            )
+        return None
+
+
+class SentenceTransformersExport(ExportSettings):
+    """A folder that `SentenceTransformer` opens: the encoder, the pooling of training, and length 1.
+
+    Attributes:
+        check_prompts: number of texts whose embeddings are compared, of the 50 that potstill ships; 0 compares none.
+        tolerance: largest 1 − cos between an embedding there and here.
+        model_card: take the report's card along.
+    """
+
+    kind: Literal["sentence_transformers"] = "sentence_transformers"
+    check_prompts: Annotated[int, Field(ge=0, le=50)] = 8
+    tolerance: Annotated[float, Field(gt=0)] = 1e-5
+    model_card: bool = True
+
+    def packages(self) -> Mapping[str, str]:
+        return {"sentence_transformers": "embeddings"} if self.check_prompts else {}
+
+    def why_not(self, task: Task) -> str | None:
+        why = "only sentence embeddings are exported for sentence-transformers"
+        return why if SPECS[task].has_response else None

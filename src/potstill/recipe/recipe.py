@@ -12,7 +12,7 @@ from potstill.recipe.base import LONGEST_NAME, Cosmetic, KindSettings, PartIfSet
 from potstill.recipe.capture import CaptureSettings, TopKCapture
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
-from potstill.recipe.export import ExportSettings
+from potstill.recipe.export import AdapterExport, ExportSettings
 from potstill.recipe.generate import GenerateSettings
 from potstill.recipe.objectives import ObjectiveSettings, why_not
 from potstill.recipe.policy import PolicySettings
@@ -172,6 +172,9 @@ class Recipe(Settings):
         stored = self.evaluate is not None and self.evaluate.teacher == "stored"
         if stored and (reason := self._why_not_stored()) is not None:
             raise ValueError(f"evaluate.teacher: stored: {reason}")
+        for settings in self.export:
+            if isinstance(settings, AdapterExport) and (reason := settings.why_not_of(self.student)):
+                raise ValueError(reason)
         if self.evaluate is not None and self.data.held_out == 0:
             raise ValueError("evaluate needs held-out records: set data.held_out above 0 (0.1, say)")
         return self
