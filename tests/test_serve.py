@@ -57,7 +57,7 @@ def test_a_run_is_served_by_transformers_and_its_export_goes_before_what_was_tra
 def test_every_server_listens_on_loopback(run: Path, llama_server: Path) -> None:
     gguf_in(run)
     for engine in ("transformers", "llama.cpp"):
-        server = server_for(run, engine, 9000)  # type: ignore[arg-type]
+        server = server_for(run, engine, 9000)
         place = server.command.index("--host")
         assert server.command[place + 1] == "127.0.0.1"
         assert server.address == "http://127.0.0.1:9000/v1"

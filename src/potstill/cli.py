@@ -346,8 +346,6 @@ def serve(
     """Serve a run's student by transformers serve or llama.cpp."""
     from potstill.serve import run_server, server_for
 
-    if engine not in (None, "transformers", "llama.cpp"):
-        raise UserError(f"there is no engine {engine!r}", fix="--engine transformers, or --engine llama.cpp")
     server = server_for(run, engine, port)
     if json:
         facts = {"command": server.command, "environment": server.environment, "dry_run": dry_run}

@@ -12,12 +12,11 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from potstill.artifacts import read_json
-from potstill.errors import MissingExtra, RunError, UserError
+from potstill.errors import MissingExtra, RunError, UserError, did_you_mean
 
-ServerName = Literal["transformers", "llama.cpp"]
+ENGINES = ("transformers", "llama.cpp")
 HOST = "127.0.0.1"
 LLAMA_SERVER = "llama-server"
 
@@ -45,18 +44,20 @@ class Server:
         return " ".join([*variables, shlex.join(self.command)])
 
 
-def server_for(run: Path, engine: ServerName | None, port: int) -> Server:
+def server_for(run: Path, engine: str | None, port: int) -> Server:
     """The server of a run's student, or of the model in a folder or GGUF file.
 
     Args:
         run: folder of a run; a model's folder; a folder of GGUF files, or one of these.
-        engine: None: llama.cpp where there are a GGUF file and its server, else transformers.
+        engine: one of `ENGINES`; None: llama.cpp where there are a GGUF file and its server, else transformers.
 
     Raises:
         RunError: there is no model for this engine.
-        UserError: llama.cpp's server is not installed.
+        UserError: there is no such engine, or llama.cpp's server is not installed.
         MissingExtra: the packages of `transformers serve` are not.
     """
+    if engine is not None and engine not in ENGINES:
+        raise UserError(f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}", where="--engine")
     if not run.exists():
         raise RunError("there is no such run", where=str(run), fix="name a folder such as runs/<name>")
     file, folder = _gguf(run), _model(run)
@@ -114,7 +115,8 @@ def _gguf(run: Path) -> Path | None:
     """The GGUF file: itself, or the first of a folder or of a run's exports."""
     if run.is_file():
         return run if run.suffix.lower() == ".gguf" else None
-    return next(iter([*sorted(run.glob("*.gguf")), *sorted(run.glob("export.gguf*/*.gguf"))]), None)
+    found = [*sorted(run.glob("*.gguf")), *sorted(run.glob("export.gguf*/*.gguf"))]
+    return next((path for path in found if path.is_file()), None)
 
 
 def _model(run: Path) -> Path | None:

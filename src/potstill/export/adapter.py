@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from potstill.artifacts import Work, read_json
 from potstill.console import Console
+from potstill.decoding.generator import write
 from potstill.errors import ModelError
 from potstill.export import comparison
 from potstill.export.base import Student, check_possible, write_card
@@ -100,7 +101,7 @@ class _Peft:
 
     def write(self, ids: Sequence[int], most_new: int, stop_ids: Sequence[int]) -> list[int]:
         """Greedy text."""
-        [answer] = comparison.write(
+        [answer] = write(
             self._model, [ids], comparison.GREEDY, samples=[0], most_new=most_new, stop_ids=stop_ids, pad_id=0, seed=0
         )
         return answer

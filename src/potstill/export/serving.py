@@ -43,7 +43,7 @@ def write_engine_configs(engines: Sequence[str], folder: Path, name: str) -> Non
     length = context_of(folder)
     for engine in engines:
         path, most = ("model", "max-model-len") if engine == "vllm" else ("model-path", "context-length")
-        settings = {path: ".", "served-model-name": served_name(name), "host": HOST}
+        settings: dict[str, str | int] = {path: ".", "served-model-name": served_name(name), "host": HOST}
         settings |= {"port": 8000 if engine == "vllm" else 30000, "dtype": "auto"}
         settings |= {most: length} if length is not None else {}
         start = "vllm serve" if engine == "vllm" else "python -m sglang.launch_server"
