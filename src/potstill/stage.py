@@ -66,7 +66,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if recipe.generate is not None:
         stages.append(_stage("generate", recipe))
     if recipe.capture is not None:
-        stages.append(_stage("capture", recipe))
+        stages.extend(_stage("capture", recipe, number) for number in range(len(recipe.capture.teachers)))
     if recipe.train is not None:
         if isinstance(recipe.student, Pruned):
             stages.append(_stage("train", recipe, PRUNED))

@@ -28,12 +28,14 @@ STORE = "store"
 """The folder of the store in the artifact."""
 
 
-def stage(recipe: Recipe) -> Stage:
-    """The stage of a recipe that has a `capture` section.
+def stage(recipe: Recipe, number: int = 0) -> Stage:
+    """The stage of a recipe that has a `capture` section, of one of its teachers: `capture`, and for those of
+    `capture.also` `capture.1` and so on.
 
     Its artifact holds `store/` (see `docs/store.md`), with the teacher's tokenizer in `store/tokenizer/`, and
     `fidelity.json`.
     """
+    name, recipe = recipe.required_capture.stages[number], recipe.of_teacher(number)
     section = recipe.required_capture
     settings: dict[str, Any] = {
         "capture": section.key_fields() | {"max_length": recipe.captured_length},
@@ -48,7 +50,7 @@ def stage(recipe: Recipe) -> Stage:
     if refusals is not None:
         settings["refusals"] = refusals.key_fields()
     reads = ("generate",) if recipe.generate is not None else ()
-    return Stage("capture", CONTRACT, reads, settings, partial(_sources, recipe), _write)
+    return Stage(name, CONTRACT, reads, settings, partial(_sources, recipe), partial(_write, recipe, name))
 
 
 def _asking(recipe: Recipe) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     return digests | model_digests("teacher", members_of(recipe.teachers[recipe.required_capture.teacher]))
 
 
-def _write(context: Context) -> None:
+def _write(recipe: Recipe, name: str, context: Context) -> None:
     from potstill.capture.capturing import Capturing
     from potstill.capture.features import NO_FEATURES, features_of
     from potstill.capture.fidelity import report_of
@@ -81,10 +83,9 @@ def _write(context: Context) -> None:
     from potstill.recipe import weights_of
     from potstill.students.base import Materials
 
-    recipe, work = context.recipe, context.work
-    settings = recipe.required_capture
+    work, settings = context.work, recipe.required_capture
     if isinstance(recipe.teachers[settings.teacher], EndpointTeacher):
-        _write_served(context)
+        _write_served(recipe, name, context)
         return
     teacher: Teacher = registry.build(recipe.teachers[settings.teacher])
     first = members_of(recipe.teachers[settings.teacher])[0]
@@ -131,18 +132,18 @@ def _write(context: Context) -> None:
     def fill(writer: StoreWriter) -> None:
         capturing.fill(writer, plan, estimator, context.console, growing / "seconds.json")
 
-    store = _filled(context, identity, grid, plan, fill, folder)
+    store = _filled(context, name, identity, grid, plan, fill, folder)
     report = report_of(store, capturing, plan, resolved, recipe)
     _end(context, store, report.facts, report.lines, report.warnings)
 
 
-def _write_served(context: Context) -> None:
+def _write_served(recipe: Recipe, name: str, context: Context) -> None:
     """As `_write`, of a teacher behind a server."""
     from potstill.capture.plan import plan_of, read_rows
     from potstill.capture.served import Served, fill_from, report_of_served
     from potstill.teachers.endpoint import EndpointModel
 
-    recipe, settings = context.recipe, context.recipe.required_capture
+    settings = recipe.required_capture
     if not isinstance(settings, TopKCapture):
         raise RecipeError("a server gives its likeliest tokens alone", where="capture.kind", fix="use kind: topk")
     model = EndpointModel(recipe.teachers[settings.teacher])
@@ -167,13 +168,14 @@ def _write_served(context: Context) -> None:
             "labels": None,
         }
         fill = partial(fill_from, served, plan, context.console)
-        store = _filled(context, identity, estimator.grid(dims), plan, fill, model.tokenizer_folder)
+        store = _filled(context, name, identity, estimator.grid(dims), plan, fill, model.tokenizer_folder)
     report = report_of_served(store, plan, apart)
     _end(context, store, report.facts, report.lines, report.warnings)
 
 
 def _filled(
     context: Context,
+    name: str,
     identity: Mapping[str, Any],
     grid: Grid,
     plan: Plan,
@@ -187,7 +189,7 @@ def _filled(
     if not context.work.resumed:
         with StoreWriter(growing / STORE, identity, grid, plan.planned):
             pass  # its plan is on the disk now
-        taken = _take_over(context.run / "capture" / STORE, growing / STORE)
+        taken = _take_over(context.run / name / STORE, growing / STORE)
         if taken:
             context.console.say(f"capture: {taken} of {len(plan.shards)} shards are whole and are kept")
     with StoreWriter(growing / STORE, identity, grid, plan.planned) as writer:

@@ -157,7 +157,7 @@ def uses_of_models(recipe: Recipe, made: Made) -> Iterator[tuple[str, Any, Route
     writers = recipe.generate.asked if recipe.generate is not None else ()
     named: list[tuple[str, Route]] = [(name, "outputs") for name in writers]
     if made in ("signals", "student", "all") and recipe.capture is not None:
-        named.append((recipe.capture.teacher, "logits"))
+        named += [(name, "logits") for name in recipe.capture.teachers]
     if made in ("student", "all"):
         named += _teachers_of_student(recipe)
     if made in ("draft", "all"):

@@ -37,8 +37,10 @@ class CaptureSettings(KindSettings):
     """Base of every estimator: what is kept of the teacher's response, a distribution over the vocabulary or classes.
 
     `features` are inner tensors that are kept beside it, in `feature_dtype`; pooled ones have one row an example.
-    `temperature` is that of the stored distribution, softmax(z / T); objectives must be at the same. `max_length` cuts
-    longer records (default: `train.max_length`, or 1024); a training with a shorter one reads the same store.
+    `also` names further teachers: each has a store of its own, made after the first by the same settings, and training
+    learns from the mean of all. Only one of them is in memory at a time. `temperature` is that of the stored
+    distribution, softmax(z / T); objectives must be at the same. `max_length` cuts longer records (default:
+    `train.max_length`, or 1024); a training with a shorter one reads the same store.
     `batch_tokens` is the size of the teacher's batches, padding included; in bfloat16 results depend on it.
     `shard_tokens` is how much is captured again if a shard is damaged. `sample_tokens` are compared with the teacher's
     distribution in the end, and measured to meet a budget.
@@ -49,6 +51,7 @@ class CaptureSettings(KindSettings):
     response: ClassVar[frozenset[Capability]] = frozenset({"top_logprobs"})
     """What a training can ask of the stored response."""
     teacher: str = "main"
+    also: Annotated[tuple[str, ...], Cosmetic()] = ()
     temperature: PositiveFloat = 1.0
     max_length: Tokens | None = None
     batch_tokens: Tokens = 4096
@@ -63,9 +66,30 @@ class CaptureSettings(KindSettings):
         return self.response | (frozenset[Capability]({"taps"}) if self.features else frozenset())
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """All teachers that are captured, in order."""
+        return (self.teacher, *self.also)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages that capture them."""
+        return ("capture", *(f"capture.{number}" for number in range(1, len(self.teachers))))
+
+    @property
     def any_temperature(self) -> bool:
         """Whether a training chooses the temperature: whole distributions are kept, or none."""
         return "top_logprobs" not in self.response
+
+    @model_validator(mode="after")
+    def _each_teacher_once(self) -> CaptureSettings:
+        if len(set(self.teachers)) < len(self.teachers):
+            raise ValueError("a teacher is named twice among teacher and also: drop one")
+        if self.also and (self.features or self.estimator == "top_k"):
+            raise ValueError(
+                f"the mean of several teachers is of their responses, and not of {self.kind} or features: with also, "
+                "set kind to threshold, sampled, hidden or dense"
+            )
+        return self
 
     @model_validator(mode="after")
     def _of_one_temperature(self) -> CaptureSettings:

@@ -71,6 +71,12 @@ class Recipe(Settings):
         """The section `capture`, likewise."""
         return _present("capture", cast("CaptureSettings | None", self.capture))
 
+    def of_teacher(self, number: int) -> Recipe:
+        """The recipe by which a teacher of `capture` is captured: 0 is `capture.teacher`, others are of `also`."""
+        capture = self.required_capture
+        alone = capture.model_copy(update={"teacher": capture.teachers[number], "also": ()})
+        return self.model_copy(update={"capture": alone})
+
     @property
     def captured_length(self) -> int:
         """Maximum tokens of a captured record."""
@@ -152,7 +158,7 @@ class Recipe(Settings):
             raise ValueError(f"the name of a teacher has at most {LONGEST_NAME} characters, and one has {len(long)}")
         if "" in self.teachers:
             raise ValueError("a teacher has no name: give it one (main, say)")
-        captured = (self.capture.teacher,) if self.capture is not None else ()
+        captured = self.capture.teachers if self.capture is not None else ()
         for name in (*_asked(self.generate), *captured, *_asked(self.train)):
             if name not in self.teachers:
                 known = ", ".join(sorted(self.teachers)) or "none"
@@ -304,8 +310,8 @@ class Recipe(Settings):
         if self.capture is not None:
             if isinstance(self.teachers[self.capture.teacher], EndpointTeacher):
                 return  # see `_can_capture_of_server`
-            if self.capture.response:
-                yield f"capture ({self.capture.kind})", self.capture.teacher, frozenset({"head", "dense"})
+            for name in self.capture.teachers if self.capture.response else ():
+                yield f"capture ({self.capture.kind})", name, frozenset({"head", "dense"})
             if self.capture.features:
                 yield "capture.features", self.capture.teacher, frozenset({"taps"})
             return  # objectives read the store: see `_store_gives_what_is_asked`

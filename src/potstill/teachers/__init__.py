@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     from potstill.teachers.ensemble import Ensemble
     from potstill.teachers.local import LocalModel
     from potstill.teachers.stored import StoredTeacher
+    from potstill.teachers.stored_several import StoredTeachers
 
 _NAMES = {
     "EndpointModel": "endpoint",
     "Ensemble": "ensemble",
     "LocalModel": "local",
     "StoredTeacher": "stored",
+    "StoredTeachers": "stored_several",
     "Teacher": "base",
 }
 
-__all__ = ["EndpointModel", "Ensemble", "LocalModel", "StoredTeacher", "Teacher"]
+__all__ = ["EndpointModel", "Ensemble", "LocalModel", "StoredTeacher", "StoredTeachers", "Teacher"]
 
 
 def __getattr__(name: str) -> Any:

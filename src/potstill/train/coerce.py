@@ -35,6 +35,7 @@ from potstill.signals import Ask, Batch, ModelDims, Signals
 from potstill.tasks import SPECS, Task
 from potstill.teachers.base import Teacher, capabilities_for
 from potstill.teachers.stored import StoredTeacher
+from potstill.teachers.stored_several import StoredTeachers
 from potstill.train.sharing import refuse_shared
 from potstill.types import Answer, Capability, Request
 
@@ -369,7 +370,7 @@ def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher
             )
 
 
-def check_stored(objectives: Sequence[ObjectiveSettings], store: StoredTeacher) -> None:
+def check_stored(objectives: Sequence[ObjectiveSettings], store: StoredTeacher | StoredTeachers) -> None:
     """Compare the temperatures of the objectives with the store's: a sample is of one temperature.
 
     Raises:

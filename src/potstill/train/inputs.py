@@ -28,7 +28,7 @@ from potstill.registry import build
 from potstill.signals import Batch
 from potstill.students import BuiltStudent, build_student
 from potstill.tasks import SPECS
-from potstill.teachers import StoredTeacher, Teacher
+from potstill.teachers import StoredTeacher, StoredTeachers, Teacher
 from potstill.types import Reject
 
 _ROWS_PER_BATCH = 8
@@ -175,11 +175,11 @@ def make_student(
     )
 
 
-def make_teacher(models: Models, store: Path | None = None) -> Teacher | None:
-    """The recipe's teacher, on the training device unless it names its own; or its stored signals, if it was
-    captured."""
-    if store is not None:
-        return StoredTeacher(store)
+def make_teacher(models: Models, stores: Sequence[Path] = ()) -> Teacher | None:
+    """The recipe's teacher, on the training device unless it names its own; or stored signals, if it was captured, of
+    several teachers their mean."""
+    if stores:
+        return StoredTeacher(stores[0]) if len(stores) == 1 else StoredTeachers(stores)
     if models.settings is None:
         return None
     settings = models.settings

@@ -32,6 +32,7 @@ from potstill.signals import Ask, Batch, Dense, Dims, Head, Side, Signals
 from potstill.tasks import SPECS, Task
 from potstill.teachers.base import Teacher, open_modules
 from potstill.teachers.stored import StoredTeacher
+from potstill.teachers.stored_several import StoredTeachers
 from potstill.train.rows import Row, length_of
 
 SIDES: tuple[Side, Side] = ("student", "teacher")
@@ -185,7 +186,7 @@ def _statistics(task: Task, teacher: Teacher | None) -> tuple[str, ...]:
     if not spec.has_response:
         return ()
     taught = teacher is not None and bool(teacher.capabilities & {"head", "dense"})
-    if isinstance(teacher, StoredTeacher):
+    if isinstance(teacher, (StoredTeacher, StoredTeachers)):
         responds = bool(teacher.capabilities & {"head", "dense", "top_logprobs"})
         taught = responds and teacher.at_temperature in (None, 1.0)  # statistics are at T = 1
     return ("nll", *(("kl", "top1_agreement") if taught else ()), *(("accuracy",) if spec.has_classes else ()))

@@ -53,7 +53,7 @@ def stage(recipe: Recipe, training: Training | Literal["train.pruned"] = STUDENT
         settings["seed"] = recipe.seed
     reads = ("generate",) if recipe.generate is not None else ()
     if recipe.capture is not None and any(o.needs().teacher for o in recipe.required_train.all_objectives):
-        reads = (*reads, "capture")
+        reads = (*reads, *recipe.capture.stages)
     if isinstance(recipe.student, Pruned):
         reads = (*reads, PRUNED)
     if training.control == "text_only_equal_seconds":

@@ -35,6 +35,7 @@ from potstill.signals import Batch
 from potstill.tasks import SPECS
 from potstill.teachers.base import Teacher, open_modules
 from potstill.teachers.stored import StoredTeacher
+from potstill.teachers.stored_several import StoredTeachers
 from potstill.train.checkpoints import AT_LEAST_KEPT, CheckpointStore, facts_of, is_whole
 from potstill.train.coerce import (
     built,
@@ -144,7 +145,7 @@ class DistillTrainer(Trainer):
             student, processing_class, max_length=max_length, masking=masking, seed=args.seed
         )
         self.collate, self.packing = self.reader.collator(), packing
-        if isinstance(taught, StoredTeacher):
+        if isinstance(taught, (StoredTeacher, StoredTeachers)):
             self.collate = taught.joining(self.collate)
         self.train_rows = self._rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = self._read_held_out(eval_dataset)
@@ -154,7 +155,7 @@ class DistillTrainer(Trainer):
         settings = given_objectives(objectives)
         check_task(task, settings, packing=packing)
         check_capabilities(settings, taught)
-        if isinstance(taught, StoredTeacher):
+        if isinstance(taught, (StoredTeacher, StoredTeachers)):
             check_stored(settings, taught)
         own = built(settings)
         for objective in own:
@@ -163,7 +164,7 @@ class DistillTrainer(Trainer):
             # So that projectors do not use the random numbers of dropout.
             torch.manual_seed(args.seed)
             module = DistillModule(student, taught, own)
-        if isinstance(taught, StoredTeacher):
+        if isinstance(taught, (StoredTeacher, StoredTeachers)):
             taught.check_kept(module.asks["teacher"].taps)
         self._looks_for_unreached = args.ddp_find_unused_parameters is None
         if self._looks_for_unreached:
@@ -444,7 +445,7 @@ class DistillTrainer(Trainer):
         if self.packing:
             check_packing(self.student, batch.text("student"))
         teacher, ask = self.module.teacher, self.module.asks["teacher"]
-        if teacher is not None and ask and not isinstance(teacher, StoredTeacher):
+        if teacher is not None and ask and not isinstance(teacher, (StoredTeacher, StoredTeachers)):
             with unchanged(*open_modules(teacher)):
                 check_independent(teacher, self.student, batch, ask)
 

@@ -146,8 +146,8 @@ class TrainingRun:
 
     @cached_property
     def _teacher(self) -> Teacher | None:
-        captured = self.context.inputs.get("capture")
-        return make_teacher(self.models, captured.path / "store" if captured is not None else None)
+        captured = [a.path / "store" for name, a in self.context.inputs.items() if name.partition(".")[0] == "capture"]
+        return make_teacher(self.models, captured)
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
