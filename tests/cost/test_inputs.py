@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from potstill.cli import app
 from potstill.cost.cascade import fit_cascade
-from potstill.cost.inputs import economics_of, parse_given
+from potstill.cost.inputs import cascade_of, economics_of, parse_given
 from potstill.cost.text import lines_of
 from potstill.errors import UserError
 from potstill.measures import Measures, ModelMeasures, Speed
@@ -111,3 +113,21 @@ def test_a_student_as_good_as_its_teacher_asks_nobody() -> None:
 
 def test_one_group_has_no_two_halves() -> None:
     assert fit_cascade(np.ones(3), np.ones(3, bool), np.ones(3, bool), ["g"] * 3) is None
+
+
+def test_a_language_model_is_sure_of_the_problems_that_it_solves(tmp_path: Path) -> None:
+    """Its confidence is that of its own answers; what was cut has none, and falls back first."""
+    count = 400
+    solved = [i % 2 == 0 for i in range(count)]
+    columns = {
+        "group": [f"g{i}" for i in range(count)],
+        "solved_student": solved,
+        "solved_teacher": [True] * count,
+        "confidence_student": [0.9 if one else 0.0 for one in solved],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "solved.parquet")
+    found = cascade_of(tmp_path)
+    assert found is not None and found.chosen.accuracy == 1.0
+    assert found.chosen.threshold == 0.9 and found.chosen.fall_back == 1 - found.student
+    pq.write_table(pa.table(columns).drop_columns("confidence_student"), tmp_path / "solved.parquet")
+    assert cascade_of(tmp_path) is None

@@ -7,7 +7,7 @@ import torch
 
 from potstill.data import prompt_ids
 from potstill.decoding.generator import stop_token_ids
-from potstill.evaluate.answers import write_answers
+from potstill.evaluate.answers import confidence_in, write_answers
 from small_run import CHAT
 from tiny_models import tiny_model
 
@@ -70,3 +70,12 @@ def test_a_model_stops_at_its_own_end_tokens_and_its_tokenizers() -> None:
     (written,) = write_answers(model, [prompt], CHAT, max_new_tokens=12, advance=lambda amount: None)
     assert written.text == CHAT.decode(ids[: ids.index(ids[3])], skip_special_tokens=True).strip()
     assert written.finished
+
+
+def test_confidence_is_the_geometric_mean_of_the_answers_probabilities() -> None:
+    model, prompt, answer = tiny_model(seed=3), [5, 9, 30], [7, 41, 2]
+    with torch.no_grad():
+        p = model(torch.tensor([[*prompt, *answer]])).logits[0].softmax(-1)
+    by_hand = (p[2, 7] * p[3, 41] * p[4, 2]) ** (1 / 3)
+    assert confidence_in(model, prompt, answer) == pytest.approx(float(by_hand), rel=1e-5)
+    assert confidence_in(model, prompt, []) == 0.0

@@ -160,6 +160,7 @@ def test_the_student_is_held_against_the_others_on_the_same_problems(scripted: A
     assert {"teacher", "student", "text_only", "untrained"} == {c.removeprefix("solved_") for c in found.table} - {
         "record_id",
         "group",
+        "confidence_student",
     }
     for other in ("teacher", "text_only", "untrained"):
         c = found.measures.comparison("student", other, "solved")
@@ -196,10 +197,13 @@ def test_a_person_can_read_why(scripted: Any) -> None:
         "text": NEVER_ENDS[:LIMIT].strip(),
         "outcome": "unfinished",
         "reason": f"cut after {LIMIT} tokens",
+        "confidence": 0.0,
     }
     assert unknown["answers"]["student"]["outcome"] == "cannot_judge"
     assert "no number" in unknown["answers"]["student"]["reason"]
     assert right["answers"]["student"]["outcome"] == "accept"
+    assert 0 < right["answers"]["student"]["confidence"] <= 1 and right["answers"]["teacher"]["confidence"] == 0.0
+    assert found.table["confidence_student"] == [line["answers"]["student"]["confidence"] for line in found.lines]
 
 
 def test_the_verifier_stands_among_the_facts(scripted: Any) -> None:

@@ -1,4 +1,4 @@
-"""A cascade of classifiers: the student answers where it is sure enough, the teacher answers the rest.
+"""A cascade: the student answers where it is sure enough, the teacher answers the rest.
 
 The threshold is fitted on one half of the held-out groups and reported on the other, since a threshold always looks
 better where it was chosen.
@@ -53,7 +53,8 @@ def fit_cascade(
     """The smallest share that falls back for an accuracy at most `loss` below the teacher's.
 
     Args:
-        confidence: the student's probability of the class that it says.
+        confidence: the student's probability of the class that it says, or the geometric mean of its probabilities of
+            the tokens that it wrote.
         student_right, teacher_right: whether each is right.
         groups: of the examples; a group lies in one half.
 

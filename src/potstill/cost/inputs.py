@@ -85,7 +85,7 @@ def economics_of_run(run: Path, given: Sequence[str] = ()) -> Economics:
     measures = run / "evaluate" / "measures.json"
     if not measures.is_file():
         raise RunError("nothing was measured in this run", where=str(run), fix="potstill evaluate RECIPE")
-    cascade = cascade_of(run / "evaluate" / "examples.parquet")
+    cascade = cascade_of(run / "evaluate")
     return economics_of(recipe, Measures.load(measures), manifests, parse_given(given), cascade)
 
 
@@ -156,19 +156,37 @@ def parse_given(given: Sequence[str]) -> dict[str, Input]:
     return found
 
 
-def cascade_of(file: Path) -> Cascade | None:
-    """The cascade of a run of classifiers, from `examples.parquet`; None for other tasks, or without a teacher."""
-    if not file.is_file():
-        return None
+def cascade_of(evaluation: Path) -> Cascade | None:
+    """The cascade of a run: of classifiers from `examples.parquet`, of language models from the problems that they were
+    put (`solved.parquet`). None where neither says how sure the student is, or the teacher was not measured."""
+    for name, columns in _SURE.items():
+        file = evaluation / name
+        if file.is_file() and (found := _columns(file, columns)) is not None:
+            confidence, student, teacher, groups, *label = found
+            right = [
+                [s == r, t == r]
+                for s, t, r in zip(student, teacher, label[0] if label else [True] * len(student), strict=True)
+            ]
+            both = np.array(right, dtype=bool).reshape(-1, 2)
+            return fit_cascade(np.array(confidence, dtype=float), both[:, 0], both[:, 1], groups)
+    return None
+
+
+_SURE = {
+    "examples.parquet": ("probability_student", "class_student", "class_teacher", "group", "label"),
+    "solved.parquet": ("confidence_student", "solved_student", "solved_teacher", "group"),
+}
+"""Columns of how sure the student is, what student and teacher said, groups, and what is right (solved: True)."""
+
+
+def _columns(file: Path, names: Sequence[str]) -> list[list[Any]] | None:
+    """The named columns of a table; None if one is missing."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(file)
-    needed = ("probability_student", "class_student", "class_teacher", "label", "group")
-    if not set(needed) <= set(table.column_names):
+    if not set(names) <= set(table.column_names):
         return None
-    confidence, student, teacher, label, groups = (table.column(name).to_pylist() for name in needed)
-    right = np.array([(s == right, t == right) for s, t, right in zip(student, teacher, label, strict=True)])
-    return fit_cascade(np.array(confidence, dtype=float), right[:, 0], right[:, 1], groups)
+    return [table.column(name).to_pylist() for name in names]
 
 
 def _measured(measures: Measures, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Input]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from potstill.cost.cascade import Cascade, Point
 from potstill.cost.economics import Cell, Situation, grid
 from potstill.cost.inputs import Economics
 
@@ -66,7 +67,8 @@ def lines_of(economics: Economics) -> list[str]:
     if cascade is None:
         lines += [
             "",
-            "cascade: not fitted (only classifiers with a measured teacher say how sure they are); give fall_back=…",
+            "cascade: not fitted (classifiers say how sure they are, and language models of problems: evaluate.solve; "
+            "with a measured teacher); give fall_back=…",
         ]
     else:
         lines += [
@@ -75,7 +77,10 @@ def lines_of(economics: Economics) -> list[str]:
             f"{cascade.student:.1%}, teacher alone {cascade.teacher:.1%}",
             f"  chosen: the student answers from a probability of {cascade.chosen.threshold:.3g}; "
             f"{cascade.chosen.fall_back:.1%} fall back; {cascade.chosen.accuracy:.1%} right",
-            *(f"  {point.fall_back:>7.1%} fall back: {point.accuracy:.1%} right" for point in cascade.curve),
+            *(
+                f"  {point.fall_back:>7.1%} fall back: {point.accuracy:.1%} right, $ {dollars:,.4f} per million tokens"
+                for point, dollars in priced_curve(economics, cascade)
+            ),
         ]
     return lines
 
@@ -102,6 +107,13 @@ def days(situation: Situation) -> str:
     return "never" if found is None else f"{found.days:,.1f}"
 
 
+def priced_curve(economics: Economics, cascade: Cascade) -> list[tuple[Point, float]]:
+    """The points of a cascade's curve, each with the dollars per million tokens at its share."""
+    return [
+        (point, replace(economics.situation, fall_back=point.fall_back).cascade_per_million) for point in cascade.curve
+    ]
+
+
 def to_dict(economics: Economics) -> dict[str, Any]:
     """The economics as plain data."""
     situation = economics.situation
@@ -115,7 +127,7 @@ def to_dict(economics: Economics) -> dict[str, Any]:
         "spent": {**asdict(economics.spent), "total": economics.spent.total},
         "break_even": None if situation.break_even is None else asdict(situation.break_even),
         "grid": [_cell(cell) for cell in cells(economics)],
-        "cascade": None if economics.cascade is None else asdict(economics.cascade),
+        "cascade": None if economics.cascade is None else _cascade(economics, economics.cascade),
     }
 
 
@@ -132,6 +144,11 @@ def rows_of_page(economics: Economics) -> Sequence[Sequence[str]]:
         ("break-even", break_even(situation), "computed"),
     ]
     return rows
+
+
+def _cascade(economics: Economics, cascade: Cascade) -> dict[str, Any]:
+    curve = [{**asdict(point), "dollars_per_million": dollars} for point, dollars in priced_curve(economics, cascade)]
+    return {**asdict(cascade), "curve": curve}
 
 
 def _cell(cell: Cell) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from potstill.data import ChatTokenizer
@@ -80,3 +83,17 @@ def write_answers(
             text = chat.decode(answer, skip_special_tokens=True)
             written[number] = Written(text.strip(), finished, tokens=len(answer), ids=tuple(ids))
     return [written[number] for number in range(len(prompts))]
+
+
+def confidence_in(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """How sure a model is of an answer that it wrote: the geometric mean of its probabilities of the answer's tokens,
+    the end token among them (0 to 1). An empty answer has 0."""
+    if not answer:
+        return 0.0
+    asked: dict[str, Any] = {"input_ids": torch.tensor([[*prompt, *answer]], device=model.device), "use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        asked["logits_to_keep"] = len(answer) + 1
+    with torch.no_grad():
+        logits = model(**asked).logits[0, -len(answer) - 1 : -1].float()
+    chosen = torch.tensor(list(answer), device=logits.device)
+    return float(logits.log_softmax(-1).gather(1, chosen[:, None]).mean().exp())

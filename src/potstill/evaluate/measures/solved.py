@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from potstill.data.problems import admit, with_reference
 from potstill.data.thinking import split_reasoning
 from potstill.data.tokenize import ids_of
 from potstill.errors import DataError
-from potstill.evaluate.answers import Written, write_answers
+from potstill.evaluate.answers import Written, confidence_in, write_answers
 from potstill.evaluate.bootstrap import FEW_GROUPS
 from potstill.evaluate.held_out import reported_on
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
@@ -113,11 +113,12 @@ Outcome = Literal["accept", "reject", "cannot_judge", "unfinished", "too_long"]
 
 @dataclass(frozen=True)
 class Solution:
-    """A model's answer, and its outcome."""
+    """A model's answer, its outcome, and how sure the model is of it (0 to 1; of students that finished)."""
 
     text: str
     outcome: Outcome
     reason: str = ""
+    confidence: float = 0.0
 
     @property
     def solved(self) -> bool:
@@ -188,7 +189,12 @@ class Solvers:
             written = self._written(model, asked.positions, task.advance)
             answers = {i: _answer(self.problems[i], found) for i, found in written.items() if found.finished}
             judged = dict(zip(answers, self._verdicts(answers), strict=True))
-        return [asdict(_solution(written.get(i), answers.get(i), judged.get(i))) for i in range(count)]
+        solutions = [_solution(written.get(i), answers.get(i), judged.get(i)) for i in range(count)]
+        if asked.name == "student":
+            for i in answers:
+                sure = confidence_in(model, self.problems[i].ids, written[i].ids)
+                solutions[i] = replace(solutions[i], confidence=sure)
+        return [asdict(solution) for solution in solutions]
 
     def take(self, name: str, answers: Sequence[Mapping[str, Any]]) -> None:
         """Solutions of a model."""
@@ -291,9 +297,10 @@ class Solvers:
     def save(self, out: Path) -> None:
         """Write `solved.parquet` and `solutions.jsonl`, a row per problem, in the order of the data.
 
-        Columns of the table: `record_id`, `group`, and for each model `solved_<model>`. A line of the JSON file has the
-        problem, its reference, and each model's answer with its outcome (`accept`, `reject`, `cannot_judge`,
-        `unfinished`, `too_long`) and reason.
+        Columns of the table: `record_id`, `group`, for each model `solved_<model>`, and `confidence_student`: how sure
+        the student is of its answer, 0 where it was cut or none was given, which a cascade sees too. A line of the JSON
+        file has the problem, its reference, and each model's answer with its outcome (`accept`, `reject`,
+        `cannot_judge`, `unfinished`, `too_long`), reason and confidence.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -303,6 +310,8 @@ class Solvers:
             for number, solutions in enumerate(seeds):
                 column = f"solved_{name}" + (f"_seed{number}" if number else "")
                 columns[column] = [solution.solved for solution in solutions]
+        if "student" in self.by_model:
+            columns["confidence_student"] = [solution.confidence for solution in self.by_model["student"]]
         pq.write_table(pa.table(columns), out / "solved.parquet")
         # Half of a surrogate pair, which data may hold, is written as JSON's own escape.
         with (out / "solutions.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
