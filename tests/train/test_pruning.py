@@ -56,6 +56,8 @@ def test_student_control_and_seeds_begin_with_the_model_that_was_chosen(tmp_path
         assert abs(facts["parameters"] - 26_000) <= 0.03 * 26_000
     measures = json.loads((run / "evaluate" / "measures.json").read_text())
     assert "untrained" in measures["models"]
+    page = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert "How the student was cut" in page and "(chosen)" in page and "train.pruned" in page
     # The parts of a run that were made are not made again, nor by another learning rate; by another size they are.
     assert {s.state for s in plan(load_recipe(path), run)} == {"fresh"}
     faster = {s.stage: s.state for s in plan(load_recipe(path, ["train.args.learning_rate=0.01"]), run)}

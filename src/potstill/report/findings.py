@@ -15,6 +15,7 @@ from potstill.artifacts import Artifact
 from potstill.errors import RunError
 from potstill.measures import MODELS, Measures, ModelMeasures
 from potstill.recipe import Existing, Recipe
+from potstill.recipe.train import PRUNED
 from potstill.speculation import Speculation, load_speculation
 from potstill.tasks import SPECS
 from potstill.teachers.origin import Origin, origin_of
@@ -81,7 +82,8 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
     """
     evaluate = inputs["evaluate"].path
     trainings = {"student": inputs["train"]}
-    trainings |= {name.removeprefix("train."): a for name, a in inputs.items() if name.startswith("train.")}
+    controls = {name: a for name, a in inputs.items() if name.startswith("train.") and name != PRUNED}
+    trainings |= {name.removeprefix("train."): a for name, a in controls.items()}
     measures = _read(evaluate / "measures.json", Measures.load)
     if "student" not in measures.models:
         raise RunError(
@@ -92,7 +94,7 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
     of_tokens = SPECS[measures.task].has_vocabulary
     table = evaluate / ("tokens.parquet" if of_tokens else "examples.parquet")
     model = inputs["train"].path / "model"
-    order = ("generate", "capture", "train", *(f"train.{name}" for name in trainings), "evaluate")
+    order = ("generate", "capture", PRUNED, "train", *(f"train.{name}" for name in trainings), "evaluate")
     return Findings(
         recipe=recipe,
         measures=measures,

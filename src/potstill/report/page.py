@@ -49,6 +49,8 @@ def render_page(findings: Findings) -> str:
             models=sections.models_table(findings.measures),
             differences=sections.differences_table(findings.measures),
             sizes=sections.size_table(findings.measures),
+            candidates=sections.candidates_table(findings),
+            quantized=findings.trained["student"].get("quantized"),
             kl_spread=sections.spread_table(findings, "kl", measured_models(findings)),
             nll_spread=sections.spread_table(findings, "nll", measured_models(findings)),
             solving=sections.solving_table(findings.measures),

@@ -24,6 +24,7 @@ from potstill.measures import (
     Solving,
     Speed,
 )
+from potstill.recipe.train import PRUNED
 from potstill.report import figures
 from potstill.report.charts import Figure, interval_figure, reliability_figure
 from potstill.report.distribution import QUANTILES, Spread, spread_of
@@ -241,6 +242,24 @@ def size_table(measures: Measures) -> Table | None:
     return Table(("", *(m.name for m in sides), "student ÷ teacher"), rows)
 
 
+def candidates_table(findings: Findings) -> Table | None:
+    """The shapes that a pruned student was chosen from, with their losses after the look; None for other students."""
+    facts = findings.trained["student"]
+    candidates = facts.get("candidates") or []
+    best = min((candidate["kl"] for candidate in candidates), default=None)
+    how = {"influence": "of largest influence", "even": "evenly spaced", "all": "all"}
+    rows = [
+        (
+            f"{len(c['layers'])} {how[c['by']]}" + (" (chosen)" if c["kl"] == best else ""),
+            *(figures.count(c[name]) if name in c else "as the teacher" for name in ("hidden", "groups", "channels")),
+            figures.large(c["parameters"]),
+            figures.number(c["kl"], 3),
+        )
+        for c in candidates
+    ]
+    return Table(("layers", "width", "head groups", "channels", "parameters", "KL"), rows) if rows else None
+
+
 def _rate_rows(speeds: Sequence[Speed]) -> list[tuple[str, ...]]:
     rows = []
     for kind, label, _ in RATES:
@@ -331,6 +350,8 @@ def _work_of(stage: str, findings: Findings) -> str:
     if stage == "capture":
         counts = findings.manifests[stage]["counts"]
         return f"{figures.count(counts['records'])} records, {counts['bytes'] / 1e6:,.1f} MB"
+    if stage == PRUNED:
+        return f"{figures.count(findings.manifests[stage]['counts']['candidates'])} candidates"
     if stage == "evaluate":
         units = words_of(findings.measures).units
         return f"{figures.count(findings.measures.targets)} held-out {units}, {len(findings.models)} models"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from potstill.recipe import Recipe
+from potstill.recipe import Pruned, Recipe
+from potstill.recipe.train import PRUNED
 from potstill.speculation import load_speculation
 from potstill.stage import Context, Stage
 from potstill.teachers.origin import origin_digests, origin_of_teacher
@@ -21,6 +22,7 @@ def stage(recipe: Recipe) -> Stage:
     reads = []
     if recipe.evaluate is not None:
         reads += ["evaluate", *(training.stage for training in recipe.required_train.trainings)]
+        reads += [PRUNED] if isinstance(recipe.student, Pruned) else []
         reads += ["generate"] if recipe.generate is not None else []
         reads += ["capture"] if recipe.capture is not None else []
     if recipe.speculate is not None:
