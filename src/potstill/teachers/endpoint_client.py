@@ -29,12 +29,11 @@ from potstill.recipe import EndpointTeacher
 from potstill.teachers.endpoint_pace import Breaker, Flight, Pace, Rate, Window, retry_after_seconds
 from potstill.teachers.endpoint_wire import (
     ERROR_BYTES,
-    Redact,
+    Exchange,
     Redactor,
     Trouble,
+    Writing,
     encoded,
-    most_bytes,
-    read_answer,
     read_refusal,
 )
 from potstill.types import Answer, Reason
@@ -164,33 +163,6 @@ class Reply:
 # ---- the client ------------------------------------------------------------------------------------------------------
 
 
-class Exchange(Protocol):
-    """What is exchanged with a server: where requests go, how long a response may be, and how it is read."""
-
-    url: str
-
-    def most_bytes(self, sent: Mapping[str, Any], size: int) -> int:
-        """The maximum size of the response to a request of `size` bytes."""
-        ...
-
-    def read(self, content: bytes, sent: Mapping[str, Any], redact: Redact) -> Answer | Trouble:
-        """The answer in a response of status 200."""
-        ...
-
-
-class _Writing:
-    """Texts that a model writes."""
-
-    def __init__(self, settings: EndpointTeacher) -> None:
-        self.settings, self.url = settings, settings.url
-
-    def most_bytes(self, sent: Mapping[str, Any], size: int) -> int:
-        return most_bytes(sent, self.settings, size)
-
-    def read(self, content: bytes, sent: Mapping[str, Any], redact: Redact) -> Answer | Trouble:
-        return read_answer(content, self.settings, sent, redact)
-
-
 class EndpointClient:
     """Use it as a context manager.
 
@@ -212,7 +184,7 @@ class EndpointClient:
         exchange: Exchange | None = None,
     ) -> None:
         self.settings, self._key, self._keeper = settings, key, keeper
-        self._exchange: Exchange = exchange or _Writing(settings)
+        self._exchange: Exchange = exchange or Writing(settings)
         self._redact = Redactor(key)
         self.traffic = Traffic()
         self.messages: queue.SimpleQueue[str] = queue.SimpleQueue()

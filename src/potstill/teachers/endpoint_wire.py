@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 from urllib.parse import quote
 
 from potstill.recipe import EndpointTeacher
@@ -426,3 +426,32 @@ def _short(text: str, redact: Redact) -> str:
     """One line without the key. The key is removed first, so that no part of it remains where the text is cut."""
     line = " ".join(redact(_HALVES.sub("\ufffd", text))[: 4 * _LONGEST_QUOTE].split())
     return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}…"
+
+
+class Exchange(Protocol):
+    """What is exchanged with a server: where requests go, how long a response may be, and how it is read."""
+
+    url: str
+
+    def most_bytes(self, sent: Mapping[str, Any], size: int) -> int:
+        """The maximum size of the response to a request of `size` bytes."""
+        ...
+
+    def read(self, content: bytes, sent: Mapping[str, Any], redact: Redact) -> Answer | Trouble:
+        """The answer in a response of status 200."""
+        ...
+
+
+class Writing:
+    """Texts that a model writes."""
+
+    def __init__(self, settings: EndpointTeacher) -> None:
+        self.settings, self.url = settings, settings.url
+
+    def most_bytes(self, sent: Mapping[str, Any], size: int) -> int:
+        """As `most_bytes`."""
+        return most_bytes(sent, self.settings, size)
+
+    def read(self, content: bytes, sent: Mapping[str, Any], redact: Redact) -> Answer | Trouble:
+        """As `read_answer`."""
+        return read_answer(content, self.settings, sent, redact)
