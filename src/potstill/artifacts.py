@@ -125,8 +125,8 @@ def read_attempts(run: Path) -> list[Attempt]:
     attempts = []
     for partial in sorted(run.glob(".partial-*")):
         try:
-            found = json.loads((partial / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            found = parse_json((partial / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             found = {"stage": partial.name.removeprefix(".partial-").rpartition("-")[0], "state": "running"}
         details = {name: found.get(name) for name in ("ended", "error", "where", "fix")}
         # A kill between the manifest and the rename leaves one that says `done`.
@@ -138,10 +138,13 @@ def read_attempts(run: Path) -> list[Attempt]:
 def read_artifact(path: Path) -> Artifact | None:
     """The artifact at a path, or None if there is none (whole ones always have a manifest)."""
     try:
-        return Artifact(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+        manifest = parse_json((path / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no JSON object")
+        return Artifact(path, manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise RunError(
             f"the manifest is damaged: {error}", where=str(path), fix="run the stage again with --force"
         ) from error
@@ -278,8 +281,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one if there is no such file. Raises ValueError if it is no JSON."""
     if not path.is_file():
         return {}
-    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    read: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
     return read
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError if it is none, or is nested deeper than Python can read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def file_digest(path: Path) -> str:

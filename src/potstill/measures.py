@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from potstill.artifacts import parse_json
 from potstill.errors import RunError
 from potstill.tasks import Task
 
@@ -339,7 +340,7 @@ class Measures:
             OSError: it cannot be read.
         """
         try:
-            raw: Any = json.loads(path.read_text(encoding="utf-8"))
+            raw: Any = parse_json(path.read_text(encoding="utf-8"))
             version = raw.get("format", 1) if isinstance(raw, dict) else None
             if version != FORMAT:
                 raise ValueError(f"it has format {version}, and this potstill reads format {FORMAT}")

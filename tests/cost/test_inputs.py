@@ -80,6 +80,18 @@ def test_a_speed_that_was_not_measured_is_asked_for() -> None:
         economics_of(recipe(), measures(teacher=SPEEDS["teacher"]), MANIFESTS, {})
 
 
+def test_a_teacher_that_costs_nothing_is_no_division_by_zero() -> None:
+    given = parse_given(["teacher_price_read=0", "teacher_price_written=0"])
+    found = economics_of(recipe(), measures(**SPEEDS), MANIFESTS, given)
+    assert "the teacher costs nothing" in "\n".join(lines_of(found))
+    assert "never: nothing is saved per token" in "\n".join(lines_of(found))
+
+
+def test_half_a_price_is_not_passed_over() -> None:
+    with pytest.raises(UserError, match="teacher_price_written is not"):
+        economics_of(recipe(), measures(**SPEEDS), MANIFESTS, parse_given(["teacher_price_read=3"]))
+
+
 @pytest.mark.parametrize(
     "given", ["price=1", "utilisation=0", "fall_back=1.5", "price_per_hour=many", "read_share=-1", "people_rate=inf"]
 )

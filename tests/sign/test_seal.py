@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -205,3 +206,46 @@ def test_without_the_packages_the_error_has_the_install_line(monkeypatch: pytest
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"potstill\[sign\]"):
         module.need_packages()
+
+
+@pytest.mark.parametrize("key", [False, True])
+@pytest.mark.parametrize("change", ["link to a folder", "link to nothing", "pipe"])
+def test_what_is_no_file_was_added_too(sealed: tuple[Path, Path], tmp_path: Path, change: str, key: bool) -> None:
+    """Code in a folder that is linked in is as good as added."""
+    export, public = sealed
+    there = shutil.copytree(export, tmp_path / "there")
+    match change:
+        case "link to a folder":
+            (tmp_path / "code").mkdir()
+            (there / "code").symlink_to(tmp_path / "code")
+        case "link to nothing":
+            (there / "code").symlink_to(tmp_path / "nowhere")
+        case "pipe":
+            os.mkfifo(there / "code")
+    with pytest.raises(RunError, match="was added"):
+        verify(there, public if key else None)
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"\xff.bin", b"a\rb"])
+def test_a_name_that_the_sums_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path, name: bytes) -> None:
+    export = make_run(tmp_path / "run")
+    Path(os.fsdecode(os.fsencode(str(export)) + b"/" + name)).write_text("x")
+    with pytest.raises(RunError, match="has a name that no list of sums can hold"):
+        seal(export, None)
+    assert not (export / SUMS).exists()
+
+
+def test_a_link_is_not_sealed(tmp_path: Path) -> None:
+    export = make_run(tmp_path / "run")
+    (export / "more.md").symlink_to(export / "README.md")
+    with pytest.raises(RunError, match="is a link"):
+        seal(export, None)
+
+
+def test_sealing_again_without_a_key_leaves_no_signature_that_fits_no_more(tmp_path: Path) -> None:
+    export = make_run(tmp_path / "run")
+    seal(export, make_keys(tmp_path)[0])
+    (export / "README.md").write_text("# better\n")
+    seal(export, None)
+    assert not (export / SIGNATURE).exists()
+    assert "it is not signed" in verify(export, None)[1]

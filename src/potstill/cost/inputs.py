@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from potstill.artifacts import MANIFEST
+from potstill.artifacts import MANIFEST, read_artifact
 from potstill.cost.cascade import Cascade, fit_cascade
 from potstill.cost.economics import Machine, Price, Situation, Spent
 from potstill.errors import RunError, UserError, did_you_mean
@@ -79,9 +78,8 @@ def economics_of_run(run: Path, given: Sequence[str] = ()) -> Economics:
             "not a run's folder (it has no recipe.yaml)", where=str(run), fix="name a folder such as runs/<name>"
         )
     recipe = load_recipe(run / "recipe.yaml")
-    manifests = {
-        file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(run.glob(f"[!.]*/{MANIFEST}"))
-    }
+    found = [read_artifact(file.parent) for file in sorted(run.glob(f"[!.]*/{MANIFEST}"))]
+    manifests = {artifact.path.name: artifact.manifest for artifact in found if artifact is not None}
     measures = run / "evaluate" / "measures.json"
     if not measures.is_file():
         raise RunError("nothing was measured in this run", where=str(run), fix="potstill evaluate RECIPE")
@@ -109,6 +107,10 @@ def economics_of(
         )
     inputs |= {name: one if one.about else _described(one, name, inputs) for name, one in given.items()}
     student = _machine("student", inputs)
+    prices = [name for name in ("teacher_price_read", "teacher_price_written") if name in inputs]
+    if len(prices) == 1:
+        other = "teacher_price_written" if prices == ["teacher_price_read"] else "teacher_price_read"
+        raise UserError(f"{prices[0]} is given, and {other} is not", where="potstill cost", fix=f"give it: {other}=…")
     api = "teacher_price_read" in inputs and "teacher_price_written" in inputs
     teacher = None if api else _machine("teacher", inputs)
     price = (

@@ -90,6 +90,8 @@ def cheaper(situation: Situation) -> str:
     times = situation.times_cheaper
     if times is None:
         return "it costs nothing"
+    if times == 0:
+        return "the teacher costs nothing"
     return f"{times:,.1f} × cheaper than the teacher" if times >= 1 else f"{1 / times:,.1f} × dearer than the teacher"
 
 

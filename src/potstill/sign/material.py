@@ -123,10 +123,11 @@ def material_of(folder: Path, files: Mapping[str, str]) -> Material:
 
 
 def digests_of(folder: Path, without: frozenset[str]) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its relative name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: file_digest(path) for name, path in names.items() if name not in without}
+    """SHA-256 of every file below a folder, by its relative name. A link to a file counts as that file (downloads are
+    often laid out so); a link to a folder, one that leads nowhere, and a device have an empty digest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: file_digest(p) if p.is_file() else "" for name, p in names.items() if name not in without}
 
 
 def _how(recipe: Recipe) -> tuple[str, ...]:

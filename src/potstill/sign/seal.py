@@ -29,12 +29,18 @@ def seal(folder: Path, key: Path | None) -> list[Path]:
         key: a private elliptic-curve key, PEM, without password.
 
     Raises:
-        RunError: the folder is no export of a run.
+        RunError: the folder is no export of a run, or holds what cannot be sealed: links, devices, odd names.
         UserError: the key cannot be used.
         MissingExtra: a package is missing.
     """
     need_packages()
     bare = digests_of(folder, frozenset({SUMS, SIGNATURE, *BILLS}))
+    for name, digest in bare.items():
+        if not digest or (folder / name).is_symlink() or not _can_be_listed(name):
+            what = "has a name that no list of sums can hold" if digest else "is no file"
+            what = "is a link" if (folder / name).is_symlink() else what
+            raise RunError(what, where=str(folder / name), fix="take it out of the export, or rename it")
+    (folder / SIGNATURE).unlink(missing_ok=True)  # one of an earlier seal would fit no more
     material = material_of(folder, bare)
     for name, made in BILLS.items():
         write_atomically(folder / name, made(material))
@@ -114,6 +120,11 @@ def _hashing(folder: Path) -> Any:
     from model_signing import hashing
 
     return hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
+
+
+def _can_be_listed(name: str) -> bool:
+    """Whether a line of `SHA256SUMS` can hold a name: UTF-8 without line breaks."""
+    return "\n" not in name and "\r" not in name and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _lines(file: Path) -> list[str]:
