@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from potstill.artifacts import Work
 from potstill.check import check_recipe
@@ -18,7 +19,9 @@ from potstill.export import base, gguf_file
 from potstill.export.base import Student
 from potstill.export.comparison import Comparison, prompts, refuse_far
 from potstill.export.gguf import Gguf
+from potstill.models.rounding import Bits, round_weights
 from potstill.recipe import GgufExport, parse_recipe
+from potstill.recipe.export import GgufType
 from tiny_models import VOCAB, Family, make_tiny_causal_lm
 
 NEEDS_LLAMA_CPP = pytest.mark.needs("llama.cpp")
@@ -114,6 +117,26 @@ def test_without_a_report_the_card_has_the_licences_terms_and_overrides(tmp_path
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.startswith("# Llama-half\n\n## Licences and terms\n") and terms[1] in text
     assert text.index(terms[1]) < text.index("## Files, and how they were checked")
+
+
+@pytest.mark.parametrize(("bits", "kind"), [("int4", "q4_0"), ("int8", "q8_0")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_student_that_is_rounded_already_keeps_its_weights_in_a_file_of_the_same_kind(
+    bits: Bits, kind: GgufType, tied: bool, tmp_path: Path
+) -> None:
+    folder = student(tmp_path / "model", layers=2, tied=tied)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    round_weights(model, bits)
+    model.save_pretrained(folder)
+    stored = {}
+    for of_kind in ("f32", kind):
+        gguf_file.write_gguf(folder, tmp_path / of_kind, of_kind, end_tokens=[2], name="x")
+        stored[of_kind] = {
+            tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            for tensor in gguf.GGUFReader(tmp_path / of_kind).tensors
+        }
+    assert stored[kind].keys() == stored["f32"].keys()
+    assert all(np.array_equal(stored[kind][name], whole) for name, whole in stored["f32"].items())
 
 
 def test_metadata_name_the_architecture_template_and_end_tokens(tmp_path: Path) -> None:
