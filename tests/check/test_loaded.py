@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from potstill.check import Findings, check_recipe
 from potstill.recipe import load_recipe
@@ -78,6 +79,31 @@ def test_patterns_of_parameters_must_match(check: Check) -> None:
 
 def test_a_stage_in_which_nothing_learns_is_refused(check: Check) -> None:
     assert "every parameter is frozen" in only_error(check(train=stage(freeze=["*"])))
+
+
+def test_a_stage_whose_objectives_reach_frozen_parameters_alone_is_refused(check: Check) -> None:
+    def states(layer: int, *frozen: str) -> dict[str, Any]:
+        compared = {"kind": "hidden_mse", "layers": [[layer, layer]], "over": "tokens"}
+        return {"stages": [{"name": "a", "objectives": [compared], "freeze": list(frozen)}]}
+
+    below = "*embed_tokens*", "*layers.0.*"
+    assert "every parameter that the objectives reach is frozen" in only_error(check(train=states(1, *below)))
+    assert not check(train=states(2, *below)).errors, "the last state is reached through the second layer"
+    assert not check(train=states(1, "*embed_tokens*")).errors
+
+
+def test_weights_that_float16_cannot_hold_are_refused_before_training(check: Check, tmp_path: Path) -> None:
+    folder = make_tiny_causal_lm(tmp_path / "large", num_hidden_layers=4)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "layers.0.mlp" in name)
+    weights[name][0, 0] = 70_000.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def exported(dtype: str) -> Findings:
+        return check(teacher={"model": str(folder)}, export=[{"kind": "huggingface", "dtype": dtype}])
+
+    assert f"{name} has a weight of 7e+04, and float16 holds up to 65,504" in only_error(exported("float16"))
+    assert not exported("bfloat16").errors
 
 
 def test_an_adapter_must_find_every_module(check: Check) -> None:

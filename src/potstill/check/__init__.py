@@ -78,6 +78,7 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (loaded.attention_is_here, ("generate", "capture", "train", "evaluate")),
     (loaded.parts_are_found, ("generate", "train")),
     (loaded.arguments_are_accepted, ("generate", "train")),
+    (loaded.weights_fit_their_exports, ALL),
     (policy.licences_allow_it, ALL),
     (cost.conversions_are_announced, ("generate", "capture", "train")),
     (cost.memory_is_estimated, ("capture", "train")),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from potstill.check.findings import Finding, facts, warning
-from potstill.check.inputs import RECORDS_READ, Inputs, is_here, usable_rows
+from potstill.check.inputs import RECORDS_READ, Inputs, forbids_the_hub, is_here, usable_rows
 from potstill.data.problems import as_prompt
 from potstill.data.twins import near_twins
 from potstill.errors import DataError
 from potstill.models.facts import size_in
 from potstill.recipe import Existing, FromConfig
+from potstill.recipe.data import HubData
 from potstill.types import Record, Reject
 
 _NAMES_SHOWN = 20
@@ -23,6 +25,7 @@ def data_are_read(inputs: Inputs) -> Iterator[Finding]:
     """The source exists, is well formed and is not empty; the number of records on each side."""
     sides, recipe = inputs.sides, inputs.recipe
     if sides is None:
+        _may_be_fetched(recipe.data)
         yield Finding("data", f"{recipe.data.kind}: will be fetched, and is not looked at before")
         return
     train, held_out = len(sides.train), len(sides.held_out)
@@ -37,6 +40,15 @@ def data_are_read(inputs: Inputs) -> Iterator[Finding]:
     )
     if sides.read is not None and sides.read.unused_columns:
         yield Finding("data", f"columns that are not used: {', '.join(sides.read.unused_columns)}")
+
+
+def _may_be_fetched(data: object) -> None:
+    if isinstance(data, HubData) and forbids_the_hub() and re.fullmatch(r"[0-9a-f]{40}", data.revision or "") is None:
+        raise DataError(
+            f"HF_HUB_OFFLINE forbids to ask the hub for {data.id}",
+            where="data",
+            fix="unset HF_HUB_OFFLINE, name a cached commit as data.revision, or give files",
+        )
 
 
 def training_side_is_not_empty(inputs: Inputs) -> None:

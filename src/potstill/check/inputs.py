@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +31,11 @@ def is_here(source: DataSettings) -> bool:
     from potstill.data.packages import fetched
 
     return source.kind != "hub" and not (isinstance(source, PackagedData) and not fetched(source.name))
+
+
+def forbids_the_hub() -> bool:
+    """Whether the environment forbids to ask the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def gguf_file(model: str | None) -> Path | None:

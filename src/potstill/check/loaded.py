@@ -6,6 +6,7 @@ are built without weights.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 from potstill.check.inputs import Inputs, all_teachers
 from potstill.errors import ModelError, RecipeError
 from potstill.models.folder import is_module
-from potstill.recipe import FromTeacher, LocalTeacher, ObjectiveSettings, TrainStage
+from potstill.recipe import Existing, FromTeacher, LocalTeacher, ObjectiveSettings, TrainStage
 
 if TYPE_CHECKING:
     from torch import nn
 
 _ANYWHERE = frozenset({"auto", "cpu"})
 _MAPS = frozenset({"auto", "balanced", "balanced_low_0", "sequential", "cpu"})
+_LARGEST_FLOAT16 = 65_504.0
+_MOST_READ_BYTES = 4_000_000_000
+"""Weights of larger models are not read by a check."""
 _ALWAYS_THERE = frozenset({None, "sdpa", "eager"})
 _PLAIN_ARGUMENTS = frozenset(
     """learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size
@@ -140,16 +144,64 @@ def parts_are_found(inputs: Inputs) -> None:
                 matching(outline, getattr(stage, key), f"train.stages ({stage.name}).{key}")
             frozen = set(matching(outline, stage.freeze, "train.stages"))
             learns = any(objective.trains_alone for objective in stage.objectives)
-            if not learns and all(
-                name in frozen for name, parameter in outline.named_parameters() if parameter.requires_grad
-            ):
+            learning = [name for name, parameter in outline.named_parameters() if parameter.requires_grad]
+            reached = _reached(inputs, outline, stage)
+            if not learns and all(name in frozen for name in learning[:reached]):
+                which = "" if reached is None else " that the objectives reach"
                 raise RecipeError(
-                    "every parameter is frozen, so nothing learns",
+                    f"every parameter{which} is frozen, so nothing learns",
                     where=f"train.stages ({stage.name}).freeze",
                     fix="freeze fewer of them",
                 )
     if objectives:
         _objectives_find_their_parts(inputs, outline, objectives)
+
+
+def _reached(inputs: Inputs, student: nn.Module, stage: TrainStage) -> int | None:
+    """How many of the student's parameters, in their order, stand below the highest layer that a stage's objectives
+    compare; None if they may reach all."""
+    source = inputs.source(inputs.teacher)
+    if source is None or any(objective.needs().student != {"states"} for objective in stage.objectives):
+        return None
+    from potstill import registry
+    from potstill.models.anatomy import dims
+    from potstill.signals import Dims
+    from potstill.students.outline import outline_of_folder
+
+    sizes = Dims(dims(student), dims(outline_of_folder(source, inputs.recipe.task)))
+    taps = {tap for settings in stage.objectives for tap in registry.build(settings).ask(sizes)["student"].taps}
+    states = [int(tap.removeprefix("hidden.")) for tap in taps if tap.removeprefix("hidden.").isdigit()]
+    if len(states) < len(taps) or not states or max(states) == sizes.student.layers:
+        return None
+    # Families register embeddings, layers and head in this order.
+    names = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    above = (at for at, name in enumerate(names) if re.search(rf"\.{max(states)}\.", name))
+    return next(above, None)
+
+
+def weights_fit_their_exports(inputs: Inputs) -> None:
+    """Exports in float16 can hold the weights that the student begins with. Training changes them little."""
+    if not any(getattr(settings, "dtype", None) == "float16" for settings in inputs.recipe.export):
+        return
+    student = inputs.recipe.student
+    source = inputs.source(student if isinstance(student, Existing) else inputs.teacher)
+    if not isinstance(student, Existing | FromTeacher) or source is None or is_module(source.path):
+        return
+    files = sorted(source.path.glob("*.safetensors"))
+    if sum(file.stat().st_size for file in files) > _MOST_READ_BYTES:
+        return
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (not a mapping)
+                largest = float(weights.get_tensor(name).abs().max())
+                if largest > _LARGEST_FLOAT16:
+                    raise ModelError(
+                        f"{name} has a weight of {largest:.3g}, and float16 holds up to {_LARGEST_FLOAT16:,.0f}",
+                        where="export.dtype",
+                        fix="use bfloat16, whose range is that of float32",
+                    )
 
 
 def _names_parts(objective: ObjectiveSettings) -> bool:

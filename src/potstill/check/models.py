@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from potstill.check.findings import Finding, facts, warning
-from potstill.check.inputs import Inputs, all_teachers, gguf_file
+from potstill.check.inputs import Inputs, all_teachers, forbids_the_hub, gguf_file
 from potstill.errors import CapabilityError, DataError, ModelError, RecipeError, TokenizerMismatch
 from potstill.models.facts import ModelFacts, parameters_of_shape, size_in
 from potstill.models.folder import check_remote_code, is_module, read_config
-from potstill.models.gguf_header import read_header
+from potstill.models.gguf_header import check_convertible, read_header
 from potstill.models.kinds import check_task, own_task
 from potstill.models.labels import check_same_labels, labels_in
 from potstill.models.packages import PACKAGES
@@ -63,6 +63,15 @@ def student_model_is_usable(inputs: Inputs) -> Iterator[Finding]:
     student = inputs.recipe.student
     if isinstance(student, Existing):
         yield from _model_is_usable(inputs, "student", student, "student")
+        yield from _differs_from_its_teacher(inputs, student)
+
+
+def _differs_from_its_teacher(inputs: Inputs, student: Existing) -> Iterator[Finding]:
+    train, teacher, source = inputs.recipe.train, inputs.source(inputs.teacher), inputs.source(student)
+    if train is None or teacher is None or source is None or source.path != teacher.path:
+        return
+    if train.teacher_system is None and all(objective.needs().teacher for objective in train.all_objectives):
+        yield warning("student", "it is the teacher itself: objectives that compare the two begin at their minimum")
 
 
 def _model_is_usable(inputs: Inputs, name: str, settings: Any, topic: str) -> Iterator[Finding]:
@@ -86,7 +95,8 @@ def _model_is_usable(inputs: Inputs, name: str, settings: Any, topic: str) -> It
             )
         yield Finding(topic, f"{name}: {model} (here){_sizes(known)}")
         yield from facts(topic, [f"  {note}" for note in source.notes])
-    elif gguf_file(model) is not None:
+    elif (file := gguf_file(model)) is not None:
+        check_convertible(read_header(file))
         yield Finding(topic, f"{name}: {model} (here, converted at the first run){_sizes(known)}")
         if known is not None and not known.has_template:
             yield warning(topic, f"{name}: it has no chat template, so it reads plain text, and no conversations")
@@ -113,7 +123,7 @@ def _how_it_is_fetched(model: str, near: str) -> str:
             f"{model[:200]!r} is neither a folder or GGUF file, nor a name that potstill knows, nor a hub id{near}",
             fix=f"check the path, or give one of: {', '.join(PACKAGES)}; or owner/name",
         )
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if forbids_the_hub():
         raise ModelError(
             f"there is no folder or GGUF file {model!r}{near or '.'} As an id of the hub, it is not on this machine, "
             "and HF_HUB_OFFLINE forbids to fetch it",

@@ -15,7 +15,7 @@ from typing import Any
 
 from potstill.console import Console, Progress
 from potstill.errors import ModelError
-from potstill.models.gguf_header import GgufHeader, read_header, unreadable
+from potstill.models.gguf_header import GgufHeader, check_convertible, read_header, unreadable
 from potstill.models.quiet import quiet_loading
 
 
@@ -33,6 +33,7 @@ def dequantise(file: Path, folder: Path, console: Console) -> GgufHeader:
         ModelError: the file is no GGUF file, is damaged, or holds a model that cannot be converted.
     """
     header = read_header(file)
+    check_convertible(header)
     padded = header.padded_tokens()
     console.say(
         f"{file.name} is converted, once: {_numbers(header.parameters)} weights, stored as {header.storage}. "

@@ -153,6 +153,36 @@ def read_header(file: Path, keep: tuple[str, ...] = ()) -> GgufHeader:
         raise unreadable(file, error) from error
 
 
+def check_convertible(header: GgufHeader) -> None:
+    """Check that a file holds what a conversion needs: all tensors, a tokenizer, and an architecture of a causal
+    language model that `transformers` converts.
+
+    Raises:
+        ModelError: it does not.
+    """
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING  # loads no torch
+
+    known = {_letters(name) for name in GGUF_CONFIG_MAPPING} - _NO_CAUSAL_MODELS
+    parts = header.metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        problem = f"it is one of {parts} parts"
+    elif not header.metadata.get("tokenizer.ggml.tokens"):
+        problem = "it holds no tokenizer"
+    elif _letters(header.architecture) not in known:
+        problem = f"the architecture {header.architecture!r} is none that transformers converts"
+    else:
+        return
+    raise unreadable(header.file, ValueError(problem))
+
+
+_NO_CAUSAL_MODELS = frozenset({"general", "tokenizer", "t5", "umt5"})
+
+
+def _letters(name: str) -> str:
+    """A name of an architecture without its marks: llama.cpp's `qwen2moe` is `qwen2_moe` in `transformers`."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
 def unreadable(file: Path, error: Exception) -> ModelError:
     """The error for a GGUF file that cannot be read or converted."""
     text = str(error).strip() if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"

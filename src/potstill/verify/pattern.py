@@ -71,6 +71,12 @@ class JSONSchemaVerifier(WorkerVerifier[JSONSchema]):
                 where="the verifier json_schema",
                 fix="correct json_schema",
             ) from None
+        if missing := _reference_to_nothing(settings.json_schema):
+            raise RecipeError(
+                f"json_schema refers to {shown(missing)}, which is not in it (other documents are not fetched)",
+                where="the verifier json_schema",
+                fix="correct the $ref, or put what it refers to into the schema, under $defs",
+            )
 
     def judge(self, record: Record, completion: str) -> Verdict:
         schema = self._settings.json_schema
@@ -82,6 +88,33 @@ class JSONSchemaVerifier(WorkerVerifier[JSONSchema]):
         fenced = [body for language, body in fenced_blocks(text) if language in ("", "json", "json5", "jsonc")]
         found = self.ask({"schema": schema, "text": fenced[-1] if fenced else text})
         return found if isinstance(found, Verdict) else Verdict(found[0], found[1], None, self._signature)
+
+
+def _reference_to_nothing(schema: dict[str, Any] | bool) -> str | None:
+    """The first `$ref` that leads to nothing; None if there is none, or if parts of the schema have ids of their own,
+    which references are relative to."""
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    parts = list(_parts(schema))
+    if any("$id" in part for part in parts):
+        return None
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
+    for part in parts:
+        if isinstance(ref := part.get("$ref"), str):
+            try:
+                resolver.lookup(ref)
+            except Unresolvable:
+                return ref
+    return None
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(inner)
 
 
 def judge_json(item: dict[str, Any]) -> tuple[str, str]:

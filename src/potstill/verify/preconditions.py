@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from potstill.errors import DataError
 from potstill.recipe.verify import (
     AllOf,
+    Choice,
     Composite,
     JSONSchema,
     Judge,
@@ -19,6 +20,7 @@ from potstill.recipe.verify import (
 )
 from potstill.types import Record
 from potstill.verify.base import references
+from potstill.verify.text import right_letters
 
 
 def refuse_unjudgeable(verify: VerifierSettings, problems: Sequence[Record], *, called: str, where: str) -> None:
@@ -33,10 +35,17 @@ def refuse_unjudgeable(verify: VerifierSettings, problems: Sequence[Record], *, 
     Raises:
         DataError: no problem's metadata has what the verifier needs.
     """
-    lacking = _lacking(verify, problems)
-    if lacking is None:
-        return
-    leaf, key = lacking
+    leaf = _useless(verify, lambda leaf: not _may_judge(leaf, problems))
+    if leaf is None:
+        unmatched = _useless(verify, lambda leaf: isinstance(leaf, Choice) and not _names_choices(leaf, problems))
+        if unmatched is None:
+            return
+        raise DataError(
+            f"none of the {called} has a reference that is one of its choices: a letter, a number or a text",
+            where=where,
+            fix="correct the column choices or the reference, or give the verifier more letters",
+        )
+    key = _key(leaf)
     if key == getattr(leaf, "reference", None):
         raise DataError(
             f"none of the {called} has a reference answer: no metadata[{key!r}] in the data, and no answer of its own",
@@ -51,14 +60,23 @@ def refuse_unjudgeable(verify: VerifierSettings, problems: Sequence[Record], *, 
     )
 
 
-def _lacking(verify: VerifierSettings, problems: Sequence[Record]) -> tuple[VerifierSettings, str] | None:
-    """The verifier, and the key that no metadata has; None if some answer can be accepted."""
+def _useless(verify: VerifierSettings, is_useless: Callable[[VerifierSettings], bool]) -> VerifierSettings | None:
+    """The first member that is useless, if the whole is; None if some answer can be accepted."""
     if isinstance(verify, Composite):
-        found = [_lacking(member, problems) for member in verify.of]
-        of_some = next((lacking for lacking in found if lacking is not None), None)
+        found = [_useless(member, is_useless) for member in verify.of]
+        of_some = next((leaf for leaf in found if leaf is not None), None)
         return of_some if isinstance(verify, AllOf) or all(found) else None
-    key = _key(verify)
-    return None if key is None or any(references(problem, key) for problem in problems) else (verify, key)
+    return verify if is_useless(verify) else None
+
+
+def _may_judge(leaf: VerifierSettings, problems: Sequence[Record]) -> bool:
+    """Whether some problem has what a verifier judges by."""
+    key = _key(leaf)
+    return key is None or any(references(problem, key) for problem in problems)
+
+
+def _names_choices(leaf: Choice, problems: Sequence[Record]) -> bool:
+    return any(right_letters(leaf, references(problem, leaf.reference), problem)[2] for problem in problems)
 
 
 def _key(leaf: VerifierSettings) -> str | None:

@@ -122,27 +122,36 @@ class ChoiceVerifier(_Compares[Choice]):
     chooses none."""
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
-        texts = record.metadata.get(self._settings.choices)
-        choices = [str(t) for t in texts] if isinstance(texts, Sequence) and not isinstance(texts, str) else []
-        choices = choices or _choices_in(question_text(record), self._settings.letters, known)
-        letters = self._settings.letters[: len(choices)] if choices else self._settings.letters
-        right = {self._reference(text, letters, choices) for text in known} - {None}
+        letters, choices, right = right_letters(self._settings, known, record)
         if not right:
             return self.cannot_judge(f"the reference {shown(known[0])} is none of {letters[0]} to {letters[-1]}")
         found = chosen(said, letters, choices, known_words(question_text(record)))
         if found.letter is None:
             reason = f"{shown(said[-60:])} chooses none of {letters[0]} to {letters[-1]}, or more than one"
             return self.cannot_judge(reason) if found.doubtful else self.reject(reason)
-        wanted = " or ".join(sorted(str(r) for r in right))
+        wanted = " or ".join(sorted(right))
         if found.letter in right:
             return self.accept(f"chose {found.letter}")
         return self.reject(f"chose {found.letter}, not {wanted}")
 
-    def _reference(self, text: str, letters: str, choices: list[str]) -> str | None:
-        text = text.strip()
-        if text.isdigit() and text not in choices:
-            return letters[int(text)] if int(text) < len(letters) else None
-        return chosen(text, letters, choices).letter
+
+def right_letters(settings: Choice, known: Sequence[str], record: Record) -> tuple[str, list[str], frozenset[str]]:
+    """The letters of a record's choices, the texts of the choices if they are known, and the letters that its reference
+    answers name: none if a reference is none of the choices."""
+    texts = record.metadata.get(settings.choices)
+    choices = [str(t) for t in texts] if isinstance(texts, Sequence) and not isinstance(texts, str) else []
+    choices = choices or _choices_in(question_text(record), settings.letters, known)
+    letters = settings.letters[: len(choices)] if choices else settings.letters
+    right = {_letter_of(text.strip(), letters, choices) for text in known}
+    return letters, choices, frozenset(letter for letter in right if letter is not None)
+
+
+def _letter_of(text: str, letters: str, choices: list[str]) -> str | None:
+    if text in choices and text not in letters:
+        return letters[choices.index(text)] if choices.index(text) < len(letters) else None
+    if text.isdigit():
+        return letters[int(text)] if int(text) < len(letters) else None
+    return chosen(text, letters, choices).letter
 
 
 _LISTED = re.compile(r"^[ \t]*[(\[*]*([A-Z])[)\].:]+[ \t]*(\S[^\n]*)$", re.MULTILINE)
