@@ -231,7 +231,28 @@ class Figures:
     type: Literal["figures"] = "figures"
 
 
-Finding = Annotated[Bands | Reliability | Figures | Solving, Field(discriminator="type")]
+@dataclass(frozen=True, config=_CONFIG)
+class Example:
+    """A held-out target to read: the text before it (or the whole example), the target itself, and each model's NLL of
+    it, the mean over seeds."""
+
+    text: str
+    target: str
+    nll: Mapping[str, float]
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Examples:
+    """Targets to read, the worst first."""
+
+    title: str
+    text: str
+    section: str
+    examples: tuple[Example, ...]
+    type: Literal["examples"] = "examples"
+
+
+Finding = Annotated[Bands | Reliability | Figures | Solving | Examples, Field(discriminator="type")]
 """What a measure finds beside its metrics. The report draws it by its type."""
 
 

@@ -16,13 +16,13 @@ from benchmarks.planted import TEACHERS, measured, rare_tokens, student_of, worl
 from potstill.errors import RecipeError
 from potstill.evaluate.bootstrap import PairedBootstrap
 from potstill.evaluate.measures import calibration, tails
-from potstill.evaluate.measures.base import Compared, first_half
+from potstill.evaluate.measures.base import Compared, Draws, Table, first_half
 from potstill.evaluate.measures.memorisation import gap_of
 from potstill.evaluate.scores import Scores
-from potstill.measures import Bands, Figures, Interval, Measures, Reliability
+from potstill.measures import Bands, Examples, Figures, Interval, Measures, Reliability
 from potstill.objectives import token_statistics
 from potstill.recipe import parse_recipe
-from potstill.recipe.measures import MeasureSettings
+from potstill.recipe.measures import MeasureSettings, Tails
 from potstill.report.verdict import judge
 from potstill.signals import Dense
 from potstill.tasks import SPECS
@@ -257,6 +257,76 @@ def test_rare_targets_carry_what_was_taken_from_them() -> None:
     excess = lost[0] - lost[1]
     inside = tails.rarest(counts[targets], 0.1)
     assert carried.rows[0][1]["student"].value == pytest.approx(excess[inside].sum() / excess.sum(), rel=1e-3)
+
+
+class Named:
+    """Texts of targets that have a column `topic`: every third group is about cats."""
+
+    def __init__(self, groups: list[str]) -> None:
+        self.groups = groups
+
+    def column(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+        return np.array(["cats" if int(group[1:]) % 3 == 0 else "dogs" for group in self.groups])
+
+    def words(self) -> list[str]:
+        return ["the" if n % 2 else "vermilion" for n in range(len(self.groups))]
+
+    def shown(self, index: int) -> tuple[str, str]:
+        return f"text before {index}", f"target {index}"
+
+
+def table_with(lost: np.ndarray, hits: list[np.ndarray], groups: list[str]) -> Table:
+    """A teacher that is right everywhere, and students with an excess loss and hits, by seed."""
+    count = len(groups)
+    zeros, right = np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.bool_)
+    scores = {
+        "teacher": [Scores(nll=zeros, hit=right, probability=zeros + 0.5)],
+        "student": [Scores(nll=(zeros + lost).astype(np.float32), hit=hit) for hit in hits],
+    }
+    ids, places = np.arange(count) % 7, np.zeros(count, dtype=np.int64)
+    draws, counts = Draws(200, 0.95, 0), np.arange(1, 8) * 10
+    return Table(SPECS["causal_lm"], groups, ids, (), places, places + 5, scores, draws, lambda: counts, Named(groups))
+
+
+def test_a_damaged_value_of_a_column_is_found_on_the_other_half_of_the_groups() -> None:
+    groups = [f"g{n // 5}" for n in range(1500)]
+    cats = Named(groups).column("topic") == "cats"
+    lost = RNG.normal(0.2, 0.3, 1500) + 0.5 * cats
+    table = table_with(lost, [np.ones(1500, dtype=np.bool_)], groups)
+    found = tails.TailsMeasure(Tails(columns=("topic",))).findings(table)
+    slices = next(f for f in found.findings if isinstance(f, Bands) and f.title.startswith("Slices"))
+    first = slices.bands[0]
+    assert first.name == "topic: cats" and first.adjusted_p is not None and first.adjusted_p < 0.001
+    assert first.targets == int((cats & table.halves[1]).sum())
+    undamaged = table_with(RNG.normal(0.2, 0.3, 1500), [np.ones(1500, dtype=np.bool_)], groups)
+    found = tails.TailsMeasure(Tails(columns=("topic",))).findings(undamaged)
+    assert not [f for f in found.findings if isinstance(f, Bands) and f.title.startswith("Slices")]
+
+
+def test_what_all_seeds_miss_is_a_share_and_the_worst_of_it_can_be_read() -> None:
+    groups = [f"g{n // 5}" for n in range(500)]
+    lost = np.arange(500) / 100
+    first, second = np.arange(500) % 2 == 0, np.arange(500) % 5 != 0
+    table = table_with(lost, [first, second], groups)
+    found = tails.TailsMeasure(Tails()).findings(table).findings
+    (share,) = (f for f in found if isinstance(f, Figures) and f.title == "What the teacher alone gets right")
+    assert share.rows[0][1]["student"].value == pytest.approx(0.1)  # odd, and a multiple of five
+    (examples,) = (f for f in found if isinstance(f, Examples))
+    assert [e.target for e in examples.examples[:3]] == ["target 495", "target 485", "target 475"]
+    assert len(examples.examples) == 20 and examples.examples[0].nll["student"] == pytest.approx(4.95)
+
+
+def test_the_loss_is_given_by_how_common_a_word_is() -> None:
+    pytest.importorskip("wordfreq")
+    groups = [f"g{n // 5}" for n in range(500)]
+    rare = np.arange(500) % 2 == 0
+    table = table_with(1.0 * rare, [np.ones(500, dtype=np.bool_)], groups)
+    found = tails.TailsMeasure(Tails(words="en")).findings(table).findings
+    (bands,) = (f for f in found if isinstance(f, Bands) and f.title == "By frequency of the word")
+    assert {band.name: band.excess.value for band in bands.bands if band.excess} == {
+        "rarer than 1 in a million": 1.0,
+        "more common": 0.0,
+    }
 
 
 # ---- the stage, and what is refused --------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.data import load_records, prompt_ids, save_records, split_of
 from potstill.errors import DataError, RecipeError
+from potstill.evaluate.held_out import of_tokens
 from potstill.evaluate.measures.base import Asked, Setting
 from potstill.evaluate.measures.solved import Solvers, read_problems
 from potstill.evaluate.stage import stage
@@ -60,7 +61,9 @@ def solve_of(run: SmallRun) -> SolveSettings:
 
 def solvers_of(run: SmallRun, work: Work, console: Console | None = None) -> Solvers:
     """The problems of a run, before any model was asked."""
-    return Solvers(solve_of(run), Setting(run.recipe, CHAT, work, console or Console("quiet")))
+    return Solvers(
+        solve_of(run), Setting(run.recipe, CHAT, work, console or Console("quiet"), of_tokens([], [], 0), Path())
+    )
 
 
 def solve(solvers: Solvers, name: str, model: InMemory, positions: int) -> None:

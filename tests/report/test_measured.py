@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report.synthetic import HOSTILE, Shape, measures_of, write_run
 
-from potstill.measures import Band, Bands, Interval, Loss, MetricSpec
+from potstill.measures import Band, Bands, Example, Examples, Interval, Loss, MetricSpec
 from potstill.report.card import render_card
 from potstill.report.findings import Findings, read_findings
 from potstill.report.page import render_page
@@ -46,6 +46,14 @@ def test_each_measure_has_a_section_with_its_metrics_terms_and_findings(findings
     assert tails.table is None and tails.parts[0].figure is not None
     assert {row[0] for row in tails.parts[0].table.rows} >= {"middle", "most common half"}  # type: ignore[union-attr]
     assert measured_sections(measures_of(Shape())) == []
+
+
+def test_examples_to_read_are_a_table_and_their_text_stays_text(findings: Findings) -> None:
+    example = Example(HOSTILE, "<b>bold</b>", {"teacher": 0.1, "student": 4.25})
+    several = Examples("To read", "The worst.", "tails", (example,))
+    page = render_page(replace(findings, measures=replace(findings.measures, findings=(several,))))
+    assert "NLL of the student" in page and "4.25" in page
+    assert "&lt;b&gt;bold" in page and "<b>bold" not in page and HOSTILE not in page
 
 
 def test_the_page_lists_the_losses_and_each_leads_to_its_section(findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""Greedy answers of a model, so that a reader can see what the figures mean in practice."""
+"""Answers of a model: greedy ones, so that a reader can see what the figures mean in practice, or drawn ones."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ def write_answers(
     max_new_tokens: int,
     advance: Callable[[float], None],
     batch_size: int = 8,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[Written]:
-    """Answer prompts greedily, in the precision of the model's weights.
+    """Answer prompts, greedily or drawn, in the precision of the model's weights.
 
     Only the end tokens of the model's own generation settings are used: no penalties, so an answer shows the model's
     distribution.
@@ -53,10 +55,12 @@ def write_answers(
         max_new_tokens: maximum length of an answer.
         advance: called after every step with the progress since the last call, in prompts (a fraction).
         batch_size: prompts of similar length that are answered together, until the longest answer ends.
+        temperature: of the draws; 0 is greedy.
+        seed: of the draws.
     """
     stop_ids = stop_token_ids(model, chat.eos_id)
     written: dict[int, Written] = {}
-    for batch in batches_by_length(prompts, batch_size):
+    for number_of_batch, batch in enumerate(batches_by_length(prompts, batch_size)):
         shown = 0.0
 
         def wrote(tokens: int) -> None:
@@ -68,12 +72,12 @@ def write_answers(
         answers = write(
             model,
             [prompts[number] for number in batch],
-            Sampling(max_new_tokens),
+            Sampling(max_new_tokens, temperature),
             samples=[0] * len(batch),
             most_new=max_new_tokens,
             stop_ids=stop_ids,
             pad_id=chat.pad_id,
-            seed=0,
+            seed=seed + number_of_batch,
             wrote=wrote,
         )
         advance(len(batch) - shown)

@@ -31,13 +31,14 @@ from potstill.evaluate.documents import (
 )
 from potstill.evaluate.fidelity import Batches, Responses, TeacherRows, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out, training_counts
-from potstill.evaluate.measures.base import Asked, Asks, Draws, Measure, Pass, Setting, Table
+from potstill.evaluate.measures.base import Asked, Asks, Draws, Measure, Pass, Rereads, Setting, Table
 from potstill.evaluate.neighbours import Embedded, embed, nearest, pairs_of, score_neighbours
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.speed import NEW_TOKENS, forward_of, measure_speed, speed_dtype, writing_of
 from potstill.evaluate.stored import StoredResponses
 from potstill.evaluate.summary import Size, summarise
 from potstill.evaluate.teacher_memory import TeacherMemory
+from potstill.evaluate.texts import TargetTexts
 from potstill.measures import Speed
 from potstill.recipe.measures import unmeasured
 from potstill.registry import build
@@ -72,7 +73,8 @@ class Evaluation:
         self.documents: list[Document] = []
         self.passes: tuple[Pass, ...] = ()
         if self.chat is not None:
-            setting = Setting(recipe, self.chat, context.work, context.console, self._generated)
+            folder = context.out / _WORK
+            setting = Setting(recipe, self.chat, context.work, context.console, self.held_out, folder, self._generated)
             self.passes = tuple(measure.begin(setting) for measure in self.measures if isinstance(measure, Asks))
 
     @property
@@ -161,9 +163,13 @@ class Evaluation:
         for compared in self.models.students:
             self._measure(compared)
         self.teacher_rows = self.teacher_vectors = None
-        if teacher is not None and self.stored is None and self._asks:
+        rereading = [asking for asking in self.passes if isinstance(asking, Rereads)]
+        if teacher is not None and self.stored is None and (self._asks or rereading):
             with self._opened(teacher) as model:
-                self._answer(teacher, model)
+                if self._asks:
+                    self._answer(teacher, model)
+                for asking in rereading:
+                    asking.reread(Asked("teacher", model, self.sizes["teacher"].positions))
             del model
         self._save(self._speed())
 
@@ -366,6 +372,7 @@ class Evaluation:
             scores=self.scores,
             draws=draws,
             counts=partial(training_counts, recipe, self._generated, student),
+            texts=TargetTexts(held_out, self.chat) if SPECS[self.task].reads_text else None,
         )
 
     def _save(self, speeds: Mapping[str, Speed]) -> None:

@@ -59,12 +59,33 @@ class Calibration(MeasureSettings):
 class Tails(MeasureSettings):
     """Where the loss is: by how often the target occurs in training, and by slices of the held-out targets.
 
-    `rare` is the share of the targets, the rarest ones, that is the tail.
+    `rare` is the share of the targets, the rarest ones, that is the tail. `columns` are keys of the records' metadata
+    (or `label`): each of their values is a slice too. `words` is a language (ISO 639-1) whose word frequencies the
+    loss is given by as well; it needs the extra `words`.
     """
 
     finds: ClassVar[str] = "rare targets and slices"
     kind: Literal["tails"] = "tails"
     rare: float = Field(0.1, gt=0, lt=0.5)
+    columns: tuple[str, ...] = ()
+    words: str | None = Field(None, pattern=r"^[a-z]{2,3}$")
+
+
+class Exposure(MeasureSettings):
+    """What changes where a student goes on from its own text: every model but the teacher continues the held-out
+    prompts, drawn at temperature 1, and the teacher reads what it wrote. `prompts` are asked at most, those of the
+    smallest hashes; `max_new_tokens` are written to each."""
+
+    finds: ClassVar[str] = "the exposure gap on text that the student writes itself"
+    kind: Literal["exposure"] = "exposure"
+    prompts: Count = 100
+    max_new_tokens: Tokens = 48
+
+    def why_not(self, task: TaskSpec) -> str | None:
+        """Models that write have it."""
+        if task.writes:
+            return None
+        return "exposure reads what a model writes, and this task writes nothing: drop it from evaluate.measures"
 
 
 class Safety(MeasureSettings):

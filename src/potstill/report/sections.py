@@ -15,6 +15,7 @@ from potstill.measures import (
     Band,
     Bands,
     Comparison,
+    Examples,
     Figures,
     Interval,
     Measures,
@@ -534,8 +535,10 @@ def measured_sections(measures: Measures) -> list[Section]:
     return made
 
 
-def part_of(finding: Bands | Reliability | Figures, words: Words) -> Part:
+def part_of(finding: Bands | Reliability | Figures | Examples, words: Words) -> Part:
     """A finding by its type."""
+    if isinstance(finding, Examples):
+        return _examples(finding, words)
     if isinstance(finding, Reliability):
         return _reliability(finding, words)
     if isinstance(finding, Bands):
@@ -613,3 +616,13 @@ def _difference(spec: MetricSpec, found: Interval | None) -> str:
 def _adjusted(band: Band) -> str:
     p = band.adjusted_p
     return figures.NONE if p is None else "< 0.001" if p < 0.001 else figures.number(p, 3)
+
+
+def _examples(finding: Examples, words: Words) -> Part:
+    models = [name for name in LOOKS if any(name in example.nll for example in finding.examples)]
+    head = ("text", "target", *(f"NLL of the {words.shown(name)}" for name in models))
+    rows = [
+        (example.text, example.target, *(figures.number(example.nll[name]) for name in models))
+        for example in finding.examples
+    ]
+    return Part(finding.title, finding.text, None, Table(head, rows))

@@ -22,6 +22,7 @@ from potstill.tasks import TaskSpec
 from potstill.types import digest
 
 if TYPE_CHECKING:
+    from potstill.evaluate.held_out import HeldOut
     from potstill.teachers.base import OpenTeacher
 
 
@@ -78,6 +79,26 @@ class Draws:
         return PairedBootstrap(groups, resamples=self.resamples, confidence=self.confidence, seed=self.seed)
 
 
+class Texts(Protocol):
+    """What the targets are, for people and for slices."""
+
+    def column(self, name: str) -> NDArray[np.str_]:
+        """The value of a column of the data, as text, of each target's record [N]; empty where it has none.
+
+        Raises:
+            DataError: no record has that column.
+        """
+        ...
+
+    def words(self) -> list[str]:
+        """The word that each target is (a part of) [N]; empty for what is none."""
+        ...
+
+    def shown(self, index: int) -> tuple[str, str]:
+        """The text before one target, and the target; of an example its text, and its class."""
+        ...
+
+
 @dataclass(frozen=True)
 class Table:
     """All values that were computed per target.
@@ -92,6 +113,7 @@ class Table:
         scores: per model and training seed.
         draws: of intervals.
         counts: number of occurrences of each token or class among the training targets [V]; called at most once.
+        texts: of the targets; None for targets without any (images).
     """
 
     task: TaskSpec
@@ -103,6 +125,7 @@ class Table:
     scores: Mapping[str, Sequence[Scores]]
     draws: Draws
     counts: Callable[[], NDArray[np.int64]]
+    texts: Texts | None = None
 
     @cached_property
     def halves(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -221,6 +244,8 @@ class Setting:
     Attributes:
         chat: the student's tokenizer; all models are asked in its tokens.
         work: takes counts, facts and warnings.
+        held_out: the held-out records, in tokens.
+        folder: takes temporary files.
         generated: `records.parquet` of the stage `generate`, if the recipe has one.
     """
 
@@ -228,6 +253,8 @@ class Setting:
     chat: ChatTokenizer
     work: Work
     console: Console
+    held_out: HeldOut
+    folder: Path
     generated: Path | None = None
 
 
@@ -257,6 +284,15 @@ class Pass(Protocol):
 
     def save(self, out: Path) -> None:
         """Write the answers into the artifact."""
+        ...
+
+
+@runtime_checkable
+class Rereads(Protocol):
+    """A pass in which the teacher reads at the end what the other models answered."""
+
+    def reread(self, teacher: Asked) -> None:
+        """The teacher, again, after all other models have been asked."""
         ...
 
 

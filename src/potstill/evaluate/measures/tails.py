@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
+from potstill.errors import DataError, MissingExtra
 from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, mean_of
-from potstill.evaluate.measures.base import Found, Metric, Table
-from potstill.measures import Band, Bands, Figures, Interval, Loss, MetricSpec
+from potstill.evaluate.measures.base import Found, Metric, Table, Texts
+from potstill.evaluate.scores import Scores
+from potstill.measures import Band, Bands, Example, Examples, Figures, Finding, Interval, Loss, MetricSpec
 from potstill.recipe.measures import Tails
 from potstill.registry import implements
 from potstill.tasks import TaskSpec
@@ -27,6 +29,18 @@ _FALSE_DISCOVERIES = 0.05
 _FEW = 20
 """Minimum groups of a slice."""
 
+_READ = 20
+"""Examples that are shown."""
+
+_ZIPF = (
+    ("rarer than 1 in a million", -1.0, 3.0),
+    ("1 in a million to 1 in 100,000", 3.0, 4.0),
+    ("to 1 in 10,000", 4.0, 5.0),
+    ("to 1 in 1,000", 5.0, 6.0),
+    ("more common", 6.0, 10.0),
+)
+"""Bands of words, from and to a frequency on Zipf's scale."""
+
 Mask = NDArray[np.bool_]
 
 
@@ -34,7 +48,7 @@ Mask = NDArray[np.bool_]
 class TailsMeasure:
     """Excess loss by training frequency of the target, and by slices of the held-out targets."""
 
-    columns = ("probability",)
+    columns = ("probability", "hit")
 
     def __init__(self, settings: Tails) -> None:
         self.settings = settings
@@ -50,8 +64,9 @@ class TailsMeasure:
         excess = {name: _excess(table, name) for name in ("student", "text_only") if name in table.scores}
         rare = rarest(table.frequency, self.settings.rare)
         bands = self._bands(table, excess)
+        more = [*self._by_words(table, excess), *self._missed(table)]
         if not 0 < rare.sum() < len(rare):
-            return Found((bands,), notes=("All held-out targets are equally common in training.",))
+            return Found((bands, *more), notes=("All held-out targets are equally common in training.",))
         bootstrap = table.draws.of(table.groups)
         shares = {}
         for name, several in excess.items():
@@ -69,7 +84,7 @@ class TailsMeasure:
                 carried = f"carry all of its lost nats, {part:.1f} times over"
         if len(shares) == 2:
             carried += f" (of the control’s {100 * shares['text_only'].value:.0f} %)"
-        found: list[Bands | Figures] = [bands]
+        found: list[Finding] = [bands]
         if shares:
             spec = MetricSpec("share_of_lost", "Share of the lost nats", "share of the lost", "share", False)
             found.append(
@@ -88,7 +103,68 @@ class TailsMeasure:
             beyond,
             f"train on more text with rare {what}, or longer",
         )
-        return Found((*found, *([slices] if slices is not None else [])), (loss,))
+        return Found((*found, *([slices] if slices is not None else []), *more), (loss,))
+
+    def _by_words(self, table: Table, excess: dict[str, list[Floats]]) -> tuple[Bands, ...]:
+        """Bands of the frequency of the word that a target is in.
+
+        Raises:
+            MissingExtra: the package `wordfreq` is missing.
+            DataError: it does not know the language.
+        """
+        if self.settings.words is None or table.texts is None or not table.task.has_vocabulary:
+            return ()
+        zipf = zipf_of(table.texts.words(), self.settings.words)
+        parts = {
+            "of no word": np.isnan(zipf),
+            **{name: (zipf >= low) & (zipf < high) for name, low, high in _ZIPF},
+        }
+        rows = [band for name, inside in parts.items() if (band := _band(table, name, inside, excess)) is not None]
+        return (
+            Bands(
+                "By frequency of the word",
+                "NLL by how common the word of a target is in the language at large (Zipf’s scale of the package "
+                "wordfreq: 6 is once in a thousand words, 3 once in a million), not in the training data.",
+                _SECTION,
+                MetricSpec("nll", "NLL", "NLL", "nats", False, per="target"),
+                "words",
+                tuple(rows),
+            ),
+        )
+
+    def _missed(self, table: Table) -> tuple[Figures | Examples, ...]:
+        """What the teacher gets right and every student of all seeds gets wrong: how much, and the worst to read."""
+        teacher = _right(table.scores["teacher"][0])
+        missed = {
+            name: teacher & ~np.any([right for one in seeds if (right := _right(one)) is not None], axis=0)
+            for name, seeds in table.scores.items()
+            if name in ("student", "text_only") and teacher is not None and _right(seeds[0]) is not None
+        }
+        if "student" not in missed or not missed["student"].any():
+            return ()
+        seeds = len(table.scores["student"])
+        by_all = f"by all {seeds} students" if seeds > 1 else "by the student"
+        bootstrap = table.draws.of(table.groups)
+        spec = MetricSpec("missed", f"Missed {by_all}, not by the teacher", "missed", "share", False, "targets")
+        share = Figures(
+            "What the teacher alone gets right",
+            f"The share of the targets that are the teacher’s first choice, and are missed {by_all}; "
+            "of the control the same."
+            + (" What every seed misses is not chance of one training." if seeds > 1 else ""),
+            _SECTION,
+            ((spec, {name: bootstrap.mean(mask) for name, mask in missed.items()}),),
+        )
+        if table.texts is None:
+            return (share,)
+        lost = np.where(missed["student"], np.mean(_excess(table, "student"), axis=0), -np.inf)
+        worst = np.argsort(-lost, kind="stable")[: min(_READ, int(missed["student"].sum()))]
+        examples = Examples(
+            f"To read: missed {by_all}",
+            "Of these targets, those with the largest loss against the teacher.",
+            _SECTION,
+            tuple(_example(table, table.texts, int(index)) for index in worst),
+        )
+        return (share, examples)
 
     def _bands(self, table: Table, excess: dict[str, list[Floats]]) -> Bands:
         parts = table.bands(self.settings.rare)
@@ -112,7 +188,7 @@ class TailsMeasure:
             return None
         averaged = np.mean(excess, axis=0)
         suspected: list[tuple[str, Mask, Statistic]] = []
-        for name, inside in slices_of(table).items():
+        for name, inside in slices_of(table, self.settings.columns).items():
             if min(_groups(table, inside & half) for half in (look, report)) < _FEW:
                 continue
             first = _gap(averaged[look], inside[look])
@@ -204,8 +280,13 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in found]
 
 
-def slices_of(table: Table) -> dict[str, Mask]:
-    """Quarters of the targets by the teacher's probability, place, length of the row, and size of the group."""
+def slices_of(table: Table, columns: Sequence[str] = ()) -> dict[str, Mask]:
+    """Quarters of the targets by the teacher's probability, place, length of the row, and size of the group; and each
+    value of some columns of the data.
+
+    Raises:
+        DataError: no record has one of the columns.
+    """
     features: dict[str, NDArray[np.floating] | NDArray[np.int64]] = {}
     teacher = table.scores["teacher"][0]
     if teacher.probability is not None:
@@ -223,7 +304,51 @@ def slices_of(table: Table) -> dict[str, Mask]:
             inside = (values >= low) & ((values <= high) if last else (values < high))
             if 0 < inside.sum() < len(inside):
                 found[f"{name} {low:.3g} to {high:.3g}"] = inside
+    if table.texts is not None:
+        for column in columns:
+            values_of = table.texts.column(column)
+            found |= {f"{column}: {value}": values_of == value for value in np.unique(values_of).tolist() if value}
     return found
+
+
+def zipf_of(words: Sequence[str], language: str) -> Floats:
+    """The frequency of each word [N] on Zipf's scale, log10 of its occurrences in a billion words; NaN for no word, 0
+    for an unknown one.
+
+    Raises:
+        MissingExtra: the package `wordfreq` is missing.
+        DataError: it does not know the language.
+    """
+    try:
+        from wordfreq import zipf_frequency
+    except ImportError as error:
+        raise MissingExtra("wordfreq", "words", "tails by word frequency") from error
+    known: dict[str, float] = {"": np.nan}
+    try:
+        known |= {word: zipf_frequency(word, language) for word in set(words) if word}
+    except LookupError as error:
+        raise DataError(
+            f"wordfreq does not know the language {language!r}",
+            where="evaluate.measures tails",
+            fix="give words: en, or another language of wordfreq; or drop words",
+        ) from error
+    return np.array([known[word] for word in words], dtype=np.float64)
+
+
+def _right(scores: Scores) -> Mask | None:
+    """Whether the first choice is the target [N]."""
+    return scores.hit if scores.hit is not None else scores.correct
+
+
+def _example(table: Table, texts: Texts, index: int) -> Example:
+    """One target with what each model loses on it."""
+    text, target = texts.shown(index)
+    nll = {
+        name: float(np.mean([one.nll[index] for one in seeds if one.nll is not None]))
+        for name, seeds in table.scores.items()
+        if name != "untrained" and seeds[0].nll is not None
+    }
+    return Example(text, target, nll)
 
 
 def _excess(table: Table, name: str) -> list[Floats]:
