@@ -110,8 +110,8 @@ def test_the_card_escapes_what_others_wrote_and_names_the_verifier(tmp_path: Pat
 def test_escapes_in_an_answer_do_not_reach_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from potstill.answering.journal import Journal
     from potstill.cli import main as command_line
-    from potstill.generate.journal import Journal
 
     write = Journal.put_batch
 

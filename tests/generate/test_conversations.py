@@ -11,12 +11,12 @@ from generate.run_generate import main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from potstill.answering.base import NoTeacher
 from potstill.artifacts import Artifact, Work, read_artifact
 from potstill.data import load_records, load_rejects
 from potstill.data.chat import ChatTokenizer
 from potstill.data.tokenize import Tokenized, tokenize
 from potstill.errors import RecipeError
-from potstill.generate.answering import NoTeacher
 from potstill.generate.conversations import Conversations
 from potstill.recipe import ConversationsProgram
 from potstill.types import Record, Reject, group_of

@@ -12,11 +12,11 @@ import pytest
 from generate.endpoint_run import SCRIPT, EndpointRun
 from mock_server import Mock, mock, text_for
 
+from potstill.answering.endpoint import EndpointAnswering
+from potstill.answering.journal import Journal
 from potstill.console import Console
 from potstill.data import load_records, load_rejects
 from potstill.errors import DataError
-from potstill.generate.endpoint import EndpointAnswering
-from potstill.generate.journal import Journal
 from potstill.recipe import EndpointTeacher
 from potstill.teachers import EndpointModel
 from potstill.types import Reason, Request, Sampling

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_server import mock
 
+from potstill.answering.budget import Budget, Caps, Cost
+from potstill.answering.endpoint import EndpointAnswering
+from potstill.answering.journal import Journal
 from potstill.artifacts import read_artifact
 from potstill.console import Console
 from potstill.data import load_records
 from potstill.errors import RecipeError
-from potstill.generate.budget import Budget, Caps, Cost
-from potstill.generate.endpoint import EndpointAnswering
-from potstill.generate.journal import Journal
 from potstill.recipe import EndpointTeacher, load_recipe
 from potstill.teachers import EndpointModel
 from potstill.teachers.endpoint_client import Call

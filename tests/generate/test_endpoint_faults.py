@@ -13,12 +13,12 @@ import pytest
 from generate.endpoint_run import EndpointRun
 from mock_server import Mock, mock
 
+from potstill.answering.base import Answered
+from potstill.answering.budget import Budget, Caps
+from potstill.answering.endpoint import EndpointAnswering
+from potstill.answering.journal import Journal
 from potstill.console import Console
 from potstill.errors import RunError
-from potstill.generate.answering import Answered
-from potstill.generate.budget import Budget, Caps
-from potstill.generate.endpoint import EndpointAnswering
-from potstill.generate.journal import Journal
 from potstill.recipe import EndpointTeacher
 from potstill.teachers import EndpointModel
 from potstill.types import Reason, Request, Sampling

@@ -12,8 +12,8 @@ import pytest
 from generate.endpoint_run import EndpointRun
 from mock_server import Mock, mock
 
+from potstill.answering.journal import Journal
 from potstill.data import load_records
-from potstill.generate.journal import Journal
 
 IN_FLIGHT = 24
 PROMPTS, SAMPLES = 250, 2

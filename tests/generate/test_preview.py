@@ -9,8 +9,8 @@ import pytest
 from generate.endpoint_run import EndpointRun
 from mock_server import mock
 
+from potstill.answering.journal import Journal
 from potstill.cli import main as command_line
-from potstill.generate.journal import Journal
 
 
 def main(arguments: list[str]) -> None:

@@ -11,13 +11,13 @@ import pytest
 from generate.fake_teacher import CHATML, FakeTeacher, FakeTeacherSettings
 from pydantic import ValidationError
 
+from potstill.answering.budget import TokenBudget
+from potstill.answering.journal import Journal
+from potstill.answering.local import JournaledTeacher, LocalAnswering
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import RecipeError
 from potstill.generate import reasoning as program_module
-from potstill.generate.budget import TokenBudget
-from potstill.generate.journal import Journal
-from potstill.generate.local import JournaledTeacher, LocalAnswering
 from potstill.generate.reasoning import Reasoning
 from potstill.generate.verifying import Verification
 from potstill.recipe import AllOf, Judge, Numeric, ReasoningProgram, parse_recipe

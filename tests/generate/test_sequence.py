@@ -14,12 +14,12 @@ from generate.fake_teacher import CHATML, FakeTeacher, FakeTeacherSettings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from potstill.answering.budget import TokenBudget
+from potstill.answering.journal import Journal
+from potstill.answering.local import JournaledTeacher, LocalAnswering
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import DataError
-from potstill.generate.budget import TokenBudget
-from potstill.generate.journal import Journal
-from potstill.generate.local import JournaledTeacher, LocalAnswering
 from potstill.generate.sequence import Sequence as SequenceOf
 from potstill.recipe import SequenceProgram
 from potstill.types import Answer, Provenance, Record, Reject, Request, Sampling, group_of

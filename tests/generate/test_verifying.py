@@ -14,15 +14,15 @@ from generate.endpoint_run import EndpointRun
 from generate.fake_teacher import FakeTeacher, FakeTeacherSettings
 from mock_server import mock
 
+from potstill.answering.budget import TokenBudget
+from potstill.answering.journal import Journal
+from potstill.answering.local import JournaledTeacher, LocalAnswering
 from potstill.artifacts import Work
 from potstill.check import check_recipe
 from potstill.console import Console
 from potstill.data import load_records, load_rejects
 from potstill.errors import DataError, RecipeError
 from potstill.generate import verifying as module
-from potstill.generate.budget import TokenBudget
-from potstill.generate.journal import Journal
-from potstill.generate.local import JournaledTeacher, LocalAnswering
 from potstill.generate.preview import preview
 from potstill.generate.sequence import Sequence as SequenceOf
 from potstill.generate.verifying import Verifying

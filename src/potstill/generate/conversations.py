@@ -15,9 +15,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from potstill.answering.base import Answering
 from potstill.artifacts import Work
 from potstill.errors import DataError, MissingExtra, ModelError
-from potstill.generate.answering import Answering
 from potstill.generate.program import Item, SideOfRecord
 from potstill.recipe.programs import ConversationsProgram
 from potstill.registry import implements

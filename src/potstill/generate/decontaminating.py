@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from potstill.answering.base import Answering
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt
 from potstill.data.read import source_digests, stream_records
 from potstill.errors import DataError
-from potstill.generate.answering import Answering
 from potstill.generate.program import Item, Program, SideOfRecord
 from potstill.recipe import Decontamination
 from potstill.types import DataReason, Reason, Record, Reject

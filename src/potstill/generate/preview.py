@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from potstill.answering.base import NO_JUDGES, Answered, Answering, PassingOn, SideOf
+from potstill.answering.journal import FILE_NAME, Journal
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.data.read import split_of
-from potstill.generate.answering import NO_JUDGES, Answered, Answering, PassingOn, SideOf
-from potstill.generate.journal import FILE_NAME, Journal
 from potstill.generate.stage import advice, open_answering, open_program, read_counted
 from potstill.recipe import Recipe
 from potstill.types import Record, Request

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+from potstill.answering.base import Answered, Answering, Failure
 from potstill.artifacts import Work
 from potstill.data.problems import admit
 from potstill.data.split import SplitSide
-from potstill.generate.answering import Answered, Answering, Failure
 from potstill.types import Answer, Provenance, Reason, Record, Reject, Request
 
 Item = Record | Reject

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+from potstill.answering.base import Answered, Answering, Failure, ask_all
 from potstill.artifacts import Work
 from potstill.data.problems import with_reference
 from potstill.data.spans import Unlearnable, assistant_turns
 from potstill.data.split import SplitSide
 from potstill.data.thinking import CLOSE, OPEN
-from potstill.generate.answering import Answered, Answering, Failure, ask_all
 from potstill.generate.program import Item, SideOfRecord, asked_of, failed, of_sample, provenance_of, with_answer
 from potstill.generate.reasoning_chains import Chain, ChainFilter, chain_of, choose, next_samples
 from potstill.generate.verifying import Verification

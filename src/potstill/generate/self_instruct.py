@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from potstill.answering.base import Answered, Answering, Failure
 from potstill.artifacts import Work
 from potstill.errors import DataError
-from potstill.generate.answering import Answered, Answering, Failure
 from potstill.generate.program import Item, SideOfRecord, provenance_of
 from potstill.generate.rouge import Pool
 from potstill.generate.self_instruct_text import (

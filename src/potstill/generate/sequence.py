@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from potstill.answering.base import Answered, Answering, Failure
 from potstill.artifacts import Work
 from potstill.data.problems import with_reference
 from potstill.data.split import SplitSide
-from potstill.generate.answering import Answered, Answering, Failure
 from potstill.generate.program import Item, SideOfRecord, asked_of, failed, of_sample, provenance_of, with_answer
 from potstill.recipe import SequenceProgram
 from potstill.recipe.verify import references_of

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from potstill import registry
+from potstill.answering.base import Answering, NoTeacher
+from potstill.answering.journal import FILE_NAME, Journal
+from potstill.answering.opening import open_teachers
 from potstill.artifacts import Work
 from potstill.console import Console
-from potstill.errors import CapabilityError, DataError
-from potstill.generate.answering import Answering, NoTeacher
-from potstill.generate.budget import Budget, Caps, Cost, TokenBudget
-from potstill.generate.journal import FILE_NAME, Journal
-from potstill.generate.local import JournaledTeacher, LocalAnswering
+from potstill.errors import DataError
 from potstill.generate.program import Program
 from potstill.recipe import EndpointTeacher, Recipe, members_of
 from potstill.recipe.generate import GenerateSettings, VerifiedSettings
@@ -26,7 +25,6 @@ from potstill.types import Reason, Record, Reject
 
 if TYPE_CHECKING:
     from potstill.generate.card import Statistics
-    from potstill.generate.endpoint import EndpointAnswering
 
 CONTRACT = 2
 MANY_CUT = 0.2
@@ -125,53 +123,25 @@ def open_program(recipe: Recipe) -> Program:
     return Decontaminating(program, settings.decontaminate, asks=settings.asks)
 
 
-@contextmanager
 def open_answering(
     recipe: Recipe, journal: Journal, *, scope: str, console: Console, judges: bool = True
-) -> Iterator[Answering]:
+) -> AbstractContextManager[Answering]:
     """The `Answering` of the section's teacher, and (in its `judges`, unless disabled) of those that only judge: all
-    within one budget.
-
-    Raises:
-        CapabilityError: a teacher cannot generate.
-        RecipeError: money is capped, and a price is unknown.
-    """
+    within one budget. Raises as `open_teachers`."""
     settings = recipe.required_generate
     if not settings.asks:
-        yield NoTeacher()
-        return
-    token_budget = getattr(settings, "token_budget", None)
-    caps = Caps.of(settings.budget, token_budget)
-    budget, tokens = Budget(caps, journal.ledger(scope) if caps else None), TokenBudget(token_budget)
-
-    def open_one(name: str) -> LocalAnswering | EndpointAnswering:
-        teacher = registry.build(recipe.teachers[name])
-        if "generate" not in teacher.capabilities:
-            raise CapabilityError(
-                f"the teacher {name!r} cannot generate",
-                where="generate.teacher" if name == settings.teacher else "generate.verify",
-                fix="name a teacher that can, or drop the generate section and train on data that has answers",
-            )
-        if isinstance(getattr(teacher, "settings", None), EndpointTeacher):
-            from potstill.generate.endpoint import EndpointAnswering
-
-            made = EndpointAnswering(teacher, journal, budget=budget, scope=scope, seed=recipe.seed, console=console)
-            return opened.enter_context(made)
-        journaled = JournaledTeacher(teacher, journal, budget=tokens, seed=recipe.seed, console=console)
-        local = LocalAnswering(journaled, batch_size=getattr(settings, "batch_size", 32))
-        return opened.enter_context(local)
-
-    def over() -> None:
-        # At the end of the last one: before, requests under way may still be billed.
-        if budget.held != Cost():
-            journal.put_batch([], ledger=(scope, partial(budget.entry, over=True)))
-
-    with ExitStack() as opened:
-        opened.callback(over)
-        answering = open_one(settings.teacher)
-        if judges:
-            answering.judges = {name: open_one(name) for name in settings.asked[1:]}
-        yield answering
+        return NoTeacher()
+    return open_teachers(
+        recipe,
+        settings.asked if judges else settings.asked[:1],
+        journal,
+        budget=settings.budget,
+        token_budget=getattr(settings, "token_budget", None),
+        batch_size=getattr(settings, "batch_size", 32),
+        scope=scope,
+        where=lambda name: "generate.teacher" if name == settings.teacher else "generate.verify",
+        console=console,
+    )
 
 
 def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:

@@ -18,10 +18,10 @@ from queue import SimpleQueue
 from threading import local
 from typing import Any
 
+from potstill.answering.base import Answered, Answering, PassingOn, SideOf, ask_all
 from potstill.artifacts import Work
 from potstill.data.problems import as_prompt, own_answer, prompt_hash, with_reference
 from potstill.errors import PotstillError
-from potstill.generate.answering import Answered, Answering, PassingOn, SideOf, ask_all
 from potstill.generate.program import Item, Program, SideOfRecord, of_sample
 from potstill.generate.reasoning_chains import best
 from potstill.recipe.generate import VerifiedSettings

@@ -12,11 +12,11 @@ from generate.fake_teacher import FakeTeacher, FakeTeacherSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from potstill.answering.budget import TokenBudget
+from potstill.answering.journal import Journal
+from potstill.answering.local import JournaledTeacher, Question, plan_batches
 from potstill.console import Console
 from potstill.errors import PotstillError
-from potstill.generate.budget import TokenBudget
-from potstill.generate.journal import Journal
-from potstill.generate.local import JournaledTeacher, Question, plan_batches
 from potstill.types import Answer, Request, Sampling
 
 

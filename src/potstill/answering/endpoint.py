@@ -14,11 +14,11 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
+from potstill.answering.base import NO_JUDGES, Answered, Answering, Counts, Failure, SideOf, parsed
+from potstill.answering.budget import Budget, Caps, Cost
+from potstill.answering.journal import Journal
 from potstill.console import Console
 from potstill.errors import PotstillError
-from potstill.generate.answering import NO_JUDGES, Answered, Answering, Counts, Failure, SideOf, parsed
-from potstill.generate.budget import Budget, Caps, Cost
-from potstill.generate.journal import Journal
 from potstill.teachers.endpoint_wire import Trouble
 from potstill.teachers.prices import check_price, dollars
 from potstill.types import Answer, Reason, Request

@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from potstill.answering.base import NO_JUDGES, Answered, Answering, Counts, Failure, NothingToClose, SideOf, parsed
+from potstill.answering.budget import TokenBudget
+from potstill.answering.journal import Journal
 from potstill.console import Console, Progress
 from potstill.data.chat import ChatTokenizer
 from potstill.data.split import SplitSide
 from potstill.data.tokenize import prompt_ids
 from potstill.errors import PotstillError
-from potstill.generate.answering import NO_JUDGES, Answered, Answering, Counts, Failure, NothingToClose, SideOf, parsed
-from potstill.generate.budget import TokenBudget
-from potstill.generate.journal import Journal
 from potstill.types import Answer, Reason, Request, digest
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from potstill.answering.local import PlannedBatch, Question, cut, make_batch, plan_batches
 from potstill.data.split import SplitSide
-from potstill.generate.local import PlannedBatch, Question, cut, make_batch, plan_batches
 from potstill.types import Request, Sampling
 
 TEACHER = {"model": "m", "dtype": "bfloat16"}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from potstill.answering.journal import Journal
 from potstill.errors import RunError
-from potstill.generate.journal import Journal
 from potstill.types import Answer
 
 
@@ -102,7 +102,7 @@ def test_what_was_paid_for_first_stays(tmp_path: Path) -> None:
 def test_what_is_committed_survives_a_kill_at_once(tmp_path: Path) -> None:
     file = tmp_path / "journal.sqlite"
     script = (
-        "import os, sys; from pathlib import Path; from potstill.generate.journal import Journal\n"
+        "import os, sys; from pathlib import Path; from potstill.answering.journal import Journal\n"
         "from potstill.types import Answer\n"
         "journal = Journal(Path(sys.argv[1])); journal.put_batch([('k', Answer('kept', 'stop', 1, 1))], 'b')\n"
         "os.kill(os.getpid(), 9)"
@@ -122,7 +122,7 @@ def test_every_commit_is_flushed_to_the_disk(tmp_path: Path) -> None:
 def test_a_journal_in_use_by_another_process_is_refused_with_the_fix(tmp_path: Path) -> None:
     file = tmp_path / "journal.sqlite"
     script = (
-        "import sys, time; from pathlib import Path; from potstill.generate.journal import Journal\n"
+        "import sys, time; from pathlib import Path; from potstill.answering.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", script, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
