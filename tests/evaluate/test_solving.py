@@ -62,7 +62,8 @@ def solve_of(run: SmallRun) -> SolveSettings:
 def solvers_of(run: SmallRun, work: Work, console: Console | None = None) -> Solvers:
     """The problems of a run, before any model was asked."""
     return Solvers(
-        solve_of(run), Setting(run.recipe, CHAT, work, console or Console("quiet"), of_tokens([], [], 0), Path())
+        solve_of(run),
+        Setting(run.recipe, CHAT, work, console or Console("quiet"), of_tokens([], [], 0), Path(), Path()),
     )
 
 

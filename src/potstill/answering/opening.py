@@ -26,7 +26,7 @@ def open_teachers(
     names: Sequence[str],
     journal: Journal,
     *,
-    budget: BudgetSettings | None,
+    budget: BudgetSettings,
     token_budget: int | None,
     batch_size: int,
     scope: str,

@@ -73,8 +73,10 @@ def verifiers_can_judge(inputs: Inputs) -> None:
 
 def endpoints_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
     """The servers' keys are set, tokenizers for rendering are on this machine, and conversations can be rendered."""
-    generate = inputs.recipe.generate
-    for name in generate.asked if generate is not None else ():
+    generate, evaluate = inputs.recipe.generate, inputs.recipe.evaluate
+    writers = generate.asked if generate is not None else ()
+    judges = evaluate.asked if evaluate is not None else ()
+    for name in dict.fromkeys((*writers, *judges)):
         for teacher in members_of(inputs.recipe.teachers[name]):
             if not isinstance(teacher, EndpointTeacher):
                 continue

@@ -535,7 +535,7 @@ def unused_teachers(inputs: Inputs) -> Iterator[Finding]:
     if recipe.train is not None and (inputs.is_taught or isinstance(recipe.student, (FromTeacher, FromConfig, Pruned))):
         asked.add(recipe.train.teacher)
     if recipe.evaluate is not None and recipe.train is not None:
-        asked.add(recipe.train.teacher)
+        asked |= {recipe.train.teacher, *recipe.evaluate.asked}
     if recipe.speculate is not None:
         asked.add(recipe.speculate.target)
     for name in sorted(set(recipe.teachers) - asked):

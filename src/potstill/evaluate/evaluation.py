@@ -31,7 +31,7 @@ from potstill.evaluate.documents import (
 )
 from potstill.evaluate.fidelity import Batches, Responses, TeacherRows, measure, measure_teacher
 from potstill.evaluate.held_out import HeldOut, Question, question_of, read_held_out, training_counts
-from potstill.evaluate.measures.base import Asked, Asks, Draws, Measure, Pass, Rereads, Setting, Table
+from potstill.evaluate.measures.base import Asked, Asks, Draws, Measure, Pass, Rereads, Setting, Settles, Table
 from potstill.evaluate.neighbours import Embedded, embed, nearest, pairs_of, score_neighbours
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.speed import NEW_TOKENS, forward_of, measure_speed, speed_dtype, writing_of
@@ -74,7 +74,9 @@ class Evaluation:
         self.passes: tuple[Pass, ...] = ()
         if self.chat is not None:
             folder = context.out / _WORK
-            setting = Setting(recipe, self.chat, context.work, context.console, self.held_out, folder, self._generated)
+            setting = Setting(
+                recipe, self.chat, context.work, context.console, self.held_out, folder, context.run, self._generated
+            )
             self.passes = tuple(measure.begin(setting) for measure in self.measures if isinstance(measure, Asks))
 
     @property
@@ -168,9 +170,12 @@ class Evaluation:
             with self._opened(teacher) as model:
                 if self._asks:
                     self._answer(teacher, model)
-                for asking in rereading:
-                    asking.reread(Asked("teacher", model, self.sizes["teacher"].positions))
+                for reading in rereading:
+                    reading.reread(Asked("teacher", model, self.sizes["teacher"].positions))
             del model
+        for settling in [asking for asking in self.passes if isinstance(asking, Settles)]:
+            gc.collect()
+            settling.settle()
         self._save(self._speed())
 
     @property

@@ -36,6 +36,8 @@ def stage(recipe: Recipe) -> Stage:
     if recipe.required_train.teacher_system is not None:
         settings["teacher_system"] = recipe.required_train.teacher_system
     settings["measures"] = [m.key_fields() for m in recipe.required_evaluate.measures_for(SPECS[recipe.task])]
+    for judge in recipe.required_evaluate.asked:
+        settings[f"judge {judge}"] = recipe.teachers[judge].key_fields()
     if SPECS[recipe.task].masks:
         settings["masking"] = recipe.required_train.masking.key_fields()
     if not SPECS[recipe.task].has_response:
@@ -57,6 +59,8 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
     reads = recipe.generate is None or recipe.required_evaluate.solve is not None
     digests = dict(source_digests(recipe.data)) if reads else {}
     name = teacher_name(recipe)
+    for judge in recipe.required_evaluate.asked:
+        digests |= model_digests(f"judge {judge}", members_of(recipe.teachers[judge]))
     return digests | model_digests("teacher", members_of(None if name is None else recipe.teachers[name]))
 
 

@@ -66,6 +66,11 @@ class EvaluateSettings(Settings):
         chosen = default_measures(task) if self.measures is None else self.measures
         return chosen if self.solve is None else (*chosen, self.solve)
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names of the teachers that measures put questions to."""
+        return tuple(dict.fromkeys(name for measure in self.measures or () for name in measure.asked))
+
     @model_validator(mode="after")
     def _each_measure_once(self) -> EvaluateSettings:
         kinds = [measure.kind for measure in self.measures or ()]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from potstill.recipe.base import Cosmetic, Count, KindSettings, Settings, Tokens, one_of
+from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.data import DataSettings, PackagedData
 from potstill.registry import kinds_of
 from potstill.tasks import TaskSpec
@@ -24,6 +25,11 @@ class MeasureSettings(KindSettings):
     """What it finds out, as the page names it where it was not measured."""
     where: ClassVar[str] = ""
     """The key of a recipe by which it is measured; empty for `evaluate.measures`."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names of teachers that it puts questions to, besides the one that the student is compared with."""
+        return ()
 
     def why_not(self, task: TaskSpec) -> str | None:
         """Why a task cannot have this measure, with what to do; None if it can. By default it needs a response."""
@@ -135,6 +141,39 @@ class Memorisation(MeasureSettings):
         if task.writes:
             return None
         return "memorisation reads the training text of a model that writes: drop it from evaluate.measures"
+
+
+class Judged(MeasureSettings):
+    """What a judge prefers: each model's greedy answers to the held-out prompts beside its teacher's, in both orders.
+
+    `judge` is one of the recipe's teachers, here or behind a server; it should be neither teacher nor student. `form`
+    `rubric`: marks for both answers from 1 to `marks`; `pairwise`: which is better, or neither. `prompts` are asked at
+    most, those of the smallest hashes, and `answer_tokens` are written to each. `max_new_tokens`, `temperature` and
+    `budget` are the judge's.
+    """
+
+    finds: ClassVar[str] = "what a judge prefers"
+    kind: Literal["judged"] = "judged"
+    judge: str
+    form: Literal["rubric", "pairwise"] = "rubric"
+    rubric: str = "The answer is correct, complete, and does what was asked."
+    marks: int = Field(10, ge=2, le=100)
+    prompts: Count = 100
+    answer_tokens: Tokens = 256
+    max_new_tokens: Tokens = 512
+    temperature: float = Field(0.0, ge=0)
+    budget: BudgetSettings = BudgetSettings()
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The judge."""
+        return (self.judge,)
+
+    def why_not(self, task: TaskSpec) -> str | None:
+        """Models that write have it."""
+        if task.writes:
+            return None
+        return "judged compares what models write, and this task writes nothing: drop it from evaluate.measures"
 
 
 class ChoiceTask(Settings):

@@ -159,7 +159,8 @@ class Recipe(Settings):
         if "" in self.teachers:
             raise ValueError("a teacher has no name: give it one (main, say)")
         captured = self.capture.teachers if self.capture is not None else ()
-        for name in (*_asked(self.generate), *captured, *_asked(self.train)):
+        judges = self.evaluate.asked if self.evaluate is not None else ()
+        for name in (*_asked(self.generate), *captured, *_asked(self.train), *judges):
             if name not in self.teachers:
                 known = ", ".join(sorted(self.teachers)) or "none"
                 raise ValueError(f"teacher {name!r} is not among the teachers ({known}): add it, or name one of them")
@@ -307,6 +308,8 @@ class Recipe(Settings):
         suffices."""
         for name in _asked(self.generate):
             yield f"generate ({getattr(self.generate, 'kind', '')})", name, frozenset({"generate"})
+        for name in self.evaluate.asked if self.evaluate is not None else ():
+            yield "evaluate.measures (judged)", name, frozenset({"generate"})
         if self.capture is not None:
             if isinstance(self.teachers[self.capture.teacher], EndpointTeacher):
                 return  # see `_can_capture_of_server`

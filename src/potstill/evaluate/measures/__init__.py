@@ -7,6 +7,7 @@ fidelity.py     NLL, KL, agreement, accuracy, macro-F1, flips, neighbours
 calibration.py  whether a model's confidence matches its accuracy
 tails.py        where the loss is: rare targets, slices
 exposure.py     how much farther a student is from its teacher on its own text
+judged.py       what a judge prefers
 memorisation.py  how much nearer to its teacher a student is on trained text
 capability.py   tasks of multiple choice
 safety.py       what models refuse

@@ -246,6 +246,7 @@ class Setting:
         work: takes counts, facts and warnings.
         held_out: the held-out records, in tokens.
         folder: takes temporary files.
+        run: the folder of the run, with its journal.
         generated: `records.parquet` of the stage `generate`, if the recipe has one.
     """
 
@@ -255,6 +256,7 @@ class Setting:
     console: Console
     held_out: HeldOut
     folder: Path
+    run: Path
     generated: Path | None = None
 
 
@@ -293,6 +295,19 @@ class Rereads(Protocol):
 
     def reread(self, teacher: Asked) -> None:
         """The teacher, again, after all other models have been asked."""
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A pass that asks somebody else about the answers, after all models have been asked and closed."""
+
+    def settle(self) -> None:
+        """Ask. What was asked before a kill is not asked again.
+
+        Raises:
+            PotstillError: the other one does not answer.
+        """
         ...
 
 

@@ -1,0 +1,199 @@
+"""Judged quality: both orders, contradictions, length, and a judge that goes down in the middle."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from generate.fake_teacher import FakeTeacher, FakeTeacherSettings
+
+from potstill.errors import PotstillError, RecipeError
+from potstill.evaluate.bootstrap import PairedBootstrap
+from potstill.evaluate.measures.judged import Pair, at_equal_length, contradictions_by_chance, figures_of
+from potstill.evaluate.stage import stage
+from potstill.measures import Figures, Measures
+from potstill.recipe import parse_recipe
+from potstill.recipe.measures import Fidelity, Judged
+from potstill.registry import implements
+from potstill.types import Answer, Request
+from potstill.verify.judge import marks_in, preference_in
+from small_run import SmallRun
+
+ANSWERS = re.compile(r"<answer ([AB]) \w+>\n(.*?)\n</answer", re.DOTALL)
+
+
+class FakeJudgeSettings(FakeTeacherSettings):
+    """A judge that prefers the longer answer (`fair`), or the first (`first`), and goes down after some calls."""
+
+    kind: Literal["fake_judge"] = "fake_judge"  # type: ignore[assignment]
+    prefers: Literal["fair", "first"] = "fair"
+    down_after: int = 0
+
+
+@implements(FakeJudgeSettings)
+class FakeJudge(FakeTeacher):
+    def generate(self, requests: Sequence[Request], *, seed: int, wrote: Any = None) -> list[Answer]:
+        settings = self.settings
+        assert isinstance(settings, FakeJudgeSettings) and settings.calls is not None
+        before = settings.calls.read_text().split() if settings.calls.exists() else []
+        if settings.down_after and len(before) >= settings.down_after:
+            raise PotstillError("the judge is down", fix="start it again")
+        with settings.calls.open("a") as calls:
+            calls.write(f"{len(requests)}\n")
+        return [self._judged(str((request.messages or ({},))[0]["content"])) for request in requests]
+
+    def _judged(self, asked: str) -> Answer:
+        answers = dict(ANSWERS.findall(asked))
+        marks = {"A": 9, "B": 3}
+        if self.settings.prefers == "fair":  # type: ignore[attr-defined]
+            marks = {name: 1 + min(9, len(text) // 8) for name, text in answers.items()}
+        text = f"Well.\nMarks: A {marks['A']}, B {marks['B']}"
+        if "Better:" in asked:
+            better = "neither" if marks["A"] == marks["B"] else max(marks, key=marks.__getitem__)
+            text = f"Well.\nBetter: {better}"
+        return Answer(text, "stop", 5, 5)
+
+
+def asking(run: SmallRun, calls: Path, form: Literal["rubric", "pairwise"] = "rubric", **judge: Any) -> SmallRun:
+    """The run, with a judge among its teachers and a measure that asks it."""
+    measure = Judged(judge="critic", answer_tokens=12, form=form)
+    evaluate = run.recipe.required_evaluate.model_copy(update={"measures": (Fidelity(), measure)})
+    teachers = {"main": run.recipe.teachers["main"], "critic": FakeJudgeSettings(calls=calls, **judge)}
+    run.recipe = run.recipe.model_copy(update={"teachers": teachers, "evaluate": evaluate})
+    return run
+
+
+def small(folder: Path) -> SmallRun:
+    folder.mkdir(exist_ok=True)
+    return SmallRun(folder, evaluate={"samples_shown": 0, "controls": []}, records=60)
+
+
+def judged(run: SmallRun) -> tuple[dict[str, Any], Measures]:
+    context = run.context()
+    stage(run.recipe).write(context)
+    measures = Measures.load(context.out / "measures.json")
+    rows = {
+        spec.name: values
+        for finding in measures.findings
+        if isinstance(finding, Figures) and finding.section == "judged"
+        for spec, values in finding.rows
+    }
+    return rows, measures
+
+
+@pytest.mark.parametrize("form", ["rubric", "pairwise"])
+def test_a_fair_judge_gives_shares_and_never_contradicts_itself(
+    tmp_path: Path, form: Literal["rubric", "pairwise"]
+) -> None:
+    rows, _ = judged(asking(small(tmp_path), tmp_path / "calls", form))
+    for name in ("student", "text_only"):
+        assert rows["contradicts"][name].value == 0
+        assert 0 <= rows["preferred"][name].value <= 1
+    lines = [json.loads(line) for line in (tmp_path / "evaluate" / "judged.jsonl").read_text().splitlines()]
+    assert set(lines[0]["answers"]) == {"teacher", "student", "text_only"}
+    if form == "rubric":
+        marks = [line["judged"]["student"]["marks"] for line in lines]
+        share = sum(mine for mine, _ in marks) / sum(theirs for _, theirs in marks)
+        assert rows["share_of_marks"]["student"].value == pytest.approx(share)
+    else:
+        assert "share_of_marks" not in rows
+
+
+def test_of_a_judge_that_prefers_a_place_no_share_is_given(tmp_path: Path) -> None:
+    rows, measures = judged(asking(small(tmp_path), tmp_path / "calls", prefers="first"))
+    assert set(rows) == {"contradicts", "chance"}
+    assert rows["contradicts"]["student"].value == 1 and rows["chance"]["student"].value == 0.5
+    assert any("no share is given: the judge contradicts itself in 100 %" in note for note in measures.notes)
+
+
+def test_a_judge_that_goes_down_in_the_middle_is_asked_the_rest_alone(tmp_path: Path) -> None:
+    whole_calls, calls, run = tmp_path / "whole-calls", tmp_path / "calls", small(tmp_path)
+    whole, _ = judged(asking(run, whole_calls))
+    (tmp_path / "journal.sqlite").unlink()
+    with pytest.raises(PotstillError, match="the judge is down"):
+        judged(asking(run, calls, down_after=3))
+    assert len(calls.read_text().split()) == 3
+    resumed, _ = judged(asking(run, calls))
+    assert resumed == whole
+    assert calls.read_text() == whole_calls.read_text()
+
+
+# ---- what a reply says, and the statistics -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "marks"),
+    [
+        ("Fine.\nMarks: A 7, B 10", (7, 10)),
+        ("**Marks: A: 7 and B: 3.**", (7, 3)),
+        ("Marks: A 7, B 11", None),
+        ("Marks: A 7, B 3\nMarks: A 7, B three", None),
+        ("A 7, B 3", None),
+        ("Marks: A 7, B 3, or so", None),
+    ],
+)
+def test_marks_are_read_from_the_last_line_alone(said: str, marks: tuple[int, int] | None) -> None:
+    assert marks_in(said, 10) == marks
+
+
+@pytest.mark.parametrize(
+    ("said", "found"), [("Better: A", 1.0), ("Better: b.", 0.0), ("Better: tie", 0.5), ("A", None)]
+)
+def test_a_preference_is_read(said: str, found: float | None) -> None:
+    assert preference_in(said) == found
+
+
+def bootstrap(count: int) -> PairedBootstrap:
+    return PairedBootstrap([f"g{n}" for n in range(count)], resamples=300, confidence=0.95, seed=0)
+
+
+def test_chance_is_that_of_a_coin_with_as_many_ties() -> None:
+    orders = np.array([[0.5, 1.0], [0.5, 0.0], [1.0, 0.0], [1.0, 1.0]])  # a quarter of what it says is a tie
+    chance = bootstrap(4).value(contradictions_by_chance(orders))
+    assert chance == pytest.approx(1 - 0.25**2 - 2 * (0.75 / 2) ** 2)
+
+
+@pytest.mark.parametrize("prefers", [0.0, 1.0])
+def test_a_judge_that_always_prefers_the_same_side_is_believed(prefers: float) -> None:
+    pairs = [Pair(n, (prefers, prefers), None, 0.0) for n in range(40)]
+    found, refused = figures_of(pairs, bootstrap(40))
+    assert not refused and found["preferred"].value == prefers and found["contradicts"].high < 0.2
+
+
+def test_a_judge_that_tosses_a_coin_is_not() -> None:
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(20):
+        pairs = [Pair(n, (float(rng.integers(2)), float(rng.integers(2))), None, 0.0) for n in range(100)]
+        refused += figures_of(pairs, bootstrap(100))[1]
+    assert refused >= 19
+
+
+def test_at_equal_length_nothing_is_left_of_a_preference_for_length() -> None:
+    rng = np.random.default_rng(0)
+    longer = rng.normal(0.5, 0.3, 400)
+    score = 0.5 + 0.4 * longer
+    controlled = bootstrap(400).interval(at_equal_length(score, longer))
+    assert score.mean() > 0.65 and controlled.value == pytest.approx(0.5)
+    theirs = rng.uniform(4, 8, 400)
+    share = bootstrap(400).value(at_equal_length(theirs - 1 + longer, longer, theirs))
+    assert share == pytest.approx(1 - 1 / theirs.mean())
+    assert bootstrap(400).value(at_equal_length(score, np.zeros(400))) == pytest.approx(score.mean())
+
+
+def test_a_judge_must_be_one_of_the_teachers_and_the_task_must_write() -> None:
+    recipe = {
+        "name": "x",
+        "teacher": {"kind": "local", "model": "m"},
+        "student": {"kind": "from_teacher"},
+        "data": {"kind": "jsonl", "path": "x.jsonl", "held_out": 0.1},
+        "train": {"max_length": 200},
+        "evaluate": {"measures": [{"kind": "judged", "judge": "critic"}]},
+    }
+    with pytest.raises(RecipeError, match="teacher 'critic' is not among the teachers"):
+        parse_recipe(recipe, base=Path())
