@@ -35,6 +35,7 @@ BENCHMARKS = (
     "labs",
     "planted",
     "coverage",
+    "evaluation",
     "export",
     "speculate",
     "advice",

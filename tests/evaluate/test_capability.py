@@ -10,22 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from potstill.errors import DataError
+from potstill.evaluate.accuracies import detectable, kept_of, mcnemar
 from potstill.evaluate.measures.base import Draws
-from potstill.evaluate.measures.capability import (
-    Question,
-    choices_of,
-    detectable,
-    found_of,
-    kept_of,
-    mcnemar,
-    scores_of,
-)
+from potstill.evaluate.measures.capability import Question, choices_of, found_of, scores_of
 from potstill.evaluate.stage import stage
 from potstill.measures import Figures, Measures
 from potstill.recipe.data import FileData
-from potstill.recipe.measures import ChoiceTask
+from potstill.recipe.measures import Capability, ChoiceTask, WrittenTask
+from potstill.recipe.verify import Judge
 from potstill.types import Record
 from small_run import SmallRun
 
@@ -143,3 +138,40 @@ def test_an_evaluation_asks_all_models_and_keeps_every_answer(tmp_path: Path) ->
     assert len(table["task"]) == 10 and set(table) >= {"correct_student", "correct_teacher", "right"}
     student = found.models["student"].get("even_accuracy")
     assert student is not None and student.value == pytest.approx(sum(table["correct_student"]) / 10)
+
+
+def test_written_answers_are_judged_by_a_verifier_and_paired_with_the_teachers(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    # What a tiny model writes is no sum: one pattern of two is found in any answer.
+    rows = [
+        {"prompt": f"Add {n} and {n}.", "metadata": {"pattern": "[a-z]" if n % 2 else "^never$"}} for n in range(20)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "name": "sums",
+        "data": {"kind": "jsonl", "path": str(file), "format": "prompt"},
+        "verify": {"kind": "regex", "key": "pattern"},
+        "max_new_tokens": 6,
+    }
+    asked = [{"kind": "fidelity"}, {"kind": "capability", "written": [task]}]
+    run = SmallRun(tmp_path, evaluate={"samples_shown": 0, "measures": asked})
+    context = run.context()
+    stage(run.recipe).write(context)
+    measures = Measures.load(context.out / "measures.json")
+    table = pq.read_table(context.out / "sums.parquet").to_pydict()
+    for name in ("teacher", "student", "text_only", "untrained"):
+        found = measures.models[name].metrics["sums_accuracy"].value
+        assert found == pytest.approx(np.mean(table[f"solved_{name}"]))
+    (figures,) = (f for f in measures.findings if isinstance(f, Figures) and f.section == "capability")
+    assert "McNemar" in figures.text and figures.title == "sums: 20 problems"
+    assert len((context.out / "sums.jsonl").read_text().splitlines()) == 20
+
+
+def test_a_capability_without_a_task_is_refused() -> None:
+    with pytest.raises(ValidationError, match="capability has no task"):
+        Capability()
+
+
+def test_a_judge_cannot_judge_a_task() -> None:
+    with pytest.raises(ValidationError, match="add the measure judged"):
+        WrittenTask(name="x", data=FileData(kind="jsonl", path=Path("x.jsonl")), verify=Judge())

@@ -28,7 +28,8 @@ ANSWERS = re.compile(r"<answer ([AB]) \w+>\n(.*?)\n</answer", re.DOTALL)
 
 
 class FakeJudgeSettings(FakeTeacherSettings):
-    """A judge that prefers the longer answer (`fair`), or the first (`first`), and goes down after some calls."""
+    """A judge whose marks follow from the text alone (`fair`), or from the place (`first`); it goes down after some
+    calls."""
 
     kind: Literal["fake_judge"] = "fake_judge"  # type: ignore[assignment]
     prefers: Literal["fair", "first"] = "fair"
@@ -51,7 +52,7 @@ class FakeJudge(FakeTeacher):
         answers = dict(ANSWERS.findall(asked))
         marks = {"A": 9, "B": 3}
         if self.settings.prefers == "fair":  # type: ignore[attr-defined]
-            marks = {name: 1 + min(9, len(text) // 8) for name, text in answers.items()}
+            marks = {name: 1 + sum(map(ord, text)) % 10 for name, text in answers.items()}
         text = f"Well.\nMarks: A {marks['A']}, B {marks['B']}"
         if "Better:" in asked:
             better = "neither" if marks["A"] == marks["B"] else max(marks, key=marks.__getitem__)

@@ -61,10 +61,10 @@ def solve_of(run: SmallRun) -> SolveSettings:
 
 def solvers_of(run: SmallRun, work: Work, console: Console | None = None) -> Solvers:
     """The problems of a run, before any model was asked."""
-    return Solvers(
-        solve_of(run),
-        Setting(run.recipe, CHAT, work, console or Console("quiet"), of_tokens([], [], 0), Path(), Path()),
-    )
+    none = of_tokens([], [], 0)
+    setting = Setting(run.recipe, CHAT, work, console or Console("quiet"), none, Path(), Path())
+    problems = read_problems(run.recipe, solve_of(run), CHAT, work)
+    return Solvers(solve_of(run), setting, problems)
 
 
 def solve(solvers: Solvers, name: str, model: InMemory, positions: int) -> None:
@@ -296,7 +296,7 @@ def test_problems_without_any_reference_are_refused_before_a_model_is_opened(tmp
 def test_texts_are_no_problems(tmp_path: Path) -> None:
     run = run_of(tmp_path, text_only=False)
     (run.folder / "sums.jsonl").write_text("\n".join(json.dumps({"text": f"Text {n}."}) for n in range(COUNT)))
-    with pytest.raises(DataError, match="no held-out record is a problem") as caught:
+    with pytest.raises(DataError, match="no record is a problem") as caught:
         solvers_of(run, Work(tmp_path, resumed=False))
     assert "(a text has no prompt to answer " in str(caught.value)
 

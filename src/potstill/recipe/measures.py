@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from potstill.recipe.base import Cosmetic, Count, KindSettings, Settings, Tokens, one_of
 from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.data import DataSettings, PackagedData
+from potstill.recipe.verify import VerifierSettings, judges_of
 from potstill.registry import kinds_of
 from potstill.tasks import TaskSpec
 
@@ -192,12 +193,36 @@ class ChoiceTask(Settings):
     chat: bool = False
 
 
+class WrittenTask(Settings):
+    """Problems from data of their own, answered greedily, and judged by `verify`; the reference answer is in
+    `metadata[reference]`, or else the record's own. `chance` is the share that guessing solves."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)
+    data: one_of(DataSettings)  # type: ignore[valid-type]
+    verify: one_of(VerifierSettings)  # type: ignore[valid-type]
+    max_new_tokens: Tokens = 256
+    reference: str = "reference"
+    limit: Count | None = None
+    batch_size: Count = 32
+    chance: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _decides_alone(self) -> WrittenTask:
+        if any(True for _ in judges_of(self.verify)):
+            raise ValueError(
+                f"{self.name}: a judge puts its questions to a teacher: verify by what decides alone (numeric, exact, "
+                "choice, math …), or add the measure judged"
+            )
+        return self
+
+
 class Capability(MeasureSettings):
-    """What models can do, on tasks of multiple choice, beside the teacher and beside chance."""
+    """What models can do, on tasks of multiple choice and of written answers, beside the teacher and beside chance."""
 
     finds: ClassVar[str] = "capability on tasks"
     kind: Literal["capability"] = "capability"
-    tasks: tuple[ChoiceTask, ...] = Field(min_length=1)
+    tasks: tuple[ChoiceTask, ...] = ()
+    written: tuple[WrittenTask, ...] = ()
 
     def why_not(self, task: TaskSpec) -> str | None:
         """Models that write have it."""
@@ -207,7 +232,9 @@ class Capability(MeasureSettings):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Capability:
-        names = [task.name for task in self.tasks]
+        names = [task.name for task in (*self.tasks, *self.written)]
+        if not names:
+            raise ValueError("capability has no task: give tasks (multiple choice) or written (answers, verified)")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two tasks have the name {twice[0]!r}: rename one")
         return self

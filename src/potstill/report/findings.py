@@ -99,7 +99,7 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
         recipe=recipe,
         measures=measures,
         documents=_read(evaluate / "documents.json", _json),
-        values=_read(table, _losses),
+        values=_read(table, read_values),
         classes={} if of_tokens else _read(table, _classes),
         trained={name: _read(a.path / "student.json", _json) for name, a in trainings.items()},
         history={name: _read(a.path / "history.jsonl", _json_lines) for name, a in trainings.items() if name in MODELS},
@@ -135,7 +135,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _losses(path: Path) -> dict[str, NDArray[np.float64]]:
+def read_values(path: Path) -> dict[str, NDArray[np.float64]]:
     """The losses of each model on each target: the columns `nll_…` and `kl_…`."""
     import pyarrow.parquet as pq
 

@@ -1,4 +1,5 @@
-"""Capability: tasks of multiple choice, by the log-probability of each choice.
+"""Capability: tasks of multiple choice, by the log-probability of each choice, and tasks of written answers, which a
+verifier judges.
 
 The teacher, the student and the controls are asked the same questions, so that differences are paired: an interval over
 groups of questions, and McNemar's exact test. Of the teacher's accuracy the share above chance is what a student can
@@ -15,35 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
-from scipy.stats import binomtest, norm
 from transformers import PreTrainedModel
 
 from potstill.data import prompt_ids, read_records
 from potstill.errors import DataError
-from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, difference_of, mean_of
+from potstill.evaluate.accuracies import Row, accuracies_of, right
+from potstill.evaluate.bootstrap import mean_of
 from potstill.evaluate.continuations import continued
-from potstill.evaluate.measures.base import (
-    Asked,
-    AsksAlone,
-    Compared,
-    Draws,
-    Found,
-    Metric,
-    Pass,
-    Setting,
-    Table,
-    Values,
-    joined,
-)
+from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table, Values, joined
+from potstill.evaluate.measures.solved import Problem, Solvers, problems_of
 from potstill.evaluate.scores import Scores
-from potstill.evaluate.summary import find
 from potstill.measures import MODELS, Figures, Finding, Loss, MetricSpec
-from potstill.recipe.measures import Capability, ChoiceTask
+from potstill.recipe.measures import Capability, ChoiceTask, WrittenTask
 from potstill.registry import implements
 from potstill.types import Record, digest
 
 _SECTION = "capability"
-_POWER = 0.8
 _NORMALISED = {"none": "as it is", "tokens": "by token", "bytes": "by byte"}
 
 
@@ -60,7 +48,7 @@ class Question:
 
 @implements(Capability)
 class CapabilityMeasure(AsksAlone):
-    """Accuracy on tasks of multiple choice."""
+    """Accuracy on tasks of multiple choice, and of written answers."""
 
     def __init__(self, settings: Capability) -> None:
         self.settings = settings
@@ -71,10 +59,11 @@ class CapabilityMeasure(AsksAlone):
 
 
 class Choosing:
-    """The questions of all tasks, and the log-probabilities that each model gives their choices."""
+    """The questions of all tasks, and what each model answers: log-probabilities of choices, or texts, judged."""
 
     def __init__(self, settings: Capability, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
+        self.solvers = {task.name: Solvers(task, setting, task_problems(task, setting)) for task in settings.written}
         self.questions = {task.name: questions_of(task, setting) for task in settings.tasks}
         self.by_seed: dict[str, list[Mapping[str, Any]]] = {}
         self.notes: list[str] = []
@@ -83,16 +72,16 @@ class Choosing:
     def identity(self) -> Any:
         """The questions, in tokens."""
         asked = {n: [[list(q.prompt), [list(c) for c in q.choices]] for q in qs] for n, qs in self.questions.items()}
-        return ["choices 1", asked]
+        return ["choices 1", asked, *(solvers.identity for solvers in self.solvers.values())]
 
-    def ask(self, asked: Asked) -> dict[str, list[list[float]]] | None:
-        """Log-probabilities of all choices, by task."""
+    def ask(self, asked: Asked) -> dict[str, list[Any]] | None:
+        """Log-probabilities of all choices, and solutions of all problems, by task."""
         model = asked.model.modules[0]
         if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
             self.notes.append(f"What the {asked.name} can do was not measured: it is no single model that writes.")
             return None
         label, count = asked.name.replace("_", " "), sum(map(len, self.questions.values()))
-        found: dict[str, list[list[float]]] = {}
+        found: dict[str, list[Any]] = {}
         with self.setting.console.task(f"questions to {label}", count, "questions") as task:
             for name, questions in self.questions.items():
                 found[name] = []
@@ -103,11 +92,13 @@ class Choosing:
                         prompt = prompt[-max(1, room) :]
                     found[name].append(continued(model, prompt, question.choices).scores)
                     task.advance(1)
-        return found
+        return found | {name: solvers.ask(asked) or [] for name, solvers in self.solvers.items()}
 
     def take(self, name: str, answers: Mapping[str, Any]) -> None:
-        """Log-probabilities of a model."""
+        """Log-probabilities of a model, and its solutions."""
         self.by_seed.setdefault(name, []).append(answers)
+        for task, solvers in self.solvers.items():
+            solvers.take(name, answers[task])
 
     def found(self, draws: Draws, table: Table) -> Found:
         """Accuracy by task, what of the teacher's is kept, tests, and losses."""
@@ -128,6 +119,11 @@ class Choosing:
             losses += made.losses
             notes += made.notes
             values = joined(values, made.values)
+        for written in self.settings.written:
+            made = solved_of(written, self.solvers[written.name], draws)
+            findings += made.findings
+            notes += made.notes
+            values = joined(values, made.values)
         return Found(tuple(findings), tuple(losses), tuple(notes), values)
 
     def _scores(self, task: ChoiceTask, answers: Mapping[str, Any]) -> Scores:
@@ -135,7 +131,11 @@ class Choosing:
 
     def save(self, out: Path) -> None:
         """Write `choices.parquet`: a row per question, with its task, group, right choice, and of each model whether
-        it chose that."""
+        it chose that; and of each task of written answers `<task>.parquet` and `<task>.jsonl`, as `solved` has them."""
+        for name, solvers in self.solvers.items():
+            solvers.save(out, f"{name}.parquet", f"{name}.jsonl")
+        if not self.settings.tasks:
+            return
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -178,6 +178,13 @@ def questions_of(task: ChoiceTask, setting: Setting) -> list[Question]:
         raise DataError("an interval needs two questions at least", where=where, fix="give more questions")
     setting.work.count(f"questions of {task.name}", len(made))
     return made
+
+
+def task_problems(task: WrittenTask, setting: Setting) -> list[Problem]:
+    """The problems of a task from its own data. Raises as `problems_of`."""
+    records = [record for record in read_records(task.data).records if isinstance(record, Record)]
+    where = f"evaluate.measures capability.written {task.name}"
+    return problems_of(records, task, setting.chat, setting.work, where)
 
 
 def choices_of(record: Record, where: str) -> tuple[list[str], int]:
@@ -237,49 +244,25 @@ def _sizes(question: Question, kind: str) -> NDArray[np.float64]:
 def found_of(
     task: ChoiceTask, questions: Sequence[Question], scores: Mapping[str, Sequence[Scores]], draws: Draws
 ) -> Found:
-    """What one task shows."""
+    """What one task of choices shows."""
     bootstrap = draws.of([question.group for question in questions])
     name = task.name
-    spec = MetricSpec(
-        f"{name}_accuracy",
-        f"Accuracy on {name}",
-        f"{name}",
-        "share",
-        True,
-        "questions",
+    explanation = (
         f"The share of the {len(questions)} questions of {name} whose right choice is the likeliest "
-        f"({_NORMALISED[task.normalise]}).",
-        section=_SECTION,
+        f"({_NORMALISED[task.normalise]})."
     )
-    values = find(scores, (Metric(spec, _accuracy),), bootstrap)
-    rows = []
+    found = accuracies_of(name, explanation, _SECTION, scores, bootstrap, draws)
+    rows: list[Row] = []
     for kind, label in _NORMALISED.items():
         shares = {n: bootstrap.interval([mean_of(one.more[kind]) for one in seeds]) for n, seeds in scores.items()}
         rows.append(
             (MetricSpec(f"{name}_{kind}", f"Log-probability {label}", label, "share", True, "questions"), shares)
         )
-    chance = float(scores["student"][0].more["chance"].mean())
-    text = f"Chance is {100 * chance:.1f} %."
-    teacher = scores.get("teacher")
-    notes, losses = [], []
-    if teacher is not None:
-        above = bootstrap.interval(difference_of(mean_of(_right(teacher[0])), mean_of(teacher[0].more["chance"])))
-        if above.low > 0:
-            kept = {
-                n: bootstrap.interval([kept_of(one, teacher[0]) for one in seeds])
-                for n, seeds in scores.items()
-                if n != "teacher"
-            }
-            kept_spec = MetricSpec(f"{name}_kept", "Kept above chance", "kept", "share", True, "questions")
-            rows.append((kept_spec, kept))
-        else:
-            notes.append(
-                f"On {name} the teacher is not shown to be better than chance ({100 * chance:.1f} %), so no share of "
-                "its accuracy is given."
-            )
-        text += f" {_tested(teacher[0], scores['student'], bootstrap, draws.confidence)}"
-        lost = [mean_of(one.more["nll"] - teacher[0].more["nll"]) for one in scores["student"]]
-        mine, theirs = (float(np.mean([_right(one).mean() for one in seeds])) for seeds in (scores["student"], teacher))
+    losses = []
+    if found.shares is not None:
+        mine, theirs = found.shares
+        teacher = scores["teacher"][0]
+        lost = [mean_of(one.more["nll"] - teacher.more["nll"]) for one in scores["student"]]
         losses.append(
             Loss(
                 _SECTION,
@@ -290,51 +273,29 @@ def found_of(
                 "question",
             )
         )
-    figures = Figures(f"{name}: {len(questions)} questions", text, _SECTION, tuple(rows))
-    return Found((figures,), tuple(losses), tuple(notes), values)
+    figures = Figures(f"{name}: {len(questions)} questions", found.text, _SECTION, (*rows, *found.rows))
+    return Found((figures,), tuple(losses), found.notes, found.values)
 
 
-def _tested(teacher: Scores, student: Sequence[Scores], bootstrap: PairedBootstrap, confidence: float) -> str:
-    """McNemar's test of the first seed, and the least difference that would be seen."""
-    mine, theirs = _right(student[0]), _right(teacher)
-    lost, won = int((theirs & ~mine).sum()), int((mine & ~theirs).sum())
-    error = bootstrap.error(difference_of(mean_of(mine), mean_of(theirs)))
-    least = 100 * detectable(error, confidence)
-    p = mcnemar(lost, won)
-    return (
-        f"The teacher alone is right on {lost} questions, the student alone on {won} (McNemar’s exact test: p "
-        f"{'< 0.001' if p < 0.001 else f'= {p:.3f}'}). With so many questions a difference of {least:.1f} points would "
-        f"be seen in {100 * _POWER:.0f} % of cases."
-    )
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """The exact two-sided p-value of as unequal discordant pairs, both ways being equally likely."""
-    return 1.0 if lost + won == 0 else float(binomtest(lost, lost + won, 0.5).pvalue)
-
-
-def detectable(error: float, confidence: float) -> float:
-    """The difference that is found with a chance of 80 %, given the standard error of paired differences."""
-    return error * float(norm.ppf((1 + confidence) / 2) + norm.ppf(_POWER))
-
-
-def kept_of(mine: Scores, teacher: Scores) -> Statistic:
-    """(accuracy − chance) ÷ (teacher's accuracy − chance)."""
-    chance = mine.more["chance"]
-    columns = np.stack([_right(mine) - chance, _right(teacher) - chance], -1).astype(np.float64)
-
-    def of(sums: Floats) -> Floats:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(sums[..., 0] / sums[..., 1])
-
-    return Statistic(columns, of)
-
-
-def _accuracy(compared: Compared) -> Statistic:
-    return mean_of(_right(compared.mine))
-
-
-def _right(scores: Scores) -> NDArray[np.bool_]:
-    if scores.correct is None:
-        raise ValueError("questions were asked, and no answer was judged")
-    return scores.correct
+def solved_of(task: WrittenTask, solvers: Solvers, draws: Draws) -> Found:
+    """What one task of written answers shows. Its loss has no size in nats, so that the verdict does not name it."""
+    bootstrap = draws.of(solvers.groups)
+    chance = np.full(len(solvers.groups), task.chance)
+    scores = {
+        name: [
+            Scores(correct=np.array([solution.solved for solution in seed]), more={"chance": chance})
+            for seed in solvers.by_seed[name]
+        ]
+        for name in MODELS
+        if name in solvers.by_seed
+    }
+    if "student" not in scores:
+        return Found(notes=tuple(solvers.notes))
+    count, judge = len(solvers.problems), solvers.verifier["name"]
+    explanation = f"The share of the {count} problems of {task.name} whose written answer {judge} accepts."
+    found = accuracies_of(task.name, explanation, _SECTION, scores, bootstrap, draws)
+    shares = {n: bootstrap.interval([mean_of(right(one)) for one in seeds]) for n, seeds in scores.items()}
+    solved = MetricSpec(f"{task.name}_solved", "Solved", "solved", "share", True, "problems")
+    text = f"Greedy answers of at most {task.max_new_tokens} tokens, judged by {judge}. {found.text}"
+    figures = Figures(f"{task.name}: {count} problems", text, _SECTION, ((solved, shares), *found.rows))
+    return Found((figures,), (), (*solvers.notes, *found.notes), found.values)

@@ -33,6 +33,7 @@ from potstill.evaluate.summary import find
 from potstill.measures import MODELS, Solving
 from potstill.recipe import Recipe
 from potstill.recipe.evaluate import SolveSettings
+from potstill.recipe.measures import WrittenTask
 from potstill.recipe.verify import workers_of
 from potstill.registry import implements
 from potstill.types import Answer, Record, Reject, Verdict, digest
@@ -60,25 +61,34 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
     """The held-out problems of a recipe's data, in order, without repeated prompts.
 
     They come from the recipe's own data, not from `generate`: after rejection sampling, its records hold only what the
-    teacher solved, which would flatter, and would differ between the arms of a comparison.
+    teacher solved, which would flatter, and would differ between the arms of a comparison. Raises as `problems_of`.
+    """
+    held_out = reported_on(read_sides(recipe.data).held_out, recipe, work)
+    records = [record for record in held_out if isinstance(record, Record)]
+    return problems_of(records, settings, chat, work, _WHERE)
+
+
+def problems_of(
+    records: Sequence[Record], settings: SolveSettings | WrittenTask, chat: ChatTokenizer, work: Work, where: str
+) -> list[Problem]:
+    """The problems among some records, in order, without repeated prompts.
 
     Args:
-        recipe: with the data and the split.
+        records: prompts.
         settings: the metadata key of the reference answer, and the maximum number of problems. Those with the smallest
             hashes are taken, independent of order and seed.
         chat: the student's tokenizer.
         work: counts the records that are left out, by reason.
+        where: the key of the recipe, for errors.
 
     Raises:
-        DataError: there is no problem, none has a reference that the verifier can compare with, or prompts are messages
-            and there is no chat template.
+        DataError: there is no problem, none has a reference that the verifier can compare with, prompts are messages
+            and there is no chat template, or there are fewer than two groups.
     """
     left_out: Counter[str] = Counter()
     seen: set[int] = set()
     problems = []
-    for record in reported_on(read_sides(recipe.data).held_out, recipe, work):
-        if not isinstance(record, Record):
-            continue
+    for record in records:
         admitted = admit(record, chat.template is not None, seen, lambda prompt: len(ids_of(prompt, chat)))
         if isinstance(admitted, Reject):
             left_out[admitted.reason] += 1
@@ -90,24 +100,27 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
     if not problems:
         reasons = "; ".join(f"{reason} {amount}" for reason, amount in left_out.items())
         raise DataError(
-            f"no held-out record is a problem ({reasons})" if reasons else "there are no held-out records",
-            where="evaluate.solve",
-            fix="give data with prompts, or hold out a larger share (data.held_out)",
+            f"no record is a problem ({reasons})" if reasons else "there are no records",
+            where=where,
+            fix="give data with prompts; of the recipe’s own data, hold out a larger share (data.held_out)",
         )
-    refuse_unjudgeable(
-        settings.verify,
-        [problem.record for problem in problems],
-        called=f"{len(problems)} held-out problems",
-        where="evaluate.solve",
-    )
+    called = f"{len(problems)} problems"
+    refuse_unjudgeable(settings.verify, [problem.record for problem in problems], called=called, where=where)
     if settings.limit is not None and settings.limit < len(problems):
-        work.count("problems beyond evaluate.solve.limit", len(problems) - settings.limit)
+        work.count(f"problems beyond {where}.limit", len(problems) - settings.limit)
         first = sorted(range(len(problems)), key=lambda i: digest([problems[i].id]))[: settings.limit]
         problems = [problems[i] for i in sorted(first)]
-    work.count("problems", len(problems))
+    work.count("problems" if where == _WHERE else f"problems of {where.rpartition(' ')[2]}", len(problems))
+    if len({problem.record.group for problem in problems}) < 2:
+        raise DataError(
+            "an interval needs two problems at least, of two groups",
+            where=where,
+            fix="give more problems, hold out a larger share, or raise limit",
+        )
     return problems
 
 
+_WHERE = "evaluate.solve"
 Outcome = Literal["accept", "reject", "cannot_judge", "unfinished", "too_long"]
 
 
@@ -133,34 +146,29 @@ class SolvedMeasure(AsksAlone):
         self.settings = settings
 
     def begin(self, setting: Setting) -> Pass:
-        """The held-out problems. Raises as `Solvers`."""
-        return Solvers(self.settings, setting)
+        """The held-out problems. Raises as `read_problems` and `Solvers`."""
+        problems = read_problems(setting.recipe, self.settings, setting.chat, setting.work)
+        return Solvers(self.settings, setting, problems)
 
 
 class Solvers:
     """The solutions of the models asked so far.
 
     Args:
-        settings: `evaluate.solve`.
+        settings: how problems are put and judged.
         setting: recipe, tokenizer, and what takes counts, facts and warnings.
+        problems: of two groups at least.
 
     Raises:
-        DataError: as `read_problems`, or there are fewer than two groups of problems.
         RecipeError, MissingExtra: the verifier cannot be opened.
     """
 
-    def __init__(self, settings: SolveSettings, setting: Setting) -> None:
+    def __init__(self, settings: SolveSettings | WrittenTask, setting: Setting, problems: Sequence[Problem]) -> None:
         self.settings, self.chat, self.work, self.console = settings, setting.chat, setting.work, setting.console
         with open_verifier(self.settings.verify) as verifier:
             self.verifier = dict(verifier.identity)
-        self.problems = read_problems(setting.recipe, self.settings, self.chat, self.work)
+        self.problems = problems
         self.groups = [problem.record.group for problem in self.problems]
-        if len(set(self.groups)) < 2:
-            raise DataError(
-                "an interval needs two held-out problems at least, of two groups",
-                where="evaluate.solve",
-                fix="hold out a larger share, give more problems, or raise evaluate.solve.limit",
-            )
         self.work.facts["verifier"] = self.verifier
         self.by_seed: dict[str, list[list[Solution]]] = {}
         self.notes: list[str] = []
@@ -202,7 +210,7 @@ class Solvers:
         self.by_seed.setdefault(name, []).append(solutions)
         solved = sum(solution.solved for solution in solutions)
         label = name.replace("_", " ")
-        self.console.say(f"the {label} solves {solved} of {len(solutions)} held-out problems", solved=solved)
+        self.console.say(f"the {label} solves {solved} of {len(solutions)} problems", solved=solved)
 
     def _written(
         self, model: PreTrainedModel, positions: int | None, advance: Callable[[float], None]
@@ -294,8 +302,9 @@ class Solvers:
                 self.work.warn(text)
         return notes
 
-    def save(self, out: Path) -> None:
-        """Write `solved.parquet` and `solutions.jsonl`, a row per problem, in the order of the data.
+    def save(self, out: Path, table: str = "solved.parquet", answers: str = "solutions.jsonl") -> None:
+        """Write `solved.parquet` and `solutions.jsonl` (or files of other names), a row per problem, in order of the
+        data.
 
         Columns of the table: `record_id`, `group`, for each model `solved_<model>`, and `confidence_student`: how sure
         the student is of its answer, 0 where it was cut or none was given, which a cascade sees too. A line of the JSON
@@ -312,18 +321,18 @@ class Solvers:
                 columns[column] = [solution.solved for solution in solutions]
         if "student" in self.by_model:
             columns["confidence_student"] = [solution.confidence for solution in self.by_model["student"]]
-        pq.write_table(pa.table(columns), out / "solved.parquet")
+        pq.write_table(pa.table(columns), out / table)
         # Half of a surrogate pair, which data may hold, is written as JSON's own escape.
-        with (out / "solutions.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with (out / answers).open("w", encoding="utf-8", errors="backslashreplace") as file:
             for i, problem in enumerate(self.problems):
-                answers = {name: asdict(solutions[i]) for name, solutions in self.by_model.items()}
+                by_model = {name: asdict(solutions[i]) for name, solutions in self.by_model.items()}
                 line = {
                     "record_id": problem.id,
                     "group": problem.record.group,
                     "row": problem.record.row,
                     "problem": problem.text,
                     "reference": problem.record.metadata.get(self.settings.reference),
-                    "answers": answers,
+                    "answers": by_model,
                 }
                 file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 

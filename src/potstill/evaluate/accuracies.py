@@ -1,0 +1,137 @@
+"""Tasks of questions that are answered right or wrong: accuracies, what is kept above chance, exact tests of pairs. No
+torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, norm
+
+from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, difference_of, mean_of
+from potstill.evaluate.measures.base import Compared, Draws, Metric, Values
+from potstill.evaluate.scores import Scores
+from potstill.evaluate.summary import find
+from potstill.measures import Interval, MetricSpec
+
+_POWER = 0.8
+
+Row = tuple[MetricSpec, Mapping[str, Interval]]
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """What one task shows.
+
+    Attributes:
+        values: the accuracy of each model, with paired differences.
+        rows: what each model keeps of its teacher's accuracy above chance; none where that is not given.
+        text: chance, and the tests of student against teacher.
+        notes: for the reader.
+        shares: the student's accuracy and its teacher's, means over seeds; None without a teacher.
+    """
+
+    values: Values
+    rows: tuple[Row, ...]
+    text: str
+    notes: tuple[str, ...]
+    shares: tuple[float, float] | None
+
+
+def accuracies_of(
+    name: str,
+    explanation: str,
+    section: str,
+    scores: Mapping[str, Sequence[Scores]],
+    bootstrap: PairedBootstrap,
+    draws: Draws,
+) -> Accuracies:
+    """Compare models on one task.
+
+    Args:
+        name: of the task.
+        explanation: what is right, for the list of terms.
+        section: of the page.
+        scores: by model and seed, with `correct` and, in `more`, the `chance` of each question; the student's too.
+        bootstrap: over the groups of questions.
+        draws: its settings.
+    """
+    label = f"Accuracy on {name}"
+    spec = MetricSpec(f"{name}_accuracy", label, name, "share", True, "questions", explanation, section=section)
+    values = find(scores, (Metric(spec, _accuracy),), bootstrap)
+    chance = float(scores["student"][0].more["chance"].mean())
+    text = f"Chance is {100 * chance:.1f} %."
+    teacher = scores.get("teacher")
+    if teacher is None:
+        return Accuracies(values, (), text, (), None)
+    rows: list[Row] = []
+    notes = []
+    above = bootstrap.interval(difference_of(mean_of(right(teacher[0])), mean_of(teacher[0].more["chance"])))
+    if above.low > 0:
+        kept = {
+            n: bootstrap.interval([kept_of(one, teacher[0]) for one in seeds])
+            for n, seeds in scores.items()
+            if n != "teacher"
+        }
+        rows.append((MetricSpec(f"{name}_kept", "Kept above chance", "kept", "share", True, "questions"), kept))
+    else:
+        notes.append(
+            f"On {name} the teacher is not shown to be better than chance ({100 * chance:.1f} %), so no share of "
+            "its accuracy is given."
+        )
+    text += f" {_tested(teacher[0], scores['student'], bootstrap, draws.confidence)}"
+    mine, theirs = (float(np.mean([right(one).mean() for one in seeds])) for seeds in (scores["student"], teacher))
+    return Accuracies(values, tuple(rows), text, tuple(notes), (mine, theirs))
+
+
+def _tested(teacher: Scores, student: Sequence[Scores], bootstrap: PairedBootstrap, confidence: float) -> str:
+    """McNemar's test of the first seed, and the least difference that would be seen."""
+    mine, theirs = right(student[0]), right(teacher)
+    lost, won = int((theirs & ~mine).sum()), int((mine & ~theirs).sum())
+    error = bootstrap.error(difference_of(mean_of(mine), mean_of(theirs)))
+    least = 100 * detectable(error, confidence)
+    p = mcnemar(lost, won)
+    return (
+        f"The teacher alone is right on {lost} questions, the student alone on {won} (McNemar’s exact test: p "
+        f"{'< 0.001' if p < 0.001 else f'= {p:.3f}'}). With so many questions a difference of {least:.1f} points would "
+        f"be seen in {100 * _POWER:.0f} % of cases."
+    )
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """The exact two-sided p-value of as unequal discordant pairs, both ways being equally likely."""
+    return 1.0 if lost + won == 0 else float(binomtest(lost, lost + won, 0.5).pvalue)
+
+
+def detectable(error: float, confidence: float) -> float:
+    """The difference that is found with a chance of 80 %, given the standard error of paired differences."""
+    return error * float(norm.ppf((1 + confidence) / 2) + norm.ppf(_POWER))
+
+
+def kept_of(mine: Scores, teacher: Scores) -> Statistic:
+    """(accuracy − chance) ÷ (teacher's accuracy − chance)."""
+    chance = mine.more["chance"]
+    columns = np.stack([right(mine) - chance, right(teacher) - chance], -1).astype(np.float64)
+
+    def of(sums: Floats) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(sums[..., 0] / sums[..., 1])
+
+    return Statistic(columns, of)
+
+
+def _accuracy(compared: Compared) -> Statistic:
+    return mean_of(right(compared.mine))
+
+
+def right(scores: Scores) -> NDArray[np.bool_]:
+    """Whether each question was answered right [N].
+
+    Raises:
+        ValueError: no answer was judged.
+    """
+    if scores.correct is None:
+        raise ValueError("questions were asked, and no answer was judged")
+    return scores.correct
