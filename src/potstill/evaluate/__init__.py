@@ -7,11 +7,14 @@ held_out.py         the held-out records as rows of tokens or images; dropped an
 scores.py           the values of one model per target
 fidelity.py         NLL, KL, agreement and classes per target, without complete logits over a vocabulary
 neighbours.py       nearest neighbours of embeddings
-measures/           the measures: fidelity, calibration, tails; each gives metrics and findings
+measures/           the measures; each gives metrics and findings
 bootstrap.py        intervals by group, paired, and over seeds
 summary.py          every metric with its interval and paired differences, to measures.json
 documents.py        the records and their losses, worst first; a table of all values; images as PNG
-solving.py          held-out problems, and the share that models solve
-answers.py          greedy answers of a model
+accuracies.py       tasks of questions: accuracies, exact tests of pairs, what is kept above chance
+texts.py            words, columns and texts of targets
+continuations.py    log-probabilities of given continuations
+teacher_memory.py   what a teacher gave on a held-out set, kept
+answers.py          answers of a model
 speed.py            rates and peak memory of models
 """

@@ -133,13 +133,16 @@ def _absolute_measure(measure: Any, base: Path) -> Any:
     if not isinstance(measure, dict):
         return measure
     sources = {key: _absolute_source(measure[key], base) for key in _MEASURE_SOURCES if measure.get(key) is not None}
-    if isinstance(tasks := measure.get("tasks"), list):
-        sources["tasks"] = [
-            {**task, "data": _absolute_source(task["data"], base)}
-            if isinstance(task, dict) and "data" in task
-            else task
-            for task in tasks
-        ]
+    if isinstance(folder := measure.get("folder"), str):
+        sources["folder"] = str(base / folder)
+    for key in ("tasks", "written"):
+        if isinstance(tasks := measure.get(key), list):
+            sources[key] = [
+                {**task, "data": _absolute_source(task["data"], base)}
+                if isinstance(task, dict) and "data" in task
+                else task
+                for task in tasks
+            ]
     return {**measure, **sources}
 
 

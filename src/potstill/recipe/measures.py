@@ -6,11 +6,12 @@ A measure is a settings class here and an implementation of the same kind in `ev
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import Cosmetic, Count, KindSettings, Settings, Tokens, one_of
+from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, Settings, Tokens, one_of
 from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.data import DataSettings, PackagedData
 from potstill.recipe.verify import VerifierSettings, judges_of
@@ -232,12 +233,31 @@ class Capability(MeasureSettings):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Capability:
-        names = [task.name for task in (*self.tasks, *self.written)]
+        names = [*(task.name for task in self.tasks), *(task.name for task in self.written)]
         if not names:
             raise ValueError("capability has no task: give tasks (multiple choice) or written (answers, verified)")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two tasks have the name {twice[0]!r}: rename one")
         return self
+
+
+class LMEval(MeasureSettings):
+    """Tasks of EleutherAI's lm-eval, by name, from a `folder` of task files (which may run Python of their own).
+    `metric` is one that is 0 or 1 for each question, by default the task's first; of each task the first `limit`
+    questions are asked. It needs the extra `lm-eval`."""
+
+    finds: ClassVar[str] = ""
+    kind: Literal["lm_eval"] = "lm_eval"
+    folder: Annotated[Path, Content()]
+    tasks: tuple[str, ...] = Field(min_length=1)
+    metric: str | None = None
+    limit: Count | None = None
+
+    def why_not(self, task: TaskSpec) -> str | None:
+        """Models that write have it."""
+        if task.writes:
+            return None
+        return "lm_eval asks a model that writes, and this task writes nothing: drop it from evaluate.measures"
 
 
 def unmeasured(task: TaskSpec, measured: Iterable[MeasureSettings]) -> tuple[str, ...]:

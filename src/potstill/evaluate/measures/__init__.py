@@ -8,6 +8,7 @@ calibration.py  whether a model's confidence matches its accuracy
 tails.py        where the loss is: rare targets, slices
 exposure.py     how much farther a student is from its teacher on its own text
 judged.py       what a judge prefers
+lm_eval.py      tasks of lm-eval, on our models
 memorisation.py  how much nearer to its teacher a student is on trained text
 capability.py   tasks of multiple choice
 safety.py       what models refuse
