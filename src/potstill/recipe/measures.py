@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, Settings, Tokens, one_of
-from potstill.recipe.budget import BudgetSettings
 from potstill.recipe.data import DataSettings, PackagedData
+from potstill.recipe.generate import BudgetSettings
 from potstill.recipe.verify import VerifierSettings, judges_of
 from potstill.registry import kinds_of
 from potstill.tasks import TaskSpec
