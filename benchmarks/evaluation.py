@@ -23,6 +23,7 @@ import potstill  # noqa: F401 - before torch: it says how OpenMP's threads wait
 from benchmarks.claims import Aim, claims_of
 
 MODULE = "benchmarks.evaluation"
+RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 TARGETS, PER_ROW = 1_000_000, 100
 STAGES = ("generate", "train", "train.text_only")
 AIMS = [
@@ -43,7 +44,7 @@ def evaluate(run: Path, overrides: Sequence[str], *, peak: bool) -> dict[str, An
     from potstill.recipe import load_recipe
     from potstill.stage import Context
 
-    recipe = load_recipe(run / "recipe.yaml", overrides)
+    recipe = load_recipe(RECIPE, overrides)
     inputs = {name: found for name in STAGES if (found := read_artifact(run / name)) is not None}
     with tempfile.TemporaryDirectory() as folder:
         context = Context(recipe, run, inputs, Work(Path(folder), resumed=False), Console("quiet"))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluate.small_tasks import CLASSES, TaskRun
+from small_tasks import CLASSES, TaskRun
 
 from potstill.console import Console
 from potstill.errors import ModelError
