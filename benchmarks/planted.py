@@ -1,17 +1,23 @@
 """Planted losses: does the verdict name the planted damage, and does it accuse undamaged students?
 
     python -m benchmarks.planted --json [--plantings 40]
+    python -m benchmarks.planted --json --real --plantings 5
 
 Targets are drawn from a true distribution over 200 tokens. Teacher and student know it up to small noise, each with
 noise of its own, as two seeds of one training do: an undamaged student is as good as its teacher. The damage: logits of
 rare tokens lowered, or all logits sharpened or flattened. What is computed per target is what an evaluation computes;
-no model is trained. `named first` is how often the verdict's first loss is the planted one, over all strengths;
-`accused` how often the verdict names any loss of an undamaged student, all measures together.
+no model is trained. With `--real` the true distributions are those of SmolLM2-135M-Instruct over its 49,152 tokens on
+web text, 100 groups of 10.
+
+`named first` is how often the verdict's first loss is the planted one, over all strengths; `accused` how often the
+verdict names any loss of an undamaged student, all measures together.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,10 +41,11 @@ NOISE = 0.3
 """Standard deviation of what a model does not know of the true logits."""
 TEACHERS = 1_000_000
 """Seeds of teachers' noise begin here."""
-Logits = NDArray[np.float64]
+Logits = NDArray[np.floating]
+World = tuple[Logits, NDArray[np.int64], NDArray[np.int64]]
 
 
-def world(seed: int) -> tuple[Logits, NDArray[np.int64], NDArray[np.int64]]:
+def world(seed: int) -> World:
     """The true logits [N,V], the targets [N], and how often each token is a target in training [V]."""
     rng = np.random.default_rng(seed)
     zipf = -1.1 * np.log(np.arange(1, VOCAB + 1))
@@ -47,6 +54,25 @@ def world(seed: int) -> tuple[Logits, NDArray[np.int64], NDArray[np.int64]]:
     targets = (logits + uniform).argmax(-1)
     counts = np.bincount(rng.choice(targets, 20 * len(targets)), minlength=VOCAB)
     return logits, targets, counts
+
+
+@cache
+def _real_logits() -> NDArray[np.float32]:
+    """Log-probabilities of a real model on web text [1,000, V]."""
+    from benchmarks.signal_store import Teacher
+
+    (piece,) = Teacher().pieces(1000)
+    found: NDArray[np.float32] = piece.log_p[:1000].numpy()
+    return found
+
+
+def real_world(seed: int) -> World:
+    """As `world`, of a real model's distributions. Training has as many tokens as are needed to know what is rare."""
+    rng = np.random.default_rng(seed)
+    logits = _real_logits()
+    targets = (logits + rng.gumbel(size=logits.shape)).argmax(-1)
+    others = (logits[::5] + rng.gumbel(size=(20, *logits[::5].shape))).argmax(-1).ravel()
+    return logits, targets, np.bincount(np.concatenate([others, targets]), minlength=logits.shape[1])
 
 
 def rare_tokens(targets: NDArray[np.int64], counts: NDArray[np.int64], share: float = 0.1) -> NDArray[np.bool_]:
@@ -74,9 +100,10 @@ def scores_of(logits: Logits, teacher: Logits | None, targets: NDArray[np.int64]
     return with_columns(own, {name: values.numpy() for name, values in found.more.items()})
 
 
-def measured(seed: int, **damage: float) -> Measures:
+def measured(seed: int, of: Callable[[int], World] = world, **damage: float) -> Measures:
     """The measures of a student with a damage (`by`, `scale`), or none."""
-    truth, targets, counts = world(seed)
+    truth, targets, counts = of(seed)
+    size = PER_GROUP if of is world else 10
     rare = rare_tokens(targets, counts) if "by" in damage else None
     teacher, student = student_of(truth, TEACHERS + seed), student_of(truth, seed, rare=rare, **damage)
     task = SPECS["causal_lm"]
@@ -86,16 +113,16 @@ def measured(seed: int, **damage: float) -> Measures:
         "teacher": [scores_of(teacher, None, targets, columns)],
         "student": [scores_of(student, teacher, targets, columns)],
     }
-    groups = [f"g{i:04}" for i in range(GROUPS) for _ in range(PER_GROUP)]
+    groups = [f"g{i // size:04}" for i in range(len(targets))]
     draws = Draws(300, 0.95, 0)
-    places = np.tile(np.arange(PER_GROUP), GROUPS)
-    table = Table(task, groups, targets, (), places, np.full(len(targets), PER_GROUP), scores, draws, lambda: counts)
+    places = np.arange(len(targets)) % size
+    table = Table(task, groups, targets, (), places, np.full(len(targets), size), scores, draws, lambda: counts)
     return summarise(
         scores,
         dict.fromkeys(scores, Size(10, 40, 1)),
         {},
         groups,
-        records=GROUPS,
+        records=len(set(groups)),
         draws=draws,
         notes=(),
         measures=measures,
@@ -126,26 +153,35 @@ AIMS = [
 ]
 
 
-def run(plantings: int) -> dict[str, Any]:
+def run(plantings: int, real: bool) -> dict[str, Any]:
     """Plant every damage `plantings` times."""
+    of = real_world if real else world
     values: dict[str, float | None] = {}
     first = 0
     for name, (section, damage) in DAMAGES.items():
-        named = [[loss.section for loss in measured(seed, **damage).named_losses] for seed in range(plantings)]
+        named = [[loss.section for loss in measured(seed, of, **damage).named_losses] for seed in range(plantings)]
         values[f"found: {name}"] = sum(section in sections for sections in named) / plantings
         first += sum(sections[:1] == [section] for sections in named)
-        print(f"{name}: found {values[f'found: {name}']:.2f}, first {[s[:1] for s in named].count([section])}")
+        first_here = [s[:1] for s in named].count([section])
+        print(f"{name}: found {values[f'found: {name}']:.2f}, first {first_here}", flush=True)
     values["the planted loss is named first"] = first / (plantings * len(DAMAGES))
-    accused = [bool(measured(10_000 + seed).named_losses) for seed in range(UNDAMAGED * plantings)]
+    accused = [bool(measured(10_000 + seed, of).named_losses) for seed in range(UNDAMAGED * plantings)]
     values["undamaged students accused, all measures together"] = sum(accused) / len(accused)
-    return {"benchmark": "planted", "plantings": plantings, "values": values, "claims": claims_of(AIMS, values)}
+    return {
+        "benchmark": "planted",
+        "real": real,
+        "plantings": plantings,
+        "values": values,
+        "claims": claims_of(AIMS, values),
+    }
 
 
 def main() -> None:
     parser = command_line("benchmarks.planted", __doc__)
     parser.add_argument("--plantings", type=int, default=40)
+    parser.add_argument("--real", action="store_true", help="distributions of SmolLM2-135M-Instruct on web text")
     asked = parser.parse_args()
-    result = run(asked.plantings)
+    result = run(asked.plantings, asked.real)
     for claim in result["claims"]:
         print(f"{claim['name']}: {claim['value']:.3f} (aim {claim['aim']}) {'met' if claim['met'] else 'NOT met'}")
     if asked.json:
