@@ -10,7 +10,6 @@ is one of a million targets of three models, written and read as an evaluation a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import potstill  # noqa: F401 - before torch: it says how OpenMP's threads wait
-from benchmarks.claims import Aim, claims_of
+from benchmarks.claims import Aim, claims_of, command_line
 
 MODULE = "benchmarks.evaluation"
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
@@ -103,11 +102,9 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; the last line is one JSON object."""
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    parser = command_line(MODULE, __doc__, workers=True)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished run of recipes/demo.yaml")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         print(json.dumps(measure(json.loads(options.worker))), flush=True)
