@@ -10,8 +10,8 @@ its bins. All statistics use the same draws.
 - Student's t interval, with the jackknife's standard error and G − 1 degrees of freedom, which has the stated coverage
   for symmetric, heavy-tailed values (differences of two models);
 - the studentised bootstrap (Davison & Hinkley 1997, § 5.2.1), with the jackknife's error, for skewed values (losses).
-  Its tails are α/2 · G/(G + 30): few groups seldom hold the largest losses that there are, and at α/2 it covers 90 % of
-  log-normal ones with 30 groups (`benchmarks.coverage`).
+  Of unbounded values its tails are α/2 · G/(G + 30): few groups seldom hold the largest losses that there are, and at
+  α/2 it covers 90 % of log-normal ones with 30 groups (`benchmarks.coverage`).
 
 A share with fewer than five groups' worth of events (or of their absence) has Wilson's interval for as many independent
 targets as its standard error speaks of: a draw without any event has no variance, and a studentised end is then
@@ -288,8 +288,9 @@ class PairedBootstrap:
             return self._percentiles(statistic, sums, value)
         # A draw of identical groups has no variance; its standard error is at least 1/G of that of the whole.
         errors = np.sqrt(np.maximum(variances, np.square(error / self.groups)))
-        # A share has no largest values that few groups could miss.
-        tail = (1 - self.confidence) / 2 * self.groups / (self.groups + (0 if _is_share(statistic) else _WIDENED))
+        # What is bounded (shares, their differences) has no far tail that few groups could miss.
+        widened = 0 if np.isfinite(statistic.bounds).all() else _WIDENED
+        tail = (1 - self.confidence) / 2 * self.groups / (self.groups + widened)
         low, high = np.quantile((drawn - value) / np.maximum(errors, 1e-300), (tail, 1 - tail))
         reach = self._t * jackknife
         return Interval(value, value - float(max(reach, high * jackknife)), value + float(max(reach, -low * jackknife)))
