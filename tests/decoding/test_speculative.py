@@ -175,6 +175,26 @@ def test_a_draft_whose_context_is_full_proposes_no_more() -> None:
     assert decoder.account.drafted == 0
 
 
+@torch.no_grad()
+def test_tokens_that_are_drafted_behind_the_context_read_no_position_that_is_not_there() -> None:
+    target = CachedModel(tiny_model("gpt2", seed=3, spread=0.3))
+    assert target.limit is not None
+    target.start(target.limit + 8)
+    logits = target(torch.full((1, 4), 5), [target.limit - 2])
+    assert logits.shape[1] == 4 and bool(torch.isfinite(logits).all())
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5])
+def test_heads_draft_within_the_budget_and_before_the_end(budget: int) -> None:
+    """Rows of one token have no state at first; an end token may be the first one, or inside a tree."""
+    model = tiny_model(seed=3, spread=0.3)
+    decoder = SpeculativeDecoder(model, MedusaDraft(random_heads(model, 2), NODES), gamma=6)
+    whole = SpeculativeDecoder(model).write(Request(PROMPTS, budget))
+    assert decoder.write(Request(PROMPTS, budget)) == whole
+    firsts = [row[0] for row in whole]
+    assert decoder.write(Request(PROMPTS, budget, stop_ids=firsts)) == [row[:1] for row in whole]
+
+
 def test_an_early_exit_is_a_view_of_the_models_own_weights() -> None:
     model = tiny_model(seed=3, layers=4)
     view = first_layers(model, 2)

@@ -105,6 +105,9 @@ class CachedModel:
         masks = self._masks(positions, starts, tree)
         if tree is not None:
             positions = positions[:, :1] + torch.tensor(tree.depths, device=tokens_Bn.device)
+        if self.limit is not None:
+            # Of a row that ends before others, tokens may be drafted behind the context; none of them is kept.
+            positions = positions.clamp_max(self.limit - 1)
         given: dict[str, Any] = {
             "input_ids": tokens_Bn,
             "attention_mask": masks,
