@@ -100,7 +100,7 @@ def test_a_draft_is_measured_before_it_is_trained_and_after(tmp_path: Path) -> N
 
 
 def test_a_draft_that_cannot_gain_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("potstill.speculate.speculating.hopeless", lambda timing, most: True)
+    monkeypatch.setattr("potstill.speculate.speculating.hopeless", lambda timing, most, heads: True)
     train = {"max_length": 64, "args": {"max_steps": 1, "use_cpu": True}}
     with pytest.raises(RecipeError, match="however well it is trained"):
         speculate(recipe(tmp_path, {"draft": {"kind": "layers", "layers": 2}, "train": train}), tmp_path)
