@@ -18,7 +18,7 @@ def lines(curves: Mapping[str, Points], *, x: str, y: str, title: str, upto: flo
 
     The picture has a title and a description with the last value of each curve, for whoever does not see it.
     """
-    shown = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in curves.items()}
+    shown = {name: [p for p in points if all(abs(v) < 1e300 for v in p)] for name, points in curves.items()}
     shown = {name: points for name, points in shown.items() if points}
     if not shown:
         return Markup("")

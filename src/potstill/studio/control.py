@@ -123,7 +123,7 @@ def _code(value: Any, key: str = "") -> Iterator[str]:
     elif key == "trust_remote_code" and value:
         yield "trust_remote_code"
     elif isinstance(value, str) and ".py" in value.lower():
-        yield Path(value).name
+        yield value
 
 
 def save_recipe(text: str, run: Path) -> None:

@@ -78,8 +78,10 @@ class Story:
                 self.step, self.run = event["step"], None
         elif kind == "end":
             self.end, self.task = event, None
-        elif kind == "task" and {"task", "done"} <= event.keys():
-            self.task = event
+        elif kind == "task" and isinstance(event.get("task"), str) and _numbers(event, "done"):
+            # What is no number is not shown: a bar without its end, a rate without its time.
+            wrong = {n for n in ("total", "per_second", "time") if n in event and not _numbers(event, n)}
+            self.task = {name: None if name in wrong else value for name, value in event.items()}
         elif kind == "log" and _numbers(event, "step", "loss"):
             curve = self.curves.setdefault(self.stage, Curve())
             curve.steps = int(event.get("steps") or 0)
@@ -103,7 +105,8 @@ class Story:
 
 
 def _numbers(event: Mapping[str, Any], *names: str) -> bool:
-    return all(isinstance(event.get(name), int | float) for name in names)
+    """Whether all are there, and finite."""
+    return all(isinstance(value := event.get(name), int | float) and abs(value) < 1e300 for name in names)
 
 
 class Reader:
@@ -119,7 +122,8 @@ class Reader:
         """Take in what was written since. The file is read on where it was left."""
         events, self._offset = read_events(self.run, EVENTS, self._offset)
         for event in events:
-            self.story.add(event)
+            with suppress(TypeError, ValueError, OverflowError):  # numbers that are none: the rest is told
+                self.story.add(event)
         for file in self.run.glob("train*/history.jsonl"):
             self._read_history(file)
         return self.story
@@ -197,7 +201,10 @@ class Broadcast:
     async def _follow(self) -> None:
         try:
             while self._listeners and not self._closed:
-                text = await asyncio.to_thread(self._make)
+                try:
+                    text = await asyncio.to_thread(self._make)
+                except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+                    text = self._text  # a file is written anew, or was removed: the next look may be better
                 if text != self._text:
                     async with self._changed:
                         self._text, self._event, self._version = text, sse(text), self._version + 1

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from potstill.artifacts import parse_json
 from potstill.errors import DataError
 from potstill.studio.workspace import Run
 
@@ -106,7 +107,7 @@ def _rejects(file: Path) -> Iterator[tuple[str, str, Any, Any]]:
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                raw = json.loads(line)
+                raw = parse_json(line)
             except ValueError:
                 continue  # the line that is being written
             if isinstance(raw, dict):
@@ -160,7 +161,7 @@ def _plain(value: Any) -> Any:
     """Columns that hold JSON as text, as what they hold."""
     if isinstance(value, str):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     return value

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse
 
@@ -45,7 +46,15 @@ def redirect(request: Request, *parts: str) -> RedirectResponse:
 async def form_of(request: Request) -> dict[str, str]:
     """The fields of a form; of repeated ones the last."""
     body = (await request.body()).decode("utf-8", "replace")
-    return dict(parse_qsl(body, keep_blank_values=True, max_num_fields=200))
+    try:
+        return dict(parse_qsl(body, keep_blank_values=True, max_num_fields=200))
+    except ValueError:
+        raise HTTPException(400, "too many fields") from None
+
+
+def place_in(text: str, count: int) -> int | None:
+    """The place from 0 that a form or an address names, of `count`; None if it names none."""
+    return int(text) if text.isdecimal() and len(text) < 9 and int(text) < count else None
 
 
 def run_folder(request: Request) -> Path:
@@ -71,7 +80,7 @@ def problem(error: PotstillError) -> dict[str, str]:
     return {"what": error.what, "where": error.where or "", "fix": error.fix or ""}
 
 
-_markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable("table")
+_markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable("table").disable("image")
 
 
 def markdown(source: str) -> Markup:

@@ -17,9 +17,12 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+from pydantic import TypeAdapter
 
+from potstill.artifacts import parse_json
 from potstill.studio.course import content, labs
 from potstill.studio.retrieval import Found, rarity, search, terms
 from potstill.studio.session import Session
@@ -42,6 +45,8 @@ _ABOUT_RUNS = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_QUESTION = 600
+_LONGEST_ANSWER = 20_000
+"""Characters; what a server sends beyond them is not read."""
 _MOST_TURNS_SENT = 6
 
 
@@ -67,7 +72,7 @@ class Endpoint:
             async with session.post(url, json=body, headers=headers) as response:
                 if response.status != 200:
                     raise ValueError(f"status {response.status}")
-                began = time.monotonic()
+                began, written = time.monotonic(), 0
                 async for line in response.content:
                     text = line.decode("utf-8", "replace").strip()
                     if not text.startswith("data:"):
@@ -75,10 +80,21 @@ class Endpoint:
                     data = text.removeprefix("data:").strip()
                     if data == "[DONE]" or time.monotonic() - began > 120:
                         return
-                    choices = json.loads(data).get("choices") or [{}]
-                    piece = (choices[0].get("delta") or {}).get("content")
-                    if isinstance(piece, str):
+                    if piece := _piece(parse_json(data)):
+                        written += len(piece)
                         yield piece
+                    if written > _LONGEST_ANSWER:
+                        return
+
+
+def _piece(document: Any) -> str:
+    """The text in a part of a streamed completion; empty if there is none (a server may send anything)."""
+    for key in ("choices", 0, "delta", "content"):
+        try:
+            document = document[key]
+        except (LookupError, TypeError):
+            return ""
+    return document if isinstance(document, str) else ""
 
 
 @dataclass
@@ -140,6 +156,9 @@ class Turn:
     done: bool = False
 
 
+_TURN = TypeAdapter(Turn)
+
+
 @dataclass
 class Conversation:
     """What was asked in one lab, kept on disk a line a turn."""
@@ -153,15 +172,13 @@ class Conversation:
         """The conversation so far. A line that cannot be read is passed over."""
         made = cls(path)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return made
         for line in lines:
             try:
-                raw = json.loads(line)
-                raw["sources"] = [tuple(source) for source in raw["sources"]]
-                made.turns.append(Turn(**raw))
-            except (ValueError, KeyError, TypeError):
+                made.turns.append(_TURN.validate_python(parse_json(line)))
+            except ValueError:
                 continue
         return made
 

@@ -5,7 +5,6 @@ Nothing here holds a run open or writes into it. A name is one plain part of a p
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -15,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.artifacts import Attempt, disk_error, read_artifact, read_attempts
+from potstill.artifacts import Attempt, disk_error, parse_json, read_artifact, read_attempts
 from potstill.errors import PotstillError, RunError
 from potstill.measures import Measures
 from potstill.pipeline import process_at_work
@@ -91,8 +90,7 @@ class Workspace:
 
     def names(self) -> list[str]:
         """The runs' names: folders with a recipe."""
-        found = (p for p in self.folder.iterdir() if NAME.fullmatch(p.name) and (p / "recipe.yaml").is_file())
-        return sorted(p.name for p in found)
+        return sorted(p.name for p in self.folder.iterdir() if self.path(p.name) is not None)
 
     def path(self, name: str) -> Path | None:
         """The folder of a run, or None if there is no such run here. A link that leads elsewhere is none."""
@@ -130,7 +128,7 @@ def read_run(path: Path) -> Run:
         expected, problem = list(_stages(path / "recipe.yaml", _mtime(path / "recipe.yaml"))), ""
     except PotstillError as error:
         expected, problem = [], str(error)
-    attempts = {attempt.stage: attempt for attempt in _attempts(path)}
+    attempts = {str(attempt.stage): attempt for attempt in _attempts(path)}
     there = [p.parent.name for p in sorted(path.glob("*/manifest.json")) if not p.parent.name.startswith(".")]
     order = [*expected, *(name for name in there if name not in expected)]
     stages = tuple(_stage(path / name, attempts.get(name), pid is not None) for name in order)
@@ -158,7 +156,8 @@ def _stage(path: Path, attempt: Attempt | None, at_work: bool) -> StageState:
         artifact = read_artifact(path)
         found = dict(artifact.manifest) if artifact is not None else None
         if found is not None:
-            found = {"seconds": float(found["seconds"]), "counts": dict(found["counts"]), "warnings": found["warnings"]}
+            warnings = [str(warning) for warning in found["warnings"]]
+            found = {"seconds": float(found["seconds"]), "counts": dict(found["counts"]), "warnings": warnings}
     except (PotstillError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error) if isinstance(error, PotstillError) else f"its manifest lacks {error}"
         return StageState(path.name, "unreadable", problem=f"{path.name}: {text}")
@@ -217,7 +216,7 @@ def read_events(run: Path, file: str, offset: int, most: int = 4_000_000) -> tup
     found = []
     for line in whole.splitlines():
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
         if isinstance(event, dict):

@@ -19,7 +19,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from potstill.artifacts import read_artifact, write_atomically
+from pydantic import TypeAdapter
+
+from potstill.artifacts import parse_json, read_artifact, write_atomically
 from potstill.console import Console
 from potstill.errors import PotstillError, RunError, UserError
 from potstill.measures import Measures
@@ -43,6 +45,9 @@ class Outcome:
     blocks: list[Block] = field(default_factory=list)
     seconds: float = 0.0
     fields: Mapping[str, str] = field(default_factory=dict)
+
+
+_OUTCOME = TypeAdapter(Outcome)
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,8 @@ def outcomes(workspace: Workspace, number: int) -> dict[str, Outcome]:
     found = {}
     for step in lab(number).steps:
         try:
-            raw = json.loads((lab_folder(workspace, number) / f"{step.key}.json").read_text(encoding="utf-8"))
-            found[step.key] = Outcome(**raw)
+            text = (lab_folder(workspace, number) / f"{step.key}.json").read_text(encoding="utf-8")
+            found[step.key] = _OUTCOME.validate_python(parse_json(text))
         except (OSError, ValueError, TypeError):
             continue
     return found

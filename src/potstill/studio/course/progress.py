@@ -7,9 +7,10 @@ import random
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from potstill.artifacts import write_atomically
+from pydantic import TypeAdapter
+
+from potstill.artifacts import parse_json, write_atomically
 from potstill.studio.course.content import LESSONS, Question, bank, quiz
 
 QUESTIONS = 15
@@ -29,6 +30,14 @@ class Test:
     @property
     def passed(self) -> bool:
         return bool(self.ended) and self.right >= PASS_SHARE * len(self.questions)
+
+    def __post_init__(self) -> None:
+        if len(self.questions) != len(self.orders):
+            raise ValueError("each question has one order")
+        for key, order in zip(self.questions, self.orders, strict=True):
+            known = next((question for question in bank() if question.key == key), None)
+            if known is not None and sorted(order) != list(range(len(known.choices))):
+                raise ValueError("an order holds each choice once")
 
     def asked(self) -> list[tuple[Question, list[int]]]:
         """The questions with the order of their choices."""
@@ -61,15 +70,16 @@ class Progress:
     def load(cls, path: Path) -> Progress:
         """What was saved; a file that cannot be read is put aside, never overwritten."""
         try:
-            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            tests = {name: Test(**raw[name]) for name in ("test", "best") if raw.get(name)}
-            return cls(
-                path, str(raw["name"]), list(raw["read"]), dict(raw["quiz"]), tests.get("test"), tests.get("best")
-            )
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return cls(path)
-        except (OSError, ValueError, KeyError, TypeError):
-            path.replace(path.with_name(f"{path.name}.damaged"))
+        except UnicodeDecodeError:
+            text = ""
+        try:
+            return cls(path, **vars(_SAVED.validate_python(parse_json(text))))
+        except ValueError:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside if not aside.exists() else aside.with_name(f"{aside.name}-{time.time_ns()}"))
             return cls(path)
 
     def save(self) -> None:
@@ -101,3 +111,17 @@ class Progress:
         if self.best is None or self.test.right >= self.best.right:
             self.best = self.test
         return self.test
+
+
+@dataclass
+class _Saved:
+    """The file, as `Progress.save` writes it."""
+
+    name: str
+    read: list[int]
+    quiz: dict[str, int]
+    test: Test | None
+    best: Test | None
+
+
+_SAVED = TypeAdapter(_Saved)

@@ -18,7 +18,7 @@ from potstill.studio import charts
 from potstill.studio.course import content, labs, takeaway
 from potstill.studio.course.progress import PASS_SHARE, QUESTIONS, Progress
 from potstill.studio.live import Broadcast, Reader, time_left
-from potstill.studio.render import form_of, page, problem, redirect, text
+from potstill.studio.render import form_of, page, place_in, problem, redirect, text
 from potstill.studio.workspace import OUTPUT, Workspace, tail
 
 
@@ -62,11 +62,12 @@ async def lesson(request: Request) -> Response:
 
 async def answer(request: Request) -> Response:
     """One question of a quiz, answered. It may be answered again."""
-    number, progress, form = lesson_number(request), _progress(request), await form_of(request)
+    number, form = lesson_number(request), await form_of(request)
+    progress = _progress(request)  # read after the wait for the form, so that nothing is kept from between
     for question in content.quiz(number):
-        given = form.get(question.key, "")
-        if given.isdecimal() and int(given) < len(question.choices):
-            progress.quiz[question.key] = int(given)
+        given = place_in(form.get(question.key, ""), len(question.choices))
+        if given is not None:
+            progress.quiz[question.key] = given
     progress.save()
     if request.headers.get("hx-request"):
         return await lesson(request)
@@ -206,7 +207,8 @@ async def test(request: Request) -> Response:
 
 async def take_test(request: Request) -> Response:
     """Draw a new test, or hand one in."""
-    progress, form = _progress(request), await form_of(request)
+    form = await form_of(request)
+    progress = _progress(request)
     if form.get("do") == "begin":
         progress.begin_test()
     elif progress.test is not None and not progress.test.ended:
@@ -231,7 +233,8 @@ async def certificate(request: Request) -> Response:
 
 async def name(request: Request) -> Response:
     """The name on the certificate."""
-    progress, form = _progress(request), await form_of(request)
+    form = await form_of(request)
+    progress = _progress(request)
     progress.name = form.get("name", "").strip()[:80]
     progress.save()
     return redirect(request, "learn", "certificate")

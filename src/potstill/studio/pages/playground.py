@@ -15,7 +15,7 @@ from potstill.recipe import Recipe
 from potstill.studio import charts
 from potstill.studio.control import parsed
 from potstill.studio.live import Broadcast
-from potstill.studio.render import form_of, page, problem, redirect, text
+from potstill.studio.render import form_of, page, place_in, problem, redirect, text
 from potstill.studio.session import Session
 from potstill.studio.workspace import Workspace
 from potstill.tasks import SPECS
@@ -133,17 +133,18 @@ async def at(request: Request) -> Response:
     """The distributions at one token."""
     session: Session = request.app.state.studio.session
     asked = dict(request.query_params)
-    of, place = asked.get("of", ""), asked.get("place", "0")
-    if of not in session.columns or not place.isdecimal() or int(place) >= len(session.columns[of]):
+    of = asked.get("of", "")
+    place = place_in(asked.get("place", "0"), len(session.columns.get(of, ())))
+    if place is None:
         return page(request, "_at.html.jinja", 404, shown=None, of=of, place=0, temperature=1.0)
     temperature = _number(asked, "temperature", 1.0, 0.1, 10.0)
-    said = await session.at(of, int(place), temperature)
+    said = await session.at(of, place, temperature)
     most = 100 * max(p[role] for _, p in said["tokens"] for role in p)
     shown = []
     for role, entropy in said["entropy"].items():
         values = [(token.strip() or repr(token)[1:-1], 100 * p[role]) for token, p in said["tokens"]]
         shown.append({"bars": charts.bars(values, title=role, unit=" %", most=most), "entropy": entropy})
-    return page(request, "_at.html.jinja", shown=shown, of=of, place=int(place), temperature=temperature,
+    return page(request, "_at.html.jinja", shown=shown, of=of, place=place, temperature=temperature,
                 written=said["written"])  # fmt: skip
 
 

@@ -58,7 +58,7 @@ async def show(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """The live part of a run's page, whenever it changes."""
     path, studio = run_folder(request), request.app.state.studio
-    broadcast = studio.broadcasts.setdefault(path.name, Broadcast(_maker(request, path)))
+    broadcast = studio.broadcasts.setdefault(f"run {path.name}", Broadcast(_maker(request, path)))
     return StreamingResponse(broadcast.listen(), media_type="text/event-stream")
 
 
