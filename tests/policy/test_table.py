@@ -117,3 +117,12 @@ def test_the_worst_answer_holds() -> None:
 def test_the_page_is_the_table() -> None:
     page = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
     assert page == table_page(), "python -m potstill.policy.page > docs/sources.md"
+
+
+def test_the_page_counts_what_is_there() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
+    sources = table().sources.values()
+    read, unread = sum(bool(source.text) for source in sources), sum(not source.was_read for source in sources)
+    assert f"{read} texts were read, and {unread} entries are there by name only" in page
+    situations = Path(__file__).with_name("situations.jsonl").read_text(encoding="utf-8").count("\n")
+    assert f"has {situations} situations" in page
