@@ -133,6 +133,7 @@ def store(bench: Bench) -> Outcome:
         raise UserError("the teacher has not answered yet", fix="do step 1 of this lab first")
     size = number(bench, "bytes", 6, 1000)
     recipe = STUDENT.replace("OBJECTIVES", "[{kind: forward_kl}]").replace("STEPS", "18")
+    recipe = recipe.replace("evaluate: {", "evaluate: {teacher: live, ")  # as the other student was measured
     recipe = recipe.replace("LAYERS", "every_other") + f"capture: {{kind: threshold, bytes_per_token: {size:g}}}\n"
     run = bench.run("learn-2-store", recipe)
     kept = json.loads((run / "capture" / "fidelity.json").read_text(encoding="utf-8"))
