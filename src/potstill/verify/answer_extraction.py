@@ -390,12 +390,17 @@ def last_sentence(text: str) -> str | None:
     return sentences[-1].strip() if sentences else last
 
 
+_REASON_FIRST = re.compile(r"(?:since|because)\s[^,;]*,\s+", re.IGNORECASE)
 _SO = re.compile(r".*[,;]\s+(?:and\s+)?(?:so|thus|therefore|hence)\s+", re.IGNORECASE | re.DOTALL)
 
 
 def conclusion(sentence_: str) -> str:
     """The conclusion of a sentence: "Lia has 20" of "Ben has 10, so Lia has 20". The whole sentence if it expresses any
     doubt."""
+    reason = _REASON_FIRST.match(sentence_)
+    rest = sentence_[reason.end() :] if reason else ""
+    if rest and "?" not in rest and not any(is_doubt(word) for word in words_in(rest)):
+        return rest
     found = _SO.match(sentence_)
     if found is None or "?" in sentence_ or any(is_doubt(word) for word in words_in(sentence_)):
         return sentence_
@@ -416,7 +421,8 @@ class Region:
 _MATH = r"\$\$[^$]{1,400}\$\$|\$[^$\n]{1,400}\$|\\\([^\n]{1,400}?\\\)|\\\[[^\n]{1,400}?\\\]"
 _MONTHS = "(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]{0,6}\\.?"
 _PIECE = re.compile(
-    rf"(?P<when>{_MONTHS}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}}|\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTHS},?\s+\d{{4}}"
+    r"(?P<when>\d+\s*(?:hours?|hrs?|h)[\s,]*(?:and\s+)?\d+\s*(?:minutes?|mins?|m)\b"
+    rf"|{_MONTHS}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}}|\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTHS},?\s+\d{{4}}"
     rf"|\d{{1,2}}(?::\d{{2}})?(?::\d{{2}})?\s?[aApP]\.?[mM]\b\.?)"
     rf"|(?P<math>{_MATH})|(?P<bracket>[(\[{{]\s*[-+−]?\d[^()\[\]{{}}\s]*,[^()\[\]{{}}]*[)\]}}])|(?P<token>\S+)"
 )
@@ -508,13 +514,25 @@ def final_value(text: str, known: frozenset[str] = frozenset()) -> str | None:
             is_doubt(w) for w in words_in(following)
         ):
             return yes[1]
-    region = region_of(last) or region_of(conclusion(last))
+    region = (None if _REASON_FIRST.match(last) else region_of(last)) or region_of(conclusion(last))
     if region is None:
         return _complement(last, known)
     value, after = with_unit(region)
+    if _another_is_bold(without_reasoning(text), value):
+        return None
     if not leads_to_value(region.before, known, strict=True) or not follows_value(after, known):
         return None
     return value
+
+
+_BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+
+
+def _another_is_bold(text: str, value: str) -> bool:
+    """Whether the last line has one number in bold, and it is none of the value's: "**15 %** of 80 is 12"."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    bold = [numbers for m in _BOLD.finditer(lines[-1] if lines else "") if (numbers := _NUMBER.findall(m[1]))]
+    return len(bold) == 1 and not set(bold[0]) & set(_NUMBER.findall(value))
 
 
 def with_unit(region: Region) -> tuple[str, str]:

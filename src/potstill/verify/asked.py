@@ -25,6 +25,11 @@ _DIFFERS = re.compile(
     r"|larger|smaller|faster|slower|farther|further|earlier|later)\b[^\d]*)$",
     re.IGNORECASE,
 )
+_PORTION = re.compile(r"\b([a-z]+)\s+of\s+((?:[a-z]+\s+)?[a-z]+)", re.IGNORECASE)
+_LATER = re.compile(
+    r"\b(in|within|after)\s+\d[\d.,]*\s+((?:second|minute|hour|day|week|month|year)s?)\b[^\d]*$", re.IGNORECASE
+)
+"""A time from now: no age and no amount."""
 _RATE = frozenset({"per", "each", "apiece"})
 _ASKS_RATE = _RATE | {"every", "average", "rate"}
 _TOTALS = frozenset({"together", "altogether", "combined"})
@@ -54,10 +59,12 @@ def of_another(question: str, said: str) -> str | None:
 
 
 def _other_noun(question: str, asking: str, last: str) -> str | None:
-    wanted = [" ".join(_up_to_verb(m[1].split())) for m in _HOW_MANY.finditer(asking)]
+    wanted = [noun for m in _HOW_MANY.finditer(asking) if (noun := " ".join(_up_to_verb(m[1].split())))]
     if not wanted:
         return None
     asked = known_words(" ".join(wanted))
+    # "cups of sugar" where sugar is asked for.
+    asked |= {form for m in _PORTION.finditer(question) if known_words(m[2]) & asked for form in known_words(m[1])}
     nouns = [m[1].split() for m in _COUNTED.finditer(question)]
     counted = {form for words in nouns for form in known_words(" ".join(_up_to_verb(words)))} - asked
     plain = re.sub(r"\\text\s*\{([^{}]*)\}|[*$}]|\\[ ,;]", lambda m: f" {m[1] or ''} ", last)
@@ -88,6 +95,10 @@ def _other_quantity(asking: str, last: str) -> str | None:
 def _difference(asking: str, last: str) -> str | None:
     """ "It falls by 30", "you save $30", "15 years older": the word that makes the last value a difference, if the
     question does not have it."""
+    later = _LATER.search(re.sub(r"[*]", "", last))
+    asks_when = {"when", "long", "soon"} | ({later[1].lower()} if later else set())
+    if later and not (asks_when | known_words(later[2])) & known_words(asking):
+        return later[1]
     found = _DIFFERS.search(re.sub(r"[*]", "", last))
     word = next(filter(None, found.groups()), None) if found is not None else None
     return word if word and word.lower() not in {w.lower() for w in words_in(asking)} else None

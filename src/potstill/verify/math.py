@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from potstill.recipe.verify import Math
@@ -18,9 +19,11 @@ from potstill.verify.units import asked_units, is_known
 from potstill.verify.values import (
     Value,
     answer_value,
+    is_expression,
     marks_in,
     other_unit,
     plus_minus_in,
+    read_value,
     reference_value,
     relations_in,
 )
@@ -29,6 +32,8 @@ from potstill.verify.workers import WorkerVerifier
 # ---- whether two values are the same, kind by kind -------------------------------------------------------------------
 
 
+MOST_SIDES = 6
+"""Longer chains of equations are not checked."""
 MOST_UNORDERED = 60
 """Sets with more values are not compared: the comparison is quadratic."""
 
@@ -234,6 +239,8 @@ class MathVerifier(WorkerVerifier[Math]):
                 return self.reject("no final answer was found")
             if other_unit(reference, answer, asked):
                 return self.cannot_judge(f"{shown(answer.text)}: the question asks for {' or '.join(sorted(asked))}")
+            if "=" not in reference.text:
+                answer = self._last_of_chain(answer, question)
             found = compare(reference, answer, self._symbolic)
             reason = f"{shown(answer.text)} for {shown(text)}: {found.reason}"
             if found.outcome == "accept":
@@ -244,6 +251,18 @@ class MathVerifier(WorkerVerifier[Math]):
             judged.append((found.outcome, reason))
         doubts = [reason for outcome, reason in judged if outcome == "cannot_judge"]
         return self.cannot_judge(doubts[0]) if doubts else self.reject(judged[-1][1])
+
+    def _last_of_chain(self, answer: Value, known: frozenset[str]) -> Value:
+        """The last side of a chain of expressions that are all equal, "(x + 2)(x − 3) = … = x² − x − 6"; otherwise the
+        value as it is."""
+        sides = [side.strip() for side in answer.text.split("=")]
+        if answer.kind != "expression" or not 3 <= len(sides) <= MOST_SIDES or not all(map(is_expression, sides)):
+            return answer
+        if any(marks_in(side) or plus_minus_in(side) or relations_in(side) or is_too_large(side) for side in sides):
+            return answer
+        if any(self._symbolic(one, other).outcome != "accept" for one, other in pairwise(sides)):
+            return answer
+        return read_value(sides[-1], known)
 
     def _symbolic(self, reference: str, answer: str) -> Judgement:
         found = self.ask({"reference": reference, "answer": answer})

@@ -67,7 +67,11 @@ class Remote:
         return asked("await", self)
 
     def __bool__(self) -> Any:
-        return bool(plain_of(self)) if self._content is not None else asked("builtin", self, "bool") is True
+        if self._content is not None:
+            return bool(plain_of(self))
+        if decides(self):
+            raise undecidable("an object of the program decides whether it is true")
+        return asked("builtin", self, "bool") is True
 
     def __len__(self) -> Any:
         return size(asked("builtin", self, "len"))

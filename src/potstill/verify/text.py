@@ -223,10 +223,19 @@ def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozense
         and _plain(named_after[1]) == plain[letters.index(named_after[2])]
     ):
         return Chosen(named_after[2])
+    sentence = clean(last_sentence(text) or "") if found is None else said
+    ended = _NAMED_AFTER.fullmatch(sentence)
+    if (
+        ended
+        and ended[2] in letters
+        and plain
+        and _states(ended[1], plain, letters.index(ended[2]))
+        and leads_to_value(ended[1], known | known_words(" ".join(choices)), strict=True)
+    ):
+        return Chosen(ended[2])
     led = _LED.fullmatch(said)
     if led and led[1] in letters:
         return _led(led[1], led[2] or "", letters, plain)
-    sentence = clean(last_sentence(text) or "") if found is None else said
     named = [m for m in _LETTER.finditer(sentence) if m[1] in letters and not _is_article(sentence, m)]
     if named:
         names = {m[1] for m in named}
@@ -251,6 +260,13 @@ def chosen(text: str, letters: str, choices: Sequence[str] = (), known: frozense
     ):
         return Chosen(letters[plain.index(_plain(claimed["choice"]))])
     return Chosen(None, doubtful=bool(claimed))
+
+
+def _states(before: str, plain: Sequence[str], at: int) -> bool:
+    """Whether words end with the text of a choice and name no other: "Plants absorb carbon dioxide"."""
+    said = _plain(before)
+    others = (other for number, other in enumerate(plain) if number != at and other)
+    return bool(plain[at]) and said.endswith(plain[at]) and not any(other in said for other in others)
 
 
 _LABEL = re.compile(r"([^\W\d_]+)[\s*_]*[:,=][\s*($]*$")

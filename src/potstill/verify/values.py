@@ -145,7 +145,15 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorn
 _SPACES = re.compile(
     r"(?<!\\)\\[,!;: ]|\\quad|\\qquad|~(?=\\?[a-zA-Z])|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle"
 )
-_GIVEN = re.compile(r"(?P<of>[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|[a-z]+)\s*(?:=|\\in(?![a-z]))\s*(?P<value>[^=]+)")
+_GIVEN = re.compile(r"(?P<of>[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|[a-z]+)\s*(?:=|∈|\\in(?![a-z]))\s*(?P<value>[^=]+)")
+_PLUS_OR_MINUS = re.compile(r"(?:±|\\pm(?![a-z]))\s*([^±\s]+)")
+_DURATION = re.compile(
+    r"(?:(\d+)\s*(?:days?|d)[\s,]+(?:and\s+)?)?(\d+)\s*(?:hours?|hrs?|h)[\s,]*(?:and\s+)?(\d+)\s*(?:minutes?|mins?|m)",
+    re.IGNORECASE,
+)
+_PI_WITH_UNIT = re.compile(
+    r"\$?(?P<number>[^A-Za-z$]*(?:\\pi(?![A-Za-z])|π))\s*\$?\s*(?P<unit>[A-Za-z][A-Za-z ]*(?:\s?\^\{?[23]\}?|[²³])?)"
+)
 _WORD = re.compile(r"[^\W\d_]+(?:[ '’.\-][^\W\d_]+)*\.?")
 _PAIRS = {"(": ")", "[": "]", "{": "}", "⟨": "⟩"}
 _NAMES = {"pi": r"\pi", "π": r"\pi", "infinity": r"\infty", "∞": r"\infty", "∅": r"\emptyset"}
@@ -175,7 +183,11 @@ def clean(text: str) -> str:
             break
     text = text.replace(r"\%", "%").replace(r"\$", "$").replace(r"^{\circ}", "°").replace(r"^\circ", "°")
     text = (
-        text.replace(r"\langle", "⟨").replace(r"\rangle", "⟩").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+        text.replace("{bmatrix}", "{pmatrix}")
+        .replace(r"\langle", "⟨")
+        .replace(r"\rangle", "⟩")
+        .replace(r"\dfrac", r"\frac")
+        .replace(r"\tfrac", r"\frac")
     )
     text = _SPACES.sub(" ", re.sub(r"(?<=\d)\{,\}(?=\d{3})", ",", text).replace(r"\!", ""))
     text = re.sub(r"√\s*(?:\(([^()]+)\)|(\w+))", lambda m: r"\sqrt{" + (m[1] or m[2]) + "}", text)
@@ -206,6 +218,10 @@ def _read(said: str, known: frozenset[str], depth: int) -> Value:
     if given and len(split_at_top(said)) == 1:
         inner = _read(given["value"].strip(), known, depth + 1)
         return inner if inner.kind == "unclear" else replace(inner, of=given["of"])
+    if both := _PLUS_OR_MINUS.fullmatch(said):
+        parts = tuple(_read(sign + both[1], known, depth + 1) for sign in ("", "-"))
+        if parts[0].kind == "number":
+            return Value("set", said, parts=parts)
     value = (
         _name(said) or _number(said) or _percent(said) or _word(said) or _when(said) or _measured(said, known, depth)
     )
@@ -278,6 +294,12 @@ def _measured(said: str, known: frozenset[str], depth: int) -> Value | None:
         if inner.kind == "quantity" and inner.unit.startswith("per "):
             return Value("quantity", said, inner.number, f"{currency} {inner.unit}")
         return None
+    if lasts := _DURATION.fullmatch(said):
+        days, hours, minutes = (int(part or 0) for part in lasts.groups())
+        return Value("quantity", said, Fraction(1440 * days + 60 * hours + minutes), "min")
+    if (measured := _PI_WITH_UNIT.fullmatch(said)) and is_expression(measured["number"].strip()):
+        unit = unit_of(measured["unit"], known)
+        return Value("expression", measured["number"].strip(), unit=unit) if unit and is_known(unit) else None
     found = UNIT.fullmatch(said)
     if not found:
         return None
@@ -328,6 +350,9 @@ def _bracketed(said: str, known: frozenset[str], depth: int) -> Value | None:
     pieces = split_at_top(inner)
     if len(pieces) > MOST_PARTS:
         return Value("unclear", said)
+    if bracket == "{":
+        both = [(piece, _PLUS_OR_MINUS.fullmatch(piece)) for piece in pieces]
+        pieces = [one for piece, sign in both for one in ((sign[1], f"-{sign[1]}") if sign else (piece,))]
     parts = tuple(_read(p, known, depth + 1) for p in pieces) if bracket == "{" or len(pieces) > 1 else ()
     if any(p.kind in ("unclear", "nothing") for p in parts):
         return Value("unclear", said)
@@ -625,6 +650,9 @@ def right_side(text: str) -> str:
     if value is not None and any(side is not None and side != value for side in sides):
         return text  # `2 + 2 = 5`
     names = re.sub(r"\\[a-zA-Z]+|_\{?\w+\}?", " ", left)
+    names_it = len(sides) > 1 and re.fullmatch(r"\\?[A-Za-z]+(?:\s*\(?[A-Z]\)?)?", first)
+    if value is not None and names_it and all(side == value for side in sides[1:]):
+        return right.strip()  # `det A = 2*4 - 3 = 5`
     unknown = re.search(r"[a-zA-Z]", names) and re.search(r"\d", names)
     return text if unknown else right.strip()
 
