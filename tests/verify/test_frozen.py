@@ -1,4 +1,5 @@
-"""The frozen suite: pairs that must be accepted, and pairs that must not be, over all verifiers."""
+"""The frozen suite: pairs that must be accepted, and pairs that must not be, over all verifiers; and right answers that
+are held back (`held`): they cannot be judged yet, and must not be rejected."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def verdicts() -> list[tuple[str, str, str, Verdict]]:
         verifier = opened.setdefault(key, None) or open_verifier(settings_of(case["verifier"]))
         opened[key] = verifier
         record = Record(prompt=case.get("prompt", "?"), metadata=case["metadata"])
-        for expected in ("accept", "refuse"):
-            for text in case[expected]:
+        for expected in ("accept", "refuse", "held"):
+            for text in case.get(expected, ()):
                 about = f"{case['verifier']['kind']}: {json.dumps(case['metadata'], ensure_ascii=False)[:80]}"
                 found.append((expected, about, text[:80], verifier.verify(record, text)))
     for verifier in opened.values():
@@ -66,6 +67,12 @@ def test_few_right_answers_are_turned_away(verdicts: list[tuple[str, str, str, V
     missed = [pair for pair in right if pair[3].outcome != "accept"]
     print(f"{len(missed)} of {len(right)} right answers not accepted: {missed}")
     assert len(missed) <= MOST_FALSE_REJECTIONS * len(right), missed
+
+
+@pytest.mark.needs("a sandbox")
+def test_right_answers_that_are_held_back_are_not_rejected(verdicts: list[tuple[str, str, str, Verdict]]) -> None:
+    held = [pair for pair in verdicts if pair[0] == "held"]
+    assert held and [pair for pair in held if pair[3].outcome == "reject"] == []
 
 
 @pytest.mark.needs("a sandbox")

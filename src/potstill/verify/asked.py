@@ -30,6 +30,13 @@ _LATER = re.compile(
     r"\b(in|within|after)\s+\d[\d.,]*\s+((?:second|minute|hour|day|week|month|year)s?)\b[^\d]*$", re.IGNORECASE
 )
 """A time from now: no age and no amount."""
+_AN_HOUR = re.compile(r"(?<=\d)[^\d\s]*\s+an?\s+(second|minute|hour|day|week|month|year)\b", re.IGNORECASE)
+_IN_ALL = re.compile(r"\b(?:in\s+(?:total|all)|altogether|all\s+together)\b", re.IGNORECASE)
+_PART = re.compile(
+    r"\W*(half|twice|double|(?:a|one)\s+(?:third|quarter|half))\s+(?:of\s+)?(?:the|its|his|her|their)\s+([a-z]+)\b",
+    re.IGNORECASE,
+)
+_RATIO_OF = re.compile(r"\bratio\s+of\s+([a-z]+)\s+to\s+([a-z]+)", re.IGNORECASE)
 _RATE = frozenset({"per", "each", "apiece"})
 _ASKS_RATE = _RATE | {"every", "average", "rate"}
 _TOTALS = frozenset({"together", "altogether", "combined"})
@@ -48,13 +55,19 @@ def of_another(question: str, said: str) -> str | None:
     """
     asking = [s for s in re.split(r"(?<=[.!?])\s+|\n", question[-4_000:]) if "?" in s]
     last = last_sentence(said)
-    if not asking or last is None:
+    if last is None:
+        return None
+    if turned := _turned_round(question[-4_000:], last):
+        return turned
+    if not asking:
         return None
     return (
         _other_noun(question[-4_000:], asking[-1], conclusion(last))
         or _other_name(question[-4_000:], asking[-1], conclusion(last))
         or _other_quantity(asking[-1], last)
         or _difference(asking[-1], last)
+        or _rate_or_total(asking[-1], last)
+        or _part_of(asking[-1], last)
     )
 
 
@@ -102,6 +115,29 @@ def _difference(asking: str, last: str) -> str | None:
     found = _DIFFERS.search(re.sub(r"[*]", "", last))
     word = next(filter(None, found.groups()), None) if found is not None else None
     return word if word and word.lower() not in {w.lower() for w in words_in(asking)} else None
+
+
+def _rate_or_total(asking: str, last: str) -> str | None:
+    """ "$111 an hour" where an amount is asked for, "$29 in total" where each one's is: the words that say so."""
+    asked = {word.lower() for word in words_in(asking)}
+    rate, total = _AN_HOUR.search(last), _IN_ALL.search(last)
+    if rate and not asked & (_ASKS_RATE | {rate[1].lower()}):
+        return rate[0].strip()
+    return total[0] if total and asked & _ASKS_RATE and not asked & {"total", "all", *_TOTALS} else None
+
+
+def _part_of(asking: str, last: str) -> str | None:
+    """ "Half the perimeter is 26" where the perimeter is asked for: the part."""
+    found = _PART.match(last)
+    asked = {word.lower() for word in words_in(asking)}
+    return found[0] if found and found[2].lower() in asked and found[1].lower() not in asked else None
+
+
+def _turned_round(question: str, last: str) -> str | None:
+    """ "The ratio of girls to boys is …" where that of boys to girls is asked for."""
+    asked, said = _RATIO_OF.search(question), _RATIO_OF.search(last)
+    turned = asked and said and known_words(asked[1]) == known_words(said[2]) != known_words(asked[2])
+    return said[0] if said and turned else None
 
 
 def _up_to_verb(words: list[str]) -> list[str]:

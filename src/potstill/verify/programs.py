@@ -56,7 +56,7 @@ class PythonTestsVerifier(BaseVerifier[PythonTests]):
     def version(self) -> str:
         return f"{self.contract}+{self.sandbox.method}"
 
-    contract = 5
+    contract = 6
     guarded = False  # a sandbox that does not start concerns the run
 
     def judge(self, record: Record, completion: str) -> Verdict:

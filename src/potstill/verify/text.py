@@ -30,7 +30,7 @@ R = TypeVar("R", bound=ReferenceSettings)
 class _Compares(BaseVerifier[R]):
     """Base of the three. Without a reference they cannot judge."""
 
-    contract = 5
+    contract = 6
 
     def judge(self, record: Record, completion: str) -> Verdict:
         known = references(record, self._settings.reference)

@@ -145,7 +145,11 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorn
 _SPACES = re.compile(
     r"(?<!\\)\\[,!;: ]|\\quad|\\qquad|~(?=\\?[a-zA-Z])|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle"
 )
-_GIVEN = re.compile(r"(?P<of>[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|[a-z]+)\s*(?:=|∈|\\in(?![a-z]))\s*(?P<value>[^=]+)")
+_GIVEN = re.compile(
+    r"(?P<of>[A-Z]\^\{-1\}|[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?|[a-z]+)\s*(?:=|∈|\\in(?![a-z]))\s*(?P<value>[^=]+)"
+)
+_MATRIX = re.compile(r"\\begin\s*\{p?matrix\}((?:(?!\\begin).)*)\\end\s*\{p?matrix\}")
+_GROUPS = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _PLUS_OR_MINUS = re.compile(r"(?:±|\\pm(?![a-z]))\s*([^±\s]+)")
 _DURATION = re.compile(
     r"(?:(\d+)\s*(?:days?|d)[\s,]+(?:and\s+)?)?(\d+)\s*(?:hours?|hrs?|h)[\s,]*(?:and\s+)?(\d+)\s*(?:minutes?|mins?|m)",
@@ -184,6 +188,7 @@ def clean(text: str) -> str:
     text = text.replace(r"\%", "%").replace(r"\$", "$").replace(r"^{\circ}", "°").replace(r"^\circ", "°")
     text = (
         text.replace("{bmatrix}", "{pmatrix}")
+        .replace(r"\varnothing", r"\emptyset")
         .replace(r"\langle", "⟨")
         .replace(r"\rangle", "⟩")
         .replace(r"\dfrac", r"\frac")
@@ -225,7 +230,13 @@ def _read(said: str, known: frozenset[str], depth: int) -> Value:
     value = (
         _name(said) or _number(said) or _percent(said) or _word(said) or _when(said) or _measured(said, known, depth)
     )
-    value = value or _ratio(said) or _bracketed(said, known, depth) or _list(said, known, depth)
+    value = (
+        value
+        or _matrix(said, known, depth)
+        or _ratio(said)
+        or _bracketed(said, known, depth)
+        or _list(said, known, depth)
+    )
     if value is not None:
         return value
     return Value("expression" if is_expression(said) else "unclear", said)
@@ -363,6 +374,23 @@ def _bracketed(said: str, known: frozenset[str], depth: int) -> Value | None:
     return Value("ordered", said, parts=parts, brackets=bracket + closing)
 
 
+def _matrix(said: str, known: frozenset[str], depth: int) -> Value | None:
+    """A matrix as a tuple of its rows."""
+    found = _MATRIX.fullmatch(said)
+    if found is None:
+        return None
+    rows = [[cell.strip() for cell in row.split("&")] for row in found[1].strip().removesuffix(r"\\").split(r"\\")]
+    if sum(map(len, rows)) > MOST_PARTS or not all(map(all, rows)):
+        return Value("unclear", said)
+    parts = tuple(
+        Value("ordered", " & ".join(row), parts=tuple(_read(cell, known, depth + 1) for cell in row), brackets="row")
+        for row in rows
+    )
+    if any(cell.kind in ("unclear", "nothing") for row in parts for cell in row.parts):
+        return Value("unclear", said)
+    return Value("ordered", said, parts=parts, brackets="matrix")
+
+
 def _closes_last(said: str) -> bool:
     """Whether the first opening bracket closes at the end."""
     depth = 0
@@ -380,6 +408,8 @@ def _list(said: str, known: frozenset[str], depth: int) -> Value | None:
     pieces = split_at_top(said)
     if not pieces or len(pieces) > MOST_PARTS:
         return None
+    if "=" in said and "," in said and "," not in _GROUPS.sub("", said) and ";" not in said:
+        return None  # `0.25 * 1,200,000 = 300,000`
     if len(pieces) == 1:
         pieces = re.split(r"\s+(?:and|or)\s+", said)
     else:
@@ -547,7 +577,7 @@ def answer_value(completion: str, known: frozenset[str] = frozenset(), *, equati
     if value is None or value.kind == "unclear":
         value = computed_value(said, known) or value
     if value is None:
-        return Value("unclear", said[-60:]) if re.search(r"\d", said[-MOST_CHARACTERS:]) else None
+        return Value("unclear", said[-60:]) if re.search(r"[\d∅\\]", said[-MOST_CHARACTERS:]) else None
     return None if value.kind == "expression" and is_prose(value) else value
 
 
