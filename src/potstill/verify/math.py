@@ -61,8 +61,8 @@ def compare(reference: Value, answer: Value, symbolic: Symbolic) -> Judgement:
         return Judgement("reject", "no answer")
     if reference.kind == "nothing":
         return Judgement("cannot_judge", "the reference is empty")
-    if "expression" in (reference.kind, answer.kind) and len({reference.unit, answer.unit} - {""}) > 1:
-        return Judgement("cannot_judge", f"another unit: {answer.unit} for {reference.unit}")
+    if reference.kind == "expression" and reference.unit and answer.unit != reference.unit:
+        return Judgement("cannot_judge", f"the unit {reference.unit} is not stated, or another one")
     if answer.text and _plain(reference.text) == _plain(answer.text) and reference.of == answer.of:
         return SAME
     if answer.kind == "unclear":
