@@ -1,7 +1,7 @@
 """A server's log-probabilities as a store: two wires, answered from a tiny model, and everything that can be wrong.
 
-No engine that gives log-probabilities of prompts installs here: the responses are made by a server of a few lines, in the
-shapes of vLLM's and SGLang's APIs as read, not recorded from them.
+No engine that gives log-probabilities of prompts installs here: the responses are made by a server of a few lines, in
+the shapes of vLLM's and SGLang's APIs as read, not recorded from them.
 """
 
 from __future__ import annotations
