@@ -100,21 +100,9 @@ def times(text: str) -> frozenset[Fraction]:
 
 
 Kind = Literal[
-    "nothing",
-    "unclear",
-    "number",
-    "based",
-    "percent",
-    "quantity",
-    "date",
-    "time",
-    "ratio",
-    "ordered",
-    "set",
-    "list",
-    "word",
-    "expression",
-]
+    "nothing", "unclear", "number", "based", "percent", "quantity", "date", "time", "ratio", "ordered", "set", "list",
+    "word", "expression",
+]  # fmt: skip
 
 MOST_CHARACTERS = 2_000
 """Maximum length in characters; a longer text is `unclear`."""
