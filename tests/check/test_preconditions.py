@@ -191,7 +191,7 @@ def test_a_teacher_of_another_task_is_refused(check: Check, tmp_path: Path) -> N
 def test_a_student_of_a_teacher_behind_a_server_is_refused(check: Check) -> None:
     teacher = {"kind": "endpoint", "base_url": "http://127.0.0.1:1/v1", "model": "x"}
     findings = check(ANSWERED, teacher=teacher, train={"objectives": [{"kind": "hard_ce"}]})
-    assert findings.errors[0].text == "a student from_teacher needs a teacher whose weights are here"
+    assert findings.errors[0].text == "a student of kind from_teacher needs a teacher whose weights are here"
 
 
 def test_a_key_of_a_server_that_is_not_set_is_a_warning(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
