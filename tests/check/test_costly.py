@@ -13,7 +13,6 @@ import yaml
 from models.gguf_families import write_family
 
 from potstill.check import Findings, check_recipe
-from potstill.errors import RecipeError
 from potstill.recipe import load_recipe
 from tiny_models import make_tiny_causal_lm
 
@@ -112,9 +111,13 @@ def test_data_of_the_hub_are_refused_where_the_hub_is_forbidden(check: Check, mo
     assert "HF_HUB_OFFLINE" not in errors(check(data={**data, "revision": "a" * 40})), "it may be in the cache"
 
 
-def test_a_learning_rate_of_0_is_refused(check: Check) -> None:
-    with pytest.raises(RecipeError, match="learning_rate should be above 0"):
-        check(train={"args": {"learning_rate": 0.0}})
+def test_a_learning_rate_of_0_is_warned_of(check: Check) -> None:
+    def warned(rate: float) -> bool:
+        return "stays as it begins" in str(
+            [finding.text for finding in check(train={"args": {"learning_rate": rate}}).found]
+        )
+
+    assert warned(0.0) and not warned(1e-4)
 
 
 def test_a_student_that_is_its_teacher_is_warned_of(check: Check, teacher: Path) -> None:

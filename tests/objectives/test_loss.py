@@ -90,7 +90,8 @@ def test_a_micro_batch_with_few_targets_does_not_weigh_as_much_as_one_with_many(
 
 def test_every_kind_is_held_to_the_common_claims() -> None:
     shipped = {kind for kind, cls in registry._settings["objectives"].items() if cls.__module__.startswith("potstill.")}
-    assert shipped == {settings.kind for settings in EVERY}
+    # Medusa heads learn the targets of later rows, by a module of their own: `test_medusa.py`.
+    assert shipped == {settings.kind for settings in EVERY} | {"medusa"}
 
 
 @pytest.mark.parametrize("settings", [s for s in EVERY if build(s).scope != "batch"], ids=lambda s: s.kind)

@@ -264,7 +264,7 @@ def test_dates_times_and_numbers_in_quotes_stay_texts(tmp_path: Path) -> None:
     [
         ("train.args.learning_rate=abc", "learning_rate should be a number, not 'abc'"),
         ("train.args.learning_rate=.nan", "is not a number"),
-        ("train.args.learning_rate=-1", "should be above 0"),
+        ("train.args.learning_rate=-1", "should not be negative"),
         ("train.args.num_train_epochs=.inf", "should be a finite number"),
         ("train.args.per_device_train_batch_size=0", "should be above 0"),
         ("train.args.num_train_epochs=1e308", "should be at most 1,000,000"),

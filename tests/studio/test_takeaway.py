@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,10 @@ def test_what_is_taken_along_names_no_path_of_this_machine(done: Workspace) -> N
 def test_the_script_trains_the_same_student_elsewhere(done: Workspace, tmp_path: Path) -> None:
     written = takeaway.export(done.folder, 1, tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "lab-1.sh") in written
-    subprocess.run(["sh", "lab-1.sh"], cwd=tmp_path / "elsewhere", check=True, capture_output=True)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "lab-1.sh"], cwd=tmp_path / "elsewhere", env=os.environ | {"PATH": path}, check=True, capture_output=True
+    )
     for run in ("learn-1-teacher", "learn-1-student"):
         weights = [
             folder / run / "train" / "model" / "model.safetensors" for folder in (done.folder, tmp_path / "elsewhere")

@@ -45,6 +45,7 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (models.teachers_give_what_is_asked, ("generate", "capture", "train")),
     (models.unused_teachers, ("generate", "capture", "train")),
     (models.student_model_is_usable, ("generate", "train")),
+    (models.student_learns, ("train",)),
     (models.ensembles_agree, ("generate", "capture", "train")),
     (models.student_can_be_built, ("generate", "train")),
     (models.adapter_fits, ("generate", "train")),

@@ -58,6 +58,13 @@ def teachers_are_usable(inputs: Inputs) -> Iterator[Finding]:
         yield Finding("teachers", "none")
 
 
+def student_learns(inputs: Inputs) -> Iterator[Finding]:
+    """A learning rate of 0 leaves the student as it is, which a comparison may want, and nobody else."""
+    train = inputs.recipe.train
+    if train is not None and train.args.get("learning_rate") == 0:
+        yield warning("train", "args.learning_rate is 0: the student stays as it begins")
+
+
 def student_model_is_usable(inputs: Inputs) -> Iterator[Finding]:
     """The same for a student that is an existing model."""
     student = inputs.recipe.student

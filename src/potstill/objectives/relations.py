@@ -83,22 +83,22 @@ class PooledObjective(TappedObjective[P]):
         return (f"hidden.{student_state}",), (f"hidden.{teacher_state}",)
 
     def kept(self, dims: Dims) -> frozenset[str]:
-        """The pooled state instead of one for every token."""
+        """The pooled state instead of one for every token; a module's output as it is."""
         _, (name,) = self.names(dims)
-        return frozenset({self._pooled(name)})
+        return frozenset({self._pooled(name) or name})
 
     def values(self, student: Signals, teacher: Signals, batch: Batch, module: nn.Module | None) -> Float[Tensor, " E"]:
         ((student_name,), (teacher_name,)) = self.names(dims_of(student, teacher))
         pooling = self.settings.pooling
         mine = one_vector_each(tap(student, student_name, "student"), batch.student, pooling)
-        pooled = teacher.taps.get(self._pooled(teacher_name))
+        pooled = teacher.taps.get(self._pooled(teacher_name) or "")
         if pooled is None:
             pooled = one_vector_each(tap(teacher, teacher_name, "teacher"), batch.teacher, pooling)
         return self.relation(mine, pooled)
 
-    def _pooled(self, name: str) -> str:
-        """The name under which a store keeps a pooled tensor."""
-        return f"pooled.{name.removeprefix('hidden.')}.{self.settings.pooling}" if name.startswith("hidden.") else name
+    def _pooled(self, name: str) -> str | None:
+        """The name under which a store keeps a pooled state; None for a module's output, which is not pooled there."""
+        return f"pooled.{name.removeprefix('hidden.')}.{self.settings.pooling}" if name.startswith("hidden.") else None
 
 
 @implements(RKDDistance)

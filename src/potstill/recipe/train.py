@@ -58,7 +58,6 @@ _ABOVE_ZERO = frozenset(
     {
         "adam_epsilon",
         "gradient_accumulation_steps",
-        "learning_rate",
         "logging_steps",
         "num_train_epochs",
         "per_device_eval_batch_size",

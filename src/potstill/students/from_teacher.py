@@ -42,7 +42,9 @@ class TeacherLayers:
     def build(self, materials: Materials) -> Plain:
         """Raises RecipeError for impossible layers, ModelError for a teacher that cannot be cut."""
         if materials.teacher is None:
-            raise RecipeError("a student of kind from_teacher needs a teacher whose weights are here", where="student.kind")
+            raise RecipeError(
+                "a student of kind from_teacher needs a teacher whose weights are here", where="student.kind"
+            )
         teacher, new = open_model(
             materials.teacher,
             task=materials.task,
