@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,26 +19,42 @@ from potstill.studio.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace in which lab 1's two nets were trained, for one epoch each."""
+    """A workspace in which lab 1's teacher of digits was trained, for one epoch and without an evaluation."""
     workspace = Workspace(tmp_path_factory.mktemp("workspace"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("DIGITS", "STUDENT"):
-            text = getattr(lab1, name).replace("num_train_epochs: 40", "num_train_epochs: 1")
-            patch.setattr(lab1, name, text.replace("num_train_epochs: 60", "num_train_epochs: 1"))
-        labs.run_steps(workspace, 1, ["students"], {}, Console("quiet"))
+    short = lab1.DIGITS.replace("num_train_epochs: 40", "num_train_epochs: 1").replace("evaluate: {speed: false}", "")
+    labs.Bench(1, {}, workspace.folder, workspace, Console("quiet")).run("learn-1-teacher", short)
+    came(workspace, 1, "dark", "learn-1-teacher")
     return workspace
 
 
-def test_runs_are_ordered_after_those_that_they_read(done: Workspace) -> None:
-    assert takeaway.runs_of(done, 1) == ["learn-1-teacher", "learn-1-student"]
+def came(workspace: Workspace, lab: int, step: str, *runs: str) -> None:
+    """As if a step of a lab had made these runs."""
+    folder = labs.lab_folder(workspace, lab)
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = [{"kind": "run", "run": run, "what": ""} for run in runs]
+    (folder / f"{step}.json").write_text(json.dumps({"passed": True, "says": "", "blocks": blocks}))
+
+
+def made(workspace: Workspace, run: str, recipe: str) -> Path:
+    """A run's folder with the recipe that a lab wrote."""
+    folder = workspace.folder / run
+    folder.mkdir()
+    (folder / labs.DRAFT).write_text(recipe)
+    return folder
+
+
+def test_runs_are_ordered_after_those_that_they_read(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    made(workspace, "learn-1-student", 'teacher: {kind: local, model: "run:../learn-1-teacher"}')
+    made(workspace, "learn-1-teacher", "student: {}")
+    came(workspace, 1, "students", "learn-1-student", "learn-1-teacher")
+    assert takeaway.runs_of(workspace, 1) == ["learn-1-teacher", "learn-1-student"]
 
 
 def test_what_is_taken_along_names_no_path_of_this_machine(done: Workspace) -> None:
     files = takeaway.files_of(done, 1)
-    assert set(files) == {
-        "course/nets.py", "learn-1-teacher/recipe.yaml", "learn-1-student/recipe.yaml", "lab-1.sh",
-    }  # fmt: skip
-    for name in ("learn-1-teacher/recipe.yaml", "learn-1-student/recipe.yaml", "lab-1.sh"):
+    assert set(files) == {"course/nets.py", "learn-1-teacher/recipe.yaml", "lab-1.sh"}
+    for name in ("learn-1-teacher/recipe.yaml", "lab-1.sh"):
         text = files[name].decode()
         assert str(done.folder) not in text and str(labs.HERE) not in text
 
@@ -50,25 +67,16 @@ def test_the_script_trains_the_same_student_elsewhere(done: Workspace, tmp_path:
     subprocess.run(
         ["sh", "lab-1.sh"], cwd=tmp_path / "elsewhere", env=os.environ | {"PATH": path}, check=True, capture_output=True
     )
-    for run in ("learn-1-teacher", "learn-1-student"):
-        weights = [
-            folder / run / "train" / "model" / "model.safetensors" for folder in (done.folder, tmp_path / "elsewhere")
-        ]
-        assert weights[0].read_bytes() == weights[1].read_bytes()
+    weights = "learn-1-teacher/train/model/model.safetensors"
+    assert (done.folder / weights).read_bytes() == (tmp_path / "elsewhere" / weights).read_bytes()
 
 
 def test_data_that_a_lab_wrote_go_along(tmp_path: Path) -> None:
-    folder = tmp_path / "learn-2-answers"
-    folder.mkdir()
+    workspace = Workspace(tmp_path)
+    folder = made(workspace, "learn-2-answers", "name: a\ndata: {kind: jsonl, path: prompts.jsonl, format: prompt}\n")
     (folder / "prompts.jsonl").write_text('{"prompt": "Say hello."}\n')
     (folder / "studio.log").write_text("not asked for")
-    (folder / labs.DRAFT).write_text("name: a\ndata: {kind: jsonl, path: prompts.jsonl, format: prompt}\n")
-    workspace = Workspace(tmp_path)
-    came = labs.lab_folder(workspace, 2)
-    came.mkdir(parents=True)
-    (came / "answers.json").write_text(
-        '{"passed": true, "says": "", "blocks": [{"kind": "run", "run": "learn-2-answers", "what": ""}]}'
-    )
+    came(workspace, 2, "answers", "learn-2-answers")
     assert set(takeaway.files_of(workspace, 2)) == {
         "learn-2-answers/recipe.yaml", "learn-2-answers/prompts.jsonl", "lab-2.sh",
     }  # fmt: skip
@@ -88,5 +96,4 @@ def test_nothing_that_is_there_is_written_over(done: Workspace, tmp_path: Path) 
 
 def test_taken_along_recipes_are_valid(done: Workspace, tmp_path: Path) -> None:
     takeaway.export(done.folder, 1, tmp_path / "lab")
-    for run in ("learn-1-teacher", "learn-1-student"):
-        assert load_recipe(tmp_path / "lab" / run / "recipe.yaml").name == run
+    assert load_recipe(tmp_path / "lab" / "learn-1-teacher" / "recipe.yaml").name == "learn-1-teacher"
