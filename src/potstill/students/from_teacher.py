@@ -23,9 +23,10 @@ from potstill.models.tasks import is_plain, opener_of
 from potstill.recipe.layers import choose_layers
 from potstill.recipe.students import ByInfluence, FromTeacher
 from potstill.registry import implements
-from potstill.signals import Batch, View
+from potstill.signals import Batch
 from potstill.students.base import Materials, Plain
 from potstill.students.depth import copy_layers, lost_kinds, shallower_config
+from potstill.students.importance import first_texts
 from potstill.tasks import SPECS
 
 
@@ -120,7 +121,7 @@ def layer_influence(model: nn.Module, batches: Iterable[Batch], *, records: int,
     device = next(model.parameters()).device
     sums = torch.zeros(len(layers), dtype=torch.float64)
     real = torch.zeros(0, dtype=torch.bool)
-    tokens = rows = 0
+    tokens = 0
 
     def measure(index: int) -> Any:
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -133,17 +134,11 @@ def layer_influence(model: nn.Module, batches: Iterable[Batch], *, records: int,
     handles = [layer.register_forward_hook(measure(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
         with console.task("measuring the layers", total=records, unit="records") as task:
-            for batch in batches:
-                left = slice(records - rows)
-                view = batch.text("teacher")
-                few = View(*(t[left].to(device) for t in (view.input_ids, view.position_ids, view.segment_ids)))
-                real = few.segment_ids > 0
-                run_inside(model, few)
+            for texts in first_texts(batches, records, device):
+                real = texts.segment_ids > 0
+                run_inside(model, texts)
                 tokens += int(real.sum())
-                rows += few.input_ids.shape[0]
-                task.advance(few.input_ids.shape[0])
-                if rows >= records:
-                    break
+                task.advance(len(texts.input_ids))
     finally:
         for handle in handles:
             handle.remove()

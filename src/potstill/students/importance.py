@@ -6,7 +6,7 @@ of a text, and the L2 norm of that over texts. Layers are scored by their influe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,17 +105,12 @@ def measure_importance(
     rows = tokens = 0
     device = next(model.parameters()).device
     try:
-        for batch in batches:
-            left = slice(records - rows)
-            view = batch.text("teacher")
-            few = View(*(t[left].to(device) for t in (view.input_ids, view.position_ids, view.segment_ids)))
-            real = few.segment_ids > 0
-            run_inside(model, few)
-            rows += few.input_ids.shape[0]
+        for texts in first_texts(batches, records, device):
+            real = texts.segment_ids > 0
+            run_inside(model, texts)
+            rows += len(texts.input_ids)
             tokens += int(real.sum())
-            advance(few.input_ids.shape[0])
-            if rows >= records:
-                break
+            advance(len(texts.input_ids))
     finally:
         for handle in handles:
             handle.remove()
@@ -130,3 +125,13 @@ def measure_importance(
         rows,
         tokens,
     )
+
+
+def first_texts(batches: Iterable[Batch], records: int, device: torch.device) -> Iterator[View]:
+    """The teacher's text of each batch, up to `records` rows in all."""
+    for batch in batches:
+        view = batch.text("teacher")
+        yield View(*(t[:records].to(device) for t in (view.input_ids, view.position_ids, view.segment_ids)))
+        records -= len(view.input_ids)
+        if records <= 0:
+            return
