@@ -92,7 +92,6 @@ async def _static(request: Request) -> Response:
 
 
 HOST = "127.0.0.1"
-PORT = 8765
 _TRIES = 50
 
 
