@@ -262,3 +262,12 @@ def test_a_share_with_few_events_has_an_interval_that_covers_and_is_no_wider_tha
         covered += found.low <= share <= found.high
         widest = max(widest, found.high - found.low)
     assert covered >= 0.93 * 500 and widest < 0.45
+
+
+def test_a_share_of_tokens_is_as_sure_as_its_tokens_are_independent_not_as_its_groups_are_few() -> None:
+    """Each of 15 groups of 33 tokens has events, so that the standard error holds: no interval as if of 15 tokens."""
+    generator = np.random.default_rng(0)
+    hits = generator.random(15 * 33) < 0.23
+    groups = [str(number // 33) for number in range(15 * 33)]
+    found = PairedBootstrap(groups, resamples=2000, confidence=0.95, seed=0).mean(hits, SHARE)
+    assert found.high - found.low < 0.2

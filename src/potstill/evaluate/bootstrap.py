@@ -13,7 +13,7 @@ its bins. All statistics use the same draws.
   Of unbounded values its tails are α/2 · G/(G + 30): few groups seldom hold the largest losses that there are, and at
   α/2 it covers 90 % of log-normal ones with 30 groups (`benchmarks.coverage`).
 
-A share with fewer than five groups' worth of events (or of their absence) has Wilson's interval for as many independent
+A share whose event (or its absence) occurs in fewer than five groups has Wilson's interval for as many independent
 targets as its standard error speaks of: a draw without any event has no variance, and a studentised end is then
 anything.
 
@@ -174,6 +174,12 @@ def _is_share(statistic: Statistic) -> bool:
     return statistic.bounds == SHARE and statistic.values is not None
 
 
+def _groups_with_events(sums: Floats) -> int:
+    """The number of groups in which the event of a share occurs, or in which it fails to, whichever are fewer."""
+    events, targets = sums[:, 0], sums[:, 1]
+    return int(min((events > 0).sum(), (events < targets).sum()))
+
+
 def _wilson(share: float, targets: float, t: float) -> Interval:
     """Wilson's interval (1927) of a share of so many independent targets."""
     weight = t**2 / (targets + t**2)
@@ -280,7 +286,7 @@ class PairedBootstrap:
         jackknife = float(np.sqrt(np.square(left_out - left_out.mean()).sum() * (self.groups - 1) / self.groups))
         if error <= 1e-12 * max(abs(value), 1e-300) and jackknife <= 1e-12 * max(abs(value), 1e-300):
             return _without_variation(value, statistic.bounds, self.confidence, self.groups)
-        if min(value, 1 - value) * self.groups < _FEW_EVENTS and _is_share(statistic):
+        if _is_share(statistic) and _groups_with_events(sums) < _FEW_EVENTS:
             most = float(self.groups)
             return _wilson(value, most if jackknife == 0 else min(most, value * (1 - value) / jackknife**2), self._t)
         drawn, variances = self._studentised(statistic, sums, total, value, influence)
