@@ -17,7 +17,7 @@ from potstill.errors import DataError
 from potstill.models.facts import size_in
 from potstill.models.folder import ModelSource
 from potstill.models.tokenizers import first_difference
-from potstill.recipe import Existing, FromConfig, FromTeacher, TeacherSettings
+from potstill.recipe import Existing, FromConfig, TeacherSettings
 from potstill.types import Message, Record
 
 _RECORDS = 50
@@ -118,7 +118,7 @@ def rows_fit_the_contexts(inputs: Inputs) -> Iterator[Finding]:
     contexts = {
         who: size_in(found.config, "max_position_embeddings") for who, found in known.items() if found is not None
     }
-    if isinstance(student, FromTeacher) and "teacher" in contexts:
+    if student is not None and student.begins_with_teacher and "teacher" in contexts:
         contexts["student"] = contexts["teacher"]
     if isinstance(student, FromConfig):
         contexts["student"] = size_in(inputs.student_config() or {}, "max_position_embeddings")
