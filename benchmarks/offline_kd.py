@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -32,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t as student_t
 from transformers import TrainerCallback, TrainingArguments
 
 from benchmarks.claims import Aim, claims_of, command_line
@@ -51,6 +49,7 @@ from potstill.registry import build
 from potstill.signals import Ask, Batch
 from potstill.store.files import SignalStore
 from potstill.students import build_student
+from potstill.sweep.paired import mean_over
 from potstill.teachers import StoredTeacher
 from potstill.train import DistillTrainer
 from potstill.train.module import DistillModule
@@ -294,9 +293,8 @@ def summary(arm: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             values = [run[when][metric] for run in own.values()]
             differences = [own[s][when][metric] - online[s][when][metric] for s in own if s in online]
             row[when][metric] = {"mean": statistics.mean(values), "difference": statistics.mean(differences)}
-            if len(differences) > 1:
-                spread = statistics.stdev(differences) / math.sqrt(len(differences))
-                row[when][metric]["half_width"] = float(student_t.ppf(0.975, len(differences) - 1)) * spread
+            if (mean := mean_over(differences, 0.95)) is not None:
+                row[when][metric]["half_width"] = mean.high - mean.value
     row["step_ratio"] = statistics.median(own[s]["step_seconds"] / text[s]["step_seconds"] for s in own if s in text)
     return row
 

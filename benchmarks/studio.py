@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import shutil
 import statistics
@@ -19,16 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil  # type: ignore[import-untyped]
-from scipy.stats import t as student_t
 
 from benchmarks.claims import Aim, claims_of, command_line
+from potstill.sweep.paired import mean_over
 
 MODULE = "benchmarks.studio"
 WATCHERS = 200
@@ -158,12 +158,6 @@ async def measure(rounds: int) -> dict[str, Any]:
     return {"first_page_bytes": page, "usable_seconds": usable, "alone": windows[0], "watched": windows[WATCHERS]}
 
 
-def half_width(ratios: Sequence[float]) -> float:
-    """Of the 95 % interval of the ratios' mean (Student's t)."""
-    spread = statistics.stdev(ratios) / math.sqrt(len(ratios))
-    return float(student_t.ppf(0.975, len(ratios) - 1)) * spread
-
-
 def slow_downs(found: Mapping[str, Any]) -> list[float]:
     """The training's rate in each window without watchers over that in the neighbouring one with them."""
     pairs = zip(found["alone"], found["watched"], strict=True)
@@ -193,7 +187,8 @@ def main() -> None:
     found = asyncio.run(measure(arguments.rounds))
     claims = claims_of(AIMS, figures(found))
     ratios = slow_downs(found)
-    slow_down = {"median": statistics.median(ratios), "mean": statistics.mean(ratios), "half_width": half_width(ratios)}
+    mean = mean_over(ratios, 0.95)
+    slow_down = {"median": statistics.median(ratios), "mean": None if mean is None else asdict(mean)}
     if arguments.json:
         print(json.dumps({"benchmark": "studio", **found, "slow_down": slow_down, "claims": claims}))
         return
