@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from potstill.data import ChatTokenizer
 from potstill.decoding.generator import batches_by_length, stop_token_ids, write
+from potstill.teachers.base import OpenTeacher
 from potstill.types import Sampling
 
 
@@ -30,6 +31,17 @@ class Written:
     finished: bool
     tokens: int = 0
     ids: tuple[int, ...] = ()
+
+
+def writer_of(opened: OpenTeacher) -> PreTrainedModel | None:
+    """The single model that writes; None for an ensemble, whose members do not write jointly, or another kind."""
+    model = opened.modules[0]
+    return model if len(opened.modules) == 1 and isinstance(model, PreTrainedModel) else None
+
+
+def room_behind(prompts: Sequence[Sequence[int]], most_new: int, positions: int | None) -> int:
+    """New tokens, up to `most_new`, that fit behind the longest prompt into so many positions (None: any number)."""
+    return most_new if positions is None else min(most_new, positions - max(map(len, prompts)))
 
 
 def write_answers(

@@ -17,7 +17,7 @@ from potstill.data.reader import CausalReader
 from potstill.errors import DataError
 from potstill.recipe import Recipe
 from potstill.tasks import SPECS, Task
-from potstill.types import DataReason, Message, Record, Reject
+from potstill.types import DataReason, Message, Record, Reject, digest
 
 _CONTINUED_TOKENS = 64
 """Maximum tokens of a plain text that models are given to continue (half of a short text)."""
@@ -246,6 +246,25 @@ def question_of(record: Record, row: Tokenized, chat: ChatTokenizer) -> Question
         return Question(tuple(ids), _shown(before), _content(answer))
     prompt = record.prompt or ""
     return Question(tuple(prompt_ids(prompt, chat)), prompt, record.completion or "")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A held-out prompt that models answer: its tokens, its text, and its group."""
+
+    ids: tuple[int, ...]
+    text: str
+    group: str
+
+
+def prompts_to_ask(held_out: HeldOut, chat: ChatTokenizer, most: int) -> list[Prompt]:
+    """The different prompts of held-out records; of more than `most`, those of the smallest hashes."""
+    found: dict[tuple[int, ...], Prompt] = {}
+    for record, row in zip(held_out.records, held_out.rows, strict=True):
+        question = question_of(record, row, chat)
+        if question.ids:
+            found.setdefault(question.ids, Prompt(question.ids, question.prompt, row.group))
+    return sorted(found.values(), key=lambda prompt: digest([list(prompt.ids)]))[:most]
 
 
 def text_of(record: Record) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
-from transformers import PreTrainedModel
 
 from potstill.data import prompt_ids, read_records
 from potstill.errors import DataError
 from potstill.evaluate.accuracies import Row, accuracies_of, right
+from potstill.evaluate.answers import writer_of
 from potstill.evaluate.bootstrap import mean_of
 from potstill.evaluate.continuations import continued
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table, Values, joined
@@ -76,8 +76,8 @@ class Choosing:
 
     def ask(self, asked: Asked) -> dict[str, list[Any]] | None:
         """Log-probabilities of all choices, and solutions of all problems, by task."""
-        model = asked.model.modules[0]
-        if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
+        model = writer_of(asked.model)
+        if model is None:
             self.notes.append(f"What the {asked.name} can do was not measured: it is no single model that writes.")
             return None
         label, count = asked.name.replace("_", " "), sum(map(len, self.questions.values()))

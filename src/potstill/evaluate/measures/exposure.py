@@ -19,15 +19,14 @@ from transformers import PreTrainedModel
 
 from potstill.data import Tokenized
 from potstill.data.tokenize import IGNORE
-from potstill.evaluate.answers import write_answers
+from potstill.evaluate.answers import room_behind, write_answers, writer_of
 from potstill.evaluate.bootstrap import Floats, Statistic, mean_of
 from potstill.evaluate.fidelity import Batches, TeacherRows, measure, measure_teacher
-from potstill.evaluate.held_out import of_tokens, question_of
+from potstill.evaluate.held_out import of_tokens, prompts_to_ask
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
 from potstill.measures import MODELS, Figures, Interval, Loss, MetricSpec
 from potstill.recipe.measures import Exposure
 from potstill.registry import implements
-from potstill.types import digest
 
 _SECTION = "exposure"
 _TEMPERATURE = 1.0
@@ -46,14 +45,6 @@ class ExposureMeasure(AsksAlone):
         return OwnText(self.settings, setting)
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Tokens that models continue."""
-
-    ids: tuple[int, ...]
-    group: str
-
-
 @dataclass
 class Read:
     """A text that one model has read: its batches, and the model's response to each."""
@@ -67,13 +58,7 @@ class OwnText:
 
     def __init__(self, settings: Exposure, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
-        held_out, chat = setting.held_out, setting.chat
-        found: dict[tuple[int, ...], Prompt] = {}
-        for record, row in zip(held_out.records, held_out.rows, strict=True):
-            ids = question_of(record, row, chat).ids
-            if ids:
-                found.setdefault(ids, Prompt(ids, row.group))
-        self.prompts = sorted(found.values(), key=lambda prompt: digest([list(prompt.ids)]))[: settings.prompts]
+        self.prompts = prompts_to_ask(setting.held_out, setting.chat, settings.prompts)
         self.by_teacher: Sequence[Sequence[int]] = ()
         self.read: dict[str, list[tuple[Read, Read | None]]] = {}
         self.own: dict[str, list[tuple[NDArray[Any], list[str]]]] = {}
@@ -90,8 +75,8 @@ class OwnText:
     def ask(self, asked: Asked) -> list[list[int]] | None:
         """The continuations of one model, in tokens. What a student wrote, and what its teacher wrote, is read by it
         here, while it is open."""
-        model = asked.model.modules[0]
-        if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
+        model = writer_of(asked.model)
+        if model is None:
             self.notes.append(f"The text of the {asked.name} was not read: it is no single model that writes.")
             return None
         if asked.name == "untrained":
@@ -107,16 +92,15 @@ class OwnText:
         return written
 
     def _written(self, model: PreTrainedModel, asked: Asked) -> list[list[int]]:
-        limit, label = self.settings.max_new_tokens, asked.name.replace("_", " ")
-        longest = max(len(prompt.ids) for prompt in self.prompts)
-        room = limit if asked.positions is None else min(limit, asked.positions - longest)
+        prompts, label = [prompt.ids for prompt in self.prompts], asked.name.replace("_", " ")
+        room = room_behind(prompts, self.settings.max_new_tokens, asked.positions)
         if room < 1:
             self.notes.append(f"The {label} wrote nothing: the longest prompt leaves it no room.")
             return [[] for _ in self.prompts]
         with self.setting.console.task(f"text of {label}", len(self.prompts), "prompts") as task:
             answers = write_answers(
                 model,
-                [prompt.ids for prompt in self.prompts],
+                prompts,
                 self.setting.chat,
                 max_new_tokens=room,
                 advance=task.advance,

@@ -20,15 +20,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from potstill.answering.base import Answering
 from potstill.answering.journal import FILE_NAME, Journal
 from potstill.answering.opening import open_teachers
 from potstill.errors import DataError
-from potstill.evaluate.answers import write_answers
+from potstill.evaluate.answers import room_behind, write_answers, writer_of
 from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, ratio_of
-from potstill.evaluate.held_out import question_of
+from potstill.evaluate.held_out import prompts_to_ask
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
 from potstill.measures import MODELS, Figures, Interval, MetricSpec
 from potstill.recipe.measures import Judged
@@ -39,15 +38,6 @@ from potstill.verify.judge import marks_in, pair_request, preference_in
 _SECTION = "judged"
 _FEW = 10
 """Minimum pairs that were judged in both orders."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A held-out prompt: its tokens, its text, and its group."""
-
-    ids: tuple[int, ...]
-    text: str
-    group: str
 
 
 @dataclass(frozen=True)
@@ -89,12 +79,7 @@ class Answers:
 
     def __init__(self, settings: Judged, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
-        held_out, found = setting.held_out, dict[tuple[int, ...], Prompt]()
-        for record, row in zip(held_out.records, held_out.rows, strict=True):
-            question = question_of(record, row, setting.chat)
-            if question.ids:
-                found.setdefault(question.ids, Prompt(question.ids, question.prompt, row.group))
-        self.prompts = sorted(found.values(), key=lambda prompt: digest([list(prompt.ids)]))[: settings.prompts]
+        self.prompts = prompts_to_ask(setting.held_out, setting.chat, settings.prompts)
         if len({prompt.group for prompt in self.prompts}) < 2:
             raise DataError(
                 "an interval needs two held-out prompts at least",
@@ -112,22 +97,21 @@ class Answers:
 
     def ask(self, asked: Asked) -> list[str] | None:
         """The greedy answers of one model."""
-        model = asked.model.modules[0]
         if asked.name == "untrained":
             return None
-        if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
+        model = writer_of(asked.model)
+        if model is None:
             self.notes.append(f"Answers of the {asked.name} were not judged: it is no single model that writes.")
             return None
-        room = self.settings.answer_tokens
-        if asked.positions is not None:
-            room = min(room, asked.positions - max(len(prompt.ids) for prompt in self.prompts))
+        prompts = [prompt.ids for prompt in self.prompts]
+        room = room_behind(prompts, self.settings.answer_tokens, asked.positions)
         if room < 1:
             self.notes.append(f"Answers of the {asked.name} were not judged: the longest prompt leaves it no room.")
             return None
         with self.setting.console.task(f"answers of {asked.name} for the judge", len(self.prompts), "prompts") as task:
             written = write_answers(
                 model,
-                [prompt.ids for prompt in self.prompts],
+                prompts,
                 self.setting.chat,
                 max_new_tokens=room,
                 advance=task.advance,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from potstill.data import ChatTokenizer
 from potstill.errors import DataError, MissingExtra
 from potstill.evaluate.accuracies import accuracies_of, right
-from potstill.evaluate.answers import write_answers
+from potstill.evaluate.answers import write_answers, writer_of
 from potstill.evaluate.bootstrap import mean_of
 from potstill.evaluate.continuations import continued
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table, Values, joined
@@ -78,8 +78,8 @@ class Harness:
 
     def ask(self, asked: Asked) -> dict[str, list[list[Any]]] | None:
         """Of each task, for each question its hash, its result (0 or 1), and the share that guessing solves."""
-        model = asked.model.modules[0]
-        if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
+        model = writer_of(asked.model)
+        if model is None:
             self.notes.append(f"The {asked.name} was not put to lm-eval: it is no single model that writes.")
             return None
         adapter = OurModel(model, self.setting.chat, asked.positions)

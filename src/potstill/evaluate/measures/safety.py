@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 from scipy.stats import norm
-from transformers import PreTrainedModel
 
 from potstill.data import read_records
 from potstill.data.refusals import prompts_of
 from potstill.data.tokenize import ids_of
 from potstill.errors import DataError
-from potstill.evaluate.answers import write_answers
+from potstill.evaluate.answers import write_answers, writer_of
 from potstill.evaluate.bootstrap import Statistic, difference_of, mean_of
 from potstill.evaluate.continuations import continued
 from potstill.evaluate.measures.base import (
@@ -183,10 +182,10 @@ class Refusing:
 
     def ask(self, asked: Asked) -> dict[str, Any] | None:
         """Answers, log-odds of refusing, and log-probabilities behind the first tokens of the teacher's answers."""
-        model = asked.model.modules[0]
         if asked.name == "untrained":
             return None  # whose refusals say nothing
-        if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
+        model = writer_of(asked.model)
+        if model is None:
             self.notes.append(f"What the {asked.name} refuses was not measured: it is no single model that writes.")
             return None
         label, count = asked.name.replace("_", " "), len(self.prompts)

@@ -23,7 +23,7 @@ from potstill.data.problems import admit, with_reference
 from potstill.data.thinking import split_reasoning
 from potstill.data.tokenize import ids_of
 from potstill.errors import DataError
-from potstill.evaluate.answers import Written, confidence_in, write_answers
+from potstill.evaluate.answers import Written, confidence_in, write_answers, writer_of
 from potstill.evaluate.bootstrap import FEW_GROUPS
 from potstill.evaluate.held_out import reported_on
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
@@ -188,8 +188,8 @@ class Solvers:
 
     def ask(self, asked: Asked) -> list[dict[str, Any]] | None:
         """Put every problem to a model. One that does not write by itself (an ensemble) is left out, with a note."""
-        model = asked.model.modules[0]
-        if len(asked.model.modules) > 1 or not isinstance(model, PreTrainedModel):
+        model = writer_of(asked.model)
+        if model is None:
             self.notes.append(f"What the {asked.name} solves was not measured: it is no single model that writes.")
             return None
         count, label = len(self.problems), asked.name.replace("_", " ")
