@@ -175,7 +175,7 @@ LAB_STEPS = [
     pytest.param(1, "price", {"dollars": "0.25"}, "table", marks=pytest.mark.long),
     pytest.param(2, "byte", {}, "table", marks=pytest.mark.long),
     pytest.param(3, "teacher", {}, "a[href*=learn-3-teacher]", marks=pytest.mark.long),
-    pytest.param(4, "plant", {"digit": "3"}, "table", marks=pytest.mark.long),
+    pytest.param(4, "plant", {"digit": "3"}, "a[href*=learn-4-without-3]", marks=pytest.mark.long),
     pytest.param(4, "sizes", {}, "table", marks=pytest.mark.long),
 ]
 
