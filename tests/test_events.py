@@ -34,6 +34,14 @@ def test_sayings_and_the_progress_of_tasks_are_noted_in_every_mode(tmp_path: Pat
     assert (over["done"], over["total"], over["note"]) == (2, 2, "step 2/2")
 
 
+def test_a_task_without_a_unit_ends_with_done(capsys: pytest.CaptureFixture[str]) -> None:
+    for unit in ("", "tokens"):
+        with Console("lines").task("copying", total=None, unit=unit) as task:
+            task.advance()
+    ends = [line.partition(" in ")[0] for line in capsys.readouterr().err.splitlines() if " in " in line]
+    assert ends == ["copying: done", "copying: 1 tokens"]
+
+
 def test_a_file_of_events_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     console = Console("quiet")
     with console.events_to(tmp_path / "nowhere" / EVENTS):

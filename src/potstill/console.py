@@ -240,7 +240,8 @@ class _LineProgress:
 
     def close(self) -> None:
         seconds = time.monotonic() - self.started
-        text = f"{self.label}: {self.done:,.0f} {self.unit} in {seconds:,.1f} s"
+        done = f"{self.done:,.0f} {self.unit}" if self.unit else "done"
+        text = f"{self.label}: {done} in {seconds:,.1f} s"
         self.console.say(text, task=self.label, done=self.done, seconds=seconds)
 
 
