@@ -1,27 +1,29 @@
-"""Does the advice hold? Ten pairs of SmolLM2-135M and a draft, most of them bad ideas: each forecast, and measured.
+"""Does the advice hold? Twelve pairs of SmolLM2-135M and a draft, most of them bad ideas: each forecast, and measured.
 
-    python -m benchmarks.advice --json                     all pairs, some 12 minutes of a core
+    python -m benchmarks.advice --json --lines FILE        all pairs, some 12 minutes of a core
     python -m benchmarks.advice --only deep --tokens 16    a quick look
 
 Of each pair the target answers half of the prompts; from these texts and from times measured here comes the forecast,
 with the best number of drafted tokens, and "use it" or "do not". Then loop and draft decode the other prompts in turn,
-with that number, in batches of the pair's size. fp32, one process.
+with that number, in batches of the pair's size. fp32, one process. `--lines FILE` keeps each finished pair, and goes on
+with the others.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.claims import Aim, claims_of
-from benchmarks.harness import machine, say
+from benchmarks.claims import Aim, claims_of, command_line
+from benchmarks.draft_training import texts_of, trained, two_layers
+from benchmarks.harness import KeptRows, machine, say
 from benchmarks.speculate import FREQUENT, MOST, PROMPTS, Bench
 from potstill.data import prompt_ids
 from potstill.decoding.cached_model import CachedModel, first_layers
@@ -33,7 +35,7 @@ from potstill.models.anatomy import effective_head
 from potstill.recipe.speculate import LayersDraft, LookupDraftSettings, MedusaDraftSettings
 from potstill.speculate.advice import advise
 from potstill.speculate.costs import measure
-from potstill.speculate.opening import OpenDraft, Target
+from potstill.speculate.opening import OpenDraft
 from potstill.speculate.traces import accuracies, agreement, head_ranks, lookups, sampler_of, trace_of, write_text
 from potstill.speculation import Advice
 
@@ -44,6 +46,8 @@ AIMS = [
 ]
 ALL = tuple(PROMPTS)
 RANKS = 4
+SAMPLES, STEPS = 8, 24
+"""Texts of each prompt that a draft is trained on, and steps of four texts."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +55,41 @@ class Pair:
     """A draft for the target, kinds of prompts, a temperature and a batch size."""
 
     name: str
-    draft: Callable[[Target], OpenDraft]
+    draft: Callable[[Bench], OpenDraft]
     kinds: tuple[str, ...] = ALL
     temperature: float = 0.0
     batch: int = 1
 
 
-def early_exit(layers: int, tokens: torch.Tensor | None) -> Callable[[Target], OpenDraft]:
+def early_exit(layers: int, tokens: torch.Tensor | None) -> Callable[[Bench], OpenDraft]:
     """The target's first layers, untrained; with some tokens alone."""
 
-    def opened(target: Target) -> OpenDraft:
+    def opened(bench: Bench) -> OpenDraft:
+        target = bench.target
         reader = CachedModel(first_layers(target.model, layers), tokens, cache=target.cached)
         return OpenDraft(LayersDraft(layers=layers), "", reader, None, None)
 
     return opened
 
 
-def lookup(target: Target) -> OpenDraft:
+def lookup(bench: Bench) -> OpenDraft:
     """What followed earlier in the text."""
     return OpenDraft(LookupDraftSettings(), "", None, LookupDraft(), None)
 
 
-def untrained_heads(target: Target) -> OpenDraft:
+def trained_elsewhere(bench: Bench) -> OpenDraft:
+    """The target's first two layers, trained for a minute on what it writes of code and lists."""
+    asked = [ids_of(text, bench) for kind in ("code", "lists") for text in PROMPTS[kind]]
+    rows = texts_of(bench, asked * SAMPLES, bench.tokens)
+    with torch.enable_grad():
+        trained(draft := two_layers(bench), bench, {"kind": "forward_kl"}, rows, STEPS, 0)
+    draft.eval().requires_grad_(False)
+    return OpenDraft(LayersDraft(layers=2), "", CachedModel(draft, SOME), None, draft)
+
+
+def untrained_heads(bench: Bench) -> OpenDraft:
     """Medusa heads as they begin."""
+    target = bench.target
     output = effective_head(target.model)
     assert output is not None
     heads = MedusaHeads(output.weight.shape[1], target.cached.vocab_size, 3, torch.arange(FREQUENT))
@@ -95,7 +111,13 @@ PAIRS = (
     Pair("a lookup, batch 16", lookup, ("copying",), batch=16),
     Pair("too deep, batch 16", early_exit(20, SOME), batch=16),
     Pair("heads that are not trained", untrained_heads),
+    Pair("trained on another domain", trained_elsewhere, ("chat",)),
 )
+
+
+def ids_of(text: str, bench: Bench) -> list[int]:
+    """The token ids of a prompt."""
+    return list(prompt_ids(({"role": "user", "content": text},), bench.chat, None))
 
 
 def forecast(bench: Bench, pair: Pair, draft: OpenDraft, prompts: Sequence[Sequence[int]]) -> tuple[Advice, Any]:
@@ -138,10 +160,10 @@ def measured(bench: Bench, pair: Pair, decoders: Sequence[SpeculativeDecoder], p
 def run(bench: Bench, pair: Pair, of_each: int) -> dict[str, Any]:
     """One pair: what was advised, and what came of it."""
     asked = [text for kind in pair.kinds for text in PROMPTS[kind]]
-    ids = [list(prompt_ids(({"role": "user", "content": text},), bench.chat, None)) for text in asked]
+    ids = [ids_of(text, bench) for text in asked]
     known, tried = ids[::2], ids[1::2] * of_each
     tried = (tried * pair.batch)[: max(pair.batch, len(tried))]
-    draft = pair.draft(bench.target)
+    draft = pair.draft(bench)
     advice, nodes = forecast(bench, pair, draft, known)
     drafting = SpeculativeDecoder(bench.target.cached, draft.drafting(0.0, nodes), gamma=advice.best)
     speedup = measured(bench, pair, (SpeculativeDecoder(bench.target.cached), drafting), tried)
@@ -175,19 +197,20 @@ def values_of(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("benchmarks.advice", __doc__)
+    parser.add_argument("--lines", type=Path, help="keep each pair here, and go on")
     parser.add_argument("--only", default="", help="pairs with this in their name")
     parser.add_argument("--prompts", type=int, default=1, help="times that the prompts are decoded")
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     bench = Bench(None, options.tokens)
     rows = []
+    kept = KeptRows(options.lines, {"prompts": options.prompts, "tokens": options.tokens})
     with torch.no_grad():
         for pair in PAIRS:
             if options.only in pair.name:
-                rows.append(run(bench, pair, options.prompts))
-                row = rows[-1]
+                row = kept.row(pair.name, partial(run, bench, pair, options.prompts))
+                rows.append(row)
                 say(f"{pair.name}: measured {row['measured']:.2f} ×, forecast {row['forecast']:.2f} ×; {row['reason']}")
     claims = claims_of(AIMS, values_of(rows))
     print(json.dumps({"benchmark": "advice", "machine": machine(torch.device("cpu")), "rows": rows, "claims": claims}))

@@ -1,22 +1,26 @@
 """Which objective trains the best draft? Two layers of SmolLM2-135M on the target's own text, and Medusa heads beside.
 
-    python -m benchmarks.draft_training --json                                20 minutes of a core
+    python -m benchmarks.draft_training --json --lines FILE                   20 minutes of a core
     python -m benchmarks.draft_training --seeds 1 --steps 2 --train 8 --json  a quick look
 
+`--lines FILE` keeps each finished training, and goes on with the others.
+
 The target writes a text for each prompt at T = 0.7; drafts learn from them, the same rows for the same steps, with one
-objective each: `hard_ce` is the text alone. The acceptance α of a drafted token, Σ min(p, q), is measured before and
-after on texts of held-out prompts, at T = 0.7 and greedy; `tokens_per_round` is what rounds of four drafted tokens
-give, computed over these texts. fp32, one process.
+objective each: `hard_ce` is the text alone. `forward_kl, own text` learns from them for half of the steps, and then from
+what the draft itself writes behind the same prompts. The acceptance α of a drafted token, Σ min(p, q), is measured
+before and after on texts of held-out prompts, at T = 0.7 and greedy; `tokens_per_round` is what rounds of four drafted
+tokens give, computed over these texts. fp32, one process.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +28,8 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.claims import Aim, claims_of
-from benchmarks.harness import machine, say
+from benchmarks.claims import Aim, claims_of, command_line
+from benchmarks.harness import KeptRows, machine, say
 from benchmarks.speculate import FREQUENT, Bench
 from potstill.console import Console
 from potstill.data import prompt_ids, read_sides
@@ -43,7 +47,9 @@ from potstill.students import build_student
 from potstill.train import DistillTrainer
 from potstill.types import Record, Sampling
 
-TEXT, OURS, GAMMA, RANKS = "hard_ce", ("forward_kl", "reverse_kl", "total_variation", "acceptance"), 4, 4
+OWN_TEXT = ", own text"
+TEXT, OURS = "hard_ce", ("forward_kl", "reverse_kl", "total_variation", "acceptance", f"forward_kl{OWN_TEXT}")
+GAMMA, RANKS = 4, 4
 TEMPERATURE = 0.7
 AIMS = [Aim("best objective − text alone, α at T = 0.7", "points", least=5)]
 
@@ -58,14 +64,16 @@ def prompts_of(bench: Bench, amount: int) -> list[list[int]]:
     return [list(prompt_ids(r.messages or r.prompt or "", bench.chat, None)) for r in asked if isinstance(r, Record)]
 
 
-def texts_of(bench: Bench, prompts: Sequence[Sequence[int]], tokens: int) -> list[Mapping[str, list[int]]]:
-    """What the target writes behind each prompt, as training rows; the prompts are not learned."""
+def texts_of(
+    bench: Bench, prompts: Sequence[Sequence[int]], tokens: int, writer: PreTrainedModel | None = None
+) -> list[Mapping[str, list[int]]]:
+    """What the target, or another writer, writes behind each prompt, as training rows; the prompts are not learned."""
     rows: list[Mapping[str, list[int]]] = []
     sampling = Sampling(temperature=TEMPERATURE, max_new_tokens=tokens)
     for batch in batches_by_length(prompts, 16):
         asked = [prompts[number] for number in batch]
         written = write(
-            bench.target.model,
+            writer or bench.target.model,
             asked,
             sampling,
             samples=[0] * len(asked),
@@ -77,6 +85,15 @@ def texts_of(bench: Bench, prompts: Sequence[Sequence[int]], tokens: int) -> lis
         for prompt, answer in zip(asked, written, strict=True):
             rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + answer})
     return rows
+
+
+def two_layers(bench: Bench) -> PreTrainedModel:
+    """The draft before it is trained: the target's first two layers, with its last norm and head."""
+    target, quiet = bench.target, Console("quiet")
+    two = FromTeacher(layers=First(first=2))
+    built = build_student(two, teacher=target.source, tokenizer_source=target.source.path, seed=0, console=quiet).model
+    assert isinstance(built, PreTrainedModel)
+    return built.float()
 
 
 def trained(
@@ -148,13 +165,13 @@ def _tokens_per_round(traces: Sequence[Any]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("benchmarks.draft_training", __doc__)
+    parser.add_argument("--lines", type=Path, help="keep each training here, and go on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--train", type=int, default=32, help="prompts to learn from")
     parser.add_argument("--tokens", type=int, default=40, help="of each text")
     parser.add_argument("--only", nargs="*", default=[TEXT, *OURS, "medusa"])
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()
     bench = Bench(None, options.tokens)
@@ -165,29 +182,33 @@ def main() -> None:
         t: [write_text(alone, p, options.tokens, bench.stops, sampler_of(t), i) for i, p in enumerate(prompts[:8])]
         for t in (0.0, TEMPERATURE)
     }
-    target, quiet = bench.target, Console("quiet")
-    two = FromTeacher(layers=First(first=2))
-    built = build_student(two, teacher=target.source, tokenizer_source=target.source.path, seed=0, console=quiet).model
-    assert isinstance(built, PreTrainedModel)
-    first = built.float()
+    target, first = bench.target, two_layers(bench)
     tokens = sum(len(row["input_ids"]) for row in rows)
-    found: list[Row] = [{"objective": "untrained", "seed": 0, **acceptance(bench, first, texts)}]
-    say(str(found[-1]))
-    for seed in range(options.seeds):
-        for objective in options.only:
-            if objective == "medusa":
-                student, settings = copy.deepcopy(target.model).requires_grad_(False), {"kind": "medusa"}
-                settings |= {"heads": 4, "frequent": FREQUENT}  # type: ignore[dict-item]
-                trainer = trained(student, bench, settings, rows, options.steps, seed)
-                heads = next(iter(trainer.module.projectors.children()))
-                assert isinstance(heads, MedusaHeads)
-                measured = accuracy(bench, heads.eval(), texts)
-            else:
-                draft = copy.deepcopy(first).requires_grad_(True)
-                trained(draft, bench, {"kind": objective}, rows, options.steps, seed)
-                measured = acceptance(bench, draft, texts)
-            found.append({"objective": objective, "seed": seed, **measured})
-            say(str(found[-1]))
+
+    def arm(objective: str, seed: int) -> Row:
+        if objective == "untrained":
+            measured = acceptance(bench, first, texts)
+        elif objective == "medusa":
+            student, settings = copy.deepcopy(target.model).requires_grad_(False), {"kind": "medusa"}
+            settings |= {"heads": 4, "frequent": FREQUENT}  # type: ignore[dict-item]
+            trainer = trained(student, bench, settings, rows, options.steps, seed)
+            heads = next(iter(trainer.module.projectors.children()))
+            assert isinstance(heads, MedusaHeads)
+            measured = accuracy(bench, heads.eval(), texts)
+        else:
+            draft, (kind, *own) = copy.deepcopy(first).requires_grad_(True), objective.split(OWN_TEXT)
+            trained(draft, bench, {"kind": kind}, rows, options.steps // (2 if own else 1), seed)
+            if own:
+                written = texts_of(bench, prompts[8:], options.tokens, draft.eval())
+                trained(draft, bench, {"kind": kind}, written, options.steps - options.steps // 2, seed)
+            measured = acceptance(bench, draft, texts)
+        return {"objective": objective, "seed": seed, **measured}
+
+    kept = KeptRows(options.lines, {name: getattr(options, name) for name in ("steps", "train", "tokens")})
+    found: list[Row] = []
+    for objective, seed in [("untrained", 0), *((o, seed) for seed in range(options.seeds) for o in options.only)]:
+        found.append(kept.row(f"{objective}, seed {seed}", partial(arm, objective, seed)))
+        say(json.dumps(found[-1]))
     key = _key(TEMPERATURE)
     means = {o: statistics.mean(r[key] for r in found if r["objective"] == o) for o in {r["objective"] for r in found}}
     ours = [means[objective] for objective in OURS if objective in means]

@@ -222,6 +222,36 @@ def print_result(
     print(json.dumps(report, ensure_ascii=False), flush=True)
 
 
+class KeptRows:
+    """Finished rows of a campaign, one JSON object a line: a campaign that was cut goes on with the others.
+
+    Args:
+        path: the file, appended to; None keeps nothing.
+        settings: that rows depend on. Rows of other settings, and incomplete lines, are ignored.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        self._path, self._settings = path, json.loads(json.dumps(settings))
+        self._rows: dict[str, Row] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else ():
+            try:
+                kept = json.loads(line)
+            except ValueError:
+                continue
+            if kept["settings"] == self._settings:
+                self._rows[kept["name"]] = kept["row"]
+
+    def row(self, name: str, made: Callable[[], Row]) -> Row:
+        """The row of this name, made and kept unless the file has it."""
+        if name not in self._rows:
+            self._rows[name] = made()
+            if self._path is not None:
+                with self._path.open("a", encoding="utf-8") as file:
+                    # Begin a new line, even after an incomplete one.
+                    file.write("\n" + json.dumps({"settings": self._settings, "name": name, "row": self._rows[name]}))
+        return self._rows[name]
+
+
 def say(line: str) -> None:
     """Print progress to standard error: standard output is for the result."""
     print(line, file=sys.stderr, flush=True)

@@ -1,8 +1,11 @@
 """Speculative decoding of SmolLM2-135M side by side: `model.generate`, assisted generation of `transformers`, our loop.
 
-    python -m benchmarks.speculate --json                                  early exits and lookups
-    python -m benchmarks.speculate --json --draft runs/draft/train/model   a draft that was trained, too
-    python -m benchmarks.speculate --prompts 1 --tokens 32 --json          a quick look
+    python -m benchmarks.speculate --json                    an early exit and lookups
+    python -m benchmarks.speculate --json --draft FOLDER     lookups and a draft that was trained
+    python -m benchmarks.speculate --prompts 1 --tokens 32 --json     a quick look
+
+`FOLDER` is the `speculate/draft` of a run of `recipes/speculative_draft.yaml`. `--lines FILE` keeps what was measured of
+each prompt, and goes on with the others.
 
 One process, fp32, batch 1. Prompts are of four kinds (chat, code, copying, lists), as many of each as `--prompts` says.
 All variants take a prompt in turn before the next one, in an order that turns, so that other load falls on all alike;
@@ -13,8 +16,10 @@ greedy and at T = 0.7. Figures are seconds per token of all prompts together, as
     assisted-K        transformers' assisted generation with the same draft and K tokens a round, without its
                       confidence threshold (constant schedule)
     ours-K            our loop with the same draft
-    lookup-K, chained-K, layers-K: our loop with a lookup, a lookup and then the draft, an early exit of two layers with
-                      8,192 tokens
+    frequent-K        with the same draft, 8,192 tokens of its output layer
+    chained-K         with a lookup, and then that
+    lookup-K          with a lookup alone
+    layers-K          with an early exit of two layers and 8,192 tokens, where no draft is given
 
 `forecast` holds for every variant of ours what `potstill speculate` would have said of it, from the first half of the
 prompts' texts and the times measured before.
@@ -25,13 +30,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.claims import Aim, claims_of, command_line
-from benchmarks.harness import machine, say
+from benchmarks.harness import KeptRows, Row, machine, say
 from potstill.console import Console
 from potstill.data import ChatTokenizer, prompt_ids
 from potstill.decoding.cached_model import CachedModel, first_layers
@@ -76,8 +82,8 @@ PROMPTS = {
     ),
 }
 
-Decode = Callable[[Sequence[int], int], int]
-"""Writes behind a prompt, with a seed; returns the number of tokens."""
+Decode = Callable[[Sequence[int], int, int], int]
+"""Writes behind a prompt, with a budget and a seed; returns the number of tokens."""
 
 
 class Bench:
@@ -98,17 +104,17 @@ class Bench:
 
     def drafts(self) -> dict[str, OpenDraft]:
         """What ours drafts with."""
-        layers = LayersDraft(layers=2, frequent=FREQUENT)
-        exit_ = CachedModel(first_layers(self.target.model, 2), torch.arange(FREQUENT), cache=self.target.cached)
-        found = {
-            "layers": OpenDraft(layers, "", exit_, None, None),
-            "lookup": OpenDraft(LookupDraftSettings(), "", None, LookupDraft(), None),
+        layers, some = LayersDraft(layers=2, frequent=FREQUENT), torch.arange(FREQUENT)
+        found = {"lookup": OpenDraft(LookupDraftSettings(), "", None, LookupDraft(), None)}
+        if self.draft is None:
+            exit_ = CachedModel(first_layers(self.target.model, 2), some, cache=self.target.cached)
+            return found | {"layers": OpenDraft(layers, "", exit_, None, None)}
+        frequent, chained = CachedModel(self.draft, some), ChainedDraftSettings(then=layers)
+        return found | {
+            "ours": OpenDraft(layers, "", CachedModel(self.draft), None, self.draft),
+            "frequent": OpenDraft(layers, "", frequent, None, self.draft),
+            "chained": OpenDraft(chained, "", frequent, LookupDraft(), self.draft),
         }
-        if self.draft is not None:
-            reader, chained = CachedModel(self.draft), ChainedDraftSettings(then=layers)
-            found["ours"] = OpenDraft(layers, "", reader, None, self.draft)
-            found["chained"] = OpenDraft(chained, "", reader, LookupDraft(), self.draft)
-        return found
 
     def ours(self, draft: OpenDraft | None, gamma: int, temperature: float, spent: list[float]) -> Decode:
         """Our loop; its (time outside the models, all time) are added to `spent`."""
@@ -116,8 +122,8 @@ class Bench:
         decoder = SpeculativeDecoder(self.target.cached, drafting, gamma=gamma)
         sampler = sampler_of(temperature)
 
-        def decode(prompt: Sequence[int], seed: int) -> int:
-            (written,) = decoder.write(Request([prompt], self.tokens, self.stops, sampler), seed)
+        def decode(prompt: Sequence[int], budget: int, seed: int) -> int:
+            (written,) = decoder.write(Request([prompt], budget, self.stops, sampler), seed)
             account = decoder.account
             spent[0] += account.other_seconds
             spent[1] += account.other_seconds + account.draft_seconds + account.verify_seconds
@@ -128,15 +134,16 @@ class Bench:
     def peers(self, gamma: int | None, temperature: float) -> Decode:
         """`model.generate`, assisted if gamma is given."""
         generate: Any = self.target.model.generate
-        settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": self.tokens}
+        settings: dict[str, Any] = {"do_sample": temperature > 0}
         settings |= {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
         if gamma is not None and self.draft is not None:
             own = self.draft.generation_config
             own.num_assistant_tokens, own.num_assistant_tokens_schedule = gamma, "constant"
             own.assistant_confidence_threshold = 0.0
 
-        def decode(prompt: Sequence[int], seed: int) -> int:
+        def decode(prompt: Sequence[int], budget: int, seed: int) -> int:
             torch.manual_seed(seed)
+            settings["max_new_tokens"] = budget
             if gamma is not None and self.draft is not None:
                 self.draft.generation_config.num_assistant_tokens = gamma
                 settings["assistant_model"] = self.draft
@@ -183,18 +190,27 @@ class Bench:
         return found
 
 
-def in_turn(variants: dict[str, Decode], prompts: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Seconds per token of each variant."""
-    seconds, tokens, names = dict.fromkeys(variants, 0.0), dict.fromkeys(variants, 0), list(variants)
-    for decode in variants.values():
-        decode(prompts[0][:8], 0)  # warms up
-    for number, prompt in enumerate(prompts):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            begun = time.perf_counter()
-            tokens[name] += variants[name](prompt, number)
-            seconds[name] += time.perf_counter() - begun
-    return {name: seconds[name] / tokens[name] for name in names}
+def in_turn(variants: dict[str, Decode], prompt: Sequence[int], budget: int, turn: int, spent: list[float]) -> Row:
+    """The seconds and tokens of each variant for one prompt, and the two parts of `spent`."""
+    if turn == 0:
+        for decode in variants.values():
+            decode(prompt, 8, 0)  # warms up
+    seconds, tokens, names = {}, {}, list(variants)
+    before = list(spent)
+    first = turn % len(names)
+    for name in names[first:] + names[:first]:
+        begun = time.perf_counter()
+        tokens[name] = variants[name](prompt, budget, turn)
+        seconds[name] = time.perf_counter() - begun
+    return {"seconds": seconds, "tokens": tokens, "spent": [spent[i] - before[i] for i in range(2)]}
+
+
+def seconds_per_token(measured: Sequence[Row]) -> dict[str, float]:
+    """Of each variant, over all prompts."""
+    return {
+        name: sum(row["seconds"][name] for row in measured) / sum(row["tokens"][name] for row in measured)
+        for name in measured[0]["seconds"]
+    }
 
 
 def values_of(rows: Sequence[dict[str, Any]], outside: float | None) -> dict[str, float | None]:
@@ -223,17 +239,27 @@ def values_of(rows: Sequence[dict[str, Any]], outside: float | None) -> dict[str
 def main() -> None:
     parser = command_line("benchmarks.speculate", __doc__)
     parser.add_argument("--draft", type=Path, help="folder of a trained draft")
+    parser.add_argument("--lines", type=Path, help="keep what was measured of each prompt here, and go on")
     parser.add_argument("--prompts", type=int, default=2, help="of each kind")
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
     bench = Bench(options.draft, options.tokens)
     prompts = bench.prompts(options.prompts)
-    rows: list[dict[str, Any]] = []
-    spent = [0.0, 0.0]
+    settings = {"draft": str(options.draft), "prompts": options.prompts, "tokens": options.tokens}
+    kept = KeptRows(options.lines, settings)
+    rows: list[Row] = []
+    spent, outside = [0.0, 0.0], [0.0, 0.0]
     with torch.no_grad():
         for called, temperature in (("greedy", 0.0), ("T = 0.7", 0.7)):
-            forecasts = bench.forecasts(prompts[: max(2, len(prompts) // 2)], temperature)
-            for name, seconds in in_turn(bench.variants(temperature, spent), prompts).items():
+            known = prompts[: max(2, len(prompts) // 2)]
+            forecasts = kept.row(f"{called}, forecasts", partial(bench.forecasts, known, temperature))
+            variants, measured = bench.variants(temperature, spent), []
+            for turn, prompt in enumerate(prompts):
+                made = partial(in_turn, variants, prompt, options.tokens, turn, spent)
+                measured.append(kept.row(f"{called}, prompt {turn}", made))
+                outside = [outside[i] + measured[-1]["spent"][i] for i in range(2)]
+                say(f"{called}, prompt {turn + 1}/{len(prompts)}: {json.dumps(measured[-1]['seconds'])}")
+            for name, seconds in seconds_per_token(measured).items():
                 forecast, advised = forecasts.get(name, (None, False))
                 row = {"variant": name, "temperature": called, "seconds": seconds}
                 rows.append({**row, "forecast": forecast, "advised": advised})
@@ -241,7 +267,7 @@ def main() -> None:
                     f"{called} {name}: {1000 * seconds:.1f} ms a token"
                     + (f", forecast {forecast:.2f}" if forecast else "")
                 )
-    claims = claims_of(AIMS, values_of(rows, spent[0] / spent[1] if spent[1] else None))
+    claims = claims_of(AIMS, values_of(rows, outside[0] / outside[1] if outside[1] else None))
     result = {"benchmark": "speculate", "machine": machine(torch.device("cpu")), "rows": rows, "claims": claims}
     print(json.dumps(result))
 
