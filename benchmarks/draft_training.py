@@ -6,7 +6,7 @@
 `--lines FILE` keeps each finished training, and goes on with the others.
 
 The target writes a text for each prompt at T = 0.7; drafts learn from them, the same rows for the same steps, with one
-objective each: `hard_ce` is the text alone. `forward_kl, own text` learns from them for half of the steps, and then from
+objective each: `hard_ce` is the text alone. `forward_kl, own text` learns from them for half of the steps, then from
 what the draft itself writes behind the same prompts. The acceptance α of a drafted token, Σ min(p, q), is measured
 before and after on texts of held-out prompts, at T = 0.7 and greedy; `tokens_per_round` is what rounds of four drafted
 tokens give, computed over these texts. fp32, one process.

@@ -4,8 +4,8 @@
     python -m benchmarks.speculate --json --draft FOLDER     lookups and a draft that was trained
     python -m benchmarks.speculate --prompts 1 --tokens 32 --json     a quick look
 
-`FOLDER` is the `speculate/draft` of a run of `recipes/speculative_draft.yaml`. `--lines FILE` keeps what was measured of
-each prompt, and goes on with the others.
+`FOLDER` is the `speculate/draft` of a run of `recipes/speculative_draft.yaml`. `--lines FILE` keeps what was measured
+of each prompt, and goes on with the others.
 
 One process, fp32, batch 1. Prompts are of four kinds (chat, code, copying, lists), as many of each as `--prompts` says.
 All variants take a prompt in turn before the next one, in an order that turns, so that other load falls on all alike;
