@@ -93,7 +93,8 @@ def two_layers(bench: Bench) -> PreTrainedModel:
     two = FromTeacher(layers=First(first=2))
     built = build_student(two, teacher=target.source, tokenizer_source=target.source.path, seed=0, console=quiet).model
     assert isinstance(built, PreTrainedModel)
-    return built.float()
+    draft: PreTrainedModel = built.float()
+    return draft
 
 
 def trained(
