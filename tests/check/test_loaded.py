@@ -116,6 +116,17 @@ def test_an_adapter_must_find_every_module(check: Check) -> None:
     assert not check(student=lora("q_proj", "self_attn.v_proj")).errors
 
 
+def test_an_adapter_as_wide_as_its_layers_is_warned_of(check: Check) -> None:
+    def warned(rank: int, *targets: str) -> list[str]:
+        student = lora(*targets)
+        student["lora"]["r"] = rank
+        return [finding.text for finding in check(student=student).warnings if "lora.r" in finding.text]
+
+    (text,) = warned(16, "q_proj", "v_proj")  # of a student with 32 dimensions, and values of 16
+    assert text.startswith("lora.r is 16, and 2 of the 4 layers that it adapts are no wider") and "v_proj: 16" in text
+    assert not warned(15, "q_proj", "v_proj") and not warned(16, "q_proj")
+
+
 def test_modules_that_objectives_compare_must_exist(check: Check) -> None:
     student = only_error(check(train=hint("model.layers.1.mpl", "model.layers.3.mlp")))
     assert "hint, the student: there is no module 'model.layers.1.mpl'; did you mean" in student

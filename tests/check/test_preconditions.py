@@ -322,6 +322,44 @@ def test_held_out_problems_need_what_they_are_judged_by(check: Check) -> None:
     assert "no metadata['tests']" in only_error(check(ANSWERED, evaluate=evaluate))
 
 
+@pytest.mark.parametrize("kind", ["exposure", "judged"])
+def test_a_measure_of_the_teachers_text_needs_a_teacher_that_writes(check: Check, models: Path, kind: str) -> None:
+    def checked(**sections: Any) -> Findings:
+        measures = [{"kind": kind, "judge": "other"} if kind == "judged" else {"kind": kind}]
+        teachers = {"other": {"kind": "local", "model": str(models / "teacher")}, **sections.pop("teachers", {})}
+        return check(ANSWERED, teacher=None, teachers=teachers, evaluate={"measures": measures}, **sections)
+
+    local = {"kind": "local", "model": str(models / "teacher")}
+    several = {"kind": "ensemble", "members": [local, local]}
+    assert not checked(teachers={"main": local}).errors
+    assert "the teacher 'main' is of kind ensemble" in only_error(
+        checked(teachers={"main": several}, student={"kind": "existing", "model": str(models / "student")})
+    )
+    stored = checked(teachers={"main": local}, capture={"kind": "threshold"})
+    assert any("set evaluate.teacher: live" in warning.text for warning in stored.warnings)
+    text = {"objectives": [{"kind": "hard_ce"}]}
+    other = checked(teachers={"main": local}, student={"kind": "existing", "model": str(models / "other")}, train=text)
+    assert "the teacher 'main' is not measured" in only_error(other)
+
+
+@pytest.mark.parametrize("measure", [{"kind": "exposure", "prompts": 1}, {"kind": "memorisation", "sample": 1}])
+def test_a_measure_of_one_prompt_has_no_interval(check: Check, measure: dict[str, Any]) -> None:
+    with pytest.raises(PotstillError, match="greater than or equal to 2"):
+        check(ANSWERED, evaluate={"measures": [measure]})
+
+
+def test_a_warm_up_that_outlasts_the_training_is_warned_of(check: Check) -> None:
+    def warned(**args: Any) -> list[str]:
+        found = check(ANSWERED, train={"args": args}).warnings
+        return [warning.text for warning in found if "warmup_steps" in warning.text]
+
+    assert not warned(warmup_steps=3) and not warned(warmup_steps=0.9)
+    (text,) = warned(warmup_steps=100)
+    assert "args.warmup_steps is 100, and there are 4 steps: the learning rate rises to 4% of what is set" in text
+    assert not warned(warmup_steps=100, lr_scheduler_type="constant")
+    assert len(warned(warmup_steps=8, max_steps=8)) == 1
+
+
 def test_a_module_is_exported_as_it_was_trained(check: Check, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("class Net:\n    def __init__(self, width: int = 2): ...\n")
     np.savez(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potstill.check.findings import Finding, warning
 from potstill.check.inputs import Inputs, all_teachers
+from potstill.check.models import student_sizes
 from potstill.errors import ModelError, RecipeError
 from potstill.models.folder import is_module
 from potstill.recipe import Existing, FromTeacher, LocalTeacher, ObjectiveSettings, TrainStage
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _ANYWHERE = frozenset({"auto", "cpu"})
 _MAPS = frozenset({"auto", "balanced", "balanced_low_0", "sequential", "cpu"})
+_WIDTHS = ("hidden", "queries", "keys")
 _LARGEST_FLOAT16 = 65_504.0
 _MOST_READ_BYTES = 4_000_000_000
 """Weights of larger models are not read by a check."""
@@ -155,6 +158,31 @@ def parts_are_found(inputs: Inputs) -> None:
                 )
     if objectives:
         _objectives_find_their_parts(inputs, outline, objectives)
+
+
+def adapter_is_low_rank(inputs: Inputs) -> Iterator[Finding]:
+    """A warning if the adapter's rank is not below the width of each layer that it adapts: there it has more
+    parameters than the layer. Torch is loaded only if the configuration lets one expect it."""
+    student = inputs.recipe.student
+    if inputs.recipe.train is None or student is None or student.lora is None:
+        return
+    widths = student_sizes(inputs)
+    if student.lora.r < min((width for name in _WIDTHS if (width := widths.get(name))), default=0):
+        return
+    outline = _student(inputs)
+    if outline is None:
+        return
+    from peft.tuners.lora import LoraLayer
+
+    widths_of = {name: min(m.weight.shape) for name, m in outline.named_modules() if isinstance(m, LoraLayer)}
+    narrow = {name: width for name, width in widths_of.items() if width <= student.lora.r}
+    if narrow:
+        name, width = min(narrow.items(), key=lambda pair: pair[1])
+        yield warning(
+            "student",
+            f"lora.r is {student.lora.r}, and {len(narrow)} of the {len(widths_of)} layers that it adapts are no wider "
+            f"({name.removeprefix('base_model.model.')}: {width}): the adapter has more parameters than these",
+        )
 
 
 def _reached(inputs: Inputs, student: nn.Module, stage: TrainStage) -> int | None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from potstill.check.findings import Finding, facts
+from potstill.check.findings import Finding, facts, warning
 from potstill.check.inputs import Inputs
 from potstill.data import check_selection
 from potstill.data.problems import as_prompt, with_reference
-from potstill.errors import DataError, ModelError, RecipeError, RunError
-from potstill.recipe import Change, ModuleStudent, ObjectiveSettings, TrainSettings, TrainStage
+from potstill.errors import DataError, ModelError, RecipeError, RunError, TokenizerMismatch
+from potstill.models.tokenizers import check_same_tokenizer
+from potstill.recipe import Change, LocalTeacher, ModuleStudent, ObjectiveSettings, TrainSettings, TrainStage
 from potstill.recipe.schedules import schedule_text
+from potstill.teachers.origin import teacher_name
 from potstill.types import Record
 
 DEFAULT_BATCH = 8
@@ -97,7 +99,18 @@ def steps_are_counted(inputs: Inputs) -> Iterator[Finding]:
             )
         total += steps
         yield Finding("train", f"{which}{about}{steps:,} steps of {rows} records{controls}")
+        yield from _long_warm_up(args, steps, f"{which}{about}")
     inputs.figures["steps"] = total
+
+
+def _long_warm_up(args: Mapping[str, Any], steps: int, about: str) -> Iterator[Finding]:
+    """A warning if the learning rate is still rising at the last step. Below 1, `warmup_steps` is a share of them."""
+    warm_up = args.get("warmup_steps", 0)
+    if steps and warm_up >= 1 and warm_up >= steps and args.get("lr_scheduler_type") != "constant":
+        text = f"args.warmup_steps is {warm_up:,}, and there are {about}{steps:,} steps"
+        yield warning(
+            "train", f"{text}: the learning rate rises to {steps / warm_up:.0%} of what is set, and ends there"
+        )
 
 
 def best_weights_can_be_chosen(inputs: Inputs) -> None:
@@ -152,6 +165,45 @@ def problems_can_be_solved(inputs: Inputs) -> Iterator[Finding]:
     refuse_unjudgeable(solve.verify, problems, called=called, where="evaluate.solve")
     put = min(solve.limit or len(problems), len(problems))
     yield Finding("evaluate", f"each model answers {put:,} of {len(problems):,} held-out problems")
+
+
+def measures_have_their_teacher(inputs: Inputs) -> Iterator[Finding]:
+    """Measures that compare what models write with their teacher's text have one teacher that writes here."""
+    recipe = inputs.recipe
+    if recipe.evaluate is None or recipe.train is None:
+        return
+    kinds = [measure.kind for measure in recipe.evaluate.measures_for(inputs.task) if measure.reads_teachers_text]
+    if not kinds:
+        return
+    if (why := _why_no_text(inputs)) is not None:
+        raise RecipeError(
+            f"{' and '.join(kinds)} compare what models write with their teacher's text, and {why}",
+            where="evaluate.measures",
+            fix="name a teacher of kind local with the student's tokenizer, or drop them",
+        )
+    if recipe.evaluates_stored:
+        yield warning(
+            "evaluate",
+            f"{' and '.join(kinds)}: the teacher's side is read from the store, which has no text that it writes; set "
+            "evaluate.teacher: live",
+        )
+
+
+def _why_no_text(inputs: Inputs) -> str | None:
+    """Why an evaluation has no text of a teacher; None if it has."""
+    name = teacher_name(inputs.recipe)
+    if name is None:
+        return "there is no teacher"
+    teacher = inputs.recipe.teachers[name]
+    if not isinstance(teacher, LocalTeacher):
+        return f"the teacher {name!r} is of kind {teacher.kind}"
+    source, own = inputs.source(teacher), inputs.own_tokenizer
+    if source is not None and own is not None:
+        try:
+            check_same_tokenizer(source.path, own)
+        except TokenizerMismatch as mismatch:
+            return f"the teacher {name!r} is not measured: {mismatch.what}"
+    return None
 
 
 def exports_are_possible(inputs: Inputs) -> None:

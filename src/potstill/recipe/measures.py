@@ -11,12 +11,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, Settings, Tokens, one_of
+from potstill.recipe.base import COUNT_AT_MOST, Content, Cosmetic, KindSettings, Settings, Tokens, one_of
 from potstill.recipe.data import DataSettings, PackagedData
 from potstill.recipe.generate import BudgetSettings
 from potstill.recipe.verify import VerifierSettings, judges_of
 from potstill.registry import kinds_of
 from potstill.tasks import TaskSpec
+
+Several = Annotated[int, Field(ge=2, le=COUNT_AT_MOST)]
+"""A number of prompts, records or questions: an interval needs two."""
 
 
 class MeasureSettings(KindSettings):
@@ -27,6 +30,8 @@ class MeasureSettings(KindSettings):
     """What it finds out, as the page names it where it was not measured."""
     where: ClassVar[str] = ""
     """The key of a recipe by which it is measured; empty for `evaluate.measures`."""
+    reads_teachers_text: ClassVar[bool] = False
+    """Whether it compares what models write with what their teacher writes."""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -85,8 +90,9 @@ class Exposure(MeasureSettings):
     smallest hashes; `max_new_tokens` are written to each."""
 
     finds: ClassVar[str] = "the exposure gap on text that the student writes itself"
+    reads_teachers_text: ClassVar[bool] = True
     kind: Literal["exposure"] = "exposure"
-    prompts: Count = 100
+    prompts: Several = 100
     max_new_tokens: Tokens = 48
 
     def why_not(self, task: TaskSpec) -> str | None:
@@ -112,7 +118,7 @@ class Safety(MeasureSettings):
     harmful: one_of(DataSettings) = PackagedData(kind="package", name="advbench")  # type: ignore[valid-type]
     harmless: one_of(DataSettings) = PackagedData(kind="package", name="overrefusal")  # type: ignore[valid-type]
     labels: one_of(DataSettings) | None = PackagedData(kind="package", name="refusal_labels")  # type: ignore[valid-type]
-    limit: Count = 100
+    limit: Several = 100
     answer_tokens: Tokens = 24
     first: Count = 5
     refusing: tuple[str, ...] = Field(
@@ -136,7 +142,7 @@ class Memorisation(MeasureSettings):
 
     finds: ClassVar[str] = "memorisation"
     kind: Literal["memorisation"] = "memorisation"
-    sample: Count = 200
+    sample: Several = 200
 
     def why_not(self, task: TaskSpec) -> str | None:
         """Models that write have it."""
@@ -155,12 +161,13 @@ class Judged(MeasureSettings):
     """
 
     finds: ClassVar[str] = "what a judge prefers"
+    reads_teachers_text: ClassVar[bool] = True
     kind: Literal["judged"] = "judged"
     judge: str
     form: Literal["rubric", "pairwise"] = "rubric"
     rubric: str = "The answer is correct, complete, and does what was asked."
     marks: int = Field(10, ge=2, le=100)
-    prompts: Count = 100
+    prompts: Several = 100
     answer_tokens: Tokens = 256
     max_new_tokens: Tokens = 512
     temperature: float = Field(0.0, ge=0)
@@ -190,7 +197,7 @@ class ChoiceTask(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)
     data: one_of(DataSettings)  # type: ignore[valid-type]
     normalise: Literal["none", "tokens", "bytes"] = "bytes"
-    limit: Count | None = None
+    limit: Several | None = None
     chat: bool = False
 
 
@@ -203,7 +210,7 @@ class WrittenTask(Settings):
     verify: one_of(VerifierSettings)  # type: ignore[valid-type]
     max_new_tokens: Tokens = 256
     reference: str = "reference"
-    limit: Count | None = None
+    limit: Several | None = None
     batch_size: Count = 32
     chance: float = Field(0.0, ge=0, lt=1)
 
@@ -251,7 +258,7 @@ class LMEval(MeasureSettings):
     folder: Annotated[Path, Content()]
     tasks: tuple[str, ...] = Field(min_length=1)
     metric: str | None = None
-    limit: Count | None = None
+    limit: Several | None = None
 
     def why_not(self, task: TaskSpec) -> str | None:
         """Models that write have it."""
