@@ -50,7 +50,7 @@ def test_init_writes_a_recipe_that_parses_and_never_overwrites(tmp_path: Path) -
         (("run", "nothing.yaml"), "no such recipe"),
         (("run",), "Missing argument"),
         (("trian", "recipe.yaml"), "No such command"),
-        (("show", "nowhere"), "not a run's folder"),
+        (("show", "nowhere"), "there is no such run"),
     ],
 )
 def test_mistakes_exit_with_2_and_no_traceback(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:

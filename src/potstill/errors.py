@@ -117,6 +117,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(choices)}" if choices else ""
 
 
+def missing_run(run: Path) -> RunError:
+    """The error for a run's folder that does not exist; it names the nearest folder."""
+    return RunError(
+        f"there is no such run{did_you_mean_path(run)}", where=str(run), fix="name a folder such as runs/<name>"
+    )
+
+
 def did_you_mean_path(path: Path, base: Path | None = None) -> str:
     """`"; did you mean 'x'?"` for the nearest path that exists: of a missing one, the first part that is missing is
     replaced by the nearest name beside it. Nothing if there is none.

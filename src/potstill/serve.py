@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from potstill.artifacts import read_json
-from potstill.errors import MissingExtra, RunError, UserError, did_you_mean
+from potstill.errors import MissingExtra, RunError, UserError, did_you_mean, missing_run
 
 ENGINES = ("transformers", "llama.cpp")
 HOST = "127.0.0.1"
@@ -59,7 +59,7 @@ def server_for(run: Path, engine: str | None, port: int) -> Server:
     if engine is not None and engine not in ENGINES:
         raise UserError(f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}", where="--engine")
     if not run.exists():
-        raise RunError("there is no such run", where=str(run), fix="name a folder such as runs/<name>")
+        raise missing_run(run)
     file, folder = _gguf(run), _model(run)
     if engine is None:
         engine = "llama.cpp" if file is not None and (shutil.which(LLAMA_SERVER) or folder is None) else "transformers"

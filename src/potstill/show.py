@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill.artifacts import MANIFEST, read_artifact, read_attempts
 from potstill.console import emit_styled
-from potstill.errors import RunError, printable
+from potstill.errors import RunError, missing_run, printable
 from potstill.measures import MODELS, Interval, Measures
 
 _NONE = "–"
@@ -21,8 +21,10 @@ def describe_run(run: Path) -> dict[str, Any]:
     """The contents of a run folder: its artifacts, unfinished attempts, and the measures if there are any.
 
     Raises:
-        RunError: it is not a run's folder.
+        RunError: there is no such folder, or it is not a run's.
     """
+    if not run.exists():
+        raise missing_run(run)
     if not (run / "recipe.yaml").is_file():
         raise RunError(
             "not a run's folder (it has no recipe.yaml)", where=str(run), fix="name a folder such as runs/<name>"

@@ -258,7 +258,7 @@ def test_ids_beyond_the_vocabulary_are_refused() -> None:
         *(np.zeros(1, np.float32) for _ in range(2)),
         np.zeros(0, np.float32),
     )
-    with pytest.raises(ValueError, match="none of the 100 tokens"):
+    with pytest.raises(ValueError, match="outside the vocabulary of 100 tokens"):
         encode(entries, Grid(100, 8, -6.0, 0.0), np.zeros(1))
 
 

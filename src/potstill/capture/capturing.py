@@ -1,4 +1,5 @@
-"""A teacher's batches into a store. Never [B,T,V]: rows of the vocabulary are made, kept and dropped some at a time."""
+"""A teacher's batches into a store. [B,T,V] is never materialised: logits are computed, reduced and dropped a few rows
+at a time."""
 
 from __future__ import annotations
 
@@ -33,19 +34,19 @@ from potstill.teachers.base import Teacher
 from potstill.teachers.stored import part_of
 
 _CHUNK, _CHUNK_ON_GPU = 16, 1024
-"""Rows of the vocabulary at a time: as many as stay in a processor's cache, or fill a GPU."""
+"""Rows of logits at a time: as many as stay in a processor's cache, or fill a GPU."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the teacher gives for some rows: its response at their targets [N], in order, and the targets; and of each
-    row its inner tensors. Of a store without responses N is 0."""
+    """A teacher's output for some rows: its response at their targets [N], in order, the targets, and the inner tensors
+    of each row. N is 0 if the store keeps no responses."""
 
     rows: tuple[Row, ...]
     response: Head | Dense
     target_ids: Int[Tensor, " N"]
     sizes: tuple[int, ...]
-    """Targets of each row."""
+    """The number of targets of each row."""
     features: tuple[Mapping[str, NDArray[np.float32]], ...] = field(default=())
 
     def log_probabilities(self) -> Iterator[tuple[slice, Float[Tensor, "C V"]]]:
@@ -71,7 +72,8 @@ class Capturing:
         features: inner tensors that are kept beside the response.
 
     Attributes:
-        seconds, encoding_seconds: that the teacher took for `tokens`, and what was kept took; with those before a kill.
+        seconds: the teacher's time for `tokens`. encoding_seconds: the time of estimators and codec. Both include the
+            time of a killed attempt that this one continues.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Capturing:
         """The teacher's response to some rows, if the plan stores responses.
 
         Args:
-            features: also its inner tensors.
+            features: read its inner tensors too.
 
         Raises:
             CapabilityError: it gives no distribution.
@@ -111,7 +113,7 @@ class Capturing:
         return Reading(tuple(rows), response, batch.target_ids if wanted else batch.target_ids[:0], sizes, made)
 
     def keep(self, reading: Reading, estimator: Estimator) -> list[Entries]:
-        """What is kept of each row's targets."""
+        """The entries to store for each row."""
         began, making = time.perf_counter(), 0.0
         targets = reading.target_ids
         drawn = [
@@ -142,10 +144,10 @@ class Capturing:
         ]
 
     def fill(self, writer: StoreWriter, plan: Plan, estimator: Estimator, console: Console, progress: Path) -> None:
-        """Write what is missing. A batch that was begun is computed again as a whole, so that it rounds as it did.
+        """Write the missing sequences. A batch with a missing one is computed whole, so that it rounds as before.
 
         Args:
-            progress: a file that keeps the seconds over kills.
+            progress: a file that carries the seconds over to an attempt that continues this one.
         """
         if progress.is_file():
             self._restore(json.loads(progress.read_text(encoding="utf-8")))
@@ -176,7 +178,7 @@ class Capturing:
             setattr(self, name, facts[name])
 
     def uniforms_of_weights(self, row: Row, entries: Entries) -> NDArray[np.float64]:
-        """A uniform number for each entry of a row: see `codec.encode`."""
+        """One uniform number per entry of a row, for `codec.encode`."""
         return _generator(self.seed, row, "weights").random(entries.ids.size)
 
     def _uniforms(self, row: Row, targets: int, draws: int) -> NDArray[np.float32]:
@@ -187,13 +189,13 @@ _KEPT = ("seconds", "encoding_seconds", "tokens")
 
 
 def _generator(seed: int, row: Row, what: str) -> np.random.Generator:
-    """Of one record: the same draws in any batch, whatever was captured before."""
+    """The generator of one record: it has the same draws in any batch."""
     key = hashlib.sha256(f"{seed} {row.record_id} {what}".encode()).digest()
     return np.random.default_rng(np.frombuffer(key, np.uint32))
 
 
 def batches_with(plan: Plan, missing: Mapping[int, set[int]]) -> Iterator[tuple[int, list[int]]]:
-    """(batch, its rows that are missing), in order. `missing`: places by shard."""
+    """(number of a batch, its rows that are missing), in order. `missing`: places by shard."""
     for shard, numbers in enumerate(plan.shards):
         place = 0
         for number in numbers:

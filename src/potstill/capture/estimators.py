@@ -1,4 +1,4 @@
-"""From the settings of an estimator to what is kept of some rows of a distribution."""
+"""The estimators of the recipe, each bound to its settings: what is kept of some rows of a distribution."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NOTHING: Keeps = "nothing"
 
 
 class Estimator(Protocol):
-    """What is kept of p. `draws` is the uniform numbers that a row takes."""
+    """What is kept of a distribution p. `draws` is the number of uniform numbers that a row takes."""
 
     draws: int
     keeps: Keeps
@@ -105,7 +105,7 @@ class TopKEstimator:
 
 @implements(HiddenCapture)
 class HiddenEstimator:
-    """No entries: the input of the output layer says all."""
+    """Keeps no entries: the distribution follows from the input of the output layer."""
 
     draws, keeps = 1, _HIDDEN
 
@@ -123,7 +123,7 @@ class HiddenEstimator:
 
 @implements(DenseCapture)
 class DenseEstimator:
-    """No entries: the logits say all."""
+    """Keeps no entries: the distribution follows from the logits."""
 
     draws, keeps = 1, _LOGITS
 

@@ -34,7 +34,7 @@ class Features:
 
     @property
     def taps(self) -> frozenset[str]:
-        """What is asked of the teacher for them: pooled states are made of states."""
+        """The taps that they are made of: a pooled state is made of a state."""
         return frozenset(f"hidden.{_pooled(name)[0]}" if name.startswith("pooled.") else name for name in self.names)
 
     def parts(self, of_row: Mapping[str, NDArray[np.float32]]) -> tuple[TensorPart, ...]:
@@ -47,7 +47,7 @@ class Features:
     def of_rows(
         self, taps: Mapping[str, Tensor], batch: Batch, rows: Sequence[Row]
     ) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Of each record its tensors, [tokens, …] or [1, …], without padding; [A,T,d] of attention as [T,A,d]."""
+        """The tensors of each record, [tokens, …] or [1, …], without padding; [A,T,d] of attention as [T,A,d]."""
         view = batch.teacher
         made: dict[str, Tensor] = {}
         for name in self.names:

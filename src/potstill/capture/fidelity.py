@@ -1,6 +1,6 @@
-"""What a store keeps of its teacher, on a sample; what other estimators would; and whether storing pays.
+"""What a store keeps of its teacher, on a sample; what other estimators would keep; and whether storing pays.
 
-Of each token, with p the teacher's distribution over V tokens at the store's temperature and w the stored weights:
+Per token, with p the teacher's distribution over V tokens at the store's temperature and w the stored weights:
 
     mse   Σ (w − p)²: the noise of the gradient grows with it
     tv    ½ Σ |w − p|
@@ -60,7 +60,7 @@ class Report:
 
 
 def sample_of(plan: Plan, tokens: int) -> list[tuple[Row, ...]]:
-    """Parts of the plan's batches with some `tokens` targets, spread over all lengths; of a smaller store all of it, so
+    """Parts of the plan's batches with at least `tokens` targets, spread over all lengths; all of a smaller store, so
     that its bytes are counted and not estimated."""
     stride = max(1, len(plan.batches) // 8)
     order = [n for start in range(stride) for n in range(start, len(plan.batches), stride)]
@@ -76,8 +76,8 @@ def sample_of(plan: Plan, tokens: int) -> list[tuple[Row, ...]]:
 
 
 def tau_for(settings: ThresholdCapture, capturing: Capturing, plan: Plan) -> float:
-    """The τ at which a sample takes `bytes_per_token` on average, encoded as in the store, with its share of the head
-    of a shard."""
+    """The τ at which a sample takes `bytes_per_token` on average, encoded as in the store; a shard's head is counted in
+    proportion."""
     readings = [capturing.read(rows) for rows in sample_of(plan, settings.sample_tokens)]
     targets = max(sum(reading.target_ids.shape[0] for reading in readings), 1)
     dims = capturing.teacher.dims
@@ -108,8 +108,8 @@ def tau_for(settings: ThresholdCapture, capturing: Capturing, plan: Plan) -> flo
 def report_of(
     store: SignalStore, capturing: Capturing, plan: Plan, settings: CaptureSettings, recipe: Recipe
 ) -> Report:
-    """The store's losses on a sample, read back from its files, beside those of other estimators there; and the
-    teacher's time against what training would take from it."""
+    """The store's losses on a sample, read back from its files, beside those of other estimators on that sample; and
+    the teacher's time, beside its time in trainings without a store."""
     seconds, tokens, encoding = capturing.seconds, capturing.tokens, capturing.encoding_seconds
     bytes_per_token = store.facts["bytes"] / max(store.facts["targets"] or sum(map(length_of, plan.rows)), 1)
     others = {name: registry.build(other) for name, other in _others(settings, bytes_per_token, store).items()}
@@ -141,8 +141,8 @@ def report_of(
 
 
 def _warnings(settings: CaptureSettings, found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Where another estimator would have been better. Variance is compared with variance: the error of `topk` is less
-    at equal bytes, and does not average out over tokens."""
+    """Warnings where another estimator would have been better. Only unbiased ones are compared by squared error: that
+    of `topk` is smaller at equal bytes, but does not average out over tokens."""
     if settings.estimator is None:
         return []
     stored, threshold = found["stored"], found.get("threshold")
@@ -177,7 +177,7 @@ def _encoded(reading: Reading, capturing: Capturing, estimator: Estimator) -> tu
 
 
 def _others(settings: CaptureSettings, size: float, store: SignalStore) -> dict[str, CaptureSettings]:
-    """What the store is compared with: the other kinds at some bytes as many."""
+    """The estimators that the store is compared with: the other kinds, at about as many bytes."""
     if settings.estimator is None:
         return {}  # hidden states lose nothing that another estimator would keep
     entries = max(1, round((size - 5) / _ENTRY_BYTES))
@@ -268,7 +268,8 @@ def _nll(store: SignalStore, plan: Plan) -> float:
 
 
 def _worth(recipe: Recipe, plan: Plan, seconds: float) -> dict[str, Any]:
-    """How often the recipe's trainings read the training side, and what the teacher would take each time."""
+    """How often the recipe's trainings read the training side, the teacher's seconds for that without a store, and the
+    number of passes from which storing pays."""
     train = recipe.train
     if train is None:
         return {}

@@ -1,5 +1,5 @@
-"""Which records are captured, in which batches and shards: a function of the records alone, so that a capture that was
-killed goes on with the same batches."""
+"""Which records are captured, in which batches and shards: a function of the records alone, so that a resumed capture
+has the same batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from potstill.store.files import Planned
 from potstill.types import Reject
 
 Targets = Literal["tokens", "examples", "none"]
-"""What the stored responses of a row are of: its learned tokens, the whole example, or there are none."""
+"""The unit of a stored response: a learned token, or the whole example; or no response is stored."""
 
 _IMAGE_TOKENS = 16
 """An image counts as this many tokens of a batch."""
@@ -34,7 +34,7 @@ class Plan:
         batches: rows that the teacher reads together, longest first.
         shards: consecutive batches, by their numbers.
         held_out: ids of the records of the held-out side.
-        targets_are: what is stored of each row.
+        targets_are: the unit of a stored response.
     """
 
     batches: tuple[tuple[Row, ...], ...]
@@ -55,7 +55,7 @@ class Plan:
         ]
 
     def targets(self, row: Row) -> int:
-        """The number of responses that are stored of a row."""
+        """The number of responses that are stored for a row."""
         if self.targets_are == "tokens" and isinstance(row, Tokenized):
             return len(row.learned)
         return 1 if self.targets_are == "examples" else 0

@@ -1,4 +1,4 @@
-"""Distributions that a server gives of texts that it is sent, as a store of `topk` keeps them.
+"""A server's distributions over texts that it is sent, as the entries of a `topk` store.
 
 A server is asked by token ids, so that its tokens are those of the records, for the log-probabilities of every token of
 the prompt and of the `k` likeliest in its place:
@@ -6,9 +6,9 @@ the prompt and of the `k` likeliest in its place:
     vllm     POST /v1/completions, `prompt_logprobs`: of each token a mapping from ids (as text) to `logprob`
     sglang   POST /generate, `return_logprob`, `top_logprobs_num`: lists of (log-probability, id, text)
 
-It does not say what lies beyond them: the remaining mass is 1 − Σ p in double precision, and the entropy that of the k
-tokens with all others as one, a lower bound. Objectives match what a store of `topk` does not keep as one, so their
-values are those of that coarser distribution.
+It does not say what lies beyond them: the remaining mass is 1 − Σ p in double precision, and the entropy is that of the
+k tokens with all others as one outcome, a lower bound. Objectives match the mass that a `topk` store does not keep as
+one outcome too, so their values are those of that coarser distribution.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from potstill.teachers.endpoint_wire import ERROR_BYTES, Redact, Trouble
 from potstill.types import Answer
 
 _BYTES_A_PAIR = 160
-"""Of a token and its log-probability in a response, with its rank and its text escaped."""
+"""Bytes of a token in a response, with its log-probability, its rank and its escaped text."""
 _REPEATS = 3
 _LEAST_REST = 1e-12
 
@@ -136,7 +136,7 @@ def _sglang(document: Any, row: Tokenized) -> list[dict[int, float] | None]:
 
 
 def entries_of(scored: Scored, top_p: float) -> Entries:
-    """What is kept of a text: of each token its likeliest, or as many as hold `top_p`."""
+    """The entries of a text: the likeliest tokens at each target, or as many of them as hold `top_p`."""
     ids: list[int] = []
     weights: list[float] = []
     sizes, entropy, rest = [], [], []
@@ -162,7 +162,7 @@ def entries_of(scored: Scored, top_p: float) -> Entries:
 
 
 class _Scoring:
-    """How the client of servers exchanges such requests: see `EndpointClient`."""
+    """The exchange of such requests with a server, for `EndpointClient`."""
 
     def __init__(self, settings: EndpointTeacher, k: int) -> None:
         self.k, self.wire = k, settings.prompt_logprobs

@@ -54,7 +54,7 @@ def stage(recipe: Recipe, number: int = 0) -> Stage:
 
 
 def _asking(recipe: Recipe) -> dict[str, Any]:
-    """All that tells which inner tensors the objectives read."""
+    """Everything that decides which inner tensors the objectives read."""
     train = recipe.required_train
     objectives = [o.key_fields() for o in train.all_objectives if o.needs().teacher]
     named = [{name: value for name, value in fields.items() if name != "weight"} for fields in objectives]

@@ -1,9 +1,9 @@
-"""What is kept of one sequence as bytes, and back. NumPy alone; the specification is `docs/store.md`.
+"""The stored entries of one sequence as bytes, and back. NumPy alone; the specification is `docs/store.md`.
 
-An entry is the number `id · n + target` of n targets. Sorted, entries of the same token are neighbours, and their gaps
-are small where a token is frequent in the sequence: the code adapts to each, without a table. The logarithm of a weight
-takes `bits` bits, on a grid from `floor` to 0; it is off by less than a `step` of it. Which of its two neighbours a
-weight gets is drawn, so that the weight has the right expectation.
+An entry is the number `id · n + target`, n being the number of targets. Sorted, entries of the same token are
+neighbours, and their gaps are small where a token is frequent in the sequence: the code adapts to each, without a
+table. The logarithm of a weight takes `bits` bits, on a grid from `floor` to 0. A weight is rounded to one of its two
+neighbours on the grid at random, so that its expectation is right.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TensorPart:
 
     Attributes:
         name: as in `signals.Signals.taps`, or `HIDDEN`, `LOGITS`.
-        rows: what a row of it is of: a target, a token of the sequence, or the whole example (one row).
+        rows: the unit of a row: a target, a token of the sequence, or the whole example (one row).
         shape: of a row.
         dtype: see `packing.pack_floats`.
     """
@@ -47,7 +47,7 @@ class TensorPart:
 
     @property
     def size(self) -> int:
-        """Numbers of a row."""
+        """Numbers in a row."""
         return math.prod(self.shape)
 
     def count(self, targets: int, tokens: int) -> int:
@@ -66,8 +66,8 @@ class Grid:
     Attributes:
         vocab: tokens of the teacher; entropies are stored from 0 to log(vocab).
         bits: of a weight.
-        floor: the smallest logarithm of a weight that can be stored (negative). Smaller ones are stored as it. 0:
-            weights are whole multiples of `constant`, at most 2^bits + 1 of it.
+        floor: the smallest logarithm of a weight that can be stored (negative); smaller ones are stored as `floor`. If
+            0, weights are whole multiples of `constant`, at most 2^bits + 1 times it.
         constant: the weight of entries that are stored without one (the τ of `threshold`, 1 / N of `sampled`); 0: none.
     """
 
@@ -79,47 +79,47 @@ class Grid:
 
     @property
     def step(self) -> float:
-        """Of the grid of logarithms, in nats: the largest error of one."""
+        """The spacing of the grid of logarithms, in nats: the largest error of a logarithm."""
         return -self.floor / ((1 << self.bits) - 1)
 
     def facts(self) -> dict[str, Any]:
-        """For JSON."""
+        """The grid as JSON values."""
         return {**asdict(self), "tensors": [{**asdict(part), "shape": list(part.shape)} for part in self.tensors]}
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Grid:
-        """The grid of such facts."""
+        """The grid from such JSON values."""
         parts = tuple(TensorPart(**{**part, "shape": tuple(part["shape"])}) for part in facts["tensors"])
         return cls(**{**facts, "tensors": parts})
 
     @classmethod
     def threshold(cls, vocab: int, tau: float, tensors: tuple[TensorPart, ...] = ()) -> Grid:
-        """Of `estimators.threshold`: 64 steps from τ to 1, each at most 8 % at τ = 0.01, and 5 % at 0.05."""
+        """For `estimators.threshold`: 64 steps from τ to 1, each at most 8 % at τ = 0.01, and 5 % at 0.05."""
         return cls(vocab, 6, min(math.log(tau), -1.0), tau, tensors)
 
     @classmethod
     def sampled(cls, vocab: int, draws: int, tensors: tuple[TensorPart, ...] = ()) -> Grid:
-        """Of `estimators.sampled`: counts, without error."""
+        """For `estimators.sampled`: counts, without error."""
         return cls(vocab, max(1, (draws - 2).bit_length()), 0.0, 1 / draws, tensors)
 
     @classmethod
     def topk(cls, vocab: int, tensors: tuple[TensorPart, ...] = ()) -> Grid:
-        """Of `estimators.topk`: down to exp(−24), in steps of 0.04 %."""
+        """For `estimators.topk`: down to exp(−24), in steps of 0.04 %."""
         return cls(vocab, 16, -24.0, 0.0, tensors)
 
     @classmethod
     def hidden(cls, vocab: int, width: int, dtype: FloatType, tensors: tuple[TensorPart, ...] = ()) -> Grid:
-        """No entries: the input of the output layer, [n, width]."""
+        """For a store of hidden states: no entries, but the input of the output layer, [n, width]."""
         return cls(vocab, 1, -1.0, 0.0, (TensorPart(HIDDEN, "targets", (width,), dtype), *tensors))
 
     @classmethod
     def dense(cls, vocab: int, dtype: FloatType = "float32", tensors: tuple[TensorPart, ...] = ()) -> Grid:
-        """No entries: all logits, [n, vocab]."""
+        """For a store of logits: no entries, but all logits, [n, vocab]."""
         return cls(vocab, 1, -1.0, 0.0, (TensorPart(LOGITS, "targets", (vocab,), dtype), *tensors))
 
     @classmethod
     def features(cls, vocab: int, tensors: tuple[TensorPart, ...]) -> Grid:
-        """No entries and no response: tensors alone, of sequences without targets."""
+        """For a store of inner tensors alone, of sequences without targets."""
         return cls(max(vocab, 2), 1, -1.0, 0.0, tensors)
 
 
@@ -149,11 +149,11 @@ def encode(entries: Entries, grid: Grid, uniforms: NDArray[np.float64]) -> bytes
     """The bytes of a sequence.
 
     Args:
-        uniforms: in [0, 1), one an entry: which neighbour on the grid a weight gets.
+        uniforms: in [0, 1), one per entry; each decides to which neighbour on the grid the weight is rounded.
 
     Raises:
-        ValueError: an id is none of the vocabulary's, a target has one twice, a weight is above 1 or none of the
-            grid's, or a tensor is missing or has another shape.
+        ValueError: an id is outside the vocabulary, a target has an id twice, a weight is above 1 or not on the grid,
+            or a tensor is missing or has another shape.
     """
     ids, weights = entries.ids.astype(np.int64), entries.weights.astype(np.float64)
     check_ids(entries, grid)
@@ -182,14 +182,14 @@ def encode(entries: Entries, grid: Grid, uniforms: NDArray[np.float64]) -> bytes
 
 
 def decode(data: bytes | memoryview, targets: int, grid: Grid, tokens: int = 0) -> Entries:
-    """The entries of a sequence; of each target those with a weight of their own first, each in the order of ids.
+    """The entries of a sequence: those of each target in the order of ids, and those with a stored weight first.
 
     Args:
         targets: of the sequence.
         tokens: of the sequence; needed where a tensor has rows for each.
 
     Raises:
-        ValueError: the bytes do not hold what they say.
+        ValueError: the bytes are not those of such a sequence.
     """
     raw = np.frombuffer(data, np.uint8)
     if raw.size < 9:
@@ -232,7 +232,7 @@ def decode(data: bytes | memoryview, targets: int, grid: Grid, tokens: int = 0) 
             raise ValueError("a sequence ends early")
         tensors[part.name] = unpack_floats(raw[first:at], rows, part.size, part.dtype).reshape(rows, *part.shape)
     if at != raw.size:
-        raise ValueError("a sequence is longer than what it holds")
+        raise ValueError("bytes follow the end of a sequence")
     return Entries(
         offsets, ids.astype(np.int32, copy=False)[order], weights[order], entropy, target_log_prob, rest, tensors
     )
@@ -246,7 +246,7 @@ def check_ids(entries: Entries, grid: Grid) -> None:
     """
     ids = entries.ids
     if ids.size and (ids.min() < 0 or ids.max() >= grid.vocab):
-        raise ValueError(f"an id is none of the {grid.vocab} tokens")
+        raise ValueError(f"an id is outside the vocabulary of {grid.vocab} tokens")
 
 
 def _tensor_bytes(entries: Entries, part: TensorPart) -> bytes:
@@ -258,12 +258,12 @@ def _tensor_bytes(entries: Entries, part: TensorPart) -> bytes:
 
 
 def _codes(weights: NDArray[np.float64], grid: Grid, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Codes whose weight has the expectation `weights`."""
+    """Codes, drawn so that the decoded weights have the expectation `weights`."""
     most = (1 << grid.bits) - 1
     if not grid.floor:
         codes = np.rint(weights / grid.constant).astype(np.int64) - 2
         if codes.size and (codes.min() < 0 or codes.max() > most):
-            raise ValueError("a weight is none of the grid's")
+            raise ValueError("a weight is not on the grid")
         return codes
     exact = np.clip((np.log(np.maximum(weights, 1e-300)) - grid.floor) / grid.step, 0, most)
     below = np.floor(exact)
@@ -292,6 +292,6 @@ def _unscaled(codes: NDArray[np.int64], low: float, high: float, bits: int) -> N
 
 @lru_cache(maxsize=8)
 def _numbers(low: float, high: float, bits: int) -> NDArray[np.float32]:
-    """What each code stands for."""
+    """The value of each code."""
     values: NDArray[np.float32] = np.linspace(low, high, 1 << bits).astype(np.float32)
     return values

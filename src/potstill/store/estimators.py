@@ -9,7 +9,7 @@
 A `threshold` weight has variance τ·p·(1 − p/τ) where p < τ, and none above: the squared error of a token's distribution
 is Σ_{p < τ} p (τ − p). Of `sampled` it is Σ p (1 − p) / N.
 
-Uniform numbers come from outside, one (or N) a row, so that the same record has the same draws in any batch.
+The caller gives the uniform numbers, one (or N) per row, so that a record has the same draws in any batch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _BLOCK = 64
 
 
 def _blocks(p: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N B 64"], Float[Tensor, "N B"]]:
-    """The tokens by blocks of 64, and the sum of each: what is looked for among V terms is looked for among V / 64."""
+    """The tokens in blocks of 64, and the sum of each block: a search goes through V / 64 sums, then one block."""
     padded = torch.nn.functional.pad(p, (0, -p.shape[1] % _BLOCK)) if p.shape[1] % _BLOCK else p
     blocks = padded.view(p.shape[0], -1, _BLOCK)
     return blocks, blocks.sum(2)
@@ -96,7 +96,7 @@ def _at(
     inside = blocks[row, block].double()
     inside = torch.where(inside < below, inside, 0.0)
     place = torch.searchsorted(inside.cumsum(1), (at - before)[:, None], right=True).squeeze(1)
-    # Rounding may put a point behind the last token of its block: it is of the last one with any mass.
+    # Rounding may put a point past the last token of its block: it belongs to the last token with any mass.
     last = _BLOCK - 1 - (inside > 0).flip(1).to(torch.uint8).argmax(1)
     return block * _BLOCK + torch.minimum(place, last)
 
@@ -139,8 +139,8 @@ def topk(log_p: Float[Tensor, "N V"], k: int, top_p: float = 1.0) -> tuple[Spars
 
 
 def joined(parts: Sequence[Sparse]) -> Sparse:
-    """The signals of consecutive rows as one: a vocabulary's rows are kept some at a time, while they are in the
-    processor's cache."""
+    """The signals of consecutive rows as one. Rows are reduced a few at a time, while they are in the processor's
+    cache."""
     first, starts = parts[0], [0, *itertools.accumulate(int(part.offsets[-1]) for part in parts)]
     offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
     return replace(
@@ -156,11 +156,11 @@ def joined(parts: Sequence[Sparse]) -> Sparse:
 def tau_for_budget(bytes_at: Callable[[float], float], budget: float) -> float:
     """The τ at which a sample takes `budget` bytes a token on average, to 0.5 %.
 
-    By the secant of log bytes over log τ, which is nearly a line, within a bracket that is halved where the secant
-    leaves it: each trial encodes the whole sample.
+    Each trial encodes the whole sample, so few are made: secant steps on log bytes over log τ, which is nearly a line,
+    and a bisection where a step leaves the bracket.
 
     Args:
-        bytes_at: the bytes a token of the sample at a τ, as they are encoded; falls as τ rises.
+        bytes_at: bytes per token of the sample, encoded at a τ; falls as τ rises.
         budget: at least `bytes_at(1)`; below, the result is 1.
     """
     low, high, at = math.log(1e-6), 0.0, min(0.0, -math.log(budget))
@@ -198,7 +198,7 @@ def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
 def _sparse(
     rows: Tensor, ids: Tensor, weights: Tensor, entropy: Tensor, estimator: Literal["unbiased", "top_k"], vocab: int
 ) -> Sparse:
-    """The signal of entries that are sorted by row."""
+    """The signal of some entries, which are sorted by row."""
     counts = torch.bincount(rows, minlength=entropy.shape[0])
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return Sparse(offsets, ids.to(torch.int32), weights, entropy, estimator, vocab=vocab)

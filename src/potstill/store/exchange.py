@@ -66,7 +66,7 @@ def pull(url: str, folder: Path) -> SignalStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise disk_error(error, folder) from error
-            raise RunError(f"{name} cannot be copied: {error}", where=url, fix="copy again: it goes on") from error
+            raise RunError(f"{name} cannot be copied: {error}", where=url, fix="copy again: it continues") from error
         if file_digest(part) != digest:
             part.unlink()
             raise DataError(f"{name} is damaged", where=url, fix="copy the store there again")

@@ -1,17 +1,17 @@
-"""A store on disk: shards of sequences, an index beside each, and what the store is.
+"""A store on disk: shards of sequences, an index beside each, and a description.
 
     store.json              identity, grid, totals, and every shard with its size and SHA-256; written last
     shard-00000.bin         its most frequent ids, then the blobs of its sequences, one after another
     shard-00000.jsonl       a line for each: record, digest of its tokens, targets, length, offset, bytes, crc32
     head.safetensors        the teacher's output layer, where hidden states are kept (`output_layer.py`)
 
-Which sequences are in which shard is planned before the first is written (`shards`), so a store that was killed, and
-goes on, ends byte for byte as one that was not. A shard in progress is `shard-00000.bin.part`, appended to batch by
-batch; its index `shard-00000.jsonl.part` is flushed after the bytes, so whatever it does not name is cut off when the
-writer comes back.
+Which sequences are in which shard is planned before the first is written (`shards`), so a store whose writing was
+killed and resumed equals an uninterrupted one byte for byte. A shard in progress is `shard-00000.bin.part`, appended to
+batch by batch; its index `shard-00000.jsonl.part` is flushed after the bytes, so a resumed writer cuts off whatever the
+index does not name.
 
-In blobs an id is its rank in its shard: ids of the shard's first batch by frequency, then all others. Frequent ids are
-then neighbours, which the codec likes; each shard can be read, and made again, alone. No torch.
+In blobs, ids are replaced by their rank in the shard: the ids of its first batch by frequency, then all others.
+Frequent ids are then neighbours, which shortens the code, and each shard can be read and rewritten alone. No torch.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ FACTS, OUTPUT_LAYER = "store.json", "head.safetensors"
 
 @dataclass(frozen=True)
 class Planned:
-    """One sequence of a store: the record that it is of, the digest of its tokens and targets, how many targets it has,
-    and how many tokens (`length`; needed where a tensor has a row for each)."""
+    """One sequence of a store: its record, the digest of its tokens and targets, and the numbers of targets and of
+    tokens (`length`; needed where a tensor has a row per token)."""
 
     record: str
     tokens: str
@@ -60,13 +60,13 @@ def tokens_digest(input_ids: NDArray[np.integer], positions: NDArray[np.integer]
 
 
 class StoreWriter:
-    """Writes a store into a folder, shard by shard, in the planned order. A context manager; one at a time.
+    """Writes a store into a folder, shard by shard, in the planned order. A context manager; one per folder at a time.
 
     `missing()` gives what is still to be written; `append` takes the next of it.
 
     Raises:
-        RunError: another process writes into this folder; the folder holds another store; the disk is full (what was
-            complete is kept, and the same call goes on).
+        RunError: another process writes into this folder; the folder holds another store; the disk is full (complete
+            sequences are kept, and the same call continues).
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class StoreWriter:
         self._lock.close()
 
     def missing(self) -> Iterator[tuple[int, int]]:
-        """(shard, place in it) of every sequence that is not there yet, in order."""
+        """(shard, place in it) of every sequence that is not written yet, in order."""
         for shard in range(self._shard, len(self.shards)):
             if self._name(shard, "bin").is_file():
                 continue
@@ -214,7 +214,7 @@ class StoreWriter:
         self._files, self._shard, self._within = None, self._shard + 1, 0
 
     def _resume(self) -> None:
-        """Go on after the last sequence whose line and bytes are whole."""
+        """Continue after the last sequence whose line and bytes are complete."""
         for shard in range(len(self.shards)):
             if self._name(shard, "bin").is_file():
                 continue
@@ -245,7 +245,7 @@ class StoreWriter:
         self._shard, self._within = first, 0
 
     def _check_plan(self) -> None:
-        """Refuse a folder whose earlier attempt was of something else."""
+        """Refuse a folder in which an earlier attempt wrote another store."""
         plan: dict[str, Any] = {"identity": self.identity, "grid": self.grid.facts(), "version": VERSION}
         plan["sequences"] = hashlib.sha256(
             json.dumps([[asdict(sequence) for sequence in shard] for shard in self.shards]).encode()
@@ -272,7 +272,7 @@ class StoreWriter:
 
 
 def differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What two identities differ in, each as `name: … there, … here`."""
+    """The differences of two identities, each as `name: … there, … here`."""
     return [
         f"{name}: {kept.get(name, 'none')} there, {wanted.get(name, 'none')} here"
         for name in sorted({*kept, *wanted})
@@ -285,10 +285,10 @@ class SignalStore:
 
     Args:
         folder: of a store.
-        identity: what it should be of (those keys that matter to the caller).
+        identity: the entries that its identity should have (those that matter to the caller).
 
     Raises:
-        DataError: there is no store; it is of another version; it is of something else (what differs is named); or a
+        DataError: there is no store; it is of another version; its identity differs (the differences are named); or a
             file is missing or has another size.
     """
 
@@ -326,7 +326,7 @@ class SignalStore:
 
         Raises:
             DataError: the record is not in the store, or was rendered otherwise when it was captured; or its bytes are
-                not those that were written.
+                damaged.
         """
         if record not in self._index:
             raise DataError(
@@ -355,12 +355,12 @@ class SignalStore:
 
     @property
     def records(self) -> Mapping[str, str]:
-        """Of each record the digest of its tokens, in the order of writing."""
+        """The digest of each record's tokens, by record, in the order of writing."""
         return {record: str(line["tokens"]) for record, (_, line) in self._index.items()}
 
     def damaged(self) -> list[str]:
-        """The names of shards whose bytes, or whose index's, are not those that were written, and of the output layer
-        likewise. Reads everything."""
+        """The names of the shards that are damaged, or whose index is, and of the output layer if it is damaged. Reads
+        everything."""
         return _damaged(self.folder, self.facts)
 
     @property
@@ -440,14 +440,14 @@ def facts_of(text: str, where: str) -> dict[str, Any]:
 
 
 def files_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of each file of a store, but for `store.json`."""
+    """The SHA-256 of each file of a store, except `store.json`."""
     found = {str(described["name"]): str(described["sha256"]) for described in _described(facts)}
     indexes = {str(Path(shard["name"]).with_suffix(".jsonl")): str(shard["index_sha256"]) for shard in facts["shards"]}
     return found | indexes
 
 
 def _described(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The files whose size and digest `store.json` has, but for indexes."""
+    """The files that `store.json` lists with size and digest; indexes are not among them."""
     return [*facts["shards"], *([facts["output_layer"]] if "output_layer" in facts else [])]
 
 

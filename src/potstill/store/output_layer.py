@@ -1,7 +1,7 @@
-"""A teacher's output layer beside its stored hidden states: all of the teacher that training loads.
+"""A teacher's output layer beside its stored hidden states: the only part of the teacher that training loads.
 
 `head.safetensors` holds `weight` [V, H] and, if there is one, `bias` [V], as the teacher has them; soft-cap and scale
-are in its metadata. With them a stored hidden state is the full distribution, at any temperature.
+are in its metadata. With them a stored hidden state gives the full distribution, at any temperature.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class OutputLayer:
 
     @classmethod
     def load(cls, folder: Path) -> OutputLayer:
-        """That of a store.
+        """The output layer of a store.
 
         Raises:
             DataError: the store has none, or it cannot be read.
@@ -50,7 +50,7 @@ class OutputLayer:
             raise DataError(
                 f"the teacher's output layer cannot be read: {error}",
                 where=str(file),
-                fix="capture again: it is written anew",
+                fix="capture again",
             ) from error
 
     def head(self, hidden: NDArray[np.float32] | Tensor) -> Head:

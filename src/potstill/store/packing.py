@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 64
-"""Gaps with one width, and floats with one scale. A full block of any width ends on a byte."""
+"""How many gaps share a width, and how many floats a scale. A full block of any width ends on a byte."""
 _WIDEST = 34
-"""Bits of a gap's low part. With at most 2²⁸ bits of high parts, no sum of gaps leaves 63 bits."""
+"""Maximum bits of a gap's low part. With at most 2²⁸ bits of high parts, sums of gaps fit into 63 bits."""
 
 FloatType = Literal["float32", "bfloat16", "int8"]
 
@@ -50,10 +50,10 @@ def _extract(data: NDArray[np.uint8], start: NDArray[np.int64], mask: NDArray[np
 
 
 def pack_ascending(values: NDArray[np.int64]) -> bytes:
-    """Strictly ascending non-negative integers: of each gap the low bits at a width that its block of 64 chooses, the
-    rest in unary (Rice 1979; of sorted ids, partitioned Elias-Fano).
+    """Strictly ascending non-negative integers: the low bits of each gap, in a width chosen for its block of 64, and
+    the rest in unary (Rice 1979; for sorted ids, partitioned Elias-Fano).
 
-    Where gaps are geometric, it takes 0.03 bits a value above their entropy, and 8 bits a block.
+    For geometric gaps it takes 0.03 bits per value more than their entropy, and 8 bits per block.
     """
     gaps = np.diff(values, prepend=-1) - 1
     sizes = _block_sizes(gaps.size)
@@ -97,7 +97,7 @@ def unpack_ascending(data: NDArray[np.uint8], count: int) -> tuple[NDArray[np.in
     low = _extract(data[first:middle], starts, masks)
     ones = np.flatnonzero(np.unpackbits(data[middle:end], bitorder="little").view(np.bool_))
     if ones.size != count:
-        raise ValueError("a sequence does not hold what it says")
+        raise ValueError("a sequence holds another number of entries than it states")
     high = ones.copy()
     high[1:] -= ones[:-1] + 1
     gaps = (high << np.repeat(widths, sizes)) + low + 1
@@ -114,17 +114,17 @@ def _block_sizes(count: int) -> NDArray[np.int64]:
 
 
 def bytes_of_floats(size: int, dtype: FloatType) -> int:
-    """Bytes of a row of so many floats."""
+    """Bytes of a row of `size` floats."""
     return {"float32": 4 * size, "bfloat16": 2 * size, "int8": size + 2 * -(-size // BLOCK)}[dtype]
 
 
 def pack_floats(rows: NDArray[np.float32], dtype: FloatType) -> bytes:
     """Rows [n, size] of floats.
 
-    `int8`: codes times a bfloat16 scale for each 64 neighbours of a row, at most 1/252 of the largest of them off.
+    `int8`: codes, and a bfloat16 scale per 64 neighbours of a row; errors are at most 1/252 of the largest of the 64.
 
     Raises:
-        ValueError: `int8` of what is not finite.
+        ValueError: a number is not finite, for `int8`.
     """
     if dtype == "float32":
         return rows.astype("<f4").tobytes()
