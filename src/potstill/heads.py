@@ -1,4 +1,5 @@
-"""Medusa heads: on a model's last hidden state, guesses of the tokens behind the next one; the module and its files.
+"""Medusa heads, which predict the tokens behind the next one from a model's last hidden state: the module and its
+files.
 
 Head i reads the state at a position and predicts the token at offset i + 2 (offset 1 is the model's own). It is a
 residual block, x + SiLU(Wx) with W = 0 at first, and a linear map that begins as the model's output layer.
@@ -31,7 +32,7 @@ class MedusaHeads(nn.Module):
     Args:
         hidden: width of the target.
         vocab: number of its token ids.
-        heads: how many tokens ahead.
+        heads: their number; head i predicts the token at offset i + 2.
         tokens: the only token ids that the heads know, ascending; None for all.
     """
 
@@ -47,12 +48,12 @@ class MedusaHeads(nn.Module):
 
     @property
     def heads(self) -> int:
-        """How many."""
+        """Their number."""
         return len(self.blocks)
 
     @property
     def known(self) -> int:
-        """How many tokens they know."""
+        """The number of tokens that they know."""
         return self.vocab if self.token_map is None else len(self.token_map)
 
     @torch.no_grad()
@@ -93,8 +94,8 @@ class _ResidualBlock(nn.Module):
 
 
 def frequent_tokens(counts: Mapping[int, int], amount: int, vocab_size: int) -> Int[Tensor, " K"]:
-    """The `amount` most frequent token ids, ascending. Ids that the data do not have come by their number, which in
-    byte-pair encodings follows frequency."""
+    """The `amount` most frequent token ids, ascending. Ids that do not occur in the data follow in their own order,
+    which in byte-pair encodings is roughly that of frequency."""
     order = sorted(range(vocab_size), key=lambda token: (-counts.get(token, 0), token))
     return torch.tensor(sorted(order[:amount]))
 

@@ -22,7 +22,7 @@ NO_JUDGES: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no answer. `text` is any text that was written."""
+    """The reason why there is no answer. `text` is what was written nevertheless, if anything."""
 
     reason: Reason
     detail: str = ""
@@ -37,7 +37,7 @@ class Answered:
         request: the request.
         result: the answer, with its reasoning split off, or why there is none.
         from_journal: whether it had been answered before.
-        raw: the answer as the teacher gave it, as in the journal.
+        raw: the teacher's answer before its reasoning is split off, as in the journal.
         seed: the sampling seed.
     """
 
@@ -70,7 +70,7 @@ class Counts:
     from_journal: int = 0
 
     def add(self, raw: Answer, *, from_journal: bool) -> None:
-        """Count an answer as the teacher gave it."""
+        """Count a raw answer."""
         self.answers += 1
         self.finished += raw.finish == "stop"
         self.cut_short += raw.finish == "length"

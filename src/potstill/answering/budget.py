@@ -155,8 +155,8 @@ class Budget:
         return self._exceeded(self.spent + self.reserved + cost) if self.caps else None
 
     def reserve(self, cost: Cost, *, to_send: bool = True) -> Reason | None:
-        """Reserve the cost of a request before it is sent; returns the cap that it exceeds, if any. `to_send`: it is
-        not answered yet."""
+        """Reserve the cost of a request before it is sent; returns the cap that it exceeds, if any. `to_send`: the
+        journal has no answer to it."""
         with self._lock:
             over = self.exceeded(cost) or (self._overdrawn(cost) if to_send else None)
             if over is None:

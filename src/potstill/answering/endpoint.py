@@ -182,7 +182,7 @@ class EndpointAnswering:
     # ---- inside: reading and sending --------------------------------------------------------------------------
 
     def _read(self, source: Iterator[Request], slots: deque[_Slot], waiting: dict[str, _Slot]) -> Sequence[_Slot]:
-        """Read some requests into slots; returns those that cost, or have cost, money."""
+        """Read some requests into slots; returns those that are no twins, and so are paid for."""
         new = [_Slot(request, *self.teacher.key_of(request, self.seed)) for request in islice(source, _CHUNK)]
         slots.extend(new)
         first: dict[str, _Slot] = {}
@@ -224,7 +224,7 @@ class EndpointAnswering:
         return calls
 
     def _reserve(self, slot: _Slot, *, to_send: bool) -> bool:
-        """Reserve the cost of a request, or record that a cap excludes it; False if that is still open."""
+        """Reserve the cost of a request, or record that a cap excludes it; False if neither can be decided yet."""
         if self._parked:
             return False  # retries come first
         idle = self.budget.reserved == Cost()

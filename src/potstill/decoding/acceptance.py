@@ -17,14 +17,14 @@ from potstill.decoding.generator import draw
 
 
 class Verdict(NamedTuple):
-    """Of each row: how many drafted tokens stand, and the token behind them."""
+    """Per row: the number of drafted tokens that stand, and the token behind them."""
 
     accepted_B: Int[Tensor, " B"]
     next_B: Int[Tensor, " B"]
 
 
 class Source(Protocol):
-    """Where chance comes from."""
+    """A source of random choices."""
 
     def draw(self, weights_BV: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
         """One token of each row, by its weight."""
@@ -60,7 +60,7 @@ def stands(r: Tensor, p: Tensor, q: Tensor) -> Tensor:
 
 
 def residual(p_BV: Float[Tensor, "B V"], q_BV: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-    """max(p − q, 0), not normalised. Where rounding leaves nothing of it (p = q, and yet a rejection), p."""
+    """max(p − q, 0), not normalised; p itself where rounding leaves nothing of it (a rejection although p = q)."""
     rest = (p_BV - q_BV).clamp_min_(0)
     return torch.where(rest.sum(-1, keepdim=True) > 0, rest, p_BV)
 
@@ -78,7 +78,7 @@ def verify_sampled(
         p_BnV: the target's distributions, as they are sampled from (n = g + 1).
         q_BgV: the distributions that the drafted tokens were drawn from; None where each was certain (q(x) = 1).
         drafted_Bg: the drafted tokens.
-        counts_B: how many of them each row has; those behind are never accepted.
+        counts_B: the number that each row has; further ones are never accepted.
         source: of chance.
     """
     rows, most = drafted_Bg.shape

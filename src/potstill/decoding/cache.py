@@ -1,8 +1,8 @@
-"""Keys and values of a batch whose rows have lengths of their own: preallocated, and rolled back by index.
+"""Keys and values of a batch whose rows differ in length: preallocated, and rolled back by index.
 
-The slot of a token is its position. A block of n tokens is written at the slots `start … start + n − 1` of each row,
-over what is there. A token that is taken back needs no work: no query reads a slot behind its own position, and a slot
-is written again before a later query reads it. Sliding layers keep all positions; the mask applies the window.
+The slot of a token is its position. A block of n tokens overwrites the slots `start … start + n − 1` of each row.
+Taking a token back needs no work: no query reads a slot behind its own position, and a slot is written again before a
+later query reads it. Sliding layers keep all positions; the mask applies the window.
 
 The nodes of a tree take slots in their order, whatever their depth; those that stand are then moved to their positions.
 """
@@ -96,7 +96,7 @@ class RowCache(Cache):
         super().__init__(layers=[*self._rows])
 
     def place(self, starts: Sequence[int], length: int, device: torch.device) -> Int[Tensor, "B n"]:
-        """Say where the next block goes. Returns the slot, that is the position, of each of its tokens.
+        """Set where the next block goes; returns the slot of each of its tokens, which is its position.
 
         Raises:
             ValueError: the block does not fit.

@@ -22,7 +22,7 @@ _MASKED_ATTENTION = ("eager", "sdpa")
 
 
 class CachedModel:
-    """A model and the keys and values of what its rows hold.
+    """A model, and the keys and values of the tokens in its rows.
 
     Attributes:
         limit: number of positions of the model's context; None if its configuration has none.
@@ -32,7 +32,7 @@ class CachedModel:
     Args:
         model: in evaluation mode.
         vocabulary: token ids of the only rows of its output layer that are computed, in order; None for all.
-        cache: another model's, whose first layers these are; None for an own one.
+        cache: the model whose first layers these are, and whose keys and values they share; None for its own.
 
     Raises:
         ModelError: its cache cannot be rolled back, its attention takes no mask of ours, or its output layer cannot
@@ -61,7 +61,7 @@ class CachedModel:
         self._keeps_hidden = False
 
     def start(self, capacity: int) -> None:
-        """Forget everything, and make room for so many tokens a row."""
+        """Forget everything, and make room for `capacity` tokens per row."""
         self.hidden_BH = self._block_hidden = None
         self._keeps_hidden = False
         if self._lender is None:
@@ -123,7 +123,7 @@ class CachedModel:
         return logits
 
     def settle(self, paths: Sequence[Sequence[int]]) -> None:
-        """The last block is judged: what stands of it.
+        """Keep what stands of the last block, which has been judged.
 
         Args:
             paths: of each row, the places in the block of the tokens that stand behind the first one, in order.

@@ -1,4 +1,4 @@
-"""What proposes tokens to a target: a smaller model, the target's first layers, the text itself, or several in turn.
+"""Sources of drafted tokens: a smaller model, the target's first layers, the text itself, or several in turn.
 
 A draft never decides what is written. It says which tokens it drafted and from which distributions they were drawn; the
 target accepts them so that its own distribution is kept (`acceptance.py`).
@@ -55,7 +55,7 @@ class Draft(Protocol):
         ...
 
     def roll_back(self, rows: Rows) -> None:
-        """A round is over: forget what was drafted and does not stand."""
+        """At the end of a round, forget the drafted tokens that do not stand."""
         ...
 
     def keep(self, kept: Int[Tensor, " K"]) -> None:
@@ -91,7 +91,7 @@ class ModelDraft:
     """A model of the same tokens that writes ahead of the target.
 
     Args:
-        reader: the model. If it borrows the target's keys and values (an early exit) it has nothing to catch up with.
+        reader: the model. If it shares the target's keys and values (an early exit), it never has to catch up.
         threshold: stop before a token whose most probable choice has less probability; 0 never stops. The choice is
             made before the token is drawn, so that it does not depend on it: dropping a token *because* of what it is
             would bias what is accepted. Costs one synchronisation a token on an accelerator.
@@ -216,7 +216,7 @@ class LookupDraft:
         return []
 
     def roll_back(self, rows: Rows) -> None:
-        """Nothing was kept of what was drafted."""
+        """Does nothing: drafted tokens were not kept."""
 
     def keep(self, kept: Tensor) -> None:
         self._ends = [self._ends[row] for row in kept.tolist()]

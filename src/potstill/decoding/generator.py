@@ -1,6 +1,6 @@
 """Text from a model on this machine: prompts as token ids in, answers as token ids out.
 
-Teachers write with it, and models under evaluation. `transformers` does the decoding; nothing is left to its defaults,
+Used by teachers and by models under evaluation. `transformers` does the decoding, with no setting left to its defaults,
 and tokens are drawn by a generator of our own.
 
 The loop of `speculative.py`, without a draft, is not used here, for two reasons. It has no beam search. And in low
@@ -196,12 +196,12 @@ def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
 
 
 class _Steps(StoppingCriteria):
-    """Sees every step of decoding, and stops nothing: the progress of a batch.
+    """Reports the progress of a batch after every step of decoding; never stops it.
 
     Args:
         stop_ids: end tokens.
-        wrote: told how many tokens a step added to answers that had not ended.
-        searches: in a beam search, where several rows are of one prompt and change places: how many prompts there are.
+        wrote: called with the number of tokens that a step added to answers that had not ended.
+        searches: the number of prompts, in a beam search, where several rows are of one prompt and change places.
     """
 
     def __init__(self, stop_ids: Sequence[int], wrote: Wrote, searches: int | None = None) -> None:

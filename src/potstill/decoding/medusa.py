@@ -18,7 +18,7 @@ from potstill.heads import MedusaHeads
 
 class MedusaDraft:
     """Heads as a draft: each round a tree of their choices, from the target's state behind the text's last token but
-    one, which the block before has computed.
+    one, which was computed with the previous block.
 
     Args:
         heads: of this target, on its device and in its precision.
@@ -58,7 +58,7 @@ class MedusaDraft:
         return Proposal([count] * len(rows.numbers), tree=tree)
 
     def roll_back(self, rows: Rows) -> None:
-        """Nothing was kept of what was drafted; the target keeps the state."""
+        """Does nothing: the target keeps the state."""
 
     def keep(self, kept: Tensor) -> None:
-        """Likewise."""
+        """Does nothing, likewise."""

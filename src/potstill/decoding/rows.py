@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class Rows:
-    """The rows that are still written. Drafted tokens stand behind a row's length, and are taken back by not moving it.
+    """The rows that are still being written. Drafted tokens stand behind a row's length; rejecting them leaves it as it
+    is.
 
     Attributes:
         ids_BT: tokens; what is behind a row's length is drafted, or nothing.
@@ -45,7 +46,7 @@ class Rows:
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens of each row that stand. The last of them no model has read yet when a round begins."""
+        """The number of tokens of each row. When a round begins, no model has read the last of them yet."""
         return [len(row) for row in self.tokens]
 
     def block(self, starts: Sequence[int], length: int) -> Int[Tensor, "B n"]:
@@ -72,7 +73,7 @@ class Rows:
         return own[None]
 
     def extend(self, row: int, tokens: Sequence[int]) -> None:
-        """Let tokens stand."""
+        """Append accepted tokens to a row."""
         before = len(self.tokens[row])
         self.tokens[row].extend(tokens)
         self.ids_BT[row, before : before + len(tokens)] = torch.tensor(tokens, device=self.ids_BT.device)

@@ -245,7 +245,7 @@ class SpeculativeDecoder:
         request: Request,
         prompt_lengths: Sequence[int],
     ) -> tuple[dict[int, list[int]], set[int]]:
-        """Let what was accepted stand, up to the end of a row; returns the new tokens by row of the batch, and the
+        """Append what was accepted, up to the end of each row; returns the new tokens by row of the batch, and the
         places of the rows that ended."""
         news: dict[int, list[int]] = {}
         ended: set[int] = set()
@@ -286,7 +286,8 @@ class SpeculativeDecoder:
 
 
 def read_ahead(target: Reads, rows: Rows) -> None:
-    """Read all but each text's last token, which begins the first block; of shorter rows what is behind, too."""
+    """Read all but each text's last token, which begins the first block. Places behind shorter rows are read too, and
+    written over later."""
     lengths = rows.lengths
     if (ahead := max(lengths) - 1) > 0:
         target(rows.block([0] * len(lengths), ahead), [0] * len(lengths), last=1)
@@ -295,7 +296,8 @@ def read_ahead(target: Reads, rows: Rows) -> None:
 
 
 class Judged(NamedTuple):
-    """What stands of one row's block: the places of drafted tokens in it, and these tokens and the one behind them."""
+    """The accepted part of one row's block: the places of the drafted tokens that stand, and these tokens with the next
+    one behind them."""
 
     places: Sequence[int]
     tokens: list[int]

@@ -80,8 +80,8 @@ class Tree:
 
 
 class Walk(NamedTuple):
-    """What stands of a tree, of each row: the number of nodes, the token behind them, and the nodes and their tokens
-    from the root down (what is behind the number means nothing)."""
+    """The accepted path of each row: the number of nodes, the token behind them, and the nodes and their tokens from
+    the root down (entries past that number are meaningless)."""
 
     accepted_B: Int[Tensor, " B"]
     next_B: Int[Tensor, " B"]

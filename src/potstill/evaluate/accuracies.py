@@ -101,12 +101,13 @@ def _tested(teacher: Scores, student: Sequence[Scores], bootstrap: PairedBootstr
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """The exact two-sided p-value of as unequal discordant pairs, both ways being equally likely."""
+    """The exact two-sided p-value: the probability of discordant pairs at least as unequal, if both directions are
+    equally likely."""
     return 1.0 if lost + won == 0 else float(binomtest(lost, lost + won, 0.5).pvalue)
 
 
 def detectable(error: float, confidence: float) -> float:
-    """The difference that is found with a chance of 80 %, given the standard error of paired differences."""
+    """The difference that is detected with a power of 80 %, given the standard error of paired differences."""
     return error * float(norm.ppf((1 + confidence) / 2) + norm.ppf(_POWER))
 
 

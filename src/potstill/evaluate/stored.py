@@ -1,7 +1,7 @@
 """A teacher's side of an evaluation, read from the store of `capture`: its weights are not opened.
 
-Of whole distributions (hidden states, logits) everything is measured as with the teacher there. Of entries alone: its
-NLL, its entropy, and the students' KL and agreement with it (see `objectives.statistics.token_statistics`).
+From whole distributions (hidden states, logits) everything is measured as with the teacher itself. From entries alone:
+its NLL, its entropy, and the students' KL and agreement with it (see `objectives.statistics.token_statistics`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a teacher gave on a held-out set, kept below potstill's cache folder: another student, seed or control, in this
-run or another, does not measure it again.
+"""A teacher's measurements on a held-out set, kept below potstill's cache folder, so that they are not repeated for
+another student, seed or control, in this run or another.
 
 An entry's name is made of all that the values depend on: the teacher's weights and how they are opened, the batches of
 the held-out set to the last token, what was computed, and the library's version. So what comes back is, bit for bit,

@@ -1,7 +1,7 @@
 """Export: student formats that other tools open without potstill. Importing this loads no torch.
 
 stage.py        the stage: one artifact per entry of the recipe's `export`
-base.py         what an exporter is given
+base.py         the input and the interface of an exporter
 huggingface.py  a folder that the plain `from_pretrained` of its task opens; a module of one's own with its file
 gguf.py         GGUF files, opened in llama.cpp and compared with the student
 gguf_file.py    a folder as one GGUF file: metadata, tokenizer, weights
@@ -11,8 +11,8 @@ onnx_file.py    a model as an ONNX graph
 onnx_runtime.py ONNX Runtime as an engine of a comparison
 adapter.py      a low-rank adapter, opened by peft on its base and compared with the student
 sentence_transformers.py  an encoder with its pooling, opened in sentence-transformers and compared with the student
-serving.py      what vLLM, SGLang, llama.cpp's server and Ollama are told of an export
+serving.py      an export's configurations for vLLM, SGLang, llama.cpp's server and Ollama
 turns.py        what a chat template puts around turns, and the same as a template of Ollama
-comparison.py   a student and its export, asked the same by the engine that it is for
+comparison.py   a student and its export in its engine, compared on the same prompts
 end_tokens.py   the tokens at which the student stops by itself
 """

@@ -1,8 +1,7 @@
-"""A student and its export, each asked the same by the engine that it is for: is it the same model?
+"""A student, and its export in the engine that it is for, compared on the same prompts: is it the same model?
 
-The student writes greedily in fp32 after each prompt. The export writes greedily too, and says how likely every token
-of the student's text is. Of each token of that text the divergence KL(student ‖ export) is taken over the whole
-vocabulary, in nats.
+The student writes greedily in fp32 after each prompt. The export writes greedily too, and gives its distribution at
+every token of the student's text, where KL(student ‖ export) is taken over the whole vocabulary, in nats.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found of one file in one engine.
+    """One file in one engine, compared with the student.
 
     Attributes:
         engine: name and version.
@@ -339,7 +338,7 @@ def _ask(student: PreTrainedModel, chat: ChatTokenizer, prompt: str, most_new: i
 
 def _look(engine: Engine, asked: _Asked, most_new: int, stop_ids: Sequence[int]) -> _Found:
     scores = torch.from_numpy(engine.logits([*asked.ids, *asked.answer])[asked.behind]).double()
-    # Files may have rows for ids without token: they are compared by what the tokenizer can say.
+    # Files may have rows for ids without a token, which are left out.
     log_q = scores[:, : asked.log_p.shape[1]].log_softmax(-1)
     log_p = asked.log_p.double()
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -24,7 +24,7 @@ class Gguf:
         self.settings = settings
 
     def export(self, student: Student, work: Work, console: Console) -> None:
-        """Write a file `model-<type>.gguf` per type, what servers are told of the first, and the card.
+        """Write a file `model-<type>.gguf` per type, configurations of servers for the first, and the card.
 
         Raises:
             ModelError: the student cannot be written as GGUF, or a file is not the student in llama.cpp.

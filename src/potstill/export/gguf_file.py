@@ -68,7 +68,7 @@ _QUANTISED: Mapping[GgufType, tuple[Stored, FileType]] = {
     "q4_0": (Stored.Q4_0, FileType.MOSTLY_Q4_0),
 }
 _FALL_BACK = Stored.Q8_0
-"""How the output layer is stored in a file of 4 bits: it decides every token, and llama.cpp keeps it finer, too."""
+"""The type of the output layer in a file of 4 bits: it decides every token, and llama.cpp stores it finer too."""
 
 
 def write_gguf(model: Path, file: Path, kind: GgufType, *, end_tokens: Sequence[int], name: str) -> None:
@@ -82,7 +82,7 @@ def write_gguf(model: Path, file: Path, kind: GgufType, *, end_tokens: Sequence[
         name: of the model, for people.
 
     Raises:
-        ModelError: llama.cpp has no such model as far as this module knows.
+        ModelError: this module does not know how llama.cpp stores such a model.
     """
     config = read_config(model)
     family = _family_of(config, model)

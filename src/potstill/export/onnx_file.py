@@ -31,7 +31,7 @@ _PAST, _NEW = 7, 5
 
 def write_onnx(model: nn.Module, spec: TaskSpec, file: Path, image_shape: tuple[int, ...] | None = None) -> None:
     """Write a model in fp32: the graph into `file`, its weights beside it, into `<name>_data`. Batch and lengths are
-    free; a causal model takes a cache, which may be empty, and gives it grown.
+    free; a causal model takes a cache, which may be empty, and returns it with the new tokens.
 
     Args:
         image_shape: channels, height and width of what an image classifier reads.
@@ -74,7 +74,7 @@ def write_onnx(model: nn.Module, spec: TaskSpec, file: Path, image_shape: tuple[
 
 def quantise(source: Path, target: Path) -> None:
     """Write a graph with its matrices in int8, one scale per channel; activations are rounded as they come
-    (onnxruntime's dynamic quantisation). What is multiplied by no matrix stays in fp32."""
+    (onnxruntime's dynamic quantisation). Weights that are no matrices stay in fp32."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
@@ -110,8 +110,8 @@ def _name(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tracers print their stages and warn of what does not concern a user (torchvision, deprecations of their
-    own)."""
+    """Silence the tracers, which print their stages and warn of what does not concern a user (torchvision, their own
+    deprecations)."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -42,7 +42,7 @@ class SentenceTransformers:
         """Write the folder, open it in sentence-transformers, compare embeddings, and write the card.
 
         Raises:
-            ModelError: the student is a module of the user's own, or its embeddings are others there.
+            ModelError: the student is a module of the user's own, or its embeddings differ there.
             MissingExtra: sentence-transformers is not installed, and the embeddings are to be compared.
         """
         check_folder(student.model)
@@ -81,7 +81,7 @@ class SentenceTransformers:
 
 
 def _write_modules(student: Student, folder: Path) -> None:
-    """Write what comes behind the encoder: pooling over a text's tokens, and division by the vector's length."""
+    """Write the modules behind the encoder: pooling over a text's tokens, and division by the vector's length."""
     config = read_json(folder / "config.json")
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     listed = [

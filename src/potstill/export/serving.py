@@ -1,4 +1,4 @@
-"""What servers are told of an exported model: files beside its weights. No torch, and no server is started.
+"""Configurations of servers for an exported model, as files beside its weights. No torch; no server is started.
 
 vllm.yaml          vllm serve --config vllm.yaml                         arguments by their long names
 sglang.yaml        python -m sglang.launch_server --config sglang.yaml   the same
@@ -31,7 +31,7 @@ def served_name(name: str) -> str:
 
 
 def context_of(model: Path) -> int | None:
-    """Positions that a model was made for; None if its configuration does not say."""
+    """The length of a model's context; None if its configuration does not state it."""
     config = read_json(model / "config.json")
     found = (config.get("text_config") or config).get("max_position_embeddings")
     return found if isinstance(found, int) else None

@@ -1,7 +1,8 @@
-"""What a chat template puts around turns, found by rendering conversations, and written as a template of Ollama.
+"""The texts that a chat template puts around turns, found by rendering conversations, and written as a template of
+Ollama.
 
-Ollama does not run the Jinja template of a GGUF file: it compares it with those that it knows, and where it knows none
-it puts nothing around a prompt. So a template in its own language (Go's `text/template`) goes into the Modelfile.
+Ollama does not run the Jinja template of a GGUF file: it compares it with those that it knows, and puts nothing around
+a prompt if it knows none. So a template in its own language (Go's `text/template`) goes into the Modelfile.
 No torch.
 """
 
@@ -58,7 +59,7 @@ def turns_of(chat: ChatTokenizer) -> Turns | None:
 
 
 def _found(chat: ChatTokenizer) -> Turns:
-    """Raises: ValueError: a text does not stand where it is looked for."""
+    """The turns, found by rendering. Raises ValueError where a text is not where it should be."""
     asked: Message = {"role": "user", "content": _ASKED}
     answered: Message = {"role": "assistant", "content": _ANSWERED}
     again: Message = {"role": "user", "content": _AGAIN}

@@ -66,7 +66,7 @@ class MedusaLoss(DirectObjective[Medusa]):
 
 
 def _labels(batch: Batch, behind: int) -> Tensor:
-    """The token that is `behind` places behind each target's own [N]; −1 where it is not learned."""
+    """The token `behind` places after each target's own [N]; −1 where it is not learned."""
     view, positions = batch.text("student"), batch.target_positions["student"]
     length = view.input_ids.shape[1]
     numbers = torch.full((view.input_ids.numel() + behind,), -1, device=positions.device)

@@ -1,4 +1,4 @@
-"""Licences, terms, provenance and the gate. Imports no torch, and asks nobody: it reads files.
+"""Licences, terms, provenance and the gate. Reads files alone; imports no torch.
 
 sources.toml     the table: what each licence and each provider's terms say
 texts.json       digests of the texts that were read, and hashes of their word sequences

@@ -1,6 +1,6 @@
-"""Duties carried out: what stands in an exported folder beside the student's weights.
+"""Duties carried out: the papers in an exported folder, beside the student's weights.
 
-NOTICE            attributions, notices, statements of change, restrictions, conditions; and who overrode what
+NOTICE            attributions, notices, statements of change, restrictions, conditions, and overrides
 LICENSE…          copies of the licences that ask for one
 provenance.json   what the student was made from, for whoever uses it next
 """

@@ -1,9 +1,8 @@
 """Which known licence a text is: compared word by word, without regard to layout, headers and years.
 
 `texts.json` holds, of each text that the table was read from, its SHA-256 and the hashes of its three-word sequences;
-the texts themselves are not here. A text is a known one if nearly all sequences of that one are in it, and little
-else, and words like "not" are in it as often: a clause more, or one less, makes it another text, which a person must
-read.
+the texts themselves are not here. A text counts as a known one if it has nearly all of its sequences and little else,
+and words like "not" equally often. A clause more, or one less, makes it another text, which a person must read.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ _NUMBER = re.compile(r"(?<![\w.])\(?(?:\d{1,2}|[a-z]|[ivx]{1,4})[.)](?=\s)")
 """The number of a clause: `1.`, `(a)`, `iii)`."""
 _LENGTH = 3
 LONGEST_HEADER = 60
-"""Words that may stand before the text: a title, and whose it is."""
+"""Maximum number of words before the text: its title, and the copyright holder."""
 _MISSING, _MORE, _SHARE = 9, 7, 0.01
-"""Sequences that may be missing, and that may be more; or this share of the text's, if that is larger. One word that
-is put in place of another (a name in a disclaimer) makes three of each; a clause of nine words, eleven more. The share
-is of differences all over a long text: in one place there may be no more than `_MORE`."""
+"""Maximum number of missing and of further sequences, or this share of the text's sequences if that is larger. One
+word in place of another (a name in a disclaimer) makes three of each; a clause of nine words, eleven further ones. The
+share allows for differences all over a long text: in one place there may be at most `_MORE` further ones."""
 MOST_CHARACTERS = 400_000
-"""A longer text is none that is known."""
+"""A longer text is not a known one."""
 _RESTRICTIVE = frozenset(
     """except may must never no not only prohibited shall unless without
     academic commercial commercially educational evaluation internal noncommercial personal research sell sublicense
@@ -86,7 +85,7 @@ def hashes_of(words: list[str]) -> list[int]:
 
 
 def nearest(text: str) -> Match | None:
-    """The known text that a text is, or resembles; None if it has less than half of each."""
+    """The known text that a text is, or resembles; None if it has less than half of every one's sequences."""
     words = words_of(text)
     hashes = hashes_of(words)
     found = frozenset(hashes)

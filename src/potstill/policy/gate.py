@@ -1,4 +1,4 @@
-"""The gate: what the table says of a recipe, before anything is sent, fetched or trained.
+"""The gate: the table's answers for a recipe, before anything is sent, fetched or trained.
 
 A *ruling* is the answer to one use, under one licence, for one purpose. A blocked one stops the run with exit code 3,
 unless a person overrides it in the recipe; the override then stands in the card, the bill of materials and the
@@ -18,7 +18,7 @@ from potstill.recipe import Override, Recipe
 from potstill.recipe.policy import PolicySettings, Purpose
 
 UNKNOWN = "unknown"
-"""The source of an override for what has no licence that is known."""
+"""The source to override where the licence is not known."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _ruling(
 
 
 def not_for(recipe: Recipe) -> Iterator[Ruling]:
-    """What would stop the run for purposes that the recipe does not state."""
+    """The rulings that would stop the run for purposes that the recipe does not state."""
     others = tuple(purpose for purpose in get_args(Purpose) if purpose not in recipe.policy.purpose)
     if others:
         yield from (ruling for ruling in rulings_on(recipe, purposes=others).rulings if ruling.stops)

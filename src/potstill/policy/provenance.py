@@ -1,7 +1,8 @@
-"""What a student or a data set was made from, by which route: found in a recipe, and carried from one to the next.
+"""What a student or a data set was made from, and by which route: found in a recipe, and handed on to what is made of
+it.
 
 A run's manifests hold it under `policy` in their facts; an exported folder holds it as `provenance.json`. A recipe
-that names such a run or folder as teacher, student or data takes it over: a licence at the beginning of a chain
+that names such a run or folder as teacher, student or data takes it over, so a licence at the beginning of a chain
 reaches its end.
 """
 
@@ -112,21 +113,21 @@ class Provenance:
     overrides: tuple[Override, ...] = ()
 
     def __add__(self, other: Provenance) -> Provenance:
-        """Of a merge: everything of both."""
+        """Everything of both."""
         return Provenance(
             tuple(dict.fromkeys((*self.uses, *other.uses))), tuple(dict.fromkeys((*self.overrides, *other.overrides)))
         )
 
     def through(self, name: str, role: str, route: Route) -> Provenance:
-        """Of what uses this student by a route."""
+        """The provenance of what uses this student by a route."""
         uses = tuple(
             replace(use, role=role, route=_chained(use.route, route), through=(*use.through, name)) for use in self.uses
         )
         return Provenance(uses, self.overrides)
 
     def with_recorded(self, recorded: Provenance) -> Provenance:
-        """This, and what was recorded when it was made: overrides stand for good, and uses whose files are gone since.
-        A use that is still there is as it is found now."""
+        """This, with what was recorded when it was made: all its overrides, and the uses that are no longer found
+        (their files are gone). A use that is still found is as it is now."""
         found = {(use.role, use.name, use.route, use.through) for use in self.uses}
         kept = tuple(use for use in recorded.uses if (use.role, use.name, use.route, use.through) not in found)
         return self + Provenance(kept, recorded.overrides)
@@ -145,7 +146,7 @@ def _chained(first: Route, then: Route) -> Route:
 
 
 def provenance_of(recipe: Recipe, made: Made) -> Provenance:
-    """What a thing that a recipe makes is made from, and what that was made from."""
+    """What something that a recipe makes is made from, back to the first models and data."""
     found = Provenance((), recipe.policy.overrides)
     for role, settings, route in uses_of_models(recipe, made):
         found += _of_model(role, settings, route)
@@ -153,7 +154,7 @@ def provenance_of(recipe: Recipe, made: Made) -> Provenance:
 
 
 def uses_of_models(recipe: Recipe, made: Made) -> Iterator[tuple[str, Any, Route]]:
-    """Every model that a thing is made from, with its role and route; the members of an ensemble in its place."""
+    """Every model that something is made from, with its role and route; for an ensemble, its members."""
     writers = recipe.generate.asked if recipe.generate is not None else ()
     named: list[tuple[str, Route]] = [(name, "outputs") for name in writers]
     if made in ("signals", "student", "all") and recipe.capture is not None:
@@ -208,7 +209,7 @@ def _of_model(role: str, settings: Any, route: Route) -> Provenance:
 
 
 def _with_own(found: Provenance, role: str, name: str, route: Route, own: tuple[Evidence, ...]) -> Provenance:
-    """What something was made from, and the licence that its maker put it under; without either it is not known."""
+    """What something was made from, with the licence that its maker gave it; unknown if there is neither."""
     signs = own or (() if found.uses else (NOTHING,))
     return found + Provenance((Use(role, name, route, signs),)) if signs else found
 
@@ -256,7 +257,7 @@ def _json(file: Path) -> Any:
 
 
 def _parsed(document: Any) -> Provenance | None:
-    """None if it is nothing of potstill; not known if it is, and cannot be read."""
+    """None if the document is not of potstill; of unknown licence if it is, and cannot be read."""
     if not isinstance(document, dict) or not str(document.get("format")).startswith(_FORMATS):
         return None
     try:

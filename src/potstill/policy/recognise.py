@@ -80,8 +80,8 @@ def licence_of_model(settings: Any) -> tuple[Evidence, ...]:
 
 
 def own_licence_of_model(settings: Any) -> tuple[Evidence, ...]:
-    """The signs of what a student of potstill is itself under, apart from what it was made from: the recipe, and the
-    files that lie beside its weights."""
+    """The signs of the licence that a student of potstill itself has, apart from those of what it was made from: the
+    recipe, and the files beside its weights."""
     model = str(getattr(settings, "model", "") or "")
     found = () if model.startswith("run:") else _of_files(model, getattr(settings, "revision", None))
     return _together(_of_recipe(getattr(settings, "licence", None)), found)
@@ -93,12 +93,12 @@ def licence_of_data(data: DataSettings) -> tuple[Evidence, ...]:
 
 
 def own_licence_of_data(data: DataSettings) -> tuple[Evidence, ...]:
-    """The signs of its licence; none if there are none."""
+    """The signs of the licence of a data source; empty if there are none."""
     return _together(_of_recipe(data.licence), tuple(_of_data(data)))
 
 
 def _together(stated: tuple[Evidence, ...], found: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
-    """A statement answers for what was not found. What was found stands beside it."""
+    """A statement replaces signs that lead nowhere; signs of a known licence stand beside it."""
     return (*stated, *(evidence for evidence in found if evidence.source)) if stated else found
 
 

@@ -21,7 +21,7 @@ or data."""
 
 Answer = Literal["allow", "duties", "warn", "block"]
 ANSWERS: tuple[Answer, ...] = get_args(Answer)
-"""From the best to the worst."""
+"""The answers, from the best to the worst."""
 
 Do = Literal[
     "copy_licence",

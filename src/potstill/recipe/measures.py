@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import COUNT_AT_MOST, Content, Cosmetic, KindSettings, Settings, Tokens, one_of
+from potstill.recipe.base import COUNT_AT_MOST, Content, Cosmetic, Count, KindSettings, Settings, Tokens, one_of
 from potstill.recipe.data import DataSettings, PackagedData
 from potstill.recipe.generate import BudgetSettings
 from potstill.recipe.verify import VerifierSettings, judges_of

@@ -1,4 +1,4 @@
-"""The material of a student: everything that a bill of material says, read from its run."""
+"""The content of a student's bill of material, read from its run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Material:
         data: name of the data; data_licence: as the recipe states it.
         records: number of training records, if counted.
         made_by: sentences on how it was made. settings: what it was trained with, by name.
-        metrics: figures of the student. limits: sentences on what it cannot.
+        metrics: figures of the student. limits: sentences on what it cannot do.
         answers: of the gate on licences and terms, a sentence for each use. overrides: what a person allowed although
             the gate blocks it, with name, day and reason.
         versions: of the programs that trained it.
@@ -159,7 +159,7 @@ def _metrics(measures: Measures | None, student: ModelMeasures | None) -> tuple[
 
 
 def _data_name(recipe: Recipe) -> str:
-    """The data by the name that others can know: never a folder of this machine."""
+    """The public name of the data: never a folder of this machine."""
     data: Any = recipe.data
     if hasattr(data, "path"):
         return Path(data.path).name

@@ -79,7 +79,7 @@ def measure(
         sampler: how tokens are chosen.
         most: largest number of drafted tokens.
         device: of the tensors.
-        advance: told each time a repetition is done.
+        advance: called after each repetition.
     """
     clock = _Clock(device)
     starting = [list(text[: min(prompt_tokens, len(text) - most - 1)]) for text in texts]

@@ -6,8 +6,8 @@
     vllm.json         vLLM's `--speculative-config`
     sglang.json       SGLang's server arguments
 
-An engine reads files and not the model that was measured; a draft whose embeddings, head or vocabulary were lost on
-the way is accepted hardly ever, and nothing else shows it.
+Engines read these files, not the model that was measured. A draft that lost its embeddings, head or vocabulary on the
+way is hardly ever accepted, and nothing else shows it.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def export_draft(
 
     Args:
         out: folder of the artifact.
-        target: that it drafts for.
+        target: the model that it drafts for.
         draft: to write.
         texts: of the target, on which acceptance is compared.
-        sampler: by which the target wrote them.
+        sampler: the one that the target wrote them with.
         gamma: number of drafted tokens a round.
 
     Raises:
-        ModelError: the draft that was read back is accepted otherwise than the draft in memory.
+        ModelError: the acceptance of the draft that was read back differs from that of the draft in memory.
     """
     settings = draft.settings
     if draft.heads is not None:
@@ -115,7 +115,7 @@ def _shares(values: Floats) -> str:
 
 
 def mean_alpha(target: Target, model: PreTrainedModel, texts: Sequence[Text], sampler: Sampler) -> float:
-    """The mean acceptance of one token of a draft of all tokens."""
+    """The mean acceptance per token of a draft with the whole vocabulary."""
     reader = CachedModel(model)
     found = [agreement(target.cached, reader, text, sampler, target.device).alpha for text in texts]
     return float(np.concatenate(found).mean())

@@ -29,7 +29,7 @@ class Trace:
 
     Attributes:
         length: T, tokens written.
-        budget: tokens that it might have had.
+        budget: the most tokens that it could have had.
         accept: probability that the token at each position stands when the model draft proposes it [T]; None without a
             model.
         sure: the model draft's largest probability at each position [T]; None likewise.
@@ -81,11 +81,11 @@ class Timing:
 
     @property
     def alone(self) -> float:
-        """Of one token of the target alone."""
+        """Seconds of one token of the target alone."""
         return float(self.verify[0] + self.other[0])
 
     def round(self, drafted: int, steps: int) -> float:
-        """Of a round with `drafted` tokens, for which the draft ran `steps` times."""
+        """Seconds of a round with `drafted` tokens, for which the draft ran `steps` times."""
         return float(self.draft[steps] + self.verify[drafted] + self.other[drafted])
 
 
@@ -226,7 +226,7 @@ def needed_alpha(timing: Timing, gamma: int) -> float | None:
 
 def needed_c(timing: Timing, gamma: int, tokens_per_round: float) -> float | None:
     """The draft's seconds per token by the target's at which a round breaks even, with the tokens that it gives now;
-    None where a draft that costs nothing would not do."""
+    None where even a draft that costs nothing would not."""
     rest = tokens_per_round * timing.alone - float(timing.verify[gamma] + timing.other[gamma])
     return rest / gamma / float(timing.verify[0]) if rest > 0 else None
 

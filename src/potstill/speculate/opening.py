@@ -37,7 +37,7 @@ from potstill.recipe.speculate import (
 from potstill.recipe.teachers import LocalTeacher
 
 NEVER = 1e-9
-"""A threshold that no draft is below: it costs what a threshold costs and stops nothing."""
+"""A threshold below every draft's confidence: it costs the time of a threshold, and never stops."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class OpenDraft:
         return parts[0] if len(parts) == 1 else ChainedDraft(parts)
 
     def timed(self, nodes: Sequence[Node] = ()) -> Draft | None:
-        """What has a model, never stopping early, as it is timed."""
+        """The draft as it is timed, never stopping early; None for a lookup."""
         if self.heads is not None:
             return MedusaDraft(self.heads, nodes)
         return None if self.reader is None else ModelDraft(self.reader, NEVER if self.threshold else 0.0)
@@ -254,7 +254,7 @@ def check_draft_tokenizer(target: Target, draft: Path) -> None:
     """Refuse a draft whose tokens are others than the target's.
 
     Raises:
-        TokenizerMismatch: names the difference, and what would serve.
+        TokenizerMismatch: names the difference, and what would work instead.
     """
     try:
         check_same_tokenizer(target.tokenizer, load_tokenizer(draft), templates=False)

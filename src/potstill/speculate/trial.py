@@ -26,7 +26,7 @@ class Runs:
 
     @property
     def per_second(self) -> float:
-        """Tokens."""
+        """Tokens per second."""
         return sum(self.tokens) / sum(self.seconds)
 
 

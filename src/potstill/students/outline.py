@@ -1,5 +1,5 @@
-"""Models without their weights: what a student, or the model in a folder, will be made of. For checks of names and
-shapes before anything is loaded."""
+"""Models without their weights: the modules of a student, or of the model in a folder. For checks of names and shapes
+before anything is loaded."""
 
 from __future__ import annotations
 

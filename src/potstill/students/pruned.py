@@ -36,7 +36,7 @@ PRUNING = "pruning.json"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to prune a teacher: the layers that are kept, how they were chosen, and the shape of each (None: as in
+    """One way to prune a teacher: the layers that are kept, how they were chosen, and the shape (None: layers are as in
     the teacher)."""
 
     layers: tuple[int, ...]

@@ -123,7 +123,7 @@ class Latency:
     short answers alone look like overload. If both are four times as long, requests spend three quarters of their time
     waiting, and half as many under way would keep the server as busy.
 
-    After each sign the minimum is raised, so that a server that has become slow for good is not cut for ever.
+    After each sign the minimum is raised, so that the rate to a server that stays slow is not cut again and again.
     """
 
     TIMES = 4.0
