@@ -5,9 +5,12 @@
 
 Targets are drawn from a true distribution over 200 tokens. Teacher and student know it up to small noise, each with
 noise of its own, as two seeds of one training do: an undamaged student is as good as its teacher. The damage: logits of
-rare tokens lowered, or all logits sharpened or flattened. What is computed per target is what an evaluation computes;
+rare tokens lowered; all logits sharpened or flattened; more noise on one value of a column of the data; the logit of one
+of six classes lowered. What is computed per target is what an evaluation computes;
 no model is trained. With `--real` the true distributions are those of SmolLM2-135M-Instruct over its 49,152 tokens on
 web text, 100 groups of 10.
+
+Measures with questions of their own (exposure, judged, written tasks) are in `benchmarks/planted_asked.py`.
 
 `named first` is how often the verdict's first loss is the planted one, over all strengths; `accused` how often the
 verdict names any loss of an undamaged student, all measures together.
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,13 +28,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.claims import Aim, claims_of, command_line
+from benchmarks.planted_asked import PLANTINGS, found_of
 from potstill.evaluate.fidelity import with_columns
 from potstill.evaluate.measures.base import Draws, Table
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import Size, summarise
 from potstill.measures import Measures
 from potstill.objectives import token_statistics
-from potstill.recipe.measures import default_measures
+from potstill.recipe.measures import Tails, default_measures
 from potstill.registry import build
 from potstill.signals import Dense
 from potstill.tasks import SPECS
@@ -100,23 +104,52 @@ def scores_of(logits: Logits, teacher: Logits | None, targets: NDArray[np.int64]
     return with_columns(own, {name: values.numpy() for name, values in found.more.items()})
 
 
+TOPICS = ("cats", "dogs")
+
+
+class Topics:
+    """Texts of targets with a column `topic`, the same for all targets of a group."""
+
+    def __init__(self, groups: NDArray[np.int64]) -> None:
+        self.topics = np.array(TOPICS, dtype=np.object_)[groups % len(TOPICS)]
+
+    def column(self, name: str) -> NDArray[np.object_]:
+        """The topics [N]."""
+        return self.topics
+
+    def words(self) -> list[str]:
+        """No words."""
+        return [""] * len(self.topics)
+
+    def shown(self, index: int) -> tuple[str, str]:
+        """A number."""
+        return "", str(index)
+
+
 def measured(seed: int, of: Callable[[int], World] = world, **damage: float) -> Measures:
-    """The measures of a student with a damage (`by`, `scale`), or none."""
+    """The measures of a student with a damage (`by`, `scale`, `noise` on one topic), or none."""
     truth, targets, counts = of(seed)
     size = PER_GROUP if of is world else 10
+    group = np.arange(len(targets)) // size
     rare = rare_tokens(targets, counts) if "by" in damage else None
+    noise = damage.pop("noise", 0.0)
     teacher, student = student_of(truth, TEACHERS + seed), student_of(truth, seed, rare=rare, **damage)
+    texts = Topics(group)
+    if noise:
+        inside = texts.topics == TOPICS[0]
+        student[inside] += np.random.default_rng(2000 + seed).normal(0, noise, (int(inside.sum()), truth.shape[1]))
     task = SPECS["causal_lm"]
-    measures = [build(settings) for settings in default_measures(task)]
+    settings = [Tails(columns=("topic",)) if one.kind == "tails" else one for one in default_measures(task)]
+    measures = [build(one) for one in settings]
     columns = tuple(dict.fromkeys(column for measure in measures for column in measure.columns))
     scores = {
         "teacher": [scores_of(teacher, None, targets, columns)],
         "student": [scores_of(student, teacher, targets, columns)],
     }
-    groups = [f"g{i // size:04}" for i in range(len(targets))]
+    groups = [f"g{number:04}" for number in group]
     draws = Draws(300, 0.95, 0)
     places = np.arange(len(targets)) % size
-    table = Table(task, groups, targets, (), places, np.full(len(targets), size), scores, draws, lambda: counts)
+    table = Table(task, groups, targets, (), places, np.full(len(targets), size), scores, draws, lambda: counts, texts)
     return summarise(
         scores,
         dict.fromkeys(scores, Size(10, 40, 1)),
@@ -130,26 +163,74 @@ def measured(seed: int, of: Callable[[int], World] = world, **damage: float) -> 
     )
 
 
+CLASSES, EXAMPLES = 6, 900
+
+
+def classified(seed: int, by: float = 0.0) -> Measures:
+    """The measures of a student of six classes, the logit of one of which is lowered."""
+    random = np.random.default_rng(seed)
+    truth = random.normal(0, 1.5, (EXAMPLES, CLASSES)) - 0.15 * np.arange(CLASSES)
+    labels = (truth + random.gumbel(size=truth.shape)).argmax(-1)
+    teacher, student = (truth + random.normal(0, NOISE, truth.shape) for _ in range(2))
+    student[:, seed % CLASSES] -= by
+    task = SPECS["sequence_classification"]
+    measures = [build(settings) for settings in default_measures(task)]
+    columns = tuple(dict.fromkeys(column for measure in measures for column in measure.columns))
+    scores = {
+        "teacher": [scores_of(teacher, None, labels, columns)],
+        "student": [scores_of(student, teacher, labels, columns)],
+    }
+    groups, draws = [f"g{number:04}" for number in range(EXAMPLES)], Draws(300, 0.95, 0)
+    counts, names = 5 * np.bincount(labels, minlength=CLASSES), [f"c{number}" for number in range(CLASSES)]
+    places = np.zeros(EXAMPLES, dtype=np.int64)
+    table = Table(task, groups, labels, names, places, places + 1, scores, draws, lambda: counts)
+    return summarise(
+        scores,
+        dict.fromkeys(scores, Size(10, 40, 1)),
+        {},
+        groups,
+        task="sequence_classification",
+        records=EXAMPLES,
+        draws=draws,
+        notes=(),
+        measures=measures,
+        table=table,
+    )
+
+
 UNDAMAGED = 5
 """Undamaged students for each planting of a damage: a small share needs many."""
 
 DAMAGES: dict[str, tuple[str, dict[str, float]]] = {
-    "rare tokens, weak": ("tails", {"by": 0.25}),
-    "rare tokens": ("tails", {"by": 0.5}),
-    "rare tokens, strong": ("tails", {"by": 1.0}),
-    "sharpened, weak": ("calibration", {"scale": 1.15}),
-    "sharpened": ("calibration", {"scale": 1.3}),
-    "sharpened, strong": ("calibration", {"scale": 1.6}),
-    "flattened, weak": ("calibration", {"scale": 0.87}),
-    "flattened": ("calibration", {"scale": 0.77}),
-    "flattened, strong": ("calibration", {"scale": 0.62}),
+    "one topic, weak": (f"most on topic: {TOPICS[0]}", {"noise": 0.7}),
+    "one topic": (f"most on topic: {TOPICS[0]}", {"noise": 1.0}),
+    "one topic, strong": (f"most on topic: {TOPICS[0]}", {"noise": 1.5}),
+    "rare tokens, weak": ("most on rare tokens", {"by": 0.25}),
+    "rare tokens": ("most on rare tokens", {"by": 0.5}),
+    "rare tokens, strong": ("most on rare tokens", {"by": 1.0}),
+    "sharpened, weak": ("over-confident", {"scale": 1.15}),
+    "sharpened": ("over-confident", {"scale": 1.3}),
+    "sharpened, strong": ("over-confident", {"scale": 1.6}),
+    "flattened, weak": ("under-confident", {"scale": 0.87}),
+    "flattened": ("under-confident", {"scale": 0.77}),
+    "flattened, strong": ("under-confident", {"scale": 0.62}),
 }
-"""The section that should be named first, and the damage."""
+"""What the loss that should be named first says, and the damage."""
+
+OF_CLASSES = {"one class, weak": 0.5, "one class": 1.0, "one class, strong": 2.0}
+
+NAMES = (
+    *DAMAGES,
+    *OF_CLASSES,
+    *(f"{name}{strength}" for name in PLANTINGS for strength in (", weak", "", ", strong")),
+)
 
 AIMS = [
-    *(Aim(f"found: {name}", "share", least=0.95) for name in DAMAGES if not name.endswith("weak")),
+    *(Aim(f"found: {name}", "share", least=0.95) for name in NAMES if not name.endswith("weak")),
     Aim("the planted loss is named first", "share", least=0.9),
     Aim("undamaged students accused, all measures together", "share", most=0.05),
+    Aim("undamaged students of classes accused", "share", most=0.05),
+    *(Aim(f"undamaged students accused: {name}", "share", most=0.05) for name in PLANTINGS),
 ]
 
 
@@ -158,21 +239,29 @@ def run(plantings: int, real: bool) -> dict[str, Any]:
     of = real_world if real else world
     values: dict[str, float | None] = {}
     first = 0
-    for name, (section, damage) in DAMAGES.items():
-        named = [[loss.section for loss in measured(seed, of, **damage).named_losses] for seed in range(plantings)]
-        values[f"found: {name}"] = sum(section in sections for sections in named) / plantings
-        first += sum(sections[:1] == [section] for sections in named)
-        first_here = [s[:1] for s in named].count([section])
+    made = [(name, said, partial(measured, of=of, **damage)) for name, (said, damage) in DAMAGES.items()]
+    if not real:
+        made += [(name, "most on class", partial(classified, by=by)) for name, by in OF_CLASSES.items()]
+    for name, said, damaged in made:
+        named = [[loss.text for loss in damaged(seed).named_losses] for seed in range(plantings)]
+        values[f"found: {name}"] = sum(any(said in text for text in texts) for texts in named) / plantings
+        first_here = sum(said in texts[0] for texts in named if texts)
+        first += first_here
         print(f"{name}: found {values[f'found: {name}']:.2f}, first {first_here}", flush=True)
-    values["the planted loss is named first"] = first / (plantings * len(DAMAGES))
+    values["the planted loss is named first"] = first / (plantings * len(made))
     accused = [bool(measured(10_000 + seed, of).named_losses) for seed in range(UNDAMAGED * plantings)]
     values["undamaged students accused, all measures together"] = sum(accused) / len(accused)
+    print(f"accused, all measures together: {sum(accused)} of {len(accused)}", flush=True)
+    if not real:
+        accused = [bool(classified(10_000 + seed).named_losses) for seed in range(UNDAMAGED * plantings)]
+        values["undamaged students of classes accused"] = sum(accused) / len(accused)
+        values |= found_of(plantings, UNDAMAGED * plantings)
     return {
         "benchmark": "planted",
         "real": real,
         "plantings": plantings,
         "values": values,
-        "claims": claims_of(AIMS, values),
+        "claims": claims_of([aim for aim in AIMS if aim.name in values], values),
     }
 
 

@@ -221,6 +221,28 @@ class Reliability:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class Place:
+    """One place of a curve: where it is, and the value there."""
+
+    at: float
+    value: Interval
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Curve:
+    """A smooth curve with a band, by model, along a scale that `axis` names; drawn on a logarithmic axis with `log`."""
+
+    title: str
+    text: str
+    section: str
+    metric: MetricSpec
+    axis: str
+    curves: Mapping[str, tuple[Place, ...]]
+    log: bool = False
+    type: Literal["curve"] = "curve"
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class Figures:
     """Single figures of several models: by label, an interval of each model, in one unit per label."""
 
@@ -252,7 +274,7 @@ class Examples:
     type: Literal["examples"] = "examples"
 
 
-Finding = Annotated[Bands | Reliability | Figures | Solving | Examples, Field(discriminator="type")]
+Finding = Annotated[Bands | Reliability | Curve | Figures | Solving | Examples, Field(discriminator="type")]
 """What a measure finds beside its metrics. The report draws it by its type."""
 
 

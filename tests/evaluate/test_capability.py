@@ -20,7 +20,7 @@ from potstill.evaluate.stage import stage
 from potstill.measures import Figures, Measures
 from potstill.recipe.data import FileData
 from potstill.recipe.measures import Capability, ChoiceTask, WrittenTask
-from potstill.recipe.verify import Judge
+from potstill.recipe.verify import Judge, Numeric
 from potstill.types import Record
 from small_run import SmallRun
 
@@ -113,6 +113,7 @@ def test_a_reference_is_a_text_a_letter_or_a_number(reference: Any, right: int) 
     [
         ({"choices": ["a b", "c d"], "reference": "green"}, "is none of its choices"),
         ({"choices": "ab", "reference": "a"}, "is no question with choices"),
+        ({"choices": ["a", " "], "reference": "a"}, "a choice of row 3 is empty, and has no probability"),
         ({"reference": "a"}, "is no question with choices"),
     ],
 )
@@ -170,6 +171,12 @@ def test_written_answers_are_judged_by_a_verifier_and_paired_with_the_teachers(t
 def test_a_capability_without_a_task_is_refused() -> None:
     with pytest.raises(ValidationError, match="capability has no task"):
         Capability()
+
+
+@pytest.mark.parametrize("name", ["tokens", "Choices", "solved"])
+def test_a_task_has_no_name_of_a_file_of_the_evaluation(name: str) -> None:
+    with pytest.raises(ValidationError, match="an evaluation writes a file of that name"):
+        WrittenTask(name=name, data=FileData(kind="jsonl", path=Path("x.jsonl")), verify=Numeric())
 
 
 def test_a_judge_cannot_judge_a_task() -> None:

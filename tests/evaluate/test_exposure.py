@@ -57,3 +57,13 @@ def test_a_gap_is_paired_by_group() -> None:
     own, theirs = hard + rng.normal(1, 0.1, 500), hard + rng.normal(0, 0.1, 500)
     gap = gap_of([(own, groups)], [(theirs, groups)], Draws(400, 0.95, 0))
     assert gap.low < 1 < gap.high and gap.high - gap.low < 0.1
+
+
+def test_the_gap_of_several_seeds_has_their_variation_in_its_interval() -> None:
+    groups = [f"g{n // 5}" for n in range(100)]
+    flat = np.linspace(0, 0.01, 100)
+    own = [(flat + gap, groups) for gap in (0.0, 1.0, 2.0)]
+    gap = gap_of(own, [(flat, groups)] * 3, Draws(200, 0.95, 0))
+    # Student's interval of 0, 1 and 2: 1 ± 4.303 / √3.
+    assert gap.value == pytest.approx(1.0)
+    assert (gap.low, gap.high) == pytest.approx((1 - 2.484, 1 + 2.484), abs=0.01)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +21,7 @@ from potstill.evaluate.bootstrap import PairedBootstrap
 from potstill.evaluate.measures.judged import Pair, at_equal_length, contradictions_by_chance, figures_of
 from potstill.evaluate.stage import stage
 from potstill.measures import Figures, Measures
-from potstill.recipe import parse_recipe
+from potstill.recipe import EndpointTeacher, parse_recipe
 from potstill.recipe.measures import Fidelity, Judged
 from potstill.registry import implements
 from potstill.types import Answer, Request
@@ -124,6 +128,105 @@ def test_a_judge_that_goes_down_in_the_middle_is_asked_the_rest_alone(tmp_path: 
     assert calls.read_text() == whole_calls.read_text()
 
 
+class JudgingServer(ThreadingHTTPServer):
+    """A judge behind an OpenAI-compatible address, whose marks follow from the text alone. After `left` answers it
+    hangs up on everybody."""
+
+    daemon_threads = True
+
+    def __init__(self, left: float = math.inf) -> None:
+        super().__init__(("127.0.0.1", 0), JudgingHandler)
+        self.left, self.paid, self.lock = left, Counter[str](), threading.Lock()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class JudgingHandler(BaseHTTPRequestHandler):
+    server: JudgingServer
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][0]["content"]
+        with self.server.lock:
+            self.server.left -= 1
+            if self.server.left < 0:
+                self.close_connection = True
+                return
+            self.server.paid[asked] += 1
+        marks = {name: 1 + sum(map(ord, text)) % 10 for name, text in ANSWERS.findall(asked)}
+        said = {"role": "assistant", "content": f"Well.\nMarks: A {marks['A']}, B {marks['B']}"}
+        usage = {"prompt_tokens": 50, "completion_tokens": 9, "total_tokens": 59}
+        body = json.dumps({"choices": [{"index": 0, "message": said, "finish_reason": "stop"}], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def judging() -> Iterator[JudgingServer]:
+    with JudgingServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def behind(run: SmallRun, address: str) -> SmallRun:
+    """The run, with a judge behind a server among its teachers."""
+    measure = Judged(judge="critic", answer_tokens=12)
+    evaluate = run.recipe.required_evaluate.model_copy(update={"measures": (Fidelity(), measure)})
+    critic = EndpointTeacher(base_url=address, model="critic", patience_seconds=0.5, timeout_seconds=10, retries=2)
+    teachers = {"main": run.recipe.teachers["main"], "critic": critic}
+    run.recipe = run.recipe.model_copy(update={"teachers": teachers, "evaluate": evaluate})
+    return run
+
+
+def test_a_server_that_goes_down_in_the_middle_is_paid_for_each_question_once(
+    tmp_path: Path, judging: JudgingServer
+) -> None:
+    run = behind(small(tmp_path), judging.address)
+    whole, _ = judged(run)
+    questions = Counter(judging.paid)
+    assert sum(questions.values()) == len(questions) == 4 * len(run.held_out_records)
+    (tmp_path / "journal.sqlite").unlink()
+    judging.paid.clear()
+    judging.left = len(questions) // 3
+    with pytest.raises(PotstillError):
+        judged(run)
+    assert 0 < sum(judging.paid.values()) <= len(questions) // 3
+    judging.left = math.inf
+    resumed, _ = judged(run)
+    assert resumed == whole
+    assert judging.paid == questions
+
+
+HOSTILE = [
+    "",
+    "Marks: A 7, B",
+    "Marks: A \u0667, B \u0663",
+    "Marks: A 7, B 3\n" * 50_000 + "Marks: none",
+    "[" * 500 + "Marks: A 7, B 3",
+    "\x00\x1b[31mMarks: A 99999999999999999999, B 1",
+    "Marks: A 0, B 11",
+    "<script>alert(1)</script>",
+    "Better: A",
+    "x" * 1_000_000,
+    "mark: " + " *_" * 100_000,
+]
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_a_reply_of_any_shape_is_no_verdict_or_marks_within_the_scale(number: int) -> None:
+    marks = marks_in(HOSTILE[number], 10)
+    assert marks is None or all(1 <= mark <= 10 for mark in marks)
+    assert preference_in(HOSTILE[number]) in (None, 1.0)
+
+
 # ---- what a reply says, and the statistics -------------------------------------------------------------------------
 
 
@@ -173,6 +276,21 @@ def test_a_judge_that_tosses_a_coin_is_not() -> None:
         pairs = [Pair(n, (float(rng.integers(2)), float(rng.integers(2))), None, 0.0) for n in range(100)]
         refused += figures_of(pairs, bootstrap(100))[1]
     assert refused >= 19
+
+
+def test_students_of_several_seeds_have_their_variation_in_the_intervals() -> None:
+    def pairs(seed: int, won: float) -> list[Pair]:
+        return [Pair(n, (float(n < won * 60),) * 2, (5.0 + seed, 6.0), 0.0) for n in range(60)]  # type: ignore[arg-type]
+
+    three = [*pairs(0, 0.2), *pairs(1, 0.5), *pairs(2, 0.8)]
+    groups = PairedBootstrap([f"g{n % 60}" for n in range(180)], resamples=300, confidence=0.95, seed=0)
+    found, _ = figures_of(three, groups, np.repeat([0, 1, 2], 60))
+    pooled, _ = figures_of(three, groups)
+    # Student's interval of 0.2, 0.5 and 0.8 alone reaches 0.75 to either side; pooled, seeds would not count.
+    assert found["preferred"].value == pytest.approx(0.5)
+    assert (found["preferred"].low, found["preferred"].high) == (0.0, 1.0)
+    assert pooled["preferred"].low > 0.3
+    assert found["share_of_marks"].high - found["share_of_marks"].low > 2 * 4.303 * (1 / 6) / 3**0.5 - 1e-9
 
 
 def test_at_equal_length_nothing_is_left_of_a_preference_for_length() -> None:

@@ -19,7 +19,7 @@ from potstill.evaluate.measures import calibration, tails
 from potstill.evaluate.measures.base import Compared, Draws, Table, first_half
 from potstill.evaluate.measures.memorisation import gap_of
 from potstill.evaluate.scores import Scores
-from potstill.measures import Bands, Examples, Figures, Interval, Measures, Reliability
+from potstill.measures import Bands, Curve, Examples, Figures, Interval, Measures, Reliability
 from potstill.objectives import token_statistics
 from potstill.recipe import parse_recipe
 from potstill.recipe.measures import MeasureSettings, Tails
@@ -265,8 +265,8 @@ class Named:
     def __init__(self, groups: list[str]) -> None:
         self.groups = groups
 
-    def column(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-        return np.array(["cats" if int(group[1:]) % 3 == 0 else "dogs" for group in self.groups])
+    def column(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+        return np.array(["cats" if int(group[1:]) % 3 == 0 else "dogs" for group in self.groups], dtype=object)
 
     def words(self) -> list[str]:
         return ["the" if n % 2 else "vermilion" for n in range(len(self.groups))]
@@ -301,6 +301,40 @@ def test_a_damaged_value_of_a_column_is_found_on_the_other_half_of_the_groups() 
     undamaged = table_with(RNG.normal(0.2, 0.3, 1500), [np.ones(1500, dtype=np.bool_)], groups)
     found = tails.TailsMeasure(Tails(columns=("topic",))).findings(undamaged)
     assert not [f for f in found.findings if isinstance(f, Bands) and f.title.startswith("Slices")]
+
+
+def test_a_damaged_value_of_a_column_is_a_loss_that_the_verdict_may_name() -> None:
+    groups = [f"g{n // 5}" for n in range(1500)]
+    cats = Named(groups).column("topic") == "cats"
+    table = table_with(RNG.normal(0.2, 0.3, 1500) + 0.5 * cats, [np.ones(1500, dtype=np.bool_)], groups)
+    losses = tails.TailsMeasure(Tails(columns=("topic",))).findings(table).losses
+    worst = losses[-1]
+    assert worst.text.startswith("loses most on topic: cats: 0.5")
+    # By hand: a third of the targets lose half a nat more than the others.
+    inside = cats[table.halves[1]].mean()
+    assert worst.nats.low < 0.5 * inside < worst.nats.high and worst.beyond_noise(0.95, len(losses))
+    assert len(tails.TailsMeasure(Tails()).findings(table).losses) == 1
+
+
+def test_a_column_with_a_value_of_its_own_for_each_record_is_no_slice_and_a_name_is_one_line() -> None:
+    groups = [f"g{n // 5}" for n in range(1500)]
+    table = table_with(RNG.normal(0.2, 0.3, 1500), [np.ones(1500, dtype=np.bool_)], groups)
+    assert table.texts is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Named, "column", lambda self, name: np.array(groups))
+        assert tails.named_slices(table, ("id",)) == {}
+        values = np.array(["x\n\x1b[31m", "y"], dtype=object)[np.arange(1500) // 5 % 2]
+        patch.setattr(Named, "column", lambda self, name: values)
+        assert set(tails.named_slices(table, ("id",))) == {"id: x\ufffd\ufffd[31m", "id: y"}
+
+
+def test_the_loss_along_the_frequency_of_the_target_is_a_curve_with_a_band() -> None:
+    measures = measured(0, by=2.0)
+    curve = next(f for f in measures.findings if isinstance(f, Curve))
+    places = curve.curves["student"]
+    assert curve.log and places[0].at < places[-1].at
+    assert places[0].value.low > 0.5, "what was taken from rare tokens is at its left end"
+    assert places[-1].value.low < 0.1 and places[-1].value.high < 0.3
 
 
 def test_what_all_seeds_miss_is_a_share_and_the_worst_of_it_can_be_read() -> None:

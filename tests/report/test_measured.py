@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report.synthetic import HOSTILE, Shape, measures_of, write_run
 
-from potstill.measures import Band, Bands, Example, Examples, Interval, Loss, MetricSpec
+from potstill.measures import Band, Bands, Curve, Example, Examples, Interval, Loss, MetricSpec
 from potstill.report.card import render_card
 from potstill.report.findings import Findings, read_findings
 from potstill.report.page import render_page
@@ -90,3 +90,21 @@ def test_names_of_classes_stay_text_and_many_are_a_table_without_a_figure(tmp_pa
     measures.save(inputs["evaluate"].path / "measures.json")
     page = render_page(read_findings(recipe, inputs, None))
     assert "<script>" not in page.partition("<body>")[2] and "&lt;script&gt;" in page
+
+
+def test_a_curve_is_drawn_with_its_band_and_stands_in_a_table(findings: Findings) -> None:
+    curve = next(finding for finding in findings.measures.findings if isinstance(finding, Curve))
+    part = part_of(curve, WORDS["causal_lm"])
+    assert part.figure is not None and part.table is not None
+    assert 'class="fill-student' in part.figure.wide and "stroke-student" in part.figure.wide
+    assert len(part.table.rows) == len(curve.curves["student"])
+    first = curve.curves["student"][0]
+    assert part.table.rows[0][0] == "student" and f"{first.value.value:+.2f}"[1:5] in part.table.rows[0][2]
+
+
+def test_a_hostile_value_of_a_column_stays_text_in_the_verdict_and_the_card(findings: Findings) -> None:
+    loss = Loss("tails", f"loses most on topic: {HOSTILE}\x1b[31m: 0.50 nats more", Interval(0.3, 0.2, 0.4))
+    hostile = replace(findings, measures=replace(findings.measures, losses=(loss,)))
+    page, card = render_page(hostile), render_card(hostile)
+    assert HOSTILE not in page and "\x1b" not in page
+    assert "<script" not in card and "\x1b" not in card

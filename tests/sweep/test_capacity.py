@@ -92,6 +92,18 @@ def test_too_few_runs_are_said_with_the_run_that_is_missing(
     assert found.run == run
 
 
+def test_a_run_that_lost_nothing_has_no_law() -> None:
+    points = [*runs(), Point(9e6, 4e5, 0.0)]
+    found = fit_capacity(points)
+    assert isinstance(found, Abstention)
+    assert found.why == "1 run of 10 lost nothing: a law needs losses above 0"
+
+
+def test_students_that_are_all_larger_than_their_teacher_are_told_a_run_too() -> None:
+    points = runs(0.03)
+    assert next_run(fitted(points, largest=5e5)) == (5e5, 4e5)
+
+
 def test_a_law_that_misses_the_largest_run_gives_no_answer_but_the_next_run() -> None:
     # Beyond 4M parameters this student gains nothing more: the law of the smaller ones does not know it.
     points = [Point(p.parameters, p.tokens, planted(min(p.parameters, 4e6), p.tokens) * 1.4) for p in runs()[:-1]]

@@ -22,13 +22,13 @@ from scipy import stats
 from potstill import cli
 from potstill.console import Console
 from potstill.errors import RecipeError, RunError
-from potstill.measures import Interval, Measures, ModelMeasures
+from potstill.measures import Interval, Measures, MetricSpec, ModelMeasures
 from potstill.recipe import Recipe
 from potstill.sweep import runs as sweep_runs
 from potstill.sweep.file import first_runs_of, load_sweep, runs_of
 from potstill.sweep.paired import Table, difference, mean_over
 from potstill.sweep.result import gather, picture_of
-from potstill.sweep.runs import Runner, run_all, run_sweep
+from potstill.sweep.runs import Runner, run_all, run_sweep, settled
 from tiny_models import make_tiny_causal_lm
 
 ROOT = Path(__file__).parents[2]
@@ -307,6 +307,78 @@ def test_a_measure_that_decides_must_be_there_and_one_beside_it_may_be_missing(t
     deciding = load_sweep(write(tmp_path, measure="accuracy"))
     with pytest.raises(RunError, match="accuracy was not measured"):
         gather(deciding, runs)
+
+
+def test_what_is_there_after_each_run_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, seen = tmp_path / "here", []
+
+    class Watched(Pretended):
+        def __call__(self, recipe: Recipe, run: Path, console: Console, shared: Sequence[Path] = ()) -> None:
+            if (folder / "result.json").is_file():
+                result = json.loads((folder / "result.json").read_text())
+                seen.append({arm["arm"]: arm.get("kl", {}).get("seeds") for arm in result["arms"]})
+            super().__call__(recipe, run, console, shared)
+
+    run_sweep(load_sweep(write(tmp_path)), QUIET, folder=folder, runner=Watched().runner)
+    assert seen == [
+        {"kd": {"0": 0.5}, "alone": None},
+        {"kd": {"0": 0.5}, "alone": {"0": 1.0}},
+        {"kd": {"0": 0.5, "1": pytest.approx(0.6)}, "alone": {"0": 1.0}},
+    ]
+
+
+def write_trainings(folder: Path, kl: Sequence[float], refusals: float) -> None:
+    """What `evaluate` leaves of several trainings of one run, on three targets."""
+    evaluate = folder / "evaluate"
+    evaluate.mkdir(parents=True)
+    mean = sum(kl) / len(kl)
+    metrics = {"kl": Interval(mean, mean, mean), "refusal_rate": Interval(refusals, refusals - 0.1, refusals)}
+    student = ModelMeasures("student", 10, 40, 2, metrics, {"kl": tuple(kl)})
+    teacher = ModelMeasures("teacher", 20, 80, 4, {"refusal_rate": Interval(1.0, 0.9, 1.0)})
+    spec = MetricSpec("refusal_rate", "Refuses what is harmful", "refuses", "share", True)
+    models = {"student": student, "teacher": teacher}
+    Measures(
+        models, {"refusal_rate": spec}, (), groups=3, records=3, targets=3, confidence=0.95, resamples=10, seeds=len(kl)
+    ).save(evaluate / "measures.json")
+    columns = {f"kl_student{f'_seed{n}' if n else ''}": [value - 0.1, value, value + 0.1] for n, value in enumerate(kl)}
+    names = ["a", "b", "c"]
+    table = pa.table({"record_id": names, "group": names, "position": [0, 0, 0], **columns})
+    pq.write_table(table, evaluate / "tokens.parquet")
+
+
+def test_each_training_of_a_run_is_a_seed(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, seeds=[5], set={"train.seeds": 3}))
+    runs = runs_of(sweep, tmp_path / "runs")
+    write_trainings(runs[0].folder, (1.0, 1.1, 1.2), 0.5)
+    write_trainings(runs[1].folder, (2.0, 2.2, 2.1), 0.9)
+    kd, alone = gather(sweep, runs)
+    assert alone.values["kl"] == {5: 2.0, 6: 2.2, 7: 2.1}
+    found = kd.differences["kl"]
+    assert found is not None and found.over_seeds is not None and found.over_records is not None
+    # By hand: −1, −1.1, −0.9, whose standard deviation is 0.1; t(0.975, 2) = 4.303. Targets differ by their mean alone.
+    assert found.over_seeds.high == pytest.approx(-1 + 4.303 * 0.1 / 3**0.5, abs=1e-4)
+    assert found.over_records.value == pytest.approx(-1)
+
+
+def test_a_seed_that_two_runs_would_train_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="seed 1 is trained in the runs of seeds 0 and 1") as error:
+        runs_of(load_sweep(write(tmp_path, set={"train.seeds": 3})), tmp_path)
+    assert "3 apart" in str(error.value)
+    assert len(runs_of(load_sweep(write(tmp_path, seeds=[0, 3], set={"train.seeds": 3})), tmp_path)) == 4
+
+
+def test_further_metrics_of_the_pages_stand_beside_with_the_teachers(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, seeds=[0], set={"train.seeds": 3}, beside=["refusal_rate", "refusal_rat"]))
+    runs = runs_of(sweep, tmp_path / "runs")
+    write_trainings(runs[0].folder, (1.0, 1.1, 1.2), 0.5)
+    write_trainings(runs[1].folder, (2.0, 2.2, 2.1), 0.9)
+    _, text = settled(sweep, tmp_path, runs, {})
+    said = "kd 50.0 % [40.0, 50.0], alone 90.0 % [80.0, 90.0], teacher 100.0 % [90.0, 100.0]"
+    assert f"Refuses what is harmful: {said}" in text.splitlines()
+    assert "refusal_rat: no run has it; did you mean 'refusal_rate'?" in text.splitlines()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["beside"][0]["values"]["teacher"] == {"value": 1.0, "low": 0.9, "high": 1.0}
 
 
 def test_what_is_set_for_all_arms_gives_way_to_an_arms_own(tmp_path: Path) -> None:

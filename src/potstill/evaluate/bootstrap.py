@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -108,6 +108,17 @@ def difference_of(left: Statistic, right: Statistic) -> Statistic:
     if left.values is not None and right.values is not None:
         return mean_of(left.values - right.values, bounds)
     return _combined((left, right), (1.0, -1.0), bounds)
+
+
+def within(statistic: Statistic, inside: NDArray[np.bool_]) -> Statistic:
+    """The same statistic of some of the targets [N], which stand beside the others for the sake of their groups: with
+    it, statistics of seeds that have targets of their own can be averaged."""
+    if inside.all():
+        return statistic
+    columns = statistic.columns
+    if isinstance(columns, csr_array):
+        return replace(statistic, columns=csr_array(columns.multiply(inside[:, None])), values=None)
+    return replace(statistic, columns=columns * inside[:, None], values=None)
 
 
 def average_of(several: Sequence[Statistic]) -> Statistic:
@@ -235,6 +246,11 @@ class PairedBootstrap:
     def value(self, statistic: Statistic) -> float:
         """A statistic of all targets, without an interval."""
         return float(statistic.of(np.asarray(self._sums(statistic).sum(0))))
+
+    def sums_of(self, values: Values) -> Floats:
+        """The sum of one value per target [N] over each group [G]."""
+        column = np.asarray(values, dtype=np.float64)
+        return np.bincount(self._group_of_target, weights=column, minlength=self.groups)
 
     def error(self, statistic: Statistic) -> float:
         """The jackknife's standard error over groups."""

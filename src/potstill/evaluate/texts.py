@@ -34,7 +34,7 @@ class TargetTexts:
     def __init__(self, held_out: HeldOut, chat: ChatTokenizer | None) -> None:
         self._held_out, self._chat = held_out, chat
 
-    def column(self, name: str) -> NDArray[np.str_]:
+    def column(self, name: str) -> NDArray[np.object_]:
         """The value of a column of the data, as text, of each target's record [N]; empty where it has none. `label` is
         the class of a record, other names are keys of its metadata.
 
@@ -49,7 +49,8 @@ class TargetTexts:
                 where="evaluate.measures tails",
                 fix=f"name one of {', '.join(known)}" if known else "drop tails.columns: the data has no such columns",
             )
-        return np.repeat(np.array(values, dtype=np.str_), self._held_out.counts)
+        # Objects, not characters: a column of long texts would take their longest for each target.
+        return np.repeat(np.array(values, dtype=np.object_), self._held_out.counts)
 
     def words(self) -> list[str]:
         """The word that each target is, or is a part of [N], in lower case; empty for what is none."""

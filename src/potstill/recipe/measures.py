@@ -201,6 +201,10 @@ class ChoiceTask(Settings):
     chat: bool = False
 
 
+_TAKEN = frozenset({"tokens", "examples", "solved", "solutions", "choices", "judged", "safety", "lm_eval"})
+"""Names of the files of an evaluation, beside which `<task>.parquet` and `<task>.jsonl` are written."""
+
+
 class WrittenTask(Settings):
     """Problems from data of their own, answered greedily, and judged by `verify`; the reference answer is in
     `metadata[reference]`, or else the record's own. `chance` is the share that guessing solves."""
@@ -216,6 +220,8 @@ class WrittenTask(Settings):
 
     @model_validator(mode="after")
     def _decides_alone(self) -> WrittenTask:
+        if self.name.lower() in _TAKEN:
+            raise ValueError(f"{self.name}: an evaluation writes a file of that name: call the task otherwise")
         if any(True for _ in judges_of(self.verify)):
             raise ValueError(
                 f"{self.name}: a judge puts its questions to a teacher: verify by what decides alone (numeric, exact, "

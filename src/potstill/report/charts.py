@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from potstill.measures import Bin, Interval
+from potstill.measures import Bin, Interval, Place
 from potstill.report.distribution import BEND
 from potstill.report.palette import GRID, INK, LOOKS, RULE, SOFT, shown
 from potstill.report.svg import draw
@@ -133,6 +133,58 @@ def reliability_figure(curves: Mapping[str, Sequence[Bin]], *, named: Named = sh
 
     label = ", ".join(map(named, models))
     return _both("Reliability", "Lines through the points: intervals.", chart, f"Reliability: {label}", legend=models)
+
+
+def band_figure(
+    title: str,
+    caption: str,
+    curves: Mapping[str, Sequence[Place]],
+    *,
+    axis: str,
+    value: str,
+    log: bool,
+    named: Named = shown,
+) -> Figure:
+    """Smooth curves with their bands, by model, and a line at 0.
+
+    Args:
+        title: of the figure.
+        caption: below it.
+        curves: places and values, by model.
+        axis: title of the horizontal axis.
+        value: title of the vertical axis, with the unit.
+        log: draw the horizontal axis logarithmically.
+        named: the display name of a model.
+    """
+    values = [
+        {"model": name, "x": place.at, "y": place.value.value, "low": place.value.low, "high": place.value.high}
+        for name, curve in curves.items()
+        for place in curve
+    ]
+    models = _models_in(values)
+
+    def chart(width: int) -> Any:
+        import altair as alt
+
+        scale = alt.Scale(type="log" if log else "linear", nice=False)
+        base = alt.Chart(alt.InlineData(values=values)).encode(
+            x=alt.X("x:Q", title=axis, scale=scale, axis=alt.Axis(tickCount=width // 80, format="~g", grid=False)),
+            color=_colours(),
+        )
+        y = alt.Y("low:Q", title=value, scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(tickCount=5))
+        line = alt.Chart(alt.InlineData(values=[{"at": 0}])).mark_rule(strokeDash=[4, 3]).encode(y="at:Q")
+        layers = [
+            line.encode(color=alt.value(RULE)),
+            base.mark_area(opacity=0.15).encode(y=y, y2="high:Q"),
+            base.mark_line(strokeWidth=2).encode(y="y:Q", strokeDash=_dashes()),
+        ]
+        return finished(alt.layer(*layers), width, 240)
+
+    ends = "; ".join(
+        f"{named(m)} {c[0].value.value:.3g} at {c[0].at:.3g} and {c[-1].value.value:.3g} at {c[-1].at:.3g}"
+        for m, c in curves.items()
+    )
+    return _both(title, caption, chart, f"{title}, {value}: {ends}", legend=models)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from potstill.measures import (
     Band,
     Bands,
     Comparison,
+    Curve,
     Examples,
     Figures,
     Interval,
@@ -27,7 +28,7 @@ from potstill.measures import (
 )
 from potstill.recipe.train import PRUNED
 from potstill.report import figures
-from potstill.report.charts import Figure, interval_figure, reliability_figure
+from potstill.report.charts import Figure, band_figure, interval_figure, reliability_figure
 from potstill.report.distribution import QUANTILES, Spread, spread_of
 from potstill.report.findings import Findings
 from potstill.report.palette import LOOKS
@@ -535,8 +536,10 @@ def measured_sections(measures: Measures) -> list[Section]:
     return made
 
 
-def part_of(finding: Bands | Reliability | Figures | Examples, words: Words) -> Part:
+def part_of(finding: Bands | Reliability | Curve | Figures | Examples, words: Words) -> Part:
     """A finding by its type."""
+    if isinstance(finding, Curve):
+        return _curve(finding, words)
     if isinstance(finding, Examples):
         return _examples(finding, words)
     if isinstance(finding, Reliability):
@@ -561,6 +564,27 @@ def _reliability(finding: Reliability, words: Words) -> Part:
     models = [name for name, curve in shown.items() for _ in curve]
     head = ("", "mean probability", "right", words.units)
     return Part(finding.title, finding.text, reliability_figure(shown, named=words.shown), Table(head, rows, models))
+
+
+def _curve(finding: Curve, words: Words) -> Part:
+    shown = {name: finding.curves[name] for name in LOOKS if name in finding.curves}
+    per = f" per {words.unit}" if finding.metric.unit == "nats" else ""
+    figure = band_figure(
+        finding.title,
+        "Bands: intervals at each place.",
+        shown,
+        axis=finding.axis,
+        value=f"{finding.metric.label}, {finding.metric.unit}{per}",
+        log=finding.log,
+        named=words.shown,
+    )
+    rows = [
+        (words.shown(name) if number == 0 else "", figures.number(place.at, 1), figures.difference(place.value))
+        for name, curve in shown.items()
+        for number, place in enumerate(curve)
+    ]
+    models = [name for name, curve in shown.items() for _ in curve]
+    return Part(finding.title, finding.text, figure, Table(("", finding.axis, finding.metric.head), rows, models))
 
 
 def _bands(finding: Bands, words: Words) -> Part:

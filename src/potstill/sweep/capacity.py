@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from potstill.measures import Interval
+from potstill.report.figures import large
 
 LEAST_RUNS = 8
 """Fewer do not fix five unknowns and leave one run to predict."""
@@ -86,6 +87,7 @@ class Fit:
         predicted: with its bootstrap interval.
         predicts: whether the prediction is as near as `tolerance`, in relative terms.
         largest: parameters that no student may have more of: its teacher's.
+        unit: what data are counted in.
     """
 
     points: tuple[Point, ...]
@@ -96,6 +98,7 @@ class Fit:
     tolerance: float
     confidence: float
     largest: float = math.inf
+    unit: str = "tokens"
 
     @property
     def error(self) -> float:
@@ -128,6 +131,7 @@ def fit_capacity(
     draws: int = 200,
     seed: int = 0,
     largest: float = math.inf,
+    unit: str = "tokens",
 ) -> Fit | Abstention:
     """Fits the law, or says what is missing.
 
@@ -136,13 +140,16 @@ def fit_capacity(
         tolerance: largest relative error of the held-out prediction with which the law counts as predicting.
         draws: bootstrap resamples.
         largest: parameters of the teacher: no larger student is proposed.
+        unit: what data are counted in.
     """
     sizes, amounts = sorted({p.parameters for p in points}), sorted({p.tokens for p in points})
+    if without := sum(not (math.isfinite(p.loss) and p.loss > 0) for p in points):
+        return Abstention(f"{_count(without, 'run')} of {len(points)} lost nothing: a law needs losses above 0")
     if len(points) < LEAST_RUNS + 1:
         return Abstention(f"{len(points)} runs are too few for a law: {LEAST_RUNS + 1} or more are needed")
     if len(sizes) < 3:
         return Abstention(
-            f"{_count(sizes, 'size')} of students cannot show a curve: three or more are needed",
+            f"{_count(len(sizes), 'size')} of students cannot show a curve: three or more are needed",
             _run_of_another_size(sizes, amounts[-1], largest),
         )
     if len(amounts) == 2:
@@ -164,7 +171,7 @@ def fit_capacity(
     predicted = _interval(lambda law: law.loss(held_out.parameters, held_out.tokens), first, first_draws, confidence)
     law = _fit(points)
     drawn = _bootstrap(law, points, draws, random)
-    return Fit(tuple(points), law, drawn, held_out, predicted, tolerance, confidence, largest)
+    return Fit(tuple(points), law, drawn, held_out, predicted, tolerance, confidence, largest, unit)
 
 
 def smallest_student(fit: Fit, loss: float, tokens: float) -> Interval | Abstention:
@@ -178,28 +185,28 @@ def smallest_student(fit: Fit, loss: float, tokens: float) -> Interval | Abstent
         )
     if not min(amounts) / FARTHEST <= tokens <= max(amounts) * FARTHEST:
         return Abstention(
-            f"{tokens:,.0f} tokens are far from what was run ({min(amounts):,.0f} to {max(amounts):,.0f})",
+            f"{tokens:,.0f} {fit.unit} are far from what was run ({min(amounts):,.0f} to {max(amounts):,.0f})",
             (max(sizes), tokens),
         )
     found = fit.interval(lambda law: law.smallest(loss, tokens))
     if math.isinf(found.value):
         least = fit.law.floor + fit.law.of_data(tokens)
         return Abstention(
-            f"no size reaches {loss:.3g} with {tokens:,.0f} tokens: by this law the best students end at {least:.3g}",
+            f"no size reaches {loss:.3g} with {tokens:,.0f} {fit.unit}: by this law the best students end at {least:.3g}",
             (max(sizes), max(amounts) * FARTHEST),
         )
     low, high = min(sizes) / FARTHEST, min(max(sizes) * FARTHEST, fit.largest)
     if not low <= found.value <= high:
         nearest = min(max(found.value, low), high)
         return Abstention(
-            f"the answer, {_millions(found.value)} parameters, is far from what was run "
-            f"({_millions(min(sizes))} to {_millions(max(sizes))})",
+            f"the answer, {large(found.value)} parameters, is far from what was run "
+            f"({large(min(sizes))} to {large(max(sizes))})",
             (nearest, tokens),
         )
     if found.high > high:
         return Abstention(
-            f"the answer, {_millions(found.value)} parameters, has no upper end: its interval reaches beyond "
-            f"{_millions(high)}",
+            f"the answer, {large(found.value)} parameters, has no upper end: its interval reaches beyond "
+            f"{large(high)}",
             (max(sizes), tokens),
         )
     return found
@@ -220,7 +227,8 @@ def next_run(fit: Fit) -> tuple[float, float]:
     def spread(candidate: tuple[float, float]) -> float:
         return float(np.std([math.log(law.loss(*candidate)) for law in fit.draws]))
 
-    return max(candidates, key=spread)
+    # Where all students are much larger than the largest that makes sense, that size is what to try.
+    return max(candidates, key=spread, default=(min(fit.largest, sizes[0]), amounts[-1]))
 
 
 def _beyond(values: Sequence[float]) -> float:
@@ -232,12 +240,8 @@ def _run_of_another_size(sizes: Sequence[float], tokens: float, largest: float) 
     return (_beyond(sizes) if _beyond(sizes) <= largest else sizes[0] / FARTHEST, tokens)
 
 
-def _count(values: Sequence[float], noun: str) -> str:
-    return f"{len(values)} {noun}{'' if len(values) == 1 else 's'}"
-
-
-def _millions(parameters: float) -> str:
-    return f"{parameters / 1e6:.3g}M"
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 # ---- the fit -----------------------------------------------------------------------------------------------------

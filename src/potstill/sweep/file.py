@@ -23,16 +23,24 @@ of students to:
       train.args.max_steps: [20, 40, 80]
     capacity:
       - {loss: 3.0, tokens: 40000}               # how small may the student be for this loss with so many tokens?
+
+`questions` ask of two arms what a weaker teacher, or an assistant, is worth:
+
+    arms:
+      direct: {}
+      assisted: {teacher.model: "run:../../runs/assistant"}
+    questions:
+      - {ask: assistant, arm: assisted}          # or teacher_too_strong, of an arm with a weaker teacher
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -84,9 +92,17 @@ class Capacity(Settings):
     tokens: PositiveInt
 
 
+class Question(Settings):
+    """A question that an arm answers beside the baseline: `teacher_too_strong`, where the arm has a weaker teacher, or
+    `assistant`, where its teacher is an assistant that learned from the baseline's."""
+
+    ask: Literal["teacher_too_strong", "assistant"]
+    arm: str
+
+
 class Sweep(Settings):
-    """A sweep as its file says it, paths absolute. `also` are measures that are given beside the one that decides,
-    `set` are overrides of all arms, and `claim` is what it is to show, in one sentence. `grid` maps a key to its
+    """A sweep as its file says it, paths absolute. `also` are measures that are compared beside the one that decides,
+    `beside` any metrics of the runs' pages that are shown (refusal_rate, mmlu_accuracy), `set` are overrides of all arms, and `claim` is what it is to show, in one sentence. `grid` maps a key to its
     values, as a list or by name. `tolerance` is the relative error with which the law must predict the largest run."""
 
     name: str = Field(pattern=NAME)
@@ -99,9 +115,11 @@ class Sweep(Settings):
     grid: dict[str, list[Any] | dict[str | int | float, Any]] = {}
     measure: Measure
     also: tuple[Measure, ...] = ()
+    beside: tuple[str, ...] = ()
     baseline: str | None = None
     along: Along | None = None
     capacity: tuple[Capacity, ...] = ()
+    questions: tuple[Question, ...] = ()
     tolerance: float = Field(0.1, gt=0, lt=1)
     confidence: float = Field(0.95, gt=0, lt=1)
 
@@ -121,7 +139,22 @@ class Sweep(Settings):
             raise ValueError("one arm is nothing to compare: give another, or several values")
         if self.capacity and self.measure not in ("kl", "nll"):
             raise ValueError(f"capacity is about a loss, kl or nll, and measure is {self.measure}")
+        self._refuse_questions()
         return self
+
+    def _refuse_questions(self) -> None:
+        """Questions need a baseline, another arm, and a measure that is not against each arm's own teacher."""
+        for question in self.questions:
+            if self.baseline is None:
+                raise ValueError("baseline is missing: the arm that questions compare with")
+            if question.arm not in self.all_arms or question.arm == self.baseline:
+                others = [name for name in self.all_arms if name != self.baseline]
+                raise ValueError(f"questions: {question.arm!r} is no other arm{did_you_mean(question.arm, others)}")
+            if self.measure in ("kl", "top1_agreement"):
+                raise ValueError(
+                    f"questions compare students of different teachers, and {self.measure} is of each arm's own: "
+                    "measure nll, accuracy or solved"
+                )
 
     @property
     def all_arms(self) -> dict[str, dict[str, Any]]:
@@ -171,6 +204,11 @@ class Run:
     seed: int
     recipe: Recipe
     folder: Path
+
+    @property
+    def training_seeds(self) -> range:
+        """The seeds of its trainings: its own and those that follow it, as many as `train.seeds`."""
+        return range(self.seed, self.seed + self.recipe.required_train.seeds)
 
 
 def load_sweep(path: Path | str) -> Sweep:
@@ -232,14 +270,35 @@ def runs_of(sweep: Sweep, folder: Path) -> list[Run]:
                     "nothing is measured", where=f"arm {arm!r}", fix="the recipe needs train and evaluate"
                 )
             made.append(Run(arm, seed, recipe, folder / f"{arm}-{seed}"))
+    _refuse_shared_seeds(made)
     return made
+
+
+def _refuse_shared_seeds(runs: Sequence[Run]) -> None:
+    """A run trains by the seeds that follow its own (`train.seeds`): no seed may occur in two runs of an arm, where it
+    would count as two.
+
+    Raises:
+        RecipeError: one does.
+    """
+    known: dict[tuple[str, int], int] = {}
+    for made in runs:
+        for seed in made.training_seeds:
+            if (made.arm, seed) in known:
+                count = len(made.training_seeds)
+                raise RecipeError(
+                    f"seed {seed} is trained in the runs of seeds {known[made.arm, seed]} and {made.seed}",
+                    where=f"arm {made.arm!r}",
+                    fix=f"with train.seeds: {count} give seeds that are {count} apart, or one seed",
+                )
+            known[made.arm, seed] = made.seed
 
 
 def _overrides(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-_PARTS: dict[str, type[Settings]] = {"along": Along, "before": Before, "capacity": Capacity}
+_PARTS: dict[str, type[Settings]] = {"along": Along, "before": Before, "capacity": Capacity, "questions": Question}
 
 
 def _explain(error: Any) -> str:

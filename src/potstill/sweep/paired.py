@@ -123,14 +123,14 @@ def value_of(measures: Measures, model: str, measure: str) -> float | None:
     return None if interval is None else float(interval.value)
 
 
-def read_table(evaluate: Path, measure: str) -> Table | None:
-    """The student's values per target or problem in the artifact of a stage `evaluate`; None if it has no such
-    values."""
+def read_table(evaluate: Path, measure: str, training: int = 0) -> Table | None:
+    """The values per target or problem of the student of one training (`train.seeds`, from 0) in the artifact of a
+    stage `evaluate`; None if it has no such values."""
     import pyarrow.parquet as pq
 
     tables = (_PROBLEMS,) if measure == "solved" else _TABLES
     file = next((evaluate / name for name in tables if (evaluate / name).is_file()), None)
-    column = f"{metrics_of_tables()[measure].column}_student"
+    column = f"{metrics_of_tables()[measure].column}_student" + (f"_seed{training}" if training else "")
     if file is None or column not in (names := pq.read_schema(file).names):
         return None
     table = pq.read_table(file, columns=[n for n in ("record_id", "group", "position", column) if n in names])

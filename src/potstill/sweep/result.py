@@ -10,9 +10,12 @@ from typing import Any
 from potstill.artifacts import read_artifact
 from potstill.errors import RunError
 from potstill.measures import Interval, Measures
+from potstill.report.figures import large
+from potstill.sweep.beside import Beside
 from potstill.sweep.capacity import Abstention, Point, fit_capacity, smallest_student
 from potstill.sweep.file import Run, Sweep
 from potstill.sweep.paired import Difference, Table, difference, mean_over, read_table, value_of
+from potstill.tasks import SPECS
 
 # ---- the picture: every seed a dot, the mean with its interval over seeds beside them --------------------------------
 
@@ -181,9 +184,11 @@ def gather(sweep: Sweep, runs: Sequence[Run], *, resamples: int = RESAMPLES) -> 
                 )
             if found is None:
                 continue
-            values[made.arm].setdefault(measure, {})[made.seed] = found
-            if (table := read_table(file.parent, measure)) is not None:
-                tables[made.arm].setdefault(measure, {})[made.seed] = table
+            each = measured.models["student"].by_seed.get(measure, (found,))
+            for number, (seed, value) in enumerate(zip(made.training_seeds, each, strict=False)):
+                values[made.arm].setdefault(measure, {})[seed] = value
+                if (table := read_table(file.parent, measure, number)) is not None:
+                    tables[made.arm].setdefault(measure, {})[seed] = table
     arms = []
     at = {along.name(v): v for v in along.values} if (along := sweep.along) is not None else {}
     base = sweep.baseline
@@ -222,13 +227,14 @@ def teachers_value(runs: Sequence[Run], measure: str) -> float | None:
 
 
 def points_of(sweep: Sweep, runs: Sequence[Run]) -> list[Point]:
-    """What the capacity of students is fitted to: parameters, training tokens (of every epoch) and loss of each run."""
+    """What the capacity of students is fitted to: parameters, training tokens (images; of every epoch) and loss of each
+    run."""
     points = []
     for made in runs:
         measures = Measures.load(made.folder / "evaluate" / "measures.json")
         train, loss = read_artifact(made.folder / "train"), value_of(measures, "student", sweep.measure)
         if train is not None and loss is not None:
-            tokens = float(train.manifest["counts"]["tokens"])
+            tokens = float(train.manifest["counts"][SPECS[measures.task].trained_unit])
             points.append(Point(float(measures.models["student"].parameters), tokens, loss))
     return points
 
@@ -239,14 +245,15 @@ def largest_student(runs: Sequence[Run]) -> float:
     return float(min((teacher.parameters for teacher in found if teacher is not None), default=math.inf))
 
 
-def capacity_of(sweep: Sweep, points: Sequence[Point], largest: float = math.inf) -> dict[str, Any] | None:
-    """The law and the answers to the questions of the file, as they are printed and kept; None where it asks none.
-    `largest` are the parameters that a student may have at most."""
+def capacity_of(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The law and the answers to the questions of the file, as they are printed and kept; None where it asks none."""
     if not sweep.capacity:
         return None
-    fit = fit_capacity(points, tolerance=sweep.tolerance, confidence=sweep.confidence, largest=largest)
+    points, largest = points_of(sweep, runs), largest_student(runs)
+    unit = SPECS[runs[0].recipe.task].trained_unit if runs else "tokens"
+    fit = fit_capacity(points, tolerance=sweep.tolerance, confidence=sweep.confidence, largest=largest, unit=unit)
     if isinstance(fit, Abstention):
-        return {"runs": len(points), "law": None, "abstains": asdict(fit), "answers": []}
+        return {"runs": len(points), "unit": unit, "law": None, "abstains": asdict(fit), "answers": []}
     answers = []
     for question in sweep.capacity:
         found = smallest_student(fit, question.loss, question.tokens)
@@ -254,6 +261,7 @@ def capacity_of(sweep: Sweep, points: Sequence[Point], largest: float = math.inf
         answers.append({"loss": question.loss, "tokens": question.tokens, name: asdict(found)})
     return {
         "runs": len(points),
+        "unit": unit,
         "law": asdict(fit.law),
         "largest_run": {**asdict(fit.held_out), "predicted": asdict(fit.predicted), "error": fit.error},
         "predicts": fit.predicts,
@@ -263,30 +271,31 @@ def capacity_of(sweep: Sweep, points: Sequence[Point], largest: float = math.inf
 
 def capacity_text(found: Mapping[str, Any], measure: str) -> str:
     """The same for a person."""
+    unit = found["unit"]
     if found["law"] is None:
-        return f"capacity: no law: {_abstention(found['abstains'])}"
+        return f"capacity: no law: {_abstention(found['abstains'], unit)}"
     largest = found["largest_run"]
     low, high = largest["predicted"]["low"], largest["predicted"]["high"]
     lines = [
-        f"capacity: the largest run ({largest['parameters'] / 1e6:.4g}M parameters, {largest['tokens']:,.0f} tokens) "
+        f"capacity: the largest run ({large(largest['parameters'])} parameters, {largest['tokens']:,.0f} {unit}) "
         f"has a {measure} of {largest['loss']:.4g}; the law of the others predicts {largest['predicted']['value']:.4g} "
         f"[{low:.4g}, {high:.4g}], {largest['error']:+.1%}"
     ]
     for answer in found["answers"]:
-        asks = f"{measure} ≤ {answer['loss']:g} with {answer['tokens']:,} tokens: "
+        asks = f"{measure} ≤ {answer['loss']:g} with {answer['tokens']:,} {unit}: "
         if "abstains" in answer:
-            lines.append(f"{asks}no answer: {_abstention(answer['abstains'])}")
+            lines.append(f"{asks}no answer: {_abstention(answer['abstains'], unit)}")
         else:
-            value, low, high = (answer["parameters"][name] / 1e6 for name in ("value", "low", "high"))
-            lines.append(f"{asks}{value:.3g}M parameters [{low:.3g}, {high:.3g}]")
+            value, low, high = (large(answer["parameters"][name]) for name in ("value", "low", "high"))
+            lines.append(f"{asks}{value} parameters [{low}, {high}]")
     return "\n".join(lines)
 
 
-def _abstention(found: Mapping[str, Any]) -> str:
+def _abstention(found: Mapping[str, Any], unit: str) -> str:
     if found["run"] is None:
         return str(found["why"])
     parameters, tokens = found["run"]
-    return f"{found['why']}. The run that would help most: {parameters / 1e6:.3g}M parameters, {tokens:,.0f} tokens"
+    return f"{found['why']}. The run that would help most: {large(parameters)} parameters, {tokens:,.0f} {unit}"
 
 
 def result_of(
@@ -295,6 +304,7 @@ def result_of(
     teacher: float | None,
     missing: Mapping[str, str],
     capacity: Mapping[str, Any] | None = None,
+    beside: Sequence[Beside] = (),
 ) -> dict[str, Any]:
     """The result as it is printed and kept. `missing` says why, by the name of the run."""
 
@@ -314,6 +324,7 @@ def result_of(
         "baseline": sweep.baseline,
         "confidence": sweep.confidence,
         "teacher": teacher,
+        "beside": [one.as_json() for one in beside],
         "arms": [{"arm": a.name, **{m: described(a, m) for m in sweep.measures if m in a.values}} for a in arms],
         "missing": dict(missing),
         "capacity": capacity,

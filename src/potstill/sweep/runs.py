@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from potstill.errors import PotstillError, RecipeError, did_you_mean
 from potstill.pipeline import plan, run_recipe
 from potstill.recipe import Recipe
 from potstill.sweep.file import RUNS, Run, Sweep, first_runs_of, runs_of
+from potstill.sweep.beside import beside_lines, beside_of
+from potstill.sweep.questions import answers_of, answers_text
 from potstill.sweep.result import (
     capacity_of,
     capacity_text,
     gather,
-    largest_student,
     picture_of,
-    points_of,
     result_of,
     table_of,
     teachers_value,
@@ -60,9 +60,21 @@ PIPELINE = Runner(run, is_fresh)
 
 
 def run_all(
-    runs: Sequence[Run], before: Sequence[tuple[Recipe, Path]], console: Console, *, runner: Runner = PIPELINE
+    runs: Sequence[Run],
+    before: Sequence[tuple[Recipe, Path]],
+    console: Console,
+    *,
+    runner: Runner = PIPELINE,
+    after: Callable[[Mapping[str, str]], object] | None = None,
 ) -> dict[str, str]:
     """Do what is not there yet, with progress and time left.
+
+    Args:
+        runs: in their order.
+        before: recipes that run first.
+        console: takes the progress.
+        runner: does a run.
+        after: called after each run that ended well, with what has failed so far.
 
     Returns:
         Why a run failed, by its name. A failure in `before` is raised: nothing can go on without it.
@@ -84,13 +96,17 @@ def run_all(
         except PotstillError as error:
             failed[made.folder.name] = str(error)
             console.warn(f"{made.folder.name} failed, the others go on: {error}")
+        else:
+            if after is not None:
+                after(failed)
     return failed
 
 
 def run_sweep(
     sweep: Sweep, console: Console, *, folder: Path | None = None, only: str | None = None, runner: Runner = PIPELINE
 ) -> tuple[dict[str, Any], str]:
-    """Runs a sweep and writes `result.json` and `plot.svg` into its folder.
+    """Runs a sweep and writes `result.json` and `plot.svg` into its folder, anew after each run: what is there when a
+    sweep is stopped can be read.
 
     Args:
         folder: where its runs are; by default `runs/sweep/<name>`.
@@ -105,16 +121,30 @@ def run_sweep(
     """
     folder = folder or FOLDER / sweep.name
     runs, chosen = planned(sweep, folder, only)
-    failed = run_all(chosen, first_runs_of(sweep), console, runner=runner)
-    there = [made for made in runs if made.folder.name not in failed and (made in chosen or runner.fresh(made))]
-    missing = {made.folder.name: failed.get(made.folder.name, "not run yet") for made in runs if made not in there}
+
+    def settle(failed: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+        there = [made for made in runs if made.folder.name not in failed and runner.fresh(made)]
+        missing = {made.folder.name: failed.get(made.folder.name, "not run yet") for made in runs if made not in there}
+        return settled(sweep, folder, there, missing)
+
+    return settle(run_all(chosen, first_runs_of(sweep), console, runner=runner, after=settle))
+
+
+def settled(
+    sweep: Sweep, folder: Path, there: Sequence[Run], missing: Mapping[str, str]
+) -> tuple[dict[str, Any], str]:
+    """Writes what the runs that are there come to; the result, and the same as text. `missing` says why the others are
+    not there, by their names."""
     arms, teacher = gather(sweep, there), teachers_value(there, sweep.measure)
-    capacity = capacity_of(sweep, points_of(sweep, there), largest_student(there))
-    result = result_of(sweep, arms, teacher, missing, capacity)
+    capacity = capacity_of(sweep, there)
+    beside = beside_of(sweep, there)
+    answers = answers_of(sweep, arms)
+    result = {**result_of(sweep, arms, teacher, missing, capacity, beside), "questions": answers}
     write_atomically(folder / "result.json", json.dumps(result, indent=1))
     write_atomically(folder / "plot.svg", picture_of(sweep, arms, teacher))
-    lines = [table_of(sweep, arms, teacher)]
+    lines = [table_of(sweep, arms, teacher), *beside_lines(beside)]
     lines += [capacity_text(capacity, sweep.measure)] if capacity is not None else []
+    lines += answers_text(answers)
     lines += [f"missing: {name}: {why}" for name, why in missing.items()]
     return result, "\n".join(lines)
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from potstill.errors import RunError
-from potstill.evaluate.bootstrap import PairedBootstrap
+from potstill.evaluate.bootstrap import PairedBootstrap, difference_of, mean_of
 from potstill.evaluate.measures.fidelity import metrics_of_tables
 from potstill.measures import Interval, Measures
 from potstill.report.comparison import ComparedRun, render_comparison
-from potstill.sweep.paired import read_table
+from potstill.sweep.paired import Table, read_table
 
 PAGE = "comparison.html"
 
@@ -32,7 +32,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     names = _names(folders)
     runs, warnings = [], []
     for name, folder, one in zip(names, folders, measures, strict=True):
-        differences = {} if folder is folders[0] else _differences(folder, folders[0], one)
+        differences = {} if folder is folders[0] else _differences(folder, folders[0], one, measures[0])
         if differences is None:
             warnings.append(f"{name} was measured on other held-out records than {names[0]}: they are not paired.")
         runs.append(ComparedRun(name, one, differences or {}))
@@ -57,17 +57,27 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
-def _differences(run: Path, first: Path, measures: Measures) -> dict[str, Interval] | None:
-    """Paired differences of two students, by metric; None where they were measured on other targets."""
+def _differences(run: Path, first: Path, measures: Measures, of_first: Measures) -> dict[str, Interval] | None:
+    """Paired differences of two students, by metric, over the training seeds that both have (a single one is paired
+    with every seed of the other); None where they were measured on other targets."""
     found = {}
     for name in metrics_of_tables():
         if name not in measures.metrics:
             continue
-        ours, theirs = (read_table(folder / "evaluate", name) for folder in (run, first))
-        if ours is None or theirs is None:
+        ours, theirs = _tables(run, name, measures), _tables(first, name, of_first)
+        if not ours or not theirs:
             continue
-        if ours.targets != theirs.targets:
+        if any(table.targets != ours[0].targets for table in (*ours, *theirs)):
             return None
-        drawn = PairedBootstrap(ours.groups, resamples=measures.resamples, confidence=measures.confidence, seed=0)
-        found[name] = drawn.difference(ours.values, theirs.values)
+        drawn = PairedBootstrap(ours[0].groups, resamples=measures.resamples, confidence=measures.confidence, seed=0)
+        several = max(len(ours), len(theirs))
+        ours, theirs = (side * several if len(side) == 1 else side for side in (ours, theirs))
+        pairs = zip(ours, theirs, strict=False)
+        found[name] = drawn.interval([difference_of(mean_of(a.values), mean_of(b.values)) for a, b in pairs])
     return found
+
+
+def _tables(run: Path, metric: str, measures: Measures) -> list[Table]:
+    """The student's values by training seed."""
+    read = (read_table(run / "evaluate", metric, training) for training in range(measures.seeds))
+    return [table for table in read if table is not None]

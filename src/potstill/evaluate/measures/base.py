@@ -82,7 +82,7 @@ class Draws:
 class Texts(Protocol):
     """What the targets are, for people and for slices."""
 
-    def column(self, name: str) -> NDArray[np.str_]:
+    def column(self, name: str) -> NDArray[np.object_]:
         """The value of a column of the data, as text, of each target's record [N]; empty where it has none.
 
         Raises:
@@ -132,6 +132,11 @@ class Table:
         """Two halves of the groups, as masks of the targets [N]: one for exploration, one for reporting."""
         first = first_half(self.groups)
         return first, ~first
+
+    @cached_property
+    def group_numbers(self) -> NDArray[np.int64]:
+        """The number of each target's group [N], from 0."""
+        return np.unique(np.asarray(self.groups, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
     @cached_property
     def frequency(self) -> NDArray[np.int64]:

@@ -202,6 +202,12 @@ def choices_of(record: Record, where: str) -> tuple[list[str], int]:
             fix="give records with prompt, choices (a list) and reference",
         )
     texts, said = [str(choice) for choice in choices], str(reference).strip()
+    if not all(text.strip() for text in texts):
+        raise DataError(
+            f"a choice of row {record.row} is empty, and has no probability",
+            where=where,
+            fix="give each choice a text, or leave the row out",
+        )
     if said in texts:
         return texts, texts.index(said)
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(texts)]

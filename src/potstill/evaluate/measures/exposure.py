@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from potstill.data import Tokenized
 from potstill.data.tokenize import IGNORE
 from potstill.evaluate.answers import room_behind, write_answers, writer_of
-from potstill.evaluate.bootstrap import Floats, Statistic, mean_of
+from potstill.evaluate.bootstrap import Floats, Statistic, mean_of, within
 from potstill.evaluate.fidelity import Batches, TeacherRows, measure, measure_teacher
 from potstill.evaluate.held_out import of_tokens, prompts_to_ask
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
@@ -191,21 +191,22 @@ Valued = tuple[NDArray[Any], Sequence[str]]
 
 
 def _mean(seeds: Sequence[Valued], draws: Draws) -> Interval:
-    """The mean over the tokens of all seeds."""
-    values, groups = _joined(seeds)
-    return draws.of(groups).interval(mean_of(values))
+    """The mean over the tokens of each seed, and over the seeds."""
+    values, groups, of_seed = _joined(seeds)
+    return draws.of(groups).interval([within(mean_of(values), of_seed == seed) for seed in range(len(seeds))])
 
 
 def gap_of(own: Sequence[Valued], theirs: Sequence[Valued], draws: Draws) -> Interval:
-    """The mean of one value over some tokens less its mean over others, paired by group.
+    """The mean of one value over some tokens less its mean over others, paired by group, with an interval over groups
+    and seeds.
 
     Args:
         own: of each seed.
         theirs: of each seed.
         draws: of groups, which both sides have.
     """
-    (a, of_a), (b, of_b) = _joined(own), _joined(theirs)
-    values = np.concatenate([a, b])
+    (a, of_a, own_seed), (b, of_b, their_seed) = _joined(own), _joined(theirs)
+    values, of_seed = np.concatenate([a, b]), np.concatenate([own_seed, their_seed])
     inside = np.concatenate([np.ones(len(a)), np.zeros(len(b))])
     columns = np.stack([values * inside, inside, values * (1 - inside), 1 - inside], -1)
 
@@ -213,9 +214,12 @@ def gap_of(own: Sequence[Valued], theirs: Sequence[Valued], draws: Draws) -> Int
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3])
 
-    return draws.of([*of_a, *of_b]).interval(Statistic(columns, of))
+    several = [within(Statistic(columns, of), of_seed == seed) for seed in range(len(own))]
+    return draws.of([*of_a, *of_b]).interval(several)
 
 
-def _joined(seeds: Sequence[Valued]) -> tuple[NDArray[np.float64], list[str]]:
+def _joined(seeds: Sequence[Valued]) -> tuple[NDArray[np.float64], list[str], NDArray[np.int64]]:
+    """The values of all seeds [N], their groups, and the seed of each."""
     values = np.concatenate([np.asarray(v, dtype=np.float64) for v, _ in seeds])
-    return values, [group for _, groups in seeds for group in groups]
+    of_seed = np.repeat(np.arange(len(seeds)), [len(v) for v, _ in seeds])
+    return values, [group for _, groups in seeds for group in groups], of_seed

@@ -26,7 +26,7 @@ from potstill.answering.journal import FILE_NAME, Journal
 from potstill.answering.opening import open_teachers
 from potstill.errors import DataError
 from potstill.evaluate.answers import room_behind, write_answers, writer_of
-from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, ratio_of
+from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, mean_of, ratio_of, within
 from potstill.evaluate.held_out import prompts_to_ask
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
 from potstill.measures import MODELS, Figures, Interval, MetricSpec
@@ -200,10 +200,11 @@ class Answers:
             if len(both) < asked:
                 notes.append(f"Of {asked} pairs of the {label} the judge gave no verdict on {asked - len(both)}.")
             groups = [self.prompts[pair.prompt].group for pair in both]
+            of_seed = np.repeat(np.arange(len(judged)), [len(seed) for seed in judged])
             if len(both) < _FEW or len(set(groups)) < 2:
                 notes.append(f"Too few pairs of the {label} were judged in both orders: nothing is said of it.")
                 continue
-            found, refused = figures_of(both, draws.of(groups))
+            found, refused = figures_of(both, draws.of(groups), of_seed)
             for metric, interval in found.items():
                 rows.setdefault(metric, {})[name] = interval
             if refused:
@@ -254,13 +255,22 @@ _SPECS = (
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
 
-def figures_of(pairs: Sequence[Pair], bootstrap: PairedBootstrap) -> tuple[dict[str, Interval], bool]:
+def figures_of(
+    pairs: Sequence[Pair], bootstrap: PairedBootstrap, of_seed: NDArray[np.int64] | None = None
+) -> tuple[dict[str, Interval], bool]:
     """Figures by name, and whether shares are left out since the judge contradicts itself as often as by chance.
+    What is said of students has intervals over prompts and seeds; what is said of the judge, over prompts.
 
     Args:
         pairs: judged in both orders.
         bootstrap: over the groups of their prompts.
+        of_seed: the training seed of each pair [N]; None for a single one.
     """
+    seeds = [np.ones(len(pairs), np.bool_)] if of_seed is None else [of_seed == seed for seed in np.unique(of_seed)]
+
+    def over_seeds(statistic: Statistic) -> Interval:
+        return bootstrap.interval([within(statistic, inside) for inside in seeds])
+
     orders = np.array([pair.preferred for pair in pairs], dtype=np.float64)
     contradicts = orders[:, 0] != orders[:, 1]
     found = {
@@ -270,15 +280,15 @@ def figures_of(pairs: Sequence[Pair], bootstrap: PairedBootstrap) -> tuple[dict[
     if bootstrap.interval(below_chance(orders)).low <= 0:
         return found, True
     score, longer = orders.mean(1), np.array([pair.longer for pair in pairs])
-    found["preferred"] = bootstrap.mean(score, (0.0, 1.0))
-    found["preferred_controlled"] = bootstrap.interval(at_equal_length(score, longer))
+    found["preferred"] = over_seeds(mean_of(score, (0.0, 1.0)))
+    found["preferred_controlled"] = over_seeds(at_equal_length(score, longer))
     found["ties"] = bootstrap.mean(score == 0.5)
     marks = [pair.marks for pair in pairs if pair.marks is not None]
     if len(marks) == len(pairs):
         mine, theirs = np.array(marks, dtype=np.float64).T
-        found["marks"] = bootstrap.mean(mine)
-        found["share_of_marks"] = bootstrap.interval(ratio_of(mine, theirs))
-        found["share_controlled"] = bootstrap.interval(at_equal_length(mine, longer, theirs))
+        found["marks"] = over_seeds(mean_of(mine))
+        found["share_of_marks"] = over_seeds(ratio_of(mine, theirs))
+        found["share_controlled"] = over_seeds(at_equal_length(mine, longer, theirs))
     return found, False
 
 

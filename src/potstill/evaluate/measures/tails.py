@@ -17,7 +17,20 @@ from potstill.errors import DataError, MissingExtra
 from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, mean_of
 from potstill.evaluate.measures.base import Found, Metric, Table, Texts
 from potstill.evaluate.scores import Scores
-from potstill.measures import Band, Bands, Example, Examples, Figures, Finding, Interval, Loss, MetricSpec
+from potstill.evaluate.smoothing import smooth
+from potstill.measures import (
+    Band,
+    Bands,
+    Curve,
+    Example,
+    Examples,
+    Figures,
+    Finding,
+    Interval,
+    Loss,
+    MetricSpec,
+    Place,
+)
 from potstill.recipe.measures import Tails
 from potstill.registry import implements
 from potstill.tasks import TaskSpec
@@ -28,6 +41,9 @@ _FALSE_DISCOVERIES = 0.05
 
 _FEW = 20
 """Minimum groups of a slice."""
+
+_CURVED = 5
+"""Minimum different frequencies for a curve."""
 
 _READ = 20
 """Examples that are shown."""
@@ -84,7 +100,7 @@ class TailsMeasure:
                 carried = f"carry all of its lost nats, {part:.1f} times over"
         if len(shares) == 2:
             carried += f" (of the control’s {100 * shares['text_only'].value:.0f} %)"
-        found: list[Finding] = [bands]
+        found: list[Finding] = [bands, *_along_frequency(table, excess)]
         if shares:
             spec = MetricSpec("share_of_lost", "Share of the lost nats", "share of the lost", "share", False)
             found.append(
@@ -96,14 +112,15 @@ class TailsMeasure:
                     ((spec, shares),),
                 )
             )
-        slices = self._slices(table, excess["student"])
+        slices, of_slice = self._slices(table, excess["student"])
         loss = Loss(
             _SECTION,
             f"loses most on rare {what}: the rarest {percent:.0f} % of the targets {carried}",
             beyond,
             f"train on more text with rare {what}, or longer",
         )
-        return Found((*found, *([slices] if slices is not None else []), *more), (loss,))
+        losses = (loss, *([of_slice] if of_slice is not None else []))
+        return Found((*found, *([slices] if slices is not None else []), *more), losses)
 
     def _by_words(self, table: Table, excess: dict[str, list[Floats]]) -> tuple[Bands, ...]:
         """Bands of the frequency of the word that a target is in.
@@ -180,12 +197,13 @@ class TailsMeasure:
             tuple(rows),
         )
 
-    def _slices(self, table: Table, excess: list[Floats]) -> Bands | None:
-        """Slices with more excess loss than the rest: selected on one half of the groups, tested on the other."""
+    def _slices(self, table: Table, excess: list[Floats]) -> tuple[Bands | None, Loss | None]:
+        """Slices with more excess loss than the rest: selected on one half of the groups, tested on the other; and of
+        the classes and the values of columns, the one that costs most on the first half, as a loss of the other."""
         look, report = table.halves
         looking, reporting = table.within(look), table.within(report)
         if looking is None or reporting is None:
-            return None
+            return None, None
         averaged = np.mean(excess, axis=0)
         suspected: list[tuple[str, Mask, Statistic]] = []
         for name, inside in slices_of(table, self.settings.columns).items():
@@ -196,15 +214,30 @@ class TailsMeasure:
                 suspected.append((name, inside, _gap(averaged[report], inside[report])))
         tested = [_p_value(reporting, gap) for _, _, gap in suspected]
         adjusted = benjamini_hochberg(tested)
+        known = named_slices(table, self.settings.columns)
+        costs = {n: looking.value(concentrated_in(averaged[look], m[look])) for n, m, _ in suspected if n in known}
+        loss = None
+        if costs:
+            worst = max(costs, key=costs.__getitem__)
+            inside = known[worst][report]
+            several = [one[report] for one in excess]
+            more = reporting.interval([_gap(one, inside) for one in several])
+            loss = Loss(
+                _SECTION,
+                f"loses most on {worst}: {more.value:.2f} nats more than on the other {table.task.scored_unit}, "
+                "looked for on one half of the groups and measured on the other",
+                reporting.interval([concentrated_in(one, inside) for one in several]),
+                "train on more records of that kind",
+            )
         rows = []
         for (name, inside, _), p in zip(suspected, adjusted, strict=True):
             band = _band(table, name, inside & report, {"student": excess})
             if p <= _FALSE_DISCOVERIES and band is not None:
                 rows.append(Band(band.name, band.targets, band.values, band.excess, None, p))
         if not rows:
-            return None
+            return None, loss
         rows.sort(key=lambda band: -(band.excess.value if band.excess is not None else 0.0))
-        return Bands(
+        bands = Bands(
             "Slices that lose more than the rest",
             f"Looked for on one half of the groups; figures and tests are of the other half. Of such slices at most "
             f"{100 * _FALSE_DISCOVERIES:.0f} % are chance (Benjamini and Hochberg).",
@@ -213,9 +246,36 @@ class TailsMeasure:
             "targets",
             tuple(rows),
         )
+        return bands, loss
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def _along_frequency(table: Table, excess: dict[str, list[Floats]]) -> tuple[Curve, ...]:
+    """What is lost along the frequency of the target, as a curve with a band; none where too few frequencies differ."""
+    x = np.log10(1.0 + table.frequency)
+    if len(np.unique(x)) < _CURVED:
+        return ()
+    bootstrap = table.draws.of(table.groups)
+    curves = {
+        name: tuple(Place(10**at, value) for at, value in smooth(x, several, bootstrap))
+        for name, several in excess.items()
+    }
+    if not curves.get("student"):
+        return ()
+    return (
+        Curve(
+            "Along the frequency of the target",
+            "What a model loses against its teacher on a target, by how often that target occurs in training (a line is "
+            "fitted to the targets near each place).",
+            _SECTION,
+            MetricSpec("excess", "Loss against the teacher", "loss against the teacher", "nats", False, per="target"),
+            "occurrences in training, and 1",
+            {name: curve for name, curve in curves.items() if curve},
+            log=True,
+        ),
+    )
 
 
 def rarest(frequency: NDArray[np.int64], share: float) -> Mask:
@@ -281,12 +341,8 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def slices_of(table: Table, columns: Sequence[str] = ()) -> dict[str, Mask]:
-    """Quarters of the targets by the teacher's probability, place, length of the row, and size of the group; and each
-    value of some columns of the data.
-
-    Raises:
-        DataError: no record has one of the columns.
-    """
+    """Quarters of the targets by the teacher's probability, place, length of the row, and size of the group; and
+    `named_slices`. Raises as these."""
     features: dict[str, NDArray[np.floating] | NDArray[np.int64]] = {}
     teacher = table.scores["teacher"][0]
     if teacher.probability is not None:
@@ -294,8 +350,7 @@ def slices_of(table: Table, columns: Sequence[str] = ()) -> dict[str, Mask]:
     if table.task.has_vocabulary:
         features["place in the text"] = table.positions
         features["length of the answer"] = table.lengths
-    _, group, size = np.unique(np.asarray(table.groups, dtype=np.str_), return_inverse=True, return_counts=True)
-    features["targets of its group"] = size[group].astype(np.int64)
+    features["targets of its group"] = np.bincount(table.group_numbers)[table.group_numbers].astype(np.int64)
     found: dict[str, Mask] = {}
     for name, values in features.items():
         edges = np.unique(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
@@ -304,11 +359,36 @@ def slices_of(table: Table, columns: Sequence[str] = ()) -> dict[str, Mask]:
             inside = (values >= low) & ((values <= high) if last else (values < high))
             if 0 < inside.sum() < len(inside):
                 found[f"{name} {low:.3g} to {high:.3g}"] = inside
+    return found | named_slices(table, columns)
+
+
+def named_slices(table: Table, columns: Sequence[str] = ()) -> dict[str, Mask]:
+    """Each class, and each value of some columns of the data that is in enough groups.
+
+    Raises:
+        DataError: no record has one of the columns.
+    """
+    found: dict[str, Mask] = {}
+    if table.task.has_classes and "label" not in columns:
+        found |= {f"class {name}": table.ids == number for number, name in enumerate(table.names)}
     if table.texts is not None:
         for column in columns:
-            values_of = table.texts.column(column)
-            found |= {f"{column}: {value}": values_of == value for value in np.unique(values_of).tolist() if value}
-    return found
+            values = table.texts.column(column)
+            found |= {f"{column}: {_line(value)}": values == value for value in _frequent(table, values)}
+    return {name: inside for name, inside in found.items() if 0 < inside.sum() < len(inside)}
+
+
+def _frequent(table: Table, values: NDArray[np.object_]) -> list[str]:
+    """The values [N] that occur in enough groups to be looked at. (A column may have a value of its own per record.)"""
+    names, numbers = np.unique(values, return_inverse=True)
+    pairs = np.unique(np.stack([numbers, table.group_numbers]), axis=1)
+    enough = np.bincount(pairs[0], minlength=len(names)) >= 2 * _FEW
+    return [name for name in names[enough].tolist() if name]
+
+
+def _line(value: str) -> str:
+    """A value of the data for a name: on one line, without control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
 
 
 def zipf_of(words: Sequence[str], language: str) -> Floats:
@@ -373,4 +453,4 @@ def _band(table: Table, name: str, inside: Mask, excess: dict[str, list[Floats]]
 
 
 def _groups(table: Table, inside: Mask) -> int:
-    return len({group for group, at in zip(table.groups, inside, strict=True) if at})
+    return len(np.unique(table.group_numbers[inside]))
