@@ -66,7 +66,17 @@ class Calibration(MeasureSettings):
     finds: ClassVar[str] = "calibration"
     kind: Literal["calibration"] = "calibration"
     bins: int = Field(15, ge=2, le=100)
-    temperatures: tuple[float, ...] = Field((0.7, 0.85, 1.2, 1.5, 2.0), min_length=2, max_length=20)
+    temperatures: tuple[Annotated[float, Field(ge=0.05, le=20)], ...] = Field(
+        (0.7, 0.85, 1.2, 1.5, 2.0), min_length=2, max_length=20
+    )
+
+    @model_validator(mode="after")
+    def _around_one(self) -> Calibration:
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError("a temperature stands there twice: drop one")
+        if not min(self.temperatures) < 1 < max(self.temperatures):
+            raise ValueError("temperatures lie on one side of 1, at which the model is: give some below and some above")
+        return self
 
 
 class Tails(MeasureSettings):
