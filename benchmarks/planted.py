@@ -10,7 +10,7 @@ of six classes lowered. What is computed per target is what an evaluation comput
 no model is trained. With `--real` the true distributions are those of SmolLM2-135M-Instruct over its 49,152 tokens on
 web text, 100 groups of 10.
 
-Measures with questions of their own (exposure, judged, written tasks) are in `benchmarks/planted_asked.py`.
+Measures with questions of their own (exposure, judged, written tasks), and words, are in `benchmarks/planted_asked.py`.
 
 `named first` is how often the verdict's first loss is the planted one, over all strengths; `accused` how often the
 verdict names any loss of an undamaged student, all measures together.

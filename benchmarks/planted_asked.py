@@ -1,4 +1,4 @@
-"""Planted losses for measures that put questions of their own: exposure, judged, written tasks.
+"""Planted losses for measures that put questions of their own (exposure, judged, written tasks), and for words.
 
 What models would answer is drawn, and what the measure makes of the answers is its own code; no model is trained.
 `python -m benchmarks.planted` runs these beside the others. A loss counts as found where its interval lies on the bad
@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.evaluate.accuracies import accuracies_of, mcnemar
-from potstill.evaluate.measures.base import Draws
+from potstill.evaluate.measures.base import Draws, Table
 from potstill.evaluate.measures.exposure import gap_of
 from potstill.evaluate.measures.judged import Pair, figures_of
 from potstill.evaluate.scores import Scores
-from potstill.measures import Loss
+from potstill.measures import Bands, Loss
+from potstill.recipe.measures import Tails
+from potstill.registry import build
+from potstill.tasks import SPECS
 
 DRAWS = Draws(300, 0.95, 0)
 Floats = NDArray[np.float64]
@@ -87,10 +90,53 @@ def written(seed: int, size: float) -> bool:
     return difference.high < 0 and tested < 1 - DRAWS.confidence
 
 
+COMMON, RARE = ("the", "time", "people", "house"), ("vermilion", "quixotic", "sesquipedalian", "zeugma")
+
+
+class Words:
+    """Texts of targets that are words, a quarter of them rare."""
+
+    def __init__(self, count: int) -> None:
+        self.said = [(RARE if n % 4 == 0 else COMMON)[n // 4 % 4] for n in range(count)]
+
+    def column(self, name: str) -> NDArray[np.object_]:
+        """No column."""
+        return np.array([""] * len(self.said), dtype=np.object_)
+
+    def words(self) -> list[str]:
+        """The words [N]."""
+        return self.said
+
+    def shown(self, index: int) -> tuple[str, str]:
+        """The word alone."""
+        return "", self.said[index]
+
+
+def words(seed: int, size: float) -> bool:
+    """A thousand words in 100 texts, with losses that differ by noise from a teacher's. A damaged student loses `size`
+    nats more on rare ones. Found where the rarest band's interval lies above that of the most common one."""
+    random, count = np.random.default_rng(seed), 1000
+    rare, group = np.arange(count) % 4 == 0, np.arange(count) // 10
+    teacher = random.exponential(2.0, count)
+    student = teacher + random.normal(0.1, 0.7, count) + random.normal(0, 0.2, 100)[group] + size * rare
+    right = np.ones(count, dtype=np.bool_)
+    scores = {n: [Scores(nll=z.astype(np.float32), hit=right)] for n, z in (("teacher", teacher), ("student", student))}
+    ids, places = np.arange(count) % 7, np.zeros(count, dtype=np.int64)
+    groups, counts = [f"g{number}" for number in group], np.arange(1, 8) * 10
+    texts = Words(count)
+    task = SPECS["causal_lm"]
+    table = Table(task, groups, ids, (), places, places + 10, scores, DRAWS, lambda: counts, texts)
+    found = build(Tails(words="en")).findings(table).findings
+    bands = next(one for one in found if isinstance(one, Bands) and one.of == "words").bands
+    rarest, common = bands[0].excess, bands[-1].excess
+    return rarest is not None and common is not None and rarest.low > common.high
+
+
 PLANTINGS: dict[str, tuple[Planting, tuple[float, float, float]]] = {
     "exposure": (exposure, (2.0, 4.0, 8.0)),
     "judged": (judged, (0.5, 0.75, 1.5)),
     "written tasks": (written, (0.05, 0.1, 0.2)),
+    "words": (words, (0.2, 0.4, 0.8)),
 }
 """What is planted, and its size: weak, stated, strong."""
 
