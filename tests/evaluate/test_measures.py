@@ -423,6 +423,14 @@ def test_the_gap_of_two_samples_has_both_their_errors() -> None:
         ([{"kind": "calibration", "temperatures": [0, 2]}], "causal_lm", "temperatures.0"),
         ([{"kind": "calibration", "temperatures": [0.5, 0.5, 2]}], "causal_lm", "stands there twice"),
         ([{"kind": "calibration", "temperatures": [1, 2]}], "causal_lm", "on one side of 1"),
+        (
+            [
+                {"kind": "capability", "tasks": [{"name": "boolq", "data": {"kind": "jsonl", "path": "x.jsonl"}}]},
+                {"kind": "lm_eval", "folder": "tasks", "tasks": ["boolq"]},
+            ],
+            "causal_lm",
+            "two tasks have the name 'boolq'",
+        ),
     ],
 )
 def test_measures_that_cannot_be_are_refused_while_parsing(

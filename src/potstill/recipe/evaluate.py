@@ -76,6 +76,9 @@ class EvaluateSettings(Settings):
         kinds = [measure.kind for measure in self.measures or ()]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"measures: {twice[0]} stands there twice: drop one")
+        names = [name for measure in self.measures or () for name in measure.task_names]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"measures: two tasks have the name {twice[0]!r}: their figures would be mixed up")
         if "solved" in kinds:
             raise ValueError("measures: problems that models solve are set in evaluate.solve: move solved there")
         return self

@@ -38,6 +38,11 @@ class MeasureSettings(KindSettings):
         """The names of teachers that it puts questions to, besides the one that the student is compared with."""
         return ()
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of tasks, by which its metrics are called."""
+        return ()
+
     def why_not(self, task: TaskSpec) -> str | None:
         """Why a task cannot have this measure, with what to do; None if it can. By default it needs a response."""
         if task.has_response:
@@ -248,6 +253,11 @@ class Capability(MeasureSettings):
     tasks: tuple[ChoiceTask, ...] = ()
     written: tuple[WrittenTask, ...] = ()
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of tasks of both kinds."""
+        return (*(task.name for task in self.tasks), *(task.name for task in self.written))
+
     def why_not(self, task: TaskSpec) -> str | None:
         """Models that write have it."""
         if task.writes:
@@ -256,7 +266,7 @@ class Capability(MeasureSettings):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Capability:
-        names = [*(task.name for task in self.tasks), *(task.name for task in self.written)]
+        names = self.task_names
         if not names:
             raise ValueError("capability has no task: give tasks (multiple choice) or written (answers, verified)")
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -275,6 +285,11 @@ class LMEval(MeasureSettings):
     tasks: tuple[str, ...] = Field(min_length=1)
     metric: str | None = None
     limit: Several | None = None
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of its tasks."""
+        return self.tasks
 
     def why_not(self, task: TaskSpec) -> str | None:
         """Models that write have it."""
