@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,23 @@ from pydantic import ValidationError
 
 from potstill.errors import DataError
 from potstill.evaluate.accuracies import detectable, kept_of, mcnemar
-from potstill.evaluate.measures.base import Draws
-from potstill.evaluate.measures.capability import Question, choices_of, found_of, scores_of
+from potstill.evaluate.measures.base import Draws, Setting
+from potstill.evaluate.measures.capability import (
+    Question,
+    by_teacher_alone,
+    choices_of,
+    found_of,
+    scores_of,
+    task_problems,
+)
+from potstill.evaluate.measures.solved import Solution, Solvers
 from potstill.evaluate.stage import stage
 from potstill.measures import Figures, Measures
 from potstill.recipe.data import FileData
 from potstill.recipe.measures import Capability, ChoiceTask, WrittenTask
 from potstill.recipe.verify import Judge, Numeric
 from potstill.types import Record
-from small_run import SmallRun
+from small_run import CHAT, SmallRun, held_out, records
 
 DRAWS = Draws(200, 0.95, 0)
 TASK = ChoiceTask(name="sums", data=FileData(kind="jsonl", path=Path("sums.jsonl")))
@@ -171,6 +180,27 @@ def test_written_answers_are_judged_by_a_verifier_and_paired_with_the_teachers(t
 def test_a_capability_without_a_task_is_refused() -> None:
     with pytest.raises(ValidationError, match="capability has no task"):
         Capability()
+
+
+def test_problems_that_every_seed_fails_and_the_teacher_solves_can_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    lines = [{"prompt": f"Add {n} and {n}.", "metadata": {"reference": str(2 * n)}} for n in range(6)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    data = FileData(kind="jsonl", path=file, format="prompt")
+    task = WrittenTask(name="sums", data=data, verify=Numeric())
+    run = SmallRun(tmp_path, evaluate={"samples_shown": 0})
+    context = run.context()
+    setting = Setting(
+        run.recipe, CHAT, context.work, context.console, held_out(records(2)), tmp_path, tmp_path / "run", None
+    )
+    solvers = Solvers(task, setting, task_problems(task, setting))
+    for name, solved in (("teacher", "110110"), ("student", "000100"), ("student", "001010")):
+        solvers.take(name, [asdict(Solution("", "accept" if one == "1" else "reject")) for one in solved])
+    (examples,) = by_teacher_alone(task, solvers)
+    assert [(one.text, one.target) for one in examples.examples] == [("Add 0 and 0.", "0"), ("Add 1 and 1.", "2")]
+    assert examples.title == "To read: sums, where all 2 students fail and the teacher does not"
+    solvers.take("student", [asdict(Solution("", "accept"))] * 6)
+    assert by_teacher_alone(task, solvers) == ()
 
 
 @pytest.mark.parametrize("name", ["tokens", "Choices", "solved"])

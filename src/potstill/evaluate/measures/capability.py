@@ -26,12 +26,14 @@ from potstill.evaluate.continuations import continued
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table, Values, joined
 from potstill.evaluate.measures.solved import Problem, Solvers, problems_of
 from potstill.evaluate.scores import Scores
-from potstill.measures import MODELS, Figures, Finding, Loss, MetricSpec
+from potstill.measures import MODELS, Example, Examples, Figures, Finding, Loss, MetricSpec
 from potstill.recipe.measures import Capability, ChoiceTask, WrittenTask
 from potstill.registry import implements
 from potstill.types import Record, digest
 
 _SECTION = "capability"
+_READ, _SHOWN = 20, 240
+"""Problems that are shown, and characters of each."""
 _NORMALISED = {"none": "as it is", "tokens": "by token", "bytes": "by byte"}
 
 
@@ -304,4 +306,24 @@ def solved_of(task: WrittenTask, solvers: Solvers, draws: Draws) -> Found:
     solved = MetricSpec(f"{task.name}_solved", "Solved", "solved", "share", True, "problems")
     text = f"Greedy answers of at most {task.max_new_tokens} tokens, judged by {judge}. {found.text}"
     figures = Figures(f"{task.name}: {count} problems", text, _SECTION, ((solved, shares), *found.rows))
-    return Found((figures,), (), (*solvers.notes, *found.notes), found.values)
+    return Found((figures, *by_teacher_alone(task, solvers)), (), (*solvers.notes, *found.notes), found.values)
+
+
+def by_teacher_alone(task: WrittenTask, solvers: Solvers) -> tuple[Examples, ...]:
+    """Problems that the teacher solves and the students of all seeds do not, in their order."""
+    teacher, students = solvers.by_seed.get("teacher"), solvers.by_seed["student"]
+    alone = [
+        problem
+        for i, problem in enumerate(solvers.problems)
+        if teacher and teacher[0][i].solved and not any(seed[i].solved for seed in students)
+    ]
+    if not alone:
+        return ()
+    by_all = f"all {len(students)} students fail" if len(students) > 1 else "the student fails"
+    examples = tuple(
+        Example(problem.text[:_SHOWN], str(problem.record.metadata.get(task.reference, ""))[:_SHOWN], {})
+        for problem in alone[:_READ]
+    )
+    title = f"To read: {task.name}, where {by_all} and the teacher does not"
+    text = f"{len(alone)} of {len(solvers.problems)} problems, with their reference answers."
+    return (Examples(title, text, _SECTION, examples),)
