@@ -55,8 +55,8 @@ def exposure(seed: int, size: float) -> bool:
 
 
 def judged(seed: int, size: float) -> bool:
-    """A judge that marks 100 pairs of answers in both orders, with an error of one and a half marks, and half a mark for
-    the first place. A damaged student's answers are worth `size` marks less."""
+    """A judge that marks 100 pairs of answers in both orders, with an error of one and a half marks, and half a mark
+    for the first place. A damaged student's answers are worth `size` marks less."""
     random = np.random.default_rng(seed)
     worth = random.normal(6, 1.5, (PROMPTS, 2)) - np.array([size, 0.0])  # of the student's answer, of the teacher's
 

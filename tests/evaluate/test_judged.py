@@ -157,7 +157,9 @@ class JudgingHandler(BaseHTTPRequestHandler):
         marks = {name: 1 + sum(map(ord, text)) % 10 for name, text in ANSWERS.findall(asked)}
         said = {"role": "assistant", "content": f"Well.\nMarks: A {marks['A']}, B {marks['B']}"}
         usage = {"prompt_tokens": 50, "completion_tokens": 9, "total_tokens": 59}
-        body = json.dumps({"choices": [{"index": 0, "message": said, "finish_reason": "stop"}], "usage": usage}).encode()
+        body = json.dumps(
+            {"choices": [{"index": 0, "message": said, "finish_reason": "stop"}], "usage": usage}
+        ).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))

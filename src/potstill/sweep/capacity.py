@@ -192,7 +192,8 @@ def smallest_student(fit: Fit, loss: float, tokens: float) -> Interval | Abstent
     if math.isinf(found.value):
         least = fit.law.floor + fit.law.of_data(tokens)
         return Abstention(
-            f"no size reaches {loss:.3g} with {tokens:,.0f} {fit.unit}: by this law the best students end at {least:.3g}",
+            f"no size reaches {loss:.3g} with {tokens:,.0f} {fit.unit}: by this law the best students end at "
+            f"{least:.3g}",
             (max(sizes), max(amounts) * FARTHEST),
         )
     low, high = min(sizes) / FARTHEST, min(max(sizes) * FARTHEST, fit.largest)
@@ -205,8 +206,7 @@ def smallest_student(fit: Fit, loss: float, tokens: float) -> Interval | Abstent
         )
     if found.high > high:
         return Abstention(
-            f"the answer, {large(found.value)} parameters, has no upper end: its interval reaches beyond "
-            f"{large(high)}",
+            f"the answer, {large(found.value)} parameters, has no upper end: its interval reaches beyond {large(high)}",
             (max(sizes), tokens),
         )
     return found

@@ -19,8 +19,8 @@ from potstill.console import Console
 from potstill.errors import PotstillError, RecipeError, did_you_mean
 from potstill.pipeline import plan, run_recipe
 from potstill.recipe import Recipe
-from potstill.sweep.file import RUNS, Run, Sweep, first_runs_of, runs_of
 from potstill.sweep.beside import beside_lines, beside_of
+from potstill.sweep.file import RUNS, Run, Sweep, first_runs_of, runs_of
 from potstill.sweep.questions import answers_of, answers_text
 from potstill.sweep.result import (
     capacity_of,
@@ -130,9 +130,7 @@ def run_sweep(
     return settle(run_all(chosen, first_runs_of(sweep), console, runner=runner, after=settle))
 
 
-def settled(
-    sweep: Sweep, folder: Path, there: Sequence[Run], missing: Mapping[str, str]
-) -> tuple[dict[str, Any], str]:
+def settled(sweep: Sweep, folder: Path, there: Sequence[Run], missing: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     """Writes what the runs that are there come to; the result, and the same as text. `missing` says why the others are
     not there, by their names."""
     arms, teacher = gather(sweep, there), teachers_value(there, sweep.measure)

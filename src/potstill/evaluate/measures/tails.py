@@ -267,8 +267,8 @@ def _along_frequency(table: Table, excess: dict[str, list[Floats]]) -> tuple[Cur
     return (
         Curve(
             "Along the frequency of the target",
-            "What a model loses against its teacher on a target, by how often that target occurs in training (a line is "
-            "fitted to the targets near each place).",
+            "What a model loses against its teacher on a target, by how often that target occurs in training (a "
+            "line is fitted to the targets near each place).",
             _SECTION,
             MetricSpec("excess", "Loss against the teacher", "loss against the teacher", "nats", False, per="target"),
             "occurrences in training, and 1",
