@@ -6,8 +6,8 @@
 Targets are drawn from a true distribution over 200 tokens. Teacher and student know it up to small noise, each with
 noise of its own, as two seeds of one training do: an undamaged student is as good as its teacher. The damage: logits of
 rare tokens lowered; all logits sharpened or flattened; more noise on one value of a column of the data; the logit of
-one of six classes lowered. What is computed per target is what an evaluation computes; no model is trained. With `--real` the true distributions are those of SmolLM2-135M-Instruct over its 49,152 tokens on
-web text, 100 groups of 10.
+one of six classes lowered. What is computed per target is what an evaluation computes; no model is trained. With
+`--real` the true distributions are those of SmolLM2-135M-Instruct over its 49,152 tokens on web text, 100 groups of 10.
 
 Measures with questions of their own (exposure, judged, written tasks), and words, are in `benchmarks/planted_asked.py`.
 

@@ -103,7 +103,8 @@ class Question(Settings):
 class Sweep(Settings):
     """A sweep as its file says it, paths absolute. `also` are measures that are compared beside the one that decides,
     `beside` any metrics of the runs' pages that are shown (refusal_rate, mmlu_accuracy), `set` are overrides of all
-    arms, and `claim` is what it is to show, in one sentence. `grid` maps a key to its values, as a list or by name. `tolerance` is the relative error with which the law must predict the largest run."""
+    arms, and `claim` is what it is to show, in one sentence. `grid` maps a key to its values, as a list or by name.
+    `tolerance` is the relative error with which the law must predict the largest run."""
 
     name: str = Field(pattern=NAME)
     claim: str = ""
