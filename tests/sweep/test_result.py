@@ -560,7 +560,7 @@ def test_questions_of_capacity_are_answered_from_sizes_tokens_and_losses_of_the_
     # 0.5 + (N / 2000)^−1 + 0.5 = 1.5 where N = 4000.
     assert answer["parameters"]["value"] == pytest.approx(4000, rel=1e-3)
     assert result["capacity"]["largest_run"]["parameters"] == 3000
-    assert "kl ≤ 1.5 with 4,000 tokens: 0.004M parameters" in text
+    assert "kl ≤ 1.5 with 4,000 tokens: 4.0K parameters" in text
     assert len(runs) == 18
 
 
