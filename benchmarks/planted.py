@@ -18,7 +18,7 @@ verdict names any loss of an undamaged student, all measures together.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -233,12 +233,17 @@ AIMS = [
 ]
 
 
+def damaged_by(of: Callable[[int], World], damage: Mapping[str, float]) -> Callable[[int], Measures]:
+    """The measures of a student with a damage, by seed."""
+    return lambda seed: measured(seed, of, **damage)
+
+
 def run(plantings: int, real: bool) -> dict[str, Any]:
     """Plant every damage `plantings` times."""
     of = real_world if real else world
     values: dict[str, float | None] = {}
     first = 0
-    made = [(name, said, partial(measured, of=of, **damage)) for name, (said, damage) in DAMAGES.items()]
+    made = [(name, said, damaged_by(of, damage)) for name, (said, damage) in DAMAGES.items()]
     if not real:
         made += [(name, "most on class", partial(classified, by=by)) for name, by in OF_CLASSES.items()]
     for name, said, damaged in made:

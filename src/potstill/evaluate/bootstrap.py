@@ -250,7 +250,7 @@ class PairedBootstrap:
     def sums_of(self, values: Values) -> Floats:
         """The sum of one value per target [N] over each group [G]."""
         column = np.asarray(values, dtype=np.float64)
-        return np.bincount(self._group_of_target, weights=column, minlength=self.groups)
+        return np.bincount(self._group_of_target, column, self.groups).astype(np.float64)
 
     def error(self, statistic: Statistic) -> float:
         """The jackknife's standard error over groups."""

@@ -35,7 +35,7 @@ def width_of(x: Floats, groups: int) -> float:
     spread = min(float(x.std()), float(high - low) / 1.349) or float(x.std())
     places = places_of(x)
     apart = float(places[1] - places[0]) if len(places) > 1 else 0.0
-    return max(0.9 * spread * groups**-0.2, apart)
+    return max(0.9 * spread * float(groups**-0.2), apart)
 
 
 def local_linear(x: Floats, y: Floats, at: float, width: float) -> Statistic:
