@@ -214,6 +214,15 @@ def test_the_rarest_targets_and_what_they_carry_by_hand() -> None:
     assert drawn.value(tails.concentrated_in(excess, inside)) == pytest.approx(0.3 * (4 / 3 - 1 / 7))
 
 
+def test_a_student_that_gains_everywhere_and_less_on_rare_targets_has_lost_nothing_there() -> None:
+    inside = np.arange(200) % 10 == 0
+    excess = np.where(inside, -1.0, -4.0)
+    drawn = bootstrap([f"g{i}" for i in range(200)])
+    assert drawn.value(tails.concentrated_in(excess, inside)) == pytest.approx(-0.1)
+    # Where the others gain, what the inside loses is counted from the teacher: 0.1 × 2.
+    assert drawn.value(tails.concentrated_in(np.where(inside, 2.0, -4.0), inside)) == pytest.approx(0.2)
+
+
 # ---- planted -------------------------------------------------------------------------------------------------------
 
 

@@ -16,14 +16,14 @@ from potstill.evaluate.measures import fidelity
 from potstill.evaluate.measures.base import Draws
 from potstill.evaluate.measures.fidelity import Metric, f1_of
 from potstill.evaluate.scores import Scores, chance_of
-from potstill.evaluate.summary import Size, summarise
+from potstill.evaluate.summary import Size, find, summarise
 from potstill.measures import Measures, MetricSpec
 from potstill.recipe.measures import Fidelity
 from potstill.registry import build
 from potstill.report.sections import differences_table, models_table
 from potstill.report.terminology import terms_of
 from potstill.show import describe_run, print_run
-from potstill.tasks import Task
+from potstill.tasks import SPECS, Task
 
 # Ten examples, six times over.
 LABELS = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 0] * 6)
@@ -52,6 +52,14 @@ def measures_of(
         draws=Draws(500, 0.95, 0),
         notes=(),
     )
+
+
+def test_no_interval_of_kl_or_nll_reaches_below_0_whatever_the_seeds_do() -> None:
+    seeds = [Scores(nll=np.full(60, x, np.float32), kl=np.full(60, x, np.float32)) for x in (0.1, 0.1, 5.0)]
+    drawn = PairedBootstrap([f"g{i}" for i in range(60)], resamples=50, confidence=0.95, seed=0)
+    values = find({"student": seeds}, fidelity.metrics_of(SPECS["causal_lm"]), drawn).values["student"]
+    assert values["kl"].low == values["nll"].low == 0 and values["kl"].high > 5
+    assert values["perplexity"].low == 1
 
 
 def test_accuracy_share_kept_and_flips_are_those_counted_by_hand() -> None:

@@ -50,6 +50,7 @@ Values = NDArray[np.floating] | NDArray[np.bool_] | NDArray[np.integer]
 Floats = NDArray[np.float64]
 Bounds = tuple[float, float]
 UNBOUNDED: Bounds = (-np.inf, np.inf)
+NOT_NEGATIVE: Bounds = (0.0, np.inf)
 SHARE: Bounds = (0.0, 1.0)
 
 _FEW_EVENTS = 5

@@ -221,13 +221,11 @@ class CalibrationMeasure:
             lost = [difference_of(mine, after["teacher"][0]) for mine in lost]
         kind = "over-confident" if temperatures["student"].value > 1 else "under-confident"
         control = gains.get("text_only")
-        beside = (
-            "" if control is None else f"; of the control {100 * control.value / _nll(known['text_only'][0]):.1f} %"
-        )
+        beside = "" if control is None else f"; of the control {_percent(control.value / _nll(known['text_only'][0]))}"
         loss = Loss(
             _SECTION,
             f"is {kind}: dividing its logits by {temperatures['student'].value:.2f} would win back "
-            f"{100 * gains['student'].value / _nll(known['student'][0]):.1f} % of its NLL{beside}",
+            f"{_percent(gains['student'].value / _nll(known['student'][0]))} of its NLL{beside}",
             reporting.interval(lost),
             "divide the logits by the fitted temperature where probabilities matter",
         )
@@ -390,6 +388,12 @@ def _part(scores: Scores, mask: NDArray[np.bool_]) -> Scores:
     if scores.nll is None:
         return scores
     return Scores(nll=scores.nll[mask], nll_at={t: values[mask] for t, values in scores.nll_at.items()})
+
+
+def _percent(share: float) -> str:
+    """`1.1 %`, `−0.3 %`; what rounds to 0 has no sign."""
+    value = round(100 * share, 1)
+    return f"{abs(value):.1f} %" if value >= 0 else f"−{abs(value):.1f} %"
 
 
 def _nll(scores: Scores) -> float:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from potstill.data import Tokenized
 from potstill.data.tokenize import IGNORE
 from potstill.evaluate.answers import room_behind, write_answers, writer_of
-from potstill.evaluate.bootstrap import Floats, Statistic, mean_of, within
+from potstill.evaluate.bootstrap import NOT_NEGATIVE, Floats, Statistic, mean_of, within
 from potstill.evaluate.fidelity import Batches, TeacherRows, measure, measure_teacher
 from potstill.evaluate.held_out import of_tokens, prompts_to_ask
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
@@ -193,7 +193,9 @@ Valued = tuple[NDArray[Any], Sequence[str]]
 def _mean(seeds: Sequence[Valued], draws: Draws) -> Interval:
     """The mean over the tokens of each seed, and over the seeds."""
     values, groups, of_seed = _joined(seeds)
-    return draws.of(groups).interval([within(mean_of(values), of_seed == seed) for seed in range(len(seeds))])
+    return draws.of(groups).interval(
+        [within(mean_of(values, NOT_NEGATIVE), of_seed == seed) for seed in range(len(seeds))]
+    )
 
 
 def gap_of(own: Sequence[Valued], theirs: Sequence[Valued], draws: Draws) -> Interval:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
 
 from potstill.evaluate.bootstrap import (
+    NOT_NEGATIVE,
     SHARE,
+    Bounds,
     Floats,
     Ranks,
     Statistic,
@@ -118,7 +120,7 @@ def metrics_of(task: TaskSpec) -> tuple[Metric, ...]:
                 decides=True,
                 charted=True,
             ),
-            lambda c: _mean(c.mine.kl),
+            lambda c: _mean(c.mine.kl, NOT_NEGATIVE),
             column="kl",
         ),
         Metric(
@@ -133,7 +135,7 @@ def metrics_of(task: TaskSpec) -> tuple[Metric, ...]:
                 decides=task.has_vocabulary,
                 charted=True,
             ),
-            lambda c: _mean(c.mine.nll),
+            lambda c: _mean(c.mine.nll, NOT_NEGATIVE),
             column="nll",
         ),
         Metric(
@@ -148,7 +150,7 @@ def metrics_of(task: TaskSpec) -> tuple[Metric, ...]:
                 note="on held-out text",
             ),
             # Perplexity is not reported for classifiers.
-            lambda c: _mean(c.mine.nll) if c.mine.correct is None else None,
+            lambda c: _mean(c.mine.nll, NOT_NEGATIVE) if c.mine.correct is None else None,
             through=_exponential,
             paired=False,
         ),
@@ -313,8 +315,8 @@ _AGREEMENT = {"token": "Top-1 agreement", "class": "Agreement", "embedding": "Ne
 _FIRST = {"token": "first choice", "class": "first class", "embedding": "nearest neighbour"}
 
 
-def _mean(values: Values | None) -> Statistic | None:
-    return None if values is None else mean_of(values)
+def _mean(values: Values | None, bounds: Bounds | None = None) -> Statistic | None:
+    return None if values is None else mean_of(values, bounds)
 
 
 def _both(compared: Compared, of: Callable[[Flags, Flags], Flags]) -> Statistic | None:

@@ -295,14 +295,15 @@ def share_of(excess: Floats, inside: Mask) -> Statistic:
 
 
 def concentrated_in(excess: Floats, inside: Mask) -> Statistic:
-    """The part of the mean excess that would vanish if the inside had the mean of the outside: share × (inside −
-    outside)."""
+    """The part of the mean excess that would vanish if the inside had the mean of the outside, or none where the
+    outside gains on the teacher: share × (inside − max(outside, 0)). A model that gains everywhere, and less on the
+    inside, has lost nothing there."""
     outside = ~inside
     columns = np.stack([excess * inside, inside, excess * outside, outside], -1).astype(np.float64)
 
     def of(sums: Floats) -> Floats:
         within, without = np.maximum(sums[..., 1], 1), np.maximum(sums[..., 3], 1)
-        gap = sums[..., 0] / within - sums[..., 2] / without
+        gap = sums[..., 0] / within - np.maximum(sums[..., 2] / without, 0)
         return np.asarray(gap * within / (within + without))
 
     return Statistic(columns, of)
