@@ -100,7 +100,7 @@ def student_of(
     """The true logits with a little noise; rare tokens' lowered `by` so much; all multiplied by `scale`."""
     random = np.random.default_rng(1000 + seed)
     if logits.dtype == np.float32:  # a whole vocabulary: half the time, half the memory
-        noisy = random.standard_normal(logits.shape, dtype=np.float32)
+        noisy: Logits = random.standard_normal(logits.shape, dtype=np.float32)
         noisy *= np.float32(NOISE)
         noisy += logits
     else:
