@@ -23,8 +23,7 @@ from transformers.generation.logits_process import (
 from enumerated import Table, TableModel, enumerate_paths
 from potstill.decoding import acceptance
 from potstill.decoding import tree as tree_of_tokens
-from potstill.decoding.cache import RowCache, RowLayer
-from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.cached_model import CachedModel, RowCache, RowLayer
 from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraft, Proposal, early_exit
 from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.rows import Rows
