@@ -120,7 +120,7 @@ class TeacherRows:
 
     @property
     def can_be_kept(self) -> bool:
-        """Whether the rows on disk, and the head, say all: not where the teacher itself stays in memory."""
+        """Whether the rows on disk and the head suffice: not where the teacher itself stays in memory."""
         return self._teacher is None
 
     def keep_in(self, folder: Path) -> None:
@@ -138,7 +138,7 @@ class TeacherRows:
 
     @classmethod
     def kept_in(cls, folder: Path, batches: Batches) -> TeacherRows:
-        """What `keep_in` left in a folder."""
+        """The rows that `keep_in` wrote into a folder."""
         rows = cls(batches, folder)
         if (folder / _HEAD).exists():
             about: dict[str, Any] = json.loads((folder / _ABOUT_HEAD).read_text(encoding="utf-8"))
@@ -285,7 +285,7 @@ MOST_CLASSES_KEPT = 100
 
 
 class _Classes:
-    """Which class is put first, how surely, and whether it is the example's; and all probabilities of few classes."""
+    """The first choice of class, its probability, whether it is right; and all probabilities if classes are few."""
 
     def __init__(self, targets: int) -> None:
         self.predicted = np.full(targets, -1, dtype=np.int64)

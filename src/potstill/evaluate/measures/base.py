@@ -80,7 +80,7 @@ class Draws:
 
 
 class Texts(Protocol):
-    """What the targets are, for people and for slices."""
+    """The targets as text, for people and for slices."""
 
     def column(self, name: str) -> NDArray[np.object_]:
         """The value of a column of the data, as text, of each target's record [N]; empty where it has none.
@@ -91,7 +91,7 @@ class Texts(Protocol):
         ...
 
     def words(self) -> list[str]:
-        """The word that each target is (a part of) [N]; empty for what is none."""
+        """The word that each target is (a part of) [N]; empty where it is no word."""
         ...
 
     def shown(self, index: int) -> tuple[str, str]:
@@ -244,7 +244,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a pass is begun with.
+    """The inputs of a pass.
 
     Attributes:
         chat: the student's tokenizer; all models are asked in its tokens.
@@ -266,7 +266,7 @@ class Setting:
 
 
 class Pass(Protocol):
-    """Questions that are put to one model after the other, and what is made of the answers.
+    """Questions that are put to one model after the other, and the findings from their answers.
 
     Answers are plain data (JSON). Those of the teacher are kept by `identity` and the teacher's weights, and come back
     in another run without the teacher being asked again.
@@ -282,7 +282,7 @@ class Pass(Protocol):
         ...
 
     def take(self, name: str, answers: Any) -> None:
-        """Answers of a model, the teacher's first; of one that was asked already they are another seed's."""
+        """Take the answers of a model: the teacher's first, and of several seeds one after the other."""
         ...
 
     def found(self, draws: Draws, table: Table) -> Found:
@@ -299,19 +299,19 @@ class Rereads(Protocol):
     """A pass in which the teacher reads at the end what the other models answered."""
 
     def reread(self, teacher: Asked) -> None:
-        """The teacher, again, after all other models have been asked."""
+        """Read with the teacher, after all other models have been asked."""
         ...
 
 
 @runtime_checkable
 class Settles(Protocol):
-    """A pass that asks somebody else about the answers, after all models have been asked and closed."""
+    """A pass that asks another teacher (a judge) about the answers, after all models have been asked and closed."""
 
     def settle(self) -> None:
         """Ask. What was asked before a kill is not asked again.
 
         Raises:
-            PotstillError: the other one does not answer.
+            PotstillError: that teacher does not answer.
         """
         ...
 
@@ -330,7 +330,7 @@ class Asks(Protocol):
 
 
 class AsksAlone:
-    """Base of measures that show nothing of the held-out targets themselves. What they ask is begun by `begin`."""
+    """Base of measures that use no values of the held-out targets, and ask questions of their own (`begin`)."""
 
     columns: tuple[str, ...] = ()
 

@@ -1,9 +1,8 @@
 """Judged quality: what another model says of the student's answers beside its teacher's.
 
 Every pair is judged in both orders, since judges prefer a place (Zheng et al. 2023, arXiv 2306.05685, § 3.3). How often
-a judge says otherwise when the answers change places stands beside what it says. No share is given where that is not
-shown to be less than chance: as often as a judge would that says as often "neither" and tosses a coin
-otherwise.
+the judge contradicts itself when the answers change places is shown too. Shares are given only if that is shown to be
+less often than by chance, chance being a judge that says "neither" as often, and otherwise tosses a coin.
 
 Judges prefer long answers too. The length-controlled figure is the intercept of a regression on log(length of the
 answer ÷ length of the teacher's): what would be said of answers as long as the teacher's (after Dubois et al. 2024,
@@ -309,8 +308,8 @@ def _chance(sums: Floats) -> NDArray[np.float64]:
 
 
 def contradictions_by_chance(orders: Floats) -> Statistic:
-    """How often a judge would contradict itself that says as often "neither" and tosses a coin otherwise: 1 − t² − (1 −
-    t)²/2, a half without ties.
+    """How often a judge contradicts itself that says "neither" as often, with share t, and otherwise tosses a coin:
+    1 − t² − (1 − t)²/2, a half without ties.
 
     Args:
         orders: what it says in each order, 1, 0.5 or 0 [N, 2].
@@ -319,7 +318,7 @@ def contradictions_by_chance(orders: Floats) -> Statistic:
 
 
 def below_chance(orders: Floats) -> Statistic:
-    """Contradictions by chance less those that there are."""
+    """Contradictions by chance minus actual ones."""
 
     def of(sums: Floats) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -136,7 +136,7 @@ class SafetyMeasure(AsksAlone):
 
 
 class Refusing:
-    """Prompts of both sets, and what each model makes of them.
+    """Prompts of both sets, and the answers of each model.
 
     Raises:
         DataError: a set has no prompt in its measured half, or as reading it raises.
