@@ -4,10 +4,9 @@ stage.py        the stages
 prompts.py      the prompts, and the tokens of the data
 opening.py      target and draft, opened; the frequent tokens
 traces.py       texts of the target, and what a draft would have proposed at each position
-costs.py        the time of each part of a round
+costs.py        the time of each part of a round, and of whole texts with and without a draft
 forecast.py     from both to seconds: expected rounds, speed-up with an interval, thresholds, break-even
 advice.py       use it or do not, why, and what would have to change
-trial.py        decoding with and without, in turn
 export.py       the draft for other engines, checked through its files
 speculating.py  the work of the stages
 """

@@ -1,4 +1,5 @@
-"""The time of each part of a round, measured on this machine: reading n tokens, drafting n, and the rest.
+"""Times on this machine: of each part of a round (reading n tokens, drafting n, the rest), from which a forecast is
+made; and of whole texts, with a draft and without, which it is held against.
 
 Parts are timed in the order in which the loop runs them (draft, read, judge), since a draft that has just run has its
 weights in the processor's cache, and one that runs after the target has not.
@@ -7,8 +8,9 @@ weights in the processor's cache, and one that runs after the target has not.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,9 +20,10 @@ from potstill.decoding.acceptance import Chance
 from potstill.decoding.drafts import Draft, Proposal, Reads
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
-from potstill.decoding.speculative import judge, read_ahead
-from potstill.speculate.forecast import Floats, Timing
-from potstill.speculation import Costs
+from potstill.decoding.speculative import Account, Request, SpeculativeDecoder, judge, read_ahead
+from potstill.measures import Interval
+from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Timing
+from potstill.speculation import Costs, Trial
 
 REPETITIONS = 7
 RESAMPLINGS = 20
@@ -153,3 +156,80 @@ class _Clock:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+# ---- whole texts ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Runs:
+    """Seconds and tokens of every prompt, and what its decoding did."""
+
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    accounts: list[Account] = field(default_factory=list)
+
+    @property
+    def per_second(self) -> float:
+        """Tokens per second."""
+        return sum(self.tokens) / sum(self.seconds)
+
+
+def run_in_turn(
+    decoders: Sequence[SpeculativeDecoder],
+    prompts: Sequence[Sequence[int]],
+    budget: int,
+    stops: Sequence[int],
+    sampler: Sampler,
+    advance: Callable[[float], None],
+) -> list[Runs]:
+    """Every decoder on every prompt; the order turns with each prompt, so that other load falls on all alike."""
+    runs = [Runs() for _ in decoders]
+    for number, prompt in enumerate(prompts):
+        turn = list(range(len(decoders)))
+        for place in turn[number % len(turn) :] + turn[: number % len(turn)]:
+            begun = time.perf_counter()
+            (written,) = decoders[place].write(Request([prompt], budget, stops, sampler), seed=number)
+            runs[place].seconds.append(time.perf_counter() - begun)
+            runs[place].tokens.append(len(written))
+            runs[place].accounts.append(decoders[place].account)
+        advance(1)
+    return runs
+
+
+def compare(
+    alone: Runs, drafted: Runs, *, temperature: float, gamma: int, threshold: float, predicted: Interval
+) -> Trial:
+    """The speed-up of the drafted runs, with an interval over prompts."""
+    stood = Counter(accepted for account in drafted.accounts for _, accepted in account.accepted_by_round)
+    rounds = sum(account.rounds for account in drafted.accounts)
+    draft, verify, other = (
+        sum(getattr(account, f"{part}_seconds") for account in drafted.accounts) / rounds
+        for part in ("draft", "verify", "other")
+    )
+    return Trial(
+        temperature=temperature,
+        gamma=gamma,
+        threshold=threshold,
+        speedup=speedup(alone, drafted),
+        predicted=predicted,
+        tokens_per_second=drafted.per_second,
+        alone_per_second=alone.per_second,
+        accepted=tuple(stood[count] for count in range(max(stood) + 1)),
+        draft_seconds=draft,
+        verify_seconds=verify,
+        other_seconds=other,
+    )
+
+
+def speedup(alone: Runs, drafted: Runs, seed: int = 0) -> Interval:
+    """Seconds per token alone ÷ drafted, with a bootstrap interval over prompts, which are paired."""
+    columns = np.array([alone.seconds, alone.tokens, drafted.seconds, drafted.tokens], dtype=float)
+
+    def ratio(sums: Floats) -> Floats:
+        return np.asarray((sums[0] / sums[1]) / (sums[2] / sums[3]))
+
+    picks = np.random.default_rng(seed).integers(columns.shape[1], size=(DRAWS, columns.shape[1]))
+    low, high = np.quantile(ratio(columns[:, picks].sum(-1)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = float(ratio(columns.sum(-1)))
+    return Interval(value, float(min(low, value)), float(max(high, value)))

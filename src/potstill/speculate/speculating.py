@@ -22,7 +22,7 @@ from potstill.policy.gate import rulings_on
 from potstill.recipe.speculate import MedusaDraftSettings, StudentDraft
 from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import advise, hopeless
-from potstill.speculate.costs import REPETITIONS, Timed, measure
+from potstill.speculate.costs import REPETITIONS, Timed, compare, measure, run_in_turn
 from potstill.speculate.export import export_draft
 from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Trace, fit_threshold
 from potstill.speculate.opening import OpenDraft, Target, open_draft, open_target
@@ -39,7 +39,6 @@ from potstill.speculate.traces import (
     trace_of,
     write_text,
 )
-from potstill.speculate.trial import compare, run_in_turn
 from potstill.speculation import Advice, Piece, Speculation, Trial, save_speculation
 from potstill.stage import Context
 
