@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from potstill.data import ChatTokenizer, Tokenized
+from potstill.errors import DataError
+from potstill.evaluate.held_out import Prompt, of_tokens, prompts_to_ask
 from potstill.evaluate.measures.base import Asked, Draws
 from potstill.evaluate.measures.exposure import OwnText, gap_of
 from potstill.evaluate.stage import stage
 from potstill.measures import Figures, Measures
+from potstill.types import Record
 from small_run import SmallRun
+from tiny_models import make_tiny_causal_lm
 
 ASKED = [{"kind": "fidelity"}, {"kind": "exposure", "prompts": 6, "max_new_tokens": 5}]
 
@@ -48,6 +53,19 @@ def test_a_model_that_is_its_teacher_has_no_gap(tmp_path: Path) -> None:
     own_text.reread(Asked("teacher", model, None))
     for values, _ in (*own_text.own["student"], *own_text.theirs["student"]):
         assert np.abs(values).max() < 1e-5
+
+
+def test_prompts_of_one_group_are_refused_before_any_model_writes(tmp_path: Path) -> None:
+    chat = ChatTokenizer.from_folder(make_tiny_causal_lm(tmp_path / "model"))
+
+    def asked(*groups: str) -> list[Prompt]:
+        records = [Record(prompt=f"What is {n}?", completion="a", group=group) for n, group in enumerate(groups)]
+        rows = [Tokenized([1, 2, 3], [-100, -100, 3], group=record.group) for record in records]
+        return prompts_to_ask(of_tokens(records, rows, chat.pad_id), chat, 10, "exposure")
+
+    assert len(asked("a", "b", "b")) == 3
+    with pytest.raises(DataError, match="two held-out prompts at least, of two groups"):
+        asked("a", "a")
 
 
 def test_a_gap_is_paired_by_group() -> None:

@@ -257,14 +257,25 @@ class Prompt:
     group: str
 
 
-def prompts_to_ask(held_out: HeldOut, chat: ChatTokenizer, most: int) -> list[Prompt]:
-    """The different prompts of held-out records; of more than `most`, those of the smallest hashes."""
+def prompts_to_ask(held_out: HeldOut, chat: ChatTokenizer, most: int, measure: str) -> list[Prompt]:
+    """The different prompts of held-out records; of more than `most`, those of the smallest hashes.
+
+    Raises:
+        DataError: they are of fewer than two groups; it names the measure.
+    """
     found: dict[tuple[int, ...], Prompt] = {}
     for record, row in zip(held_out.records, held_out.rows, strict=True):
         question = question_of(record, row, chat)
         if question.ids:
             found.setdefault(question.ids, Prompt(question.ids, question.prompt, row.group))
-    return sorted(found.values(), key=lambda prompt: digest([list(prompt.ids)]))[:most]
+    asked = sorted(found.values(), key=lambda prompt: digest([list(prompt.ids)]))[:most]
+    if len({prompt.group for prompt in asked}) < 2:
+        raise DataError(
+            "an interval needs two held-out prompts at least, of two groups",
+            where=f"evaluate.measures {measure}",
+            fix=f"hold out a larger share (data.held_out), or drop {measure}",
+        )
+    return asked
 
 
 def text_of(record: Record) -> str:

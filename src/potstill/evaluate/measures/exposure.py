@@ -41,7 +41,7 @@ class ExposureMeasure(AsksAlone):
         self.settings = settings
 
     def begin(self, setting: Setting) -> Pass:
-        """The held-out prompts."""
+        """The held-out prompts. Raises as `OwnText`."""
         return OwnText(self.settings, setting)
 
 
@@ -54,11 +54,15 @@ class Read:
 
 
 class OwnText:
-    """The continuations of all models, and how far each is from the teacher on them."""
+    """The continuations of all models, and how far each is from the teacher on them.
+
+    Raises:
+        DataError: there are fewer than two groups of prompts.
+    """
 
     def __init__(self, settings: Exposure, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
-        self.prompts = prompts_to_ask(setting.held_out, setting.chat, settings.prompts)
+        self.prompts = prompts_to_ask(setting.held_out, setting.chat, settings.prompts, settings.kind)
         self.by_teacher: Sequence[Sequence[int]] = ()
         self.read: dict[str, list[tuple[Read, Read | None]]] = {}
         self.own: dict[str, list[tuple[NDArray[Any], list[str]]]] = {}

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from potstill.answering.base import Answering
 from potstill.answering.journal import FILE_NAME, Journal
 from potstill.answering.opening import open_teachers
-from potstill.errors import DataError
 from potstill.evaluate.answers import room_behind, write_answers, writer_of
 from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, mean_of, ratio_of, within
 from potstill.evaluate.held_out import prompts_to_ask
@@ -78,13 +77,7 @@ class Answers:
 
     def __init__(self, settings: Judged, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
-        self.prompts = prompts_to_ask(setting.held_out, setting.chat, settings.prompts)
-        if len({prompt.group for prompt in self.prompts}) < 2:
-            raise DataError(
-                "an interval needs two held-out prompts at least",
-                where="evaluate.measures judged",
-                fix="hold out a larger share (data.held_out), or drop judged",
-            )
+        self.prompts = prompts_to_ask(setting.held_out, setting.chat, settings.prompts, settings.kind)
         self.written: dict[str, list[Sequence[str]]] = {}
         self.pairs: dict[str, list[list[Pair]]] = {}
         self.notes: list[str] = []
