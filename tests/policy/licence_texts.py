@@ -1,7 +1,7 @@
 """The licence texts that the table was read from, out of the wheel of scancode-toolkit-mini, which is not installed.
 
 `python tests/policy/licence_texts.py` writes `src/potstill/policy/texts.json`: digests and hashes of word sequences,
-not the texts. The one text that the wheel lacks, of Llama 3, is read from the file that `--llama-3` names.
+not the texts. Texts that the wheel lacks (those with an address) are read from files that `--text` names.
 The wheel is 126 MB, and installed it needs some forty more packages, for a data file of each licence: so it is only
 downloaded (`--no-deps`), and read as the archive that it is.
 """
@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = Path(__file__).parents[2] / "src" / "potstill" / "policy" / "sources.toml"
+TEXTS = SOURCES.with_name("texts.json")
 _ENDS = ("END OF TERMS AND CONDITIONS", "Meta Llama 3 Acceptable Use Policy")
 """What follows these lines is usually left out: an appendix on how to apply a licence, a use policy."""
 
@@ -58,11 +59,13 @@ def main() -> None:
     from potstill.policy.fingerprints import hashes_of, packed, restrictive_in, words_of
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--llama-3", type=Path, required=True)
-    llama_3 = parser.parse_args().llama_3.read_text(encoding="utf-8")
-    document = {}
+    parser.add_argument("--text", action="append", default=[], metavar="SOURCE=FILE", help="a text with an address")
+    named = dict(given.split("=", 1) for given in parser.parse_args().text)
+    document = json.loads(TEXTS.read_text(encoding="utf-8"))
     for source, name in sorted(read_by_source().items()):
-        text = llama_3 if source == "llama-3" else all_texts()[name]
+        if "://" in name and source not in named:
+            continue  # as it was
+        text = Path(named[source]).read_text(encoding="utf-8") if source in named else all_texts()[name]
         body, whole = words_of(_body_of(text)), words_of(text)
         in_body = frozenset(hashes_of(body))
         document[source] = {
@@ -72,8 +75,8 @@ def main() -> None:
             "body": packed(in_body),
             "rest": packed(frozenset(hashes_of(whole)) - in_body),
         }
-    lines = ",\n".join(f"{json.dumps(source)}: {json.dumps(entry)}" for source, entry in document.items())
-    SOURCES.with_name("texts.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    lines = ",\n".join(f"{json.dumps(source)}: {json.dumps(document[source])}" for source in sorted(document))
+    TEXTS.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -217,6 +217,30 @@ def test_an_override_stands_in_everything_that_was_made_under_it(tmp_path: Path)
         assert OVERRIDE["reason"] in [override.reason for override in rulings.provenance.overrides]
 
 
+def test_an_override_of_somebody_else_lifts_nothing(tmp_path: Path) -> None:
+    """A model's own `provenance.json` would otherwise allow whatever its maker wrote into it, and for any purpose."""
+    teacher = make_tiny_causal_lm(tmp_path / "teacher")
+    use = {
+        "role": "t",
+        "name": "m",
+        "route": "logits",
+        "evidence": [{"source": "llama-2", "how": "card", "stated": ""}],
+    }
+    made = {"format": "potstill-provenance-1", "uses": [use], "overrides": [OVERRIDE]}
+    (teacher / "provenance.json").write_text(json.dumps(made))
+    sections: dict[str, Any] = {
+        "teacher": {"kind": "local", "model": str(teacher)},
+        "student": {"kind": "from_config", "config": {"num_hidden_layers": 1}},
+        "train": {},
+    }
+    with pytest.raises(RefusedError, match="Llama 2"):
+        rulings_on(asked(tmp_path, **sections)).refuse()
+    own = {**OVERRIDE, "reason": "our own lawyers have read the agreement"}
+    rulings = rulings_on(asked(tmp_path, **sections, policy={"overrides": [own]}))
+    rulings.refuse()
+    assert [override.reason for override in rulings.provenance.overrides] == [own["reason"], OVERRIDE["reason"]]
+
+
 def test_a_draft_of_speculate_is_asked_about(tmp_path: Path) -> None:
     teacher = make_tiny_causal_lm(tmp_path / "teacher")
     (teacher / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from potstill.policy.recognise import licence_of_data, licence_of_model
+from potstill.policy.recognise import licence_files, licence_of_data, licence_of_model
 from potstill.recipe import Recipe
 from tiny_models import make_tiny_causal_lm
 
@@ -105,14 +106,78 @@ def test_a_statement_does_not_replace_what_is_found(write: Callable[..., Path]) 
     assert sources_of_teacher(model=str(folder), licence="mit") == {"mit", "cc-by-nc-4.0"}
 
 
-def test_a_gguf_file_states_it(tmp_path: Path) -> None:
+def gguf_file(folder: Path, **metadata: str) -> Path:
     gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_license("llama3.2")
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama")
+    for key, value in metadata.items():
+        writer.add_string(key, value)
     for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write_part()
     writer.close()
-    assert sources_of_teacher(model=str(tmp_path / "m.gguf")) == {"llama-3.2"}
+    return folder / "m.gguf"
+
+
+def test_a_gguf_file_states_it(tmp_path: Path) -> None:
+    assert sources_of_teacher(model=str(gguf_file(tmp_path, **{"general.license": "llama3.2"}))) == {"llama-3.2"}
+
+
+@pytest.mark.parametrize(
+    ("front", "sources"),
+    [
+        ("license: mit\nbase_model: meta-llama/Llama-2-7b-hf", {"mit", "llama-2"}),
+        ("license: mit\nbase_model: [google/gemma-2b, meta-llama/Llama-3.1-8B]", {"mit", "gemma-2025-03", "llama-3.1"}),
+        ("base_model: meta-llama/Llama-2-7b-hf", {"llama-2"}),
+        ("license: mit\nbase_model: somebody/something", {"mit"}),
+        ("base_model: somebody/something", {""}),
+        ("license: mit\nbase_model: {a: 1}", {"mit"}),
+        ("license: mit\nbase_model:", {"mit"}),
+    ],
+)
+def test_a_card_names_the_model_that_it_was_made_from(
+    write: Callable[..., Path], front: str, sources: set[str]
+) -> None:
+    """A fine-tuned Llama that its maker calls MIT is under Llama's licence too."""
+    assert sources_of_teacher(model=str(write(**{"README.md": f"---\n{front}\n---\n"}))) == sources
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"repo_url": "https://huggingface.co/meta-llama/Llama-2-7b-hf"},
+        {"organization": "Meta Llama", "name": "Llama 2 7b Hf"},
+    ],
+)
+def test_a_gguf_file_names_it_too(tmp_path: Path, base: dict[str, str]) -> None:
+    file = gguf_file(
+        tmp_path, **{"general.license": "mit"}, **{f"general.base_model.0.{k}": v for k, v in base.items()}
+    )
+    assert sources_of_teacher(model=str(file)) == {"mit", "llama-2"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "latin-1"])
+def test_a_text_is_read_however_it_is_encoded(write: Callable[..., Path], encoding: str) -> None:
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    text = f"© 2020 A. Person\r\n{APACHE}".replace("\n", "\r\n")
+    folder = write()
+    (folder / "LICENSE").write_bytes(mark + text.encode(encoding))
+    assert sources_of_teacher(model=str(folder)) == {"apache-2.0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("LICENSE", True),
+        ("MODEL_LICENSE", True),
+        ("Tongyi Qianwen LICENSE AGREEMENT.md", True),
+        ("Copying.txt", True),
+        ("licensed_words.txt", False),
+        ("license_check.py", False),
+        ("relicense", False),
+    ],
+)
+def test_which_files_hold_a_licence(tmp_path: Path, name: str, is_one: bool) -> None:
+    (tmp_path / name).write_text("text")
+    assert [file.name for file in licence_files(tmp_path)] == ([name] if is_one else [])
 
 
 @pytest.mark.parametrize(

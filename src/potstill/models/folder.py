@@ -196,20 +196,30 @@ def _flat(code: Any) -> list[str]:
 def stated_licence(path: Path) -> str:
     """The licence that a model's card states (`license`, or `license_name` where that is `other`); of several, all of
     them (`mit AND cc-by-4.0`); empty if none."""
+    metadata = _card_metadata(path)
+    stated = metadata.get("license") or ""
+    licence = " AND ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
+    return str(metadata.get("license_name") or licence) if licence.casefold() == "other" else licence
+
+
+def stated_bases(path: Path) -> tuple[str, ...]:
+    """The models that a model's card says it was made from (`base_model`), by name."""
+    stated = _card_metadata(path).get("base_model") or ()
+    return tuple(str(name) for name in (stated if isinstance(stated, list) else [stated]) if name)
+
+
+def _card_metadata(path: Path) -> dict[str, Any]:
+    """The front matter of the card in a folder; empty if there is none that can be read."""
     try:
         text = (path / "README.md").read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
-        return ""
+        return {}
     front = _FRONT_MATTER.match(text)
     try:
         metadata = parse_yaml(front[1]) if front is not None else None
     except ValueError:
-        return ""
-    if not isinstance(metadata, dict):
-        return ""
-    stated = metadata.get("license") or ""
-    licence = " AND ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
-    return str(metadata.get("license_name") or licence) if licence.casefold() == "other" else licence
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 _FRONT_MATTER = re.compile(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", re.DOTALL)

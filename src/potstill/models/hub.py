@@ -21,7 +21,10 @@ from potstill.models.folder import check_remote_code, read_config
 from potstill.models.kinds import check_task
 from potstill.models.packages import PACKAGES
 
-_WANTED = "*.safetensors *.json *.jinja *.model *.tiktoken vocab.txt merges.txt README.md LICENSE* NOTICE*".split()
+_WANTED = (
+    "*.safetensors *.json *.jinja *.model *.tiktoken vocab.txt merges.txt README.md NOTICE* "
+    "*[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]* [Cc][Oo][Pp][Yy][Ii][Nn][Gg]*"
+).split()
 # Excludes second copies of the weights in other layouts, and folders for other runtimes.
 _UNWANTED = ["consolidated*", "*/*"]
 _CODE = "*.py"

@@ -100,8 +100,10 @@ class Rulings:
 
 
 def rulings_on(recipe: Recipe, made: Made = "all", purposes: tuple[Purpose, ...] | None = None) -> Rulings:
-    """The rulings on what a recipe makes, by default for the purposes that it states."""
-    return judge(provenance_of(recipe, made), recipe.policy, purposes or recipe.policy.purpose)
+    """The rulings on what a recipe makes, by default for the purposes that it states. Only its own overrides lift a
+    block: those that a model or data set was made under stand in its provenance, and were for another purpose."""
+    purposes = purposes or recipe.policy.purpose
+    return judge(provenance_of(recipe, made), recipe.policy, purposes, recipe.policy.overrides)
 
 
 def rulings_on_run(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> Rulings:
@@ -111,14 +113,16 @@ def rulings_on_run(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -
     for name, manifest in manifests.items():
         if name.partition(".")[0] in RECORDED and (recorded := recorded_in(manifest)) is not None:
             provenance = provenance.with_recorded(recorded)
-    return judge(provenance, recipe.policy, recipe.policy.purpose)
+    return judge(provenance, recipe.policy, recipe.policy.purpose, provenance.overrides)
 
 
-def judge(provenance: Provenance, policy: PolicySettings, purposes: tuple[Purpose, ...]) -> Rulings:
-    """The rulings on what something is made from."""
+def judge(
+    provenance: Provenance, policy: PolicySettings, purposes: tuple[Purpose, ...], overrides: tuple[Override, ...]
+) -> Rulings:
+    """The rulings on what something is made from, where `overrides` lift blocks."""
     begins = {source for use in provenance.uses if use.route == "weights" for source in use.sources}
     rulings = tuple(
-        _ruling(use, source, purpose, policy, provenance.overrides, source if source in begins else None)
+        _ruling(use, source, purpose, policy, overrides, source if source in begins else None)
         for use in provenance.uses
         for source in use.sources
         for purpose in purposes

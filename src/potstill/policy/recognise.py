@@ -6,18 +6,19 @@ name is the weakest evidence, and only counts where there is nothing else. Reads
 
 from __future__ import annotations
 
+import codecs
 import ipaddress
 import json
 import re
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from potstill.errors import PotstillError
-from potstill.models.folder import stated_licence
+from potstill.models.folder import stated_bases, stated_licence
 from potstill.models.gguf_header import read_header
 from potstill.models.packages import PACKAGES
 from potstill.models.resolve import locate
@@ -36,8 +37,9 @@ from potstill.recipe.data import (
 )
 from potstill.recipe.policy import Licence
 
-LICENCE_FILES = ("license", "licence", "copying")
-"""How the names of files with a licence's text begin, in any case."""
+_LICENCE_FILE = re.compile(r"(?:.*[^a-z])?(?:licen[sc]e|copying)(?:[^a-z].*)?", re.IGNORECASE)
+"""Names of files with a licence's text: `LICENSE`, `license.txt`, `MODEL_LICENSE`."""
+_NO_TEXT = (".py", ".json", ".yaml", ".yml", ".toml", ".png", ".svg")
 _JOINED = re.compile(r"\s+(?:and|or|with)\s+|[()]", re.IGNORECASE)
 _UNSTATED = ("", "other", "unknown", "none", "not stated")
 
@@ -75,7 +77,8 @@ def licence_of_model(settings: Any) -> tuple[Evidence, ...]:
     if isinstance(settings, EndpointTeacher):
         found = (*_of_host(settings.base_url), *_of_name(model))
     elif model:
-        found = _of_files(model, getattr(settings, "revision", None)) or _of_name(model)
+        revision = getattr(settings, "revision", None)
+        found = (*_of_files(model, revision), *_of_bases(model, revision)) or _of_name(model)
     return _together(stated, found) or (NOTHING,)
 
 
@@ -148,11 +151,39 @@ def _of_files(model: str, revision: str | None) -> tuple[Evidence, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _of_gguf(file: Path) -> Iterator[Evidence]:
+def _of_bases(model: str, revision: str | None) -> Iterator[Evidence]:
+    """The licences of the models that its card, or its GGUF file, says it was made from, by their names."""
+    path, folder = Path(model).expanduser(), model_folder(model, revision)
+    stated = [(base, "the model card's base model") for base in (stated_bases(folder) if folder is not None else ())]
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        stated += [(base, "the GGUF file's base model") for base in _bases_in_gguf(path)]
+    for base, how in stated:
+        yield from (replace(evidence, how=how) for evidence in _of_name(base))
+
+
+def _gguf_metadata(file: Path) -> Mapping[str, Any]:
     try:
-        metadata = read_header(file).metadata
+        return read_header(file).metadata
     except PotstillError:
-        return
+        return {}
+
+
+def _bases_in_gguf(file: Path) -> Iterator[str]:
+    """`general.base_model.0.repo_url`, or organisation and name where there is no address."""
+    metadata = _gguf_metadata(file)
+    for number in range(_MOST_BASES):
+        base = {key: str(metadata.get(f"general.base_model.{number}.{key}") or "") for key in _OF_BASE}
+        named = "/".join(part.replace(" ", "-") for part in (base["organization"], base["name"]) if part)
+        if name := base["repo_url"].partition("huggingface.co/")[2] or named:
+            yield name
+
+
+_OF_BASE = ("repo_url", "organization", "name")
+_MOST_BASES = 16
+
+
+def _of_gguf(file: Path) -> Iterator[Evidence]:
+    metadata = _gguf_metadata(file)
     licence = str(metadata.get("general.license") or "")
     named = str(metadata.get("general.license.name") or "")
     yield from _stated(named if licence in ("", "other") else licence, "the GGUF file")
@@ -161,15 +192,29 @@ def _of_gguf(file: Path) -> Iterator[Evidence]:
 def licence_files(folder: Path) -> list[Path]:
     """The files of a folder that hold the text of a licence, by name."""
     try:
-        return sorted(f for f in folder.iterdir() if f.name.casefold().startswith(LICENCE_FILES) and f.is_file())
+        named = [file for file in folder.iterdir() if _LICENCE_FILE.fullmatch(file.name)]
+        return sorted(file for file in named if file.suffix.lower() not in _NO_TEXT and file.is_file())
     except OSError:
         return []
 
 
 def read_licence(file: Path) -> str:
-    """The text of a licence; of a file that is too long for one, the beginning. Raises: OSError."""
-    with file.open(encoding="utf-8", errors="replace") as text:
+    """The text of a licence; of a file that is too long for one, the beginning. A byte order mark says how it is
+    written; without one it is read as UTF-8. Raises: OSError."""
+    with file.open("rb") as raw:
+        first = raw.read(4)
+    encoding = next((name for mark, name in _MARKS if first.startswith(mark)), "utf-8")
+    with file.open(encoding=encoding, errors="replace") as text:
         return text.read(MOST_CHARACTERS + 1)
+
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before that of UTF-16, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
 
 
 def _of_texts(folder: Path) -> Iterator[Evidence]:

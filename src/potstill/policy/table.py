@@ -186,7 +186,7 @@ def _source(
         address=entry["address"],
         text=text,
         sha256=digests[entry["id"]] if text else "",
-        read_on=read_on if text else "",
+        read_on=entry.get("read_on", read_on) if text else "",
         note=entry.get("note", model.get("note", "")),
         aliases=tuple(entry.get("aliases", ())),
         models=tuple(entry.get("models", ())),
