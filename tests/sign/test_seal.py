@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -166,8 +167,34 @@ def test_the_bill_of_material_names_teacher_data_licence_and_files(sealed: tuple
     assert student["modelCard"]["modelParameters"]["modelArchitecture"] == "LlamaForCausalLM"
     assert "two records were cut." in student["modelCard"]["considerations"]["technicalLimitations"]
     named = {component["name"]: component for component in bill["components"]}
-    assert named["prompts.jsonl"]["licenses"] == [{"license": {"name": "cc-by-4.0"}}]
+    assert named["prompts.jsonl"]["licenses"] == [{"license": {"id": "CC-BY-4.0"}}]
     assert named["model.safetensors"]["hashes"][0]["alg"] == "SHA-256"
+
+
+@pytest.mark.parametrize(
+    ("stated", "cyclonedx", "spdx_expression"),
+    [
+        ("mit", {"license": {"id": "MIT"}}, "MIT"),
+        ("MIT AND CC0-1.0", {"expression": "MIT AND CC0-1.0"}, "MIT AND CC0-1.0"),
+        ("llama3.1", {"license": {"name": "llama3.1"}}, "LicenseRef-"),
+        ("own", {"license": {"name": "own"}}, "LicenseRef-"),
+        ({"id": "mit", "attested_by": "A", "on": "2026-11-27", "why": "their page"}, {"license": {"id": "MIT"}}, "MIT"),
+    ],
+)
+def test_a_licence_stands_by_its_identifier_and_any_other_by_its_name(
+    tmp_path: Path, stated: Any, cyclonedx: Any, spdx_expression: str
+) -> None:
+    export = make_run(tmp_path / "run")
+    file = tmp_path / "run" / "recipe.yaml"
+    file.write_text(dump_recipe(load_recipe(file, [f"data.licence={json.dumps(stated)}"])))
+    seal(export, None)
+    bill = json.loads((export / "bom.cdx.json").read_text())
+    [data] = [component for component in bill["components"] if component["bom-ref"] == "data"]
+    assert data["licenses"] == [cyclonedx]
+    found = spdx.SHACLObjectSet()
+    spdx.JSONLDDeserializer().read(io.BytesIO((export / "bom.spdx.json").read_bytes()), found)
+    [licence] = found.foreach_type(spdx.simplelicensing_LicenseExpression)
+    assert licence.simplelicensing_licenseExpression.startswith(spdx_expression)
 
 
 def test_the_spdx_document_is_read_back_as_a_trained_model(sealed: tuple[Path, Path]) -> None:

@@ -22,12 +22,18 @@ def cyclonedx_of(material: Material) -> str:
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType, Pedigree
-    from cyclonedx.model.license import DisjunctiveLicense
+    from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
     from cyclonedx.output.json import JsonV1Dot6
     from cyclonedx.schema import SchemaVersion
+    from cyclonedx.spdx import fixup_id, is_expression
     from cyclonedx.validation.json import JsonStrictValidator
 
-    def licences(named: str) -> list[DisjunctiveLicense]:
+    def licences(named: str) -> list[Any]:
+        """By its SPDX identifier, or as an expression of several, where there is one; else by name."""
+        if known := fixup_id(named):
+            return [DisjunctiveLicense(id=known)]
+        if is_expression(named):
+            return [LicenseExpression(named)]
         return [DisjunctiveLicense(name=named)] if named else []
 
     data = Component(

@@ -105,7 +105,7 @@ def material_of(folder: Path, files: Mapping[str, str]) -> Material:
         licence=stated_licence(run / "train" / "model") or (teacher.licence if teacher is not None else ""),
         teacher=teacher,
         data=_data_name(recipe),
-        data_licence=recipe.data.licence or "",
+        data_licence=recipe.data.licence_id,
         records=_count(trained, "records"),
         made_by=_how(recipe),
         settings=_settings(recipe, trained),

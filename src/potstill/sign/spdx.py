@@ -22,6 +22,7 @@ def spdx_of(material: Material) -> str:
     Raises:
         ValueError: a value is not allowed by the specification.
     """
+    from cyclonedx.spdx import fixup_id, is_expression
     from spdx_python_model import v3_0_1 as spdx
 
     model: Any = spdx
@@ -49,7 +50,7 @@ def spdx_of(material: Material) -> str:
 
     def licensed(element: Any, named: str) -> None:
         if named:
-            expression = named if named.replace("-", "").replace(".", "").isalnum() else f"LicenseRef-{len(elements)}"
+            expression = fixup_id(named) or (named if is_expression(named) else f"LicenseRef-{len(elements)}")
             licence = model.simplelicensing_LicenseExpression(
                 _id=f"{base}licence-{len(elements)}",
                 creationInfo=made,
