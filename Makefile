@@ -73,7 +73,7 @@ $(READY)-run: | .venv/bin/python
 	@touch $@
 
 $(READY)-dev: $(READY)-run
-	@$(PIP) --no-build-isolation --editable ".[generate,math,verify,reasoning,vision,studio,embeddings,gguf,onnx,sign,words,lm-eval,docs,dev]"
+	@$(PIP) --no-build-isolation --editable ".[generate,math,verify,reasoning,vision,studio,embeddings,gguf,onnx,openvino,sign,words,lm-eval,docs,dev]"
 	@touch $@
 
 $(READY)-peers: $(READY)-run

@@ -27,14 +27,16 @@ from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.harness import machine
 from potstill.console import Console
 from potstill.decoding.generator import write
-from potstill.export import comparison, gguf, llama_cpp, onnx, onnx_file, onnx_runtime
+from potstill.export import comparison, gguf, llama_cpp, onnx, onnx_file, openvino
 from potstill.export.end_tokens import end_tokens
 from potstill.export.gguf_file import write_gguf
+from potstill.export.graph import size_of
 from potstill.recipe.export import K_QUANTS, GgufType
 from potstill.tasks import SPECS
 
 KINDS: tuple[GgufType, ...] = ("f16", "q8_0", "q6_k", "q4_k_m", "q4_0")
 GRAPHS = ("float32", "int8")
+IN_OPENVINO = ("float16", "float32")
 BEHIND, NEW = 64, 32
 
 AIMS = [
@@ -47,6 +49,7 @@ def run(
     student: Path,
     kinds: Sequence[GgufType],
     graphs: Sequence[str],
+    in_openvino: Sequence[str],
     prompts: int,
     tokens: int,
     rounds: int,
@@ -55,8 +58,10 @@ def run(
     """Write, compare and time every file."""
     files = {f"gguf {kind}": _gguf(student, kind, folder) for kind in kinds}
     files |= {f"onnx {kind}": _onnx(student, kind, folder) for kind in graphs}
+    files |= {f"openvino {kind}": _openvino(student, kind, folder) for kind in in_openvino}
     tolerances = {f"gguf {kind}": gguf.TOLERANCE[kind] for kind in kinds}
     tolerances |= {f"onnx {kind}": onnx.TOLERANCE[kind] for kind in graphs}
+    tolerances |= {f"openvino {kind}": openvino.TOLERANCE[kind] for kind in in_openvino}
     compared = comparison.compare(
         student,
         {name: _opened(file) for name, file in files.items()},
@@ -74,7 +79,7 @@ def run(
             engine = stack.enter_context(_opened(file))
             writers[name] = lambda ids, engine=engine: engine.write(ids, NEW, ())  # type: ignore[misc]
         rates = _rates(writers, rounds)
-    sizes = {name: onnx.size_of(file) for name, file in files.items()}
+    sizes = {name: size_of(file) for name, file in files.items()}
     sizes["transformers float32"] = sum(f.stat().st_size for f in student.glob("*.safetensors"))
     rows = [
         {
@@ -105,6 +110,11 @@ def _gguf(student: Path, kind: GgufType, folder: Path) -> Path:
     return file
 
 
+def _openvino(student: Path, kind: str, folder: Path) -> Path:
+    openvino.convert(_onnx(student, "float32", folder), file := folder / f"model_{kind}.xml", half=kind == "float16")
+    return file
+
+
 def _onnx(student: Path, kind: str, folder: Path) -> Path:
     if not (whole := folder / "model.onnx").exists():
         onnx_file.write_onnx(comparison.open_student(student), SPECS["causal_lm"], whole)
@@ -115,7 +125,12 @@ def _onnx(student: Path, kind: str, folder: Path) -> Path:
 
 
 def _opened(file: Path) -> AbstractContextManager[comparison.Engine]:
-    return llama_cpp.opened(file) if file.suffix == ".gguf" else onnx_runtime.opened(file)
+    engines: dict[str, Callable[[Path], AbstractContextManager[comparison.Engine]]] = {
+        ".gguf": llama_cpp.opened,
+        ".onnx": onnx.opened,
+        ".xml": openvino.opened,
+    }
+    return engines[file.suffix](file)
 
 
 def _writer(model: Any) -> Callable[[list[int]], object]:
@@ -144,6 +159,7 @@ def main() -> None:
     parser.add_argument("--student", type=Path, default=Path("runs/demo/train/model"))
     parser.add_argument("--types", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--graphs", nargs="*", choices=GRAPHS, default=GRAPHS, help="types of ONNX graphs")
+    parser.add_argument("--openvino", nargs="*", choices=IN_OPENVINO, default=IN_OPENVINO, help="of OpenVINO's graphs")
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -152,7 +168,16 @@ def main() -> None:
     torch.set_num_threads(threads)
     there = machine(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        result = run(asked.student, asked.types, asked.graphs, asked.prompts, asked.tokens, asked.rounds, Path(folder))
+        result = run(
+            asked.student,
+            asked.types,
+            asked.graphs,
+            asked.openvino,
+            asked.prompts,
+            asked.tokens,
+            asked.rounds,
+            Path(folder),
+        )
     for row in result["rows"]:
         print(" · ".join(f"{key} {value}" for key, value in row.items()))
     if asked.json:

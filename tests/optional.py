@@ -88,6 +88,10 @@ NEEDS = {
     "llama.cpp": Need(
         lambda: None if find_spec("cyllama") is not None else "cyllama is not installed", 'pip install "potstill[gguf]"'
     ),
+    "openvino": Need(
+        lambda: None if find_spec("openvino") is not None else "it is not installed",
+        'pip install "potstill[openvino]"',
+    ),
     "sentence-transformers": Need(
         lambda: None if find_spec("sentence_transformers") is not None else "it is not installed",
         'pip install "potstill[embeddings]"',

@@ -124,7 +124,7 @@ def test_weights_that_are_kept_are_the_trained_ones_byte_for_byte(trained: Path)
 def test_nothing_is_exported_that_is_not_the_model(trained: Path) -> None:
     folder, _ = export(trained, {"kind": "huggingface"})
     assert {f.name for f in folder.iterdir()} == {
-        *("config.json", "generation_config.json", "model.safetensors", "LICENSE", "manifest.json"),
+        *("config.json", "generation_config.json", "model.safetensors", "LICENSE", "README.md", "manifest.json"),
         *("provenance.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
 
@@ -183,8 +183,9 @@ def test_the_card_and_the_licence_go_along(trained: Path) -> None:
 
 
 def test_a_missing_card_is_said(trained: Path) -> None:
-    _, work = export(trained, {"kind": "huggingface"})
-    assert "no model card" in work.warnings[0]
+    folder, work = export(trained, {"kind": "huggingface"})
+    assert "no figures" in work.warnings[0]
+    assert "## Licences and terms" in (folder / "README.md").read_text()
 
 
 def test_an_export_without_training_says_what_to_do(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def test_a_module_of_ones_own_goes_out_with_its_file_and_opens_again(tmp_path: P
         "model.safetensors",
         "module.json",
         "net.py",
+        "README.md",
         "manifest.json",
         "provenance.json",
     }

@@ -6,9 +6,10 @@ huggingface.py  a folder that the plain `from_pretrained` of its task opens; a m
 gguf.py         GGUF files, opened in llama.cpp and compared with the student
 gguf_file.py    a folder as one GGUF file: metadata, tokenizer, weights
 llama_cpp.py    llama.cpp as an engine of a comparison
-onnx.py         ONNX graphs, opened in ONNX Runtime and compared with the student
-onnx_file.py    a model as an ONNX graph
-onnx_runtime.py ONNX Runtime as an engine of a comparison
+graph.py        a model as a graph, written for a runtime, opened there and compared with the student
+onnx.py         ONNX graphs, in ONNX Runtime
+openvino.py     the same in OpenVINO's format, in OpenVINO
+onnx_file.py    tracing a model, and rounding its graph
 adapter.py      a low-rank adapter, opened by peft on its base and compared with the student
 sentence_transformers.py  an encoder with its pooling, opened in sentence-transformers and compared with the student
 serving.py      an export's configurations for vLLM, SGLang, llama.cpp's server and Ollama

@@ -79,5 +79,10 @@ def write_card(student: Student, folder: Path, section: str, *, card: bool) -> N
         terms = ["", "## Licences and terms", "", *student.terms] if student.terms else []
         before = "\n".join([f"# {escape_markdown(student.name)}", *terms, ""])
     (folder / "README.md").write_text(before + section, encoding="utf-8")
+    copy_licences(student, folder)
+
+
+def copy_licences(student: Student, folder: Path) -> None:
+    """Copy the licence texts that lay beside the weights that the student began with."""
     for licence in student.licences:
         shutil.copyfile(licence, folder / licence.name)

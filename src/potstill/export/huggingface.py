@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import ModelError
-from potstill.export.base import Student, check_possible
+from potstill.export.base import Student, check_possible, copy_licences, write_card
 from potstill.export.end_tokens import write_end_tokens
 from potstill.export.serving import write_engine_configs
 from potstill.models.folder import MODULE, check_folder, is_module
@@ -55,10 +55,10 @@ class HuggingFace:
         if self.settings.serving:
             check_possible(self.settings, student.task)
             write_engine_configs(self.settings.serving, out, student.name)
-        if self.settings.model_card and student.card is not None:
-            shutil.copyfile(student.card, out / "README.md")
-        for licence in student.licences:
-            shutil.copyfile(licence, out / licence.name)
+        if self.settings.model_card:
+            write_card(student, out, "", card=True)
+        else:
+            copy_licences(student, out)
         work.count("bytes of weights", sum(f.stat().st_size for f in out.glob("*.safetensors")))
         check_folder(out)
 

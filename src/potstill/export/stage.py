@@ -15,14 +15,14 @@ from potstill.models.folder import is_module
 from potstill.models.resolve import locate
 from potstill.policy.duties import copies, named, write_papers
 from potstill.policy.gate import rulings_on, rulings_on_run
+from potstill.policy.recognise import licence_files
 from potstill.policy.terms import terms_section
 from potstill.recipe import Existing, LocalTeacher, Recipe, StudentSettings
 from potstill.stage import Context, Stage
 from potstill.teachers.origin import origin_of
 from potstill.types import digest
 
-CONTRACT = 4
-_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+CONTRACT = 5
 
 
 def stage(recipe: Recipe, index: int) -> Stage:
@@ -77,7 +77,7 @@ def _write(index: int, context: Context) -> None:
         )
     card = context.inputs["report"].path / "README.md" if "report" in context.inputs else None
     if card is None and getattr(settings, "model_card", False):
-        work.warn("no model card is exported, since nothing was measured; add `evaluate: {}` to the recipe")
+        work.warn("the model card has no figures, since nothing was measured; add `evaluate: {}` to the recipe")
     exporter: Exporter = registry.build(settings)
     manifests = {name: artifact.manifest for name, artifact in context.inputs.items()}
     rulings = rulings_on_run(recipe, manifests)
@@ -125,8 +125,9 @@ def _licences(recipe: Recipe) -> list[Path]:
         case _:
             return []
     source = locate(began.model, began.revision)
-    folders = [source.path] if source is not None else []
-    return sorted(f for folder in folders for pattern in _LICENCES for f in folder.glob(pattern) if f.is_file())
+    if source is None:
+        return []
+    return sorted({*licence_files(source.path), *filter(Path.is_file, source.path.glob("NOTICE*"))})
 
 
 def _trusts_code(recipe: Recipe) -> bool:

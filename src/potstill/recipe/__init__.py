@@ -19,6 +19,7 @@ from potstill.recipe.export import (
     GgufExport,
     HuggingFaceExport,
     OnnxExport,
+    OpenVinoExport,
     SentenceTransformersExport,
 )
 from potstill.recipe.features import (
@@ -144,6 +145,7 @@ __all__ = [
     "AdapterExport",
     "SentenceTransformersExport",
     "OnnxExport",
+    "OpenVinoExport",
     "First",
     "FirstOf",
     "ForwardKL",

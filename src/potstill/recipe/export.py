@@ -100,6 +100,22 @@ class OnnxExport(CheckedExport):
         return dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
 
 
+class OpenVinoExport(CheckedExport):
+    """Graphs for OpenVINO, of the same students as ONNX graphs; the processor's own engine of Intel.
+
+    Attributes:
+        types: how the weights are stored, `float16` or `float32`.
+        image_shape: as of an ONNX export.
+    """
+
+    kind: Literal["openvino"] = "openvino"
+    types: Annotated[tuple[Literal["float16", "float32"], ...], Field(min_length=1)] = ("float16",)
+    image_shape: tuple[Count, Count, Count] | None = None
+
+    def packages(self) -> Mapping[str, str]:
+        return dict.fromkeys(("onnx", "onnxscript", "openvino"), "openvino")
+
+
 class AdapterExport(CheckedExport):
     """The low-rank adapter of a student with `lora`, for peft, on the model that the student began with."""
 
