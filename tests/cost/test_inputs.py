@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from potstill.cli import app
 from potstill.cost.cascade import fit_cascade
+from potstill.cost.economics import Price, Situation
 from potstill.cost.inputs import cascade_of, economics_of, parse_given
 from potstill.cost.text import lines_of
 from potstill.errors import UserError
@@ -143,3 +144,34 @@ def test_a_language_model_is_sure_of_the_problems_that_it_solves(tmp_path: Path)
     assert found.chosen.threshold == 0.9 and found.chosen.fall_back == 1 - found.student
     pq.write_table(pa.table(columns).drop_columns("confidence_student"), tmp_path / "solved.parquet")
     assert cascade_of(tmp_path) is None
+
+
+def test_without_problems_the_tokens_of_held_out_text_fall_back_one_at_a_time(tmp_path: Path) -> None:
+    """Right is what the teacher would have written; the share of whole answers is not taken from it."""
+    count = 400
+    agree = [i % 4 > 0 for i in range(count)]
+    columns = {
+        "group": [f"g{i // 2}" for i in range(count)],
+        "agree_student": agree,
+        "probability_student": [0.8 if one else 0.3 for one in agree],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "tokens.parquet")
+    found = cascade_of(tmp_path)
+    assert found is not None and found.of == "tokens" and found.teacher == 1.0
+    assert found.chosen.threshold == 0.8 and found.chosen.fall_back == pytest.approx(1 - found.student)
+    priced = economics_of(recipe(), measures(**SPEEDS), MANIFESTS, {}, found)
+    assert priced.inputs["fall_back"].source == "assumed"
+    text = "\n".join(lines_of(priced))
+    assert "held-out tokens" in text and "the teacher's first choice" in text
+
+
+def test_what_a_token_costs_where_the_teacher_reads_along() -> None:
+    """By hand: half is read. Student $1 read and $3 written, teacher $10 and $30, a fifth falls back.
+
+    Student (1 + 3) / 2 = 2; the teacher reads prompts for 10 / 2 = 5, and what is written costs
+    (0.2 · 30 + 0.8 · 10) / 2 = 7.
+    """
+    situation = Situation(Price(10, 30), Price(1, 3), spent=0, read_share=0.5, tokens_per_day=1e6)
+    assert round(situation.token_by_token(0.2), 2) == 14.00
+    assert situation.token_by_token(0.0) == situation.student_per_million == 2.00
+    assert situation.token_by_token(1.0) == 2.00 + situation.teacher_per_million == 22.00

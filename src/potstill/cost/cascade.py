@@ -1,5 +1,9 @@
 """A cascade: the student answers where it is sure enough, the teacher answers the rest.
 
+What falls back is a whole answer (an example of a classifier, a problem), or, for a language model without problems, a
+token: the teacher reads along and writes the tokens of which the student is not sure. A token is right there if it is
+the teacher's first choice, given the teacher's text before it.
+
 The threshold is fitted on one half of the held-out groups and reported on the other, since a threshold always looks
 better where it was chosen.
 """
@@ -9,9 +13,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+Unit = Literal["examples", "problems", "tokens"]
+"""What falls back."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Cascade:
         curve: thresholds from "always the student" to "always the teacher", on the same half.
         student, teacher: accuracy of each alone, there.
         examples: number of examples there.
+        of: what an example is.
     """
 
     chosen: Point
@@ -39,6 +48,7 @@ class Cascade:
     student: float
     teacher: float
     examples: int
+    of: Unit = "examples"
 
 
 def fit_cascade(
@@ -46,6 +56,7 @@ def fit_cascade(
     student_right: Bool[np.ndarray, " N"],
     teacher_right: Bool[np.ndarray, " N"],
     groups: Sequence[str],
+    of: Unit = "examples",
     *,
     loss: float = 0.01,
     points: int = 11,
@@ -57,6 +68,7 @@ def fit_cascade(
             the tokens that it wrote.
         student_right, teacher_right: whether each is right.
         groups: of the examples; a group lies in one half.
+        of: what an example is.
 
     Returns:
         None if a half has no example.
@@ -77,6 +89,7 @@ def fit_cascade(
         float(student_right[rest].mean()),
         float(teacher_right[rest].mean()),
         int(rest.sum()),
+        of,
     )
 
 

@@ -97,6 +97,14 @@ class Situation:
         """Of the student, and of the teacher for what falls back to it."""
         return self.student_per_million + self.fall_back * self.teacher_per_million
 
+    def token_by_token(self, fall_back: float) -> float:
+        """Dollars per million tokens of a cascade whose tokens fall back one at a time: the teacher reads whatever is
+        read or written, and writes this share (0 to 1) of what is written. At 0 there is no teacher."""
+        if fall_back == 0:
+            return self.student_per_million
+        written = fall_back * self.teacher.written + (1 - fall_back) * self.teacher.read
+        return self.student_per_million + Price(self.teacher.read, written).mixed(self.read_share)
+
     @property
     def saved_per_million(self) -> float:
         """Below 0: the student costs more."""

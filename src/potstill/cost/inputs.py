@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from potstill.artifacts import MANIFEST, read_artifact
-from potstill.cost.cascade import Cascade, fit_cascade
+from potstill.cost.cascade import Cascade, Unit, fit_cascade
 from potstill.cost.economics import Machine, Price, Situation, Spent
 from potstill.errors import RunError, UserError, did_you_mean
 from potstill.measures import Measures
@@ -101,7 +101,7 @@ def economics_of(
             known.
     """
     inputs = {**_ASSUMED, **_measured(measures, manifests), **_listed(recipe)}
-    if cascade is not None:
+    if cascade is not None and cascade.of != "tokens":
         inputs["fall_back"] = Input(
             cascade.chosen.fall_back, "share", "measured", "for an accuracy within 0.01 of the teacher's, held out"
         )
@@ -160,35 +160,37 @@ def parse_given(given: Sequence[str]) -> dict[str, Input]:
 
 def cascade_of(evaluation: Path) -> Cascade | None:
     """The cascade of a run: of classifiers from `examples.parquet`, of language models from the problems that they were
-    put (`solved.parquet`). None where neither says how sure the student is, or the teacher was not measured."""
-    for name, columns in _SURE.items():
+    put (`solved.parquet`), else from the tokens of held-out text (`tokens.parquet`). None where none of them says how
+    sure the student is, or the teacher was not measured."""
+    for (unit, name), (sure, student, teacher, right) in _SURE.items():
         file = evaluation / name
-        if file.is_file() and (found := _columns(file, columns)) is not None:
-            confidence, student, teacher, groups, *label = found
-            right = [
-                [s == r, t == r]
-                for s, t, r in zip(student, teacher, label[0] if label else [True] * len(student), strict=True)
-            ]
-            both = np.array(right, dtype=bool).reshape(-1, 2)
-            return fit_cascade(np.array(confidence, dtype=float), both[:, 0], both[:, 1], groups)
+        names = [one for one in (sure, student, teacher, right, "group") if one]
+        if not file.is_file() or (found := _columns(file, names)) is None:
+            continue
+        truth = found[right] if right else [True] * len(found[student])
+        by_student = np.array([said == one for said, one in zip(found[student], truth, strict=True)], dtype=bool)
+        by_teacher = np.array([not teacher or found[teacher][row] == one for row, one in enumerate(truth)], dtype=bool)
+        return fit_cascade(np.array(found[sure], dtype=float), by_student, by_teacher, found["group"], unit)
     return None
 
 
-_SURE = {
-    "examples.parquet": ("probability_student", "class_student", "class_teacher", "group", "label"),
-    "solved.parquet": ("confidence_student", "solved_student", "solved_teacher", "group"),
+_SURE: Mapping[tuple[Unit, str], tuple[str, str, str, str]] = {
+    ("examples", "examples.parquet"): ("probability_student", "class_student", "class_teacher", "label"),
+    ("problems", "solved.parquet"): ("confidence_student", "solved_student", "solved_teacher", ""),
+    ("tokens", "tokens.parquet"): ("probability_student", "agree_student", "", ""),
 }
-"""Columns of how sure the student is, what student and teacher said, groups, and what is right (solved: True)."""
+"""Columns of how sure the student is, of what student and teacher said, and of what is right. Without the last, both
+say whether they are right; a teacher without a column is right by definition."""
 
 
-def _columns(file: Path, names: Sequence[str]) -> list[list[Any]] | None:
+def _columns(file: Path, names: Sequence[str]) -> dict[str, list[Any]] | None:
     """The named columns of a table; None if one is missing."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(file)
     if not set(names) <= set(table.column_names):
         return None
-    return [table.column(name).to_pylist() for name in names]
+    return {name: table.column(name).to_pylist() for name in names}
 
 
 def _measured(measures: Measures, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Input]:

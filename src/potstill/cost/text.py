@@ -65,24 +65,30 @@ def lines_of(economics: Economics) -> list[str]:
         )
     cascade = economics.cascade
     if cascade is None:
-        lines += [
-            "",
-            "cascade: not fitted (classifiers say how sure they are, and language models of problems: evaluate.solve; "
-            "with a measured teacher); give fall_back=…",
-        ]
+        lines += ["", "cascade: not fitted (nothing says how sure the student is beside its teacher); give fall_back=…"]
     else:
         lines += [
             "",
-            f"cascade, on {cascade.examples:,} held-out examples on which its threshold was not chosen: student alone "
-            f"{cascade.student:.1%}, teacher alone {cascade.teacher:.1%}",
-            f"  chosen: the student answers from a probability of {cascade.chosen.threshold:.3g}; "
-            f"{cascade.chosen.fall_back:.1%} fall back; {cascade.chosen.accuracy:.1%} right",
+            f"cascade: {about_cascade(cascade)}",
             *(
                 f"  {point.fall_back:>7.1%} fall back: {point.accuracy:.1%} right, $ {dollars:,.4f} per million tokens"
                 for point, dollars in priced_curve(economics, cascade)
             ),
         ]
     return lines
+
+
+def about_cascade(cascade: Cascade) -> str:
+    """What was fitted on what, and what was chosen, as sentences."""
+    right = "the teacher's first choice" if cascade.of == "tokens" else "right"
+    teacher = "" if cascade.of == "tokens" else f", teacher alone {cascade.teacher:.1%}"
+    does = "writes tokens" if cascade.of == "tokens" else "answers"
+    return (
+        f"on {cascade.examples:,} held-out {cascade.of} on which its threshold was not chosen, student alone "
+        f"{cascade.student:.1%} {right}{teacher}. Chosen: the student {does} from a probability of "
+        f"{cascade.chosen.threshold:.3g}; {cascade.chosen.fall_back:.1%} fall back; {cascade.chosen.accuracy:.1%} "
+        f"{right}."
+    )
 
 
 def cheaper(situation: Situation) -> str:
@@ -111,9 +117,10 @@ def days(situation: Situation) -> str:
 
 def priced_curve(economics: Economics, cascade: Cascade) -> list[tuple[Point, float]]:
     """The points of a cascade's curve, each with the dollars per million tokens at its share."""
-    return [
-        (point, replace(economics.situation, fall_back=point.fall_back).cascade_per_million) for point in cascade.curve
-    ]
+    situation = economics.situation
+    if cascade.of == "tokens":
+        return [(point, situation.token_by_token(point.fall_back)) for point in cascade.curve]
+    return [(point, replace(situation, fall_back=point.fall_back).cascade_per_million) for point in cascade.curve]
 
 
 def to_dict(economics: Economics) -> dict[str, Any]:

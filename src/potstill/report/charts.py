@@ -291,6 +291,47 @@ def histogram_figure(
     return _both(title, caption, chart, f"{title}: histogram of {', '.join(map(named, models))}", legend=models)
 
 
+def trade_figure(
+    title: str,
+    caption: str,
+    curve: Sequence[tuple[float, float]],
+    models: Mapping[str, tuple[float, float]],
+    *,
+    across: str,
+    up: str,
+    named: Named = shown,
+) -> Figure:
+    """A curve of what is got over what is paid, with models as single points.
+
+    Args:
+        title: of the figure.
+        caption: below it.
+        curve: (paid, got) in order.
+        models: the same of each model alone.
+        across, up: titles of the axes, with units.
+        named: the display name of a model.
+    """
+    line = [{"x": x, "y": y, "at": place} for place, (x, y) in enumerate(curve)]
+    points = [{"x": x, "y": y, "model": name, "name": named(name)} for name, (x, y) in models.items()]
+
+    def chart(width: int) -> Any:
+        import altair as alt
+
+        x = alt.X("x:Q", title=across, scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(tickCount=width // 80))
+        y = alt.Y("y:Q", title=up, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
+        drawn = alt.Chart(alt.InlineData(values=line)).encode(x=x, y=y, order="at:Q", color=alt.value(RULE))
+        alone = alt.Chart(alt.InlineData(values=points)).encode(x=x, y=y)
+        layers = [
+            drawn.mark_line(strokeWidth=2),
+            drawn.mark_point(size=25, filled=True, opacity=1),
+            alone.mark_point(size=80, filled=True, opacity=1).encode(color=_colours(), shape=_shapes()),
+        ]
+        return finished(alt.layer(*layers), width, 240)
+
+    ends = "; ".join(f"{named(name)} {y:.3g} for {x:.3g}" for name, (x, y) in models.items())
+    return _both(title, caption, chart, f"{title}, {up} over {across}: {ends}", legend=tuple(models))
+
+
 # ---- what they share -----------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.artifacts import Artifact
+from potstill.cost.cascade import Cascade
+from potstill.cost.inputs import cascade_of
 from potstill.errors import RunError
 from potstill.measures import MODELS, Measures, ModelMeasures
 from potstill.recipe import Existing, Recipe
@@ -29,8 +31,8 @@ class Findings:
     and each model's first choice (`label`, `student`, …; empty without classes). `history` and `trained` are the
     training log and the facts of the student and, under their names, of the trained controls. `manifests` are those of
     the stages read, in the order of the run. `has_template` says whether the student takes conversations, and
-    `is_module` whether it is a plain module, which `transformers` does not open. `speculation` is what was
-    measured of a draft, if anything was.
+    `is_module` whether it is a plain module, which `transformers` does not open. `cascade` is fitted on the held-out
+    values; `speculation` is what was measured of a draft, if anything was.
     """
 
     recipe: Recipe
@@ -44,6 +46,7 @@ class Findings:
     teacher: Origin | None
     has_template: bool
     is_module: bool
+    cascade: Cascade | None = None
     speculation: Speculation | None = None
 
     @property
@@ -107,6 +110,7 @@ def read_findings(recipe: Recipe, inputs: Mapping[str, Artifact], teacher: Origi
         teacher=teacher,
         has_template=_has_template(model),
         is_module=(model / "module.json").is_file(),
+        cascade=cascade_of(evaluate),
         speculation=load_speculation(inputs["speculate"].path) if "speculate" in inputs else None,
     )
 

@@ -5,19 +5,30 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from potstill.cost.inputs import Economics
+from potstill.cost.text import about_cascade
 from potstill.recipe import Recipe, dump_recipe
 from potstill.report import figures, sections
+from potstill.report.charts import Figure
 from potstill.report.drafting import drafting_of
 from potstill.report.entries import entries_of, worst_of
 from potstill.report.findings import Findings
 from potstill.report.palette import LOOKS
-from potstill.report.plots import against_figures, curve_figures, measured_models, size_figures, spread_figures
+from potstill.report.plots import (
+    against_figures,
+    cascade_plot,
+    curve_figures,
+    measured_models,
+    size_figures,
+    spread_figures,
+)
 from potstill.report.sections import class_table, confusion_matrix, confusions_table, measured_sections
 from potstill.report.svg import readable
 from potstill.report.terminology import terms_of, words_of
@@ -30,6 +41,7 @@ def render_page(findings: Findings) -> str:
     """The whole page, as HTML that encodes to UTF-8."""
     its_style = style()
     verdict, words = judge(findings.measures), words_of(findings.measures)
+    economics = sections.economics_of_run(findings)
     return (
         environment()
         .get_template("report.html.jinja")
@@ -63,7 +75,9 @@ def render_page(findings: Findings) -> str:
             counts=sections.counts_table(findings),
             warnings=sections.warnings_of(findings),
             costs=sections.cost_table(findings),
-            economics=sections.economics_table(findings),
+            economics=sections.economics_table(economics) if economics is not None else None,
+            break_even=sections.break_even_table(economics) if economics is not None else None,
+            cascade=cascade_of(findings, economics),
             against=against_figures(findings),
             size_figures=size_figures(findings),
             curves=curve_figures(findings),
@@ -72,6 +86,25 @@ def render_page(findings: Findings) -> str:
             recipe=dump_recipe(findings.recipe),
             manifests={n: json.dumps(dict(m), indent=1, ensure_ascii=False) for n, m in findings.manifests.items()},
         )
+    )
+
+
+@dataclass(frozen=True)
+class CascadeShown:
+    """A cascade as text, table and chart."""
+
+    about: str
+    table: sections.Table
+    figure: Figure
+
+
+def cascade_of(findings: Findings, economics: Economics | None) -> CascadeShown | None:
+    """The cascade of a run, if one was fitted and prices are known."""
+    cascade = findings.cascade
+    if cascade is None or economics is None:
+        return None
+    return CascadeShown(
+        about_cascade(cascade), sections.cascade_table(economics, cascade), cascade_plot(economics, cascade)
     )
 
 

@@ -6,10 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from potstill.cost.cascade import Cascade
+from potstill.cost.inputs import Economics
+from potstill.cost.text import priced_curve
 from potstill.measures import Interval, MetricSpec, Unit
 from potstill.recipe.schedules import schedule_text
 from potstill.report import figures
-from potstill.report.charts import Bar, Figure, bar_figure, curve_figure, histogram_figure, interval_figure
+from potstill.report.charts import (
+    Bar,
+    Figure,
+    bar_figure,
+    curve_figure,
+    histogram_figure,
+    interval_figure,
+    trade_figure,
+)
 from potstill.report.distribution import histogram
 from potstill.report.findings import Findings
 from potstill.report.sections import RATES, rate_of
@@ -186,6 +197,24 @@ def spread_figures(findings: Findings) -> list[Figure]:
             each = f"{title}, {words.unit} by {words.unit}"
             made.append(histogram_figure(each, "", rows, axis=axis, units=words.units, named=words.shown))
     return made
+
+
+def cascade_plot(economics: Economics, cascade: Cascade) -> Figure:
+    """Quality over price along a cascade's curve, with student and teacher alone."""
+    situation = economics.situation
+    right = "tokens that are the teacher’s first choice" if cascade.of == "tokens" else f"{cascade.of} that are right"
+    alone = {
+        "student": (situation.student_per_million, cascade.student),
+        "teacher": (situation.teacher_per_million, cascade.teacher),
+    }
+    return trade_figure(
+        "The student where it is sure, the teacher for the rest",
+        "From the student alone, at the left, to the teacher for everything, whose price is on top of the student’s.",
+        [(dollars, 100 * point.accuracy) for point, dollars in priced_curve(economics, cascade)],
+        {name: (dollars, 100 * share) for name, (dollars, share) in alone.items()},
+        across="$ per million tokens",
+        up=f"% of {right}",
+    )
 
 
 def measured_models(findings: Findings) -> list[str]:

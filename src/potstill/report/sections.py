@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from potstill.cost.inputs import economics_of
-from potstill.cost.text import rows_of_page
+from potstill.cost.cascade import Cascade
+from potstill.cost.inputs import Economics, economics_of
+from potstill.cost.text import SHARES, cells, days, priced_curve, rows_of_page
 from potstill.errors import UserError
 from potstill.measures import (
     Band,
@@ -331,14 +332,38 @@ def _estimate_of(manifest: Mapping[str, Any]) -> str:
     return f"{figures.duration(estimated)}; it took {figures.number(manifest['seconds'] / estimated, 1)} × that"
 
 
-def economics_table(findings: Findings) -> Table | None:
-    """What a token costs from teacher and student, and when the distillation has paid for itself; None where a speed
-    was not measured."""
+def economics_of_run(findings: Findings) -> Economics | None:
+    """The economics of a run; None where a speed was not measured."""
     try:
-        economics = economics_of(findings.recipe, findings.measures, findings.manifests, {})
+        return economics_of(findings.recipe, findings.measures, findings.manifests, {}, findings.cascade)
     except UserError:
         return None
+
+
+def economics_table(economics: Economics) -> Table:
+    """What a token costs from teacher and student, and when the distillation has paid for itself."""
     return Table(("what", "figure", "source"), rows_of_page(economics))
+
+
+def break_even_table(economics: Economics) -> Table:
+    """Days to break-even over volume, utilisation of the machines, and the share that falls back to the teacher."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for cell in cells(economics):
+        row = (figures.large(cell.tokens_per_day), figures.percent(cell.utilisation, 0))
+        rows.setdefault(row, []).append(days(cell.situation))
+    shares = [f"days, {figures.percent(share, 0)} fall back" for share in SHARES]
+    return Table(("tokens a day", "machines in use", *shares), [[*row, *found] for row, found in rows.items()])
+
+
+def cascade_table(economics: Economics, cascade: Cascade) -> Table:
+    """Quality and price along the curve of a cascade."""
+    return Table(
+        ("falls back to the teacher", "right", "$ per million tokens"),
+        [
+            (figures.percent(point.fall_back, 1), figures.percent(point.accuracy, 1), f"{dollars:,.4f}")
+            for point, dollars in priced_curve(economics, cascade)
+        ],
+    )
 
 
 def _work_of(stage: str, findings: Findings) -> str:

@@ -10,7 +10,7 @@ from potstill.speculation import load_speculation
 from potstill.stage import Context, Stage
 from potstill.teachers.origin import origin_digests, origin_of_teacher
 
-CONTRACT = 3
+CONTRACT = 4
 
 
 def stage(recipe: Recipe) -> Stage:
