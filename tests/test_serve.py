@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,12 @@ from pathlib import Path
 import pytest
 
 from potstill import cli, serve
+from potstill.chat.speaker import student_of
+from potstill.console import Console
 from potstill.errors import MissingExtra, RunError, UserError
+from potstill.export.gguf_file import write_gguf
 from potstill.serve import server_for
+from potstill.types import Sampling
 from tiny_models import make_tiny_causal_lm
 
 
@@ -113,14 +118,21 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_transformers_serves_the_student(run: Path) -> None:
+@pytest.mark.parametrize("engine", ["transformers", *(["llama.cpp"] if shutil.which("llama-server") else [])])
+def test_the_server_answers_a_chat_request(engine: str, run: Path) -> None:
+    """Greedily, and as the student itself answers behind its own template."""
+    model = run / "train" / "model"
+    if engine == "llama.cpp":
+        (run / "export.gguf").mkdir()
+        write_gguf(model, run / "export.gguf" / "model-F32.gguf", "f32", end_tokens=[], name="half")
     port = free_port()
-    command = [sys.executable, "-m", "potstill.cli", "serve", str(run), "--port", str(port)]
+    command = [sys.executable, "-m", "potstill.cli", "serve", str(run), "--port", str(port), "--engine", engine]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     asked = {
-        "model": str(run / "train" / "model"),
+        "model": server_for(run, engine, port).model,
         "messages": [{"role": "user", "content": "Hello"}],
-        "max_tokens": 4,
+        "max_tokens": 8,
+        "temperature": 0,
         "stream": False,
     }
     request = urllib.request.Request(
@@ -139,7 +151,9 @@ def test_transformers_serves_the_student(run: Path) -> None:
                 time.sleep(1)
         else:
             pytest.fail("no answer")
-        assert found["choices"][0]["message"]["role"] == "assistant"
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
+    [choice] = found["choices"]
+    expected = "".join(student_of(model, None, Console("quiet")).answer("Hello", Sampling(8, 0.0), 0))
+    assert choice["message"] == choice["message"] | {"role": "assistant", "content": expected}

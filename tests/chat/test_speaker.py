@@ -10,7 +10,9 @@ import pytest
 from potstill.chat import speaker as module
 from potstill.chat.speaker import Speaker, student_of, teacher_of
 from potstill.console import Console
+from potstill.data import prompt_ids
 from potstill.errors import ModelError, RunError, UserError
+from potstill.recipe.export import GgufType
 from potstill.recipe.load import dump_recipe
 from potstill.types import Sampling
 from small_run import CHAT, SmallRun
@@ -88,6 +90,28 @@ def test_a_run_opens_its_student_and_its_teacher_and_a_folder_its_model(tmp_path
         teacher_of(run.teacher, None, QUIET)
     with pytest.raises(RunError, match="no such run"):
         student_of(tmp_path / "nowhere", None, QUIET)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("llama.cpp")
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_a_gguf_file_or_a_folder_of_them_is_opened(
+    kind: GgufType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes what llama.cpp writes from the same file."""
+    from potstill.export.gguf_file import write_gguf
+    from potstill.export.llama_cpp import opened
+
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    model = make_tiny_causal_lm(tmp_path / "model", layers=2, seed=3)
+    file = tmp_path / "export.gguf" / "model.gguf"
+    file.parent.mkdir()
+    write_gguf(model, file, kind, end_tokens=[], name="student")
+    with opened(file) as engine:
+        prompt = prompt_ids([{"role": "user", "content": "Hello"}], CHAT)
+        written = CHAT.decode(engine.write(prompt, 12, [CHAT.eos_id]), skip_special_tokens=True)
+    for place in (file, file.parent):
+        assert "".join(student_of(place, None, QUIET).answer("Hello", Sampling(12, 0.0), 0)) == written
 
 
 def test_a_model_without_template_has_no_system_prompt(tmp_path: Path) -> None:

@@ -104,14 +104,19 @@ class Speaker:
 
 
 def student_of(run: Path, system: str | None, console: Console) -> Speaker:
-    """The student of a run, or the model in a folder.
+    """The student of a run, the model in a folder, or a GGUF file; of a folder of GGUF files the first.
 
     Raises:
         RunError, ModelError: there is none, or it writes no text.
     """
-    name = f"run:{run}" if (run / "recipe.yaml").is_file() else str(run)
     if not run.exists():
         raise RunError("there is no such run", where=str(run), fix="name a folder such as runs/<name>")
+    if (run / "recipe.yaml").is_file():
+        name = f"run:{run}"
+    elif (run / "config.json").is_file():
+        name = str(run)
+    else:
+        name = str(next(iter(sorted(run.glob("*.gguf"))), run))
     return _opened("student", LocalTeacher(model=name), system, console)
 
 
