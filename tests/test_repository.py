@@ -291,7 +291,7 @@ def test_every_file_that_needs_an_optional_program_runs_once_without_it() -> Non
     assert {*BROWSERS, *COMPILERS, "bwrap", "unshare"} == {*hidden.split()}
     needs = re.compile(
         r"(?:mark\.needs|\brequire)\((?!\"(?:fashion-mnist|resettable peaks|llama\.cpp|licence texts"
-        r"|sentence-transformers))|\bchromium\b"
+        r"|openvino|sentence-transformers))|\bchromium\b"
     )
     users = [p for p in (ROOT / "tests").rglob("test_*.py") if needs.search(p.read_text(encoding="utf-8"))]
     covered = [ROOT / path for path in paths.split()]

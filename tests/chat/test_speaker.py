@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from export.test_gguf import student as with_a_merge
 
 from potstill.chat import speaker as module
 from potstill.chat.speaker import Speaker, student_of, teacher_of
 from potstill.console import Console
-from potstill.data import prompt_ids
+from potstill.data import ChatTokenizer, prompt_ids
 from potstill.errors import ModelError, RunError, UserError
-from potstill.recipe.export import GgufType
 from potstill.recipe.load import dump_recipe
 from potstill.types import Sampling
 from small_run import CHAT, SmallRun
@@ -94,22 +94,20 @@ def test_a_run_opens_its_student_and_its_teacher_and_a_folder_its_model(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.needs("llama.cpp")
-@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
-def test_a_gguf_file_or_a_folder_of_them_is_opened(
-    kind: GgufType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gguf_file_or_a_folder_of_them_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It writes what llama.cpp writes from the same file."""
     from potstill.export.gguf_file import write_gguf
     from potstill.export.llama_cpp import opened
 
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
-    model = make_tiny_causal_lm(tmp_path / "model", layers=2, seed=3)
+    model = with_a_merge(tmp_path / "model")
+    chat = ChatTokenizer.from_folder(model)
     file = tmp_path / "export.gguf" / "model.gguf"
     file.parent.mkdir()
-    write_gguf(model, file, kind, end_tokens=[], name="student")
+    write_gguf(model, file, "f16", end_tokens=[], name="student")
     with opened(file) as engine:
-        prompt = prompt_ids([{"role": "user", "content": "Hello"}], CHAT)
-        written = CHAT.decode(engine.write(prompt, 12, [CHAT.eos_id]), skip_special_tokens=True)
+        prompt = prompt_ids([{"role": "user", "content": "Hello"}], chat)
+        written = chat.decode(engine.write(prompt, 12, [chat.eos_id]), skip_special_tokens=True)
     for place in (file, file.parent):
         assert "".join(student_of(place, None, QUIET).answer("Hello", Sampling(12, 0.0), 0)) == written
 

@@ -106,13 +106,18 @@ def break_even(situation: Situation) -> str:
     found = situation.break_even
     if found is None:
         return "never: nothing is saved per token"
-    return f"after {found.tokens:,.0f} tokens, {found.days:,.1f} days at {situation.tokens_per_day:,.0f} a day"
+    return f"after {found.tokens:,.0f} tokens, {_shown(found.days)} days at {situation.tokens_per_day:,.0f} a day"
 
 
 def days(situation: Situation) -> str:
     """Days to break-even, for a table."""
     found = situation.break_even
-    return "never" if found is None else f"{found.days:,.1f}"
+    return "never" if found is None else _shown(found.days)
+
+
+def _shown(days: float) -> str:
+    """Tenths of a day; of less than one two digits, down to a minute."""
+    return f"{days:,.1f}" if days >= 1 else f"{days:.2g}" if days >= 1 / 1440 else "< 0.001"
 
 
 def priced_curve(economics: Economics, cascade: Cascade) -> list[tuple[Point, float]]:

@@ -72,8 +72,7 @@ class Graph:
 
     def _empty(self) -> dict[str, np.ndarray]:
         caches = {name: shape for name, shape in self._inputs.items() if name.startswith("past_key_values")}
-        # The tracer may have written a fixed size as text.
-        return {name: np.zeros((1, int(s[1]), 0, int(s[3])), np.float32) for name, s in caches.items()}
+        return {name: np.zeros((1, s[1], 0, s[3]), np.float32) for name, s in caches.items()}
 
     def _read(
         self, ids: Sequence[int], cache: Mapping[str, np.ndarray]

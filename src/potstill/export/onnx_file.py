@@ -69,6 +69,9 @@ def write_onnx(model: nn.Module, spec: TaskSpec, file: Path, image_shape: tuple[
         graph = exported.program
         for value in (*graph.graph.inputs, *graph.graph.outputs):
             value.name = _name(str(value.name))
+            # The tracer writes a fixed size as text, which is a free one to who reads the file.
+            sizes = [getattr(size, "value", size) for size in value.shape]
+            value.shape = onnx_ir.Shape([int(s) if str(s).isdigit() else s for s in sizes])
     onnx_ir.save(graph, str(file), external_data=f"{file.name}_data")
 
 
