@@ -9,9 +9,9 @@ import pytest
 import reasoning_gym
 
 from potstill.data import ReadResult, read_records, source_digests
-from potstill.data.reasoning_gym import REFUSED
 from potstill.errors import DataError, MissingExtra
 from potstill.recipe.data import ReasoningGymData, expand_data
+from potstill.verify.gym import REFUSED
 
 
 def problems(name: str, **settings: Any) -> ReadResult:

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -20,18 +20,7 @@ from potstill.errors import DataError, MissingExtra, did_you_mean
 from potstill.recipe.data import ReasoningGymData
 from potstill.registry import implements
 from potstill.types import Record, group_of
-
-_NO_OWN_ANSWER = "its scorer does not give its own stored answer full marks"
-REFUSED: Mapping[str, str] = {
-    "game_of_life_halting": "its scorer gives full marks to any text",
-    "boxnet": _NO_OWN_ANSWER,
-    "graph_color": _NO_OWN_ANSWER,
-    "propositional_logic": _NO_OWN_ANSWER,
-    "rubiks_cube": _NO_OWN_ANSWER,
-    "rush_hour": _NO_OWN_ANSWER,
-    "composite": "it only mixes other generators: name one of them",
-}
-"""Generators (of version 0.1.25) whose answers cannot be judged, and why."""
+from potstill.verify.gym import REFUSED
 
 
 @implements(ReasoningGymData)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from potstill.recipe.verify import ReasoningGym
@@ -11,6 +12,18 @@ from potstill.types import Record, Verdict
 from potstill.verify.answer_extraction import final_answer, without_reasoning
 from potstill.verify.base import shown
 from potstill.verify.workers import WorkerVerifier
+
+_NO_OWN_ANSWER = "its scorer does not give its own stored answer full marks"
+REFUSED: Mapping[str, str] = {
+    "game_of_life_halting": "its scorer gives full marks to any text",
+    "boxnet": _NO_OWN_ANSWER,
+    "graph_color": _NO_OWN_ANSWER,
+    "propositional_logic": _NO_OWN_ANSWER,
+    "rubiks_cube": _NO_OWN_ANSWER,
+    "rush_hour": _NO_OWN_ANSWER,
+    "composite": "it only mixes other generators: name one of them",
+}
+"""Generators (of version 0.1.25) whose answers cannot be judged, and why."""
 
 OF_TUPLES = frozenset({"arc_agi", "rearc"})
 """Generators whose scorers compare with a grid of tuples, which JSON turns into lists."""
@@ -27,8 +40,6 @@ class ReasoningGymVerifier(WorkerVerifier[ReasoningGym]):
     package = ("reasoning_gym", "reasoning-gym", "reasoning")
 
     def judge(self, record: Record, completion: str) -> Verdict:
-        from potstill.data.reasoning_gym import REFUSED
-
         facts = record.metadata.get(self._settings.key)
         if not isinstance(facts, dict) or not {"name", "entry"} <= facts.keys():
             return self.cannot_judge(f"the record has no problem in metadata[{self._settings.key!r}]")
