@@ -1,4 +1,4 @@
-"""A smooth curve through values per target, with a band: what a mean is at each place along a scale. No torch.
+"""A smooth curve through values per target, with a band: their mean at each place along a scale. No torch.
 
 Local linear regression (Fan & Gijbels 1996, § 2.3) with a Gaussian kernel: at each place the intercept of a line that
 is fitted to the targets near it. Unlike a moving mean it has no bias at the ends of the scale, where the rarest targets
@@ -19,7 +19,7 @@ PLACES = 13
 _EDGE = 0.01
 """The share of the targets that lies beyond the first place, and beyond the last."""
 _FEW = 5.0
-"""Fewer groups than these near a place give no value there."""
+"""The least effective number of groups near a place; with fewer it has no value."""
 
 
 def places_of(x: Floats) -> Floats:

@@ -1,7 +1,7 @@
-"""Further metrics of the runs of a sweep, read from each run's measures: what stands beside the measure that decides.
+"""Further metrics of a sweep, shown beside the one that decides, and read from each run's measures.
 
-They may be of questions of their own (refusals, tasks), of which there is no table of single values: each value has the
-interval of its run, over groups and training seeds, or where an arm has several runs Student's over these.
+Metrics of a measure's own questions (refusals, tasks) have no table of single values. So each value has the interval of
+its run, over groups and training seeds; for an arm with several runs, Student's interval over the runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Beside:
-    """One metric, by arm and of the teacher, whose first run that has it counts. `near` are metrics that there are,
-    where no run has this one."""
+    """One metric: its value in each arm, and the teacher's in the first run that has it. `near` are the metrics that
+    exist, if no run has this one."""
 
     metric: str
     spec: MetricSpec | None
@@ -34,7 +34,7 @@ class Beside:
 
 
 def beside_of(sweep: Sweep, runs: Sequence[Run]) -> list[Beside]:
-    """The metrics that a sweep shows beside the one that decides, `also` and `beside`, of the runs that are there."""
+    """The metrics that a sweep shows beside the one that decides (`also`, `beside`), from the finished runs."""
     measured = [(made.arm, Measures.load(made.folder / "evaluate" / "measures.json")) for made in runs]
     known = {name: spec for _, measures in measured for name, spec in measures.metrics.items()}
     found = []
@@ -67,7 +67,7 @@ def _of(measures: Measures, model: str, metric: str) -> Interval | None:
 
 
 def _mean(runs: Sequence[Measures], metric: str, confidence: float) -> Interval | None:
-    """Of the student: the interval of the one run, or that over several."""
+    """The student's value, with the interval of its run, or over several runs."""
     found = [value for measures in runs if (value := _of(measures, "student", metric)) is not None]
     if len(found) < 2:
         return found[0] if found else None

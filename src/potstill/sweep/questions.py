@@ -2,8 +2,8 @@
 
 A student may learn less from a stronger teacher (Cho & Hariharan 2019, arXiv 1910.01348; Busbridge et al. 2025, arXiv
 2502.08606, § 4), and more from an assistant that is between both in size (Mirzadeh et al. 2020, arXiv 1902.03393). In
-either case an arm whose teacher is weaker is compared with the baseline. Where both are not told apart there is no
-answer but how many seeds, or held-out records, would give one if the difference is as large as it seems.
+either case an arm whose teacher is weaker is compared with the baseline. Where the two are not told apart, the answer
+says how many seeds or held-out records would settle it, if the difference is as large as it seems.
 """
 
 from __future__ import annotations
