@@ -99,6 +99,15 @@ def test_few_files_belong_into_the_only_one_that_imports_them() -> None:
     assert 0 < len(found) <= MOST_FRAGMENTS, "\n".join(f"{one} <- {by}" for one, by in sorted(found.items()))
 
 
+def test_the_map_of_a_room_names_its_files() -> None:
+    """A docstring of `__init__` that lists files lists those that there are."""
+    gone = list[str]()
+    for face in SOURCE.rglob("__init__.py"):
+        named = re.findall(r"\b(\w+\.py)\b", ast.get_docstring(ast.parse(face.read_text(encoding="utf-8"))) or "")
+        gone += [name(face.parent / file) for file in named if not (face.parent / file).is_file()]
+    assert gone == []
+
+
 def test_every_room_has_its_tests() -> None:
     untested = [room for room in rooms() if room.endswith("/") and not list((ROOT / "tests" / room).glob("test_*.py"))]
     assert untested == []

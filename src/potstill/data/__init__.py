@@ -1,5 +1,34 @@
 """Data: read, render through chat templates, mask, pack, collate.
 
+source.py         what a source is: rows and their places
+files.py          sources: files and folders
+hub.py            sources: the `datasets` library
+packages.py       sources: data sets in Python packages
+image_sources.py  sources: images
+reasoning_gym.py  sources: problems of reasoning-gym
+store.py          records as Parquet, the reject ledger, and the records of another run
+
+read.py           from a source to records
+formats.py        from a row's columns to a record
+sides.py          both sides of a recipe's data
+split.py          which side a group is on
+twins.py          near twins across the split
+problems.py       a record as a prompt that is put to a model
+refusals.py       refusals as training records
+images.py         images with classes, and their sides
+
+chat.py           the tokenizer for all rendering and encoding
+template.py       chat templates
+spans.py          the assistant's turns in a rendered conversation
+thinking.py       reasoning, apart from the answer
+tokenize.py       from a record to token ids and labels
+encoder.py        the token ids of an encoder
+masking.py        masking for masked language models
+mappings.py       rows of a user's data set
+reader.py         from a record to the training rows of a task
+pack.py           several records in one row
+collate.py        from rows to tensors
+
 Importing this loads neither torch nor transformers. Tensors are made in `potstill.data.collate`.
 """
 

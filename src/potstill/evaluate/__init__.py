@@ -14,6 +14,8 @@ documents.py        the records and their losses, worst first; a table of all va
 accuracies.py       tasks of questions: accuracies, exact tests of pairs, what is kept above chance
 texts.py            words, columns and texts of targets
 continuations.py    log-probabilities of given continuations
+smoothing.py        a smooth curve through values per target, with a band
+stored.py           the teacher's side, read from a store
 teacher_memory.py   what a teacher gave on a held-out set, kept
 answers.py          answers of a model
 speed.py            rates and peak memory of models

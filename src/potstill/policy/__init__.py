@@ -8,4 +8,6 @@ recognise.py     the licence of a model, an endpoint, a data set
 provenance.py    what a student was made from, carried from student to student
 gate.py          the rulings on a recipe
 duties.py        notices, names, copies and restrictions, carried out in an export
+terms.py         the section of a card
+page.py          the table as a page of the documentation
 """

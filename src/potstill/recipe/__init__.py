@@ -1,4 +1,25 @@
-"""The typed recipe. Imports without torch, so that `--help` and `check` answer at once."""
+"""The typed recipe. Imports without torch, so that `--help` and `check` answer at once.
+
+recipe.py      the whole recipe, a section per stage
+load.py        from YAML and overrides to a recipe
+reading.py     YAML as recipes are written
+base.py        the base of every settings class
+declared.py    names and types of the arguments that code declares
+
+teachers.py    sections: teachers
+students.py    student
+data.py        data
+generate.py    generate: the programs are in reasoning.py and programs.py
+verify.py      verifiers
+capture.py     capture
+train.py       train; schedules.py values that change during training
+objectives.py  what every objective has; response.py, features.py and relations.py the kinds; layers.py layers by number
+evaluate.py    evaluate and report
+measures.py    measures
+speculate.py   speculate
+export.py      export
+policy.py      policy
+"""
 
 from potstill.recipe.base import Cosmetic, KindSettings, Settings
 from potstill.recipe.capture import (

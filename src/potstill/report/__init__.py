@@ -12,6 +12,8 @@ svg.py           a specification as static SVG without script, style or link
 sections.py      tables and texts, ready for the template; the sections of measures
 entries.py       the worst documents and examples
 plots.py         which charts are drawn, of what
+drafting.py      the section on speculative decoding
+comparison.py    several runs on one page
 page.py          report.html
 card.py          README.md
 """

@@ -1,4 +1,18 @@
-"""Students: the models that are trained. Each module implements one kind of the recipe's `student`.
+"""Students: the models that are trained.
+
+build.py         build the student of a recipe, with its adapter
+base.py          the inputs of a builder, and its contract
+outline.py       a student without its weights, for checks
+
+from_teacher.py  some of the teacher's layers
+pruned.py        the teacher, pruned to a size
+from_config.py   random weights in a shape
+existing.py      an existing model
+module.py        a module of the user's own
+
+depth.py         fewer layers
+width.py         fewer dimensions, heads and channels
+importance.py    what each part contributes
 
 Modules are loaded on first use.
 """

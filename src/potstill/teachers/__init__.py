@@ -1,4 +1,16 @@
-"""Teachers: sources of answers and signals. Each module implements one kind of the recipe's `teacher`.
+"""Teachers: sources of answers and signals.
+
+base.py             the contract
+local.py            a model on this machine
+ensemble.py         several as one
+stored.py           a store of signals; stored_several.py several stores
+endpoint.py         a model behind a server
+endpoint_client.py  its requests, many at a time
+endpoint_pace.py    how many at a time, and how often
+endpoint_wire.py    requests and responses
+prices.py           the price of its tokens
+opening.py          open a model to be measured
+origin.py           names, origins and licences
 
 Modules are loaded on first use: a teacher behind a server needs no torch.
 """
