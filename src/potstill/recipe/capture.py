@@ -124,8 +124,8 @@ class SampledCapture(CaptureSettings):
 
 class HiddenCapture(CaptureSettings):
     """The input of the teacher's output layer, in `dtype`: the full distribution at any temperature, exact up to that
-    rounding. Training applies the output layer, which alone is loaded. Two bytes (int8: one) a number, so 1,152 a token
-    of a model that is 576 wide."""
+    rounding. Training applies the output layer, which alone is loaded. Two bytes (int8: one) per number: 1,152
+    per token of a model of width 576."""
 
     kind: Literal["hidden"] = "hidden"
     estimator: ClassVar[SparseEstimator | None] = None
@@ -162,8 +162,8 @@ class TopKCapture(CaptureSettings):
     """The `k` most probable tokens, or fewer: as many as hold `top_p` of the mass; and the mass of all others as one.
     Never renormalised. Biased: the shape of the tail is lost.
 
-    Of a server, `tolerance` is how far its answers to one text may lie apart, in nats a token (mean distance of the
-    tokens' log-probabilities), and from the same weights on this machine.
+    For a server, `tolerance` is the largest distance of its answers to one text from one another, and from the same
+    weights on this machine, in nats per token (the mean over the tokens' log-probabilities).
     """
 
     kind: Literal["topk"] = "topk"

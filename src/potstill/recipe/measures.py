@@ -88,8 +88,8 @@ class Tails(MeasureSettings):
     """Where the loss is: by how often the target occurs in training, and by slices of the held-out targets.
 
     `rare` is the share of the targets, the rarest ones, that is the tail. `columns` are keys of the records' metadata
-    (or `label`): each of their values is a slice too. `words` is a language (ISO 639-1) whose word frequencies the
-    loss is given by as well; it needs the extra `words`.
+    (or `label`): each of their values is a slice too. `words` is a language (ISO 639-1): the loss is then also given by
+    the frequency of the word in it; it needs the extra `words`.
     """
 
     finds: ClassVar[str] = "rare targets and slices"
@@ -100,9 +100,9 @@ class Tails(MeasureSettings):
 
 
 class Exposure(MeasureSettings):
-    """What changes where a student goes on from its own text: every model but the teacher continues the held-out
-    prompts, drawn at temperature 1, and the teacher reads what it wrote. `prompts` are asked at most, those of the
-    smallest hashes; `max_new_tokens` are written to each."""
+    """The exposure gap: how much farther a student is from its teacher on text that it writes itself. Every model
+    continues the held-out prompts, drawn at temperature 1, and the teacher reads the texts. At most `prompts` are
+    asked, those of the smallest hashes, and `max_new_tokens` are written to each."""
 
     finds: ClassVar[str] = "the exposure gap on text that the student writes itself"
     reads_teachers_text: ClassVar[bool] = True
@@ -121,7 +121,7 @@ class Safety(MeasureSettings):
     """Refusals of harmful prompts, and of harmless ones that look harmful, beside the teacher's. It asks every model,
     so it is measured where a recipe names it.
 
-    Of either set the half is asked that `train.refusals` does not train on, at most `limit` prompts each.
+    Asked is the half of either set that `train.refusals` does not train on, at most `limit` prompts of each.
     `answer_tokens` are written to each; `first` is how many of their tokens are compared with the teacher's.
     `refusing` and `complying` are openings whose log-odds tell whether a model would refuse. `labels` are answers that
     people have labelled, by which the matcher of refusals is judged. Texts of prompts and answers are kept with
@@ -152,8 +152,8 @@ class Safety(MeasureSettings):
 
 
 class Memorisation(MeasureSettings):
-    """What of the teacher a student has memorised rather than learned: how much nearer to it it is on its training text
-    than on new text. It measures every model on `sample` training records, those of the smallest hashes."""
+    """What a student has memorised rather than learned: how much closer to its teacher it is on its training text than
+    on new text. Every model is measured on `sample` training records, those of the smallest hashes."""
 
     finds: ClassVar[str] = "memorisation"
     kind: Literal["memorisation"] = "memorisation"
@@ -170,8 +170,8 @@ class Judged(MeasureSettings):
     """What a judge prefers: each model's greedy answers to the held-out prompts beside its teacher's, in both orders.
 
     `judge` is one of the recipe's teachers, here or behind a server; it should be neither teacher nor student. `form`
-    `rubric`: marks for both answers from 1 to `marks`; `pairwise`: which is better, or neither. `prompts` are asked at
-    most, those of the smallest hashes, and `answer_tokens` are written to each. `max_new_tokens`, `temperature` and
+    `rubric`: marks for both answers from 1 to `marks`; `pairwise`: which is better, or neither. At most `prompts` are
+    asked, those of the smallest hashes, and `answer_tokens` are written to each. `max_new_tokens`, `temperature` and
     `budget` are the judge's.
     """
 
@@ -299,7 +299,7 @@ class LMEval(MeasureSettings):
 
 
 def unmeasured(task: TaskSpec, measured: Iterable[MeasureSettings]) -> tuple[str, ...]:
-    """What the measures that a task could have, and were not asked for, would find; each with the key that asks."""
+    """What the measures would find that the task could have and the recipe lacks; each with its key."""
     there = {measure.kind for measure in measured}
     missing = []
     for kind, known in sorted(kinds_of(MeasureSettings.room).items()):

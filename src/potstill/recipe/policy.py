@@ -54,7 +54,7 @@ class Override(Settings):
 
 
 class PolicySettings(Settings):
-    """What the gate is asked. `unknown` is the answer for a source whose licence is not found or not in the table.
+    """Settings of the gate. `unknown` is the answer for a source whose licence is not found or not in the table.
     `texts` names files with the text of a licence, by its id, for licences whose copy must go along and that no
     model's folder holds."""
 
