@@ -82,15 +82,17 @@ def accuracies_of(
             "its accuracy is given."
         )
     text += f" {_tested(teacher[0], scores['student'], bootstrap, draws.confidence)}"
-    mine, theirs = (float(np.mean([right(one).mean() for one in seeds])) for seeds in (scores["student"], teacher))
-    return Accuracies(values, tuple(rows), text, tuple(notes), (mine, theirs))
+    of_student, of_teacher = (
+        float(np.mean([right(one).mean() for one in seeds])) for seeds in (scores["student"], teacher)
+    )
+    return Accuracies(values, tuple(rows), text, tuple(notes), (of_student, of_teacher))
 
 
 def _tested(teacher: Scores, student: Sequence[Scores], bootstrap: PairedBootstrap, confidence: float) -> str:
     """McNemar's test of the first seed, and the least difference that would be seen."""
-    mine, theirs = right(student[0]), right(teacher)
-    lost, won = int((theirs & ~mine).sum()), int((mine & ~theirs).sum())
-    error = bootstrap.error(difference_of(mean_of(mine), mean_of(theirs)))
+    by_student, by_teacher = right(student[0]), right(teacher)
+    lost, won = int((by_teacher & ~by_student).sum()), int((by_student & ~by_teacher).sum())
+    error = bootstrap.error(difference_of(mean_of(by_student), mean_of(by_teacher)))
     least = 100 * detectable(error, confidence)
     p = mcnemar(lost, won)
     return (

@@ -85,20 +85,20 @@ def find(
             if len(single) > 1:
                 by_seed[name][metric.spec.name] = tuple(map(through, single))
     comparisons = tuple(
-        Comparison(model, against, metric.spec.name, bootstrap.interval(_differences(ours, theirs)))
+        Comparison(model, against, metric.spec.name, bootstrap.interval(_differences(first, second)))
         for model, against in PAIRS
         for metric in metrics
         if metric.paired
-        and (ours := statistics.get((model, metric.spec.name))) is not None
-        and (theirs := statistics.get((against, metric.spec.name))) is not None
+        and (first := statistics.get((model, metric.spec.name))) is not None
+        and (second := statistics.get((against, metric.spec.name))) is not None
     )
     return Values(specs, values, by_seed, comparisons)
 
 
-def _differences(ours: Sequence[Statistic], theirs: Sequence[Statistic]) -> list[Statistic]:
+def _differences(first: Sequence[Statistic], second: Sequence[Statistic]) -> list[Statistic]:
     """Pairs of scores by seed; a model with a single measurement is paired with every seed of the other."""
-    others = list(theirs) * len(ours) if len(theirs) == 1 else theirs
-    return [difference_of(mine, other) for mine, other in zip(ours, others, strict=True)]
+    others = list(second) * len(first) if len(second) == 1 else second
+    return [difference_of(one, other) for one, other in zip(first, others, strict=True)]
 
 
 def summarise(
@@ -155,15 +155,15 @@ def summarise(
         )
         for name in ordered
     }
-    said = list(notes)
+    shown = list(notes)
     if chance is not None and teacher is not None and teacher.correct is not None and not above_chance:
-        said.append(
+        shown.append(
             f"The teacher is not shown to be better than chance ({100 * float(chance.mean()):.1f} %), so no share of "
             "its accuracy is given."
         )
-    said += [note for other in others for note in other.notes]
+    shown += [note for other in others for note in other.notes]
     if bootstrap.groups < FEW_GROUPS:
-        said.append(
+        shown.append(
             f"Only {bootstrap.groups} held-out groups: intervals of skewed losses cover less often than they say."
         )
     return Measures(
@@ -175,7 +175,7 @@ def summarise(
         targets=len(groups),
         confidence=draws.confidence,
         resamples=draws.resamples,
-        notes=tuple(said),
+        notes=tuple(shown),
         task=task,
         chance=None if chance is None else float(chance.mean()),
         seeds=max(map(len, scores.values())),

@@ -88,10 +88,10 @@ def verify(folder: Path, key: Path | None) -> list[str]:
             raise _broken(folder / name, "was added since the folder was sealed")
         if stated[name] != found[name]:
             raise _broken(folder / name, "has changed since the folder was sealed")
-    said = [f"{len(found)} files are as {SUMS} says"]
+    verified = [f"{len(found)} files are as {SUMS} says"]
     if key is None:
         missing = "" if (folder / SIGNATURE).is_file() else " (it is not signed)"
-        return [*said, f"who sealed it was not verified{missing}: give their public key with --key"]
+        return [*verified, f"who sealed it was not verified{missing}: give their public key with --key"]
     need_packages()
     from model_signing import verifying
 
@@ -105,7 +105,7 @@ def verify(folder: Path, key: Path | None) -> list[str]:
             where=str(folder / SIGNATURE),
             fix="get the folder again, or the public key of the one who sealed it",
         ) from error
-    return [*said, f"the signature fits {key}"]
+    return [*verified, f"the signature fits {key}"]
 
 
 def need_packages() -> None:

@@ -203,22 +203,22 @@ def choices_of(record: Record, where: str) -> tuple[list[str], int]:
             where=where,
             fix="give records with prompt, choices (a list) and reference",
         )
-    texts, said = [str(choice) for choice in choices], str(reference).strip()
+    texts, stated = [str(choice) for choice in choices], str(reference).strip()
     if not all(text.strip() for text in texts):
         raise DataError(
             f"a choice of row {record.row} is empty, and has no probability",
             where=where,
             fix="give each choice a text, or leave the row out",
         )
-    if said in texts:
-        return texts, texts.index(said)
+    if stated in texts:
+        return texts, texts.index(stated)
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(texts)]
-    if len(said) == 1 and said.upper() in letters:
-        return texts, letters.index(said.upper())
-    if said.isdecimal() and int(said) < len(texts):
-        return texts, int(said)
+    if len(stated) == 1 and stated.upper() in letters:
+        return texts, letters.index(stated.upper())
+    if stated.isdecimal() and int(stated) < len(texts):
+        return texts, int(stated)
     raise DataError(
-        f"the reference of row {record.row}, {said[:40]!r}, is none of its choices",
+        f"the reference of row {record.row}, {stated[:40]!r}, is none of its choices",
         where=where,
         fix="give the text of the right choice, its letter, or its number from 0",
     )

@@ -139,11 +139,14 @@ class Answers:
                 console=self.setting.console,
             ) as judge,
         ):
-            said = iter(self._replies(judge, requests))
+            replies = iter(self._replies(judge, requests))
             for name, seeds in others.items():
                 for answers in seeds:
                     self.pairs.setdefault(name, []).append(
-                        [self._pair(i, answers, teacher, next(said), next(said)) for i in range(len(self.prompts))]
+                        [
+                            self._pair(i, answers, teacher, next(replies), next(replies))
+                            for i in range(len(self.prompts))
+                        ]
                     )
             self.setting.work.facts["judge"] = dict(judge.identity) | judge.facts()
 
