@@ -85,20 +85,20 @@ def find(
             if len(single) > 1:
                 by_seed[name][metric.spec.name] = tuple(map(through, single))
     comparisons = tuple(
-        Comparison(model, against, metric.spec.name, bootstrap.interval(_differences(first, second)))
+        Comparison(model, against, metric.spec.name, bootstrap.interval(_differences(left, right)))
         for model, against in PAIRS
         for metric in metrics
         if metric.paired
-        and (first := statistics.get((model, metric.spec.name))) is not None
-        and (second := statistics.get((against, metric.spec.name))) is not None
+        and (left := statistics.get((model, metric.spec.name))) is not None
+        and (right := statistics.get((against, metric.spec.name))) is not None
     )
     return Values(specs, values, by_seed, comparisons)
 
 
-def _differences(first: Sequence[Statistic], second: Sequence[Statistic]) -> list[Statistic]:
+def _differences(left: Sequence[Statistic], right: Sequence[Statistic]) -> list[Statistic]:
     """Pairs of scores by seed; a model with a single measurement is paired with every seed of the other."""
-    others = list(second) * len(first) if len(second) == 1 else second
-    return [difference_of(one, other) for one, other in zip(first, others, strict=True)]
+    others = list(right) * len(left) if len(right) == 1 else right
+    return [difference_of(one, other) for one, other in zip(left, others, strict=True)]
 
 
 def summarise(
