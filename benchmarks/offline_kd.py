@@ -3,6 +3,7 @@
     python -m benchmarks.offline_kd --json                    60 web texts, 3 seeds; some half an hour on one core
     python -m benchmarks.offline_kd --seeds 1 --records 24    a quick look
     python -m benchmarks.offline_kd --step                    what a step costs alone, in processor time
+    python -m benchmarks.offline_kd --memory                  the most memory of a step, in processes of their own
 
 The demo's pair (SmolLM2-135M-Instruct, every other layer of it), forward KL at temperature 1, on web text cut at 96
 tokens. All arms have the same student, rows, order and steps, and are measured at one and at three epochs by the
@@ -17,13 +18,19 @@ live teacher in fp32. `--lines FILE` keeps each finished training, and goes on w
 
 `difference` is an arm's figure less that of `online`, by the same seed: mean, and the half-width of its 95 % interval
 over seeds (Student's t). `step_ratio` is the median seconds of a step as a multiple of `text`'s, by the same seed.
+
+`--memory` gives the peak resident memory of processes that take three steps with a built student, and of one in which
+the teacher alone reads the same rows; `weights` are the teacher's, in bytes. Of a store its mapped shards count too.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -36,13 +43,14 @@ from transformers import TrainerCallback, TrainingArguments
 from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.harness import machine
 from potstill.console import Console
-from potstill.data.reader import reader_for
+from potstill.data.reader import Collate, TaskReader, reader_for
 from potstill.data.sides import read_sides
 from potstill.data.tokenize import Tokenized
 from potstill.models import resolve
 from potstill.models.live import live_signals
 from potstill.models.load import load_tokenizer
 from potstill.objectives.statistics import token_statistics
+from potstill.peak import watched
 from potstill.pipeline import run_recipe
 from potstill.recipe import ForwardKL, FromTeacher, HardCE, Recipe
 from potstill.registry import build
@@ -71,6 +79,8 @@ AIMS = [
     Aim("held-out KL of threshold at 40 bytes over topk at 40 bytes", "×", most=1.0),
     Aim("held-out ECE of threshold at 40 bytes over topk at 40 bytes", "×", most=1.0),
     Aim("seconds of a step from the store over one of cross-entropy", "×", most=1.1),
+    Aim("memory of a step from the store beyond one of cross-entropy, over the teacher's weights", "×", most=0.1),
+    Aim("memory of a step with the teacher beyond one from the store, over its weights", "×", least=0.9),
 ]
 _BINS = 15
 
@@ -179,7 +189,16 @@ def main() -> int:
     parser.add_argument("--lines", type=Path, help="keep each training here, and go on")
     parser.add_argument("--folder", type=Path, help="keep the stores here")
     parser.add_argument("--step", action="store_true", help="time a step of each kind alone")
+    parser.add_argument("--memory", action="store_true", help="measure the memory of a step of each kind")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.worker:
+        print(json.dumps(peak_of_steps(asked.worker[0], Path(asked.worker[1]))), flush=True)
+        return 0
+    if asked.memory:
+        with tempfile.TemporaryDirectory() as scratch:
+            print(json.dumps(memory_of_steps(Path(scratch))), flush=True)
+        return 0
     if asked.step:
         with tempfile.TemporaryDirectory() as scratch:
             print(json.dumps(step_costs(Path(scratch))), flush=True)
@@ -209,7 +228,7 @@ def main() -> int:
         "seeds": asked.seeds,
         "records": asked.records,
         "rows": rows,
-        "claims": claims_of(AIMS, values),
+        "claims": claims_of(AIMS[:5], values),
     }
     print(json.dumps(result), flush=True)
     return 0
@@ -253,28 +272,92 @@ def campaign(seeds: int, records: int, folder: Path, lines: Path) -> tuple[list[
     return runs, sizes
 
 
+ALONE: Mapping[str, Mapping[str, Any]] = {"threshold": {"kind": "threshold", "tau": 0.05}, "hidden": {"kind": "hidden"}}
+
+
+def memory_of_steps(folder: Path) -> dict[str, Any]:
+    """Peak resident memory of a step from text, with the teacher, and from two stores, and of the teacher alone."""
+    for name, capture in ALONE.items():
+        run_recipe(recipe_of(8, capture), folder / name, console=Console("quiet"), verb="capture")
+    peaks = {}
+    for arm in ("text", "online", *ALONE, "teacher"):
+        command = [sys.executable, "-m", "benchmarks.offline_kd", "--worker", arm, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[arm] = int(json.loads(done.stdout.splitlines()[-1])["peak"])
+    weights = resolve(TEACHER, console=Console("quiet")).weight_bytes
+    values = {
+        AIMS[5].name: (peaks["threshold"] - peaks["text"]) / weights,
+        AIMS[6].name: (peaks["online"] - peaks["threshold"]) / weights,
+    }
+    rows = [{"variant": arm, "peak_bytes": peak} for arm, peak in peaks.items()]
+    result = {"benchmark": "offline_kd", "machine": machine(torch.device("cpu")), "weights": weights, "rows": rows}
+    return result | {"claims": claims_of(AIMS[5:], values)}
+
+
+def peak_of_steps(arm: str, folder: Path) -> dict[str, int]:
+    """The memory of this process over three steps of one kind, the opening of the teacher or of its store included."""
+    recipe, source = recipe_of(8), resolve(TEACHER, console=Console("quiet"))
+    reader = reader_for("causal_lm", tokenizer=source.path, max_length=LENGTH)
+    rows, student = _rows_of(recipe, reader), None
+    if arm != "teacher":
+        built = build_student(
+            FromTeacher(), teacher=source, tokenizer_source=source.path, seed=0, console=Console("quiet")
+        )
+        student = built.model
+    with watched() as memory:
+        teacher: Any = None
+        if arm in ("online", "teacher"):
+            teacher = build(recipe.teachers["main"])
+        elif arm in ALONE:
+            teacher = StoredTeacher(folder / arm / "capture" / "store")
+        optimizer = None if student is None else torch.optim.AdamW(student.parameters(), lr=1e-5)
+        for _ in range(3):
+            if student is None or optimizer is None:
+                teacher.signals(Batch.from_inputs(reader.collator()(rows)), Ask(response=True))
+                continue
+            step(*learning(student, teacher, reader), rows)
+            optimizer.step()
+            optimizer.zero_grad()
+    return memory
+
+
+def _rows_of(recipe: Recipe, reader: TaskReader) -> list[Tokenized]:
+    """The rows of one batch."""
+    read = (reader.row(record) for record in read_sides(recipe.data).train)
+    return [row for row in read if isinstance(row, Tokenized)][:BATCH]
+
+
+def learning(student: torch.nn.Module, teacher: Any, reader: TaskReader) -> tuple[DistillModule, Collate]:
+    """The module that a step trains, by cross-entropy where there is no teacher, and its collator."""
+    module = DistillModule(student, teacher, [build(HardCE() if teacher is None else ForwardKL())])
+    collate = reader.collator()
+    return module, teacher.joining(collate) if isinstance(teacher, StoredTeacher) else collate
+
+
+def step(module: DistillModule, collate: Collate, rows: Sequence[Tokenized]) -> None:
+    """Collating, forward and backward pass of some rows."""
+    inputs = collate(rows)
+    module(inputs, module.counts(Batch.from_inputs(inputs)))["loss"].backward()
+
+
 def step_costs(folder: Path, rounds: int = 5) -> dict[str, Any]:
     """Median processor seconds of collating, forward and backward pass of 4 rows, kinds in turn; the optimiser's step,
     equal for all, is left out. Other work on the machine moves wall-clock time, and this little."""
     quiet = Console("quiet")
-    arms: dict[str, dict[str, Any]] = {"threshold": {"kind": "threshold", "tau": 0.05}, "hidden": {"kind": "hidden"}}
     recipe, source = recipe_of(8), resolve(TEACHER, console=quiet)
     reader = reader_for("causal_lm", tokenizer=source.path, max_length=LENGTH)
-    rows = [row for record in read_sides(recipe.data).train if isinstance(row := reader.row(record), Tokenized)]
+    rows = _rows_of(recipe, reader)
     student = build_student(FromTeacher(), teacher=source, tokenizer_source=source.path, seed=0, console=quiet).model
     teachers: dict[str, Any] = {"text": None, "online": build(recipe.teachers["main"])}
-    for name, capture in arms.items():
+    for name, capture in ALONE.items():
         run_recipe(recipe_of(8, capture), folder / name, console=quiet, verb="capture")
         teachers[name] = StoredTeacher(folder / name / "capture" / "store")
     seconds: dict[str, list[float]] = {name: [] for name in teachers}
     for _ in range(rounds):
         for name, teacher in teachers.items():
-            module = DistillModule(student, teacher, [build(HardCE() if teacher is None else ForwardKL())])
-            collate = reader.collator() if name not in arms else teacher.joining(reader.collator())
+            module, collate = learning(student, teacher, reader)
             began = time.process_time()
-            inputs = collate(rows[:BATCH])
-            counts = module.counts(Batch.from_inputs(inputs))
-            module(inputs, counts)["loss"].backward()
+            step(module, collate, rows)
             seconds[name].append(time.process_time() - began)
             student.zero_grad()
     medians = {name: statistics.median(found[1:]) for name, found in seconds.items()}

@@ -92,6 +92,10 @@ NEEDS = {
         lambda: None if find_spec("openvino") is not None else "it is not installed",
         'pip install "potstill[openvino]"',
     ),
+    "llama.cpp's server": Need(
+        lambda: None if find_spec("xllamacpp") is not None else "xllamacpp is not installed",
+        'pip install "potstill[dev]"',
+    ),
     "sentence-transformers": Need(
         lambda: None if find_spec("sentence_transformers") is not None else "it is not installed",
         'pip install "potstill[embeddings]"',

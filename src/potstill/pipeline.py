@@ -13,9 +13,10 @@ from typing import Literal, TextIO
 
 from potstill.artifacts import Artifact, copy_artifact, disk_error, read_artifact, write_artifact, write_atomically
 from potstill.check import check_recipe
-from potstill.check.cost import estimated_seconds
+from potstill.check.cost import estimated_bytes, estimated_seconds
 from potstill.console import Console
 from potstill.errors import PotstillError, RunError
+from potstill.peak import watched
 from potstill.policy.gate import rulings_on
 from potstill.policy.provenance import RECORDED, provenance_of
 from potstill.recipe import Recipe, dump_recipe, weights_of
@@ -67,13 +68,15 @@ def run_recipe(
     """
     rulings_on(recipe).refuse()
     verbs = _verbs_to_do(recipe, run, verb, force)
-    estimates: Mapping[str, float] = {}
+    seconds: Mapping[str, float] = {}
+    sizes: Mapping[str, int] = {}
     if verbs:
         findings = check_recipe(recipe, verbs)
         findings.refuse()
         for finding in findings.warnings:
             console.warn(finding.text)
-        estimates = estimated_seconds(recipe, findings.figures)
+        seconds = estimated_seconds(recipe, findings.figures)
+        sizes = estimated_bytes(recipe, findings.figures)
     with open_run(recipe, run), _noted(run, console, verb):
         if prepare_models(recipe, console):
             rulings_on(recipe).refuse()  # with the licences that came along
@@ -85,7 +88,7 @@ def run_recipe(
         for stage in stages:
             if verb is None or _verb(stage) == verb:
                 _require_fresh(stage, stages, recipe, run)
-                statuses.append(_run_stage(stage, recipe, run, console, force, verify, shared, estimates))
+                statuses.append(_run_stage(stage, recipe, run, console, force, verify, shared, seconds, sizes))
         return statuses
 
 
@@ -225,6 +228,7 @@ def _run_stage(
     verify: bool,
     shared: Sequence[Path],
     estimates: Mapping[str, float],
+    sizes: Mapping[str, int],
 ) -> Status:
     inputs = _inputs(stage, run)
     key, digests = stage.key(recipe, inputs)
@@ -249,7 +253,13 @@ def _run_stage(
             work.facts["policy"] = provenance_of(recipe, RECORDED[_verb(stage)]).to_dict()
         if stage.name in estimates and not work.resumed:
             work.facts["estimated_seconds"] = round(estimates[stage.name], 1)
-        stage.write(Context(recipe, run, inputs, work, console))
+        context = Context(recipe, run, inputs, work, console)
+        if stage.name in sizes:
+            with watched() as memory:
+                stage.write(context)
+            work.facts["memory"] = {"estimated": sizes[stage.name], **memory}
+        else:
+            stage.write(context)
     seconds = time.monotonic() - started
     for warning in work.warnings:
         console.warn(f"{stage.name}: {warning}")

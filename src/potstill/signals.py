@@ -142,7 +142,7 @@ class Batch:
         return torch.tensor(self.student.examples, device=self.target_ids.device)
 
     @classmethod
-    def from_inputs(cls, inputs: Mapping[str, Any]) -> Batch:
+    def from_inputs(cls, inputs: Mapping[str, Any], device: torch.device | None = None) -> Batch:
         """The batch of a collated dictionary.
 
         Keys of texts: `input_ids`, `position_ids`, `segment_ids` [B,T], and, where the teacher's prompt is rendered
@@ -154,13 +154,17 @@ class Batch:
             classes       [B]    the class of each example, IGNORE where it has none
             (none)               nothing: there are no targets
 
-        `record_ids` are a sequence of texts, one per example; `stored` a mapping of tensors.
-        `record_ids` are a sequence of texts, one per example. `weights` [B,T] say how often each learned token of a
-        causal model counts.
+        `record_ids` are a sequence of texts, one per example; `stored` a mapping of tensors. `weights` [B,T] say how
+        often each learned token of a causal model counts.
+
+        Args:
+            device: where the tensors are moved first, `stored` excepted.
 
         Raises:
             ValueError: the completions of the two views differ (rule 7).
         """
+        if device is not None:
+            inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         batch = cls._of_views(inputs)
         weights = None
         if "weights" in inputs:

@@ -310,10 +310,15 @@ Finish = Literal["stop", "length", "content_filter", "tool_calls"]
 """How an answer ended: by itself, cut short, withheld by the server, or in tool calls (which are not kept)."""
 
 
+LIKELIEST = "likeliest"
+"""In the metadata of a record that a server wrote: its tokens, as `Answer.likeliest`."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a teacher wrote. `reasoning` is kept apart from the answer; `mean_logprob` is the mean log-probability of
-    its tokens (natural logarithm), where the server reports it."""
+    its tokens (natural logarithm), where the server reports it; `likeliest`, where it was asked for, of each token
+    [key, log-probability, [[key, log-probability], …]]: see `capture/written.py`."""
 
     text: str
     finish: Finish
@@ -321,10 +326,13 @@ class Answer:
     completion_tokens: int
     reasoning: str | None = None
     mean_logprob: float | None = None
+    likeliest: list[Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         # By hand: `asdict` takes ten times as long, and journals hold millions.
-        logprob = {} if self.mean_logprob is None else {"mean_logprob": self.mean_logprob}
+        logprob: dict[str, Any] = {} if self.mean_logprob is None else {"mean_logprob": self.mean_logprob}
+        if self.likeliest is not None:
+            logprob[LIKELIEST] = self.likeliest
         return {
             "text": self.text,
             "finish": self.finish,

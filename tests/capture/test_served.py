@@ -7,6 +7,7 @@ the shapes of vLLM's and SGLang's APIs as read, not recorded from them.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from train.recipes import write_recipe
 
@@ -66,6 +67,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.seen.append(body)
         if self.path == "/v1/completions":
             answer = vllm(body["prompt"], *self.server.scores(body["prompt"], body["prompt_logprobs"]))
+        elif self.path == "/completion":
+            [[forced, _]] = body["logit_bias"]
+            own, likeliest = self.server.scores([*body["prompt"], forced], body["n_probs"])
+            [answer] = llamacpp([0, forced], own[-1:], likeliest[-2:-1])
         else:
             assert self.path == "/generate"
             answer = sglang(body["input_ids"], *self.server.scores(body["input_ids"], body["top_logprobs_num"]))
@@ -93,6 +98,27 @@ def sglang(ids: list[int], own: list[float], likeliest: list[list[tuple[int, flo
         "input_top_logprobs": [None, *([[v, t, None] for t, v in pairs] for pairs in likeliest[:-1])],
     }
     return {"text": "", "meta_info": facts}
+
+
+def llamacpp(ids: list[int], own: list[float], likeliest: list[list[tuple[int, float]]]) -> list[dict[str, Any]]:
+    """Of each token behind the first a response of its own."""
+    return [
+        {
+            "content": "",
+            "completion_probabilities": [
+                {"id": of, "logprob": value, "top_logprobs": [{"id": t, "logprob": v} for t, v in pairs]}
+            ],
+        }
+        for of, value, pairs in zip(ids[1:], own, likeliest, strict=False)
+    ]
+
+
+SHAPES = {"vllm": vllm, "sglang": sglang, "llamacpp": llamacpp}
+
+
+def responses(document: Any) -> list[str]:
+    """The responses to the requests for `ROW`: of llama.cpp those of the two learned tokens."""
+    return [json.dumps(one) for one in document[-2:]] if isinstance(document, list) else [json.dumps(document)]
 
 
 @pytest.fixture
@@ -134,7 +160,7 @@ def run(path: Path, to: Path, *overrides: str, verb: str | None = None) -> None:
     run_recipe(load_recipe(path, overrides), to, console=Console("quiet"), verb=verb)
 
 
-@pytest.mark.parametrize("wire", ["vllm", "sglang"])
+@pytest.mark.parametrize("wire", ["vllm", "sglang", "llamacpp"])
 def test_a_servers_store_is_the_local_models_and_trains_without_either(
     wire: str, tmp_path: Path, folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,16 +226,17 @@ def test_what_a_server_does_not_give_is_refused(
 
 ROW = Tokenized([3, 5, 7, 9], [IGNORE, IGNORE, 7, 9], "r")
 OWN = [-3.0, -1.0, -2.0]
-LIKELIEST = [[(4, -0.5), (5, -1.2)], [(6, -0.7), (7, -1.0)], [(2, -0.4), (1, -1.5)], [(0, -0.1), (1, -3.0)]]
+NAMES = ("choices", "prompt_logprobs", "logprob", "meta_info", "input_token_logprobs", "input_top_logprobs", "7", "9")
+LIKELIEST = [[(4, -0.5), (5, -1.2)], [(6, -0.7), (7, -1.0)], [(2, -0.4), (1, -1.8)], [(0, -0.1), (1, -3.0)]]
 
 
-@pytest.mark.parametrize(("wire", "shape"), [("vllm", vllm), ("sglang", sglang)])
+@pytest.mark.parametrize(("wire", "shape"), SHAPES.items())
 def test_both_wires_give_the_learned_tokens_and_the_likeliest_in_their_place(wire: str, shape: Any) -> None:
-    scored = read_scored(wire, json.dumps(shape(ROW.input_ids, OWN, LIKELIEST)), ROW, 2)
-    assert scored == Scored((-1.0, -2.0), ({6: -0.7, 7: -1.0}, {2: -0.4, 1: -1.5}))
+    scored = read_scored(wire, responses(shape(ROW.input_ids, OWN, LIKELIEST)), ROW, 2, 10)
+    assert scored == Scored((-1.0, -2.0), ({6: -0.7, 7: -1.0}, {2: -0.4, 1: -1.8}))
 
 
-@pytest.mark.parametrize(("wire", "shape"), [("vllm", vllm), ("sglang", sglang)])
+@pytest.mark.parametrize(("wire", "shape"), SHAPES.items())
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -220,11 +247,66 @@ def test_both_wires_give_the_learned_tokens_and_the_likeliest_in_their_place(wir
         lambda of: {"choices": []},
         lambda of: {"choices": [{"prompt_logprobs": None}], "prompt_logprobs": None, "meta_info": {}},
         lambda of: [],
+        lambda of: of(ROW.input_ids, [-3.0, -0.01, -2.0], LIKELIEST),
+        lambda of: of(ROW.input_ids, OWN, [[(99, -0.5), (5, -1.2)]] + [[(99, -0.7), (7, -1.0)]] * 3),
+        lambda of: of(ROW.input_ids, OWN, [[(-4, -0.5), (5, -1.2)]] + [[(-4, -0.7), (7, -1.0)]] * 3),
+        lambda of: of(ROW.input_ids, [-3.0, "-1.0", -2.0], LIKELIEST),
+        lambda of: of(ROW.input_ids, [-3.0, None, -2.0], LIKELIEST),
+        lambda of: of(ROW.input_ids, [-3.0, False, -2.0], LIKELIEST),
+        lambda of: of(ROW.input_ids, [-3.0, -(10**400), -2.0], LIKELIEST),
+        lambda of: of(ROW.input_ids, OWN, [[(10**400, -0.7), (7, -1.0)]] * 4),
+        lambda of: of(ROW.input_ids, OWN, [[("key-1234", -0.7), (7, -1.0)]] * 4),
     ],
 )
 def test_a_response_that_is_not_of_the_text_is_refused(wire: str, shape: Any, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"log-prob|token"):
-        read_scored(wire, json.dumps(wrong(shape)), ROW, 2)
+        read_scored(wire, responses(wrong(shape)), ROW, 2, 10)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from([3, 5, 7, 9, -0.5]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3), inner),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=400)
+@given(wire=st.sampled_from(list(SHAPES)), where=st.data(), put=JSON)
+def test_whatever_stands_in_a_response_it_is_read_or_refused(wire: str, where: st.DataObject, put: Any) -> None:
+    """A right response with any part of it replaced."""
+    document = SHAPES[wire](ROW.input_ids, OWN, LIKELIEST)
+    places = list(_places(document))
+    parent, key = where.draw(st.sampled_from(places))
+    parent[key] = put
+    try:
+        found = read_scored(wire, responses(document), ROW, 2, 10)
+    except ValueError:
+        return
+    assert len(found.own) == 2 and all(own <= 0 for own in found.own)
+    entries = entries_of(found, 1.0)
+    assert np.isfinite(entries.entropy).all() and entries.ids.min() >= 0 and entries.ids.max() < 10
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"choices":' * 50_000, "", "null", '"key-1234"', "9" * 5000, "{"])
+@pytest.mark.parametrize("wire", ["vllm", "sglang", "llamacpp"])
+def test_what_is_no_response_is_refused_without_its_text(wire: str, content: str) -> None:
+    with pytest.raises(ValueError, match="no log-probabilities of the prompt") as caught:
+        read_scored(wire, [content, content], ROW, 2, 10)
+    assert "key-1234" not in str(caught.value) and len(str(caught.value)) < 100
+
+
+def _places(document: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of every part."""
+    keys = list(document) if isinstance(document, dict) else range(len(document))
+    for key in keys:
+        yield document, key
+        if isinstance(document[key], (dict, list)):
+            yield from _places(document[key])
+
+
+def test_a_token_that_cannot_be_has_no_part_in_the_entropy() -> None:
+    found = entries_of(Scored((-math.inf,), ({3: 0.0, 4: -math.inf},)), 1.0)
+    assert found.entropy[0] == pytest.approx(0.0, abs=1e-9) and found.weights.tolist() == [1.0, 0.0]
 
 
 @given(logits=st.lists(st.floats(-20, 20), min_size=5, max_size=5), k=st.integers(1, 4), top_p=st.floats(0.05, 1.0))
@@ -242,8 +324,10 @@ def test_what_is_not_kept_is_one_bucket_and_nothing_is_renormalised(logits: list
 
 def test_a_request_is_by_ids_with_nothing_to_write() -> None:
     of = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
-    assert asked_of(EndpointTeacher(**of, prompt_logprobs="vllm"), [1, 2], 5)["prompt"] == [1, 2]
-    body = asked_of(EndpointTeacher(**of, prompt_logprobs="sglang"), [1, 2], 5)
-    assert (
-        body["input_ids"] == [1, 2] and body["top_logprobs_num"] == 5 and body["sampling_params"]["max_new_tokens"] == 1
-    )
+    [body] = asked_of(EndpointTeacher(**of, prompt_logprobs="vllm"), ROW, 5)
+    assert body["prompt"] == [3, 5, 7, 9] and body["max_tokens"] == 1
+    [body] = asked_of(EndpointTeacher(**of, prompt_logprobs="sglang"), ROW, 5)
+    assert body["input_ids"] == [3, 5, 7, 9] and body["top_logprobs_num"] == 5
+    assert body["sampling_params"]["max_new_tokens"] == 1
+    bodies = asked_of(EndpointTeacher(**of, prompt_logprobs="llamacpp"), ROW, 5)
+    assert [(b["prompt"], b["logit_bias"][0][0], b["n_predict"]) for b in bodies] == [([3, 5], 7, 1), ([3, 5, 7], 9, 1)]

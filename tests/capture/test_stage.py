@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from train.recipes import write_recipe
 
 from potstill.artifacts import read_artifact
+from potstill.capture.capturing import Capturing
 from potstill.capture.fidelity import sample_of
 from potstill.capture.plan import plan_of
 from potstill.console import Console
+from potstill.data import read_sides, reader_of
 from potstill.data.tokenize import Tokenized
-from potstill.errors import DataError, RunError
+from potstill.errors import DataError, ModelError, RunError
 from potstill.pipeline import run_recipe
 from potstill.recipe import load_recipe
+from potstill.signals import Ask, Batch
 from potstill.store.files import SignalStore
+from potstill.teachers import StoredTeacher
 from potstill.teachers.local import LocalModel
 from tiny_models import make_tiny_causal_lm
 
@@ -179,8 +187,6 @@ def test_a_flipped_bit_is_named_and_its_shard_alone_is_captured_again(
     file.write_bytes(content)
     with pytest.raises(RunError, match=name):
         run(path, tmp_path / "run", verb="capture", verify=True)
-    from potstill.capture.capturing import Capturing
-
     read, kept = Capturing.read, []
     monkeypatch.setattr(Capturing, "read", lambda self, rows, **how: kept.append(rows) or read(self, rows, **how))
     monkeypatch.setattr("potstill.capture.fidelity.sample_of", lambda plan, tokens: sample_of(plan, 1))
@@ -188,6 +194,94 @@ def test_a_flipped_bit_is_named_and_its_shard_alone_is_captured_again(
     assert digests(store) == before
     tokens = sum(len(row) for rows in kept for row in rows)
     assert 300 <= tokens < 300 + 60 + 90, "one shard, and the sample of the report"
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_kill_while_whole_shards_are_taken_over_loses_nothing(
+    write: Write, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two of the files, and in the middle of one where the file system has no links."""
+    path = write(capture={"kind": "hidden", "batch_tokens": 60, "shard_tokens": 300})
+    run(path, tmp_path / "run", verb="capture")
+    store, link, linked = tmp_path / "run" / "capture" / "store", os.link, []
+    before = digests(store)
+    (store / "shard-00002.bin").write_bytes(b"damaged")
+
+    def killed(source: Path, target: Path) -> None:
+        linked.append(target)
+        if len(linked) > at:
+            monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("killed"))
+            raise OSError(errno.EXDEV, "another file system")
+        link(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "link", killed)
+    with pytest.raises(pytest.fail.Exception):
+        run(path, tmp_path / "run", verb="capture", force=True)
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "replace", replace)
+    run(path, tmp_path / "run", verb="capture", force=True)
+    assert digests(store) == before
+
+
+def test_the_output_layer_is_written_once_and_anew_where_it_is_damaged(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.capture import capturing
+
+    save, saved = capturing.save_output_layer, []
+    monkeypatch.setattr(capturing, "save_output_layer", lambda head, to: saved.append(to) or save(head, to))
+    path = write(capture={"kind": "hidden", "batch_tokens": 60, "shard_tokens": 300})
+    run(path, tmp_path / "run", verb="capture")
+    store = tmp_path / "run" / "capture" / "store"
+    before = digests(store)
+    assert len(saved) == 1
+    layer = bytearray((store / "head.safetensors").read_bytes())
+    layer[-1] ^= 1
+    (store / "head.safetensors").write_bytes(layer)
+    teacher = StoredTeacher(store)
+    with pytest.raises(DataError, match=r"head.safetensors is damaged"):
+        teacher.signals(_first_batch(teacher, path), Ask(response=True))
+    run(path, tmp_path / "run", verb="capture", force=True)
+    assert digests(store) == before and len(saved) == 2
+
+
+def _first_batch(teacher: StoredTeacher, path: Path) -> Batch:
+    recipe = load_recipe(path)
+    reader = reader_of(recipe, teacher.folder / "tokenizer", ())
+    return Batch.from_inputs(teacher.joining(reader.collator())([reader.row(read_sides(recipe.data).train[0])]))
+
+
+@pytest.mark.parametrize("kind", ["threshold", "sampled", "topk", "hidden", "dense"])
+def test_a_teacher_that_gives_no_numbers_is_refused(write: Write, tmp_path: Path, teacher: Path, kind: str) -> None:
+    broken = Path(shutil.copytree(teacher, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    path = write_recipe(tmp_path, broken, capture={"kind": kind})
+    with pytest.raises(ModelError, match="logits that are not finite"):
+        run(path, tmp_path / "run", verb="capture")
+
+
+def test_layers_of_fewer_tokens_than_a_training_reads_are_refused(write: Write, tmp_path: Path) -> None:
+    train = {"objectives": [{"kind": "hidden_cosine", "layers": "last"}]}
+    path = write(capture={"kind": "features", "features": "asked", "max_length": 40}, train=train)
+    with pytest.raises(DataError, match="tokens here, and what is stored is of 40"):
+        run(path, tmp_path / "run", "train.max_length=200")
+    run(path, tmp_path / "run", "train.max_length=30")
+
+
+def test_batches_are_made_on_the_teachers_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere:
+        modules = (torch.nn.Linear(1, 1, device="meta"),)
+
+    def made(inputs: Any, device: torch.device) -> Batch:
+        raise RunError(f"made on {device}")
+
+    row = Tokenized([1, 2, 3], [1, 2, 3], "r")
+    monkeypatch.setattr(Batch, "from_inputs", made)
+    with pytest.raises(RunError, match="made on meta"):
+        Capturing(Elsewhere(), plan_of({"r": row}, frozenset(), 30, 100), lambda rows: {}).read([row])  # type: ignore[arg-type]
 
 
 def test_another_teacher_makes_the_store_stale(write: Write, tmp_path: Path) -> None:

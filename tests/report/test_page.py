@@ -124,8 +124,23 @@ def test_texts_counts_costs_recipe_and_manifests_are_on_the_page(report: Path) -
 def test_the_page_says_how_far_the_estimate_of_a_stage_was_off(findings: Findings) -> None:
     manifests = {name: {**m, "seconds": 90.0} for name, m in findings.manifests.items()}
     manifests["train"] = {**manifests["train"], "facts": {"estimated_seconds": 60.0}}
-    rows = {row[0]: row[-1] for row in cost_table(replace(findings, manifests=manifests)).rows}
+    rows = {row[0]: row[3] for row in cost_table(replace(findings, manifests=manifests)).rows}
     assert rows["train"] == "1 min; it took 1.5 × that" and rows["generate"] == ""
+
+
+@pytest.mark.parametrize(
+    ("memory", "shown"),
+    [
+        ({"estimated": 10**9, "before": 10**9, "peak": 3 * 10**9}, "2.00 GB; 2.0 × the estimate for weights alone"),
+        ({"estimated": 10**9, "before": 0, "peak": 1, "gpu": 15 * 10**8}, "1.50 GB of the GPU; 1.5 × the estimate"),
+        ({"estimated": 10**9}, ""),
+    ],
+)
+def test_the_page_shows_the_peak_memory_of_a_stage(findings: Findings, memory: dict[str, int], shown: str) -> None:
+    manifests = dict(findings.manifests)
+    manifests["train"] = {**manifests["train"], "facts": {"memory": memory}}
+    rows = {row[0]: row[4] for row in cost_table(replace(findings, manifests=manifests)).rows}
+    assert rows["train"].startswith(shown) and bool(rows["train"]) == bool(shown) and rows["generate"] == ""
 
 
 def test_a_long_text_is_cut_and_says_by_how_much(findings: Findings, no_charts: pytest.MonkeyPatch) -> None:

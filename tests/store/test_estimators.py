@@ -116,6 +116,20 @@ def test_each_token_is_kept_at_most_once_and_those_above_are_all_kept() -> None:
         assert set((log_p[row].exp() >= 0.01).nonzero().flatten().tolist()) <= set(ids)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("vocab", [1, 2, 3, 50, 63, 64, 65, 127, 1000])
+@pytest.mark.parametrize("shift", [-1e-3, -1e-5, -1e-6, -1e-7, -6e-8, 0.0, 6e-8, 1e-6, 1e-4])
+def test_ties_at_the_threshold_are_kept_once_each(vocab: int, shift: float, dtype: torch.dtype) -> None:
+    """Equal probabilities of 1 / V, and τ a rounding beside: no token has two points of the sample."""
+    tau = min(1.0, (1 + shift) / vocab)
+    log_p = torch.zeros(64, vocab, dtype=dtype).log_softmax(1)
+    found = threshold(log_p, tau, torch.rand(64, generator=torch.Generator().manual_seed(4)).to(dtype))
+    rows = torch.repeat_interleave(torch.arange(64), found.offsets.diff())
+    keys = rows * vocab + found.ids
+    assert keys.unique().numel() == keys.numel()
+    assert dense(found, vocab).sum(1).sub(1).abs().max() <= tau + 1e-5
+
+
 @pytest.mark.parametrize("budget", [12.0, 20.0, 60.0])
 def test_the_tau_for_a_budget_takes_that_many_bytes(budget: float) -> None:
     log_p = log_probabilities(200, 1000, seed=8, spread=2.0)

@@ -14,6 +14,11 @@ from potstill.store.codec import HIDDEN, Entries, Grid, TensorPart
 from potstill.store.exchange import pull, push, to_parquet
 from potstill.store.files import FACTS, Planned, SignalStore, StoreWriter
 
+
+class ConnectionClosedError(Exception):
+    """File systems raise errors of their own, which are no OSError (those of botocore, say)."""
+
+
 PLAN = [[Planned(f"r{shard}{place}", f"d{shard}{place}", 4, 6) for place in range(2)] for shard in range(2)]
 BESIDE = (TensorPart("hidden.1", "tokens", (2, 3)),)
 
@@ -52,20 +57,20 @@ def test_a_copy_that_was_cut_short_goes_on_with_what_is_missing(
     made(tmp_path / "here")
     push(tmp_path / "here", url)
     system, _ = fsspec.core.url_to_fs(url)
-    real, fetched = type(system).get_file, []
+    real, fetched = system.get_file, []
 
-    def slow(self: object, source: str, target: str, **more: object) -> None:
+    def slow(source: str, target: str, **more: object) -> None:
         if len(fetched) == 2:
-            raise OSError("the connection broke")
+            raise ConnectionClosedError("the connection broke")
         fetched.append(source)
-        real(self, source, target, **more)
+        real(source, target, **more)
 
-    monkeypatch.setattr(type(system), "get_file", slow)
+    monkeypatch.setattr(system, "get_file", slow)
     with pytest.raises(RunError, match="the connection broke"):
         pull(url, tmp_path / "there")
     with pytest.raises(DataError, match="no finished store"):
         SignalStore(tmp_path / "there")
-    monkeypatch.setattr(type(system), "get_file", lambda *a, **k: (fetched.append(a[1]), real(*a, **k))[1])
+    monkeypatch.setattr(system, "get_file", lambda *a, **k: (fetched.append(a[0]), real(*a, **k))[1])
     assert pull(url, tmp_path / "there").damaged() == []
     assert len(fetched) == len(set(fetched)) == 4
 

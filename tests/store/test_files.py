@@ -221,6 +221,24 @@ def test_a_damaged_output_layer_is_named_and_written_anew_alone(tmp_path: Path) 
             writer.finish()
 
 
+def test_an_index_whose_shard_is_gone_is_written_again_with_it(tmp_path: Path) -> None:
+    write(tmp_path)
+    before = digests(tmp_path)
+    (tmp_path / "shard-00001.bin").unlink()
+    write(tmp_path)
+    assert digests(tmp_path) == before
+
+
+def test_a_writer_that_is_refused_leaves_the_folder_to_others(tmp_path: Path) -> None:
+    write(tmp_path)
+    try:
+        StoreWriter(tmp_path, {"other": 1}, GRID, SHARDS)
+    except RunError as error:  # held, and with it all that its frames refer to
+        held = error
+    write(tmp_path)
+    assert "something else" in held.what
+
+
 def test_a_missing_or_cut_shard_is_refused_when_opened(tmp_path: Path) -> None:
     write(tmp_path)
     os.truncate(tmp_path / "shard-00001.bin", 10)

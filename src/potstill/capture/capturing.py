@@ -24,13 +24,13 @@ from potstill.capture.features import NO_FEATURES, Features
 from potstill.capture.plan import Plan, length_of
 from potstill.console import Console
 from potstill.data.reader import Collate, Row
-from potstill.errors import CapabilityError
+from potstill.errors import CapabilityError, ModelError
 from potstill.signals import Ask, Batch, Dense, Head, Sparse
 from potstill.store.codec import HIDDEN, LOGITS, Entries
 from potstill.store.estimators import joined
-from potstill.store.files import StoreWriter
+from potstill.store.files import OUTPUT_LAYER, StoreWriter
 from potstill.store.output_layer import save_output_layer
-from potstill.teachers.base import Teacher
+from potstill.teachers.base import Teacher, input_device
 from potstill.teachers.stored import part_of
 
 _CHUNK, _CHUNK_ON_GPU = 16, 1024
@@ -50,14 +50,24 @@ class Reading:
     features: tuple[Mapping[str, NDArray[np.float32]], ...] = field(default=())
 
     def log_probabilities(self) -> Iterator[tuple[slice, Float[Tensor, "C V"]]]:
-        """Some rows at a time: log softmax(z) at temperature 1, in fp32."""
+        """Some rows at a time: log softmax(z) at temperature 1, in fp32.
+
+        Raises:
+            ModelError: the teacher gives NaN, or an infinite logit.
+        """
         response = self.response
         held = response.hidden if isinstance(response, Head) else response.logits
         size = _CHUNK_ON_GPU if held.is_cuda else _CHUNK
         for start in range(0, held.shape[0], size):
             rows = slice(start, min(start + size, held.shape[0]))
             logits = response.logits(rows) if isinstance(response, Head) else response.logits[rows]
-            yield rows, logits.float().log_softmax(-1)
+            log_p = logits.float().log_softmax(-1)
+            if log_p[:, :1].isnan().any():  # one NaN or +∞ makes a whole row NaN
+                raise ModelError(
+                    f"the teacher gives logits that are not finite, for one of {_named(self.rows)}",
+                    fix="compute in another precision (the teacher's dtype: float32), or check its weights",
+                )
+            yield rows, log_p
 
 
 class Capturing:
@@ -100,7 +110,7 @@ class Capturing:
         """
         began, wanted = time.perf_counter(), self.plan.targets_are != "none"
         with torch.inference_mode():
-            batch = Batch.from_inputs(self._collate(rows))
+            batch = Batch.from_inputs(self._collate(rows), input_device(self.teacher))
             taps = self.features.taps if features else frozenset()
             signals = self.teacher.signals(batch, Ask(wanted, taps))
         response = (signals.head or signals.dense) if wanted else Dense(torch.zeros(0, 2))
@@ -125,7 +135,7 @@ class Capturing:
             made = time.perf_counter()
             for some, log_p in reading.log_probabilities():
                 making += time.perf_counter() - made
-                at_target.append(log_p.gather(1, targets[some, None]).squeeze(1))
+                at_target.append(log_p.gather(1, targets[some, None].to(log_p.device)).squeeze(1))
                 if self.temperature != 1.0:
                     log_p = (log_p / self.temperature).log_softmax(-1)
                 parts.append(estimator.keep(log_p, uniforms[some].to(log_p.device)))
@@ -157,12 +167,14 @@ class Capturing:
         todo = list(batches_with(plan, missing))
         total = sum(length_of(row) for number, _ in todo for row in plan.batches[number])
         unit = "tokens" if any(length_of(row) > 1 for row in plan.rows[:1]) else "examples"
+        if estimator.keeps == "hidden" and not (writer.folder / OUTPUT_LAYER).is_file():
+            response = self.read(plan.batches[-1][-1:]).response
+            if isinstance(response, Head):
+                save_output_layer(response, writer.folder)
         with console.task("capturing", total=total, unit=unit) as task:
             for number, wanted in todo:
                 rows = plan.batches[number]
                 reading = self.read(rows, features=bool(self.features.names))
-                if estimator.keeps == "hidden" and isinstance(reading.response, Head):
-                    save_output_layer(reading.response, writer.folder)
                 found = self.keep(reading, estimator)
                 began = time.perf_counter()
                 writer.append([(found[i], self.uniforms_of_weights(rows[i], found[i])) for i in wanted])
@@ -181,11 +193,17 @@ class Capturing:
         """One uniform number per entry of a row, for `codec.encode`."""
         return _generator(self.seed, row, "weights").random(entries.ids.size)
 
-    def _uniforms(self, row: Row, targets: int, draws: int) -> NDArray[np.float32]:
-        return _generator(self.seed, row, "tokens").random((targets, draws), np.float32)
+    def _uniforms(self, row: Row, targets: int, draws: int) -> NDArray[np.float64]:
+        return _generator(self.seed, row, "tokens").random((targets, draws))
 
 
 _KEPT = ("seconds", "encoding_seconds", "tokens")
+
+
+def _named(rows: Sequence[Row]) -> str:
+    """The ids of some records."""
+    ids = [repr(row.record_id) for row in rows]
+    return f"the records {', '.join(ids[:3])}{', …' * (len(ids) > 3)}"
 
 
 def _generator(seed: int, row: Row, what: str) -> np.random.Generator:

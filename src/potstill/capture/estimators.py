@@ -160,5 +160,5 @@ class NoEstimator:
 def _entropy_alone(log_p: Float[Tensor, "N V"]) -> Sparse:
     rows = log_p.shape[0]
     entropy = -torch.nan_to_num(log_p.exp() * log_p).sum(1)
-    none = torch.zeros(0, device=log_p.device)
-    return Sparse(torch.zeros(rows + 1, dtype=torch.long), none.int(), none, entropy, "unbiased", vocab=log_p.shape[1])
+    none, offsets = log_p.new_zeros(0), torch.zeros(rows + 1, dtype=torch.long, device=log_p.device)
+    return Sparse(offsets, none.int(), none, entropy, "unbiased", vocab=log_p.shape[1])

@@ -208,17 +208,17 @@ def _compared(reading: Reading, kept: Sequence[Entries], temperature: float, siz
             logits = torch.from_numpy(np.stack([e.tensors[LOGITS][offset] for offset, e in entries[some]]))
             rows.append(_distances(log_p, logits.to(log_p).softmax(-1), reading.target_ids[some]))
             continue
-        stored = torch.zeros_like(log_p)
+        stored = torch.zeros(log_p.shape)
         for place, (offset, e) in enumerate(entries[some]):
             of_target = slice(int(e.offsets[offset]), int(e.offsets[offset + 1]))
             stored[place, torch.from_numpy(e.ids[of_target]).long()] = torch.from_numpy(e.weights[of_target])
-        rows.append(_distances(log_p, stored, reading.target_ids[some]))
+        rows.append(_distances(log_p, stored.to(log_p), reading.target_ids[some]))
     table = torch.cat(rows).double().cpu().numpy()
     return np.concatenate([np.full((table.shape[0], 1), size), table], axis=1)
 
 
 def _distances(log_p: Float[Tensor, "C V"], stored: Float[Tensor, "C V"], targets: Tensor) -> Float[Tensor, "C 7"]:
-    p = log_p.exp()
+    p, targets = log_p.exp(), targets.to(log_p.device)
     normalised = stored / stored.sum(1, keepdim=True).clamp_min(1e-30)
     kl = torch.where(stored > 0, normalised * (normalised.clamp_min(1e-30).log() - log_p), 0.0).sum(1)
     confidence, first = stored.max(1)

@@ -17,7 +17,7 @@ from potstill.data.tokenize import Tokenized
 from potstill.errors import DataError
 from potstill.recipe import Recipe
 from potstill.store.files import Planned
-from potstill.types import Reject
+from potstill.types import Record, Reject
 
 Targets = Literal["tokens", "examples", "none"]
 """The unit of a stored response: a learned token, or the whole example; or no response is stored."""
@@ -98,13 +98,14 @@ def plan_of(
 
 @dataclass(frozen=True)
 class Read:
-    """The rows of both sides in the teacher's view, by record; the ids of those held out; the reader that made them,
-    and the names of the classes."""
+    """The rows of both sides in the teacher's view, by record; the ids of those held out; the reader that made them;
+    the names of the classes; and the records."""
 
     rows: Mapping[str, Row]
     held_out: frozenset[str]
     reader: TaskReader
     classes: tuple[str, ...]
+    records: tuple[Record, ...]
 
 
 def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, work: Work) -> Read:
@@ -148,7 +149,8 @@ def read_rows(recipe: Recipe, generated: Path | None, tokenizer: Path | None, wo
             where="data",
             fix="give records with answers, or add a generate section",
         )
-    return Read(rows, frozenset(held_out), reader, classes)
+    texts = tuple(record for _, records in sides for record in records if isinstance(record, Record))
+    return Read(rows, frozenset(held_out), reader, classes, texts)
 
 
 def _sides(recipe: Recipe, generated: Path | None) -> tuple[list[tuple[str, Sequence[Example]]], tuple[str, ...]]:

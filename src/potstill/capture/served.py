@@ -3,8 +3,11 @@
 A server is asked by token ids, so that its tokens are those of the records, for the log-probabilities of every token of
 the prompt and of the `k` likeliest in its place:
 
-    vllm     POST /v1/completions, `prompt_logprobs`: of each token a mapping from ids (as text) to `logprob`
-    sglang   POST /generate, `return_logprob`, `top_logprobs_num`: lists of (log-probability, id, text)
+    vllm       POST /v1/completions, `prompt_logprobs`: of each token a mapping from ids (as text) to `logprob`
+    sglang     POST /generate, `return_logprob`, `top_logprobs_num`: lists of (log-probability, id, text)
+    llamacpp   POST /completion, `n_probs`: of the one token that is written. llama.cpp scores no prompts, so each
+               learned token is a request: the text before it, and a bias that has it written. Log-probabilities are
+               those before the bias. The server keeps the text before it from request to request.
 
 It does not say what lies beyond them: the remaining mass is 1 − Σ p in double precision, and the entropy is that of the
 k tokens with all others as one outcome, a lower bound. Objectives match the mass that a `topk` store does not keep as
@@ -18,8 +21,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +49,11 @@ from potstill.types import Answer
 _BYTES_A_PAIR = 160
 """Bytes of a token in a response, with its log-probability, its rank and its escaped text."""
 _REPEATS = 3
-_LEAST_REST = 1e-12
+_WRITTEN = 1000.0
+"""A bias that has a token written, whatever its logit."""
+_LEAST_REST, _LEAST_LOG = 1e-12, -1e3
+_MOST_MASS = 1.02
+"""What the probabilities of one place may sum to: engines round."""
 
 
 @dataclass(frozen=True)
@@ -56,50 +64,68 @@ class Scored:
     likeliest: tuple[Mapping[int, float], ...]
 
 
-def asked_of(settings: EndpointTeacher, ids: Sequence[int], k: int) -> dict[str, Any]:
-    """The body of a request."""
+def asked_of(settings: EndpointTeacher, row: Tokenized, k: int) -> list[dict[str, Any]]:
+    """The bodies of the requests for a row: one, or one for each learned token."""
     if settings.prompt_logprobs == "sglang":
         sampling = {"max_new_tokens": 1, "temperature": 0}
-        return {
-            "input_ids": list(ids),
+        of_text: dict[str, Any] = {
+            "input_ids": row.input_ids,
             "sampling_params": sampling,
             "return_logprob": True,
             "logprob_start_len": 0,
             "top_logprobs_num": k,
             "return_text_in_logprobs": False,
         }
-    return {
+        return [of_text]
+    if settings.prompt_logprobs == "llamacpp":
+        one = {"n_predict": 1, "temperature": 0, "n_probs": k, "post_sampling_probs": False, "cache_prompt": True}
+        return [
+            {"prompt": row.input_ids[:place], **one, "logit_bias": [[label, _WRITTEN]]}
+            for place, label in _learned(row)
+        ]
+    of_text = {
         "model": settings.model,
-        "prompt": list(ids),
+        "prompt": row.input_ids,
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": k,
         "detokenize": False,
     }
+    return [of_text]
 
 
-def read_scored(wire: str, content: str, row: Tokenized, k: int) -> Scored:
-    """The log-probabilities in a response.
+def _learned(row: Tokenized) -> list[tuple[int, int]]:
+    """(place, token) of every learned token."""
+    return [(place, label) for place, label in enumerate(row.labels) if label != IGNORE]
+
+
+def read_scored(wire: str, contents: Sequence[str], row: Tokenized, k: int, vocab: int) -> Scored:
+    """The log-probabilities in the responses to the requests for a row.
 
     Raises:
-        ValueError: it has none, has fewer than were asked for, or is of other tokens.
+        ValueError: there are none, fewer than were asked for, they are of other tokens, or no distribution. The message
+            holds no text of the response, in which a key may be.
     """
-    document = json.loads(content)
     try:
-        by_token = _sglang(document, row) if wire == "sglang" else _vllm(document, row)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"no log-probabilities of the prompt ({type(error).__name__}: {error})") from error
+        by_token = _READERS[wire]([json.loads(content) for content in contents], row)
+    except _OtherText:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"no log-probabilities of the prompt ({type(error).__name__})") from None
+    k = min(k, vocab)
     if len(by_token) != len(row):
         raise ValueError(f"log-probabilities of {len(by_token)} tokens, where {len(row)} were sent")
     own, likeliest = [], []
-    for place, label in enumerate(row.labels):
-        if label == IGNORE:
-            continue
+    for place, label in _learned(row):
         found = by_token[place]
         if found is None or label not in found:
             raise ValueError(f"no log-probability of token {label} at {place}")
-        if any(not -math.inf <= value <= 1e-3 or math.isnan(value) for value in found.values()):
+        if any(not -math.inf <= value <= 1e-3 for value in found.values()):
             raise ValueError(f"a log-probability above 0 at {place}")
+        if any(not 0 <= token < vocab for token in found):
+            raise ValueError(f"a token at {place} is none of the {vocab:,} of the named tokenizer")
+        if (mass := math.fsum(map(math.exp, found.values()))) > _MOST_MASS:
+            raise ValueError(f"log-probabilities at {place} whose probabilities sum to {mass:.3g}")
         own.append(min(found[label], 0.0))
         first = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
         if len(first) < k:
@@ -108,31 +134,63 @@ def read_scored(wire: str, content: str, row: Tokenized, k: int) -> Scored:
     return Scored(tuple(own), tuple(likeliest))
 
 
-def _vllm(document: Any, row: Tokenized) -> list[dict[int, float] | None]:
+class _OtherText(ValueError):
+    """A response is of other tokens than were sent."""
+
+
+_ByToken = list[dict[int, float] | None]
+
+
+def _vllm(documents: Sequence[Any], row: Tokenized) -> _ByToken:
     """Of each token the likeliest and itself; None of the first."""
+    [document] = documents
     choice = document["choices"][0]
     listed = choice["prompt_logprobs"] if choice.get("prompt_logprobs") is not None else document["prompt_logprobs"]
     return [
-        None if pairs is None else {int(token): float(of["logprob"]) for token, of in pairs.items()} for pairs in listed
+        None if pairs is None else {int(token): _number(of["logprob"]) for token, of in pairs.items()}
+        for pairs in listed
     ]
 
 
-def _sglang(document: Any, row: Tokenized) -> list[dict[int, float] | None]:
+def _number(value: Any) -> float:
+    """A number of JSON. Raises TypeError: it is a text, a list, true or null."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError("no number")
+    return float(value)
+
+
+def _sglang(documents: Sequence[Any], row: Tokenized) -> _ByToken:
     """Likewise. A response may leave the first token out."""
+    [document] = documents
     facts = document["meta_info"]
     own, likeliest = list(facts["input_token_logprobs"]), list(facts["input_top_logprobs"])
     missing = len(row) - len(own)
     if missing == 1:
         own, likeliest = [None, *own], [None, *likeliest]
-    found: list[dict[int, float] | None] = []
+    found: _ByToken = []
     for place, (pair, pairs) in enumerate(zip(own, likeliest, strict=True)):
         if pair is None or pair[0] is None or pairs is None:
             found.append(None)
             continue
-        if int(pair[1]) != row.input_ids[place]:
-            raise ValueError(f"token {pair[1]} at {place}, where {row.input_ids[place]} was sent")
-        found.append({int(token): float(value) for value, token, *_ in pairs} | {int(pair[1]): float(pair[0])})
+        if pair[1] != row.input_ids[place]:
+            raise _OtherText(f"another token at {place} than {row.input_ids[place]}, which was sent")
+        found.append({index(token): _number(value) for value, token, *_ in pairs} | {index(pair[1]): _number(pair[0])})
     return found
+
+
+def _llamacpp(documents: Sequence[Any], row: Tokenized) -> _ByToken:
+    """Likewise; None of tokens that are not learned."""
+    found: _ByToken = [None] * len(row)
+    for (place, label), document in zip(_learned(row), documents, strict=True):
+        [written] = document["completion_probabilities"]
+        if written["id"] != label:
+            raise _OtherText(f"another token at {place} than {label}, which should have been written")
+        first = {index(of["id"]): _number(of["logprob"]) for of in written["top_logprobs"]}
+        found[place] = first | {label: _number(written["logprob"])}
+    return found
+
+
+_READERS = {"vllm": _vllm, "sglang": _sglang, "llamacpp": _llamacpp}
 
 
 def entries_of(scored: Scored, top_p: float) -> Entries:
@@ -141,10 +199,10 @@ def entries_of(scored: Scored, top_p: float) -> Entries:
     weights: list[float] = []
     sizes, entropy, rest = [], [], []
     for likeliest in scored.likeliest:
-        tokens, logs = list(likeliest), np.array(list(likeliest.values()), np.float64)
+        tokens, logs = list(likeliest), np.maximum(np.array(list(likeliest.values()), np.float64), _LEAST_LOG)
         p = np.exp(logs)
         before = np.concatenate([[0.0], np.cumsum(p)[:-1]])
-        kept = int((before < top_p).sum()) if top_p < 1 else len(tokens)
+        kept = min(int((before < top_p).sum()), len(tokens)) if top_p < 1 else len(tokens)
         left = max(1.0 - float(p[:kept].sum()), _LEAST_REST)
         ids += tokens[:kept]
         weights += p[:kept].tolist()
@@ -166,13 +224,14 @@ class _Scoring:
 
     def __init__(self, settings: EndpointTeacher, k: int) -> None:
         self.k, self.wire = k, settings.prompt_logprobs
-        root = settings.base_url
-        self.url = f"{root.removesuffix('/v1')}/generate" if self.wire == "sglang" else f"{root}/completions"
+        root = settings.base_url.removesuffix("/v1")
+        paths = {"sglang": f"{root}/generate", "llamacpp": f"{root}/completion"}
+        self.url = paths.get(str(self.wire), f"{settings.base_url}/completions")
 
     def most_bytes(self, sent: Mapping[str, Any], size: int) -> int:
         """The maximum size of a response."""
-        tokens = len(sent["input_ids"] if self.wire == "sglang" else sent["prompt"])
-        return ERROR_BYTES + 2 * size + tokens * (self.k + 2) * _BYTES_A_PAIR
+        scored = 1 if self.wire == "llamacpp" else _tokens_of(sent)
+        return ERROR_BYTES + 2 * size + scored * (self.k + 2) * _BYTES_A_PAIR
 
     def read(self, content: bytes, sent: Mapping[str, Any], redact: Redact) -> Answer | Trouble:
         """The response as it is, for `read_scored`."""
@@ -180,8 +239,11 @@ class _Scoring:
             text = content.decode()
         except UnicodeDecodeError:
             return Trouble("retry", "an answer that is not UTF-8", billed=True, unreadable=True)
-        tokens = len(sent["input_ids"] if self.wire == "sglang" else sent["prompt"])
-        return Answer(text, "stop", tokens, 1)
+        return Answer(text, "stop", _tokens_of(sent), 1)
+
+
+def _tokens_of(sent: Mapping[str, Any]) -> int:
+    return len(sent["input_ids"] if "input_ids" in sent else sent["prompt"])
 
 
 class Served:
@@ -192,13 +254,7 @@ class Served:
     """
 
     def __init__(self, model: EndpointModel, settings: TopKCapture) -> None:
-        if model.tokenizer_folder is None:
-            raise CapabilityError(
-                "a server is asked by token ids, and no tokenizer is named",
-                where=model.settings.base_url,
-                fix="name the model's folder as the teacher's tokenizer",
-            )
-        self.model, self.settings, self._folder = model, settings, model.tokenizer_folder
+        self.model, self.settings, self._folder = model, settings, _folder_of(model)
         self._client = EndpointClient(
             model.settings, model.secret(), NoJournal(), exchange=_Scoring(model.settings, settings.k)
         )
@@ -217,19 +273,16 @@ class Served:
             RunError: a request was refused, or its answer is not of the text that was sent.
         """
         k, of = self.settings.k, self.model.settings
-        calls = [Call(asked_of(of, row.input_ids, k), len(row) + 1) for row in rows]
+        calls = [[Call(body, _tokens_of(body) + 1) for body in asked_of(of, row, k)] for row in rows]
         stream = self._client.stream()
-        stream.submit(calls)
-        left = len(calls)
+        stream.submit([call for of_row in calls for call in of_row])
+        left = sum(map(len, calls))
         while left:
             left -= len(stream.take(0.1))
         found = []
-        for call, row in zip(calls, rows, strict=True):
-            if not isinstance(call.outcome, Answer):
-                why = call.outcome
-                raise RunError("no answer" if why is None else f"{why.reason} ({why.detail})", where=of.base_url)
+        for of_row, row in zip(calls, rows, strict=True):
             try:
-                found.append(read_scored(str(of.prompt_logprobs), call.outcome.text, row, k))
+                found.append(read_scored(str(of.prompt_logprobs), _texts(of_row, of), row, k, self.dims.vocab))
             except ValueError as error:
                 raise RunError(
                     f"the server's answer cannot be used: {error}",
@@ -241,10 +294,8 @@ class Served:
 
     @cached_property
     def dims(self) -> ModelDims:
-        """The size of the vocabulary, from the named folder; a server tells no others."""
-        size = size_in(read_json(self._folder / "config.json"), "vocab_size")
-        count = Tokenizer.from_file(str(self._folder / "tokenizer.json")).get_vocab_size()
-        return ModelDims(size or count, hidden=0, layers=0, heads=0, kv_heads=0)
+        """As `dims_of`."""
+        return dims_of(self.model)
 
     def check_before_paying(self, plan: Plan, collate: Collate, console: Console) -> float:
         """Ask for one text several times, and refuse a server that disagrees with itself by more than
@@ -278,6 +329,37 @@ class Served:
             )
 
 
+def dims_of(model: EndpointModel) -> ModelDims:
+    """The size of the vocabulary, from the folder of the tokenizer; a server tells no others.
+
+    Raises:
+        CapabilityError: no tokenizer is named.
+    """
+    folder = _folder_of(model)
+    size = size_in(read_json(folder / "config.json"), "vocab_size")
+    count = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    return ModelDims(size or count, hidden=0, layers=0, heads=0, kv_heads=0)
+
+
+def _folder_of(model: EndpointModel) -> Path:
+    if model.tokenizer_folder is None:
+        raise CapabilityError(
+            "a server's tokens are known by ids, and no tokenizer is named",
+            where=model.settings.base_url,
+            fix="name the model's folder as the teacher's tokenizer",
+        )
+    return model.tokenizer_folder
+
+
+def _texts(calls: Sequence[Call], of: EndpointTeacher) -> list[str]:
+    """The responses to some requests. Raises RunError: one was refused."""
+    for call in calls:
+        if not isinstance(call.outcome, Answer):
+            why = call.outcome
+            raise RunError("no answer" if why is None else f"{why.reason} ({why.detail})", where=of.base_url)
+    return [call.outcome.text for call in calls if isinstance(call.outcome, Answer)]
+
+
 def _own_by_weights(folder: Path, row: Tokenized, collate: Collate) -> NDArray[np.float64]:
     """The log-probabilities of a row's learned tokens by the weights in a folder."""
     from potstill.objectives import token_statistics
@@ -293,7 +375,17 @@ def _own_by_weights(folder: Path, row: Tokenized, collate: Collate) -> NDArray[n
     return np.asarray(own)
 
 
-def fill_from(served: Served, plan: Plan, console: Console, writer: StoreWriter) -> None:
+class Scores(Protocol):
+    """Where distributions come from: a server that is asked now, or what it gave with its answers."""
+
+    settings: TopKCapture
+
+    def scores(self, rows: Sequence[Tokenized]) -> list[Scored]:
+        """The log-probabilities of some rows, in order."""
+        ...
+
+
+def fill_from(served: Scores, plan: Plan, console: Console, writer: StoreWriter) -> None:
     """Write what is missing of a store, batch by batch. What a kill loses is at most the batch in flight."""
     from potstill.capture.capturing import batches_with
 
@@ -311,19 +403,26 @@ def fill_from(served: Served, plan: Plan, console: Console, writer: StoreWriter)
             task.advance(sum(map(len, rows)))
 
 
-def report_of_served(store: SignalStore, plan: Plan, apart: float) -> Report:
-    """What is known of a server's store: its size, the teacher's own NLL, and the mass that is not kept."""
+def report_of_served(store: SignalStore, plan: Plan, apart: float | None, without: int = 0) -> Report:
+    """What is known of a server's store: its size, the teacher's own NLL, and the mass that is not kept.
+
+    Args:
+        apart: how far its answers lie apart, in nats a token, if it was asked.
+        without: targets without a distribution, whose rest is all mass and whose log-probability is 0.
+    """
     targets = max(int(store.facts["targets"]), 1)
+    known = max(targets - without, 1)
     found = [store.read(row.record_id, row.rendered) for row in plan.rows]
-    left = sum(float(np.exp(entries.rest.astype(np.float64)).sum()) for entries in found) / targets
-    nll = -sum(float(entries.target_log_prob.sum(dtype=np.float64)) for entries in found) / targets
+    left = (sum(float(np.exp(entries.rest.astype(np.float64)).sum()) for entries in found) - without) / known
+    nll = -sum(float(entries.target_log_prob.sum(dtype=np.float64)) for entries in found) / known
     facts = {
         "estimators": {},
         "nll": round(nll, 6),
         "bytes_per_token": store.facts["bytes"] / targets,
         "unit": "token",
         "mass_left": round(left, 6),
-        "apart": round(apart, 6),
+        "apart": None if apart is None else round(apart, 6),
+        "targets_without": without,
         "store_bytes": int(store.facts["bytes"]),
     }
     lines = [
@@ -331,4 +430,5 @@ def report_of_served(store: SignalStore, plan: Plan, apart: float) -> Report:
         f"{store.facts['bytes'] / 1e6:,.1f} MB; {left:.1%} of the mass is not kept",
         f"capture: the teacher's own NLL is {nll:.3f} nats a token",
     ]
-    return Report(facts, lines, ())
+    lost = f"{without:,} of {targets:,} learned tokens have no distribution: forward_kl is 0 there"
+    return Report(facts, lines, [lost] if without else [])

@@ -140,7 +140,8 @@ def _write(recipe: Recipe, name: str, context: Context) -> None:
 def _write_served(recipe: Recipe, name: str, context: Context) -> None:
     """As `_write`, of a teacher behind a server."""
     from potstill.capture.plan import plan_of, read_rows
-    from potstill.capture.served import Served, fill_from, report_of_served
+    from potstill.capture.served import Scores, Served, dims_of, fill_from, report_of_served
+    from potstill.capture.written import Written
     from potstill.teachers.endpoint import EndpointModel
 
     settings = recipe.required_capture
@@ -153,23 +154,31 @@ def _write_served(recipe: Recipe, name: str, context: Context) -> None:
     plan = plan_of(read.rows, read.held_out, settings.batch_tokens, settings.shard_tokens)
     growing = context.out / "checkpoints"
     growing.mkdir(exist_ok=True)
-    with Served(model, settings) as served:
-        apart = served.check_before_paying(plan, read.reader.collator(), context.console)
-        estimator = registry.build(settings)
-        dims = served.dims
-        identity = {
-            "teacher": dict(model.identity),
-            "dims": asdict(dims),
-            "estimator": {**settings.key_fields(), "signal": settings.estimator},
-            "temperature": settings.temperature,
-            "max_length": recipe.captured_length,
-            "task": recipe.task,
-            "targets": plan.targets_are,
-            "labels": None,
-        }
-        fill = partial(fill_from, served, plan, context.console)
-        store = _filled(context, name, identity, estimator.grid(dims), plan, fill, model.tokenizer_folder)
-    report = report_of_served(store, plan, apart)
+    dims, estimator = dims_of(model), registry.build(settings)
+    identity = {
+        "teacher": dict(model.identity),
+        "dims": asdict(dims),
+        "estimator": {**settings.key_fields(), "signal": settings.estimator},
+        "temperature": settings.temperature,
+        "max_length": recipe.captured_length,
+        "task": recipe.task,
+        "targets": plan.targets_are,
+        "labels": None,
+    }
+
+    def filled(scores: Scores) -> SignalStore:
+        fill = partial(fill_from, scores, plan, context.console)
+        return _filled(context, name, identity, estimator.grid(dims), plan, fill, model.tokenizer_folder)
+
+    if model.settings.prompt_logprobs is None:
+        written = Written(model, settings, read.records)
+        without = written.check(plan)
+        report = report_of_served(store := filled(written), plan, None, without)
+    else:
+        with Served(model, settings) as served:
+            apart = served.check_before_paying(plan, read.reader.collator(), context.console)
+            store = filled(served)
+        report = report_of_served(store, plan, apart)
     _end(context, store, report.facts, report.lines, report.warnings)
 
 
@@ -240,10 +249,10 @@ def _take_over(old: Path, new: Path) -> int:
     """Link the undamaged shards of an earlier store of the very same plan; the number of them. So `--force` captures
     again only what is damaged."""
     from potstill.artifacts import file_digest
-    from potstill.store.files import FACTS
+    from potstill.store.files import FACTS, PLAN
 
     try:
-        if (old / "plan.json").read_bytes() != (new / "plan.json").read_bytes():
+        if (old / PLAN).read_bytes() != (new / PLAN).read_bytes():
             return 0
         shards = json.loads((old / FACTS).read_text(encoding="utf-8"))["shards"]
     except (OSError, ValueError, KeyError):
@@ -254,21 +263,28 @@ def _take_over(old: Path, new: Path) -> int:
         files = ((data, shard["sha256"]), (index, shard["index_sha256"]))
         if all(file.is_file() and file_digest(file) == digest for file, digest in files):
             for file, _ in reversed(files):  # the index first: a shard always has one
-                shutil.copyfile(file, new / file.name)
+                _link_or_copy(file, new / file.name)
             taken += 1
     return taken
 
 
 def _link(source: Path, target: Path) -> None:
     """The finished store under its own name, by hard links: the checkpoints stay whole until the artifact is."""
+    from potstill.store.files import FACTS, PLAN, SignalStore, files_of
+
     target.mkdir()
-    for file in sorted(source.iterdir()):
-        if file.name.startswith("."):
-            continue
-        try:
-            os.link(file, target / file.name)
-        except OSError:
-            shutil.copy2(file, target / file.name)
+    for name in (*files_of(SignalStore(source).facts), PLAN, FACTS):
+        _link_or_copy(source / name, target / name)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name, whole from the moment that it is there."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        part = target.with_name(f"{target.name}.copied")
+        shutil.copy2(source, part)
+        os.replace(part, target)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

@@ -156,6 +156,20 @@ def estimated_seconds(recipe: Recipe, figures: Mapping[str, Any]) -> dict[str, f
     return {name: float(seconds) for name, seconds in found.items() if seconds is not None}
 
 
+def estimated_bytes(recipe: Recipe, figures: Mapping[str, Any]) -> dict[str, int]:
+    """The estimated memory of each stage that has one, by its name: weights and the optimiser's moments, without
+    activations. A control that reads no teacher needs the student's part alone."""
+    parts, apart = figures.get("memory_bytes"), figures.get("memory_bytes_apart", {})
+    found: dict[str, int] = {}
+    if recipe.capture is not None and "capture" in apart:
+        found[recipe.capture.stages[0]] = int(apart["capture"])
+    if parts is not None and recipe.train is not None:
+        alone = parts["all"] - parts.get("teacher", 0)
+        of_text = ("text_only", "text_only_equal_seconds")
+        found |= {t.stage: alone if t.control in of_text else parts["all"] for t in recipe.train.trainings}
+    return found
+
+
 def _trained_tokens(inputs: Inputs) -> int:
     """The maximum number of tokens that one training reads."""
     train, figures = inputs.recipe.train, inputs.figures

@@ -31,7 +31,7 @@ from potstill.objectives import token_statistics
 from potstill.objectives.statistics import OF_BOTH, TEMPERED
 from potstill.signals import Ask, Batch, Dense, Head, Side, Sparse
 from potstill.tasks import SPECS
-from potstill.teachers.base import OpenTeacher
+from potstill.teachers.base import OpenTeacher, device_of
 
 Advance = Callable[[float], None]
 """Called after each batch with the number of targets measured."""
@@ -61,8 +61,7 @@ class Batches:
 
     def batch(self, index: int, device: torch.device) -> Batch:
         """One batch, on a device."""
-        moved = {name: c.to(device) if isinstance(c, torch.Tensor) else c for name, c in self.inputs(index).items()}
-        return Batch.from_inputs(moved)
+        return Batch.from_inputs(self.inputs(index), device)
 
     def numbers(self, index: int) -> NDArray[np.int64]:
         """The indices of a batch's targets among all targets, in the batch's order."""
@@ -333,11 +332,6 @@ def _on(signal: Head | Dense | Sparse, device: torch.device) -> Head | Dense | S
 def _place(signal: Head | Dense) -> torch.device:
     tensor: Tensor = signal.logits if isinstance(signal, Dense) else signal.weight
     return tensor.device
-
-
-def device_of(model: OpenTeacher) -> torch.device:
-    """The device of the first layer's weights (for a language model the embeddings), which takes the inputs."""
-    return next(model.modules[0].parameters()).device
 
 
 def check_numbers(values: NDArray[np.floating], name: str) -> None:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.errors import ModelError
-from potstill.evaluate.fidelity import Advance, Batches, check_numbers, device_of
+from potstill.evaluate.fidelity import Advance, Batches, check_numbers
 from potstill.evaluate.scores import Scores
 from potstill.models.anatomy import dims
 from potstill.recipe import Pooling
 from potstill.signals import Ask, Batch, Side, View
-from potstill.teachers.base import OpenTeacher
+from potstill.teachers.base import OpenTeacher, device_of
 
 _BLOCK_ROWS = 1024
 MOST_PAIRS = 5000

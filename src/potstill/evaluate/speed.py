@@ -19,7 +19,6 @@ import inspect
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from potstill.evaluate.compared_models import ComparedModel
 from potstill.evaluate.held_out import HeldOut
 from potstill.measures import Speed
 from potstill.models.load import has_fast_bf16, pick_device
+from potstill.peak import forget_peak, peak_resident
 from potstill.tasks import SPECS
 from potstill.teachers.base import OpenTeacher
 from potstill.teachers.opening import Dtype
@@ -263,10 +263,6 @@ def _speed(rates: Sequence[Mapping[str, float]], peak_bytes: int, dtype: str) ->
 # ---- peak memory -----------------------------------------------------------------------------------------------------
 
 
-_FORGET = "5"
-"""Written to `/proc/self/clear_refs`, resets the peak of resident memory to its current value (proc(5))."""
-
-
 @dataclass(frozen=True)
 class Peak:
     """Peak memory, and what was measured, in words."""
@@ -323,25 +319,6 @@ def _measure(request: dict[str, Any]) -> Peak:
     run_once(model, work)
     of = "a process of its own, Python and torch included"
     return Peak(peak_resident(), of if forgotten else f"{of}, and the loading of the weights")
-
-
-def forget_peak() -> bool:
-    """Reset the peak of this process to its current memory; False if the system cannot."""
-    try:
-        Path("/proc/self/clear_refs").write_text(_FORGET)
-    except OSError:
-        return False
-    return True
-
-
-def peak_resident() -> int:
-    """Peak resident memory of this process in bytes, since `forget_peak` or its start."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from potstill.answering.base import Answered, Answering, Failure
 from potstill.artifacts import Work
 from potstill.data.problems import admit
 from potstill.data.split import SplitSide
-from potstill.types import Answer, Provenance, Reason, Record, Reject, Request
+from potstill.types import LIKELIEST, Answer, Provenance, Reason, Record, Reject, Request
 
 Item = Record | Reject
 """What a program reads and yields: a record, or a row or answer that is kept out."""
@@ -94,7 +94,9 @@ def with_answer(prompt: Record, request: Request, answer: Answer, provenance: Pr
         if answer.reasoning is not None:
             message["reasoning_content"] = answer.reasoning
         messages = (*messages, message)
-    logprob = {} if answer.mean_logprob is None else {"mean_logprob": round(answer.mean_logprob, 4)}
+    logprob: dict[str, Any] = {} if answer.mean_logprob is None else {"mean_logprob": round(answer.mean_logprob, 4)}
+    if answer.likeliest is not None:
+        logprob[LIKELIEST] = answer.likeliest
     return replace(
         prompt,
         metadata={**prompt.metadata, **logprob},

@@ -378,15 +378,16 @@ def _can_capture_of_server(capture: CaptureSettings, teacher: EndpointTeacher) -
     """
     if not isinstance(capture, TopKCapture) or capture.features:
         raise ValueError("a server gives its likeliest tokens alone: set capture.kind: topk, without features")
-    if teacher.prompt_logprobs is None:
+    if teacher.prompt_logprobs is None and teacher.answer_logprobs is None:
         raise ValueError(
-            "capture asks the server for log-probabilities of texts: set prompt_logprobs on the teacher (vllm, sglang)"
+            "capture asks the server for log-probabilities of texts: set prompt_logprobs on the teacher (vllm, sglang, "
+            "llamacpp); or answer_logprobs, if the server writes the answers itself"
         )
     if teacher.tokenizer is None:
         raise ValueError("capture asks a server by token ids: name the model's folder as the teacher's tokenizer")
-    if capture.k > teacher.top_logprobs:
+    if capture.k > (most := teacher.answer_logprobs or teacher.top_logprobs):
         raise ValueError(
-            f"capture.k {capture.k} is more than the server gives a token ({teacher.top_logprobs}): lower it, or set "
+            f"capture.k {capture.k} is more than the server gives a token ({most}): lower it, or set "
             "top_logprobs on the teacher to what the server was started with (vLLM: --max-logprobs)"
         )
     if capture.temperature != 1.0:

@@ -152,8 +152,12 @@ class EndpointTeacher(TeacherSettings):
     log-probabilities of the answer's tokens; their mean is `mean_logprob` in the metadata of records of `sequence` and
     `reasoning`. If the server returns none, the stage ends with an error.
 
+    `answer_logprobs` requests that many of the likeliest tokens in the place of each token that it writes, which stay
+    with the record; `capture` of kind `topk` stores them, and asks the server for nothing.
+
     `prompt_logprobs` says how the server is asked for the log-probabilities of a text that it is sent, for `capture` of
-    kind `topk`: as vLLM's completions, or SGLang's `/generate`. `top_logprobs` is the most that it gives a token
+    kind `topk`: as vLLM's completions, SGLang's `/generate`, or llama.cpp's `/completion` (a request for each learned
+    token). `top_logprobs` is the most that it gives a token
     (vLLM: `--max-logprobs`).
     """
 
@@ -171,7 +175,8 @@ class EndpointTeacher(TeacherSettings):
     omit: tuple[Literal["temperature", "top_p", "seed"], ...] = ()
     reasoning: Literal["auto", "required"] = "auto"
     logprobs: bool = False
-    prompt_logprobs: Annotated[Literal["vllm", "sglang"] | None, PartIfSet()] = None
+    prompt_logprobs: Annotated[Literal["vllm", "sglang", "llamacpp"] | None, PartIfSet()] = None
+    answer_logprobs: Annotated[Count | None, PartIfSet()] = None
     top_logprobs: Annotated[Count, Cosmetic()] = 20
     max_in_flight: Annotated[Count, Cosmetic()] = 256
     requests_per_minute: Annotated[PositiveFloat | None, Cosmetic()] = None
@@ -199,6 +204,10 @@ class EndpointTeacher(TeacherSettings):
 
     @model_validator(mode="after")
     def _possible(self) -> EndpointTeacher:
+        if self.prompt_logprobs is not None and self.answer_logprobs is not None:
+            raise ValueError(
+                "prompt_logprobs has capture ask for texts, and answer_logprobs has the answers bring theirs: drop one"
+            )
         if self.api == "completions" and self.extra.chat_template_kwargs is not None:
             raise ValueError("chat_template_kwargs are for api: chat, where the server renders: drop them")
         return self

@@ -315,13 +315,14 @@ def warnings_of(findings: Findings) -> list[tuple[str, str]]:
 
 
 def cost_table(findings: Findings) -> Table:
-    """Tokens and seconds of each stage, and how far the estimate of `potstill check` was off."""
+    """Tokens, seconds and memory of each stage, and how far the estimates of `potstill check` were off."""
     rows = []
     for stage, manifest in findings.manifests.items():
         seconds = figures.duration(manifest["seconds"]) + (" (since it was resumed)" if manifest["resumed"] else "")
-        rows.append((stage, _work_of(stage, findings), seconds, _estimate_of(manifest)))
+        rows.append((stage, _work_of(stage, findings), seconds, _estimate_of(manifest), _memory_of(manifest)))
     total = sum(float(m["seconds"]) for m in findings.manifests.values())
-    return Table(("stage", "work", "time", "estimated"), [*rows, ("all", "", figures.duration(total), "")])
+    names = ("stage", "work", "time", "estimated", "peak memory")
+    return Table(names, [*rows, ("all", "", figures.duration(total), "", "")])
 
 
 def _estimate_of(manifest: Mapping[str, Any]) -> str:
@@ -330,6 +331,17 @@ def _estimate_of(manifest: Mapping[str, Any]) -> str:
     if not estimated:
         return ""
     return f"{figures.duration(estimated)}; it took {figures.number(manifest['seconds'] / estimated, 1)} × that"
+
+
+def _memory_of(manifest: Mapping[str, Any]) -> str:
+    """The most memory of a stage beyond what the process had before it, or of its GPUs, and as a multiple of the
+    estimate."""
+    memory = manifest["facts"].get("memory", {})
+    if "gpu" not in memory and "peak" not in memory:
+        return ""
+    needed = memory.get("gpu", memory.get("peak", 0) - memory.get("before", 0))
+    shown = f"{figures.size(needed)}{' of the GPU' * ('gpu' in memory)}"
+    return f"{shown}; {figures.number(needed / max(memory['estimated'], 1), 1)} × the estimate for weights alone"
 
 
 def economics_of_run(findings: Findings) -> Economics | None:

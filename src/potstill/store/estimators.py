@@ -32,6 +32,7 @@ def threshold(log_p: Float[Tensor, "N V"], tau: float, uniforms: Float[Tensor, "
 
     Of the tokens below τ, in the order of their ids, one is taken wherever the cumulative p / τ passes an integer,
     after a random start: each at most once, with probability p / τ. Their weight is τ, so only their id need be stored.
+    What is within 0.01 % below τ is kept exactly too: rounding could give it two of the sample's points.
 
     Args:
         log_p: normalised log-probabilities, in fp32 or more.
@@ -45,20 +46,21 @@ def threshold(log_p: Float[Tensor, "N V"], tau: float, uniforms: Float[Tensor, "
         raise ValueError(f"the threshold should be above 0 and at most 1, not {tau}")
     p = log_p.exp()
     blocks, sums = _blocks(p)
+    exact = tau * (1 - _NEAR)
     # A token above τ is in a block whose sum is: few are looked into.
-    row, block = (sums >= tau * (1 - 1e-4)).nonzero().unbind(1)
+    row, block = (sums >= exact * (1 - _NEAR)).nonzero().unbind(1)
     inside = blocks[row, block]
-    entry, place = (inside >= tau).nonzero().unbind(1)
-    sums[row, block] = torch.where(inside >= tau, 0.0, inside).sum(1)
+    entry, place = (inside >= exact).nonzero().unbind(1)
+    sums[row, block] = torch.where(inside >= exact, 0.0, inside).sum(1)
     rows, ids = row[entry], block[entry] * _BLOCK + place
-    drawn_rows, drawn_ids = _systematic(blocks, sums, tau, uniforms)
+    drawn_rows, drawn_ids = _systematic(blocks, sums, tau, exact, uniforms)
     all_rows, all_ids = torch.cat([rows, drawn_rows]), torch.cat([ids, drawn_ids])
     weights = torch.cat([p[rows, ids], torch.full_like(drawn_ids, 0, dtype=p.dtype) + tau])
     order = (all_rows * p.shape[1] + all_ids).argsort()
     return _sparse(all_rows[order], all_ids[order], weights[order], _entropy(log_p, p), "unbiased", p.shape[1])
 
 
-_BLOCK = 64
+_BLOCK, _NEAR = 64, 1e-4
 
 
 def _blocks(p: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N B 64"], Float[Tensor, "N B"]]:
@@ -69,13 +71,17 @@ def _blocks(p: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N B 64"], Float[Ten
 
 
 def _systematic(
-    blocks: Float[Tensor, "N B 64"], sums: Float[Tensor, "N B"], tau: float, uniforms: Float[Tensor, " N"]
+    blocks: Float[Tensor, "N B 64"],
+    sums: Float[Tensor, "N B"],
+    tau: float,
+    below: float,
+    uniforms: Float[Tensor, " N"],
 ) -> tuple[Tensor, Tensor]:
-    """(rows, ids) of the tokens below τ in which their cumulative mass passes (start + k) · τ, k = 0, 1, …
+    """(rows, ids) of the tokens with p < `below` in which their cumulative mass passes (start + k) · τ, k = 0, 1, …
 
     Args:
         blocks: all probabilities.
-        sums: of those below τ in each block.
+        sums: of those with p < `below` in each block.
     """
     # In double precision: a small p added to a sum near 1 would be lost in single.
     passed = sums.double().cumsum(1)
@@ -83,7 +89,7 @@ def _systematic(
     most = int(torch.ceil(mass.max() / tau)) if mass.numel() else 0
     points = (uniforms.double()[:, None] + torch.arange(most, dtype=torch.float64, device=mass.device)) * tau
     row, point = (points < mass[:, None]).nonzero().unbind(1)
-    return row, _at(blocks, passed, points, row, point, below=tau)
+    return row, _at(blocks, passed, points, row, point, below)
 
 
 def _at(
@@ -93,8 +99,8 @@ def _at(
     at = points[row, point]
     block = torch.searchsorted(passed, points, right=True)[row, point]
     before = torch.where(block > 0, passed[row, (block - 1).clamp_min(0)], 0.0)
-    inside = blocks[row, block].double()
-    inside = torch.where(inside < below, inside, 0.0)
+    inside = blocks[row, block]
+    inside = torch.where(inside < below, inside, 0.0).double()  # compared as `threshold` compares it
     place = torch.searchsorted(inside.cumsum(1), (at - before)[:, None], right=True).squeeze(1)
     # Rounding may put a point past the last token of its block: it belongs to the last token with any mass.
     last = _BLOCK - 1 - (inside > 0).flip(1).to(torch.uint8).argmax(1)

@@ -2,6 +2,8 @@
 
 Shards are memory-mapped, so a store at a URL is copied before it is read: `pull` fetches what a folder lacks, and
 compares every file with its digest. `store.json` is the last file in both directions, so that half a copy is no store.
+
+File systems raise errors of their own beside `OSError` (those of botocore, say): at their calls every exception counts.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def push(folder: Path, url: str) -> None:
             system.rm_file(f"{root}/{FACTS}")
         for name in [*files_of(store.facts), FACTS]:
             system.put_file(str(folder / name), f"{root}/{name}")
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
         raise RunError(f"the store cannot be copied: {error}", where=url) from error
 
 
@@ -50,7 +52,7 @@ def pull(url: str, folder: Path) -> SignalStore:
     try:
         system, root = fsspec.core.url_to_fs(url)
         text = system.cat_file(f"{root}/{FACTS}").decode()
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
         raise DataError(f"there is no finished store: {error}", where=url, fix="check the URL") from error
     for name, digest in files_of(facts_of(text, url)).items():
         if Path(name).name != name:
@@ -63,8 +65,8 @@ def pull(url: str, folder: Path) -> SignalStore:
             system.get_file(f"{root}/{name}", str(part))
         except FileNotFoundError as error:
             raise DataError(f"{name} is missing", where=url, fix="copy the store there again") from error
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise disk_error(error, folder) from error
             raise RunError(f"{name} cannot be copied: {error}", where=url, fix="copy again: it continues") from error
         if file_digest(part) != digest:

@@ -38,7 +38,7 @@ from potstill.store.packing import pack, unpack
 
 VERSION = 2
 """Of the format. A reader refuses another."""
-FACTS, OUTPUT_LAYER = "store.json", "head.safetensors"
+FACTS, PLAN, OUTPUT_LAYER = "store.json", "plan.json", "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,12 @@ class StoreWriter:
         except BlockingIOError as error:
             self._lock.close()
             raise RunError("another process writes into this store", where=str(folder), fix="wait for it") from error
-        self._check_plan()
-        self._resume()
+        try:
+            self._check_plan()
+            self._resume()
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -219,9 +223,11 @@ class StoreWriter:
             if self._name(shard, "bin").is_file():
                 continue
             index, data = self._part(shard, "jsonl"), self._part(shard, "bin")
-            if self._name(shard, "jsonl").is_file():  # killed between the two renames: both are complete
-                os.replace(data, self._name(shard, "bin"))
-                continue
+            if self._name(shard, "jsonl").is_file():
+                if data.is_file():  # killed between the two renames: both are complete
+                    os.replace(data, self._name(shard, "bin"))
+                    continue
+                self._name(shard, "jsonl").unlink()  # an index without its shard
             if not index.is_file() or not data.is_file():
                 index.unlink(missing_ok=True)
                 data.unlink(missing_ok=True)
@@ -250,7 +256,7 @@ class StoreWriter:
         plan["sequences"] = hashlib.sha256(
             json.dumps([[asdict(sequence) for sequence in shard] for shard in self.shards]).encode()
         ).hexdigest()
-        file, text = self.folder / "plan.json", json.dumps(plan, indent=1, sort_keys=True)
+        file, text = self.folder / PLAN, json.dumps(plan, indent=1, sort_keys=True)
         if not file.is_file():
             write_atomically(file, text)
             return
@@ -357,6 +363,16 @@ class SignalStore:
     def records(self) -> Mapping[str, str]:
         """The digest of each record's tokens, by record, in the order of writing."""
         return {record: str(line["tokens"]) for record, (_, line) in self._index.items()}
+
+    def check_output_layer(self) -> None:
+        """Compare the output layer with its digest.
+
+        Raises:
+            DataError: its bytes are not those that were written.
+        """
+        described = self.facts["output_layer"]
+        if file_digest(self.folder / described["name"]) != described["sha256"]:
+            raise DataError(f"{described['name']} is damaged", where=str(self.folder), fix=_REPAIR)
 
     def damaged(self) -> list[str]:
         """The names of the shards that are damaged, or whose index is, and of the output layer if it is damaged. Reads

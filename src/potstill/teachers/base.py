@@ -10,6 +10,7 @@ from potstill.tasks import TaskSpec
 from potstill.types import Answer, Capability, Request
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -77,3 +78,14 @@ def open_modules(teacher: Teacher | None) -> tuple[nn.Module, ...]:
     if teacher is None or getattr(getattr(teacher, "settings", None), "cache", False):
         return ()
     return tuple(getattr(teacher, "modules", ()))
+
+
+def device_of(model: OpenTeacher) -> torch.device:
+    """The device of the first layer's weights (for a language model the embeddings), which takes the inputs."""
+    return next(model.modules[0].parameters()).device
+
+
+def input_device(teacher: Teacher) -> torch.device | None:
+    """As `device_of`; None if the teacher has no weights here."""
+    modules = open_modules(teacher)
+    return next((parameter.device for module in modules[:1] for parameter in module.parameters()), None)

@@ -50,6 +50,7 @@ class EndpointModel:
             "omit": list(of.omit),
             "template": template,
             **({"logprobs": True} if of.logprobs else {}),
+            **({"answer_logprobs": of.answer_logprobs} if of.answer_logprobs is not None else {}),
         }
 
     @cached_property

@@ -163,8 +163,11 @@ def body_of(request: Request, settings: EndpointTeacher, prompt: str | None, see
             body["top_k"] = sampling.top_k
         if seed is not None:
             body["seed"] = seed
-    if settings.logprobs:
-        body["logprobs"] = True if settings.api == "chat" else 1
+    if settings.logprobs or settings.answer_logprobs is not None:
+        several = settings.answer_logprobs or 1
+        body["logprobs"] = True if settings.api == "chat" else several
+        if settings.api == "chat" and settings.answer_logprobs is not None:
+            body["top_logprobs"] = several
     for field in settings.omit:
         body.pop(field, None)
     body.update(settings.extra.sent())
@@ -183,7 +186,8 @@ def most_bytes(sent: Mapping[str, Any], settings: EndpointTeacher, request_bytes
     as JSON, with reasoning beside them; log-probabilities repeat every token as text and as a list of bytes. Some
     servers repeat the request.
     """
-    per_token = 2048 if settings.logprobs else 512
+    per_token = 2048 if settings.logprobs or settings.answer_logprobs is not None else 512
+    per_token += 512 * (settings.answer_logprobs or 0)
     return ERROR_BYTES + per_token * int(sent[settings.max_tokens_field]) + 2 * request_bytes
 
 
@@ -223,13 +227,18 @@ def _answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any], 
     if text is None:
         return _unreadable("an answer without a text", _quote(content, redact))
     logprob = _mean_logprob(choice) if settings.logprobs else None
+    likeliest = _likeliest(choice) if settings.answer_logprobs is not None else None
     # A withheld or empty answer has none on any server.
-    if settings.logprobs and logprob is None and text.strip() and finish in ("stop", "length"):
-        fix = "set the teacher's logprobs: false, or use a server that gives them (vLLM does)"
+    lacks = "logprobs: false" if settings.logprobs and logprob is None else ""
+    lacks = "answer_logprobs: null" if settings.answer_logprobs is not None and not likeliest else lacks
+    if lacks and text.strip() and finish in ("stop", "length"):
+        fix = f"set the teacher's {lacks}, or use a server that gives them (vLLM does)"
         # A property of the server, not of this answer: every other answer would lack them too.
         reason = "the server takes the request for log-probabilities, and gives none"
         return Trouble("stop", reason, billed=True, fix=fix)
-    text = redact(_HALVES.sub("\ufffd", text))
+    written_text, text = text, redact(_HALVES.sub("\ufffd", text))
+    if text != _HALVES.sub("\ufffd", written_text):
+        likeliest = None  # its tokens spell the key
     reasoning = redact(_HALVES.sub("\ufffd", reasoning)) if reasoning else None
     usage = document.get("usage")
     counts = usage if isinstance(usage, dict) else {}
@@ -238,7 +247,7 @@ def _answer(content: bytes, settings: EndpointTeacher, sent: Mapping[str, Any], 
         read = bound_tokens(sent)
     if written is None:
         written = min(len(f"{reasoning or ''}{text}".encode()) + 1, int(sent[settings.max_tokens_field]))
-    return Answer(text, finish, read, written, reasoning, logprob)
+    return Answer(text, finish, read, written, reasoning, logprob, likeliest)
 
 
 def read_refusal(status: int, content: bytes, sent: Mapping[str, Any], redact: Redact = no_redaction) -> Trouble:
@@ -366,6 +375,46 @@ def _mean_logprob(choice: Mapping[str, Any]) -> float | None:
     return sum(found) / len(found) if found else None
 
 
+def _likeliest(choice: Mapping[str, Any]) -> list[Any] | None:
+    """Of each written token [key, log-probability, [[key, log-probability], …]]: see `capture/written.py`. None if the
+    server gave none, or what is no log-probability."""
+    try:
+        logprobs = choice["logprobs"]
+        if (content := logprobs.get("content")) is not None:
+            return [
+                [_key(of), _log(of["logprob"]), [[_key(other), _log(other["logprob"])] for other in of["top_logprobs"]]]
+                for of in content
+            ]
+        columns = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
+        return [
+            [_key({"token": token}), _log(value), [[_key({"token": t}), _log(v)] for t, v in (pairs or {}).items()]]
+            for token, value, pairs in columns
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+
+
+def _key(of: Mapping[str, Any]) -> int | str:
+    """A token's id, where the server gives it, or its bytes in hexadecimal."""
+    if isinstance(of.get("id"), int) and not isinstance(of["id"], bool):
+        return int(of["id"])
+    text = str(of["token"])
+    if named := re.fullmatch(r"token_id:(\d{1,9})", text):  # vLLM's return_tokens_as_token_ids
+        return int(named[1])
+    raw = of.get("bytes")
+    return bytes(raw).hex() if isinstance(raw, list) else text.encode(errors="replace").hex()
+
+
+def _log(value: Any) -> float:
+    """A log-probability. Some servers write −9999 for −∞, which JSON does not have. Raises ValueError: it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf <= value <= 1e-3:
+        raise ValueError("no log-probability")
+    return round(min(max(float(value), -_LEAST_LOG), 0.0), 5)
+
+
+_LEAST_LOG = 1e3
+
+
 def _finish(name: Any) -> Finish:
     name = _FINISH_NAMES.get(name, name) if isinstance(name, str) else None
     # Without a reason, the answer counts as finished.
@@ -412,6 +461,8 @@ def _fix(field: str, sent: Mapping[str, Any]) -> str:
     if field in ("temperature", "top_p", "seed"):
         change = f" (it is {sent[field]}), or change it" if field != "seed" else ""
         return f"add {field} to the teacher's omit{change}"
+    if field == "top_logprobs":
+        return "lower the teacher's answer_logprobs, or leave it out"
     if field == "logprobs":
         return "set the teacher's logprobs: false"
     return "set generate.top_k: 0" if field == "top_k" else f"drop {field} from the teacher's extra"

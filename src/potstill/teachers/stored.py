@@ -81,6 +81,8 @@ class StoredTeacher:
 
     def _output_layer_on(self, device: torch.device) -> OutputLayer:
         if self._layer is None or self._layer.weight.device != device:
+            if self._layer is None:
+                self.store.check_output_layer()
             found = OutputLayer.load(self.folder)
             bias = None if found.bias is None else found.bias.to(device)
             self._layer = replace(found, weight=found.weight.to(device), bias=bias)
@@ -196,13 +198,11 @@ class StoredTeacher:
                 "a row has no record id, by which stored signals are found", fix="train on records (see docs/data.md)"
             )
         entries = self.store.read(row.record_id, row.rendered)
-        length = len(row) if isinstance(row, Tokenized) else 1
-        if any(part.rows == "example" for part in self.features.values()) and length != self.store.length(
-            row.record_id
-        ):
+        length, captured = len(row) if isinstance(row, Tokenized) else 1, self.store.length(row.record_id)
+        kept_by = {part.rows for part in self.features.values()}
+        if (length > captured and "tokens" in kept_by) or (length != captured and "example" in kept_by):
             raise DataError(
-                f"record {row.record_id!r} is cut at {length:,} tokens here, and its stored embedding is of "
-                f"{self.store.length(row.record_id):,}",
+                f"record {row.record_id!r} has {length:,} tokens here, and what is stored is of {captured:,}",
                 where=str(self.folder),
                 fix="capture with the same train.max_length",
             )

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import resource
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -25,10 +21,12 @@ from potstill.models.live import check_head
 from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
 from potstill.objectives import token_statistics
+from potstill.peak import most, watched
 from potstill.recipe import HardCE, ObjectiveSettings, Recipe
 from potstill.signals import IGNORE, Ask, Batch, Dense, Head
 from potstill.tasks import SPECS
 from potstill.teachers import Teacher
+from potstill.teachers.base import input_device
 from potstill.train.arguments import defaults, steps_of, training_arguments
 from potstill.train.inputs import Rows, find_models, make_student, make_teacher
 from potstill.train.trainer import DistillTrainer
@@ -55,14 +53,13 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
     reader, rows = _rows(recipe, models.tokenizer)
     stage = recipe.train.in_stages[0]
     taught = any(o.needs().teacher for o in stage.objectives)
-    peaks: dict[str, int] = {}
+    peaks: dict[str, int | None] = {}
     nll = None
     if taught and (teacher := make_teacher(models)) is not None:
-        with quiet_loading(), _peak_of(models.device) as peak:
+        with quiet_loading(), watched() as memory:
             nll = _teacher_nll(teacher, reader, rows)
-        peaks["teacher"] = peak[0]
+        peaks["teacher"] = most(memory)
         del teacher
-        gc.collect()
     with tempfile.TemporaryDirectory() as folder, quiet_loading():
         built = make_student(recipe, models, reader, rows, console)
         arguments = training_arguments(recipe, Path(folder), models.device, len(rows.train), stage)
@@ -88,18 +85,18 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
             return made
 
         if taught and SPECS[recipe.task].has_response:
-            with _peak_of(models.device) as peak:
+            with watched() as memory:
                 trainer_of([HardCE()], None).train()
-            peaks["student"] = peak[0]
-            gc.collect()
+            peaks["student"] = most(memory)
         trainer = trainer_of(stage.objectives, make_teacher(models) if taught else None)
         batch = Batch.from_inputs(trainer.collate(trainer.train_rows[:2]))
         difference = check_head(trainer.student.to("cpu"), batch)
         trainer.student.to(arguments.device)
-        with _peak_of(models.device) as peak:
+        with watched() as memory:
             trainer.train()
-        peaks["together"] = peak[0]
+        peaks["together"] = most(memory)
     seconds, tokens = clock.seconds, trainer.tokens_seen
+    known = {name: size for name, size in peaks.items() if size is not None}
     whole, precision = seconds * steps, "bf16" if arguments.bf16 else "fp32"
     text = SPECS[recipe.task].reads_text
     head_line = f"the student's logits, as the losses read them, are its own (within {difference:.0e} of the largest)"
@@ -107,7 +104,7 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
         *(["student and teacher speak the same tokens, through the same template"] if taught and text else []),
         *([head_line] if SPECS[recipe.task].has_vocabulary else []),
         *([_nll_line(*nll)] if nll is not None and recipe.generate is None else []),
-        "peak memory: " + ", ".join(f"{_PEAKS[name]} {size / 1e9:,.2f} GB" for name, size in peaks.items()),
+        *([f"peak memory: {_peaks_line(known)}"] if known else []),
         f"a step of {len(rows.train[:rows_per_step])} {'records' if text else 'images'}"
         f"{f', {tokens:,} tokens' if text else ''}: {seconds:,.1f} s, {tokens / max(seconds, 1e-9):,.0f} "
         f"{'tokens' if text else 'images'}/s in {precision} on {models.device.type}",
@@ -120,7 +117,7 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
         "steps": steps,
         "training_seconds": round(whole),
         "student_parameters": built.facts["parameters"],
-        "peak_bytes": peaks,
+        "peak_bytes": known,
         # What stands in for answers that are not written yet is no text.
         **({"teacher_nll": round(nll[0], 4)} if nll is not None and recipe.generate is None else {}),
     }
@@ -128,6 +125,12 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
 
 
 _PEAKS = {"teacher": "the teacher alone", "student": "the student alone", "together": "all that the step needs"}
+
+
+def _peaks_line(peaks: Mapping[str, int]) -> str:
+    return ", ".join(f"{_PEAKS[name]} {size / 1e9:,.2f} GB" for name, size in peaks.items())
+
+
 _BATCHES, _ROWS = 4, 4
 """Batches that the teacher reads alone, and rows of each."""
 _SURPRISED = 0.5
@@ -142,7 +145,7 @@ def _teacher_nll(teacher: Teacher, reader: TaskReader, rows: Rows) -> tuple[floa
     spec = SPECS[reader.task]
     last = frozenset() if spec.has_response else frozenset({f"hidden.{teacher.dims.layers}"})
     for start in range(0, len(chosen), _ROWS):
-        batch = Batch.from_inputs(collate(chosen[start : start + _ROWS]))
+        batch = Batch.from_inputs(collate(chosen[start : start + _ROWS]), input_device(teacher))
         signals = teacher.signals(batch, Ask(spec.has_response, last))
         response = signals.head or signals.dense
         if response is None or not spec.has_vocabulary:
@@ -161,40 +164,6 @@ def _nll_line(nll: float, targets: int, vocab: int) -> str:
     if nll > _SURPRISED * math.log(vocab):
         text += "; that is high: is it its template that they are rendered with, and a text that it knows?"
     return text
-
-
-@contextmanager
-def _peak_of(device: torch.device) -> Iterator[list[int]]:
-    """The most memory within the context, in bytes, as the one entry of the list afterwards: of the GPU, or else of
-    this process, looked at every 10 ms."""
-    found: list[int] = []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield found
-        found.append(torch.cuda.max_memory_allocated(device))
-        return
-    ended, most = threading.Event(), [_resident()]
-
-    def look() -> None:
-        while not ended.wait(0.01):
-            most[0] = max(most[0], _resident())
-
-    watch = threading.Thread(target=look, daemon=True)
-    watch.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        watch.join()
-        found.append(max(most[0], _resident()))
-
-
-def _resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 class _Clock(TrainerCallback):
