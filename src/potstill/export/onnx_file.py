@@ -70,8 +70,9 @@ def write_onnx(model: nn.Module, spec: TaskSpec, file: Path, image_shape: tuple[
         for value in (*graph.graph.inputs, *graph.graph.outputs):
             value.name = _name(str(value.name))
             # The tracer writes a fixed size as text, which is a free one to who reads the file.
-            sizes = [getattr(size, "value", size) for size in value.shape]
-            value.shape = onnx_ir.Shape([int(s) if str(s).isdigit() else s for s in sizes])
+            if value.shape is not None:
+                sizes = [getattr(size, "value", size) for size in value.shape]
+                value.shape = onnx_ir.Shape([int(s) if str(s).isdigit() else s for s in sizes])
     onnx_ir.save(graph, str(file), external_data=f"{file.name}_data")
 
 
