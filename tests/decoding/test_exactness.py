@@ -78,6 +78,7 @@ DRAFTS: dict[str, Callable[[int, TableModel], Draft]] = {
     "chained": lambda vocab, target: ChainedDraft([LookupDraft(), ModelDraft(TableModel(Table(vocab, 9, True)))]),
     "stopped": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9, True)), threshold=0.55),
     "tree": lambda vocab, target: Guesses(vocab, NODES),
+    "chained tree": lambda vocab, target: ChainedDraft([LookupDraft(2, 2), Guesses(vocab, NODES)]),
 }
 
 
@@ -95,7 +96,7 @@ def speculative(
     request = Request(prompts, budget, stop, sampler)
 
     def run(source: Any) -> tuple[tuple[int, ...], ...]:
-        nodes = len(NODES) if kind == "tree" else gamma
+        nodes = len(NODES) if "tree" in kind else gamma
         decoder = SpeculativeDecoder(target, DRAFTS[kind](vocab, target), gamma=nodes)
         texts: list[list[int]] = [[] for _ in prompts]
         for news in decoder.rounds(request, source):
@@ -331,10 +332,11 @@ def real_joint(kind: str) -> tuple[Joint, Joint]:
         "frequent": lambda: early_exit(target, 2, torch.tensor([2, 0])),
         "lookup": LookupDraft,
         "medusa": lambda: MedusaDraft(random_heads(model, 2), [(0,), (1,), (1, 0)]),
+        "chained": lambda: ChainedDraft([LookupDraft(), MedusaDraft(random_heads(model, 2), [(0,), (1,), (1, 0)])]),
     }
     prompts, budget = [[0, 1, 2, 1], [2]], 2
     gamma = 1
-    if kind == "medusa":  # a tree needs a budget of three tokens, which are too many paths for two rows
+    if kind in ("medusa", "chained"):  # a tree needs a budget of three tokens, which are too many paths for two rows
         prompts, budget, gamma = [[0, 1, 2, 1]], 3, 2
 
     def run(source: Any) -> tuple[tuple[int, ...], ...]:
@@ -358,7 +360,7 @@ def real_joint(kind: str) -> tuple[Joint, Joint]:
     return found, wanted
 
 
-@pytest.mark.parametrize("kind", ["model", "layers", "frequent", "lookup", "medusa"])
+@pytest.mark.parametrize("kind", ["model", "layers", "frequent", "lookup", "medusa", "chained"])
 def test_with_a_real_cache_the_joint_distribution_of_a_batch_is_the_targets(kind: str) -> None:
     found, wanted = real_joint(kind)
     assert error(found, wanted) < 1e-12

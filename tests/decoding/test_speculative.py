@@ -16,6 +16,7 @@ from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraf
 from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.sampler import Sampler
 from potstill.decoding.speculative import Request, SpeculativeDecoder
+from potstill.decoding.tree import Typical
 from potstill.errors import ModelError, UserError
 from tiny_models import FAMILIES, Family, random_heads, tiny_model
 
@@ -46,6 +47,9 @@ DRAFTS: dict[str, Callable[[Family, CachedModel], Draft | None]] = {
     "chained": lambda family, target: ChainedDraft([LookupDraft(), ModelDraft(CachedModel(near(family)))]),
     "stopped": lambda family, target: ModelDraft(CachedModel(near(family)), threshold=0.1),
     "medusa": lambda family, target: MedusaDraft(random_heads(target.model, 2), NODES),
+    "chained heads": lambda family, target: ChainedDraft(
+        [LookupDraft(), MedusaDraft(random_heads(target.model, 2), NODES)]
+    ),
 }
 
 
@@ -231,6 +235,35 @@ def test_settings_without_meaning_here_are_refused_by_name() -> None:
         tiny_model().generate(torch.tensor([[1, 2]]), max_new_tokens=2, custom_generate=decoder)
 
 
+def test_what_each_row_may_write_is_its_own() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    decoder = SpeculativeDecoder(model, ModelDraft(CachedModel(near())), gamma=3)
+
+    def allowed(row: int, tokens: Tensor) -> list[int]:
+        return list(range(10 + 40 * row, 40 + 40 * row))
+
+    settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "prefix_allowed_tokens_fn": allowed}
+    text = decoder.generate(**padded(), **settings)
+    assert torch.equal(text, model.generate(**padded(), **settings))
+    assert [set(row[-12:].tolist()) <= set(allowed(number, row)) for number, row in enumerate(text)] == [True] * 3
+
+
+def test_typical_acceptance_with_penalties_on_the_text_is_refused() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    decoder = SpeculativeDecoder(model, MedusaDraft(random_heads(model, 2), NODES), gamma=6, typical=Typical())
+    settings: dict[str, Any] = {"max_new_tokens": 4, "repetition_penalty": 1.3}
+    with pytest.raises(UserError, match="typical acceptance"):
+        decoder.generate(torch.tensor([[1, 2]]), do_sample=True, **settings)
+    decoder.generate(torch.tensor([[1, 2]]), do_sample=False, **settings)  # greedy trees are exact
+
+
+def test_a_padded_output_layer_drafts_the_tokens_of_both() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    padded_draft = tiny_model(seed=3, spread=0.3, vocab=320)
+    decoder = SpeculativeDecoder(model, ModelDraft(CachedModel(padded_draft, torch.arange(259))), gamma=3)
+    assert decoder.write(Request(PROMPTS, 20)) == SpeculativeDecoder(model).write(Request(PROMPTS, 20))
+
+
 def test_models_whose_cache_cannot_be_rolled_back_are_refused_by_name() -> None:
     config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(ModelError, match="MambaForCausalLM cannot decode speculatively"):
@@ -241,7 +274,7 @@ def test_models_whose_cache_cannot_be_rolled_back_are_refused_by_name() -> None:
 
 def test_a_draft_of_another_vocabulary_is_refused() -> None:
     decoder = SpeculativeDecoder(tiny_model(), ModelDraft(CachedModel(tiny_model(vocab=300))))
-    with pytest.raises(ModelError, match="300 token ids"):
+    with pytest.raises(ModelError, match=r"300 token ids(?s:.*)torch\.arange\(259\)"):
         decoder.write(Request(PROMPTS, 4))
 
 

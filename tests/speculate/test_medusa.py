@@ -92,6 +92,22 @@ def test_exported_heads_draft_again_without_training(ran: Path, tmp_path: Path) 
     assert load_speculation(tmp_path / "run" / "speculate").heads == load_speculation(ran / "run" / "speculate").heads
 
 
+def test_a_lookup_may_come_before_heads(ran: Path, tmp_path: Path) -> None:
+    then = {"kind": "medusa", "ranks": 3, "weights": str(ran / "run" / "speculate" / "medusa")}
+    made = recipe(tmp_path, {"draft": {"kind": "chained", "then": then}, "most": 5})
+    run_recipe(made, tmp_path / "run", console=Console("quiet"), verb="speculate")
+    found = load_speculation(tmp_path / "run" / "speculate")
+    assert found.draft.startswith("a lookup in the text, then 3 Medusa heads") and found.trials and found.nodes
+    assert found.heads == load_speculation(ran / "run" / "speculate").heads
+    assert found.exported is not None and "no lookup" in found.exported.note
+
+
+def test_advice_is_stale_where_other_heads_would_be_measured(ran: Path) -> None:
+    other = {"objectives": [{**HEADS, "heads": 2}], "max_length": 64, "args": ARGS}
+    states = {status.stage: status.state for status in plan(heads(ran, other), ran / "run")}
+    assert states["speculate.advice"] == "stale"
+
+
 def test_an_export_that_mixed_up_its_heads_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saving = export.save_heads
 

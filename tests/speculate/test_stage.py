@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_speculation import recipe
+from models.gguf_families import TEMPLATE, Quantised, write_family
+from small_speculation import SMALL, recipe
 from transformers import AutoModelForCausalLM
 
 from potstill.console import Console
 from potstill.errors import ModelError, PotstillError, RecipeError, TokenizerMismatch
 from potstill.pipeline import plan, run_recipe
-from potstill.recipe import Recipe
+from potstill.recipe import Recipe, parse_recipe
 from potstill.speculate import export
 from potstill.speculation import load_speculation
 from potstill.stage import stage_names
@@ -72,6 +73,20 @@ def test_an_export_that_lost_its_embeddings_fails(tmp_path: Path, monkeypatch: p
         speculate(made, tmp_path)
 
 
+def test_a_gguf_file_is_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    write_family(tmp_path / "teacher.gguf", "qwen2", layers=2, template=TEMPLATE, quantised=Quantised.Q8_0)
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps({"prompt": f"ab {n} ba {n}"}) for n in range(8)))
+    asked = {
+        "name": "gguf",
+        "teacher": {"kind": "local", "model": "teacher.gguf", "device": "cpu"},
+        "data": {"kind": "jsonl", "path": "data.jsonl", "format": "prompt", "held_out": 0.5},
+        "speculate": {**SMALL, "draft": {"kind": "layers", "layers": 1}},
+    }
+    found = load_speculation(speculate(parse_recipe(asked, base=tmp_path), tmp_path))
+    assert found.trials and found.exported is not None
+
+
 def test_a_lookup_needs_no_model_and_exports_the_engines_own(tmp_path: Path) -> None:
     out = speculate(recipe(tmp_path, {"draft": {"kind": "lookup", "longest": 2}}), tmp_path)
     found = load_speculation(out)
@@ -97,6 +112,25 @@ def test_a_draft_is_measured_before_it_is_trained_and_after(tmp_path: Path) -> N
     assert {status.state for status in plan(made, tmp_path / "run")} == {"fresh"}
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "Who wrote it" in page and 'class="by-target"' in page and page.count("<svg") >= 3
+
+
+def test_a_draft_learns_from_text_of_its_own(tmp_path: Path) -> None:
+    """The recipe of the page: the draft writes, and its target teaches."""
+    draft = {"kind": "local", "model": str(make_tiny_causal_lm(tmp_path / "draft", layers=2, seed=1)), "device": "cpu"}
+    plain, args = recipe(tmp_path, {}), {"max_steps": 2, "use_cpu": True}
+    asked = {
+        "name": "own-text",
+        "teachers": {"main": plain.teachers["main"].model_dump(mode="json"), "draft": draft},
+        "student": {"kind": "existing", "model": draft["model"]},
+        "data": {"kind": "jsonl", "path": str(tmp_path / "data.jsonl"), "held_out": 0.5},
+        "generate": {"kind": "sequence", "teacher": "draft", "temperature": 0.7, "max_new_tokens": 8},
+        "train": {"objectives": [{"kind": "acceptance"}], "max_length": 64, "args": args},
+        "speculate": {**SMALL, "draft": {"kind": "student", "frequent": 200}},
+    }
+    made = parse_recipe(asked, base=tmp_path)
+    run_recipe(made, tmp_path / "run", console=Console("quiet"))
+    found = load_speculation(tmp_path / "run" / "speculate")
+    assert found.draft.startswith("the student") and found.trials
 
 
 def test_a_draft_that_cannot_gain_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

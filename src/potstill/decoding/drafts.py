@@ -105,7 +105,9 @@ class ModelDraft:
         if self._reader.vocab_size != target.vocab_size and self._reader.vocabulary is None:
             raise ModelError(
                 f"the draft has {self._reader.vocab_size:,} token ids and the target {target.vocab_size:,}",
-                fix="use a draft that was made of the target, or distilled with its tokenizer",
+                fix="use a draft that was made of the target, or distilled with its tokenizer; if both have one "
+                "tokenizer, and an output layer is padded, give CachedModel the tokens of both: "
+                f"vocabulary=torch.arange({min(self._reader.vocab_size, target.vocab_size)})",
             )
         self._reader.start(rows.capacity)
         self._read = [0] * len(rows.numbers)

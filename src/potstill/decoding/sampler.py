@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
     LogitNormalization,
     LogitsProcessor,
     MinPLogitsWarper,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
@@ -39,7 +40,7 @@ _WITHOUT_HISTORY = (
     TypicalLogitsWarper,
 )
 """Processors that read the logits alone, so that one call handles all positions. Every other processor is called for
-each position of each row with the tokens before it."""
+each position of each row with the tokens before it: it must not keep state between calls, nor tell rows by place."""
 
 
 class Sampler:
@@ -52,6 +53,11 @@ class Sampler:
 
     def __init__(self, processors: Sequence[LogitsProcessor] = (), greedy: bool = False) -> None:
         self._processors, self.greedy = list(processors), greedy
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether a distribution depends on the tokens before it by more than the logits."""
+        return any(type(processor) not in _WITHOUT_HISTORY for processor in self._processors)
 
     def distributions(
         self, logits_BnV: Float[Tensor, "B n V"], rows: Rows, first: int, vocabulary: Tensor | None = None
@@ -98,7 +104,11 @@ def _call(processor: Any, history: Tensor, scores: Tensor) -> Tensor:
 
 
 def _of_row(processor: LogitsProcessor, row: int) -> LogitsProcessor:
-    """The processor for one row of the batch, if it has state per row."""
+    """The processor for one row of the batch, if rows differ for it."""
+    if isinstance(processor, PrefixConstrainedLogitsProcessor):
+        allowed, processor = processor._prefix_allowed_tokens_fn, copy.copy(processor)
+        processor._prefix_allowed_tokens_fn = lambda _, tokens: allowed(row, tokens)
+        return processor
     ignored = getattr(processor, "prompt_ignore_length", None)
     if isinstance(processor, RepetitionPenaltyLogitsProcessor) and isinstance(ignored, Tensor) and ignored.numel() > 1:
         processor = copy.copy(processor)

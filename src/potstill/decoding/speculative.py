@@ -192,7 +192,8 @@ class SpeculativeDecoder:
         """Write round by round; yields the new tokens of each row that is still written, at least one.
 
         Raises:
-            UserError: a prompt is empty, the budget is below 1, or the text would not fit the target's context.
+            UserError: a prompt is empty, the budget is below 1, the text would not fit the target's context, or typical
+                acceptance is asked for with processors that read the text.
         """
         self._check(request)
         target, draft, account = self._target, self._draft, Account()
@@ -275,6 +276,11 @@ class SpeculativeDecoder:
             raise UserError("there is no prompt", fix="give at least one")
         if empty := next((row for row, prompt in enumerate(request.prompts, 1) if not prompt), None):
             raise UserError(f"prompt {empty} is empty", fix="begin it with the tokenizer's first token, or some text")
+        if self._typical is not None and not request.sampler.greedy and request.sampler.reads_history:
+            raise UserError(
+                "typical acceptance judges a tree at once, and these processors read the text before each token",
+                fix="leave penalties out, or typical",
+            )
         if request.budget < 1:
             raise UserError(f"a budget of {request.budget} tokens", fix="ask for at least 1")
         needed = max(map(len, request.prompts)) + request.budget

@@ -13,7 +13,7 @@ from potstill.heads import MedusaHeads, count_tokens, frequent_tokens
 from potstill.objectives.base import DirectObjective, widened
 from potstill.recipe.response import Medusa
 from potstill.registry import implements
-from potstill.signals import Ask, Batch, Dims, Side, Signals, Term
+from potstill.signals import Ask, Batch, Dims, Head, Side, Signals, Term
 
 
 @implements(Medusa)
@@ -32,7 +32,7 @@ class MedusaLoss(DirectObjective[Medusa]):
             self._counts = count_tokens(texts)
 
     def ask(self, dims: Dims) -> Mapping[Side, Ask]:
-        return {"student": Ask(response=True)}
+        return {"student" if self.settings.states is None else "teacher": Ask(response=True)}
 
     def build(self, dims: Dims) -> MedusaHeads:
         """The heads, not yet begun."""
@@ -43,20 +43,29 @@ class MedusaLoss(DirectObjective[Medusa]):
     def initialise(self, module: nn.Module, student: Signals, teacher: Signals | None, batch: Batch) -> None:
         """Begin as the output layer."""
         assert isinstance(module, MedusaHeads)
-        if student.head is None:
+        head = self._head(student, teacher)
+        if head is None:
             raise ModelError(
                 "Medusa heads read the state before the output layer, which cannot be taken apart here",
                 fix="use a draft of the target's layers: {kind: layers, layers: 2}",
             )
-        module.start_from(student.head.weight, student.head.scale)
+        module.start_from(head.weight, head.scale)
+
+    def _head(self, student: Signals, teacher: Signals | None) -> Head | None:
+        """The states and the output layer: the student's, or stored ones."""
+        if self.settings.states is None:
+            return student.head
+        return None if teacher is None else teacher.head
 
     def __call__(
         self, student: Signals, teacher: Signals | None, batch: Batch, module: nn.Module | None = None
     ) -> Term:
-        assert isinstance(module, MedusaHeads) and student.head is not None
+        head = self._head(student, teacher)
+        assert isinstance(module, MedusaHeads) and head is not None
+        states = head.hidden.to(next(module.parameters()).dtype)
         values = torch.zeros(len(batch.target_ids), device=batch.target_ids.device)
         metrics: dict[str, Tensor] = {}
-        for number, logits in enumerate(module(student.head.hidden), 1):
+        for number, logits in enumerate(module(states), 1):
             labels = _labels(batch, number)
             labels = torch.where(labels >= 0, module.rows_of(labels.clamp_min(0)), -1)
             loss = nn.functional.cross_entropy(widened(logits), labels, ignore_index=-1, reduction="none")

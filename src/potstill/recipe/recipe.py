@@ -13,9 +13,10 @@ from potstill.recipe.capture import CaptureSettings, TopKCapture
 from potstill.recipe.data import DataSettings, ImageSettings, expand_data
 from potstill.recipe.evaluate import EvaluateSettings, ReportSettings
 from potstill.recipe.export import AdapterExport, ExportSettings
-from potstill.recipe.generate import GenerateSettings
+from potstill.recipe.generate import GenerateSettings, SequenceProgram
 from potstill.recipe.objectives import ObjectiveSettings, why_not
 from potstill.recipe.policy import PolicySettings
+from potstill.recipe.response import Medusa
 from potstill.recipe.schedules import schedule_text
 from potstill.recipe.speculate import OtherModelDraft, SpeculateSettings, StudentDraft
 from potstill.recipe.students import Pruned, StudentSettings
@@ -171,6 +172,10 @@ class Recipe(Settings):
         self._task_allows()
         if self.speculate is not None:
             self._can_speculate(self.speculate)
+        if self.train is not None and any(isinstance(o, Medusa) and o.states for o in self.train.all_objectives):
+            raise ValueError(
+                "medusa with states: stored trains heads of the store's model, so in speculate.train: drop it"
+            )
         if self.train is not None and self.student is None:
             raise ValueError("train needs a student: add `student: {kind: from_teacher}`, or drop the train section")
         for stage, needed in (("evaluate", self.evaluate), ("export", self.export)):
@@ -281,6 +286,36 @@ class Recipe(Settings):
             )
         if isinstance(speculate.model_draft, StudentDraft) and self.train is None:
             raise ValueError("speculate.draft is the student, and nothing trains one: add a train section")
+        if (heads := speculate.heads) is not None and heads.states is not None and self.capture is None:
+            raise ValueError("states: stored needs a store of states: add a section capture, {kind: hidden}")
+        if speculate.texts == "stored" and (reason := self._why_no_stored_texts(speculate)) is not None:
+            raise ValueError(f"speculate.texts: stored: {reason}")
+
+    def _why_no_stored_texts(self, speculate: SpeculateSettings) -> str | None:
+        """Why acceptance cannot be measured on stored texts, with a fix; None if it can: the target wrote them as it
+        will write, and the store has what is compared."""
+        wrote, capture = self.generate, self.capture
+        if not isinstance(wrote, SequenceProgram) or wrote.teacher != speculate.target:
+            return f"nothing says what {speculate.target!r} writes: add a section generate of kind sequence, by it"
+        if wrote.beams > 1 or wrote.top_k or wrote.verify is not None:
+            return (
+                "the texts are not as the target writes them: drop generate.beams, generate.top_k and generate.verify"
+            )
+        if speculate.temperatures != (wrote.temperature,) or speculate.top_p != wrote.top_p:
+            return (
+                f"the texts are at temperature {wrote.temperature:g} with top_p {wrote.top_p:g}: set "
+                f"speculate.temperatures: [{wrote.temperature:g}] and speculate.top_p: {wrote.top_p:g}"
+            )
+        if capture is None or capture.teacher != speculate.target or not capture.response:
+            return f"no store has responses of {speculate.target!r}: add a section capture of it (kind: hidden, say)"
+        if not capture.any_temperature and wrote.temperature and (wrote.temperature != 1.0 or wrote.top_p < 1):
+            return (
+                f"a store of kind {capture.kind!r} has probabilities at temperature 1, without top_p: set "
+                "capture.kind: hidden, or generate.temperature: 1 without generate.top_p"
+            )
+        if speculate.heads_draft is not None:
+            return "heads are measured on the target's states, as it writes: leave texts out"
+        return None
 
     def _views_may_differ(self, train: TrainSettings) -> None:
         """A system prompt for the teacher alone needs a text model, and objectives on what both views share.
@@ -328,13 +363,20 @@ class Recipe(Settings):
         Raises:
             ValueError: an objective needs something else; the error names a fix.
         """
-        capture, train = self.capture, self.train
-        if capture is None or train is None or not any(o.needs().teacher for o in train.all_objectives):
+        capture, speculate = self.capture, self.speculate
+        if capture is not None and self.train is not None:
+            self._store_gives(capture, self.train, self.train.teacher)
+        if capture is not None and speculate is not None and speculate.train is not None:
+            self._store_gives(capture, speculate.train, speculate.target)
+
+    def _store_gives(self, capture: CaptureSettings, train: TrainSettings, teacher: str) -> None:
+        """As `_store_gives_what_is_asked`, of one training and its teacher."""
+        if not any(o.needs().teacher for o in train.all_objectives):
             return
-        if capture.teacher != train.teacher:
+        if capture.teacher != teacher:
             raise ValueError(
-                f"capture stores {capture.teacher!r}, and train learns from {train.teacher!r}: name the same "
-                "teacher in capture.teacher and train.teacher"
+                f"capture stores {capture.teacher!r}, and {teacher!r} is learned from: name the same teacher in "
+                "capture.teacher and train.teacher (of a draft: speculate.target)"
             )
         for objective in train.all_objectives:
             if not all(alternatives & capture.gives for alternatives in objective.needs().teacher):

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
 
+from potstill.recipe.base import PartIfSet
 from potstill.recipe.objectives import Needs, ObjectiveSettings
 from potstill.recipe.schedules import PositiveSchedule
 
@@ -104,7 +105,8 @@ class Medusa(ObjectiveSettings):
     """Σ λ^k · cross-entropy of Medusa head k with the token k places behind the next one, λ = `decay`: heads on the
     student's last hidden state, trained along and kept. Cai et al. 2024, §2.2 (Medusa; λ = 0.8).
 
-    `heads` is their number; with `frequent` they know only the K most frequent tokens of the training records.
+    `heads` is their number; with `frequent` they know only the K most frequent tokens of the training records. With
+    `states: stored` the states come from a signal store (`capture: {kind: hidden}`) of the target, which does not run.
     """
 
     kind: Literal["medusa"] = "medusa"
@@ -112,6 +114,12 @@ class Medusa(ObjectiveSettings):
     heads: int = Field(4, ge=1, le=16)
     frequent: Annotated[int, Field(ge=1)] | None = None
     decay: float = Field(0.8, gt=0, le=1)
+    states: Annotated[Literal["stored"] | None, PartIfSet()] = None
+
+    def needs(self) -> Needs:
+        if self.states is None:
+            return super().needs()
+        return Needs(teacher=(frozenset({"head"}),), student=frozenset())
 
 
 class LogitMSE(ObjectiveSettings):

@@ -95,7 +95,7 @@ class MedusaDraftSettings(DraftSettings):
 
 
 class ChainedDraftSettings(DraftSettings):
-    """In each round a lookup if it finds something, else a model."""
+    """In each round a lookup if it finds something, else a model or Medusa heads."""
 
     kind: Literal["chained"] = "chained"
     lookup: LookupDraftSettings = LookupDraftSettings()
@@ -103,8 +103,8 @@ class ChainedDraftSettings(DraftSettings):
 
     @model_validator(mode="after")
     def _a_model_second(self) -> ChainedDraftSettings:
-        if not isinstance(self.then, ModelDraftSettings):
-            raise ValueError(f"then is a model draft (student, model, layers), not {self.then.kind!r}")
+        if not isinstance(self.then, (ModelDraftSettings, MedusaDraftSettings)):
+            raise ValueError(f"then is a model draft (student, model, layers) or medusa, not {self.then.kind!r}")
         return self
 
 
@@ -115,13 +115,15 @@ class SpeculateSettings(Settings):
     `target` names the teacher. Costs and acceptance are measured in `dtype` on `prompts` prompts (held-out ones if
     there are any) of `max_new_tokens` new tokens, at each of `temperatures` (0 is greedy), with `top_p`. Forecasts are
     for drafts of 1 to `most` tokens a round, and for each of `batch_sizes`. `gamma` is the number that is measured and
-    exported; None takes the best. If no draft of this cost could gain anything, however well it is trained, `train`
-    is refused, unless `train_anyway`.
+    exported; None takes the best. With `texts: stored` acceptance is measured on what the target wrote in `generate`,
+    by the signal store of `capture`: the target is timed, and runs besides for trials alone. If no draft of this cost
+    could gain anything, however well it is trained, `train` is refused, unless `train_anyway`.
     """
 
     target: str = "main"
     draft: one_of(DraftSettings) = LayersDraft(layers=2, frequent=8192)  # type: ignore[valid-type]
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    texts: Annotated[Literal["stored"] | None, PartIfSet()] = None
     prompts: int = Field(16, ge=2, le=100_000)
     max_new_tokens: int = Field(64, ge=2, le=65_536)
     temperatures: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field((0.0, 0.7), min_length=1)
@@ -139,8 +141,8 @@ class SpeculateSettings(Settings):
             raise ValueError(f"gamma is {self.gamma}, above most ({self.most}): raise most, or lower gamma")
         if len(set(self.temperatures)) < len(self.temperatures) or len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise ValueError("temperatures and batch_sizes each have a value once")
-        if isinstance(self.draft, MedusaDraftSettings):
-            self._has_heads(self.draft)
+        if self.heads_draft is not None:
+            self._has_heads(self.heads_draft)
         if self.train is not None:
             if self.trained_layers is None and not self.trains_heads:
                 raise ValueError(
@@ -167,10 +169,17 @@ class SpeculateSettings(Settings):
                 "train.objectives say which heads are trained: add {kind: medusa, heads: 4}, the same in all stages"
             )
 
+        if (
+            self.train is not None
+            and self.trains_target
+            and any(isinstance(o, Medusa) and o.states for o in objectives)
+        ):
+            raise ValueError("states: stored is of a target that stays as it is: train heads alone, or drop it")
+
     @property
     def trains_heads(self) -> bool:
         """Whether `train` trains Medusa heads."""
-        return isinstance(self.draft, MedusaDraftSettings) and self.train is not None
+        return self.heads_draft is not None and self.train is not None
 
     @property
     def heads(self) -> Medusa | None:
@@ -220,6 +229,11 @@ class SpeculateSettings(Settings):
     def model_draft(self) -> ModelDraftSettings | None:
         """The draft that is a model, if one is."""
         return next((draft for draft in self.models if isinstance(draft, ModelDraftSettings)), None)
+
+    @property
+    def heads_draft(self) -> MedusaDraftSettings | None:
+        """The draft that is Medusa heads, if one is."""
+        return next((draft for draft in self.models if isinstance(draft, MedusaDraftSettings)), None)
 
     @property
     def trained_layers(self) -> int | None:

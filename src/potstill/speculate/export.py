@@ -58,7 +58,7 @@ def export_draft(
     """
     settings = draft.settings
     if draft.heads is not None:
-        return _export_heads(out, target, draft.heads, texts)
+        return _export_heads(out, target, draft, draft.heads, texts)
     if draft.reader is None:
         assert isinstance(settings, LookupDraftSettings)
         _write(out, _of_lookup(settings, gamma))
@@ -86,7 +86,7 @@ def export_draft(
     return Exported(FOLDER, served, in_memory, gamma, "; ".join(notes))
 
 
-def _export_heads(out: Path, target: Target, heads: MedusaHeads, texts: Sequence[Text]) -> Exported:
+def _export_heads(out: Path, target: Target, draft: OpenDraft, heads: MedusaHeads, texts: Sequence[Text]) -> Exported:
     folder = out / HEADS
     save_heads(heads, folder)
     _write(out, {"vllm.json": {"method": "medusa", "model": HEADS, "num_speculative_tokens": heads.heads}})
@@ -100,8 +100,10 @@ def _export_heads(out: Path, target: Target, heads: MedusaHeads, texts: Sequence
             where=str(folder),
             fix="set speculate.export: false, and report it: the heads cannot be saved and opened again",
         )
-    note = "vLLM drafts one token of each head, no tree; the other engines have no heads of this form"
-    return Exported(HEADS, float(served[0]), float(in_memory[0]), heads.heads, note)
+    notes = ["vLLM drafts one token of each head, no tree; the other engines have no heads of this form"]
+    if draft.lookup is not None:
+        notes.append("the engines chain no lookup: these are the heads alone")
+    return Exported(HEADS, float(served[0]), float(in_memory[0]), heads.heads, "; ".join(notes))
 
 
 def _accuracy(target: Target, heads: MedusaHeads, texts: Sequence[Text]) -> Floats:
@@ -123,7 +125,7 @@ def mean_alpha(target: Target, model: PreTrainedModel, texts: Sequence[Text], sa
 
 def _early_exit(target: Target, draft: OpenDraft) -> PreTrainedModel:
     """The target's first layers as a model of its own, of the target's weights."""
-    settings = draft.settings.then if isinstance(draft.settings, ChainedDraftSettings) else draft.settings
+    settings = draft.of_weights
     assert isinstance(settings, LayersDraft)
     from potstill.console import Console
 

@@ -113,12 +113,12 @@ def _round(
     """Of a round that begins at t: the probabilities that 0, 1, … drafted tokens stand, and its expected seconds."""
     if most < 1:
         return [1.0], timing.round(0, 0)
-    if trace.ranks is not None:
-        drafted = min(most, len(trace.nodes))
-        return [0.0] * trace.matched(t, drafted) + [1.0], timing.round(drafted, drafted)
     if trace.found is not None and (count := min(int(trace.found[t, 0]), most)) > 0:
         matched = min(int(trace.found[t, 1]), count)
         return [0.0] * matched + [1.0], timing.verify[count] + timing.other[count]
+    if trace.ranks is not None:
+        drafted = min(most, len(trace.nodes))
+        return [0.0] * trace.matched(t, drafted) + [1.0], timing.round(drafted, drafted)
     if trace.accept is None or trace.sure is None:
         return [1.0], timing.round(0, 0)
     accept, sure = trace.accept[t : t + most], trace.sure[t : t + most]

@@ -88,22 +88,27 @@ class OpenDraft:
     heads: MedusaHeads | None = None
 
     @property
+    def of_weights(self) -> DraftSettings:
+        """The settings of the model or the heads; of a lookup alone, its own."""
+        return self.settings.then if isinstance(self.settings, ChainedDraftSettings) else self.settings
+
+    @property
     def typical(self) -> Typical | None:
         """The rule of typical acceptance, if it is asked for."""
-        asked = self.settings.typical if isinstance(self.settings, MedusaDraftSettings) else None
+        asked = self.of_weights.typical if isinstance(self.of_weights, MedusaDraftSettings) else None
         return None if asked is None else Typical(asked.epsilon, asked.delta)
 
     @property
     def threshold(self) -> float | str:
         """The threshold of the recipe."""
-        own = self.settings.then if isinstance(self.settings, ChainedDraftSettings) else self.settings
+        own = self.of_weights
         return own.threshold if isinstance(own, ModelDraftSettings) else 0.0
 
     def drafting(self, threshold: float = 0.0, nodes: Sequence[Node] = ()) -> Draft:
         """The draft, for a decoder; of heads, with the nodes of their tree, best first."""
-        if self.heads is not None:
-            return MedusaDraft(self.heads, nodes)
         parts: list[Draft] = [] if self.lookup is None else [self.lookup]
+        if self.heads is not None:
+            parts.append(MedusaDraft(self.heads, nodes))
         if self.reader is not None:
             parts.append(ModelDraft(self.reader, threshold))
         return parts[0] if len(parts) == 1 else ChainedDraft(parts)
@@ -158,12 +163,13 @@ def open_draft(
         TokenizerMismatch: the draft has another tokenizer.
         ModelError: a model cannot be opened, has no such layers, or its cache cannot be rolled back.
     """
-    if isinstance(settings.draft, MedusaDraftSettings):
-        return _open_heads(settings, settings.draft, target, trained, counts)
     looking = next((part for part in settings.models if isinstance(part, LookupDraftSettings)), None)
     lookup = LookupDraft(looking.longest, looking.shortest) if looking is not None else None
-    chosen = settings.model_draft
     looked = "a lookup in the text" if lookup is not None else ""
+    if settings.heads_draft is not None:
+        heads, label = _open_heads(settings, settings.heads_draft, target, trained, counts)
+        return OpenDraft(settings.draft, f"{looked}, then {label}" if looked else label, None, lookup, None, heads)
+    chosen = settings.model_draft
     if chosen is None:
         return OpenDraft(settings.draft, looked, None, lookup, None)
     own, label = _model_of(chosen, target, None if trained is None else trained / "model", console)
@@ -188,8 +194,8 @@ def _open_heads(
     target: Target,
     trained: Path | None,
     counts: Callable[[], Counter[int]],
-) -> OpenDraft:
-    """Trained heads, those of a folder, or before their training heads as they begin."""
+) -> tuple[MedusaHeads, str]:
+    """Trained heads, those of a folder, or before their training heads as they begin; and what they are called."""
     made, vocab = settings.heads, target.cached.vocab_size
     if draft.weights is not None:
         heads, label = load_heads(draft.weights), "Medusa heads"
@@ -211,7 +217,7 @@ def _open_heads(
     heads = heads.to(target.device, target.model.dtype).requires_grad_(False)
     if heads.token_map is not None:
         label += f", {len(heads.token_map):,} frequent tokens"
-    return OpenDraft(draft, f"{heads.heads} {label}", None, None, None, heads)
+    return heads, f"{heads.heads} {label}"
 
 
 _OF_OBJECTIVE = "medusa."

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from potstill.data import ChatTokenizer
+from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.generator import stop_token_ids
 from potstill.decoding.speculative import SpeculativeDecoder
 from potstill.decoding.tree import Path as Node
@@ -19,7 +20,7 @@ from potstill.heads import count_tokens
 from potstill.measures import Interval
 from potstill.policy.duties import write_papers
 from potstill.policy.gate import rulings_on
-from potstill.recipe.speculate import MedusaDraftSettings, StudentDraft
+from potstill.recipe.speculate import StudentDraft
 from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import advise, hopeless
 from potstill.speculate.costs import REPETITIONS, Timed, compare, measure, run_in_turn
@@ -27,6 +28,7 @@ from potstill.speculate.export import export_draft
 from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Trace, fit_threshold
 from potstill.speculate.opening import OpenDraft, Target, open_draft, open_target
 from potstill.speculate.prompts import read_prompts, tokens_of_data
+from potstill.speculate.stored import StoredTexts
 from potstill.speculate.traces import (
     Agreement,
     Ranks,
@@ -102,8 +104,14 @@ class Speculating:
         settings, context = self.settings, self.context
         prompts = read_prompts(self.recipe, self.chat, self.target.cached.limit, context.work)
         self._note_a_short_context(max(map(len, prompts)) + settings.max_new_tokens)
-        texts = {temperature: self._write(prompts, temperature) for temperature in settings.temperatures}
-        agreed = {temperature: self._agree(texts[temperature], temperature) for temperature in settings.temperatures}
+        stored = self._stored()
+        if stored is None:
+            texts = {temperature: self._write(prompts, temperature) for temperature in settings.temperatures}
+            agreed = {t: self._agree(texts[t], t) for t in settings.temperatures}
+        else:
+            self.notes.append("acceptance is measured on texts of the signal store, without running the target")
+            texts = dict.fromkeys(settings.temperatures, stored.texts)
+            agreed = {t: self._agree_with_store(stored, t) for t in settings.temperatures}
         ranks = {temperature: self._rank(texts[temperature]) for temperature in settings.temperatures}
         self.nodes = {
             t: best_nodes(accuracies(found, self._ranks), settings.most) for t, found in ranks.items() if found
@@ -138,7 +146,7 @@ class Speculating:
             target=self.target.source.name,
             draft=self.draft.label,
             dtype=self.target.dtype,
-            prompts=len(prompts),
+            prompts=len(texts[first]),
             tokens=sum(len(text.written) for text in texts[first]),
             alphas={_key(t): _mean(of_t) for t in texts if (of_t := _alphas(agreed[t], ranks[t]))},
             by_position=_by_position(_alphas(agreed[first], ranks[first])),
@@ -155,8 +163,8 @@ class Speculating:
     @property
     def _ranks(self) -> int:
         """Number of choices of each head that a tree may have."""
-        draft, heads = self.settings.draft, self.draft.heads
-        assert isinstance(draft, MedusaDraftSettings) and heads is not None
+        draft, heads = self.settings.heads_draft, self.draft.heads
+        assert draft is not None and heads is not None
         return min(draft.ranks, heads.known)
 
     def _note_what_is_lossy(self) -> None:
@@ -201,6 +209,30 @@ class Speculating:
                 found.append(agreement(self.target.cached, reader, text, sampler, self.target.device))
                 task.advance(1)
         return found
+
+    def _stored(self) -> StoredTexts | None:
+        """The texts of the store, if the recipe measures on them."""
+        if self.settings.texts is None:
+            return None
+        inputs = self.context.inputs
+        return StoredTexts(
+            inputs["capture"].path / "store",
+            inputs["generate"].path / "records.parquet",
+            self.chat,
+            most=self.settings.prompts,
+            longest=self.settings.max_new_tokens,
+            captured=self.recipe.captured_length,
+            target=self.target,
+            work=self.context.work,
+        )
+
+    def _agree_with_store(self, stored: StoredTexts, temperature: float) -> list[Agreement]:
+        if (reader := self.draft.reader) is None:
+            return []
+        if reader.lends:  # with keys and values of its own, since the target reads nothing
+            reader = CachedModel(reader.model, reader.vocabulary)
+        sampler = sampler_of(temperature, self.settings.top_p)
+        return [stored.agreement(number, reader, sampler) for number in range(len(stored.texts))]
 
     def _rank(self, texts: Sequence[Text]) -> list[Ranks]:
         if self.draft.heads is None:

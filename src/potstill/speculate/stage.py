@@ -28,6 +28,11 @@ def stage(recipe: Recipe, name: str) -> Stage:
     section = settings.key_fields()
     train = section.pop("train")
     reads = ["generate"] if recipe.generate is not None else []
+    if settings.texts == "stored":
+        reads.append("capture")
+        section["captured_length"] = recipe.captured_length
+    if (heads := settings.heads) is not None:  # they are measured before they are trained
+        section["heads"] = {"heads": heads.heads, "frequent": heads.frequent}
     if name == ADVICE:
         # What is trained later changes nothing here, but whether anything is: an untrained draft is measured.
         section |= {"export": False, "trained": False}

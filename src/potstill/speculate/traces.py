@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,51 +72,67 @@ class Agreement:
 def agreement(target: Reads, reader: Reads, text: Text, sampler: Sampler, device: torch.device) -> Agreement:
     """Compare the distributions of a draft's model and the target along a text. Positions beyond the draft's context
     have no acceptance."""
-    parts = [
-        _compare(p, q, torch.tensor(tokens, device=device), sampler.greedy)
-        for p, q, tokens in _along(target, reader, text, sampler, device)
-    ]
+    rows = rows_of(text, target.vocab_size, device)
+    ahead = len(text.prompt) - 1
+    target.start(rows.capacity)
+    if ahead:
+        target(rows.block([0], ahead), [0], last=1)
+
+    def own(first: int, count: int) -> Tensor:
+        start = ahead + first
+        return sampler.distributions(target(rows.block([start], count), [start]), rows, 0)[0]
+
+    return compared(own, reader, text, rows, sampler)
+
+
+def rows_of(text: Text, vocab_size: int, device: torch.device) -> Rows:
+    """One text as the rows of a decoding."""
+    return Rows([[*text.prompt, *text.written]], 0, vocab_size, device)
+
+
+@torch.no_grad()
+def compared(own: Callable[[int, int], Tensor], reader: Reads, text: Text, rows: Rows, sampler: Sampler) -> Agreement:
+    """Compare a draft's distributions along a text with those of its target.
+
+    Args:
+        own: of the target, of `count` tokens of the text from the number `first` on, in order: the distributions
+            [n, V], or the probabilities of the text's own tokens [n]; greedy, anything.
+        reader: the draft's model.
+        text: that the target wrote.
+        rows: the same.
+        sampler: by which it wrote.
+    """
+    ahead, whole, written = len(text.prompt) - 1, rows.capacity, len(text.written)
+    limit = whole if reader.limit is None else reader.limit
+    if not reader.lends:
+        reader.start(min(whole, limit))
+    if 0 < ahead <= limit:
+        reader(rows.block([0], ahead), [0], last=1)
+    parts = []
+    for first in range(0, written, _POSITIONS_AT_ONCE):
+        count = min(_POSITIONS_AT_ONCE, written - first)
+        p, start = own(first, count), ahead + first  # before the draft, which may read what the target has read
+        q = None
+        if start + count <= limit:
+            q = sampler.distributions(reader(rows.block([start], count), [start]), rows, 0, reader.vocabulary)[0]
+        tokens = torch.tensor(text.written[first : first + count], device=rows.ids_BT.device)
+        parts.append(_compare(p, q, tokens, sampler.greedy))
     alpha, accept, sure = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return Agreement(alpha, accept, sure)
 
 
-def _along(
-    target: Reads, reader: Reads, text: Text, sampler: Sampler, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor | None, tuple[int, ...]]]:
-    """The distributions of both [n, V] and the tokens that the text has, some positions at a time; None for the
-    draft's beyond its context."""
-    ahead, whole = len(text.prompt) - 1, len(text.prompt) + len(text.written)
-    rows = Rows([[*text.prompt, *text.written]], 0, target.vocab_size, device)
-    limit = whole if reader.limit is None else reader.limit
-    target.start(whole)
-    if not reader.lends:
-        reader.start(min(whole, limit))
-    if ahead:
-        target(rows.block([0], ahead), [0], last=1)
-        if ahead <= limit:
-            reader(rows.block([0], ahead), [0], last=1)
-    for start in range(ahead, whole - 1, _POSITIONS_AT_ONCE):
-        count = min(_POSITIONS_AT_ONCE, whole - 1 - start)
-        block = rows.block([start], count)
-        p = sampler.distributions(target(block, [start]), rows, 0)[0]
-        within = start + count <= limit
-        q = sampler.distributions(reader(block, [start]), rows, 0, reader.vocabulary)[0] if within else None
-        yield p, q, text.written[start - ahead : start - ahead + count]
-
-
-def _compare(
-    p: Float[Tensor, "n V"], q: Float[Tensor, "n V"] | None, tokens: Tensor, greedy: bool
-) -> tuple[Floats, Floats, Floats]:
+def _compare(p: Tensor, q: Float[Tensor, "n V"] | None, tokens: Tensor, greedy: bool) -> tuple[Floats, Floats, Floats]:
     if q is None:
         nothing = np.zeros(len(tokens))
         return nothing, nothing, nothing
+    at = tokens[:, None]
     if greedy:
-        same = (q.argmax(-1) == tokens).double()
-        alpha = accept = same
+        alpha = accept = (q.argmax(-1) == tokens).double()
     else:
-        at = tokens[:, None]
-        alpha = torch.minimum(p, q).sum(-1)
-        accept = (q.gather(-1, at) / p.gather(-1, at).clamp_min(1e-30)).squeeze(-1).clamp_max(1.0)
+        p_at = p if p.dim() == 1 else p.gather(-1, at).squeeze(-1)
+        accept = (q.gather(-1, at).squeeze(-1) / p_at.clamp_min(1e-30)).clamp_max(1.0)
+        # The mean of `accept` over tokens x ~ p is Σ min(p, q): its estimate where p is known at the token alone.
+        alpha = accept if p.dim() == 1 else torch.minimum(p, q).sum(-1)
     return tuple(found.double().cpu().numpy() for found in (alpha, accept, q.amax(-1)))  # type: ignore[return-value]
 
 

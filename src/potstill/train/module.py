@@ -88,7 +88,7 @@ class DistillModule(nn.Module):
         if counts is None:
             return self._statistics_of(batch)
         teacher = self._signals_of_teacher(batch, self.asks["teacher"])
-        student = live_signals(self.student, batch, "student", self.asks["student"])
+        student = self._signals_of_student(batch)
         loss = total_loss(self.objectives, student, teacher, batch, counts, self._in_order, self.progress)
         metrics = {METRIC + name: value for name, value in loss.metrics.items()}
         return {"loss": loss.total, "sums": loss.sums, **metrics}
@@ -118,7 +118,7 @@ class DistillModule(nn.Module):
         batch = Batch.from_inputs(inputs)
         with torch.no_grad(), evaluating(self.student):
             teacher = self._signals_of_teacher(batch, self.asks["teacher"])
-            student = live_signals(self.student, batch, "student", self.asks["student"])
+            student = self._signals_of_student(batch)
             for objective, module in zip(self.objectives, self._in_order, strict=True):
                 if module is not None:
                     objective.initialise(module, student, teacher, batch)
@@ -127,6 +127,11 @@ class DistillModule(nn.Module):
     def _in_order(self) -> list[nn.Module | None]:
         projectors = dict(self.projectors.items())
         return [projectors.get(name) for name in self.names]
+
+    def _signals_of_student(self, batch: Batch) -> Signals:
+        """Where no objective asks for anything of it (modules alone learn), the student does not run."""
+        ask = self.asks["student"]
+        return live_signals(self.student, batch, "student", ask) if ask else Signals(dims=dims(self.student))
 
     def _signals_of_teacher(self, batch: Batch, ask: Ask) -> Signals | None:
         if not ask:

@@ -67,7 +67,7 @@ def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
     matched state, say, and the head. Weights and modes are unchanged.
 
     Raises:
-        UserError: none of the student's gets one.
+        UserError: none of the student's gets one, and no module that is trained along is a result.
     """
     learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
     counts = module.counts(Batch.from_inputs(inputs))
@@ -79,7 +79,8 @@ def unreached(module: DistillModule, inputs: Mapping[str, Tensor]) -> list[str]:
             else (None,) * len(learning)
         )
     reached = {name for name, gradient in zip(learning, gradients, strict=True) if gradient is not None}
-    if not any(name.startswith("student.") for name in reached):
+    alone = any(objective.settings.trains_alone for objective in module.objectives)
+    if not alone and not any(name.startswith("student.") for name in reached):
         raise UserError(
             "nothing learns: every parameter of the student that the objectives reach is frozen",
             where="objectives",
