@@ -8,6 +8,7 @@ from itertools import takewhile
 
 from potstill.verify.answer_extraction import conclusion, last_sentence
 from potstill.verify.numbers import NUMBER_WORDS
+from potstill.verify.scope import asked_by, out_of_scope
 from potstill.verify.surroundings import known_words, words_in
 
 _HOW_MANY = re.compile(r"\b(?:how\s+(?:many|much)|number\s+of)\s+((?:[A-Za-z'’-]+\s*){1,4})", re.IGNORECASE)
@@ -59,6 +60,9 @@ def of_another(question: str, said: str) -> str | None:
         return None
     if turned := _turned_round(question[-4_000:], last):
         return turned
+    wanted = asked_by(question)
+    if wanted is not None and (word := out_of_scope(wanted, conclusion(last))):
+        return word
     if not asking:
         return None
     return (

@@ -15,8 +15,9 @@ from potstill.verify.asked import of_another
 from potstill.verify.base import question_text, references, shown
 from potstill.verify.sizes import is_too_large
 from potstill.verify.surroundings import known_words
-from potstill.verify.units import asked_units, is_known
+from potstill.verify.units import is_known
 from potstill.verify.values import (
+    DECIMAL_COMMA,
     Value,
     answer_value,
     is_expression,
@@ -26,6 +27,7 @@ from potstill.verify.values import (
     read_value,
     reference_value,
     relations_in,
+    with_points,
 )
 from potstill.verify.workers import WorkerVerifier
 
@@ -86,6 +88,8 @@ def compare(reference: Value, answer: Value, symbolic: Symbolic) -> Judgement:
         return _sets(reference, answer, symbolic)
     if kinds <= {"ordered", "list"}:
         return _ordered(reference, answer, symbolic)
+    if reference.number is not None and DECIMAL_COMMA.match(answer.text):
+        return Judgement("cannot_judge", "a comma between digits may be a decimal one")
     if answer.kind == "list" and any(part.of or "=" in part.text for part in answer.parts):
         return Judgement("cannot_judge", "several equations, of which one may be the answer")
     if len(kinds) > 1:
@@ -234,15 +238,15 @@ class MathVerifier(WorkerVerifier[Math]):
         if not known:
             return self.cannot_judge(f"the record has no metadata[{self._settings.reference!r}]")
         text_of_question = question_text(record)
-        question, asked = known_words(text_of_question), asked_units(text_of_question)
+        question, completion = known_words(text_of_question), with_points(completion, text_of_question)
         judged = []
         for text in known:
             reference = reference_value(text)
             answer = answer_value(completion, question, equation="=" in reference.text)
             if answer is None:
                 return self.reject("no final answer was found")
-            if other_unit(reference, answer, asked):
-                return self.cannot_judge(f"{shown(answer.text)}: the question asks for {' or '.join(sorted(asked))}")
+            if (unit := other_unit(reference, answer, text_of_question)) is not None:
+                return self.cannot_judge(f"{shown(answer.text)}: the question does not ask for {unit}")
             if "=" not in reference.text:
                 answer = self._last_of_chain(answer, question)
             found = compare(reference, answer, self._symbolic)

@@ -21,8 +21,16 @@ from potstill.verify.answer_extraction import (
 from potstill.verify.asked import of_another
 from potstill.verify.base import BaseVerifier, question_text, references, shown
 from potstill.verify.surroundings import is_taken_back, known_words
-from potstill.verify.units import asked_units
-from potstill.verify.values import Value, answer_value, clean, other_unit, read_value, reference_value
+from potstill.verify.values import (
+    DECIMAL_COMMA,
+    Value,
+    answer_value,
+    clean,
+    other_unit,
+    read_value,
+    reference_value,
+    with_points,
+)
 
 R = TypeVar("R", bound=ReferenceSettings)
 
@@ -52,8 +60,9 @@ class ExactVerifier(_Compares[Exact]):
         answer = self._plain(said)
         if not answer:
             return self.reject("no answer")
+        answers = {answer, self._plain(bold[1])} if (bold := _BOLD.fullmatch(said.strip())) else {answer}
         for text in known:
-            if answer == self._plain(text):
+            if self._plain(text) in answers:
                 return self.accept(f"the same text as {shown(text)}")
         return self.reject(f"{shown(said)} is not {shown(known[0])}")
 
@@ -67,6 +76,10 @@ class ExactVerifier(_Compares[Exact]):
                 for at, sign in enumerate(text)
             )
         return " ".join(text.split())
+
+
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*\.?")
+"""An answer that is in bold as a whole."""
 
 
 def _is_punctuation(before: str, sign: str, after: str) -> bool:
@@ -86,16 +99,17 @@ class NumericVerifier(_Compares[Numeric]):
         if not any(r.number is not None for _, r in readable):
             return self.cannot_judge(f"the reference {shown(known[0])} is no number")
         asked = question_text(record)
-        question = known_words(asked)
+        question, said = known_words(asked), with_points(said, asked)
         answer = answer_value(said, question) if self._settings.answer == "final" else read_value(said, question)
         if answer is not None and answer.kind == "unclear":
             return self.cannot_judge(f"what surrounds the number is not known to be harmless: {shown(said[-60:])}")
+        if answer is not None and answer.number is None and DECIMAL_COMMA.match(answer.text):
+            return self.cannot_judge(f"{shown(answer.text)}: a comma between digits may be a decimal one")
         if answer is None or answer.number is None:
             return self.reject(f"{shown(said[-60:])} gives no number")
-        units = asked_units(asked)
         for text, reference in readable:
-            if other_unit(reference, answer, units):
-                return self.cannot_judge(f"{shown(answer.text)}: the question asks for {' or '.join(sorted(units))}")
+            if (unit := other_unit(reference, answer, asked)) is not None:
+                return self.cannot_judge(f"{shown(answer.text)}: the question does not ask for {unit}")
             if self._near(reference, answer):
                 other = of_another(asked, said)
                 if other is not None:

@@ -15,7 +15,11 @@ _SAME = {
     "$": "dollar dollars usd USD bucks", "€": "euro euros eur EUR", "£": "gbp GBP", "¢": "cent cents", "mph": "mph",
     "km/h": "kph kmh", "m/s": "mps", "J": "joule", "N": "newton",
     "W": "watt", "V": "volt", "Hz": "hertz", "K": "kelvin",
-    "Pa": "pascal", "unit": "units", "cm^2": "", "m^2": "", "km^2": "", "cm^3": "", "m^3": "", "mol": "mole",
+    "Pa": "pascal", "unit": "units", "gal": "gallon gals", "qt": "quart qts", "pt": "pint pts", "cup": "cups",
+    "tbsp": "tablespoon", "tsp": "teaspoon", "ton": "tons tonne", "acre": "acres", "ha": "hectare", "¥": "yen JPY",
+    "₹": "rupee rupees INR", "decade": "decades", "century": "centuries",
+    "kWh": "", "cal": "calorie", "kcal": "kilocalorie",
+    "cm^2": "", "m^2": "", "km^2": "", "cm^3": "", "m^3": "", "mol": "mole",
 }  # fmt: skip
 _CANONICAL = {name: unit for unit, names in _SAME.items() for name in [unit, *names.split()]}
 _NEVER_FIRST = frozenset("at by from with on for to of as into and since during then so".split())
@@ -56,7 +60,7 @@ def unit_of(text: str, known: frozenset[str] = frozenset()) -> str | None:
 
 
 _ASKED = re.compile(
-    r"\b(?:how\s+(?:many|much)|number\s+of)\s+([A-Za-z]+)|\bin\s+(?:degrees\s+)?([A-Za-z]+(?:/[A-Za-z]+|\^\{?[23]\}?|[²³])?)(?!\w|\s+(?:per|an?)\b)",
+    r"\b(?:how\s+(?:many|much)|number\s+of)\s+(?!in\b)([A-Za-z]+)|\bin\s+(?:degrees\s+)?([A-Za-z]+(?:/[A-Za-z]+|\^\{?[23]\}?|[²³])?)(?!\w|\s+(?:per|an?)\b)",
     re.IGNORECASE,
 )
 
@@ -66,6 +70,45 @@ def asked_units(question: str) -> frozenset[str]:
     last = re.split(r"[.!?]\s", question[-2_000:].strip().removesuffix("?") + "?")[-1]
     words = (one or other for one, other in _ASKED.findall(last))
     return frozenset(unit for word in words if is_known(unit := unit_of(word, frozenset({word})) or _one(word)))
+
+
+_KINDS = (
+    "mm cm m km in ft yd mi", "g mg kg lb oz ton", "l ml gal qt pt cup tbsp tsp",
+    "s min h day week month year decade century",
+    "° rad", "°C °F K", "$ € £ ¢ ¥ ₹", "J cal kcal kWh", "acre ha",
+)  # fmt: skip
+_KIND = {unit: number for number, units in enumerate(_KINDS) for unit in units.split()}
+_PARTS = {"mph": "mi h", "km/h": "km h", "m/s": "m s"}
+_MENTION = re.compile(
+    r"[$€£¢¥₹]|°\s?[CF]?|(?<=\d)\s?[A-Za-z]{1,2}(?![A-Za-z])|(?<=[A-Za-z\d]/)[A-Za-z]+|[A-Za-z](?=/[A-Za-z])|[A-Za-z]{2,}"
+)
+_MEASURES = re.compile(
+    r"\b(?:(area)|(volume)|(?:perimeter|circumference|length|width|height|distance|radius|diameter))\b"
+)
+
+
+def bases(unit: str) -> frozenset[str]:
+    """The units of measure in a unit: km and h in `km/h`, cm in `cm^2`."""
+    words = re.split(r"[ /]", " ".join(_PARTS.get(word, word) for word in unit.replace(" per ", " ").split(" ")))
+    return frozenset(word for one in words if (word := _one(one.partition("^")[0])) in _KIND)
+
+
+def unasked(unit: str, question: str) -> str | None:
+    """A unit of measure in an answer's unit that a question which names others of its kind does not name, "°F" where it
+    speaks of °C, or the unit itself if its power is not that of the area, volume or length asked for; else None."""
+    parts = bases(unit)
+    if not parts:
+        return None
+    said = (found.strip() for found in _MENTION.findall(question[-20_000:]))
+    named = {base for word in said for base in bases(_one(word.replace("° ", "°")))}
+    for part in sorted(parts - named):
+        if any(_KIND[part] == _KIND[other] for other in named):
+            return part
+    measured = {m.lastindex or 0 for m in _MEASURES.finditer(re.split(r"[.!?]\s", question.strip().lower())[-1])}
+    if len(measured) == 1 and len(parts) == 1 and _KIND[min(parts)] == 0 and "/" not in unit and " " not in unit:
+        power = ("", "^2", "^3")[measured.pop()]
+        return None if unit == f"{min(parts)}{power}" else unit
+    return None
 
 
 def is_known(unit: str) -> bool:

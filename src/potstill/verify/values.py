@@ -26,7 +26,7 @@ from potstill.verify.answer_extraction import (
 )
 from potstill.verify.numbers import exact_number, plain_signs
 from potstill.verify.surroundings import is_doubt, words_in
-from potstill.verify.units import UNIT, is_known, unit_of
+from potstill.verify.units import UNIT, asked_units, is_known, unasked, unit_of
 
 # ---- dates and times of day ------------------------------------------------------------------------------------------
 
@@ -539,6 +539,18 @@ def reference_value(text: str) -> Value:
     return value
 
 
+DECIMAL_COMMA = re.compile(r"[-+$€£\s]*\d+,\d+(?![\d,])(?!\s*,)")
+"""A comma that separates decimals in some languages, and values in others."""
+
+
+def with_points(completion: str, question: str) -> str:
+    """An answer with decimal points, if its question writes decimal commas: "2,5 Liter", and no decimal point."""
+    if re.search(r"\d\.\d", question) or not re.search(r"\d,\d{1,2}(?!\d)\s+[^\W\d_]", question):
+        return completion
+    grouped = re.sub(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+(?![\d.])", lambda m: m[0].replace(".", ""), completion)
+    return re.sub(r"(?<![\d.,(\[])(?<!\\\{)(\d+),(\d+)(?![\d.,]*\d)", r"\1.\2", grouped)
+
+
 def answer_value(completion: str, known: frozenset[str] = frozenset(), *, equation: bool = False) -> Value | None:
     """The value of a model's text; None if it has no final answer; of kind `unclear` if words around the value may
     change it.
@@ -644,12 +656,14 @@ def _solved(value: Value, known: frozenset[str], equation: bool) -> Value:
     return read_value(right, known) if right and right != value.text else value
 
 
-def other_unit(reference: Value, answer: Value, asked: frozenset[str]) -> bool:
-    """Whether an answer has a unit of measure that the question does not ask for, where the reference has none."""
-    unit = answer.unit.partition(" per ")[0]
+def other_unit(reference: Value, answer: Value, question: str) -> str | None:
+    """The unit of measure of an answer that its question does not ask for, where the reference has none; else None."""
+    if not answer.unit or reference.unit:
+        return None
+    asked, unit = asked_units(question), answer.unit.partition(" per ")[0]
     if unit == "°" and len(asked & {"°C", "°F"}) == 1:
-        return False
-    return bool(unit) and not reference.unit and is_known(unit) and bool(asked) and unit not in asked
+        return None
+    return unit if is_known(unit) and asked and unit not in asked else unasked(answer.unit, question)
 
 
 def right_side(text: str) -> str:
