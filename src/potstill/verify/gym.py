@@ -35,7 +35,7 @@ class ReasoningGymVerifier(WorkerVerifier[ReasoningGym]):
     all. The problem's entry is in `metadata["reasoning_gym"]`, as the data source writes it. Scorers evaluate the
     model's text, so they run in a worker."""
 
-    contract = 3
+    contract = 4
     function = "potstill.verify.gym:score"
     package = ("reasoning_gym", "reasoning-gym", "reasoning")
 
@@ -56,6 +56,9 @@ class ReasoningGymVerifier(WorkerVerifier[ReasoningGym]):
             return found
         if found == 1.0:
             return self.accept(f"{shown(said)} has full marks", 1.0)
+        right = str(facts["entry"].get("answer") or "").strip()
+        if right and right != said and re.search(rf"(?<!\w){re.escape(right)}(?!\w)", said):
+            return self.cannot_judge(f"{shown(said)} has the answer among other words, which the scorer reads too")
         return self.reject(f"{shown(said)} has {found:g} of 1 from the scorer of {facts['name']}", found)
 
 

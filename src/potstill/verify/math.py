@@ -229,7 +229,7 @@ class MathVerifier(WorkerVerifier[Math]):
     comparison decides, or past the deadline.
     """
 
-    contract = 6
+    contract = 7
     function = "potstill.verify.algebra:judge"
     package = ("math_verify", "math-verify", "math")
 

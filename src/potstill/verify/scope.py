@@ -85,7 +85,7 @@ def out_of_scope(asked: Asked, last: str) -> str | None:
     for other in (_comparison(asked, plain), _rate(asked, plain), _share(asked, plain), _quantity(asked, plain)):
         if other is not None:
             return other
-    tokens = _SPLIT.findall(plain)
+    tokens: list[str] = _SPLIT.findall(plain)
     at_value = max((i for i, token in enumerate(tokens) if token[0].isdigit()), default=len(tokens))
     subject, preposition, counted = list[str](), False, False
     for at, token in enumerate(tokens):
@@ -164,7 +164,7 @@ def _share(asked: Asked, plain: str) -> str | None:
 
 _WHOLE = re.compile(r"\bof\s+(?:a|an|the)\s+([a-z]+)", re.IGNORECASE)
 _QUANTITY = re.compile(
-    r"\bthe\s+((?:(?!the\b)[a-z-]+\s+){0,4}?[a-z-]+)\s+(?:is|are|was|were|equals)\s+[^a-z]*\d",
+    r"\bthe\s+((?:[a-z-]+\s+){0,6}?[a-z-]+)\s+(?:is|are|was|were|equals)\s+[^a-z]*\d",
     re.IGNORECASE,
 )
 _ANY_QUANTITY = frozenset(

@@ -38,7 +38,7 @@ R = TypeVar("R", bound=ReferenceSettings)
 class _Compares(BaseVerifier[R]):
     """Base of the three. Without a reference they cannot judge."""
 
-    contract = 6
+    contract = 7
 
     def judge(self, record: Record, completion: str) -> Verdict:
         known = references(record, self._settings.reference)
