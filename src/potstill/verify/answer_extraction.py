@@ -537,7 +537,7 @@ def _another_is_bold(text: str, value: str) -> bool:
 
 def with_unit(region: Region) -> tuple[str, str]:
     """A value with the unit of measure that follows it, if any, and the rest of the sentence."""
-    priced = region.text.startswith(("$", "\\$", "€", "£"))
+    priced = region.text.startswith(("$", "\\$", "€", "£")) and not region.text.endswith("$")
     words = None if priced else re.match(r"(?:\s+[A-Za-z]+\.?(?:\^\{?[23]\}?|[²³])?){1,5}", region.after)
     parts = words.group().split(" ") if words else []
     for count in range(len(parts) - 1, 0, -1):

@@ -22,6 +22,7 @@ from potstill.verify.values import (
     answer_value,
     is_expression,
     marks_in,
+    names_in_passing,
     other_unit,
     plus_minus_in,
     read_value,
@@ -256,7 +257,8 @@ class MathVerifier(WorkerVerifier[Math]):
                 if other is not None:
                     return self.cannot_judge(f"the answer speaks of {shown(other)}, and the question asks for another")
                 return self.accept(reason)
-            judged.append((found.outcome, reason))
+            doubtful = reference.number is not None and names_in_passing(completion, reference.number)
+            judged.append(("cannot_judge" if doubtful else found.outcome, reason))
         doubts = [reason for outcome, reason in judged if outcome == "cannot_judge"]
         return self.cannot_judge(doubts[0]) if doubts else self.reject(judged[-1][1])
 

@@ -82,7 +82,13 @@ def out_of_scope(asked: Asked, last: str) -> str | None:
         last: the conclusion of the last sentence.
     """
     plain = _MATH.sub(lambda m: " 0 " if _NUMERAL.search(m.group()) else " ", last)
-    for other in (_comparison(asked, plain), _rate(asked, plain), _share(asked, plain), _quantity(asked, plain)):
+    for other in (
+        _opposite(asked, plain),
+        _comparison(asked, plain),
+        _rate(asked, plain),
+        _share(asked, plain),
+        _quantity(asked, plain),
+    ):
         if other is not None:
             return other
     tokens: list[str] = _SPLIT.findall(plain)
@@ -183,3 +189,26 @@ def _quantity(asked: Asked, plain: str) -> str | None:
     if found is None or said & _ANY_QUANTITY or (said & _COMPUTED and not asked.words & _COMPUTED):
         return None
     return str(found[1]) if not known_words(found[1]) & asked.words else None
+
+
+_OPPOSITES = (
+    ("rise increase grow climb gain up rose grew", "fall decrease drop shrink decline lose down fell lost"),
+    ("profit earn gain", "loss lose lost"),
+    ("save", "spend spent waste"),
+    ("buy bought receive", "sell sold give gave"),
+    ("larger greater bigger largest greatest biggest maximum", "smaller lesser smallest least minimum"),
+    ("older oldest taller longer heavier faster", "younger youngest shorter lighter slower"),
+    ("first before earlier", "last after later"),
+    ("even", "odd"),
+)
+
+
+def _opposite(asked: Asked, plain: str) -> str | None:
+    """ "It rose by 15 %" where a fall is asked for: a word whose opposite the question has, and not itself."""
+    said, wanted = known_words(plain), asked.words
+    for sides in _OPPOSITES:
+        one, other = (set(side.split()) for side in sides)
+        for here, there in ((one, other), (other, one)):
+            if said & here and wanted & there and not wanted & here:
+                return min(said & here)
+    return None

@@ -12,7 +12,6 @@ from potstill.recipe.verify import Choice, Exact, Numeric, ReferenceSettings
 from potstill.registry import implements
 from potstill.types import Record, Verdict
 from potstill.verify.answer_extraction import (
-    final_answer,
     last_sentence,
     leads_to_value,
     locate,
@@ -26,6 +25,7 @@ from potstill.verify.values import (
     Value,
     answer_value,
     clean,
+    names_in_passing,
     other_unit,
     read_value,
     reference_value,
@@ -56,7 +56,9 @@ class ExactVerifier(_Compares[Exact]):
     """Equality of texts after Unicode composition (NFC), with runs of white space as one space."""
 
     def against(self, known: list[str], said: str, record: Record) -> Verdict:
-        said = final_answer(said) if self._settings.answer == "final" else said
+        whole = self._settings.answer == "whole"
+        found = None if whole else locate(said)
+        said = said if found is None else found.text
         answer = self._plain(said)
         if not answer:
             return self.reject("no answer")
@@ -64,6 +66,8 @@ class ExactVerifier(_Compares[Exact]):
         for text in known:
             if self._plain(text) in answers:
                 return self.accept(f"the same text as {shown(text)}")
+        if not whole and found is None and any(_among(self._plain(text), answer) for text in known):
+            return self.cannot_judge(f"{shown(said)} has the answer among other words")
         return self.reject(f"{shown(said)} is not {shown(known[0])}")
 
     def _plain(self, text: str) -> str:
@@ -76,6 +80,11 @@ class ExactVerifier(_Compares[Exact]):
                 for at, sign in enumerate(text)
             )
         return " ".join(text.split())
+
+
+def _among(text: str, answer: str) -> bool:
+    """Whether a text is among the words of an answer."""
+    return bool(text) and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", answer) is not None
 
 
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*\.?")
@@ -115,6 +124,8 @@ class NumericVerifier(_Compares[Numeric]):
                 if other is not None:
                     return self.cannot_judge(f"the answer speaks of {shown(other)}, and the question asks for another")
                 return self.accept(f"{shown(answer.text)} is {shown(text)}")
+        if any(r.number is not None and names_in_passing(said, r.number) for _, r in readable):
+            return self.cannot_judge(f"{shown(answer.text)} was read, and the last line has {shown(known[0])} too")
         return self.reject(f"{shown(answer.text)} is not {shown(known[0])}")
 
     def _near(self, reference: Value, answer: Value) -> bool:

@@ -581,6 +581,20 @@ def answer_value(completion: str, known: frozenset[str] = frozenset(), *, equati
     return None if value.kind == "expression" and is_prose(value) else value
 
 
+_NUMERAL = re.compile(r"\d+(?:[.,]\d+)*(?:/\d+)?")
+
+
+def names_in_passing(completion: str, number: Fraction) -> bool:
+    """Whether the last line of an answer that no marks delimit has a number: "It is 1/2, or 50 %", "y = 16 (check: 16/4
+    + 3 = 7)". Another value that was read from such a line is no sure sign of a wrong answer."""
+    said = without_reasoning(completion)
+    found = locate(said)
+    if found is not None and found.delimited:
+        return False
+    line = plain_signs(said.strip().rpartition("\n")[2][-MOST_CHARACTERS:])
+    return any(exact_number(text) == number for text in _NUMERAL.findall(line))
+
+
 _ASIDE = re.compile(r"\s*\(([^()]{1,40})\)(?=[\s.!*]*$)")
 
 
