@@ -9,6 +9,7 @@ from potstill.verify.units import unasked
 from potstill.verify.values import with_points
 
 RAN = "Natalia ran 3 miles on Monday and 10 on Tuesday. How many miles did she run altogether?"
+DESKS = "A school bought 14 desks for $85 each and 6 lamps for $20 each. How much did the desks cost in total?"
 SON = "Emma is 3 times as old as her son. The sum of their ages is 48. How old is the son?"
 BLUE = "A bag has 4 red, 5 green and 6 blue marbles. How many more blue marbles than red marbles are there?"
 
@@ -19,6 +20,12 @@ BLUE = "A bag has 4 red, 5 green and 6 blue marbles. How many more blue marbles 
         (RAN, "She ran 13 miles on Tuesday."),
         (RAN, "On Tuesday she ran 13 miles."),
         (SON, "Emma is 12 years old."),
+        (DESKS, "The desks and lamps cost $1190."),
+        (DESKS, "The lamps cost $1,190 in total."),
+        (DESKS, "1190 desks"),
+        ("A bus has 52 seats; 38 are taken. How many seats are free?", "14 seats are taken."),
+        ("It makes 240 toys in 8 hours. At this rate, how many toys in 5 hours?", "It makes 150 toys per hour."),
+        ("The population fell from 400 to 340. By what percentage did it fall?", "It rose by 15%."),
         (BLUE, "There are 2 more red marbles than blue ones."),
         (BLUE, "There are 2 blue marbles."),
         ("What is the sum of 1, 1/2, 1/4, …?", "The ratio is 2."),
@@ -37,6 +44,9 @@ def test_a_value_of_something_else_in_the_question_is_seen(question: str, said: 
         (RAN, "13"),
         (SON, "The son is 12 years old."),
         (SON, "He is 12."),
+        (DESKS, "The desks cost **$1,190** in total."),
+        ("A bus has 52 seats; 38 are taken. How many seats are free?", "14 seats are free."),
+        ("A jacket costs $80 and is 25% off. What is the sale price?", "The jacket now costs $60."),
         (BLUE, "There are 2 more blue marbles than red marbles."),
         ("How many integers less than 100 are divisible by 7?", "Hence there are 14 such integers."),
         ("Express 45 minutes as a fraction of an hour.", "It is 3/4 of an hour."),

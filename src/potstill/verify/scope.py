@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from potstill.verify.numbers import NUMBER_WORDS
 from potstill.verify.surroundings import CLAIMS, known_words, words_in
+from potstill.verify.units import is_known, unit_of
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=\S)|\n")
 _IMPERATIVE = re.compile(
@@ -27,7 +28,11 @@ _PREPOSITIONS = frozenset(
 )
 _NARROWING = frozenset("alone apiece each every only other another former latter".split())
 """Words that restrict a value to one of several things."""
-_DEFINITE = re.compile(r"\b(?:the|his|her|their|its)\s+((?:[A-Za-z-]+\s+){0,2}[A-Za-z-]+)", re.IGNORECASE)
+_DEFINITE = re.compile(
+    r"\b(?:(?:do|does|did|will|would|can|could|should|must)\s+(?:the|his|her|their|its)\s+([A-Za-z-]+)"
+    r"|(?:the|his|her|their|its)\s+((?:[A-Za-z-]+\s+){0,2}[A-Za-z-]+))",
+    re.IGNORECASE,
+)
 _MORE = re.compile(r"\b(?:more|fewer|less)\s+(?P<more>[a-z\s-]*?)\s*\bthan\b\s*(?P<than>[a-z\s-]*)", re.IGNORECASE)
 _HOW_MANY_MORE = re.compile(rf"\bhow\s+(?:many|much)\s+{_MORE.pattern}", re.IGNORECASE)
 _COMPARES = frozenset("more fewer less than difference".split())
@@ -63,7 +68,7 @@ def asked_by(question: str) -> Asked | None:
         return None
     text, before = " ".join(sentences[at:]), " ".join(sentences[:at])
     words = known_words(text)
-    nouns = [" ".join(_noun(m[1])) for m in _DEFINITE.finditer(text)]
+    nouns = [" ".join(_noun(m[1] or m[2])) for m in _DEFINITE.finditer(text)]
     things = known_words(" ".join([*nouns, *(word for word in words_in(text)[1:] if word[0].isupper())]))
     refers = any(word.lower() in _PRONOUNS for word in words_in(text))
     start = _PREPOSITIONAL.sub(" ", _COUNT.split(before, maxsplit=1)[0])
@@ -82,44 +87,39 @@ def out_of_scope(asked: Asked, last: str) -> str | None:
         last: the conclusion of the last sentence.
     """
     plain = _MATH.sub(lambda m: " 0 " if _NUMERAL.search(m.group()) else " ", last)
-    for other in (
-        _opposite(asked, plain),
-        _comparison(asked, plain),
-        _rate(asked, plain),
-        _share(asked, plain),
-        _quantity(asked, plain),
-    ):
-        if other is not None:
+    for other_than in (_opposite, _comparison, _counts, _rate, _share, _quantity):
+        if (other := other_than(asked, plain)) is not None:
             return other
     tokens: list[str] = _SPLIT.findall(plain)
     at_value = max((i for i, token in enumerate(tokens) if token[0].isdigit()), default=len(tokens))
-    subject, preposition, counted = list[str](), False, False
+    subject, preposition, counted = list[str](), False, 0
     for at, token in enumerate(tokens):
         low = token.lower()
-        if not low[0].isalpha():
-            preposition, counted = False, low[0].isdigit()
+        if not low[0].isalpha() or low in CLAIMS:
+            preposition, counted = False, 3 if low[0].isdigit() else 0
             continue
         if low in _PREPOSITIONS or low == "of":
-            preposition, counted = low != "of" and not (low == "to" and "ratio" in tokens), False
+            preposition, counted = low != "of" and not (low == "to" and "ratio" in tokens), 0
             continue
-        forms = known_words(low)
-        if counted or forms & asked.words or low in CLAIMS | _GLUE:
-            continue  # `asked._other_noun` compares counted nouns
+        forms, counted = known_words(low), max(counted - 1, 0)
+        if forms & asked.words or low in _GLUE:
+            continue
         if low in _NARROWING:
             return token
-        if not forms & asked.others or len(low) == 1:
-            continue
+        if tokens[at - 1 : at] == ["per"]:
+            continue  # judged by `_rate`
+        if counted or not forms & asked.others or len(low) == 1:
+            continue  # `asked._other_noun` compares counted nouns
         if (preposition or at > at_value) and not forms & asked.setting:
             return token
         if at < at_value:
+            if tokens[at - 1 : at] == ["and"]:
+                return token
             subject.append(token)
-    if asked.refers or not asked.things or asked.things & known_words(plain) or _PRONOUNS & set(plain.lower().split()):
+    if asked.refers or asked.things & known_words(plain) or _PRONOUNS & set(plain.lower().split()):
         return None
-    if any(word[0].isupper() for word in subject[:1]) or (
-        subject and any(w[0].isupper() for w in words_in(asked.text)[1:])
-    ):
-        return subject[0]
-    return None
+    shares = (asked.words & known_words(plain)) - _GLUE - CLAIMS
+    return subject[0] if subject and asked.things and (shares or subject[0][0].isupper()) else None
 
 
 _COUNT = re.compile(rf"\d|\b(?:{'|'.join(sorted(NUMBER_WORDS))})\b", re.IGNORECASE)
@@ -146,16 +146,30 @@ _RATE = re.compile(
     r"(?:\d|%)[^\d]*?\b((?:per|each|every|apiece|pro|par|por|je)\b|an?\s+(?:second|minute|hour|day|week|month|year)\b)",
     re.IGNORECASE,
 )
-_ASKS_RATE = frozenset(
-    """per each every apiece average rate speed fast velocity density price unit daily hourly weekly monthly yearly
-    annual annually one a an pro par por je""".split()
+_ASKS_RATE = re.compile(
+    r"\b(?:per|each|every|apiece|average|(?<!this )(?<!that )(?<!same )rate|speed|fast|velocity|density|unit|daily"
+    r"|hourly|weekly|monthly|yearly|annual|annually|one|pro|par|por|je|an?\s+(?:second|minute|hour|day|week|month|year))\b",
+    re.IGNORECASE,
 )
 
 
 def _rate(asked: Asked, plain: str) -> str | None:
     """ "$180 per year" where the amount of three years is asked for."""
     found = _RATE.search(plain)
-    return str(found[1]) if found and not _ASKS_RATE & {w.lower() for w in words_in(asked.text)} else None
+    return str(found[1]) if found and not _ASKS_RATE.search(asked.text) else None
+
+
+_MONEY = re.compile(r"\bhow\s+much\s+(?:money|did|does|do|will|would|must|should|can)\b", re.IGNORECASE)
+_COUNTED = re.compile(r"(?<![$€£\d.,])\d[\d.,]*\s+([a-z]+)", re.IGNORECASE)
+
+
+def _counts(asked: Asked, plain: str) -> str | None:
+    """ "1190 desks" where the question is how much they cost."""
+    found = list(_COUNTED.finditer(plain))
+    if not found or not _MONEY.search(asked.text) or is_known(unit_of(found[-1][1]) or ""):
+        return None
+    noun = str(found[-1][1])
+    return noun if noun.lower() not in _GLUE and known_words(noun) & (asked.words | asked.others) else None
 
 
 _SHARE = re.compile(r"\d\s*%?\s+of\s+(?:a|an|the)\s+([a-z]+)", re.IGNORECASE)
