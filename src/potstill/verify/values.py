@@ -548,7 +548,7 @@ def with_points(completion: str, question: str) -> str:
     if re.search(r"\d\.\d", question) or not re.search(r"\d,\d{1,2}(?!\d)\s+[^\W\d_]", question):
         return completion
     grouped = re.sub(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+(?![\d.])", lambda m: m[0].replace(".", ""), completion)
-    return re.sub(r"(?<![\d.,(\[])(?<!\\\{)(\d+),(\d+)(?![\d.,]*\d)", r"\1.\2", grouped)
+    return re.sub(r"(?<![\d.,(\[])(?<!\\\{)(\d++),(\d++)(?![.,]\d)", r"\1.\2", grouped)
 
 
 def answer_value(completion: str, known: frozenset[str] = frozenset(), *, equation: bool = False) -> Value | None:
