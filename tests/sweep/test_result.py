@@ -22,6 +22,7 @@ from scipy import stats
 from potstill import cli
 from potstill.console import Console
 from potstill.errors import RecipeError, RunError
+from potstill.evaluate.bootstrap import PairedBootstrap
 from potstill.measures import Interval, Measures, MetricSpec, ModelMeasures
 from potstill.recipe import Recipe
 from potstill.sweep import runs as sweep_runs
@@ -146,6 +147,23 @@ def test_only_seeds_of_both_are_compared() -> None:
     assert found is not None
     assert (found.value, found.over_seeds) == (0.5, None)
     assert difference({1: 5.0}, {0: 0.5}, {}, **HOW) is None
+
+
+def test_each_seed_may_have_texts_of_its_own_for_the_same_prompts() -> None:
+    """The interval over records is that of all seeds' targets, resampled by prompt."""
+    rng = np.random.default_rng(3)
+    pairs, all_groups, all_differences = {}, list[str](), list[float]()
+    for seed in (0, 1):
+        groups = tuple(f"prompt {i % 10}" for i in range(40 + 10 * seed))
+        targets = tuple((f"{seed} {i}", 0) for i in range(len(groups)))
+        values = rng.normal(0.3, 0.1, len(groups))
+        pairs[seed] = Table(targets, groups, values), Table(targets, groups, np.zeros(len(groups)))
+        all_groups += groups
+        all_differences += values.tolist()
+    found = difference({0: 0.3, 1: 0.3}, {0: 0.0, 1: 0.0}, pairs, **HOW)
+    assert found is not None and found.over_records is not None
+    whole = PairedBootstrap(all_groups, resamples=1000, confidence=0.95, seed=0)
+    assert found.over_records == whole.difference(np.array(all_differences), np.zeros(len(all_differences)))
 
 
 def test_arms_on_different_records_are_refused() -> None:

@@ -4,7 +4,7 @@ Two things could have been otherwise, and each has an interval of its own:
 
 - *other seeds* (another initialisation, another order of the same data), on the same held-out records. Arms with one
   seed begin alike, so differences are taken seed by seed; their mean has Student's interval, mean ± t(S − 1)·s/√S.
-- *other held-out records*, with the same seeds: the difference of each target, averaged over the seeds, by the paired
+- *other held-out records*, with the same seeds: the difference of each target of each seed, by the paired
   cluster bootstrap that every evaluation here uses (`potstill.evaluate.bootstrap`).
 
 An arm is called better or worse only where both intervals exclude 0; where one cannot be had (a single seed; no table
@@ -98,15 +98,19 @@ def difference(
 
 
 def _over_records(pairs: Sequence[tuple[Table, Table]], confidence: float, resamples: int) -> Interval:
-    first = pairs[0][0]
-    for table in (table for pair in pairs for table in pair):
-        if table.targets != first.targets:
+    """The difference over the targets of all seeds, by group.
+
+    A seed may have had texts of its own written for the same prompts; both of its arms have read them.
+    """
+    for ours, theirs in pairs:
+        if ours.targets != theirs.targets:
             raise RunError(
                 "arms were measured on different held-out records, and cannot be held against each other",
                 fix="leave data, data.split_seed, train.max_length and evaluate.solve out of the arms",
             )
-    ours, theirs = (np.mean([pair[side].values for pair in pairs], axis=0) for side in (0, 1))
-    return PairedBootstrap(first.groups, resamples=resamples, confidence=confidence, seed=0).difference(ours, theirs)
+    groups = [group for ours, _ in pairs for group in ours.groups]
+    left, right = (np.concatenate([pair[side].values for pair in pairs]) for side in (0, 1))
+    return PairedBootstrap(groups, resamples=resamples, confidence=confidence, seed=0).difference(left, right)
 
 
 def _verdict(value: float, intervals: Sequence[Interval | None], measure: str) -> Verdict:
