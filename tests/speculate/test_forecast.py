@@ -8,6 +8,7 @@ import torch
 
 from potstill.decoding.cached_model import CachedModel, first_layers
 from potstill.decoding.drafts import LookupDraft, ModelDraft
+from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.measures import Interval
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
@@ -23,8 +24,8 @@ from potstill.speculate.forecast import (
     tokens_at,
 )
 from potstill.speculate.opening import OpenDraft
-from potstill.speculate.traces import agreement, lookups, sampler_of, trace_of, write_text
-from tiny_models import tiny_model
+from potstill.speculate.traces import agreement, head_ranks, lookups, sampler_of, trace_of, write_text
+from tiny_models import random_heads, tiny_model
 
 BUDGET, CPU = 40, torch.device("cpu")
 
@@ -79,6 +80,25 @@ def test_of_greedy_text_the_forecast_has_the_rounds_that_the_loop_has(kind: str,
             rounds, _ = expected(trace_of(text, BUDGET, agreed, found), timing(0.1, 0.1), gamma, threshold)
             assert rounds == pytest.approx(decoder.account.rounds)
             seen += decoder.account.accepted
+    assert seen > 3, "or nothing was tested"
+
+
+@torch.no_grad()
+def test_of_greedy_text_the_forecast_of_heads_has_the_rounds_that_the_loop_has() -> None:
+    """So each round's tree is made from the state behind the last token but one, wherever that token stood in a tree."""
+    model = tiny_model(seed=3, spread=0.3)
+    target, heads, seen = CachedModel(model), random_heads(model, 2), 0
+    alone, sampler = SpeculativeDecoder(target), sampler_of(0)
+    nodes = (*((rank,) for rank in range(6)), *((first, second) for first in range(6) for second in range(6)))
+    for prompt in ([5, 9, 30], [7, 7, 8, 7, 7], list(range(40, 60))):
+        text = write_text(alone, prompt, BUDGET, [2], sampler, 0)
+        decoder = SpeculativeDecoder(target, MedusaDraft(heads, nodes), gamma=len(nodes))
+        (written,) = decoder.write(Request([prompt], BUDGET, [2], sampler))
+        assert written == list(text.written)
+        trace = trace_of(text, BUDGET, None, None, head_ranks(model, heads, text, 6), nodes)
+        rounds, _ = expected(trace, timing(0.1, 0.1, len(nodes)), len(nodes))
+        assert rounds == pytest.approx(decoder.account.rounds)
+        seen += decoder.account.accepted
     assert seen > 3, "or nothing was tested"
 
 
