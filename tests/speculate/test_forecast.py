@@ -85,7 +85,7 @@ def test_of_greedy_text_the_forecast_has_the_rounds_that_the_loop_has(kind: str,
 
 @torch.no_grad()
 def test_of_greedy_text_the_forecast_of_heads_has_the_rounds_that_the_loop_has() -> None:
-    """So each round's tree is made from the state behind the last token but one, wherever that token stood in a tree."""
+    """Each tree is made from the state behind the last token but one, wherever that token stood in the tree before."""
     model = tiny_model(seed=3, spread=0.3)
     target, heads, seen = CachedModel(model), random_heads(model, 2), 0
     alone, sampler = SpeculativeDecoder(target), sampler_of(0)
