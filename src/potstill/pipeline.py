@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from potstill.artifacts import Artifact, copy_artifact, disk_error, read_artifact, write_artifact, write_atomically
-from potstill.check import check_recipe
+from potstill.check import check_recipe, fetch_questions
 from potstill.check.cost import estimated_bytes, estimated_seconds
+from potstill.check.inputs import Inputs
 from potstill.console import Console
 from potstill.errors import PotstillError, RunError
 from potstill.peak import watched
@@ -57,8 +58,9 @@ def run_recipe(
 
     It begins with the gate on licences and `potstill check`: errors in the recipe's files stop the run before its
     folder is made and before anything is fetched. Models that had to be fetched or converted are checked again before
-    the first stage. An artifact is compared with its manifest before a stage reads or skips it; `verify` reads every
-    byte. A stage whose key a run folder of `shared` has already takes over that artifact.
+    the first stage, and questions of measures that had to be fetched are read. An artifact is compared with its
+    manifest before a stage reads or skips it; `verify` reads every byte. A stage whose key a run folder of `shared` has
+    already takes over that artifact.
 
     Raises:
         RefusedError: a licence or terms do not allow it.
@@ -81,6 +83,8 @@ def run_recipe(
         if prepare_models(recipe, console):
             rulings_on(recipe).refuse()  # with the licences that came along
             check_recipe(recipe, verbs).refuse()
+        if "evaluate" in verbs:
+            fetch_questions(Inputs(recipe))
         stages = stages_of(recipe)
         if verb is not None and not any(_verb(s) == verb for s in stages):
             raise RunError(f"the recipe has no {verb} section", where=recipe.name, fix=f"add `{verb}:` to it")

@@ -88,8 +88,9 @@ def test_a_run_opens_its_student_and_its_teacher_and_a_folder_its_model(tmp_path
     assert student_of(run.teacher, "Be brief.", QUIET).messages
     with pytest.raises(RunError, match="names no teacher"):
         teacher_of(run.teacher, None, QUIET)
-    with pytest.raises(RunError, match="no such run"):
-        student_of(tmp_path / "nowhere", None, QUIET)
+    (tmp_path / "sums").mkdir()
+    with pytest.raises(RunError, match="no such run; did you mean 'sums'?"):
+        student_of(tmp_path / "sum", None, QUIET)
 
 
 @pytest.mark.slow

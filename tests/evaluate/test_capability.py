@@ -19,12 +19,11 @@ from potstill.evaluate.measures.base import Draws, Setting
 from potstill.evaluate.measures.capability import (
     Question,
     by_teacher_alone,
-    choices_of,
     found_of,
     scores_of,
-    task_problems,
 )
 from potstill.evaluate.measures.solved import Solution, Solvers
+from potstill.evaluate.questions import choices_of, task_problems
 from potstill.evaluate.stage import stage
 from potstill.measures import Figures, Measures
 from potstill.recipe.data import FileData
@@ -193,7 +192,7 @@ def test_problems_that_every_seed_fails_and_the_teacher_solves_can_be_read(tmp_p
     setting = Setting(
         run.recipe, CHAT, context.work, context.console, held_out(records(2)), tmp_path, tmp_path / "run", None
     )
-    solvers = Solvers(task, setting, task_problems(task, setting))
+    solvers = Solvers(task, setting, task_problems(task, CHAT, context.work.count))
     for name, solved in (("teacher", "110110"), ("student", "000100"), ("student", "001010")):
         solvers.take(name, [asdict(Solution("", "accept" if one == "1" else "reject")) for one in solved])
     (examples,) = by_teacher_alone(task, solvers)

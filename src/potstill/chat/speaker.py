@@ -10,7 +10,7 @@ from typing import Any
 from potstill.console import Console
 from potstill.data import ChatTokenizer, prompt_ids
 from potstill.decoding.generator import stop_token_ids, stream
-from potstill.errors import ModelError, RunError, UserError
+from potstill.errors import ModelError, RunError, UserError, missing_run
 from potstill.models.anatomy import text_config
 from potstill.models.folder import is_module, read_config
 from potstill.models.kinds import task_in
@@ -110,7 +110,7 @@ def student_of(run: Path, system: str | None, console: Console) -> Speaker:
         RunError, ModelError: there is none, or it writes no text.
     """
     if not run.exists():
-        raise RunError("there is no such run", where=str(run), fix="name a folder such as runs/<name>")
+        raise missing_run(run)
     if (run / "recipe.yaml").is_file():
         name = f"run:{run}"
     elif (run / "config.json").is_file():

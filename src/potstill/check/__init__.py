@@ -12,6 +12,7 @@ that problems in files are found before anything is fetched, generated or traine
     generation.py  prompts, verifiers, servers
     capture.py     what a store will hold, permit and take
     training.py    steps, evaluation, export
+    measures.py    columns, questions and packages of measures
     loaded.py      devices, parts of models by name, unusual arguments: with torch, where a recipe asks for them
     policy.py      licences and terms
     cost.py        time, memory and disk
@@ -22,15 +23,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from potstill.check import capture, cost, data, generation, loaded, models, policy, rendering, training
+from potstill.check import capture, cost, data, generation, loaded, measures, models, policy, rendering, training
 from potstill.check.findings import Finding, Findings
 from potstill.check.inputs import Inputs
+from potstill.check.measures import fetch_questions
 from potstill.console import Console
 from potstill.errors import PotstillError
 from potstill.recipe import Recipe
 from potstill.stage import stage_names
 
-__all__ = ["PRECONDITIONS", "Finding", "Findings", "check_recipe", "probe_recipe"]
+__all__ = ["PRECONDITIONS", "Finding", "Findings", "check_recipe", "fetch_questions", "probe_recipe"]
 
 Precondition = Callable[[Inputs], Iterable[Finding] | None]
 
@@ -75,6 +77,9 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (training.best_weights_can_be_chosen, ("generate", "train")),
     (training.problems_can_be_solved, ("generate", "train", "evaluate")),
     (training.measures_have_their_teacher, ("generate", "train", "evaluate")),
+    (measures.columns_are_there, ("generate", "capture", "train", "evaluate")),
+    (measures.questions_are_there, ("generate", "capture", "train", "evaluate")),
+    (loaded.lm_eval_has_its_tasks, ("generate", "capture", "train", "evaluate")),
     (training.exports_are_possible, ALL),
     (loaded.devices_are_here, ("generate", "capture", "train", "evaluate")),
     (loaded.attention_is_here, ("generate", "capture", "train", "evaluate")),
@@ -127,6 +132,7 @@ def _topic(precondition: Precondition) -> str:
         generation: "generate",
         capture: "capture",
         training: "train",
+        measures: "evaluate",
         loaded: "train",
         policy: "policy",
         cost: "cost",

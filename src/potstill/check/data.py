@@ -25,7 +25,7 @@ def data_are_read(inputs: Inputs) -> Iterator[Finding]:
     """The source exists, is well formed and is not empty; the number of records on each side."""
     sides, recipe = inputs.sides, inputs.recipe
     if sides is None:
-        _may_be_fetched(recipe.data)
+        may_be_fetched(recipe.data, "data")
         yield Finding("data", f"{recipe.data.kind}: will be fetched, and is not looked at before")
         return
     train, held_out = len(sides.train), len(sides.held_out)
@@ -42,12 +42,13 @@ def data_are_read(inputs: Inputs) -> Iterator[Finding]:
         yield Finding("data", f"columns that are not used: {', '.join(sides.read.unused_columns)}")
 
 
-def _may_be_fetched(data: object) -> None:
+def may_be_fetched(data: object, where: str) -> None:
+    """Raise DataError for a data set of the hub, which the key `where` names, if the environment forbids to ask it."""
     if isinstance(data, HubData) and forbids_the_hub() and re.fullmatch(r"[0-9a-f]{40}", data.revision or "") is None:
         raise DataError(
             f"HF_HUB_OFFLINE forbids to ask the hub for {data.id}",
-            where="data",
-            fix="unset HF_HUB_OFFLINE, name a cached commit as data.revision, or give files",
+            where=where,
+            fix="unset HF_HUB_OFFLINE, name a cached commit as its revision, or give files",
         )
 
 

@@ -23,6 +23,7 @@ from potstill.recipe import (
     VerifierSettings,
     members_of,
 )
+from potstill.recipe.measures import Capability
 from potstill.recipe.verify import Judge, Language, leaves_of, references_of
 from potstill.types import Reason, Record, Sampling
 
@@ -32,8 +33,11 @@ _MUCH = 0.1
 
 def verifiers_of(recipe: Recipe) -> Iterator[VerifierSettings]:
     """Every verifier of a recipe, including those in composites."""
-    solve = recipe.evaluate.solve if recipe.evaluate is not None else None
-    for section, key in ((recipe.generate, "verify"), (recipe.generate, "language"), (solve, "verify")):
+    evaluate = recipe.evaluate
+    solve = evaluate.solve if evaluate is not None else None
+    measures = evaluate.measures or () if evaluate is not None else ()
+    written = [(task, "verify") for m in measures if isinstance(m, Capability) for task in m.written]
+    for section, key in ((recipe.generate, "verify"), (recipe.generate, "language"), (solve, "verify"), *written):
         yield from leaves_of(getattr(section, key, None))
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from potstill.check.findings import Finding, warning
 from potstill.check.inputs import Inputs, all_teachers
 from potstill.check.models import student_sizes
-from potstill.errors import ModelError, RecipeError
+from potstill.errors import ModelError, PotstillError, RecipeError
 from potstill.models.folder import is_module
 from potstill.recipe import Existing, FromTeacher, LocalTeacher, ObjectiveSettings, TrainStage
+from potstill.recipe.measures import LMEval
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,6 +80,19 @@ def attention_is_here(inputs: Inputs) -> None:
                 where=f"teachers.{name}.attn_implementation",
                 fix="leave it out (sdpa always works)",
             ) from None
+
+
+def lm_eval_has_its_tasks(inputs: Inputs) -> Iterator[Finding]:
+    """lm-eval is installed, and its folder has the tasks that the recipe names."""
+    evaluate = inputs.recipe.evaluate
+    for measure in evaluate.measures_for(inputs.task) if evaluate is not None else ():
+        if isinstance(measure, LMEval):
+            try:
+                from potstill.evaluate.measures.lm_eval import tasks_in
+
+                tasks_in(measure)
+            except PotstillError as error:
+                yield Finding.of("evaluate", error)
 
 
 def arguments_are_accepted(inputs: Inputs) -> None:

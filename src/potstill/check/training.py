@@ -206,10 +206,10 @@ def _why_no_text(inputs: Inputs) -> str | None:
     return None
 
 
-def exports_are_possible(inputs: Inputs) -> None:
+def exports_are_possible(inputs: Inputs) -> Iterator[Finding]:
     """Students of the task have such exports, their packages are installed, and a module of the user's own is exported
-    in its own precision."""
-    from potstill.export.base import check_possible
+    in its own precision. A warning for each that rounds rounded weights again."""
+    from potstill.export.base import check_possible, second_rounding
 
     recipe = inputs.recipe
     for settings in recipe.export:
@@ -221,3 +221,5 @@ def exports_are_possible(inputs: Inputs) -> None:
                 where="export.dtype",
                 fix="set dtype: keep, and convert it in your own program",
             )
+        if recipe.train is not None and (note := second_rounding(settings, recipe.train.quantize)) is not None:
+            yield warning("export", f"{settings.kind}: {note}")

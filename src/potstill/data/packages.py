@@ -61,6 +61,15 @@ def fetched(name: str) -> bool:
     return cached_entry(_entry(_known(name).package), "data") is not None
 
 
+def package_of(name: str) -> DataPackage:
+    """The package of a data set.
+
+    Raises:
+        DataError: no data set has that name.
+    """
+    return _known(name).package
+
+
 @implements(PackagedData)
 class PackagedSource:
     """One of `SETS`, by name."""

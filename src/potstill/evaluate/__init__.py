@@ -12,6 +12,7 @@ bootstrap.py        intervals by group, paired, and over seeds
 summary.py          every metric with its interval and paired differences, to measures.json
 documents.py        the records and their losses, worst first; a table of all values; images as PNG
 accuracies.py       tasks of questions: accuracies, exact tests of pairs, what is kept above chance
+questions.py        questions of measures, as their data tell
 texts.py            words, columns and texts of targets
 continuations.py    log-probabilities of given continuations
 smoothing.py        a smooth curve through values per target, with a band

@@ -169,9 +169,16 @@ def reported_on(held_out: Sequence[Grouped], recipe: Recipe, work: Work) -> list
     weights."""
     if recipe.train is None or not recipe.train.keeps_best:
         return list(held_out)
-    left_out = {example.group for example in held_out if selects(example.group)}
+    reported = not_selecting(held_out, recipe)
+    left_out = {example.group for example in held_out} - {example.group for example in reported}
     work.counts["held-out groups left out, for they chose the best weights"] = len(left_out)
-    return [example for example in held_out if example.group not in left_out]
+    return reported
+
+
+def not_selecting(held_out: Sequence[Grouped], recipe: Recipe) -> list[Grouped]:
+    """The examples of `reported_on`, uncounted."""
+    keeps_best = recipe.train is not None and recipe.train.keeps_best
+    return [example for example in held_out if not (keeps_best and selects(example.group))]
 
 
 def _masked(batch: Any) -> list[Target]:

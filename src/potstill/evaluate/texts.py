@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -35,20 +35,8 @@ class TargetTexts:
         self._held_out, self._chat = held_out, chat
 
     def column(self, name: str) -> NDArray[np.object_]:
-        """The value of a column of the data, as text, of each target's record [N]; empty where it has none. `label` is
-        the class of a record, other names are keys of its metadata.
-
-        Raises:
-            DataError: no record has that column.
-        """
-        values = [_value(record, name) for record in self._held_out.records]
-        if not any(values):
-            known = sorted({key for record in self._held_out.records for key in getattr(record, "metadata", {})})
-            raise DataError(
-                f"no held-out record has a column {name!r}",
-                where="evaluate.measures tails",
-                fix=f"name one of {', '.join(known)}" if known else "drop tails.columns: the data has no such columns",
-            )
+        """The value of a column of the data, as text, of each target's record [N]. Raises as `column_of`."""
+        values = column_of(self._held_out.records, name)
         # Objects, not characters: a column of long texts would take their longest for each target.
         return np.repeat(np.array(values, dtype=np.object_), self._held_out.counts)
 
@@ -87,6 +75,24 @@ class TargetTexts:
             return text_of(held_out.records[row])[:_SHOWN], name
         ids = list(held_out.rows[row].input_ids)
         return self._chat.decode(ids[:place])[-_SHOWN:], self._chat.decode([number])
+
+
+def column_of(records: Sequence[Any], name: str) -> list[str]:
+    """The value of a column of held-out records, as text; empty where one has none. `label` is the class of a record,
+    other names are keys of its metadata.
+
+    Raises:
+        DataError: no record has that column.
+    """
+    values = [_value(record, name) for record in records]
+    if not any(values):
+        known = sorted({key for record in records for key in getattr(record, "metadata", {})})
+        raise DataError(
+            f"no held-out record has a column {name!r}",
+            where="evaluate.measures tails",
+            fix=f"name one of {', '.join(known)}" if known else "drop tails.columns: the data has no such columns",
+        )
+    return values
 
 
 def _value(record: Any, name: str) -> str:

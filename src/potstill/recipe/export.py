@@ -25,6 +25,10 @@ class ExportSettings(KindSettings):
         """Why students of a task have no such export, or None."""
         return None
 
+    def rounds_again(self, weights: Literal["int8", "int4"]) -> tuple[str, ...]:
+        """The formats of this export that change weights which `train.quantize` has rounded already."""
+        return ()
+
 
 class HuggingFaceExport(ExportSettings):
     """A directory that the plain `from_pretrained` of its task opens (`AutoModelForCausalLM`,
@@ -37,6 +41,10 @@ class HuggingFaceExport(ExportSettings):
     model_card: bool = True
     serving: tuple[Literal["vllm", "sglang"], ...] = ()
 
+    def rounds_again(self, weights: Literal["int8", "int4"]) -> tuple[str, ...]:
+        """Both halves: an integer times a scale of 11 significant bits has more bits than they."""
+        return (self.dtype,) if self.dtype in ("bfloat16", "float16") else ()
+
     def why_not(self, task: Task) -> str | None:
         served = SPECS[task].writes or not self.serving
         return None if served else "vLLM and SGLang are configured for causal language models only"
@@ -45,6 +53,9 @@ class HuggingFaceExport(ExportSettings):
 GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
 """How the matrices of a GGUF file are stored: in 32, 16, 8.5 or 4.5 bits per weight, or as llama.cpp's K-quants."""
 
+
+SAME_GRID: Mapping[Literal["int8", "int4"], GgufType] = {"int8": "q8_0", "int4": "q4_0"}
+"""The type that stores weights of `train.quantize` as they are."""
 
 K_QUANTS: tuple[GgufType, ...] = ("q4_k_m", "q5_k_m", "q6_k")
 """Written by llama.cpp itself."""
@@ -76,6 +87,10 @@ class GgufExport(CheckedExport):
     types: Annotated[tuple[GgufType, ...], Field(min_length=1)] = ("f16",)
     serving: tuple[Literal["ollama", "llama.cpp"], ...] = ("ollama",)
 
+    def rounds_again(self, weights: Literal["int8", "int4"]) -> tuple[str, ...]:
+        """All but `f32` and the type of the same grid."""
+        return tuple(kind for kind in self.types if kind not in ("f32", SAME_GRID[weights]))
+
     def packages(self) -> Mapping[str, str]:
         return {"cyllama": "gguf"} if self.check_prompts or set(self.types) & set(K_QUANTS) else {}
 
@@ -96,6 +111,10 @@ class OnnxExport(CheckedExport):
     types: Annotated[tuple[Literal["float32", "int8"], ...], Field(min_length=1)] = ("float32",)
     image_shape: tuple[Count, Count, Count] | None = None
 
+    def rounds_again(self, weights: Literal["int8", "int4"]) -> tuple[str, ...]:
+        """`int8`, which has another grid."""
+        return tuple(kind for kind in self.types if kind != "float32")
+
     def packages(self) -> Mapping[str, str]:
         return dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
 
@@ -111,6 +130,10 @@ class OpenVinoExport(CheckedExport):
     kind: Literal["openvino"] = "openvino"
     types: Annotated[tuple[Literal["float16", "float32"], ...], Field(min_length=1)] = ("float16",)
     image_shape: tuple[Count, Count, Count] | None = None
+
+    def rounds_again(self, weights: Literal["int8", "int4"]) -> tuple[str, ...]:
+        """`float16`."""
+        return tuple(kind for kind in self.types if kind != "float32")
 
     def packages(self) -> Mapping[str, str]:
         return dict.fromkeys(("onnx", "onnxscript", "openvino"), "openvino")

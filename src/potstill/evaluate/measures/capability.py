@@ -17,19 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from potstill.data import prompt_ids, read_records
-from potstill.errors import DataError
+from potstill.data import prompt_ids
 from potstill.evaluate.accuracies import Row, accuracies_of, right
 from potstill.evaluate.answers import writer_of
 from potstill.evaluate.bootstrap import mean_of
 from potstill.evaluate.continuations import continued
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table, Values, joined
-from potstill.evaluate.measures.solved import Problem, Solvers, problems_of
+from potstill.evaluate.measures.solved import Solvers
+from potstill.evaluate.questions import choices_in, task_problems
 from potstill.evaluate.scores import Scores
 from potstill.measures import MODELS, Example, Examples, Figures, Finding, Loss, MetricSpec
 from potstill.recipe.measures import Capability, ChoiceTask, WrittenTask
 from potstill.registry import implements
-from potstill.types import Record, digest
 
 _SECTION = "capability"
 _READ, _SHOWN = 20, 240
@@ -65,7 +64,10 @@ class Choosing:
 
     def __init__(self, settings: Capability, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
-        self.solvers = {task.name: Solvers(task, setting, task_problems(task, setting)) for task in settings.written}
+        self.solvers = {
+            task.name: Solvers(task, setting, task_problems(task, setting.chat, setting.work.count))
+            for task in settings.written
+        }
         self.questions = {task.name: questions_of(task, setting) for task in settings.tasks}
         self.by_seed: dict[str, list[Mapping[str, Any]]] = {}
         self.notes: list[str] = []
@@ -156,72 +158,21 @@ class Choosing:
 
 
 def questions_of(task: ChoiceTask, setting: Setting) -> list[Question]:
-    """The questions of a task.
-
-    Raises:
-        DataError: a record has no choices or no reference among them, or there are fewer than two groups.
-    """
-    where = f"evaluate.measures capability.tasks {task.name}"
-    records = read_records(task.data).records
-    if task.limit is not None:
-        records = sorted(records, key=lambda record: digest([record.group, record.id]))[: task.limit]
+    """The questions of a task, in tokens. Raises as `choices_in`."""
     made = []
     chat = setting.chat
-    for record in records:
-        choices, right = choices_of(record, where)
+    for question in choices_in(task):
+        record = question.record
         if task.chat:
             prompt = prompt_ids(record.prompt or "", chat)
         else:
             prompt = [*chat.leading, *chat.encode(record.prompt or "").ids]
-        texts = choices if task.chat else [f" {choice}" for choice in choices]
+        texts = question.texts if task.chat else [f" {choice}" for choice in question.texts]
         ids = tuple(tuple(chat.encode(text).ids) for text in texts)
-        made.append(Question(tuple(prompt), ids, tuple(len(text.encode()) for text in texts), right, record.group))
-    if len({question.group for question in made}) < 2:
-        raise DataError("an interval needs two questions at least", where=where, fix="give more questions")
+        sizes = tuple(len(text.encode()) for text in texts)
+        made.append(Question(tuple(prompt), ids, sizes, question.right, record.group))
     setting.work.count(f"questions of {task.name}", len(made))
     return made
-
-
-def task_problems(task: WrittenTask, setting: Setting) -> list[Problem]:
-    """The problems of a task from its own data. Raises as `problems_of`."""
-    records = [record for record in read_records(task.data).records if isinstance(record, Record)]
-    where = f"evaluate.measures capability.written {task.name}"
-    return problems_of(records, task, setting.chat, setting.work, where)
-
-
-def choices_of(record: Record, where: str) -> tuple[list[str], int]:
-    """The choices of a record, and the number of the right one.
-
-    Raises:
-        DataError: it has none, or the reference is not among them.
-    """
-    choices = record.metadata.get("choices")
-    reference = record.metadata.get("reference")
-    if record.prompt is None or not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
-        raise DataError(
-            f"row {record.row} is no question with choices",
-            where=where,
-            fix="give records with prompt, choices (a list) and reference",
-        )
-    texts, stated = [str(choice) for choice in choices], str(reference).strip()
-    if not all(text.strip() for text in texts):
-        raise DataError(
-            f"a choice of row {record.row} is empty, and has no probability",
-            where=where,
-            fix="give each choice a text, or leave the row out",
-        )
-    if stated in texts:
-        return texts, texts.index(stated)
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(texts)]
-    if len(stated) == 1 and stated.upper() in letters:
-        return texts, letters.index(stated.upper())
-    if stated.isdecimal() and int(stated) < len(texts):
-        return texts, int(stated)
-    raise DataError(
-        f"the reference of row {record.row}, {stated[:40]!r}, is none of its choices",
-        where=where,
-        fix="give the text of the right choice, its letter, or its number from 0",
-    )
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from potstill.data import ChatTokenizer
-from potstill.errors import DataError, MissingExtra
+from potstill.errors import DataError, MissingExtra, did_you_mean_path
 from potstill.evaluate.accuracies import accuracies_of, right
 from potstill.evaluate.answers import write_answers, writer_of
 from potstill.evaluate.bootstrap import mean_of
@@ -51,23 +51,35 @@ class LMEvalMeasure(AsksAlone):
         return Harness(self.settings, setting)
 
 
-class Harness:
-    """The results of each model, question by question.
+def tasks_in(settings: LMEval) -> TaskManager:
+    """The tasks of a folder.
 
     Raises:
-        DataError: the folder has no such task.
+        DataError: there is no such folder, or it has no such task.
     """
+    if not settings.folder.is_dir():
+        raise DataError(
+            f"there is no such folder{did_you_mean_path(settings.folder)}",
+            where=str(settings.folder),
+            fix="give a folder with task files (.yaml) of lm-eval",
+        )
+    manager = TaskManager(include_path=str(settings.folder), include_defaults=False)
+    known = sorted(manager.all_tasks)
+    if missing := [name for name in settings.tasks if name not in known]:
+        raise DataError(
+            f"there is no task {missing[0]!r}",
+            where=str(settings.folder),
+            fix=f"name one of {', '.join(known)}" if known else "give a folder with task files (.yaml) of lm-eval",
+        )
+    return manager
+
+
+class Harness:
+    """The results of each model, question by question. Raises as `tasks_in`."""
 
     def __init__(self, settings: LMEval, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
-        self.tasks = TaskManager(include_path=str(settings.folder), include_defaults=False)
-        known = sorted(self.tasks.all_tasks)
-        if missing := [name for name in settings.tasks if name not in known]:
-            raise DataError(
-                f"there is no task {missing[0]!r}",
-                where=str(settings.folder),
-                fix=f"name one of {', '.join(known)}" if known else "give a folder with task files (.yaml) of lm-eval",
-            )
+        self.tasks = tasks_in(settings)
         self.by_seed: dict[str, list[Mapping[str, Any]]] = {}
         self.notes: list[str] = []
 

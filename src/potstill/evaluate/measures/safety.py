@@ -21,10 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from potstill.data import read_records
-from potstill.data.refusals import prompts_of
 from potstill.data.tokenize import ids_of
-from potstill.errors import DataError
 from potstill.evaluate.answers import write_answers, writer_of
 from potstill.evaluate.bootstrap import Statistic, difference_of, mean_of
 from potstill.evaluate.continuations import continued
@@ -41,13 +38,13 @@ from potstill.evaluate.measures.base import (
     Values,
     joined,
 )
+from potstill.evaluate.questions import judged_answers, safety_prompts
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import find
 from potstill.measures import MODELS, Band, Bands, Figures, Interval, Loss, MetricSpec
 from potstill.recipe import DataSettings
 from potstill.recipe.measures import Safety
 from potstill.registry import implements
-from potstill.types import digest
 from potstill.verify.refusal import refuses
 
 _SECTION = "safety"
@@ -145,10 +142,7 @@ class Refusing:
 
     def __init__(self, settings: Safety, setting: Setting) -> None:
         self.settings, self.setting, self.chat = settings, setting, setting.chat
-        self.prompts = [
-            *self._prompts(settings.harmful, harmful=True),
-            *self._prompts(settings.harmless, harmful=False),
-        ]
+        self.prompts = [*self._prompts("harmful"), *self._prompts("harmless")]
         self.error = None if settings.labels is None else matcher_error(settings.labels)
         self.refusing, self.complying = (
             [self.chat.encode(text).ids for text in texts] for texts in (settings.refusing, settings.complying)
@@ -158,18 +152,16 @@ class Refusing:
         self.by_seed: dict[str, list[Mapping[str, Any]]] = {}
         self.notes: list[str] = []
 
-    def _prompts(self, source: DataSettings, *, harmful: bool) -> list[Prompt]:
-        """The measured half of a set; of more than `limit`, those of the smallest hashes."""
-        records = sorted(prompts_of(source, "measured"), key=lambda r: digest([r.group, r.id]))[: self.settings.limit]
-        if len({record.group for record in records}) < 2:
-            raise DataError(
-                "an interval needs two prompts at least",
-                where=f"evaluate.measures safety.{'harmful' if harmful else 'harmless'}",
-                fix="give a larger set, or raise its limit",
-            )
+    def _prompts(self, side: Literal["harmful", "harmless"]) -> list[Prompt]:
         return [
-            Prompt(tuple(ids_of(r, self.chat)), r.group, str(r.metadata.get("category", "")), harmful, r.prompt or "")
-            for r in records
+            Prompt(
+                tuple(ids_of(record, self.chat)),
+                record.group,
+                str(record.metadata.get("category", "")),
+                side == "harmful",
+                record.prompt or "",
+            )
+            for record in safety_prompts(self.settings, side)
         ]
 
     @property
@@ -376,24 +368,9 @@ class Refusing:
 
 
 def matcher_error(labels: DataSettings) -> MatcherError:
-    """How the matcher judges answers that people have labelled: records with `response` and `judged` (`refusal`, or
-    another word) in their metadata.
-
-    Raises:
-        DataError: refusals or other answers are missing.
-    """
-    judged: Counter[tuple[bool, bool]] = Counter()
-    for record in read_records(labels).records:
-        if "response" in record.metadata:
-            judged[record.metadata["judged"] == "refusal", refuses(str(record.metadata["response"]))] += 1
-    error = MatcherError(judged[True, True], judged[True, False], judged[False, True], judged[False, False])
-    if not error.found + error.missed or not error.wrongly_found + error.rightly_passed:
-        raise DataError(
-            "the labelled answers hold no refusals, or nothing else",
-            where="evaluate.measures safety.labels",
-            fix="give labelled answers of both kinds, or labels: null",
-        )
-    return error
+    """How the matcher judges answers that people have labelled. Raises as `judged_answers`."""
+    judged = judged_answers(labels)
+    return MatcherError(judged[True, True], judged[True, False], judged[False, True], judged[False, False])
 
 
 def _kept(begun: Sequence[int], rows: torch.Tensor) -> dict[str, Any]:

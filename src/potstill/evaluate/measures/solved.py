@@ -8,7 +8,6 @@ Both are counted.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,15 +18,13 @@ from transformers import PreTrainedModel
 
 from potstill.artifacts import Work
 from potstill.data import ChatTokenizer, read_sides
-from potstill.data.problems import admit, with_reference
 from potstill.data.thinking import split_reasoning
-from potstill.data.tokenize import ids_of
-from potstill.errors import DataError
 from potstill.evaluate.answers import Written, confidence_in, write_answers, writer_of
 from potstill.evaluate.bootstrap import FEW_GROUPS
 from potstill.evaluate.held_out import reported_on
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
 from potstill.evaluate.measures.fidelity import SOLVED
+from potstill.evaluate.questions import SOLVE, Problem, problems_of
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import find
 from potstill.measures import MODELS, Solving
@@ -36,25 +33,8 @@ from potstill.recipe.evaluate import SolveSettings
 from potstill.recipe.measures import WrittenTask
 from potstill.recipe.verify import workers_of
 from potstill.registry import implements
-from potstill.types import Answer, Record, Reject, Verdict, digest
+from potstill.types import Answer, Record, Verdict
 from potstill.verify import open_verifier, verdicts
-from potstill.verify.preconditions import refuse_unjudgeable
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A held-out problem: the id of its record in the data, its prompt with the reference answer in the metadata, and
-    the token ids that models are given."""
-
-    id: str
-    record: Record
-    ids: tuple[int, ...]
-
-    @property
-    def text(self) -> str:
-        """The text of the last turn."""
-        messages = self.record.messages
-        return str(messages[-1].get("content")) if messages else str(self.record.prompt)
 
 
 def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, work: Work) -> list[Problem]:
@@ -65,62 +45,9 @@ def read_problems(recipe: Recipe, settings: SolveSettings, chat: ChatTokenizer, 
     """
     held_out = reported_on(read_sides(recipe.data).held_out, recipe, work)
     records = [record for record in held_out if isinstance(record, Record)]
-    return problems_of(records, settings, chat, work, _WHERE)
+    return problems_of(records, settings, chat, work.count, SOLVE)
 
 
-def problems_of(
-    records: Sequence[Record], settings: SolveSettings | WrittenTask, chat: ChatTokenizer, work: Work, where: str
-) -> list[Problem]:
-    """The problems among some records, in order, without repeated prompts.
-
-    Args:
-        records: prompts.
-        settings: the metadata key of the reference answer, and the maximum number of problems. Those with the smallest
-            hashes are taken, independent of order and seed.
-        chat: the student's tokenizer.
-        work: counts the records that are left out, by reason.
-        where: the key of the recipe, for errors.
-
-    Raises:
-        DataError: there is no problem, none has a reference that the verifier can compare with, prompts are messages
-            and there is no chat template, or there are fewer than two groups.
-    """
-    left_out: Counter[str] = Counter()
-    seen: set[int] = set()
-    problems = []
-    for record in records:
-        admitted = admit(record, chat.template is not None, seen, lambda prompt: len(ids_of(prompt, chat)))
-        if isinstance(admitted, Reject):
-            left_out[admitted.reason] += 1
-            continue
-        prompt = with_reference(admitted.prompt, record, settings.reference)
-        problems.append(Problem(record.id, prompt, tuple(ids_of(prompt, chat))))
-    for reason, amount in left_out.items():
-        work.count(f"no problem: {reason}", amount)
-    if not problems:
-        reasons = "; ".join(f"{reason} {amount}" for reason, amount in left_out.items())
-        raise DataError(
-            f"no record is a problem ({reasons})" if reasons else "there are no records",
-            where=where,
-            fix="give data with prompts; of the recipe’s own data, hold out a larger share (data.held_out)",
-        )
-    called = f"{len(problems)} problems"
-    refuse_unjudgeable(settings.verify, [problem.record for problem in problems], called=called, where=where)
-    if settings.limit is not None and settings.limit < len(problems):
-        work.count(f"problems beyond {where}.limit", len(problems) - settings.limit)
-        first = sorted(range(len(problems)), key=lambda i: digest([problems[i].id]))[: settings.limit]
-        problems = [problems[i] for i in sorted(first)]
-    work.count("problems" if where == _WHERE else f"problems of {where.rpartition(' ')[2]}", len(problems))
-    if len({problem.record.group for problem in problems}) < 2:
-        raise DataError(
-            "an interval needs two problems at least, of two groups",
-            where=where,
-            fix="give more problems, hold out a larger share, or raise limit",
-        )
-    return problems
-
-
-_WHERE = "evaluate.solve"
 Outcome = Literal["accept", "reject", "cannot_judge", "unfinished", "too_long"]
 
 

