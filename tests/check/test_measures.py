@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from tiny_models import make_tiny_causal_lm
 
 Make = Callable[..., Recipe]
 
-ROWS = [{"prompt": f"What is {n} + {n}?", "completion": str(2 * n), "topic": "sums"} for n in range(40)]
+ROWS = [{"prompt": f"What is {n} + {n}?", "completion": str(2 * n), "metadata": {"topic": "sums"}} for n in range(40)]
 QUESTIONS = [{"prompt": f"Is {n} even?", "choices": ["yes", "no"], "reference": n % 2} for n in range(8)]
 
 
@@ -138,7 +140,7 @@ def test_a_package_that_is_not_installed_is_refused_with_its_pip_line(
     sums = {"kind": "reasoning_gym", "name": "chain_sum", "size": 8}
     task = {"name": "sums", "data": sums, "verify": {"kind": "numeric"}}
     error = only_error(check_recipe(make({"kind": "capability", "written": [task]})))
-    assert 'pip install "potstill[reasoning-gym]"' in shown_as(error)
+    assert 'pip install "potstill[reasoning]"' in shown_as(error)
     assert "-m ensurepip" in shown_as(only_error(check_recipe(make(packaged("boolq")))))
 
 
@@ -169,6 +171,19 @@ def test_a_folder_without_tasks_of_lm_eval_is_refused(make: Make, tmp_path: Path
     error = only_error(check_recipe(recipe))
     assert error.text == ("there is no task 'colours'" if there else "there is no such folder; did you mean 'tasks'?")
     assert "give a folder with task files" in shown_as(error)
+
+
+def test_measures_are_checked_without_torch(make: Make, tmp_path: Path) -> None:
+    make({"kind": "tails", "columns": ["topic"]}, choices(tmp_path, *QUESTIONS))
+    code = (
+        "import sys; from potstill.check import check_recipe; from potstill.recipe import load_recipe;"
+        "assert not check_recipe(load_recipe(sys.argv[1])).errors;"
+        "sys.exit(','.join({'torch', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,25 @@ def test_an_adapter_is_exported_for_the_model_that_the_student_began_with(adapte
     assert str(adapted) not in (folder / "README.md").read_text()
 
 
+def test_a_second_rounding_stands_on_the_card_and_in_the_warnings(adapted: Path) -> None:
+    document = {
+        "student": {"kind": "existing", "model": str(adapted / "base")},
+        "train": {"quantize": {"weights": "int4"}},
+    }
+    halved, work = exported(adapted, **document, export=[{"kind": "huggingface", "dtype": "bfloat16"}])
+    (text,) = (warning for warning in work.warnings if "rounds its weights again" in warning)
+    assert "trained through int4" in text and "rounds its weights again" in (halved / "README.md").read_text()
+
+
+def test_a_file_on_the_grid_of_the_training_has_no_such_note(adapted: Path) -> None:
+    document = {
+        "student": {"kind": "existing", "model": str(adapted / "base")},
+        "train": {"quantize": {"weights": "int4"}},
+    }
+    kept, work = exported(adapted, **document, export=[{"kind": "huggingface"}])
+    assert "rounds" not in (kept / "README.md").read_text() and not any("rounds" in text for text in work.warnings)
+
+
 def test_a_card_without_a_report_has_the_gates_section(adapted: Path) -> None:
     stated = {"id": "exaone-1.1-nc", "attested_by": "Ada", "on": "2026-01-02", "why": "Their repository says so."}
     policy = {
