@@ -89,7 +89,7 @@ def test_a_run_opens_its_student_and_its_teacher_and_a_folder_its_model(tmp_path
     with pytest.raises(RunError, match="names no teacher"):
         teacher_of(run.teacher, None, QUIET)
     (tmp_path / "sums").mkdir()
-    with pytest.raises(RunError, match="no such run; did you mean 'sums'?"):
+    with pytest.raises(RunError, match=r"no such run; did you mean 'sums'\?"):
         student_of(tmp_path / "sum", None, QUIET)
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.verify.answer_extraction import boxed, final_answer, marked
+from potstill.verify.dates import dates, times
 from potstill.verify.math import Judgement, compare
 from potstill.verify.numbers import exact_number
-from potstill.verify.values import answer_value, dates, read_value, times
+from potstill.verify.values import answer_value, read_value
 
 whole = st.integers(-(10**30), 10**30)
 positive = st.integers(1, 10**12)

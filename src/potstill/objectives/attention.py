@@ -99,7 +99,7 @@ def check_attention(dims: Dims, kind: str) -> None:
         one, other = ("student", "teacher") if dims.student.causal else ("teacher", "student")
         raise ModelError(
             f"{kind} compares attention; that of the {one} looks back only, that of the {other} both ways",
-            fix="use an objective on hidden states: hidden_mse, hidden_cosine",
+            fix="use hidden_mse or hidden_cosine, which compare hidden states",
         )
 
 

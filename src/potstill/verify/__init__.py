@@ -15,11 +15,12 @@ programs.py           Python programs by tests: program_tests.py, program_candid
 sandbox.py            untrusted programs; isolation.py and new_root.py contain them
 
 answer_extraction.py  the final answer in a text
-values.py             its value, typed
+values.py             its value, typed; dates.py dates and times of day
 numbers.py            exact numbers
 units.py              units and counted nouns
 surroundings.py       words that leave a value unchanged
 asked.py              answers about another subject than the question's
+scope.py              a last sentence that is about something else in the question
 
 preconditions.py      problems that lack what a verifier needs
 decontaminate.py      evaluation sets in training records
