@@ -146,7 +146,7 @@ def test_rejects_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory
     [
         Provenance("a", "b", "c", "d", {"top_p": 0.5}, 3, "e", "f"),
         Sampling(8, 0.5, 0.25, 4, 2),
-        Answer("text", "length", 3, 4, "why", -0.5),
+        Answer("text", "length", 3, 4, "why", -0.5, [["t", -0.1, [["t", -0.1]]]]),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -133,6 +133,7 @@ class JudgingServer(ThreadingHTTPServer):
     hangs up on everybody."""
 
     daemon_threads = True
+    request_queue_size = 128  # all questions may come at once
 
     def __init__(self, left: float = math.inf) -> None:
         super().__init__(("127.0.0.1", 0), JudgingHandler)
@@ -182,7 +183,7 @@ def behind(run: SmallRun, address: str) -> SmallRun:
     """The run, with a judge behind a server among its teachers."""
     measure = Judged(judge="critic", answer_tokens=12)
     evaluate = run.recipe.required_evaluate.model_copy(update={"measures": (Fidelity(), measure)})
-    critic = EndpointTeacher(base_url=address, model="critic", patience_seconds=0.5, timeout_seconds=10, retries=2)
+    critic = EndpointTeacher(base_url=address, model="critic", patience_seconds=0.5, timeout_seconds=60, retries=2)
     teachers = {"main": run.recipe.teachers["main"], "critic": critic}
     run.recipe = run.recipe.model_copy(update={"teachers": teachers, "evaluate": evaluate})
     return run

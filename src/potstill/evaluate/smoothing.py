@@ -19,7 +19,7 @@ PLACES = 13
 _EDGE = 0.01
 """The share of the targets that lies beyond the first place, and beyond the last."""
 _FEW = 5.0
-"""The least effective number of groups near a place; with fewer it has no value."""
+"""The least effective number of groups near a place, and of targets: with fewer it has no value."""
 
 
 def places_of(x: Floats) -> Floats:
@@ -76,6 +76,7 @@ def smooth(x: Floats, seeds: Sequence[Floats], bootstrap: PairedBootstrap) -> li
     for at in places_of(x).tolist():
         weights = bootstrap.sums_of(np.exp(-(((x - at) / width) ** 2) / 2))
         near = float(weights.sum() ** 2 / max(float(np.square(weights).sum()), 1e-300))  # Kish's effective number
-        if near >= _FEW:
+        # Kish's number is of ratios: far from all targets, where every weight is next to nothing, it may be large.
+        if near >= _FEW and float(weights.sum()) >= _FEW:
             made.append((at, bootstrap.interval([local_linear(x, y, at, width) for y in seeds])))
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -41,9 +41,9 @@ class Onnx:
 
 
 def _keep(source: Path, target: Path) -> None:
-    """The graph itself, which names the file of its weights."""
-    os.link(source, target)
-    os.link(source.with_name("model.onnx_data"), target.with_name("model.onnx_data"))
+    """The graph itself, which names the file of its weights. Copied: onnx opens no file that has a second link."""
+    shutil.copyfile(source, target)
+    shutil.copyfile(source.with_name("model.onnx_data"), target.with_name("model.onnx_data"))
 
 
 @contextmanager
