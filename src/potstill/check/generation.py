@@ -182,9 +182,7 @@ def conversations_can_be_counted(inputs: Inputs) -> Iterator[Finding]:
     if source is None:
         yield Finding("generate", f"the tokenizer, {generate.tokenizer}, will be fetched")
         return
-    from potstill.data import ChatTokenizer
-
-    if not ChatTokenizer.from_folder(source.path).templates:
+    if not inputs.chat_in(source.path).templates:
         raise DataError(
             "the tokenizer has no chat template, so the length of a conversation is not known",
             where=f"generate.tokenizer: {generate.tokenizer}",

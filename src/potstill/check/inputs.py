@@ -152,19 +152,23 @@ class Inputs:
             return None
         return self._once("reader", lambda: reader_of(self.recipe, tokenizer, sides.classes))
 
-    def chat(self, settings: TeacherSettings) -> ChatTokenizer | None:
-        """The tokenizer that renders a teacher's prompts; None if it is not on this machine."""
+    def chat_in(self, folder: Path) -> ChatTokenizer:
+        """The tokenizer of a folder, opened once. Raises as `ChatTokenizer.from_folder`."""
         from potstill.data import ChatTokenizer
 
+        return self._once(f"chat {folder}", lambda: ChatTokenizer.from_folder(folder))
+
+    def chat(self, settings: TeacherSettings) -> ChatTokenizer | None:
+        """The tokenizer that renders a teacher's prompts; None if it is not on this machine."""
         source = self.source(settings)
         named = getattr(settings, "tokenizer", None)
         if getattr(settings, "remote", False) and named is not None:
             if Path(named).is_dir():  # it need not hold a model
-                return self._once(f"chat {named}", lambda: ChatTokenizer.from_folder(named))
+                return self.chat_in(Path(named))
             source = self._once(f"source {named}", lambda: locate(named))
         if source is None or is_module(source.path):
             return None
-        return self._once(f"chat {source.path}", lambda: ChatTokenizer.from_folder(source.path))
+        return self.chat_in(source.path)
 
     def student_config(self) -> Mapping[str, Any] | None:
         """The `config.json` of a student `from_config`, as far as it is known without `transformers`: the file's, or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from potstill.check.data import may_be_fetched
 from potstill.check.findings import Finding, warning
@@ -11,6 +12,9 @@ from potstill.errors import DataError, PotstillError
 from potstill.recipe import DataSettings
 from potstill.recipe.data import PackagedData
 from potstill.recipe.measures import MeasureSettings, Tails
+
+if TYPE_CHECKING:
+    from potstill.data import ChatTokenizer
 
 
 def columns_are_there(inputs: Inputs) -> Iterator[Finding]:
@@ -69,13 +73,12 @@ def fetch_questions(inputs: Inputs) -> None:
 
 
 def _questions(inputs: Inputs) -> Iterator[tuple[DataSettings, Callable[[], object]]]:
-    from potstill.data import ChatTokenizer
     from potstill.evaluate.questions import questions_in
 
-    measures = _measures(inputs)
-    folder = inputs.tokenizer if measures else None
-    chat = ChatTokenizer.from_folder(folder) if folder is not None else None
-    for measure in measures:
+    def chat() -> ChatTokenizer | None:
+        return inputs.chat_in(folder) if (folder := inputs.tokenizer) is not None else None
+
+    for measure in _measures(inputs):
         yield from questions_in(measure, chat)
 
 

@@ -30,7 +30,7 @@ def templates_render_alike(inputs: Inputs) -> Iterator[Finding]:
     if own is None or teacher is None:
         return  # the student has the teacher's tokenizer
     theirs = inputs.chat(teacher)
-    mine = ChatTokenizer.from_folder(own)
+    mine = inputs.chat_in(own)
     if theirs is None or theirs.template is None or mine.template is None:
         return
     chosen = _conversations(inputs)

@@ -30,19 +30,19 @@ SOLVE = "evaluate.solve"
 
 
 def questions_in(
-    measure: MeasureSettings, chat: ChatTokenizer | None
+    measure: MeasureSettings, chat: Callable[[], ChatTokenizer | None]
 ) -> Iterator[tuple[DataSettings, Callable[[], object]]]:
     """Each source of a measure's questions, and the function that reads it and raises what an evaluation would.
 
     Args:
         measure: settings of a measure; most have no source of their own.
-        chat: the student's tokenizer; None before it is on this machine.
+        chat: opens the student's tokenizer, which few sources need; None before it is on this machine.
     """
     if isinstance(measure, Capability):
         for task in measure.tasks:
             yield task.data, partial(choices_in, task)
         for written in measure.written:
-            yield written.data, partial(task_problems, written, chat, lambda name, amount: None)
+            yield written.data, partial(_read_problems, written, chat)
     if isinstance(measure, Safety):
         yield measure.harmful, partial(safety_prompts, measure, "harmful")
         yield measure.harmless, partial(safety_prompts, measure, "harmless")
@@ -140,6 +140,10 @@ def task_problems(task: WrittenTask, chat: ChatTokenizer | None, count: Count) -
     """The problems of a task from its own data. Raises as `read_records` and `problems_of`."""
     records = [record for record in read_records(task.data).records if isinstance(record, Record)]
     return problems_of(records, task, chat, count, f"evaluate.measures capability.written {task.name}")
+
+
+def _read_problems(task: WrittenTask, chat: Callable[[], ChatTokenizer | None]) -> object:
+    return task_problems(task, chat(), lambda name, amount: None)
 
 
 def problems_of(
