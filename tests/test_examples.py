@@ -42,3 +42,16 @@ def test_the_python_of_the_docs_runs(monkeypatch: pytest.MonkeyPatch, capsys: py
     for code in python_blocks("docs/python.md"):
         exec(compile(code, "docs/python.md", "exec"), {})
     assert "max_steps: 100" in capsys.readouterr().out
+
+
+def test_the_python_of_speculative_decoding_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(code for code in python_blocks("docs/speculate.md") if "from_pretrained" in code)
+    target, draft = make_tiny_causal_lm(tmp_path / "target"), make_tiny_causal_lm(tmp_path / "draft", layers=2)
+    named = {"HuggingFaceTB/SmolLM2-360M-Instruct": target, "HuggingFaceTB/SmolLM2-135M-Instruct": draft}
+    for hub_id, folder in named.items():
+        assert hub_id in code
+        code = code.replace(hub_id, str(folder))
+    names: dict[str, object] = {}
+    exec(compile(code, "docs/speculate.md", "exec"), names)
+    assert names["written"].shape[1] > names["input_ids"].shape[1]  # type: ignore[attr-defined]
+    assert "A still is" in capsys.readouterr().out

@@ -50,7 +50,7 @@ def test_prompts_that_nothing_answers_are_refused(starter: Path) -> None:
 def test_data_of_the_hub_are_not_fetched(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     findings = check_recipe(recipe_with(starter, "data={kind: hub, id: some/where}"))
-    assert findings.lines["data"] == ("hub: will be fetched, and is not looked at before",)
+    assert findings.lines["data"] == ("some/where: will be fetched, and is not looked at before",)
 
 
 def test_columns_that_are_not_used_are_named(starter: Path) -> None:

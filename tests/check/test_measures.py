@@ -206,3 +206,37 @@ def test_an_export_that_rounds_rounded_weights_again_is_warned_of(
         (text,) = texts
         assert again in text and "as they are" in text
     assert not [w for w in check_recipe(make(export=[export])).warnings if w.topic == "export"]
+
+
+# ---- prompts to refuse ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ({"kind": "package", "name": "advbenc"}, "did you mean 'advbench'?"),
+        ({"kind": "package", "name": "harmbench"}, "harmbench is for evaluation only"),
+        ({"kind": "jsonl", "path": "harmfull.jsonl"}, "harmfull.jsonl"),
+        ({"kind": "jsonl", "path": "one.jsonl"}, "in the half of the set that is trained"),
+    ],
+)
+def test_prompts_to_refuse_that_could_not_train_are_refused_before_the_teacher_writes(
+    make: Make, tmp_path: Path, prompts: dict[str, Any], expected: str
+) -> None:
+    from potstill.data.read import read_records
+    from potstill.data.refusals import half_of
+    from potstill.recipe.data import FileData
+
+    rows = [{"prompt": f"Harm number {n}."} for n in range(8)]
+    for row in rows:  # a set of one prompt, which is in the half that is measured
+        (tmp_path / "one.jsonl").write_text(json.dumps(row))
+        (record,) = read_records(FileData(kind="jsonl", path=tmp_path / "one.jsonl", format="prompt")).records
+        if half_of(record.group) == "measured":
+            break
+    found = check_recipe(make(train={"refusals": {"prompts": prompts, "share": 0.1}}), ("generate",)).errors
+    assert any(expected in str(finding.error) for finding in found)
+
+
+def test_a_set_for_evaluation_only_is_no_training_data(make: Make) -> None:
+    found = check_recipe(make(data={"kind": "package", "name": "harmbench", "held_out": 0.2}), ("generate",)).errors
+    assert any("harmbench is for evaluation only" in str(finding.error) for finding in found)

@@ -272,6 +272,20 @@ def test_models_whose_cache_cannot_be_rolled_back_are_refused_by_name() -> None:
         early_exit(CachedModel(tiny_model(layers=4)), 4)
 
 
+def test_open_models_in_the_place_of_drafts_and_readers_are_refused_with_what_to_give() -> None:
+    model = tiny_model(layers=4)
+    with pytest.raises(UserError, match=r"give ModelDraft\(CachedModel\(model\)\)"):
+        SpeculativeDecoder(model, near())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"target = CachedModel\(model\)"):
+        early_exit(model, 2)  # type: ignore[arg-type]
+
+
+def test_a_configuration_in_second_place_is_taken_as_by_model_generate() -> None:
+    model, config = tiny_model(seed=3, spread=0.3), GenerationConfig(max_new_tokens=9, do_sample=False)
+    ids = torch.tensor([[5, 9, 30]])
+    assert torch.equal(SpeculativeDecoder(model).generate(ids, config), model.generate(ids, config))
+
+
 def test_a_draft_of_another_vocabulary_is_refused() -> None:
     decoder = SpeculativeDecoder(tiny_model(), ModelDraft(CachedModel(tiny_model(vocab=300))))
     with pytest.raises(ModelError, match=r"300 token ids(?s:.*)torch\.arange\(259\)"):

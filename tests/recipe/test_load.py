@@ -223,3 +223,59 @@ def test_no_document_breaks_the_parser(document: object) -> None:
         except RecipeError:
             continue
         assert isinstance(made, Recipe)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("capture: {kind: threshold, bytes_per_tokn: 20}", "'capture.bytes_per_tokn'; did you mean 'bytes_per_token'?"),
+        ("speculate: {draft: {kind: layers, layers: 2, frequnt: 9}}", "did you mean 'frequent'?"),
+        (
+            "speculate: {draft: {kind: chained, then: {kind: model, model: x, thresold: 1}}}",
+            "did you mean 'threshold'?",
+        ),
+        ("speculate: {draft: {kind: medusa, typical: {epsilom: 0.1}}}", "did you mean 'epsilon'?"),
+        ("speculate: {train: {objectives: [{kind: forward_kl, temprature: 2}]}}", "did you mean 'temperature'?"),
+    ],
+)
+def test_a_typo_in_a_variant_is_answered_with_the_variants_own_keys(path: Path, section: str, expected: str) -> None:
+    path.write_text(TEXT + section)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("evaluate.controls=untrained", "evaluate.controls: should be a list, [a, b], not 'untrained'"),
+        ("train.masking=3", "train.masking: should be a mapping, {key: value}, not 3"),
+        ("generate.samples=few", "generate.samples: should be a whole number, not 'few'"),
+        ("student.layers=[a]", "student.layers.0: should be a whole number, not 'a'"),
+        ("data.licence={id: 3}", "data.licence.id: should be a text, not 3"),
+        ("teacher.model=", "teachers.main.model: should be a text, not None"),
+        ('teacher.model=""', "teachers.main.model: should have at least 1 character"),
+        ("export=huggingface", "export: should be a list, [a, b], not 'huggingface'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_answered_in_words_of_a_recipe(path: Path, override: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, [override])
+    assert expected in str(error.value)
+    assert not any(word in str(error.value) for word in ("tuple", "dictionary", "instance", "Uniform", "Statement"))
+
+
+def test_the_paths_of_a_draft_are_relative_to_the_recipe(path: Path) -> None:
+    for draft, place in (
+        ("{kind: model, model: ./draft}", lambda settings: settings.model),
+        ("{kind: medusa, weights: draft}", lambda settings: settings.weights),
+        ("{kind: chained, then: {kind: medusa, weights: draft}}", lambda settings: settings.then.weights),
+    ):
+        path.write_text(f"{TEXT}speculate: {{draft: {draft}}}")
+        assert str(place(load_recipe(path).required_speculate.draft)) == str(path.parent / "draft")
+
+
+def test_heads_are_not_trained_for_a_draft_of_layers(path: Path) -> None:
+    path.write_text(f"{TEXT}speculate: {{train: {{objectives: [{{kind: medusa}}]}}}}")
+    with pytest.raises(RecipeError, match="medusa trains heads, and draft is 'layers'"):
+        load_recipe(path)

@@ -40,6 +40,7 @@ ALL = ("generate", "capture", "train", "evaluate", "report", "speculate", "expor
 
 PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (data.data_are_read, ("generate", "capture", "train", "evaluate", "speculate")),
+    (data.data_may_train, ("generate", "capture", "train")),
     (data.training_side_is_not_empty, ("generate", "capture", "train")),
     (data.sides_have_no_twins, ("train", "evaluate")),
     (data.intervals_have_two_groups, ("generate", "train", "evaluate")),

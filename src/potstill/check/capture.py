@@ -33,7 +33,8 @@ _DISTINCT = 0.25
 PERMITS = {
     "unbiased": "objectives linear in its probabilities (forward_kl, soft_ce) have no bias; others are refused",
     None: "every objective on the response, at any temperature",
-    "top_k": "forward_kl and soft_ce match what is not kept as one: a lower bound, biased by at most the mass left out",
+    "top_k": "forward_kl and soft_ce match what is not kept as one: the value is a lower bound, the gradient "
+    "is off by at most √2 times the mass left out",
 }
 """What objectives may make of each estimator."""
 

@@ -117,12 +117,13 @@ def time_is_estimated(inputs: Inputs) -> Iterator[Finding]:
     teacher = sum(known.parameters for member in local if (known := inputs.facts(member)) is not None)
     asked = recipe.teachers[recipe.generate.teacher] if recipe.generate is not None and recipe.generate.asks else None
     written = int(figures.get("tokens_at_most", 0)) if asked is not None and not asked.remote else 0
+    writer = sum(known.parameters for member in members_of(asked) if (known := inputs.facts(member)) is not None)
     tokens = _trained_tokens(inputs)
-    if not ((written and teacher) or (tokens and student)):
+    if not ((written and writer) or (tokens and student)):
         return
     rate = product_rate()
-    if written and teacher:
-        seconds = 2 * teacher * written / (rate * _WRITES_AT)
+    if written and writer:
+        seconds = 2 * writer * written / (rate * _WRITES_AT)
         figures["generation_seconds"] = round(seconds)
         yield Finding("cost", f"generation: at most {_between(seconds)} on this machine's processor, roughly")
     if tokens and student and train is not None:

@@ -21,12 +21,21 @@ _MUCH = 0.1
 """A warning is given if at least this share of records is cut, or left out."""
 
 
+def data_may_train(inputs: Inputs) -> None:
+    """A set that is for evaluation only is not trained on."""
+    if inputs.recipe.train is not None:
+        from potstill.data.packages import refuse_evaluation_only
+
+        refuse_evaluation_only(inputs.recipe.data, "data.name")
+
+
 def data_are_read(inputs: Inputs) -> Iterator[Finding]:
     """The source exists, is well formed and is not empty; the number of records on each side."""
     sides, recipe = inputs.sides, inputs.recipe
     if sides is None:
         may_be_fetched(recipe.data, "data")
-        yield Finding("data", f"{recipe.data.kind}: will be fetched, and is not looked at before")
+        name = getattr(recipe.data, "name", None) or getattr(recipe.data, "id", recipe.data.kind)
+        yield Finding("data", f"{name}: will be fetched, and is not looked at before")
         return
     train, held_out = len(sides.train), len(sides.held_out)
     inputs.figures |= {"records": train + held_out, "train": train, "held_out": held_out}

@@ -19,6 +19,7 @@ TOPICS = (
     "capture",
     "train",
     "evaluate",
+    "speculate",
     "export",
     "policy",
     "cost",

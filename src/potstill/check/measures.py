@@ -1,4 +1,5 @@
-"""Preconditions on measures: columns, questions and packages, read by the evaluation's own functions."""
+"""Preconditions on measures: columns, questions and packages, read by the evaluation's own functions; and on prompts of
+`train.refusals`, which come from the same sets."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING
 from potstill.check.data import may_be_fetched
 from potstill.check.findings import Finding, warning
 from potstill.check.inputs import Inputs, is_here
+from potstill.data.packages import refuse_evaluation_only
+from potstill.data.refusals import prompts_to_refuse
 from potstill.errors import DataError, PotstillError
 from potstill.recipe import DataSettings
 from potstill.recipe.data import PackagedData
@@ -46,40 +49,53 @@ def _without_column(inputs: Inputs, measure: Tails) -> Iterator[Finding]:
 
 
 def questions_are_there(inputs: Inputs) -> Iterator[Finding]:
-    """Tasks and prompts of measures can be read and asked. Sets that will be fetched are named: a run fetches and reads
-    them before its first stage (`fetch_questions`)."""
-    away: dict[str, None] = {}
-    for source, read in _questions(inputs):
+    """Tasks and prompts of measures can be read and asked, and prompts to refuse can be trained on. Sets that will be
+    fetched are named: a run fetches and reads them before its first stage (`fetch_questions`)."""
+    away: dict[tuple[str, str], None] = {}
+    for topic, source, read in (*_refusals(inputs), *_questions(inputs)):
         try:
+            if topic == "train":
+                refuse_evaluation_only(source, "train.refusals.prompts")
             if is_here(source):
                 read()
             else:
-                away[_fetched_as(source)] = None
+                away[topic, _fetched_as(source)] = None
         except PotstillError as error:
-            yield Finding.of("evaluate", error)
-    if away:
-        yield Finding("evaluate", f"sets that will be fetched before the first stage: {', '.join(away)}")
+            yield Finding.of(topic, error)
+    for topic in dict.fromkeys(topic for topic, _ in away):
+        names = ", ".join(name for of, name in away if of == topic)
+        yield Finding(topic, f"sets that will be fetched before the first stage: {names}")
 
 
 def fetch_questions(inputs: Inputs) -> None:
-    """Fetch the data of measures that are not on this machine, and read them.
+    """Fetch the data of measures, and prompts to refuse, that are not on this machine, and read them.
 
     Raises:
         PotstillError: as an evaluation would.
     """
-    for source, read in _questions(inputs):
+    for _, source, read in (*_refusals(inputs), *_questions(inputs)):
         if not is_here(source):
             read()
 
 
-def _questions(inputs: Inputs) -> Iterator[tuple[DataSettings, Callable[[], object]]]:
+Source = tuple[str, DataSettings, Callable[[], object]]
+"""The topic of a source's problems, its settings, and the function that reads it."""
+
+
+def _refusals(inputs: Inputs) -> Iterator[Source]:
+    train = inputs.recipe.train
+    if train is not None and (mix := train.refusals) is not None:
+        yield "train", mix.prompts, lambda: prompts_to_refuse(mix)
+
+
+def _questions(inputs: Inputs) -> Iterator[Source]:
     from potstill.evaluate.questions import questions_in
 
     def chat() -> ChatTokenizer | None:
         return inputs.chat_in(folder) if (folder := inputs.tokenizer) is not None else None
 
     for measure in _measures(inputs):
-        yield from questions_in(measure, chat)
+        yield from (("evaluate", source, read) for source, read in questions_in(measure, chat))
 
 
 def _fetched_as(source: DataSettings) -> str:

@@ -31,6 +31,7 @@ from potstill.recipe import (
     FromConfig,
     FromTeacher,
     HiddenSettings,
+    Medusa,
     MiniLMv1,
     MiniLMv2,
     ModuleStudent,
@@ -53,7 +54,7 @@ _LAYERS_SHOWN = 24
 def teachers_are_usable(inputs: Inputs) -> Iterator[Finding]:
     """Every teacher's model is whole and of the recipe's task, or can be fetched."""
     for name, teacher in all_teachers(inputs.recipe.teachers):
-        yield from _model_is_usable(inputs, name, teacher, "teachers")
+        yield from model_is_usable(inputs, name, teacher, "teachers")
     if not inputs.recipe.teachers:
         yield Finding("teachers", "none")
 
@@ -69,7 +70,7 @@ def student_model_is_usable(inputs: Inputs) -> Iterator[Finding]:
     """The same for a student that is an existing model."""
     student = inputs.recipe.student
     if isinstance(student, Existing):
-        yield from _model_is_usable(inputs, "student", student, "student")
+        yield from model_is_usable(inputs, "student", student, "student")
         yield from _differs_from_its_teacher(inputs, student)
 
 
@@ -77,11 +78,13 @@ def _differs_from_its_teacher(inputs: Inputs, student: Existing) -> Iterator[Fin
     train, teacher, source = inputs.recipe.train, inputs.source(inputs.teacher), inputs.source(student)
     if train is None or teacher is None or source is None or source.path != teacher.path:
         return
-    if train.teacher_system is None and all(objective.needs().teacher for objective in train.all_objectives):
+    compared = [objective for objective in train.all_objectives if not isinstance(objective, Medusa)]  # heads are new
+    if train.teacher_system is None and compared and all(objective.needs().teacher for objective in compared):
         yield warning("student", "it is the teacher itself: objectives that compare the two begin at their minimum")
 
 
-def _model_is_usable(inputs: Inputs, name: str, settings: Any, topic: str) -> Iterator[Finding]:
+def model_is_usable(inputs: Inputs, name: str, settings: Any, topic: str) -> Iterator[Finding]:
+    """A model's files are whole and of the recipe's task, or can be fetched."""
     model = getattr(settings, "model", None)
     if model is None or getattr(settings, "remote", False):
         yield Finding(topic, f"{name}: {model} ({settings.kind})" if model else f"{name}: {settings.kind}")

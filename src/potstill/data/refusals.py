@@ -46,16 +46,25 @@ def prompts_of(settings: DataSettings, half: Half) -> list[Record]:
     return found
 
 
-def with_refusals(records: Sequence[Example], mix: RefusalMix) -> tuple[list[Example], int]:
-    """Training records with refusals among them, and how many these are: `share` of all, as far as there are prompts
-    (each stands there once).
+def prompts_to_refuse(mix: RefusalMix) -> list[Record]:
+    """The prompts that may be mixed in with a refusal.
 
     Raises:
         DataError: the prompts may not be trained on, or as `prompts_of`.
     """
     refuse_evaluation_only(mix.prompts, "train.refusals.prompts")
+    return prompts_of(mix.prompts, "trained")
+
+
+def with_refusals(records: Sequence[Example], mix: RefusalMix) -> tuple[list[Example], int]:
+    """Training records with refusals among them, and how many these are: `share` of all, as far as there are prompts
+    (each stands there once).
+
+    Raises:
+        DataError: as `prompts_to_refuse`.
+    """
     wanted = math.ceil(mix.share / (1 - mix.share) * len(records))
-    prompts = sorted(prompts_of(mix.prompts, "trained"), key=lambda record: digest([record.group, record.id]))[:wanted]
+    prompts = sorted(prompts_to_refuse(mix), key=lambda record: digest([record.group, record.id]))[:wanted]
     made: list[Example] = [_refused(p, mix.answers[i % len(mix.answers)]) for i, p in enumerate(prompts)]
     return [*records, *made], len(made)
 

@@ -169,11 +169,15 @@ class ModelDraft:
 def early_exit(
     target: CachedModel, layers: int, vocabulary: Int[Tensor, " K"] | None = None, threshold: float = 0.0
 ) -> ModelDraft:
-    """The target's first layers with its last norm and head. They share the target's keys and values.
+    """The target's first layers with its last norm and head. They share the keys and values of the target that the
+    decoder reads: `SpeculativeDecoder(target, early_exit(target, 2))`.
 
     Raises:
         ModelError: the target has not more layers, or its head cannot be cut.
+        TypeError: the target is a model of transformers, whose keys and values are nobody's yet.
     """
+    if not isinstance(target, CachedModel):
+        raise TypeError("early_exit shares keys and values: give it, and the decoder, target = CachedModel(model)")
     view: PreTrainedModel = first_layers(target.model, layers)
     return ModelDraft(CachedModel(view, vocabulary, cache=target), threshold)
 

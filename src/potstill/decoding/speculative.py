@@ -89,7 +89,7 @@ class SpeculativeDecoder:
 
     Raises:
         ModelError: the target's cache cannot be rolled back.
-        UserError: gamma is below 1 with a draft.
+        UserError: gamma is below 1 with a draft, or the draft is a model of transformers as it is.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class SpeculativeDecoder:
         typical: Typical | None = None,
         device: str | None = None,
     ) -> None:
+        if isinstance(draft, PreTrainedModel):
+            raise UserError("a model is no draft by itself", fix="give ModelDraft(CachedModel(model))")
         if draft is not None and gamma < 1:
             raise UserError(
                 f"gamma is {gamma}: a draft needs at least 1 token", fix="set gamma to 1 or more, or use no draft"
@@ -117,6 +119,7 @@ class SpeculativeDecoder:
     def generate(
         self,
         inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
         *,
         seed: int | None = None,
         streamer: BaseStreamer | None = None,
@@ -126,10 +129,11 @@ class SpeculativeDecoder:
 
         Args:
             inputs: token ids [B, T], padded on the left.
+            generation_config: None is the target's own.
             seed: of the draws; None takes one from torch's global generator.
             streamer: gets the prompt, and each token in the round that wrote it. (`model.generate` passes none on to a
                 `custom_generate`, so only this method streams.)
-            settings: as for `model.generate`: `generation_config`, `logits_processor`, `stopping_criteria`,
+            settings: as for `model.generate`: `logits_processor`, `stopping_criteria`,
                 `attention_mask`, and any key of a generation configuration.
 
         Raises:
@@ -138,7 +142,9 @@ class SpeculativeDecoder:
         if self._model is None:
             raise TypeError("generate() needs a model of transformers; use write()")
         generate: Any = self._model.generate
-        written: Tensor = generate(inputs, custom_generate=self, seed=seed, stream_to=streamer, **settings)
+        written: Tensor = generate(
+            inputs, generation_config, custom_generate=self, seed=seed, stream_to=streamer, **settings
+        )
         return written
 
     def __call__(

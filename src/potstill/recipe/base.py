@@ -84,15 +84,15 @@ def path_that_fits(path: P) -> P:
     return path
 
 
-PathText = Annotated[str, AfterValidator(path_that_fits)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(path_that_fits)]
 """A path, or a name in place of one."""
 
 
-def _kinds_in(annotation: Any) -> Iterator[Any]:
+def kinds_in(annotation: Any) -> Iterator[Any]:
     """The types in an annotation."""
     yield annotation
     for inner in getattr(annotation, "__args__", ()):
-        yield from _kinds_in(inner)
+        yield from kinds_in(inner)
 
 
 class Settings(BaseModel):
@@ -105,7 +105,7 @@ class Settings(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `samples: yes`, a slip that pydantic would read as 1."""
         if isinstance(value, bool) and info.field_name is not None and info.field_name in cls.model_fields:
-            kinds = set(_kinds_in(cls.model_fields[info.field_name].annotation))
+            kinds = set(kinds_in(cls.model_fields[info.field_name].annotation))
             others = (
                 bool in kinds or Any in kinds or any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
             )
@@ -221,3 +221,13 @@ class _OneOf:
 def one_of(base: type[KindSettings]) -> Any:
     """The annotated type of a field that holds any variant of a room."""
     return Annotated[base, _OneOf(base.room), SerializeAsAny()]  # type: ignore[type-arg]  # the instance is a mark
+
+
+def room_of(annotation: Any) -> str | None:
+    """The room of the variants that an annotated type holds (`one_of`, or a list or mapping of it); None if it holds
+    none."""
+    for kind in kinds_in(annotation):
+        for mark in getattr(kind, "__metadata__", ()):
+            if isinstance(mark, _OneOf):
+                return mark.room
+    return None

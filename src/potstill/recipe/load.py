@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
 
 from potstill import registry
 from potstill.errors import RecipeError, did_you_mean
-from potstill.recipe.base import KindSettings
+from potstill.recipe.base import KindSettings, kinds_in, room_of
 from potstill.recipe.reading import dump_yaml, parse_yaml, read_yaml
 from potstill.recipe.recipe import Recipe
 
@@ -113,6 +113,8 @@ def _absolute(document: dict[str, Any], base: Path) -> dict[str, Any]:
         document["evaluate"] = {**evaluate, "measures": [_absolute_measure(measure, base) for measure in measures]}
     for holder in (document.get("teacher"), document.get("student"), *_values(document.get("teachers"))):
         _absolute_models(holder, base)
+    if isinstance(speculate := document.get("speculate"), dict) and isinstance(draft := speculate.get("draft"), dict):
+        document["speculate"] = {**speculate, "draft": _absolute_draft(draft, base)}
     policy = document.get("policy")
     if isinstance(policy, dict) and isinstance(policy.get("texts"), dict):
         texts = {name: str(base / path) if isinstance(path, str) else path for name, path in policy["texts"].items()}
@@ -176,6 +178,17 @@ def _absolute_models(holder: Any, base: Path) -> None:
         _absolute_models(member, base)
 
 
+def _absolute_draft(draft: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """A draft with the paths of its model and its heads; of a chained one, of what follows the lookup."""
+    made = dict(draft)
+    _absolute_models(made, base)
+    if isinstance(weights := made.get("weights"), str):
+        made["weights"] = str(base / weights)
+    if isinstance(then := made.get("then"), dict):
+        made["then"] = _absolute_draft(then, base)
+    return made
+
+
 def _values(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else []
 
@@ -186,7 +199,7 @@ def _model_path(model: str, base: Path) -> str:
     try:
         # A hub id is `name` or `owner/name`.
         meant = model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
-        looks_like_path = meant or (base / model).exists()
+        looks_like_path = meant or (model != "" and (base / model).exists())
         return str((base / Path(model).expanduser()).resolve()) if looks_like_path else model
     except RuntimeError:  # `~nobody/x`, an unknown user
         return str(base / model)
@@ -219,7 +232,7 @@ def _one_line(said: Sequence[str], name: str) -> str:
     if len(said) == 1 or len(ends) > 1 or not all(text.startswith(f"{name}: should be ") for text in said):
         return "\n".join(said)
     wanted = [text.removeprefix(f"{name}: should be ").rpartition(", not ")[0] for text in said]
-    return f"{name}: should be {', or '.join(wanted)}, not {ends.pop()}"
+    return f"{name}: should be {', or '.join(dict.fromkeys(wanted))}, not {ends.pop()}"
 
 
 def _keys_of(location: Sequence[Any], document: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -230,12 +243,22 @@ def _keys_of(location: Sequence[Any], document: Mapping[str, Any]) -> tuple[Any,
     for part in location:
         if keys and not isinstance(value, (dict, list, tuple)):
             break
+        if isinstance(part, str) and part not in value and (not isinstance(value, dict) or _names_a_type(part)):
+            continue
         keys.append(part)
         if isinstance(value, dict):
             value = value.get(part, {})
         else:
             value = value[part] if isinstance(part, int) and part < len(value) else {}
     return tuple(keys)
+
+
+def _names_a_type(part: str) -> bool:
+    """Whether a part of a location is the name of a union's alternative (`str`, `LicenceStatement`), and no key."""
+    return part in _PLAIN_TYPES or not part.replace("_", "").islower()
+
+
+_PLAIN_TYPES = ("str", "int", "float", "bool")
 
 
 def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
@@ -250,7 +273,10 @@ def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
     if error["type"] == "too_short" and isinstance(error["input"], (list, tuple)):
         least = error["ctx"]["min_length"]
         return f"{name}: should have at least {least} {'entry' if least == 1 else 'entries'}"
-    message = (error["msg"] or "cannot be used").removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"] in _PLAIN_WORDS:
+        return f"{name}: should be {_PLAIN_WORDS[error['type']]}, not {_short(repr(error['input']))}"
+    message = (error["msg"] or "cannot be used").removeprefix("Value error, ")
+    message = message.removeprefix("Input ").removeprefix("String ")
     if error["type"].startswith("value_error") or error["type"].startswith("kind_"):
         message = _short(message, _LONGEST_MESSAGE)
         return f"{name}: {message}" if where else message
@@ -258,6 +284,23 @@ def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
 
 
 _LONGEST_SHOWN, _LONGEST_MESSAGE = 120, 1000
+_PLAIN_WORDS = {
+    "tuple_type": "a list, [a, b]",
+    "list_type": "a list, [a, b]",
+    "dict_type": "a mapping, {key: value}",
+    "model_type": "a mapping, {key: value}",
+    "model_attributes_type": "a mapping, {key: value}",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "path_type": "a path",
+}
+"""What should stand in the place of a value of a wrong type, by pydantic's type of the error."""
 
 
 def _short(text: str, most: int = _LONGEST_SHOWN) -> str:
@@ -268,10 +311,7 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path)
     """The valid keys of the section at a location, found by following the settings classes along the document."""
     model: type[BaseModel] | None = Recipe
     value: Any = {**document, "teachers": {"main": document["teacher"]}} if "teacher" in document else document
-    rooms = {"teacher": "teachers", "teachers": "teachers", "student": "students", "objectives": "objectives"}
-    rooms |= {"data": "data", "generate": "generate", "export": "export", "verify": "verify", "against": "data"}
-    rooms |= {"measures": "evaluate.measures", "harmful": "data", "harmless": "data", "prompts": "data"}
-    room: str | None = None
+    annotation: Any = None
     for part in location:
         if isinstance(value, str):
             break
@@ -279,27 +319,28 @@ def _fields_at(location: Sequence[Any], document: Mapping[str, Any], base: Path)
             value = value[part] if isinstance(part, int) and part < len(value) else {}
         else:
             value = value.get(part, {}) if isinstance(value, dict) else {}
-        room = rooms.get(str(part), room)
-        annotation = model.model_fields[str(part)].annotation if model and str(part) in model.model_fields else None
-        if isinstance(value, dict) and isinstance(value.get("kind"), str) and room:
+        if model is not None and str(part) in model.model_fields:  # else the index of a list, or a name of the user's
+            field = model.model_fields[str(part)]
+            annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        model, room = _settings_of(annotation), room_of(annotation)
+        if room is not None and isinstance(value, dict) and isinstance(value.get("kind"), str):
             try:
                 found = registry.settings_class(room, value["kind"], base)
             except RecipeError:  # a mapping with its own `kind`
                 return []
             model = found if issubclass(found, KindSettings) else None
-        elif (inner := _settings_of(annotation)) is not None:
-            model = inner
     if model is None:
         return []
     return list(model.model_fields) + (["teacher"] if model is Recipe else [])
 
 
 def _settings_of(annotation: Any) -> type[BaseModel] | None:
-    options = [annotation, *getattr(annotation, "__args__", ())]
-    for option in options:
-        if not (isinstance(option, type) and issubclass(option, BaseModel)):
-            continue
-        # The base of a room is found by the kind that the document names; a single kind is a section like any other.
-        if not issubclass(option, KindSettings) or not option.model_fields["kind"].is_required():
-            return option
+    """The section in an annotation; the base of a room is none, since the document's kind chooses the section."""
+    for kind in kinds_in(annotation):
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, BaseModel)
+            and not (issubclass(kind, KindSettings) and kind.model_fields["kind"].is_required())
+        ):
+            return kind
     return None

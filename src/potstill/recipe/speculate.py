@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, PartIfSet, PathText, Settings, one_of
+from potstill.recipe.base import Content, Cosmetic, Count, KindSettings, NamesModel, PartIfSet, Settings, one_of
 from potstill.recipe.response import Medusa
 from potstill.recipe.students import Existing, First, FromTeacher, StudentSettings
 from potstill.recipe.teachers import LocalTeacher
@@ -40,12 +40,11 @@ class StudentDraft(ModelDraftSettings):
     kind: Literal["student"] = "student"
 
 
-class OtherModelDraft(ModelDraftSettings):
+class OtherModelDraft(ModelDraftSettings, NamesModel):
     """Another model with the target's tokenizer: a directory, a hub id, `run:<folder>`, or a name that potstill
     knows."""
 
     kind: Literal["model"] = "model"
-    model: PathText
     revision: str | None = None
 
 
@@ -144,6 +143,11 @@ class SpeculateSettings(Settings):
         if self.heads_draft is not None:
             self._has_heads(self.heads_draft)
         if self.train is not None:
+            if self.heads_draft is None and any(isinstance(o, Medusa) for o in self.train.all_objectives):
+                raise ValueError(
+                    f"train.objectives: medusa trains heads, and draft is {self.draft.kind!r}: set draft: {{kind: "
+                    "medusa}, or learn by forward_kl"
+                )
             if self.trained_layers is None and not self.trains_heads:
                 raise ValueError(
                     f"train makes a draft of the target's first layers, and draft is {self.draft.kind!r}: use "
