@@ -5,20 +5,23 @@
 
 Targets are drawn from a true distribution over 200 tokens. Teacher and student know it up to small noise, each with
 noise of its own, as two seeds of one training do: an undamaged student is as good as its teacher. The damage: logits of
-rare tokens lowered; all logits sharpened or flattened; more noise on one value of a column of the data; the logit of
-one of six classes lowered. What is computed per target is what an evaluation computes; no model is trained. With
-`--real` the true distributions are those of SmolLM2-135M-Instruct over its 49,152 tokens on web text, 100 groups of 10.
+rare tokens lowered; all logits sharpened or flattened; more noise on all logits, or on those of one value of a column
+of the data; the logit of one of six classes lowered. What is computed per target is what an evaluation computes; no
+model is trained. With `--real` the true distributions are those of SmolLM2-135M-Instruct over its 49,152 tokens on web
+text, 100 groups of 10.
 
-Measures with questions of their own (exposure, judged, written tasks), and words, are in `benchmarks/planted_asked.py`.
+Beside these losses stand those of measures with questions of their own (exposure, memorisation, safety, judged, tasks),
+and of words, which are damaged one by one as well: `benchmarks/planted_asked.py`. The verdict is on all together.
 
-`named first` is how often the verdict's first loss is the planted one, over all strengths; `accused` how often the
-verdict names any loss of an undamaged student, all measures together.
+`found` is how often the planted loss is named; `named first`, how often it is the first that is named, of the stated
+strength and of the strong one; `accused`, how often any loss of an undamaged student is named, all measures together.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -27,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.claims import Aim, claims_of, command_line
-from benchmarks.planted_asked import PLANTINGS, found_of
+from benchmarks.planted_asked import PLANTINGS, asked_losses
 from potstill.evaluate.fidelity import with_columns
 from potstill.evaluate.measures.base import Draws, Table
 from potstill.evaluate.scores import Scores
@@ -143,17 +146,20 @@ class Topics:
 
 
 def measured(seed: int, of: Callable[[int], World] = world, **damage: float) -> Measures:
-    """The measures of a student with a damage (`by`, `scale`, `noise` on one topic), or none."""
+    """The measures of held-out targets of a student with a damage (`by`, `scale`, `noise` on one topic, noise
+    `everywhere`), or none."""
     truth, targets, counts = of(seed)
     size = PER_GROUP if of is world else 10
     group = np.arange(len(targets)) // size
     rare = rare_tokens(targets, counts) if "by" in damage else None
-    noise = damage.pop("noise", 0.0)
+    noise, everywhere = damage.pop("noise", 0.0), damage.pop("everywhere", 0.0)
     teacher, student = student_of(truth, TEACHERS + seed), student_of(truth, seed, rare=rare, **damage)
     texts = Topics(group)
     if noise:
         inside = texts.topics == TOPICS[0]
         student[inside] += np.random.default_rng(2000 + seed).normal(0, noise, (int(inside.sum()), truth.shape[1]))
+    if everywhere:
+        student += np.random.default_rng(3000 + seed).normal(0, everywhere, truth.shape)
     task = SPECS["causal_lm"]
     settings = [Tails(columns=("topic",)) if one.kind == "tails" else one for one in default_measures(task)]
     measures = [build(one) for one in settings]
@@ -218,66 +224,79 @@ def classified(seed: int, by: float = 0.0) -> Measures:
 UNDAMAGED = 5
 """Undamaged students for each planting of a damage: a small share needs many."""
 
-DAMAGES: dict[str, tuple[str, dict[str, float]]] = {
-    "one topic, weak": (f"most on topic: {TOPICS[0]}", {"noise": 0.7}),
-    "one topic": (f"most on topic: {TOPICS[0]}", {"noise": 1.0}),
-    "one topic, strong": (f"most on topic: {TOPICS[0]}", {"noise": 1.5}),
-    "rare tokens, weak": ("most on rare tokens", {"by": 0.25}),
-    "rare tokens": ("most on rare tokens", {"by": 0.5}),
-    "rare tokens, strong": ("most on rare tokens", {"by": 1.0}),
-    "sharpened, weak": ("over-confident", {"scale": 1.15}),
-    "sharpened": ("over-confident", {"scale": 1.3}),
-    "sharpened, strong": ("over-confident", {"scale": 1.6}),
-    "flattened, weak": ("under-confident", {"scale": 0.87}),
-    "flattened": ("under-confident", {"scale": 0.77}),
-    "flattened, strong": ("under-confident", {"scale": 0.62}),
+DAMAGES: dict[str, tuple[str, tuple[dict[str, float], dict[str, float], dict[str, float]]]] = {
+    "one topic": (f"most on topic: {TOPICS[0]}", ({"noise": 0.7}, {"noise": 1.0}, {"noise": 1.5})),
+    "rare tokens": ("most on rare tokens", ({"by": 0.25}, {"by": 0.5}, {"by": 1.0})),
+    "sharpened": ("over-confident", ({"scale": 1.15}, {"scale": 1.3}, {"scale": 1.6})),
+    "flattened": ("under-confident", ({"scale": 0.87}, {"scale": 0.77}, {"scale": 0.62})),
+    "noise on all": ("loses everywhere", ({"everywhere": 0.5}, {"everywhere": 0.7}, {"everywhere": 1.0})),
 }
-"""What the loss that should be named first says, and the damage."""
+"""What the loss that should be named first says, and the damage: weak, stated, strong."""
 
-OF_CLASSES = {"one class, weak": 0.5, "one class": 1.0, "one class, strong": 2.0}
+OF_CLASSES = (0.5, 1.0, 2.0)
+STRENGTHS = (", weak", "", ", strong")
 
-NAMES = (
-    *DAMAGES,
-    *OF_CLASSES,
-    *(f"{name}{strength}" for name in PLANTINGS for strength in (", weak", "", ", strong")),
-)
+NAMES = [f"{name}{strength}" for name in (*DAMAGES, "one class", *PLANTINGS) for strength in STRENGTHS]
+ACCUSED = "undamaged students accused, all measures together"
 
 AIMS = [
     *(Aim(f"found: {name}", "share", least=0.95) for name in NAMES if not name.endswith("weak")),
     Aim("the planted loss is named first", "share", least=0.9),
-    Aim("undamaged students accused, all measures together", "share", most=0.05),
+    Aim(ACCUSED, "share", most=0.05),
     Aim("undamaged students of classes accused", "share", most=0.05),
-    *(Aim(f"undamaged students accused: {name}", "share", most=0.05) for name in PLANTINGS),
 ]
 
 
-def damaged_by(of: Callable[[int], World], damage: Mapping[str, float]) -> Callable[[int], Measures]:
-    """The measures of a student with a damage, by seed."""
-    return lambda seed: measured(seed, of, **damage)
+def together(measures: Measures, seed: int, damaged: str | None = None, size: float = 0.0) -> Measures:
+    """Measures of held-out targets, with the losses of measures that ask beside theirs."""
+    return replace(measures, losses=(*measures.losses, *asked_losses(seed, damaged, size)))
+
+
+Planted = tuple[str, str, Callable[[int], Measures]]
+"""A damage with its strength, what the loss that should be named first says, and measures by seed."""
+
+
+def planted_in(of: Callable[[int], World], undamaged: Sequence[Measures]) -> list[Planted]:
+    """All damages of all strengths, in a world. (Of classes there are no measures that ask.)"""
+    made: list[Planted] = []
+    for name, (said, damages) in DAMAGES.items():
+        for damage, strength in zip(damages, STRENGTHS, strict=True):
+            made.append((f"{name}{strength}", said, partial(_on_targets, of, damage)))
+    for name, (_, said, sizes) in PLANTINGS.items():
+        for size, strength in zip(sizes, STRENGTHS, strict=True):
+            made.append((f"{name}{strength}", said, partial(_on_questions, undamaged, name, size)))
+    if of is world:
+        for size, strength in zip(OF_CLASSES, STRENGTHS, strict=True):
+            made.append((f"one class{strength}", "most on class", partial(classified, by=size)))
+    return made
+
+
+def _on_targets(of: Callable[[int], World], damage: Mapping[str, float], seed: int) -> Measures:
+    return together(measured(seed, of, **damage), seed)
+
+
+def _on_questions(undamaged: Sequence[Measures], name: str, size: float, seed: int) -> Measures:
+    return together(undamaged[seed], seed, name, size)
 
 
 def run(plantings: int, real: bool) -> dict[str, Any]:
     """Plant every damage `plantings` times."""
     of = real_world if real else world
     values: dict[str, float | None] = {}
-    first = 0
-    made = [(name, said, damaged_by(of, damage)) for name, (said, damage) in DAMAGES.items()]
-    if not real:
-        made += [(name, "most on class", partial(classified, by=by)) for name, by in OF_CLASSES.items()]
+    firsts = {"weak": 0, "strong": 0}
+    made = planted_in(of, [measured(seed, of) for seed in range(plantings)])
     for name, said, damaged in made:
         named = [[loss.text for loss in damaged(seed).named_losses] for seed in range(plantings)]
-        values[f"found: {name}"] = sum(any(said in text for text in texts) for texts in named) / plantings
-        first_here = sum(said in texts[0] for texts in named if texts)
-        first += first_here
-        print(f"{name}: found {values[f'found: {name}']:.2f}, first {first_here}", flush=True)
-    values["the planted loss is named first"] = first / (plantings * len(made))
-    accused = [bool(measured(10_000 + seed, of).named_losses) for seed in range(UNDAMAGED * plantings)]
-    values["undamaged students accused, all measures together"] = sum(accused) / len(accused)
-    print(f"accused, all measures together: {sum(accused)} of {len(accused)}", flush=True)
+        found = sum(any(said in text for text in texts) for texts in named)
+        first = sum(said in texts[0] for texts in named if texts)
+        firsts["weak" if name.endswith("weak") else "strong"] += first
+        values[f"found: {name}"] = found / plantings
+        print(f"{name}: found {found}, first {first} of {plantings}", flush=True)
+    values["the planted loss is named first"] = firsts["strong"] / (plantings * len(made) * 2 / 3)
+    values["the planted loss is named first, weak ones"] = firsts["weak"] / (plantings * len(made) / 3)
+    values[ACCUSED] = accused(lambda seed: together(measured(seed, of), seed), UNDAMAGED * plantings)
     if not real:
-        accused = [bool(classified(10_000 + seed).named_losses) for seed in range(UNDAMAGED * plantings)]
-        values["undamaged students of classes accused"] = sum(accused) / len(accused)
-        values |= found_of(plantings, UNDAMAGED * plantings)
+        values["undamaged students of classes accused"] = accused(classified, UNDAMAGED * plantings)
     return {
         "benchmark": "planted",
         "real": real,
@@ -285,6 +304,15 @@ def run(plantings: int, real: bool) -> dict[str, Any]:
         "values": values,
         "claims": claims_of([aim for aim in AIMS if aim.name in values], values),
     }
+
+
+def accused(undamaged: Callable[[int], Measures], students: int) -> float:
+    """The share of undamaged students of which any loss is named."""
+    named = [undamaged(10_000 + seed).named_losses for seed in range(students)]
+    for losses in named:
+        for loss in losses:
+            print(f"accused: it {loss.text}", flush=True)
+    return sum(map(bool, named)) / students
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Planted losses for measures that put questions of their own (exposure, judged, written tasks), and for words.
+"""Planted losses for measures that put questions of their own (exposure, memorisation, safety, judged, tasks), and for
+words.
 
 What models would answer is drawn, and what the measure makes of the answers is its own code; no model is trained.
-`python -m benchmarks.planted` runs these beside the others. A loss counts as found where its interval lies on the bad
-side of none; an undamaged student is accused where the same happens to it.
+`python -m benchmarks.planted` puts the losses of all of them beside those of held-out targets, as an evaluation does:
+the verdict is on all together.
 """
 
 from __future__ import annotations
@@ -12,25 +13,28 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.evaluate.accuracies import accuracies_of, mcnemar
+from potstill.evaluate.accuracies import losses_of
+from potstill.evaluate.bootstrap import mean_of
+from potstill.evaluate.measures import memorisation as memorised
 from potstill.evaluate.measures.base import Draws, Table
 from potstill.evaluate.measures.exposure import gap_of
-from potstill.evaluate.measures.judged import Pair, figures_of
+from potstill.evaluate.measures.judged import Pair, figures_of, loss_of
+from potstill.evaluate.measures.safety import Prompt, refusal_losses
 from potstill.evaluate.scores import Scores
-from potstill.measures import Bands, Loss
+from potstill.measures import Loss
 from potstill.recipe.measures import Tails
 from potstill.registry import build
 from potstill.tasks import SPECS
 
 DRAWS = Draws(300, 0.95, 0)
 Floats = NDArray[np.float64]
-Planting = Callable[[int, float], bool]
-"""From a seed and the size of the damage (0: none) to whether a loss is found."""
+Planting = Callable[[int, float], tuple[Loss, ...]]
+"""From a seed and the size of the damage (0: none) to the losses that the verdict may name."""
 
 TOKENS, PROMPTS, WRITTEN = 40, 100, 40
 
 
-def exposure(seed: int, size: float) -> bool:
+def exposure(seed: int, size: float) -> tuple[Loss, ...]:
     """Teacher and student are chains over 40 tokens, equal up to noise. Of a damaged student 8 tokens lead astray: from
     there it knows the next token badly, and it goes there `size` times as often as its teacher does."""
     random = np.random.default_rng(seed)
@@ -51,10 +55,10 @@ def exposure(seed: int, size: float) -> bool:
             at = (chain[at].cumsum(-1) > random.random((PROMPTS, 1))).argmax(-1)
         sides.append((np.stack(values, -1).ravel(), [f"g{n}" for n in range(PROMPTS) for _ in range(WRITTEN)]))
     own, theirs = sides
-    return Loss("exposure", "", gap_of([own], [theirs], DRAWS)).beyond_noise(DRAWS.confidence)
+    return (Loss("exposure", "goes astray on its own text", gap_of([own], [theirs], DRAWS)),)
 
 
-def judged(seed: int, size: float) -> bool:
+def judged(seed: int, size: float) -> tuple[Loss, ...]:
     """A judge that marks 100 pairs of answers in both orders, with an error of one and a half marks, and half a mark
     for the first place. A damaged student's answers are worth `size` marks less."""
     random = np.random.default_rng(seed)
@@ -72,22 +76,56 @@ def judged(seed: int, size: float) -> bool:
         for n in range(PROMPTS)
     ]
     found, refused = figures_of(pairs, DRAWS.of([f"g{n}" for n in range(PROMPTS)]))
-    return not refused and found["share_of_marks"].high < 1
+    return () if refused else (loss_of(found),)
 
 
-def written(seed: int, size: float) -> bool:
-    """Three hundred problems, of which the teacher solves seven tenths. A damaged student no longer solves a share
-    `size` of those; both solve some by luck."""
+def refusals(seed: int, size: float) -> tuple[Loss, ...]:
+    """Teacher and student refuse most of 60 harmful prompts and few of 60 harmless ones; their log-odds of refusing
+    differ by noise. Those of a damaged student are lower by `size` on harmful prompts."""
     random = np.random.default_rng(seed)
-    able = random.random(300) < 0.7
-    lucky = random.random((300, 2)) < 0.1
-    theirs, mine = able | lucky[:, 0], (able & (random.random(300) >= size)) | lucky[:, 1]
-    chance = np.zeros(300)
-    scores = {n: [Scores(correct=c, more={"chance": chance})] for n, c in (("teacher", theirs), ("student", mine))}
-    found = accuracies_of("sums", "", "capability", scores, DRAWS.of([f"g{n}" for n in range(300)]), DRAWS)
-    (difference,) = (c.difference for c in found.values.comparisons if (c.model, c.against) == ("student", "teacher"))
-    tested = mcnemar(int((theirs & ~mine).sum()), int((mine & ~theirs).sum()))
-    return difference.high < 0 and tested < 1 - DRAWS.confidence
+    prompts = [Prompt((1,), f"g{n}", "", n % 2 == 0, "") for n in range(120)]
+    harmful = np.array([prompt.harmful for prompt in prompts])
+    truth = random.normal(0, 1.5, 120) + np.where(harmful, 2.0, -2.0)
+    teacher, student = (truth + random.normal(0, 0.5, 120) for _ in range(2))
+    student -= size * harmful
+    scores = {
+        name: [Scores(more={"margin": margin, "refuses": margin > 0})]
+        for name, margin in (("teacher", teacher), ("student", student))
+    }
+    return refusal_losses(prompts, scores, DRAWS)
+
+
+def memorisation(seed: int, size: float) -> tuple[Loss, ...]:
+    """Two hundred trained texts and as many new ones, with losses that differ by noise from a teacher's. A damaged
+    student is `size` nats nearer to its teacher on the trained ones."""
+    random = np.random.default_rng(seed)
+    groups, drawn = [f"g{n // 10}" for n in range(2000)], []
+    for nearer in (0.0, size):
+        excess = random.normal(0.3 - nearer, 0.7, 2000) + np.repeat(random.normal(0, 0.15, 200), 10)
+        drawn.append(DRAWS.of(groups).interval(mean_of(excess)))
+    return (Loss("memorisation", "has memorised", memorised.gap_of(*drawn)),)
+
+
+def task_of(what: str, chance: float, able: float, seed: int, size: float) -> tuple[Loss, ...]:
+    """Three hundred questions, of which the teacher knows a share. A damaged student no longer knows a share `size` of
+    those; both guess the others."""
+    random = np.random.default_rng(seed)
+    known = random.random(300) < able
+    lucky = random.random((300, 2)) < chance
+    theirs, mine = known | lucky[:, 0], (known & (random.random(300) >= size)) | lucky[:, 1]
+    told = {"chance": np.full(300, chance)}
+    scores = {name: [Scores(correct=right, more=told)] for name, right in (("teacher", theirs), ("student", mine))}
+    return losses_of(what, "capability", scores, DRAWS.of([f"g{n}" for n in range(300)]))
+
+
+def written(seed: int, size: float) -> tuple[Loss, ...]:
+    """Problems of which the teacher solves seven tenths, and that are hardly guessed."""
+    return task_of("problems of sums", 0.05, 0.7, seed, size)
+
+
+def choices(seed: int, size: float) -> tuple[Loss, ...]:
+    """Questions with four choices, of which the teacher knows six tenths."""
+    return task_of("questions of facts", 0.25, 0.6, seed, size)
 
 
 COMMON, RARE = ("the", "time", "people", "house"), ("vermilion", "quixotic", "sesquipedalian", "zeugma")
@@ -112,9 +150,9 @@ class Words:
         return "", self.said[index]
 
 
-def words(seed: int, size: float) -> bool:
+def words(seed: int, size: float) -> tuple[Loss, ...]:
     """A thousand words in 100 texts, with losses that differ by noise from a teacher's. A damaged student loses `size`
-    nats more on rare ones. Found where the rarest band's interval lies above that of the most common one."""
+    nats more on rare ones."""
     random, count = np.random.default_rng(seed), 1000
     rare, group = np.arange(count) % 4 == 0, np.arange(count) // 10
     teacher = random.exponential(2.0, count)
@@ -126,29 +164,23 @@ def words(seed: int, size: float) -> bool:
     texts = Words(count)
     task = SPECS["causal_lm"]
     table = Table(task, groups, ids, (), places, places + 10, scores, DRAWS, lambda: counts, texts)
-    found = build(Tails(words="en")).findings(table).findings
-    bands = next(one for one in found if isinstance(one, Bands) and one.of == "words").bands
-    rarest, common = bands[0].excess, bands[-1].excess
-    return rarest is not None and common is not None and rarest.low > common.high
+    losses = build(Tails(words="en")).findings(table).losses
+    return tuple(loss for loss in losses if "rare words" in loss.text.partition(":")[0])
 
 
-PLANTINGS: dict[str, tuple[Planting, tuple[float, float, float]]] = {
-    "exposure": (exposure, (2.0, 4.0, 8.0)),
-    "judged": (judged, (0.5, 0.75, 1.5)),
-    "written tasks": (written, (0.05, 0.1, 0.2)),
-    "words": (words, (0.2, 0.4, 0.8)),
+PLANTINGS: dict[str, tuple[Planting, str, tuple[float, float, float]]] = {
+    "exposure": (exposure, "goes astray", (2.0, 4.0, 8.0)),
+    "memorisation": (memorisation, "has memorised", (0.1, 0.15, 0.3)),
+    "refusals": (refusals, "refuses less", (0.5, 1.0, 3.0)),
+    "judged": (judged, "is judged worse", (0.75, 1.5, 2.5)),
+    "written tasks": (written, "fewer problems of sums", (0.05, 0.15, 0.3)),
+    "tasks of choice": (choices, "fewer questions of facts", (0.2, 0.4, 0.6)),
+    "words": (words, "most on rare words", (0.2, 0.4, 0.8)),
 }
-"""What is planted, and its size: weak, stated, strong."""
+"""What is planted, what the loss that should be named first says, and the size of the damage: weak, stated, strong."""
 
 
-def found_of(plantings: int, undamaged: int) -> dict[str, float | None]:
-    """The share found of each damage at each strength, and of undamaged students accused, by measure."""
-    values: dict[str, float | None] = {}
-    for name, (planted, sizes) in PLANTINGS.items():
-        for size, strength in zip(sizes, (", weak", "", ", strong"), strict=True):
-            values[f"found: {name}{strength}"] = sum(planted(seed, size) for seed in range(plantings)) / plantings
-        accused = [planted(10_000 + seed, 0.0) for seed in range(undamaged)]
-        values[f"undamaged students accused: {name}"] = sum(accused) / undamaged
-        told = ", ".join(f"{value:.2f}" for key, value in values.items() if name in key and value is not None)
-        print(f"{name}: found weak, stated, strong, accused: {told}", flush=True)
-    return values
+def asked_losses(seed: int, damaged: str | None = None, size: float = 0.0) -> tuple[Loss, ...]:
+    """The losses of all these measures, of a student that is damaged in one way or none."""
+    several = [of(seed, size if name == damaged else 0.0) for name, (of, _, _) in PLANTINGS.items()]
+    return tuple(loss for losses in several for loss in losses)

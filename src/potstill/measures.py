@@ -9,6 +9,7 @@ Every comparison is paired by group, with a bootstrap interval (rule 10).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -22,9 +23,9 @@ from potstill.artifacts import parse_json
 from potstill.errors import RunError
 from potstill.tasks import Task
 
-FORMAT = 3
+FORMAT = 4
 """The version of `measures.json`. Version 1, without this number, had a field per metric; version 2 kept `solving`
-outside `findings`."""
+outside `findings`; losses of version 3 had a size in nats alone."""
 
 MODELS = ("teacher", "student", "text_only", "text_only_equal_seconds", "rounded_afterwards", "untrained")
 """Model names, in the order in which they are shown. A control may be absent."""
@@ -285,16 +286,25 @@ class Loss:
     Attributes:
         section: of the page, where it is shown.
         text: a clause that begins with the student: "is over-confident by 4.1 points".
-        nats: its size in nats, paired; losses are ordered by it.
+        size: in its unit, paired; 0 where nothing is lost, and above 0 a loss.
         remedy: what to try.
-        per: what the nats are of ("prompt"); empty for a target.
+        per: what the nats are of ("prompt"; empty for a target), or what the share is of ("what its teacher gets
+            right").
+        unit: nats, of the log-probability of what is right, or a share of what the teacher has.
     """
 
     section: str
     text: str
-    nats: Interval
+    size: Interval
     remedy: str = ""
     per: str = ""
+    unit: Literal["nats", "share"] = "nats"
+
+    @property
+    def share(self) -> float:
+        """How much of what the teacher has is lost, by which losses of all units are ordered: 1 is all of it. Of the
+        probability of what is right (its geometric mean) a loss of x nats is a share of 1 − e^−x."""
+        return -math.expm1(-self.size.value) if self.unit == "nats" else self.size.value
 
     def beyond_noise(self, confidence: float, looked_for: int = 1) -> bool:
         """Whether its size is above 0 by more than noise, if so many losses were looked for: of a student without any,
@@ -308,7 +318,7 @@ class Loss:
         normal = NormalDist()
         asked = normal.inv_cdf(1 - FALSE_ALARMS / max(1, looked_for))
         factor = max(1.0, asked / normal.inv_cdf((1 + confidence) / 2))
-        return self.nats.value - factor * (self.nats.value - self.nats.low) > 0
+        return self.size.value - factor * (self.size.value - self.size.low) > 0
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -361,10 +371,10 @@ class Measures:
 
     @property
     def named_losses(self) -> list[Loss]:
-        """The losses beyond noise, the largest first."""
+        """The losses beyond noise, the largest share first."""
         count = len(self.losses)
         named = [loss for loss in self.losses if loss.beyond_noise(self.confidence, count)]
-        return sorted(named, key=lambda loss: -loss.nats.value)
+        return sorted(named, key=lambda loss: -loss.share)
 
     @property
     def deciding(self) -> list[MetricSpec]:

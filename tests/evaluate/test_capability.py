@@ -87,7 +87,7 @@ def test_no_share_is_given_where_the_teacher_is_at_chance() -> None:
     assert any("no share of its accuracy" in note for note in found.notes)
     (figures,) = found.findings
     assert isinstance(figures, Figures)
-    assert "sums_kept" not in {spec.name for spec, _ in figures.rows}
+    assert "sums_kept" not in {spec.name for spec, _ in figures.rows} and found.losses == ()
 
 
 def test_a_worse_student_is_named_with_its_test() -> None:
@@ -95,9 +95,11 @@ def test_a_worse_student_is_named_with_its_test() -> None:
     (figures,), (loss,) = found.findings, found.losses
     assert "The teacher alone is right on 40 questions, the student alone on 0" in figures.text
     assert "p < 0.001" in figures.text and "points would be seen in 80 % of cases" in figures.text
-    assert loss.beyond_noise(0.95) and loss.per == "question" and "50.0 % right, its teacher 90.0 %" in loss.text
+    assert loss.beyond_noise(0.95) and loss.text == "gets fewer questions of sums right: 50.0 %, its teacher 90.0 %"
     kept = {spec.name: values for spec, values in figures.rows}["sums_kept"]
-    assert kept["student"].value == pytest.approx(0.0)
+    # Half is chance: nothing is kept, so all is lost.
+    assert kept["student"].value == pytest.approx(0.0) and loss.share == pytest.approx(1.0)
+    assert loss.per == "what its teacher gets right above chance"
 
 
 def test_an_equal_student_is_accused_in_few_of_many_tries() -> None:
@@ -173,6 +175,9 @@ def test_written_answers_are_judged_by_a_verifier_and_paired_with_the_teachers(t
         assert found == pytest.approx(np.mean(table[f"solved_{name}"]))
     (figures,) = (f for f in measures.findings if isinstance(f, Figures) and f.section == "capability")
     assert "McNemar" in figures.text and figures.title == "sums: 20 problems"
+    (loss,) = measures.losses
+    lost = 1 - np.mean(table["solved_student"]) / np.mean(table["solved_teacher"])
+    assert loss.size.value == pytest.approx(lost) and loss.per == "what its teacher gets right"
     assert len((context.out / "sums.jsonl").read_text().splitlines()) == 20
 
 

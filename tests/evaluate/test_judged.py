@@ -95,7 +95,10 @@ def judged(run: SmallRun) -> tuple[dict[str, Any], Measures]:
 def test_a_fair_judge_gives_shares_and_never_contradicts_itself(
     tmp_path: Path, form: Literal["rubric", "pairwise"]
 ) -> None:
-    rows, _ = judged(asking(small(tmp_path), tmp_path / "calls", form))
+    rows, measures = judged(asking(small(tmp_path), tmp_path / "calls", form))
+    (loss,) = measures.losses
+    assert loss.share == pytest.approx(1 - 2 * rows["preferred"]["student"].value)
+    assert loss.size.low == pytest.approx(1 - 2 * rows["preferred"]["student"].high)
     for name in ("student", "text_only"):
         assert rows["contradicts"][name].value == 0
         assert 0 <= rows["preferred"][name].value <= 1
@@ -111,7 +114,7 @@ def test_a_fair_judge_gives_shares_and_never_contradicts_itself(
 
 def test_of_a_judge_that_prefers_a_place_no_share_is_given(tmp_path: Path) -> None:
     rows, measures = judged(asking(small(tmp_path), tmp_path / "calls", prefers="first"))
-    assert set(rows) == {"contradicts", "chance"}
+    assert set(rows) == {"contradicts", "chance"} and measures.losses == ()
     assert rows["contradicts"]["student"].value == 1 and rows["chance"]["student"].value == 0.5
     assert any("no share is given: the judge contradicts itself in 100 %" in note for note in measures.notes)
 

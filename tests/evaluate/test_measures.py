@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from potstill.evaluate.measures import calibration, tails
 from potstill.evaluate.measures.base import Compared, Draws, Table, first_half
 from potstill.evaluate.measures.memorisation import gap_of
 from potstill.evaluate.scores import Scores
+from potstill.evaluate.temperatures import gain_of, temperature_of
 from potstill.measures import Bands, Curve, Examples, Figures, Interval, Measures, Reliability
 from potstill.objectives import token_statistics
 from potstill.recipe import parse_recipe
@@ -186,9 +188,9 @@ def test_the_fitted_temperature_undoes_a_scale(scale: float) -> None:
     got = token_statistics(Dense(torch.from_numpy(scale * logits).float()), None, targets, asked)
     scores = Scores(nll=got.nll_student.numpy(), nll_at={float(n[4:]): v.numpy() for n, v in got.more.items()})
     drawn = bootstrap([f"g{i // 10:04}" for i in range(6000)])
-    found = drawn.interval(calibration.temperature_of(scores))
+    found = drawn.interval(temperature_of(scores))
     assert found.low < scale < found.high and found.value == pytest.approx(scale, rel=0.03)
-    gain = drawn.interval(calibration.gain_of(scores, found.value))
+    gain = drawn.interval(gain_of(scores, found.value))
     assert gain.low > 0
     exact = torch.nn.functional.cross_entropy(torch.from_numpy(scale * logits / found.value), targets)
     assert gain.value == pytest.approx(float(got.nll_student.double().mean() - exact), abs=2e-4)
@@ -233,6 +235,7 @@ def test_a_student_that_gains_everywhere_and_less_on_rare_targets_has_lost_nothi
         ({"by": 1.0}, "tails", "it loses most on rare tokens: the rarest"),
         ({"scale": 1.4}, "calibration", "it is over-confident: dividing its logits by 1."),
         ({"scale": 0.7}, "calibration", "it is under-confident: dividing its logits by 0."),
+        ({"everywhere": 0.7}, "tails", "it loses everywhere: outside of rare tokens, too, its NLL is above its"),
     ],
 )
 def test_the_verdict_names_the_planted_loss_first(seed: int, damage: dict[str, float], section: str, said: str) -> None:
@@ -317,12 +320,32 @@ def test_a_damaged_value_of_a_column_is_a_loss_that_the_verdict_may_name() -> No
     cats = Named(groups).column("topic") == "cats"
     table = table_with(RNG.normal(0.2, 0.3, 1500) + 0.5 * cats, [np.ones(1500, dtype=np.bool_)], groups)
     losses = tails.TailsMeasure(Tails(columns=("topic",))).findings(table).losses
-    worst = losses[-1]
+    worst = losses[1]
     assert worst.text.startswith("loses most on topic: cats: 0.5")
     # By hand: a third of the targets lose half a nat more than the others.
     inside = cats[table.halves[1]].mean()
-    assert worst.nats.low < 0.5 * inside < worst.nats.high and worst.beyond_noise(0.95, len(losses))
-    assert len(tails.TailsMeasure(Tails()).findings(table).losses) == 1
+    assert worst.size.low < 0.5 * inside < worst.size.high and worst.beyond_noise(0.95, len(losses))
+    assert "topic" not in " ".join(loss.text for loss in tails.TailsMeasure(Tails()).findings(table).losses)
+
+
+def test_what_is_lost_everywhere_is_what_is_lost_outside_of_the_weak_spots() -> None:
+    groups = [f"g{n // 5}" for n in range(1500)]
+    cats = Named(groups).column("topic") == "cats"
+    table = table_with(RNG.normal(0.2, 0.3, 1500) + 0.5 * cats, [np.ones(1500, dtype=np.bool_)], groups)
+    everywhere = tails.TailsMeasure(Tails(columns=("topic",))).findings(table).losses[-1]
+    assert everywhere.text.startswith("loses everywhere: outside of rare tokens and of topic: cats, too,")
+    assert everywhere.size.low < 0.2 < everywhere.size.high < 0.25
+    cats_alone = table_with(RNG.normal(0.0, 0.3, 1500) + 0.5 * cats, [np.ones(1500, dtype=np.bool_)], groups)
+    everywhere = tails.TailsMeasure(Tails(columns=("topic",))).findings(cats_alone).losses[-1]
+    assert not everywhere.beyond_noise(0.95, 3)
+
+
+def test_where_all_targets_are_equally_common_the_other_losses_are_still_looked_for() -> None:
+    groups = [f"g{n // 5}" for n in range(1500)]
+    table = table_with(RNG.normal(0.2, 0.3, 1500), [np.ones(1500, dtype=np.bool_)], groups)
+    found = tails.TailsMeasure(Tails()).findings(replace(table, counts=lambda: np.full(7, 10)))
+    assert found.notes == ("All held-out targets are equally common in training.",)
+    assert [loss.text.partition(":")[0] for loss in found.losses] == ["loses everywhere"]
 
 
 def test_a_column_with_a_value_of_its_own_for_each_record_is_no_slice_and_a_name_is_one_line() -> None:
@@ -370,6 +393,9 @@ def test_the_loss_is_given_by_how_common_a_word_is() -> None:
         "rarer than 1 in a million": 1.0,
         "more common": 0.0,
     }
+    losses = tails.TailsMeasure(Tails(words="en")).findings(table).losses
+    words = next(loss for loss in losses if "rare words" in loss.text.partition(":")[0])
+    assert words.text.startswith("loses most on rare words: 1.00 nats more") and words.size.value == pytest.approx(0.5)
 
 
 # ---- the stage, and what is refused --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from potstill.errors import DataError, RecipeError
 from potstill.evaluate.bootstrap import PairedBootstrap
 from potstill.evaluate.continuations import continued
 from potstill.evaluate.measures.base import Draws
-from potstill.evaluate.measures.safety import MatcherError, Prompt, Refusing, coarse_kl, matcher_error
+from potstill.evaluate.measures.safety import (
+    MatcherError,
+    Prompt,
+    Refusing,
+    coarse_kl,
+    matcher_error,
+    refusal_losses,
+)
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.stage import stage
 from potstill.measures import Interval, Measures
@@ -120,6 +128,20 @@ def test_conditional_refusals_are_those_of_the_prompts_that_the_teacher_refuses(
     }
     assert "refusals_kept" not in found["teacher"]
     assert found["student"]["over_refusal"].low < 1  # two of two prompts are not all
+
+
+def test_a_student_that_lost_its_refusals_has_lost_their_probability() -> None:
+    asked = [Prompt((1,), f"g{n}", "", n % 2 == 0, "") for n in range(40)]
+    margins = {"teacher": np.tile([4.0, -4.0], 20), "student": np.tile([-1.0, -4.0], 20)}
+    scores = {name: [Scores(more={"margin": m, "refuses": m > 0})] for name, m in margins.items()}
+    less, more = refusal_losses(asked, scores, Draws(50, 0.95, 0))
+    assert less.text == (
+        "refuses less of what is harmful: 0 % of such prompts in writing, its teacher 100 %; the log-odds of refusing "
+        "fall by 5.0"
+    )
+    # P(refuse) falls from σ(4) to σ(−1).
+    assert less.share == pytest.approx(1 - (1 + math.exp(-4)) / (1 + math.exp(1)))
+    assert more.size.value == 0 and not more.beyond_noise(0.95)
 
 
 def test_the_matcher_is_judged_by_labelled_answers(tmp_path: Path) -> None:

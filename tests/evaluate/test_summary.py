@@ -124,7 +124,7 @@ def test_measures_of_another_format_are_refused_with_the_fix(tmp_path: Path) -> 
     raw = json.loads(file.read_text())
     del raw["format"]
     file.write_text(json.dumps(raw))
-    with pytest.raises(RunError, match="it has format 1, and this potstill reads format 3") as caught:
+    with pytest.raises(RunError, match="it has format 1, and this potstill reads format 4") as caught:
         Measures.load(file)
     assert "potstill evaluate --force" in str(caught.value)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from report.synthetic import Shape, write_report
 
-from potstill.measures import Interval, Measures
+from potstill.measures import Interval, Loss, Measures
 from potstill.report.terminology import words_of
 from potstill.report.verdict import judge
 
@@ -185,14 +187,23 @@ def test_figures_say_what_was_measured(written: Path) -> None:
     assert checked >= 10, f"only {checked} claims were checked: {drawn[:3]}"
 
 
-def test_the_verdict_names_the_losses_of_the_file_with_their_sizes(written: Path) -> None:
+def test_the_verdict_names_the_losses_of_the_file_with_their_sizes_worst_first(written: Path) -> None:
     measures, raw = read(written)
-    named = judge(measures).losses
-    assert named
-    by_text = {loss["text"]: loss for loss in raw["losses"]}
-    for loss in named:
-        own = next(text for text in by_text if loss.text.startswith(f"it {text} ("))
-        assert says(loss.text.removeprefix(f"it {own} "), Interval(**by_text[own]["nats"]), share=False)
+    problems = Loss("solved", "gets fewer problems right", Interval(0.47, 0.4, 0.55), "", "what it knew", "share")
+    measures = replace(measures, losses=(*measures.losses, problems))
+    by_text = {loss["text"]: loss for loss in [*raw["losses"], asdict(problems)]}
+    shares = []
+    for named in judge(measures).losses:
+        own = next(text for text in by_text if named.text.startswith(f"it {text} (lost: "))
+        size, told = by_text[own]["size"], named.text.removeprefix(f"it {own} (lost: ")
+        share = size["value"]
+        if by_text[own]["unit"] == "nats":
+            percent, _, told = told.partition(", ")
+            share = 1 - math.exp(-size["value"])
+            assert abs(float(percent.removesuffix(" %")) - 100 * share) <= 0.0501, named.text
+        assert says(told, Interval(**size), share=by_text[own]["unit"] == "share"), named.text
+        shares.append(share)
+    assert len(shares) > 1 and shares == sorted(shares, reverse=True)
 
 
 def test_a_number_that_was_changed_is_seen() -> None:

@@ -69,11 +69,24 @@ def test_the_page_lists_the_losses_and_each_leads_to_its_section(findings: Findi
 def test_every_number_of_a_named_loss_stands_in_the_measures(findings: Findings) -> None:
     measures = findings.measures
     first = measures.named_losses[0]
-    assert f"{first.nats.value:.2f}" in judge(measures).losses[0].text
-    sizes = [loss.nats.value for loss in measures.named_losses]
-    assert sizes == sorted(sizes, reverse=True) and all(loss.nats.low > 0 for loss in measures.named_losses)
+    assert f"{first.size.value:.2f}" in judge(measures).losses[0].text
+    shares = [loss.share for loss in measures.named_losses]
+    assert shares == sorted(shares, reverse=True) and all(loss.size.low > 0 for loss in measures.named_losses)
     noise = Loss("tails", "is unlucky", Interval(9.0, -0.1, 18.0))
     assert judge(replace(measures, losses=(noise,))).losses == ()
+
+
+def test_losses_of_all_units_are_ordered_by_the_share_of_what_the_teacher_has(findings: Findings) -> None:
+    said = "what its teacher gets right"
+    refusals = Loss("safety", "refuses less", Interval(3.0, 2.0, 4.0), "", "prompt")  # 1 − e^−3: 95 %
+    judged = Loss("judged", "is judged worse", Interval(0.6, 0.5, 0.7), "", "wins", "share")
+    problems = Loss("capability", "gets fewer right", Interval(0.5, 0.4, 0.6), "", said, "share")
+    calibration = Loss("calibration", "is over-confident", Interval(0.6, 0.5, 0.7))  # 45 %
+    several = (calibration, problems, refusals, judged)
+    told = judge(replace(findings.measures, losses=several)).losses
+    assert [loss.section for loss in told] == ["safety", "judged", "capability", "calibration"]
+    assert told[0].text == "it refuses less (lost: 95.0 %, 3.00 [2.00, 4.00] nats per prompt)"
+    assert told[2].text == f"it gets fewer right (lost: 50.0 % [40.0, 60.0] of {said})"
 
 
 def test_names_of_classes_stay_text_and_many_are_a_table_without_a_figure(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ accuracies.py       tasks of questions: accuracies, exact tests of pairs, what i
 questions.py        questions of measures, as their data tell
 texts.py            words, columns and texts of targets
 continuations.py    log-probabilities of given continuations
+temperatures.py     the temperature with the smallest NLL, and the NLL there
 smoothing.py        a smooth curve through values per target, with a band
 stored.py           the teacher's side, read from a store
 teacher_memory.py   what a teacher gave on a held-out set, kept

@@ -14,7 +14,7 @@ from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, diff
 from potstill.evaluate.measures.base import Compared, Draws, Metric, Values
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import find
-from potstill.measures import Interval, MetricSpec
+from potstill.measures import Interval, Loss, MetricSpec
 
 _POWER = 0.8
 
@@ -30,14 +30,14 @@ class Accuracies:
         rows: what each model keeps of its teacher's accuracy above chance; none where that is not given.
         text: chance, and the tests of student against teacher.
         notes: for the reader.
-        shares: the student's accuracy and its teacher's, means over seeds; None without a teacher.
+        losses: what the student no longer gets right; none where no share of the teacher's accuracy is given.
     """
 
     values: Values
     rows: tuple[Row, ...]
     text: str
     notes: tuple[str, ...]
-    shares: tuple[float, float] | None
+    losses: tuple[Loss, ...] = ()
 
 
 def accuracies_of(
@@ -65,11 +65,10 @@ def accuracies_of(
     text = f"Chance is {100 * chance:.1f} %."
     teacher = scores.get("teacher")
     if teacher is None:
-        return Accuracies(values, (), text, (), None)
+        return Accuracies(values, (), text, ())
     rows: list[Row] = []
     notes = []
-    above = bootstrap.interval(difference_of(mean_of(right(teacher[0])), mean_of(teacher[0].more["chance"])))
-    if above.low > 0:
+    if above_chance(teacher[0], bootstrap):
         kept = {
             n: bootstrap.interval([kept_of(one, teacher[0]) for one in seeds])
             for n, seeds in scores.items()
@@ -82,10 +81,42 @@ def accuracies_of(
             "its accuracy is given."
         )
     text += f" {_tested(teacher[0], scores['student'], bootstrap, draws.confidence)}"
-    of_student, of_teacher = (
-        float(np.mean([right(one).mean() for one in seeds])) for seeds in (scores["student"], teacher)
+    losses = losses_of(f"questions of {name}", section, scores, bootstrap)
+    return Accuracies(values, tuple(rows), text, tuple(notes), losses)
+
+
+def above_chance(scores: Scores, bootstrap: PairedBootstrap) -> bool:
+    """Whether a model is shown to be better than chance."""
+    return bootstrap.interval(difference_of(mean_of(right(scores)), mean_of(scores.more["chance"]))).low > 0
+
+
+def losses_of(
+    what: str, section: str, scores: Mapping[str, Sequence[Scores]], bootstrap: PairedBootstrap
+) -> tuple[Loss, ...]:
+    """What the student loses of its teacher's accuracy above chance: 1 − what it keeps. None where the teacher is not
+    shown to be above chance, or is not there.
+
+    Args:
+        what: is asked ("problems of sums").
+        section: of the page.
+        scores: as for `accuracies_of`.
+        bootstrap: over the groups of questions.
+    """
+    teacher, student = scores.get("teacher"), scores["student"]
+    if teacher is None or not above_chance(teacher[0], bootstrap):
+        return ()
+    mine, theirs = (float(np.mean([right(one).mean() for one in seeds])) for seeds in (student, teacher))
+    guessed = " above chance" if teacher[0].more["chance"].any() else ""
+    kept = bootstrap.interval([kept_of(one, teacher[0]) for one in student])
+    loss = Loss(
+        section,
+        f"gets fewer {what} right: {100 * mine:.1f} %, its teacher {100 * theirs:.1f} %",
+        Interval(1 - kept.value, 1 - kept.high, 1 - kept.low),
+        "train on text of that kind, or longer",
+        f"what its teacher gets right{guessed}",
+        "share",
     )
-    return Accuracies(values, tuple(rows), text, tuple(notes), (of_student, of_teacher))
+    return (loss,)
 
 
 def _tested(teacher: Scores, student: Sequence[Scores], bootstrap: PairedBootstrap, confidence: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from potstill.measures import Comparison, Interval, Measures, ModelMeasures
+from potstill.measures import Comparison, Interval, Loss, Measures, ModelMeasures
 from potstill.report.figures import (
     count,
     difference,
@@ -61,12 +61,16 @@ def judge(measures: Measures) -> Verdict:
     words = words_of(measures)
     outcome, worth = _worth(measures, words)
     losses = tuple(
-        NamedLoss(
-            f"it {loss.text} ({interval(loss.nats)} nats per {loss.per or words.unit})", loss.section, loss.remedy
-        )
-        for loss in measures.named_losses
+        NamedLoss(f"it {loss.text} ({_lost(loss, words)})", loss.section, loss.remedy) for loss in measures.named_losses
     )
     return Verdict(_kept(measures, words) + _solves(measures), worth, outcome, losses)
+
+
+def _lost(loss: Loss, words: Words) -> str:
+    """`lost: 18.1 %, 0.20 [0.15, 0.25] nats per token`, `lost: 50.0 % [41.2, 58.8] of what its teacher gets right`."""
+    if loss.unit == "share":
+        return f"lost: {percent_interval(loss.size)} of {loss.per}"
+    return f"lost: {percent(loss.share, 1)}, {interval(loss.size)} nats per {loss.per or words.unit}"
 
 
 # ---- what it kept ------------------------------------------------------------------------------------------------

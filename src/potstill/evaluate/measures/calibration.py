@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 from scipy.sparse import csr_array
 
 from potstill.calibration import ece, equal_mass
 from potstill.evaluate.bootstrap import SHARE, Floats, PairedBootstrap, Statistic, difference_of, mean_of
 from potstill.evaluate.measures.base import Compared, Found, Metric, Table
 from potstill.evaluate.scores import Scores
+from potstill.evaluate.temperatures import gain_of, part_of, temperature_of
 from potstill.measures import Band, Bands, Bin, Figures, Finding, Interval, Loss, MetricSpec, Reliability
 from potstill.objectives.statistics import TEMPERED
 from potstill.recipe.measures import Calibration
@@ -30,8 +30,6 @@ Mask = NDArray[np.bool_]
 _SECTION = "calibration"
 _RARE = 0.1
 """The share of the targets, the rarest ones, that is a band of its own."""
-_FINE = 400
-"""Number of temperatures, between the smallest and the largest, at which the fitted curve is evaluated."""
 
 
 @implements(Calibration)
@@ -201,9 +199,9 @@ class CalibrationMeasure:
         temperatures: dict[str, Interval] = {}
         after: dict[str, list[Statistic]] = {}
         for name, seeds in known.items():
-            temperatures[name] = fitting.interval([temperature_of(_part(one, fit_on)) for one in seeds])
+            temperatures[name] = fitting.interval([temperature_of(part_of(one, fit_on)) for one in seeds])
             after[name] = [
-                gain_of(_part(one, report_on), fitting.value(temperature_of(_part(one, fit_on)))) for one in seeds
+                gain_of(part_of(one, report_on), fitting.value(temperature_of(part_of(one, fit_on)))) for one in seeds
             ]
         gains = {name: reporting.interval(several) for name, several in after.items()}
         figures = Figures(
@@ -345,49 +343,6 @@ def reliability(scores: Scores, bins: int, within: Callable[[Mask], PairedBootst
         right = Interval(float(hit.mean()), 0.0, 1.0) if drawn is None else drawn.mean(hit)
         found.append(Bin(float(scores.probability[inside].mean()), right, int(inside.sum())))
     return tuple(found)
-
-
-def temperature_of(scores: Scores) -> Statistic:
-    """The temperature with the smallest mean NLL, by a cubic spline through the computed ones."""
-    grid, columns = _grid(scores)
-    logs = np.log(grid)
-    fine = np.linspace(logs[0], logs[-1], _FINE)
-
-    def of(sums: Floats) -> Floats:
-        means = sums[..., :-1] / sums[..., -1:]
-        curve = CubicSpline(logs, means, axis=-1)
-        least = np.clip(curve(fine).argmin(-1), 1, _FINE - 2)
-        # The vertex of the parabola through the smallest value and its neighbours.
-        around = np.stack([np.take_along_axis(curve(fine), (least + d)[..., None], -1)[..., 0] for d in (-1, 0, 1)], -1)
-        bend = around[..., 0] - 2 * around[..., 1] + around[..., 2]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shift = np.where(bend > 0, (around[..., 0] - around[..., 2]) / (2 * bend), 0.0)
-        return np.asarray(np.exp(fine[least] + np.clip(shift, -1, 1) * (fine[1] - fine[0])))
-
-    return Statistic(np.concatenate([columns, np.ones((len(columns), 1))], -1), of, None, (grid[0], grid[-1]))
-
-
-def gain_of(scores: Scores, temperature: float) -> Statistic:
-    """Mean NLL at temperature 1 minus that at another temperature; nats."""
-    grid, columns = _grid(scores)
-    at = CubicSpline(np.log(grid), columns, axis=-1)(np.log(temperature))
-    return mean_of(columns[:, int(np.flatnonzero(grid == 1.0)[0])] - at)
-
-
-def _grid(scores: Scores) -> tuple[Floats, Floats]:
-    """The temperatures [K], with 1 among them, and the NLL at each [N, K]."""
-    if scores.nll is None:
-        raise ValueError("a temperature is fitted to losses, and there are none")
-    known = {**scores.nll_at, 1.0: scores.nll}
-    grid = np.array(sorted(known))
-    return grid, np.stack([known[t].astype(np.float64) for t in grid.tolist()], -1)
-
-
-def _part(scores: Scores, mask: NDArray[np.bool_]) -> Scores:
-    """The NLL of some targets, at all temperatures."""
-    if scores.nll is None:
-        return scores
-    return Scores(nll=scores.nll[mask], nll_at={t: values[mask] for t, values in scores.nll_at.items()})
 
 
 def _percent(share: float) -> str:

@@ -126,6 +126,7 @@ class Choosing:
         for written in self.settings.written:
             made = solved_of(written, self.solvers[written.name], draws)
             findings += made.findings
+            losses += made.losses
             notes += made.notes
             values = joined(values, made.values)
         return Found(tuple(findings), tuple(losses), tuple(notes), values)
@@ -217,27 +218,12 @@ def found_of(
         rows.append(
             (MetricSpec(f"{name}_{kind}", f"Log-probability {label}", label, "share", True, "questions"), shares)
         )
-    losses = []
-    if found.shares is not None:
-        mine, theirs = found.shares
-        teacher = scores["teacher"][0]
-        lost = [mean_of(one.more["nll"] - teacher.more["nll"]) for one in scores["student"]]
-        losses.append(
-            Loss(
-                _SECTION,
-                f"gives the right choices of {name} less probability: {100 * mine:.1f} % right, its teacher "
-                f"{100 * theirs:.1f} %",
-                bootstrap.interval(lost),
-                "train on text of that kind, or longer",
-                "question",
-            )
-        )
     figures = Figures(f"{name}: {len(questions)} questions", found.text, _SECTION, (*rows, *found.rows))
-    return Found((figures,), tuple(losses), found.notes, found.values)
+    return Found((figures,), found.losses, found.notes, found.values)
 
 
 def solved_of(task: WrittenTask, solvers: Solvers, draws: Draws) -> Found:
-    """What one task of written answers shows. Its loss has no size in nats, so that the verdict does not name it."""
+    """What one task of written answers shows."""
     bootstrap = draws.of(solvers.groups)
     chance = np.full(len(solvers.groups), task.chance)
     scores = {
@@ -257,7 +243,8 @@ def solved_of(task: WrittenTask, solvers: Solvers, draws: Draws) -> Found:
     solved = MetricSpec(f"{task.name}_solved", "Solved", "solved", "share", True, "problems")
     text = f"Greedy answers of at most {task.max_new_tokens} tokens, judged by {judge}. {found.text}"
     figures = Figures(f"{task.name}: {count} problems", text, _SECTION, ((solved, shares), *found.rows))
-    return Found((figures, *by_teacher_alone(task, solvers)), (), (*solvers.notes, *found.notes), found.values)
+    notes = (*solvers.notes, *found.notes)
+    return Found((figures, *by_teacher_alone(task, solvers)), found.losses, notes, found.values)
 
 
 def by_teacher_alone(task: WrittenTask, solvers: Solvers) -> tuple[Examples, ...]:

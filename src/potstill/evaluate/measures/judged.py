@@ -27,7 +27,7 @@ from potstill.evaluate.answers import room_behind, write_answers, writer_of
 from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, mean_of, ratio_of, within
 from potstill.evaluate.held_out import prompts_to_ask
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table
-from potstill.measures import MODELS, Figures, Interval, MetricSpec
+from potstill.measures import MODELS, Figures, Interval, Loss, MetricSpec
 from potstill.recipe.measures import Judged
 from potstill.registry import implements
 from potstill.types import Request, Sampling, digest
@@ -187,7 +187,7 @@ class Answers:
     def found(self, draws: Draws, table: Table) -> Found:
         """Preferences and shares of the teacher's marks, of pairs judged in both orders, over groups of prompts."""
         rows: dict[str, dict[str, Interval]] = {}
-        notes = list(self.notes)
+        notes, losses = list(self.notes), []
         for name in (name for name in MODELS if name in self.pairs):
             judged = [[pair for pair in seed if None not in pair.preferred] for seed in self.pairs[name]]
             asked, both = sum(map(len, self.pairs[name])), [pair for seed in judged for pair in seed]
@@ -202,6 +202,8 @@ class Answers:
             found, refused = figures_of(both, draws.of(groups), of_seed)
             for metric, interval in found.items():
                 rows.setdefault(metric, {})[name] = interval
+            if name == "student" and not refused:
+                losses.append(loss_of(found))
             if refused:
                 notes.append(
                     f"Of the {label} no share is given: the judge contradicts itself in "
@@ -216,7 +218,8 @@ class Answers:
             f"{len(self.prompts)} held-out prompts, answered greedily and judged by {self.settings.judge} beside the "
             "teacher’s answer, in both orders. A judge is a model: it prefers places, lengths and styles."
         )
-        return Found((Figures("Judged beside the teacher", text, _SECTION, tuple(specs)),), (), tuple(notes))
+        figures = Figures("Judged beside the teacher", text, _SECTION, tuple(specs))
+        return Found((figures,), tuple(losses), tuple(notes))
 
     def save(self, out: Path) -> None:
         """Write `judged.jsonl`: a line per prompt, with all answers and what the judge preferred."""
@@ -285,6 +288,25 @@ def figures_of(
         found["share_of_marks"] = over_seeds(ratio_of(mine, theirs))
         found["share_controlled"] = over_seeds(at_equal_length(mine, longer, theirs))
     return found, False
+
+
+def loss_of(found: Mapping[str, Interval]) -> Loss:
+    """What is lost of the half of comparisons that an equal student would win.
+
+    Args:
+        found: figures of the student, with shares.
+    """
+    preferred = found["preferred"]
+    share = Interval(*(1 - 2 * end for end in (preferred.value, preferred.high, preferred.low)))
+    return Loss(
+        _SECTION,
+        f"is judged worse than its teacher: its answers are preferred in {100 * preferred.value:.1f} % of comparisons, "
+        f"{100 * found['preferred_controlled'].value:.1f} % at equal length",
+        share,
+        "train longer, or on more answers of the teacher",
+        "the half that an equal would win",
+        "share",
+    )
 
 
 def _preferred(mine: int, theirs: int) -> float:

@@ -23,7 +23,7 @@ from potstill.evaluate.bootstrap import mean_of
 from potstill.evaluate.continuations import continued
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table, Values, joined
 from potstill.evaluate.scores import Scores
-from potstill.measures import MODELS, Figures, Finding, MetricSpec
+from potstill.measures import MODELS, Figures, Finding, Loss, MetricSpec
 from potstill.recipe.measures import LMEval
 from potstill.registry import implements
 
@@ -130,6 +130,7 @@ class Harness:
     def found(self, draws: Draws, table: Table) -> Found:
         """Accuracy by task, what of the teacher's is kept, and tests of pairs."""
         findings: list[Finding] = []
+        losses: list[Loss] = []
         notes, values = [*self.notes], Values()
         for name in self.settings.tasks:
             scores = {
@@ -147,9 +148,10 @@ class Harness:
             spec = MetricSpec(f"{name}_right", "Right", "right", "share", True, "questions")
             title = f"{name}: {len(questions)} questions"
             findings.append(Figures(title, made.text, _SECTION, ((spec, shares), *made.rows)))
+            losses += made.losses
             notes += made.notes
             values = joined(values, made.values)
-        return Found(tuple(findings), (), tuple(notes), values)
+        return Found(tuple(findings), tuple(losses), tuple(notes), values)
 
     def save(self, out: Path) -> None:
         """Write `lm_eval.parquet`: a row per question, with its task and hash, and of each model whether it was

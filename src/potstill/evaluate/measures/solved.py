@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from potstill.artifacts import Work
 from potstill.data import ChatTokenizer, read_sides
 from potstill.data.thinking import split_reasoning
+from potstill.evaluate.accuracies import losses_of
 from potstill.evaluate.answers import Written, confidence_in, write_answers, writer_of
 from potstill.evaluate.bootstrap import FEW_GROUPS
 from potstill.evaluate.held_out import reported_on
@@ -178,8 +179,12 @@ class Solvers:
         """The share of problems solved by each model, over groups of problems; why answers are not solved; and notes
         for the reader. Notes that qualify the figures are also warnings."""
         bootstrap = draws.of(self.groups)
+        chance = np.zeros(len(self.groups))
         scores = {
-            name: [Scores(correct=np.array([solution.solved for solution in seed])) for seed in self.by_seed[name]]
+            name: [
+                Scores(correct=np.array([solution.solved for solution in seed]), more={"chance": chance})
+                for seed in self.by_seed[name]
+            ]
             for name in MODELS
             if name in self.by_seed
         }
@@ -195,7 +200,8 @@ class Solvers:
         notes = [self._how(solving), *self.notes, *self._unsolved(solving)]
         if bootstrap.groups < FEW_GROUPS:
             notes.append(f"Only {bootstrap.groups} groups of problems: the intervals of what is solved are rough.")
-        return Found((solving,), notes=tuple(notes), values=find(scores, (SOLVED,), bootstrap))
+        losses = losses_of("held-out problems", "solved", scores, bootstrap) if "student" in scores else ()
+        return Found((solving,), losses, tuple(notes), find(scores, (SOLVED,), bootstrap))
 
     def _counts(self, outcome: Outcome) -> dict[str, int]:
         return {

@@ -7,6 +7,7 @@ A mean hides rare knowledge: an excess that is 0 on common targets and large on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,7 @@ from potstill.evaluate.bootstrap import Floats, PairedBootstrap, Statistic, mean
 from potstill.evaluate.measures.base import Found, Metric, Table, Texts
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.smoothing import smooth
+from potstill.evaluate.temperatures import nll_at, part_of, temperature_of
 from potstill.measures import (
     Band,
     Bands,
@@ -57,6 +59,9 @@ _ZIPF = (
 )
 """Bands of words, from and to a frequency on Zipf's scale."""
 
+_RARE_WORD = 4.0
+"""Words below this are rare: less than once in 100,000."""
+
 Mask = NDArray[np.bool_]
 
 
@@ -74,80 +79,35 @@ class TailsMeasure:
         return ()
 
     def findings(self, table: Table) -> Found:
-        """Bands of frequency, the share of the lost nats on the rarest targets, and slices."""
+        """Bands of frequency, the share of the lost nats on the rarest targets, slices, words, what the teacher alone
+        gets right; and losses on the rarest, on the worst slice, on rare words, and everywhere else."""
         if "teacher" not in table.scores:
             return Found(notes=("Where the loss is was not measured: there is no teacher to lose against.",))
         excess = {name: _excess(table, name) for name in ("student", "text_only") if name in table.scores}
-        rare = rarest(table.frequency, self.settings.rare)
-        bands = self._bands(table, excess)
-        more = [*self._by_words(table, excess), *self._missed(table)]
-        if not 0 < rare.sum() < len(rare):
-            return Found((bands, *more), notes=("All held-out targets are equally common in training.",))
-        bootstrap = table.draws.of(table.groups)
-        shares = {}
-        for name, several in excess.items():
-            lost = bootstrap.interval([mean_of(e) for e in several])
-            if lost.low > 0:  # without a shown loss there is no share
-                shares[name] = bootstrap.interval([share_of(e, rare) for e in several])
-        beyond = bootstrap.interval([concentrated_in(e, rare) for e in excess["student"]])
-        what = "classes" if table.task.has_classes else "tokens"
-        percent = 100 * float(rare.mean())
-        carried = "lose more than the others"
-        if "student" in shares:
-            part = shares["student"].value
-            carried = f"carry {100 * part:.0f} % of its lost nats"
-            if part > 1:  # others improve on the teacher
-                carried = f"carry all of its lost nats, {part:.1f} times over"
-        if len(shares) == 2:
-            carried += f" (of the control’s {100 * shares['text_only'].value:.0f} %)"
-        found: list[Finding] = [bands, *_along_frequency(table, excess)]
-        if shares:
-            spec = MetricSpec("share_of_lost", "Share of the lost nats", "share of the lost", "share", False)
-            found.append(
-                Figures(
-                    "What the rarest targets carry",
-                    f"The rarest {percent:.0f} % of the held-out targets, by their count in training, carry this share "
-                    "of what a model loses against its teacher.",
-                    _SECTION,
-                    ((spec, shares),),
-                )
-            )
-        slices, of_slice = self._slices(table, excess["student"])
-        loss = Loss(
-            _SECTION,
-            f"loses most on rare {what}: the rarest {percent:.0f} % of the targets {carried}",
-            beyond,
-            f"train on more text with rare {what}, or longer",
-        )
-        losses = (loss, *([of_slice] if of_slice is not None else []))
-        return Found((*found, *([slices] if slices is not None else []), *more), losses)
-
-    def _by_words(self, table: Table, excess: dict[str, list[Floats]]) -> tuple[Bands, ...]:
-        """Bands of the frequency of the word that a target is in.
-
-        Raises:
-            MissingExtra: the package `wordfreq` is missing.
-            DataError: it does not know the language.
-        """
-        if self.settings.words is None or table.texts is None or not table.task.has_vocabulary:
-            return ()
-        zipf = zipf_of(table.texts.words(), self.settings.words)
-        parts = {
-            "of no word": np.isnan(zipf),
-            **{name: (zipf >= low) & (zipf < high) for name, low, high in _ZIPF},
-        }
-        rows = [band for name, inside in parts.items() if (band := _band(table, name, inside, excess)) is not None]
-        return (
-            Bands(
-                "By frequency of the word",
-                "NLL by how common the word of a target is in the language at large (Zipf’s scale of the package "
-                "wordfreq: 6 is once in a thousand words, 3 once in a million), not in the training data.",
-                _SECTION,
-                MetricSpec("nll", "NLL", "NLL", "nats", False, per="target"),
-                "words",
-                tuple(rows),
-            ),
-        )
+        rare, rare_words = rarest(table.frequency, self.settings.rare), np.zeros(len(table.ids), dtype=np.bool_)
+        bootstrap, losses, notes = table.draws.of(table.groups), [], []
+        found: list[Finding] = [self._bands(table, excess)]
+        if 0 < rare.sum() < len(rare):
+            figures, loss = _on_rare(table, bootstrap, excess, rare)
+            found += [*_along_frequency(table, excess), *figures]
+            losses.append(loss)
+        else:
+            notes.append("All held-out targets are equally common in training.")
+            rare = np.zeros_like(rare)
+        slices, worst = self._slices(table, excess["student"])
+        found += slices
+        if self.settings.words is not None and table.texts is not None and table.task.has_vocabulary:
+            zipf = zipf_of(table.texts.words(), self.settings.words)
+            found.append(_by_words(table, excess, zipf))
+            rare_words = zipf < _RARE_WORD
+            losses += _on_rare_words(bootstrap, excess, rare_words)
+        found += self._missed(table)
+        weak = {f"rare {_kind(table)}": rare, "rare words": rare_words}
+        if worst is not None:
+            losses.append(worst.loss)
+            weak[worst.name] = worst.inside
+        losses += _everywhere(table, {name: inside for name, inside in weak.items() if inside.any()})
+        return Found(tuple(found), tuple(losses), tuple(notes))
 
     def _missed(self, table: Table) -> tuple[Figures | Examples, ...]:
         """What the teacher gets right and every student of all seeds gets wrong: how much, and the worst to read."""
@@ -197,13 +157,13 @@ class TailsMeasure:
             tuple(rows),
         )
 
-    def _slices(self, table: Table, excess: list[Floats]) -> tuple[Bands | None, Loss | None]:
+    def _slices(self, table: Table, excess: list[Floats]) -> tuple[tuple[Bands, ...], _Worst | None]:
         """Slices with more excess loss than the rest: selected on one half of the groups, tested on the other; and of
         the classes and the values of columns, the one that costs most on the first half, as a loss of the other."""
         look, report = table.halves
         looking, reporting = table.within(look), table.within(report)
         if looking is None or reporting is None:
-            return None, None
+            return (), None
         averaged = np.mean(excess, axis=0)
         suspected: list[tuple[str, Mask, Statistic]] = []
         for name, inside in slices_of(table, self.settings.columns).items():
@@ -216,26 +176,27 @@ class TailsMeasure:
         adjusted = benjamini_hochberg(tested)
         known = named_slices(table, self.settings.columns)
         costs = {n: looking.value(concentrated_in(averaged[look], m[look])) for n, m, _ in suspected if n in known}
-        loss = None
+        worst = None
         if costs:
-            worst = max(costs, key=costs.__getitem__)
-            inside = known[worst][report]
+            name = max(costs, key=costs.__getitem__)
+            inside = known[name][report]
             several = [one[report] for one in excess]
             more = reporting.interval([_gap(one, inside) for one in several])
             loss = Loss(
                 _SECTION,
-                f"loses most on {worst}: {more.value:.2f} nats more than on the other {table.task.scored_unit}, "
+                f"loses most on {name}: {more.value:.2f} nats more than on the other {table.task.scored_unit}, "
                 "looked for on one half of the groups and measured on the other",
                 reporting.interval([concentrated_in(one, inside) for one in several]),
                 "train on more records of that kind",
             )
+            worst = _Worst(name, known[name], loss)
         rows = []
         for (name, inside, _), p in zip(suspected, adjusted, strict=True):
             band = _band(table, name, inside & report, {"student": excess})
             if p <= _FALSE_DISCOVERIES and band is not None:
                 rows.append(Band(band.name, band.targets, band.values, band.excess, None, p))
         if not rows:
-            return None, loss
+            return (), worst
         rows.sort(key=lambda band: -(band.excess.value if band.excess is not None else 0.0))
         bands = Bands(
             "Slices that lose more than the rest",
@@ -246,7 +207,134 @@ class TailsMeasure:
             "targets",
             tuple(rows),
         )
-        return bands, loss
+        return (bands,), worst
+
+
+@dataclass(frozen=True)
+class _Worst:
+    """The class, or the value of a column, on which most is lost: its name, its targets [N], and the loss."""
+
+    name: str
+    inside: Mask
+    loss: Loss
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+def _kind(table: Table) -> str:
+    return "classes" if table.task.has_classes else "tokens"
+
+
+def _on_rare(
+    table: Table, bootstrap: PairedBootstrap, excess: dict[str, list[Floats]], rare: Mask
+) -> tuple[tuple[Figures, ...], Loss]:
+    """What the rarest targets carry of all that is lost (nothing where no loss is shown), and what they lose beyond
+    the others."""
+    shares = {}
+    for name, several in excess.items():
+        lost = bootstrap.interval([mean_of(e) for e in several])
+        if lost.low > 0:  # without a shown loss there is no share
+            shares[name] = bootstrap.interval([share_of(e, rare) for e in several])
+    percent = 100 * float(rare.mean())
+    carried = "lose more than the others"
+    if "student" in shares:
+        part = shares["student"].value
+        carried = f"carry {100 * part:.0f} % of its lost nats"
+        if part > 1:  # others improve on the teacher
+            carried = f"carry all of its lost nats, {part:.1f} times over"
+    if len(shares) == 2:
+        carried += f" (of the control’s {100 * shares['text_only'].value:.0f} %)"
+    loss = Loss(
+        _SECTION,
+        f"loses most on rare {_kind(table)}: the rarest {percent:.0f} % of the targets {carried}",
+        bootstrap.interval([concentrated_in(e, rare) for e in excess["student"]]),
+        f"train on more text with rare {_kind(table)}, or longer",
+    )
+    if not shares:
+        return (), loss
+    spec = MetricSpec("share_of_lost", "Share of the lost nats", "share of the lost", "share", False)
+    figures = Figures(
+        "What the rarest targets carry",
+        f"The rarest {percent:.0f} % of the held-out targets, by their count in training, carry this share of what a "
+        "model loses against its teacher.",
+        _SECTION,
+        ((spec, shares),),
+    )
+    return (figures,), loss
+
+
+def _by_words(table: Table, excess: dict[str, list[Floats]], zipf: Floats) -> Bands:
+    """Bands of the frequency of the word that a target is in."""
+    parts = {
+        "of no word": np.isnan(zipf),
+        **{name: (zipf >= low) & (zipf < high) for name, low, high in _ZIPF},
+    }
+    rows = [band for name, inside in parts.items() if (band := _band(table, name, inside, excess)) is not None]
+    return Bands(
+        "By frequency of the word",
+        "NLL by how common the word of a target is in the language at large (Zipf’s scale of the package wordfreq: 6 "
+        "is once in a thousand words, 3 once in a million), not in the training data.",
+        _SECTION,
+        MetricSpec("nll", "NLL", "NLL", "nats", False, per="target"),
+        "words",
+        tuple(rows),
+    )
+
+
+def _on_rare_words(bootstrap: PairedBootstrap, excess: dict[str, list[Floats]], rare: Mask) -> list[Loss]:
+    """What targets in rare words lose beyond the others; none where all words are rare, or none is."""
+    if not 0 < rare.sum() < len(rare):
+        return []
+    more = bootstrap.value(_gap(np.mean(excess["student"], axis=0), rare))
+    return [
+        Loss(
+            _SECTION,
+            f"loses most on rare words: {more:.2f} nats more than on others, in words that occur less than once in "
+            "100,000",
+            bootstrap.interval([concentrated_in(e, rare) for e in excess["student"]]),
+            "train on more text with rare words, or longer",
+        )
+    ]
+
+
+def _everywhere(table: Table, weak: dict[str, Mask]) -> list[Loss]:
+    """What is lost outside of all weak spots that are losses of their own, with each model at its best temperature:
+    none of the other losses of held-out targets explains it. Temperatures are fitted on one half of the groups, and
+    the loss is of the other.
+
+    Args:
+        table: of the held-out targets.
+        weak: by name, the targets [N] of each weak spot.
+    """
+    outside = ~np.any([np.zeros(len(table.ids), dtype=np.bool_), *weak.values()], axis=0)
+    fit_on, report_on = (half & outside for half in table.halves)
+    fitting, reporting = table.within(fit_on), table.within(report_on)
+    if fitting is None or reporting is None:
+        return []
+
+    def at_best(scores: Scores) -> Floats:
+        if not scores.nll_at or scores.nll is None:
+            return np.asarray(scores.nll, dtype=np.float64)[report_on]
+        return nll_at(part_of(scores, report_on), fitting.value(temperature_of(part_of(scores, fit_on))))
+
+    teacher = at_best(table.scores["teacher"][0])
+    lost = {
+        name: reporting.interval([mean_of(at_best(one) - teacher) for one in table.scores[name]])
+        for name in ("student", "text_only")
+        if name in table.scores
+    }
+    control = f" (the control’s by {lost['text_only'].value:.2f})" if "text_only" in lost else ""
+    but = f"outside of {' and of '.join(weak)}, too, " if weak else ""
+    return [
+        Loss(
+            _SECTION,
+            f"loses everywhere: {but}its NLL is above its teacher’s by {lost['student'].value:.2f}{control}, each "
+            "at its best temperature",
+            lost["student"],
+            "train longer or on more text, or take a larger student",
+        )
+    ]
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
