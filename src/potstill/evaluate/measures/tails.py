@@ -314,9 +314,10 @@ def _everywhere(table: Table, weak: dict[str, Mask]) -> list[Loss]:
         return []
 
     def at_best(scores: Scores) -> Floats:
-        if not scores.nll_at or scores.nll is None:
-            return np.asarray(scores.nll, dtype=np.float64)[report_on]
-        return nll_at(part_of(scores, report_on), fitting.value(temperature_of(part_of(scores, fit_on))))
+        reported = part_of(scores, report_on)
+        if not scores.nll_at:  # calibration is not measured
+            return np.array(reported.nll, dtype=np.float64)
+        return nll_at(reported, fitting.value(temperature_of(part_of(scores, fit_on))))
 
     teacher = at_best(table.scores["teacher"][0])
     lost = {
