@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +31,7 @@ from potstill.registry import implements
 from potstill.types import Answer, Request
 from potstill.verify.judge import marks_in, preference_in
 from small_run import SmallRun
+from tiny_models import VOCAB, make_tiny_causal_lm
 
 ANSWERS = re.compile(r"<answer ([AB]) \w+>\n(.*?)\n</answer", re.DOTALL)
 
@@ -209,6 +214,98 @@ def test_a_server_that_goes_down_in_the_middle_is_paid_for_each_question_once(
     resumed, _ = judged(run)
     assert resumed == whole
     assert judging.paid == questions
+
+
+SERVE = """
+import os, sys, time, urllib.request, xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.warmup, params.endpoint_metrics = sys.argv[1], 16384, False, True
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+kind = xllamacpp.common_grammar_type.COMMON_GRAMMAR_TYPE_USER
+params.sampling.grammar = xllamacpp.CommonGrammar(kind, 'root ::= "Marks: A " [1-9] ", B " [1-9]')
+params.port = int(sys.argv[2])
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+
+
+def written():
+    lines = urllib.request.urlopen(server.listening_address + "/metrics").read().decode().splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("llamacpp:tokens_predicted_total"))))
+
+
+most = int(sys.argv[3])
+while most and written() < most:
+    time.sleep(0.002)
+if most:
+    os._exit(9)
+sys.stdin.readline()
+print(written(), flush=True)
+sys.stdin.read()
+"""
+"""llama.cpp's server with a judge whose replies a grammar keeps to the form, 16 tokens each. It dies after so many
+tokens, if not 0; else it says at the end how many it wrote."""
+
+
+@contextmanager
+def llama_server(model: Path, port: int = 0, dies_after: int = 0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A process with its address."""
+    command = [sys.executable, "-c", SERVE, str(model), str(port), str(dies_after)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        yield process.stdout.readline().strip(), process
+        process.stdin.close()
+
+
+def little_judge(folder: Path) -> Path:
+    """A model with random weights, as a file of llama.cpp's, with room for a judge's questions. Its tokenizer has one
+    merge: llama.cpp opens no file without any."""
+    from potstill.export.gguf_file import write_gguf
+
+    make_tiny_causal_lm(folder, vocab=VOCAB + 1, seed=3)
+    for name in ("tokenizer.json", "config.json"):
+        document = json.loads((folder / name).read_text())
+        if name == "config.json":
+            document["max_position_embeddings"] = 4096
+        else:
+            document["model"]["vocab"]["th"], document["model"]["merges"] = VOCAB, [["t", "h"]]
+        (folder / name).write_text(json.dumps(document))
+    write_gguf(folder, folder / "judge.gguf", "f32", end_tokens=[2], name="judge")
+    return folder / "judge.gguf"
+
+
+@pytest.mark.slow
+@pytest.mark.needs("llama.cpp's server")
+def test_a_real_server_that_dies_is_asked_the_rest_alone_and_a_judge_of_random_weights_is_not_believed(
+    tmp_path: Path,
+) -> None:
+    judge = little_judge(tmp_path / "judge")
+    run = SmallRun(tmp_path, evaluate={"samples_shown": 0, "controls": []}, records=30, text_only=False)
+    questions = 2 * len(run.held_out_records)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with llama_server(judge, port, dies_after=16 * 6) as (address, process):
+        with pytest.raises(PotstillError) as caught:
+            judged(behind(run, f"{address}/v1"))
+        assert process.wait() == 9 and str(port) in str(caught.value) and "fix" in str(caught.value)
+    with llama_server(judge, port) as (again, process):
+        assert again == address
+        context = behind(run, f"{again}/v1").context()
+        stage(run.recipe).write(context)
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        tokens = int(process.stdout.readline())
+    kept = context.work.facts["judge"]["answers_from_journal"]
+    assert kept >= 4, "what was answered before it died"
+    assert tokens == 16 * (questions - kept), "the rest alone was written again"
+    measures = Measures.load(context.out / "measures.json")
+    (figures,) = (f for f in measures.findings if isinstance(f, Figures) and f.section == "judged")
+    assert [spec.name for spec, _ in figures.rows] == ["contradicts", "chance"] and measures.losses == ()
+    assert any("Of the student no share is given: the judge contradicts itself" in note for note in measures.notes)
 
 
 HOSTILE = [
