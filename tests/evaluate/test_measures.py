@@ -343,9 +343,12 @@ def test_what_is_lost_everywhere_is_what_is_lost_outside_of_the_weak_spots() -> 
 def test_where_all_targets_are_equally_common_the_other_losses_are_still_looked_for() -> None:
     groups = [f"g{n // 5}" for n in range(1500)]
     table = table_with(RNG.normal(0.2, 0.3, 1500), [np.ones(1500, dtype=np.bool_)], groups)
-    found = tails.TailsMeasure(Tails()).findings(replace(table, counts=lambda: np.full(7, 10)))
-    assert found.notes == ("All held-out targets are equally common in training.",)
-    assert [loss.text.partition(":")[0] for loss in found.losses] == ["loses everywhere"]
+    for counts in (np.full(7, 10), np.array([90, 100, 100, 100, 100, 100, 100])):
+        found = tails.TailsMeasure(Tails()).findings(replace(table, counts=lambda counts=counts: counts))
+        assert found.notes == ("All held-out targets are about equally common in training: there are no rare ones.",)
+        assert [loss.text.partition(":")[0] for loss in found.losses] == ["loses everywhere"]
+    found = tails.TailsMeasure(Tails()).findings(replace(table, counts=lambda: np.array([40, *[100] * 6])))
+    assert [loss.text.partition(":")[0] for loss in found.losses] == ["loses most on rare tokens", "loses everywhere"]
 
 
 def test_a_column_with_a_value_of_its_own_for_each_record_is_no_slice_and_a_name_is_one_line() -> None:

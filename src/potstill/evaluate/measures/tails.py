@@ -59,6 +59,10 @@ _ZIPF = (
 )
 """Bands of words, from and to a frequency on Zipf's scale."""
 
+_RARER = 0.5
+"""Targets are rare if they occur at most this often in the mean, as a share of how often the others do: the smaller of
+two classes of nearly equal size is no tail."""
+
 _RARE_WORD = 4.0
 """Words below this are rare: less than once in 100,000."""
 
@@ -87,12 +91,12 @@ class TailsMeasure:
         rare, rare_words = rarest(table.frequency, self.settings.rare), np.zeros(len(table.ids), dtype=np.bool_)
         bootstrap, losses, notes = table.draws.of(table.groups), [], []
         found: list[Finding] = [self._bands(table, excess)]
-        if 0 < rare.sum() < len(rare):
+        if is_tail(table.frequency, rare):
             figures, loss = _on_rare(table, bootstrap, excess, rare)
             found += [*_along_frequency(table, excess), *figures]
             losses.append(loss)
         else:
-            notes.append("All held-out targets are equally common in training.")
+            notes.append("All held-out targets are about equally common in training: there are no rare ones.")
             rare = np.zeros_like(rare)
         slices, worst = self._slices(table, excess["student"])
         found += slices
@@ -370,6 +374,11 @@ def _along_frequency(table: Table, excess: dict[str, list[Floats]]) -> tuple[Cur
 def rarest(frequency: NDArray[np.int64], share: float) -> Mask:
     """The targets [N] with the smallest frequencies: at least `share` of them, including ties with the last."""
     return frequency <= np.quantile(frequency, share, method="higher")
+
+
+def is_tail(frequency: NDArray[np.int64], rare: Mask) -> bool:
+    """Whether some targets [N] occur much less often in training than the others."""
+    return bool(0 < rare.sum() < len(rare) and frequency[rare].mean() <= _RARER * frequency[~rare].mean())
 
 
 def share_of(excess: Floats, inside: Mask) -> Statistic:
