@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from report.synthetic import HOSTILE, Shape, measures_of, write_run
 
-from potstill.measures import Band, Bands, Curve, Example, Examples, Interval, Loss, MetricSpec
+from potstill.measures import Band, Bands, Curve, Example, Examples, Figures, Interval, Loss, MetricSpec
 from potstill.report.card import render_card
 from potstill.report.findings import Findings, read_findings
 from potstill.report.page import render_page
@@ -34,7 +35,7 @@ def test_each_measure_has_a_section_with_its_metrics_terms_and_findings(findings
         "over-confidence",
         "ECE",
         "debiased ECE",
-        "brier score",
+        "Brier score",
         "entropy, nats",
     ]
     assert [part.title for part in calibration.parts] == [
@@ -60,6 +61,9 @@ def test_the_page_lists_the_losses_and_each_leads_to_its_section(findings: Findi
     page = render_page(findings)
     targets = re.findall(r'<ol class="losses">.*?</ol>', page, re.DOTALL)[0]
     links = re.findall(r'href="#([^"]+)"', targets)
+    for loss in judge(findings.measures).losses:
+        section = page[page.index(f'<section id="{loss.section}">') :].partition("</section>")[0]
+        assert f"To try: {escape(loss.remedy)}." in section and str(escape(loss.text[1:])) in section
     assert links and links[0] == "tails" and all(f'id="{link}"' in page for link in links)
     assert "it loses most on rare tokens" in page and "To try: train on more text" in page
     assert "Its largest losses beyond noise" in render_card(findings)
@@ -74,6 +78,29 @@ def test_every_number_of_a_named_loss_stands_in_the_measures(findings: Findings)
     assert shares == sorted(shares, reverse=True) and all(loss.size.low > 0 for loss in measures.named_losses)
     noise = Loss("tails", "is unlucky", Interval(9.0, -0.1, 18.0))
     assert judge(replace(measures, losses=(noise,))).losses == ()
+
+
+def test_a_section_says_that_nothing_is_beyond_noise_where_losses_were_looked_for_and_none_was_found(
+    findings: Findings,
+) -> None:
+    measures = replace(findings.measures, losses=(Loss("tails", "is unlucky", Interval(9.0, -0.1, 18.0)),))
+    page = render_page(replace(findings, measures=measures))
+    said = {
+        name: "No loss is beyond noise here." in page[page.index(f'id="{name}"') :].partition("</section>")[0]
+        for name in ("calibration", "tails")
+    }
+    assert said == {"calibration": False, "tails": True}
+
+
+def test_figures_of_several_models_are_drawn_and_of_one_are_a_table_alone() -> None:
+    spec = MetricSpec("preferred", "Preferred", "preferred", "share", True)
+    values = {"student": Interval(0.2, 0.1, 0.3), "text_only": Interval(0.3, 0.2, 0.4)}
+    of_two = part_of(Figures("Judged", "By a judge.", "judged", ((spec, values),)), WORDS["causal_lm"])
+    assert of_two.figure is not None and "student 20.0 % [10" in of_two.figure.wide
+    of_one = part_of(
+        Figures("Judged", "By a judge.", "judged", ((spec, {"student": values["student"]}),)), WORDS["causal_lm"]
+    )
+    assert of_one.figure is None and of_one.table is not None
 
 
 def test_losses_of_all_units_are_ordered_by_the_share_of_what_the_teacher_has(findings: Findings) -> None:

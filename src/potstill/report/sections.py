@@ -35,7 +35,7 @@ from potstill.report.findings import Findings
 from potstill.report.palette import LOOKS
 from potstill.report.svg import readable
 from potstill.report.terminology import Words, words_of
-from potstill.report.verdict import Verdict
+from potstill.report.verdict import NamedLoss, Verdict, judge
 from potstill.tasks import SPECS
 
 
@@ -544,19 +544,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A measure's section: its metrics, what they mean, and its findings."""
+    """A measure's section: its metrics, what they mean, and its findings. `losses` are those that the verdict names,
+    and `looked` says whether any were looked for."""
 
     name: str
     title: str
     table: Table | None
     terms: Sequence[tuple[str, str]]
     parts: Sequence[Part]
+    losses: Sequence[NamedLoss] = ()
+    looked: bool = False
 
 
 def measured_sections(measures: Measures) -> list[Section]:
     """The sections of all measures that have more to show than their columns in the table of all models."""
     names = [spec.section for spec in measures.metrics.values()] + [f.section for f in measures.findings]
-    words = words_of(measures)
+    words, named = words_of(measures), judge(measures).losses
+    looked = {loss.section for loss in measures.losses}
     made = []
     drawn = [finding for finding in measures.findings if not isinstance(finding, Solving)]
     for name in dict.fromkeys(name for name in names if name):
@@ -568,6 +572,8 @@ def measured_sections(measures: Measures) -> list[Section]:
                 metrics_table(measures, specs) if specs else None,
                 [(spec.term, spec.explanation) for spec in specs if spec.explanation],
                 [part_of(finding, words) for finding in drawn if finding.section == name],
+                [loss for loss in named if loss.section == name],
+                name in looked,
             )
         )
     return made
@@ -663,7 +669,25 @@ def _figures(finding: Figures, words: Words) -> Part:
         (words.shown(name), *(figures.of_metric(spec, values.get(name)) for spec, values in finding.rows))
         for name in models
     ]
-    return Part(finding.title, finding.text, None, Table(head, rows, models))
+    return Part(finding.title, finding.text, _first_figure(finding, models, words), Table(head, rows, models))
+
+
+def _first_figure(finding: Figures, models: Sequence[str], words: Words) -> Figure | None:
+    """The first figure of several models with its intervals, drawn; None of a single model."""
+    spec, values = finding.rows[0]
+    told = [name for name in models if name in values]
+    if len(told) < 2:
+        return None
+    factor, axis = (100, "percent") if spec.unit == "share" else (1, "nats" if spec.unit == "nats" else spec.short)
+    rows = [
+        (
+            name,
+            Interval(factor * values[name].value, factor * values[name].low, factor * values[name].high),
+            figures.value_of_metric(spec, values[name]),
+        )
+        for name in told
+    ]
+    return interval_figure(spec.label, "", rows, axis=axis, named=words.shown)
 
 
 def _value(spec: MetricSpec, name: str, band: Band) -> str:

@@ -54,7 +54,7 @@ class CalibrationMeasure:
             return MetricSpec(
                 name,
                 label=label,
-                short=label if label[:2].isupper() else label[:1].lower() + label[1:],
+                short=label if label[:2].isupper() or label.startswith("Brier") else label[:1].lower() + label[1:],
                 unit="nats" if unit == "nats" else "share" if unit == "share" else "number",
                 higher_is_better=False,
                 per=per if unit == "nats" else f"{per}s",

@@ -445,7 +445,7 @@ def slices_of(table: Table, columns: Sequence[str] = ()) -> dict[str, Mask]:
     features: dict[str, NDArray[np.floating] | NDArray[np.int64]] = {}
     teacher = table.scores["teacher"][0]
     if teacher.probability is not None:
-        features["teacher’s first choice"] = teacher.probability
+        features["teacher’s confidence"] = teacher.probability
     if table.task.has_vocabulary:
         features["place in the text"] = table.positions
         features["length of the answer"] = table.lengths
