@@ -86,7 +86,8 @@ def test_a_section_says_that_nothing_is_beyond_noise_where_losses_were_looked_fo
     measures = replace(findings.measures, losses=(Loss("tails", "is unlucky", Interval(9.0, -0.1, 18.0)),))
     page = render_page(replace(findings, measures=measures))
     said = {
-        name: "No loss is beyond noise here." in page[page.index(f'id="{name}"') :].partition("</section>")[0]
+        name: "The verdict names no loss here: none that it looks for is beyond noise."
+        in page[page.index(f'id="{name}"') :].partition("</section>")[0]
         for name in ("calibration", "tails")
     }
     assert said == {"calibration": False, "tails": True}
