@@ -458,6 +458,7 @@ def test_the_gap_of_two_samples_has_both_their_errors() -> None:
         ([{"kind": "callibration"}], "causal_lm", "did you mean 'calibration'"),
         ([{"kind": "tails"}, {"kind": "tails"}], "causal_lm", "tails stands there twice"),
         ([{"kind": "tails", "rare": 0.7}], "causal_lm", "rare"),
+        ([{"kind": "tails", "words": "klingon"}], "causal_lm", "is the code of a language, of two or three letters"),
         ([{"kind": "calibration", "temperatures": [0, 2]}], "causal_lm", "temperatures.0"),
         ([{"kind": "calibration", "temperatures": [0.5, 0.5, 2]}], "causal_lm", "stands there twice"),
         ([{"kind": "calibration", "temperatures": [1, 2]}], "causal_lm", "on one side of 1"),

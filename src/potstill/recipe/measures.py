@@ -5,11 +5,12 @@ A measure is a settings class here and an implementation of the same kind in `ev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.recipe.base import COUNT_AT_MOST, Content, Cosmetic, Count, KindSettings, Settings, Tokens, one_of
 from potstill.recipe.data import DataSettings, PackagedData
@@ -96,7 +97,14 @@ class Tails(MeasureSettings):
     kind: Literal["tails"] = "tails"
     rare: float = Field(0.1, gt=0, lt=0.5)
     columns: tuple[str, ...] = ()
-    words: str | None = Field(None, pattern=r"^[a-z]{2,3}$")
+    words: str | None = None
+
+    @field_validator("words")
+    @classmethod
+    def _is_language(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[a-z]{2,3}", value):
+            raise ValueError("is the code of a language, of two or three letters: en, de, pl …")
+        return value
 
 
 class Exposure(MeasureSettings):
