@@ -248,6 +248,21 @@ def test_what_each_row_may_write_is_its_own() -> None:
     assert [set(row[-12:].tolist()) <= set(allowed(number, row)) for number, row in enumerate(text)] == [True] * 3
 
 
+def test_a_rows_padding_and_rules_are_its_own_after_others_have_ended() -> None:
+    """The first row ends early; what processors see of the others, padding included, is as `transformers` has it."""
+    model = tiny_model(seed=3, spread=0.3)
+    decoder = SpeculativeDecoder(model, ModelDraft(CachedModel(near())), gamma=3)
+
+    def allowed(row: int, tokens: Tensor) -> list[int]:
+        return [*range(10 + 40 * row, 40 + 40 * row), 2]
+
+    settings: dict[str, Any] = {"do_sample": False, "prefix_allowed_tokens_fn": allowed, "repetition_penalty": 1.4}
+    whole = model.generate(**padded(), **settings, max_new_tokens=20)
+    ends = [int(whole[0, 8]), int(whole[1, 16])]
+    settings |= {"max_new_tokens": 20, "eos_token_id": ends, "pad_token_id": 2}
+    assert torch.equal(decoder.generate(**padded(), **settings), model.generate(**padded(), **settings))
+
+
 def test_typical_acceptance_with_penalties_on_the_text_is_refused() -> None:
     model = tiny_model(seed=3, spread=0.3)
     decoder = SpeculativeDecoder(model, MedusaDraft(random_heads(model, 2), NODES), gamma=6, typical=Typical())

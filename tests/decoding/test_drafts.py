@@ -1,0 +1,142 @@
+"""Claims about what drafts propose. Whatever it is, the text is the target's; a wrong proposal only costs time, so the
+text shows none of these mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper
+
+from potstill.decoding.acceptance import Chance
+from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.drafts import ChainedDraft, LookupDraft, ModelDraft
+from potstill.decoding.medusa import MedusaDraft
+from potstill.decoding.rows import Rows
+from potstill.decoding.sampler import Sampler
+from potstill.decoding.speculative import Request, SpeculativeDecoder
+from tiny_models import random_heads, tiny_model
+
+CPU = torch.device("cpu")
+GREEDY, CHANCE = Sampler(greedy=True), Chance(0, CPU)
+PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44]]
+
+
+# ---- lookup --------------------------------------------------------------------------------------------------------
+
+
+def looked_up(texts: Sequence[Sequence[int]], draft: LookupDraft, most: int = 4) -> list[list[int]]:
+    rows = Rows(texts, most, 50, CPU)
+    draft.start(rows)
+    return proposed(rows, draft, most)
+
+
+def proposed(rows: Rows, draft: LookupDraft, most: int) -> list[list[int]]:
+    counts = draft.propose(rows, most, GREEDY, CHANCE).counts
+    return [
+        rows.ids_BT[row, length : length + count].tolist()
+        for row, (length, count) in enumerate(zip(rows.lengths, counts, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "ahead"),
+    [
+        ([1, 2, 3, 9, 8, 7, 6, 1, 2, 3], (3, 1), [9, 8, 7, 6]),
+        ([1, 2, 3, 9, 1, 2, 3], (3, 3), [9, 1, 2, 3]),
+        ([1, 2, 7, 5, 2, 8, 1, 2], (3, 1), [7, 5, 2, 8]),  # the longest n-gram before the latest
+        ([1, 2, 1, 3, 1], (3, 1), [3, 1]),  # the latest of one size
+        ([1, 5, 1], (3, 2), []),  # none of two tokens
+        ([1, 5, 1], (1, 1), [5, 1]),
+        ([1, 1], (3, 1), [1]),
+        ([1, 2, 3], (3, 1), []),
+        ([4], (3, 1), []),
+    ],
+)
+def test_a_lookup_continues_as_the_longest_latest_n_gram_was_continued(
+    text: list[int], sizes: tuple[int, int], ahead: list[int]
+) -> None:
+    assert looked_up([text], LookupDraft(*sizes)) == [ahead]
+    assert looked_up([text], LookupDraft(*sizes), most=2) == [ahead[:2]]
+
+
+def test_a_lookup_finds_what_was_written_since_and_keeps_rows_apart() -> None:
+    rows, draft = Rows([[1, 2, 3], [1, 4, 5]], 6, 50, CPU), LookupDraft()
+    draft.start(rows)
+    assert proposed(rows, draft, 2) == [[], []]
+    for row in (0, 1):
+        rows.extend(row, [1])
+    assert proposed(rows, draft, 2) == [[2, 3], [4, 5]]
+    draft.keep(rows.keep([1]))
+    rows.extend(0, [4])
+    assert proposed(rows, draft, 2) == [[5, 1]]
+
+
+# ---- models --------------------------------------------------------------------------------------------------------
+
+
+class Nonsense(LookupDraft):
+    """Proposes what never stands in every other round, so that the model behind it has to catch up."""
+
+    turn = 0
+
+    def _after(self, row: int, tokens: Any) -> list[int]:
+        self.turn += row == 0
+        return [1, 1, 1] if self.turn % 2 else []
+
+
+SAMPLERS = {
+    "greedy": Sampler(greedy=True),
+    "greedy with a penalty": Sampler([RepetitionPenaltyLogitsProcessor(1.5)], greedy=True),
+    "sampled with a penalty": Sampler(
+        [RepetitionPenaltyLogitsProcessor(1.5), TemperatureLogitsWarper(0.6), TopKLogitsWarper(20)]
+    ),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("vocabulary", [None, torch.arange(258, -1, -1)], ids=["whole", "by row"])
+def test_every_token_stands_of_a_draft_that_equals_its_target(
+    sampler: Sampler, vocabulary: torch.Tensor | None
+) -> None:
+    """Whatever rows have ended, whatever others wrote in between, and whatever order the output layer's rows have."""
+    model = tiny_model(seed=3, spread=0.3)
+    whole = SpeculativeDecoder(model).write(Request(PROMPTS, 40, sampler=sampler), seed=2)
+    drafting = ModelDraft(CachedModel(tiny_model(seed=3, spread=0.3), vocabulary))
+    nonsense = Nonsense()
+    decoder = SpeculativeDecoder(model, ChainedDraft([nonsense, drafting]), gamma=3)
+    by_model: list[tuple[int, int]] = []
+    stops = [whole[0][5], whole[2][12]]
+    for news in decoder.rounds(Request(PROMPTS, 40, stops, sampler), Chance(2, CPU)):
+        if nonsense.turn % 2 == 0:
+            by_model += decoder.account.accepted_by_round[-len(news) :]
+    assert len(by_model) >= 4 and all(drafted == accepted for drafted, accepted in by_model)
+
+
+def test_no_token_is_drafted_that_the_budget_would_cut() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    for budget in (1, 2, 3, 6):
+        decoder = SpeculativeDecoder(model, ModelDraft(CachedModel(tiny_model(seed=3, spread=0.3))), gamma=4)
+        decoder.write(Request(PROMPTS, budget))
+        assert decoder.account.drafted + len(decoder.account.accepted_by_round) == 3 * budget
+
+
+# ---- heads ---------------------------------------------------------------------------------------------------------
+
+
+def test_heads_draft_the_choice_of_each_node_by_its_head_and_rank() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    heads, nodes = random_heads(model, 2), [(0,), (2,), (2, 1), (0, 0)]
+    target, draft, rows = CachedModel(model), MedusaDraft(heads, nodes), Rows([[5, 6, 7]], 8, 259, CPU)
+    target.start(rows.capacity)
+    draft.start(rows, target)
+    with torch.no_grad():
+        target(rows.block([0], 2), [0], last=1)
+        target.settle([[1]])
+        assert target.hidden_BH is not None
+        choices = heads.choices(target.hidden_BH, 3)[0]
+        proposal = draft.propose(rows, 3, GREEDY, CHANCE)
+    assert proposal.counts == [3] and proposal.tree is not None and proposal.tree.paths == tuple(nodes[:3])
+    assert rows.ids_BT[0, 3:6].tolist() == [int(choices[0, 0]), int(choices[0, 2]), int(choices[1, 1])]
