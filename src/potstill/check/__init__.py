@@ -13,6 +13,7 @@ that problems in files are found before anything is fetched, generated or traine
     capture.py     what a store will hold, permit and take
     training.py    steps, evaluation, export
     measures.py    columns, questions and packages of measures
+    speculation.py a draft and its target
     loaded.py      devices, parts of models by name, unusual arguments: with torch, where a recipe asks for them
     policy.py      licences and terms
     cost.py        time, memory and disk
@@ -23,7 +24,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from potstill.check import capture, cost, data, generation, loaded, measures, models, policy, rendering, training
+from potstill.check import (
+    capture,
+    cost,
+    data,
+    generation,
+    loaded,
+    measures,
+    models,
+    policy,
+    rendering,
+    speculation,
+    training,
+)
 from potstill.check.findings import Finding, Findings
 from potstill.check.inputs import Inputs
 from potstill.check.measures import fetch_questions
@@ -56,6 +69,9 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (models.tokenizers_agree, ("generate", "capture", "train")),
     (models.classes_are_named, ("generate", "train")),
     (models.objectives_fit_the_models, ("generate", "train")),
+    (speculation.draft_fits_its_target, ("generate", "capture", "train", "speculate")),
+    (speculation.prompts_can_be_decoded, ("generate", "capture", "train", "speculate")),
+    (speculation.target_can_be_rolled_back, ("generate", "capture", "train", "speculate")),
     (generation.conversations_can_be_counted, ("generate",)),
     (generation.endpoints_can_be_asked, ("generate",)),
     (generation.verifiers_can_be_opened, ("generate", "evaluate")),
@@ -135,6 +151,7 @@ def _topic(precondition: Precondition) -> str:
         training: "train",
         measures: "evaluate",
         loaded: "train",
+        speculation: "speculate",
         policy: "policy",
         cost: "cost",
     }

@@ -284,6 +284,11 @@ class Recipe(Settings):
             raise ValueError(
                 f"speculate.target is a {target.kind!r} teacher, whose layers and caches are not here: use kind: local"
             )
+        if target.quantization != "none":
+            raise ValueError(
+                f"speculate.target has quantization: {target.quantization}, and a target decodes as its files have it: "
+                "name a teacher without quantization (another one in teachers, if this is needed elsewhere)"
+            )
         if isinstance(speculate.model_draft, StudentDraft) and self.train is None:
             raise ValueError("speculate.draft is the student, and nothing trains one: add a train section")
         if (heads := speculate.heads) is not None and heads.states is not None and self.capture is None:

@@ -28,8 +28,9 @@ from potstill.heads import MedusaHeads, load_heads, save_heads
 from potstill.models.saving import save_model
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
 from potstill.recipe.students import First, FromTeacher
+from potstill.speculate.fitting import check_draft_tokenizer
 from potstill.speculate.forecast import Floats
-from potstill.speculate.opening import OpenDraft, Target, check_draft_tokenizer, open_folder
+from potstill.speculate.opening import OpenDraft, Target, open_folder
 from potstill.speculate.traces import Text, agreement, head_ranks
 from potstill.speculation import Exported
 from potstill.students import build_student
@@ -67,12 +68,15 @@ def export_draft(
     own = draft.model if draft.model is not None else _early_exit(target, draft)
     _save(own, folder, target)
     _write(out, _of_model(gamma))
-    notes = []
+    notes = [
+        "above temperature 0 both servers draft the likeliest token alone, and fewer stand, unless told otherwise "
+        "(vLLM: draft_sample_method: probabilistic; SGLang: --speculative-use-rejection-sampling)"
+    ]
     if draft.reader.vocabulary is not None:
         notes.append("the engines have no drafts of frequent tokens alone: this one drafts all")
     if isinstance(settings, ChainedDraftSettings):
         notes.append("the engines chain no lookup: this is the model alone")
-    check_draft_tokenizer(target, folder)
+    check_draft_tokenizer(target.source.name, target.tokenizer, folder)
     in_memory = mean_alpha(target, own, texts, sampler)
     served = mean_alpha(target, open_folder(folder, target), texts, sampler)
     if not abs(served - in_memory) <= _TOLERANCE:

@@ -17,13 +17,12 @@ from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraf
 from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.tree import Path as Node
 from potstill.decoding.tree import Typical
-from potstill.errors import ModelError, TokenizerMismatch
+from potstill.errors import ModelError
 from potstill.heads import MedusaHeads, frequent_tokens, heads_of, load_heads
 from potstill.models.anatomy import effective_head, text_config, why_no_head
 from potstill.models.folder import ModelSource
 from potstill.models.load import load_model, load_tokenizer, pick_device, pick_dtype
 from potstill.models.resolve import resolve
-from potstill.models.tokenizers import check_same_tokenizer
 from potstill.recipe.speculate import (
     ChainedDraftSettings,
     DraftSettings,
@@ -35,6 +34,7 @@ from potstill.recipe.speculate import (
     SpeculateSettings,
 )
 from potstill.recipe.teachers import LocalTeacher
+from potstill.speculate.fitting import check_draft_tokenizer, check_rows
 
 NEVER = 1e-9
 """A threshold below every draft's confidence: it costs the time of a threshold, and never stops."""
@@ -183,8 +183,8 @@ def open_draft(
         assert isinstance(chosen, LayersDraft)
         reader = CachedModel(first_layers(target.model, chosen.layers), vocabulary, cache=target.cached)
     else:
+        check_rows(int(text_config(own).vocab_size), target.cached.vocab_size, chosen.frequent)
         reader = CachedModel(own, vocabulary)
-        _check_rows(reader, target)
     return OpenDraft(settings.draft, f"{looked}, then {label}" if looked else label, reader, lookup, own)
 
 
@@ -229,13 +229,13 @@ def _model_of(
 ) -> tuple[PreTrainedModel | None, str]:
     """The drafting model, None for an early exit of the target, and what it is called."""
     if trained is not None:
-        check_draft_tokenizer(target, trained)
+        check_draft_tokenizer(target.source.name, target.tokenizer, trained)
         return open_folder(trained, target), (
             f"the target's first {chosen.layers} layers, trained" if isinstance(chosen, LayersDraft) else "the student"
         )
     if isinstance(chosen, OtherModelDraft):
         source = resolve(chosen.model, revision=chosen.revision, console=console)
-        check_draft_tokenizer(target, source.path)
+        check_draft_tokenizer(target.source.name, target.tokenizer, source.path)
         return _open(source, target.dtype, str(target.device), False), source.name
     assert isinstance(chosen, LayersDraft)
     return None, f"the target's first {chosen.layers} layers"
@@ -254,29 +254,3 @@ def _open(source: ModelSource, dtype: str, device: str, trust_remote_code: bool)
         )
     model.requires_grad_(False)
     return model
-
-
-def check_draft_tokenizer(target: Target, draft: Path) -> None:
-    """Refuse a draft whose tokens are others than the target's.
-
-    Raises:
-        TokenizerMismatch: names the difference, and what would work instead.
-    """
-    try:
-        check_same_tokenizer(target.tokenizer, load_tokenizer(draft), templates=False)
-    except TokenizerMismatch as mismatch:
-        raise TokenizerMismatch(
-            f"this draft cannot write ahead of {target.source.name}; as teacher and student: {mismatch.what}",
-            where=str(draft),
-            fix="use a draft with the target's tokenizer: {kind: layers, layers: 2}, the student of a recipe that "
-            "distils this target ({kind: student}), or no model at all ({kind: lookup})",
-        ) from mismatch
-
-
-def _check_rows(reader: CachedModel, target: Target) -> None:
-    """A padded output layer drafts ids that are no tokens; ids beyond the target's would have no probability there."""
-    if reader.vocabulary is None and reader.vocab_size != target.cached.vocab_size:
-        raise ModelError(
-            f"the draft's output layer has {reader.vocab_size:,} rows and the target's {target.cached.vocab_size:,}",
-            fix="set speculate.draft.frequent to at most the smaller number, so that only tokens of both are drafted",
-        )
