@@ -7,9 +7,10 @@
 
 The target writes a text for each prompt at T = 0.7; drafts learn from them, the same rows for the same steps, with one
 objective each: `hard_ce` is the text alone. `forward_kl, own text` learns from them for half of the steps, then from
-what the draft itself writes behind the same prompts. The acceptance α of a drafted token, Σ min(p, q), is measured
-before and after on texts of held-out prompts, at T = 0.7 and greedy; `tokens_per_round` is what rounds of four drafted
-tokens give, computed over these texts. fp32, one process.
+what the draft itself writes behind the same prompts. `forward_kl, while serving` learns from what a `Collector` kept
+while the untrained draft helped the target to write behind these prompts: no teacher runs in training. The acceptance α
+of a drafted token, Σ min(p, q), is measured before and after on texts of held-out prompts, at T = 0.7 and greedy;
+`tokens_per_round` is what rounds of four drafted tokens give, computed over these texts. fp32, one process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import copy
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,20 +37,26 @@ from potstill.console import Console
 from potstill.data import prompt_ids, read_sides
 from potstill.data.problems import as_prompt
 from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.drafts import ModelDraft
 from potstill.decoding.generator import batches_by_length, write
-from potstill.decoding.speculative import SpeculativeDecoder
+from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.decoding.tree import best_nodes
 from potstill.heads import MedusaHeads
 from potstill.recipe import load_recipe
 from potstill.recipe.students import First, FromTeacher
+from potstill.speculate.collecting import Collector, load_collected
 from potstill.speculate.forecast import Timing, expected
 from potstill.speculate.traces import Text, accuracies, agreement, head_ranks, sampler_of, trace_of, write_text
 from potstill.students import build_student
 from potstill.train import DistillTrainer
 from potstill.types import Record, Sampling
 
-OWN_TEXT = ", own text"
-TEXT, OURS = "hard_ce", ("forward_kl", "reverse_kl", "total_variation", "acceptance", f"forward_kl{OWN_TEXT}")
+OWN_TEXT, SERVING = ", own text", ", while serving"
+TEXT = "hard_ce"
+OURS = (
+    *("forward_kl", "reverse_kl", "total_variation", "acceptance"),
+    *(f"forward_kl{how}" for how in (OWN_TEXT, SERVING)),
+)
 GAMMA, RANKS = 4, 4
 TEMPERATURE = 0.7
 AIMS = [Aim("best objective − text alone, α at T = 0.7", "points", least=5)]
@@ -97,8 +105,34 @@ def two_layers(bench: Bench) -> PreTrainedModel:
     return draft
 
 
+def collected(bench: Bench, draft: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: int, folder: Path) -> Row:
+    """Save what the target writes with this draft, prompt by prompt; what that costs, each text once more without."""
+    collector, drafting = Collector(bench.target.model), ModelDraft(CachedModel(draft.eval()))
+    watched = SpeculativeDecoder(bench.target.cached, drafting, gamma=GAMMA, watcher=collector)
+    plain = SpeculativeDecoder(bench.target.cached, drafting, gamma=GAMMA)
+    spent = {"watched": 0.0, "plain": 0.0}
+    for number, prompt in enumerate(prompts):
+        request = Request([prompt], tokens, bench.stops, sampler_of(TEMPERATURE))
+        turns = [("watched", watched), ("plain", plain)]
+        texts = []
+        for name, decoder in turns[:: 1 if number % 2 else -1]:
+            began = time.perf_counter()
+            texts.append(decoder.write(request, seed=number))
+            spent[name] += time.perf_counter() - began
+        assert texts[0] == texts[1], "watching changes no text"
+    collector.save(folder)
+    size = sum(file.stat().st_size for file in (folder / "store").glob("shard-*.bin"))
+    return {"slower": spent["watched"] / spent["plain"] - 1, "bytes_per_token": size / collector.tokens}
+
+
 def trained(
-    student: PreTrainedModel, bench: Bench, objective: Mapping[str, Any], rows: Sequence[Any], steps: int, seed: int
+    student: PreTrainedModel,
+    bench: Bench,
+    objective: Mapping[str, Any],
+    rows: Sequence[Any],
+    steps: int,
+    seed: int,
+    teacher: Any = None,
 ) -> DistillTrainer:
     """A training of some steps of four rows."""
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +152,7 @@ def trained(
         )
         trainer = DistillTrainer(
             student,
-            bench.target.model,
+            teacher or bench.target.model,
             arguments,
             [dict(objective)],
             train_dataset=list(rows),
@@ -196,6 +230,13 @@ def main() -> None:
             heads = next(iter(trainer.module.projectors.children()))
             assert isinstance(heads, MedusaHeads)
             measured = accuracy(bench, heads.eval(), texts)
+        elif objective.endswith(SERVING):
+            draft, kind = copy.deepcopy(first).requires_grad_(True), objective.removesuffix(SERVING)
+            with tempfile.TemporaryDirectory() as folder:
+                cost = collected(bench, first, prompts[8:], options.tokens, Path(folder))
+                served, stored = load_collected(Path(folder))
+                trained(draft, bench, {"kind": kind}, served, options.steps, seed, stored)
+            measured = {**acceptance(bench, draft, texts), "collecting": cost}
         else:
             draft, (kind, *own) = copy.deepcopy(first).requires_grad_(True), objective.split(OWN_TEXT)
             trained(draft, bench, {"kind": kind}, rows, options.steps // (2 if own else 1), seed)

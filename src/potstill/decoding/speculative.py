@@ -7,12 +7,13 @@ of its kernels: a block of n tokens is another matrix product than n blocks of o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessor
@@ -73,6 +74,24 @@ class Request:
     ends: Sequence[Ends] = ()
 
 
+class Watcher(Protocol):
+    """Sees what is written, and the target's distributions that it was written by."""
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
+        """A new batch begins."""
+        ...
+
+    def wrote(self, logits_NV: Float[Tensor, "N V"], news: Mapping[int, Sequence[int]], ended: Collection[int]) -> None:
+        """A round's new tokens.
+
+        Args:
+            logits_NV: of the target, in place of each new token, row after row: before processors and temperature.
+            news: the new tokens by row of the batch.
+            ended: the rows whose text ends with them.
+        """
+        ...
+
+
 class SpeculativeDecoder:
     """Text of a target, faster by a draft. Use it as `decoder.generate(input_ids, …)`, or give it to
     `model.generate(…, custom_generate=decoder)`.
@@ -86,6 +105,7 @@ class SpeculativeDecoder:
         gamma: largest number of drafted tokens a round, at least 1 with a draft; of a tree, its nodes.
         typical: accept what is typical (`Typical`) where a draft gives a tree and tokens are sampled. Lossy: the text
             is not distributed as the target's. None is exact.
+        watcher: sees each round's tokens and logits (`speculate.collecting`); it changes nothing.
 
     Raises:
         ModelError: the target's cache cannot be rolled back.
@@ -99,6 +119,7 @@ class SpeculativeDecoder:
         *,
         gamma: int = 4,
         typical: Typical | None = None,
+        watcher: Watcher | None = None,
         device: str | None = None,
     ) -> None:
         if isinstance(draft, PreTrainedModel):
@@ -110,7 +131,7 @@ class SpeculativeDecoder:
         self._target: Reads = CachedModel(target) if isinstance(target, PreTrainedModel) else target
         self._model = target if isinstance(target, PreTrainedModel) else getattr(target, "model", None)
         self._draft, self._gamma = draft, gamma if draft is not None else 0
-        self._typical = typical
+        self._typical, self._watcher = typical, watcher
         self._device = torch.device(device) if device else getattr(self._model, "device", torch.device("cpu"))
         self.account = Account()
 
@@ -212,6 +233,8 @@ class SpeculativeDecoder:
         if draft is not None:
             draft.start(rows, target)
         read_ahead(target, rows)
+        if self._watcher is not None:
+            self._watcher.begin(request.prompts)
         account.verify_seconds += clock.lap()
         while rows.numbers:
             remaining = max(
@@ -230,6 +253,8 @@ class SpeculativeDecoder:
             judged = judge(logits, block, proposal, rows, request.sampler, source, self._typical)
             target.settle([stood.places for stood in judged])
             news, ended = self._settle(rows, judged, proposal, request, prompt_lengths)
+            if self._watcher is not None:
+                self._watcher.wrote(_behind(logits, judged, news.values()), news, {rows.numbers[row] for row in ended})
             if draft is not None:
                 draft.roll_back(rows)
             if ended:
@@ -337,6 +362,13 @@ def judge(
     return [
         Judged(range(1, accepted + 1), [*drafted[:accepted], following]) for accepted, following, *drafted in result
     ]
+
+
+def _behind(logits: Tensor, judged: Sequence[Judged], news: Iterable[Sequence[int]]) -> Float[Tensor, "N V"]:
+    """The target's logits [B, n, V] in place of each new token: behind the root, then along what stands."""
+    kept = [[0, *stood.places][: len(new)] for stood, new in zip(judged, news, strict=True)]
+    rows = [row for row, places in enumerate(kept) for _ in places]
+    return logits[rows, [place for places in kept for place in places]]
 
 
 def _of_walk(found: Walk, depth: int) -> list[Judged]:
