@@ -156,18 +156,55 @@ def test_gradients_are_those_of_finite_differences() -> None:
             assert found[k] == pytest.approx(numeric, rel=1e-3, abs=1e-7)
 
 
+def calibrated(groups: int, seed: int = 0, gap: float = 0.0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Probabilities, hits and groups: five targets a group that are alike in part, which no formula for independent
+    targets would see. Hits are rarer than the probabilities by the gap."""
+    rng = np.random.default_rng([groups, seed])
+    probability = np.repeat(rng.uniform(0.3, 1, groups), 5)
+    alike = rng.random(5 * groups) < 0.3
+    drawn = np.where(alike, np.repeat(rng.random(groups), 5), rng.random(5 * groups))
+    return probability, drawn < probability - gap, [f"g{i:05}" for i in range(groups) for _ in range(5)]
+
+
 @pytest.mark.parametrize("groups", [100, 1000, 10_000])
 def test_debiased_ece_of_a_calibrated_model_is_nothing_where_plain_ece_is_something(groups: int) -> None:
-    rng = np.random.default_rng(groups)
-    probability = np.repeat(rng.uniform(0.3, 1, groups), 5)
-    # The five targets of a group are alike in part, which no formula for independent targets would see.
-    hit = np.where(rng.random(5 * groups) < 0.3, np.repeat(rng.random(groups), 5), rng.random(5 * groups)) < probability
-    names = [f"g{i:05}" for i in range(groups) for _ in range(5)]
+    probability, hit, names = calibrated(groups)
     drawn = bootstrap(names)
     debiased = drawn.interval(calibration.debiased_ece_of(probability, hit, first_half(names), 15))
     assert debiased.low < 0 < debiased.high
     plain = drawn.interval(calibration.ece_of(probability, hit, 15))
     assert plain.low > 0 and plain.value > 2 * abs(debiased.value)
+
+
+@pytest.mark.parametrize(("groups", "gap"), [(100, 0.0), (1000, 0.0), (10_000, 0.0), (1000, 0.03), (1000, 0.1)])
+def test_the_interval_of_debiased_ece_holds_the_error_and_is_no_wider_than_its_noise_asks(
+    groups: int, gap: float
+) -> None:
+    found, draws = [], 100 if groups < 10_000 else 20
+    first = first_half([f"g{i:05}" for i in range(groups) for _ in range(5)])
+    for seed in range(draws):
+        probability, hit, names = calibrated(groups, seed, gap)
+        found.append(bootstrap(names).interval(calibration.debiased_ece_of(probability, hit, first, 15)))
+    assert sum(one.low <= gap <= one.high for one in found) >= 0.9 * draws
+    noise = np.std([one.value for one in found])
+    assert np.median([one.high - one.low for one in found]) < 1.8 * 2 * 1.96 * noise
+    assert np.median([one.value - one.low for one in found]) < 1.6 * 1.96 * noise
+
+
+@pytest.mark.parametrize("away", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_signs_from_noise_add_the_variance_and_hide_the_gap_that_simulation_shows(away: float) -> None:
+    """One bin; the gap is `away` standard errors of one half."""
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(0, 1, 2000)
+    gaps = (gaps - gaps.mean()) / gaps.std()
+    first = np.arange(2000) < 1000
+    gaps += away / np.sqrt(1000)
+    columns = [np.where(first, gaps, 0), np.where(first, 0, gaps), first, ~first]
+    found = calibration._sign_noise(np.stack(columns, -1).astype(float))
+    a, b = rng.normal(away, 1, (2, 400_000))
+    drawn = (np.sign(b) * a + np.sign(a) * b) / 2
+    assert found.factor == pytest.approx(drawn.var() / 0.5, rel=0.05)
+    assert found.above * np.sqrt(1000) == pytest.approx(away - drawn.mean(), abs=0.05)
 
 
 def test_debiased_ece_of_a_planted_gap_is_the_gap() -> None:

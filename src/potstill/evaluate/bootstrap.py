@@ -5,17 +5,17 @@ Tokens of one prompt are correlated, so groups are resampled, not tokens (a clus
 function of sums over the drawn groups: a mean is Σ values ÷ Σ targets, a calibration error a function of the sums of
 its bins. All statistics use the same draws.
 
-**Over groups**, each end of an interval is the outer one of two:
+**Over groups**, an interval is the studentised bootstrap's (Davison & Hinkley 1997, § 5.2.1) with the jackknife's
+standard error. Its tails are α/2 · E/(E + 20), E being the effective number of groups (Kish 1965), (Σ sizes)² ÷ Σ
+sizes²: few groups seldom hold the largest losses that there are, and at α/2 the interval covers 88 to 93 % of skewed
+ones with 30 groups. The 20 was chosen on worlds of log-normal, gamma and |t| losses (`docs/log.md`), of which
+`benchmarks.coverage` keeps three.
 
-- Student's t interval, with the jackknife's standard error and G − 1 degrees of freedom, which has the stated coverage
-  for symmetric, heavy-tailed values (differences of two models);
-- the studentised bootstrap (Davison & Hinkley 1997, § 5.2.1), with the jackknife's error, for skewed values (losses).
-  Of unbounded values its tails are α/2 · G/(G + 30): few groups seldom hold the largest losses that there are, and at
-  α/2 it covers 90 % of log-normal ones with 30 groups (`benchmarks.coverage`).
+Where fewer than eight groups differ from the most common group mean (a rare event; two models that seldom disagree),
+some draws have none of them, and a studentised end is then anything. Such a share has Wilson's interval, for as many
+independent targets as have its standard error; any other such mean has Student's.
 
-A share whose event (or its absence) occurs in fewer than five groups has Wilson's interval for as many independent
-targets as its standard error speaks of: a draw without any event has no variance, and a studentised end is then
-anything.
+A statistic that takes signs from noise (debiased ECE) has Student's interval with an error of its own (`Roughness`).
 
 Percentile intervals, BCa included, are too narrow for skewed losses of few groups: asked for 95 %, they cover 83 to
 91 % at 20 groups. `docs/evaluate.md` has the coverage of both, and the tests of this file measure it.
@@ -53,12 +53,29 @@ UNBOUNDED: Bounds = (-np.inf, np.inf)
 NOT_NEGATIVE: Bounds = (0.0, np.inf)
 SHARE: Bounds = (0.0, 1.0)
 
-_FEW_EVENTS = 5
-_WIDENED = 30
-"""At this number of groups the tails of the studentised bootstrap are half of what is asked for."""
+_FEW_THAT_DIFFER = 8
+"""The studentised bootstrap needs this many groups that differ from the others: a draw has none of eight in 3 of 10,000
+cases."""
+_WIDENED = 20
+"""At this effective number of groups the tails of the studentised bootstrap are half of what is asked for."""
 _CELLS_AT_ONCE = 4_000_000
 _STEP = 1e-6
 """Relative step of numeric gradients."""
+
+
+@dataclass(frozen=True)
+class Roughness:
+    """What the delta method does not see of a statistic.
+
+    Attributes:
+        factor: by which its variance exceeds that of the delta method; NaN where it cannot be known.
+        below: how far the truth may lie below the statistic's mean.
+        above: how far it may lie above it.
+    """
+
+    factor: float
+    below: float = 0.0
+    above: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,7 @@ class Statistic:
         gradient: from sums [..., K] to ∂of/∂sums [..., K]; None for a numeric gradient.
         bounds: its smallest and largest possible value.
         values: one value per target [N] if the statistic is their mean, else None.
+        roughness: of a statistic that is no smooth function of sums, from the sums of each group [G, K].
     """
 
     columns: Floats | csr_array
@@ -78,6 +96,7 @@ class Statistic:
     gradient: Callable[[Floats], Floats] | None = None
     bounds: Bounds = UNBOUNDED
     values: Floats | None = None
+    roughness: Callable[[Floats], Roughness] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,11 +164,22 @@ def _combined(parts: Sequence[Statistic], weights: Sequence[float], bounds: Boun
         found = [w * _gradient(part, sums[..., s]) for part, w, s in zip(parts, weights, slices, strict=True)]
         return np.concatenate(found, -1)
 
+    def roughness(sums: Floats) -> Roughness:
+        factor, below, above = 1.0, 0.0, 0.0
+        for part, weight, at in zip(parts, weights, slices, strict=True):
+            found = Roughness(1.0) if part.roughness is None else part.roughness(sums[:, at])
+            down, up = (found.below, found.above) if weight > 0 else (found.above, found.below)
+            factor = float(np.maximum(factor, found.factor))
+            below, above = below + abs(weight) * down, above + abs(weight) * up
+        return Roughness(factor, below, above)
+
+    rough = roughness if any(part.roughness is not None for part in parts) else None
     if any(isinstance(part.columns, csr_array) for part in parts):
         from scipy.sparse import hstack
 
-        return Statistic(csr_array(hstack([csr_array(part.columns) for part in parts])), of, gradient, bounds)
-    return Statistic(np.concatenate([part.columns for part in parts], -1), of, gradient, bounds)
+        columns = csr_array(hstack([csr_array(part.columns) for part in parts]))
+        return Statistic(columns, of, gradient, bounds, roughness=rough)
+    return Statistic(np.concatenate([part.columns for part in parts], -1), of, gradient, bounds, roughness=rough)
 
 
 def _quotient(sums: Floats) -> Floats:
@@ -186,10 +216,10 @@ def _is_share(statistic: Statistic) -> bool:
     return statistic.bounds == SHARE and statistic.values is not None
 
 
-def _groups_with_events(sums: Floats) -> int:
-    """The number of groups in which the event of a share occurs, or in which it fails to, whichever are fewer."""
-    events, targets = sums[:, 0], sums[:, 1]
-    return int(min((events > 0).sum(), (events < targets).sum()))
+def _few_differ(sums: Floats) -> bool:
+    """Whether fewer than eight groups differ from the most common group mean, which several groups have."""
+    _, counts = np.unique(sums[:, 0] / sums[:, 1], return_counts=True)
+    return bool(counts.max() > 1 and len(sums) - counts.max() < _FEW_THAT_DIFFER)
 
 
 def _wilson(share: float, targets: float, t: float) -> Interval:
@@ -222,6 +252,8 @@ class PairedBootstrap:
                 where="data.held_out",
                 fix="hold out a larger share, or give more prompts",
             )
+        sizes = np.bincount(self._group_of_target).astype(np.float64)
+        self.effective_groups = float(sizes.sum() ** 2 / np.square(sizes).sum())
         self.resamples, self.seed, self.confidence = resamples, seed, confidence
         self._t = float(t.ppf((1 + confidence) / 2, self.groups - 1))
 
@@ -303,20 +335,23 @@ class PairedBootstrap:
         jackknife = float(np.sqrt(np.square(left_out - left_out.mean()).sum() * (self.groups - 1) / self.groups))
         if error <= 1e-12 * max(abs(value), 1e-300) and jackknife <= 1e-12 * max(abs(value), 1e-300):
             return _without_variation(value, statistic.bounds, self.confidence, self.groups)
-        if _is_share(statistic) and _groups_with_events(sums) < _FEW_EVENTS:
-            most = float(self.groups)
-            return _wilson(value, most if jackknife == 0 else min(most, value * (1 - value) / jackknife**2), self._t)
+        if statistic.roughness is not None and math.isfinite((rough := statistic.roughness(sums)).factor):
+            reach = self._t * math.sqrt(rough.factor) * error
+            return Interval(value, value - reach - rough.below, value + reach + rough.above)
+        if statistic.values is not None and _few_differ(sums):
+            if not _is_share(statistic):
+                return Interval(value, value - self._t * jackknife, value + self._t * jackknife)
+            targets = float(sums[:, 1].sum())
+            return _wilson(value, min(targets, value * (1 - value) / jackknife**2), self._t)
         drawn, variances = self._studentised(statistic, sums, total, value, influence)
         if not np.isfinite(drawn).all():
             return self._percentiles(statistic, sums, value)
         # A draw of identical groups has no variance; its standard error is at least 1/G of that of the whole.
         errors = np.sqrt(np.maximum(variances, np.square(error / self.groups)))
-        # What is bounded (shares, their differences) has no far tail that few groups could miss.
-        widened = 0 if np.isfinite(statistic.bounds).all() else _WIDENED
-        tail = (1 - self.confidence) / 2 * self.groups / (self.groups + widened)
-        low, high = np.quantile((drawn - value) / np.maximum(errors, 1e-300), (tail, 1 - tail))
-        reach = self._t * jackknife
-        return Interval(value, value - float(max(reach, high * jackknife)), value + float(max(reach, -low * jackknife)))
+        tail = (1 - self.confidence) / 2 * self.effective_groups / (self.effective_groups + _WIDENED)
+        # Of R draws the quantile p is the one in place (R + 1)·p, which is below what is estimated with probability p.
+        low, high = np.quantile((drawn - value) / np.maximum(errors, 1e-300), (tail, 1 - tail), method="weibull")
+        return Interval(value, value - max(0.0, float(high)) * jackknife, value + max(0.0, -float(low)) * jackknife)
 
     def _jackknife(self, statistic: Statistic, sums: Any, total: Floats) -> Floats:
         """The statistic without each group [G]."""

@@ -7,15 +7,17 @@ teacher.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from scipy.stats import norm
 
 from potstill.calibration import ece, equal_mass
-from potstill.evaluate.bootstrap import SHARE, Floats, PairedBootstrap, Statistic, difference_of, mean_of
+from potstill.evaluate.bootstrap import SHARE, Floats, PairedBootstrap, Roughness, Statistic, difference_of, mean_of
 from potstill.evaluate.measures.base import Compared, Found, Metric, Table
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.temperatures import gain_of, part_of, temperature_of
@@ -327,7 +329,43 @@ def debiased_ece_of(
         ]
         return np.asarray(np.concatenate([np.sign(b) / of_a, np.sign(a) / of_b, *by_counts], -1) / 2)
 
-    return Statistic(columns, of, gradient, (-1.0, 1.0))
+    return Statistic(columns, of, gradient, (-1.0, 1.0), roughness=_sign_noise)
+
+
+def _sign_noise(sums: Floats) -> Roughness:
+    """What taking signs from noise does to debiased ECE.
+
+    The gaps a and b of a bin in the two halves are normal, with a common mean δ and variances σ². With q = 2Φ(δ/σ) − 1
+    for the half that gives the sign, sign(b)·a has the mean δ·q, the variance σ² + δ²·(1 − q²), and with sign(a)·b the
+    covariance E|a|·E|b| − δ²·q². Without a gap the variance is 1 + 2/π times that of known signs; far beyond noise it
+    is the same. A gap that is near noise counts as too small by δ·(1 − q), so ECE may lie above by as much. For δ
+    stands the gap of both halves together.
+
+    Args:
+        sums: of each group [G, 2 · bins + 2], as in `debiased_ece_of`.
+
+    Returns:
+        The factor is NaN where a half has fewer than two groups.
+    """
+    bins = (sums.shape[1] - 2) // 2
+    halves = []
+    for half, count in ((sums[:, :bins], sums[:, -2]), (sums[:, bins:-2], sums[:, -1])):
+        groups = int((count > 0).sum())
+        if groups < 2:
+            return Roughness(float("nan"))
+        away = half - count[:, None] * half.sum(0) / count.sum()
+        halves.append(np.square(away).sum(0) * groups / (groups - 1) / count.sum() ** 2)
+    variances = np.stack(halves)
+    if not variances.any():
+        return Roughness(1.0)
+    gap = np.abs(sums[:, :bins].sum(0) + sums[:, bins:-2].sum(0)) / sums[:, -2:].sum()
+    errors = np.sqrt(np.maximum(variances, 1e-300))
+    known = 2 * norm.cdf(gap / errors) - 1
+    sizes = errors * math.sqrt(2 / math.pi) * np.exp(-0.5 * np.square(gap / errors)) + gap * known
+    signed = variances + np.square(gap) * (1 - np.square(known[::-1]))
+    together = sizes.prod(0) - np.square(gap) * known.prod(0)
+    factor = float((signed.sum(0) + 2 * together).sum() / variances.sum())
+    return Roughness(max(1.0, factor), above=float((gap * (1 - known.mean(0))).sum()))
 
 
 def reliability(scores: Scores, bins: int, within: Callable[[Mask], PairedBootstrap | None]) -> tuple[Bin, ...]:
