@@ -109,7 +109,8 @@ def run(draws: int) -> dict[str, Any]:
             tries = draws if groups < 1000 else max(1, draws // 2)
             for seed in range(tries):
                 targets = draw(groups, rng)
-                bootstrap = PairedBootstrap(targets.groups.astype(str), resamples=400, confidence=0.95, seed=seed)
+                names = list(map(str, targets.groups.tolist()))
+                bootstrap = PairedBootstrap(names, resamples=400, confidence=0.95, seed=seed)
                 for name, of in STATISTICS.items():
                     found = bootstrap.interval(of(targets))
                     held[name] += found.low <= truth[name] <= found.high
