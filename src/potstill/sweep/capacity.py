@@ -4,9 +4,9 @@
 
 with L the loss of a run on held-out records (KL to the teacher, or NLL), N the student's parameters and D the tokens it
 was trained on (Hoffmann et al. 2022, arXiv 2203.15556, eq. 2; for distilled students Busbridge et al. 2025, arXiv
-2502.08606). The law is fitted without the largest run, which says whether it predicts; then to all runs, from which the
-answers are taken. Where it does not predict, or an answer lies far from what was run, there is no answer but the run
-that would give one.
+2502.08606). The law is fitted without the largest run, which may refute it; then to all runs, from which the answers
+are taken. An answer is an interval; an end of it that lies far from what was run is not given. Where the law is
+refuted, or neither end is known, there is no answer but the run that would give one.
 
 Pure functions of numbers; no torch.
 """
@@ -19,16 +19,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from potstill.measures import Interval
 from potstill.report.figures import large
+
+Floats = NDArray[np.float64]
 
 LEAST_RUNS = 8
 """Fewer do not fix five unknowns and leave one run to predict."""
 FARTHEST = 2.0
 """An answer may lie this many times outside the sizes that were run."""
+WIDEST = 10.0
+"""An interval whose ends are more times apart than this says too little."""
 _POWERS = (0.02, 6.0)
+_HUBER = 0.05
+"""Residuals of log losses count by their square up to this size."""
+_STEPS = 200
 _STARTS = ((0.0, 0.5, 0.5), (0.5, 1.0, 1.0), (0.9, 0.3, 1.5), (0.9, 1.5, 0.3))
 """Where the search begins: share of the least loss that is the floor, α, β."""
 
@@ -84,8 +90,8 @@ class Fit:
         law: fitted to all runs.
         draws: laws of bootstrap resamples of the residuals.
         held_out: the largest run, which `predicted` is the loss of, by the law of all others.
-        predicted: with its bootstrap interval.
-        predicts: whether the prediction is as near as `tolerance`, in relative terms.
+        predicted: with its bootstrap interval, the noise of that run included.
+        tolerance: relative error of the prediction that does not refute the law, whatever the interval.
         largest: parameters that no student may have more of: its teacher's.
         unit: what data are counted in.
     """
@@ -107,12 +113,30 @@ class Fit:
 
     @property
     def predicts(self) -> bool:
-        """Whether that error is within the tolerance."""
-        return abs(self.error) <= self.tolerance
+        """Whether the largest run does not refute the law: the prediction's interval holds it, or the error is within
+        the tolerance."""
+        return self.predicted.low <= self.held_out.loss <= self.predicted.high or abs(self.error) <= self.tolerance
 
     def interval(self, of: Callable[[Law], float]) -> Interval:
         """A figure of the law, with the percentiles of the draws."""
-        return _interval(of, self.law, self.draws, self.confidence)
+        return _interval(of(self.law), [of(drawn) for drawn in self.draws], self.confidence)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of the smallest student, with their interval.
+
+    Attributes:
+        value: by the law of all runs; None where it is far from what was run.
+        low: the lower end; None where it is far from what was run: smaller students may do.
+        high: the upper end; None where it is far from what was run: it may take a larger student, or none may do.
+        settle: the run that would help most where an end is None.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    settle: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +152,7 @@ def fit_capacity(
     *,
     tolerance: float = 0.1,
     confidence: float = 0.95,
-    draws: int = 200,
+    draws: int = 500,
     seed: int = 0,
     largest: float = math.inf,
     unit: str = "tokens",
@@ -137,7 +161,7 @@ def fit_capacity(
 
     Args:
         points: one a run; runs that differ by their seed alone are points of their own.
-        tolerance: largest relative error of the held-out prediction with which the law counts as predicting.
+        tolerance: relative error of the held-out prediction that does not refute the law.
         draws: bootstrap resamples.
         largest: parameters of the teacher: no larger student is proposed.
         unit: what data are counted in.
@@ -167,20 +191,27 @@ def fit_capacity(
         )
     random = np.random.default_rng(seed)
     first = _fit(kept)
-    first_draws = _bootstrap(first, kept, draws, random)
-    predicted = _interval(lambda law: law.loss(held_out.parameters, held_out.tokens), first, first_draws, confidence)
+    first_draws, noise = _bootstrap(first, kept, draws, random)
+    at = (held_out.parameters, held_out.tokens)
+    losses = [
+        drawn.loss(*at) * math.exp(off / math.sqrt(len(there)))
+        for drawn, off in zip(first_draws, noise.tolist(), strict=True)
+    ]
+    predicted = _interval(first.loss(*at), losses, confidence)
     law = _fit(points)
-    drawn = _bootstrap(law, points, draws, random)
+    drawn, _ = _bootstrap(law, points, draws, random)
     return Fit(tuple(points), law, drawn, held_out, predicted, tolerance, confidence, largest, unit)
 
 
-def smallest_student(fit: Fit, loss: float, tokens: float) -> Interval | Abstention:
-    """Parameters of the smallest student with at most this loss from so many tokens, with its interval."""
+def smallest_student(fit: Fit, loss: float, tokens: float) -> Size | Abstention:
+    """Parameters of the smallest student with at most this loss from so many tokens, with their interval, of which at
+    least one end is known."""
     sizes, amounts = [p.parameters for p in fit.points], [p.tokens for p in fit.points]
     if not fit.predicts:
         return Abstention(
-            f"the law misses the largest run by {fit.error:+.0%}: it predicts {fit.predicted.value:.3g}, "
-            f"and {fit.held_out.loss:.3g} was measured",
+            f"the largest run refutes the law, which predicts {fit.predicted.value:.3g} "
+            f"[{fit.predicted.low:.3g}, {fit.predicted.high:.3g}], and {fit.held_out.loss:.3g} was measured "
+            f"({fit.error:+.0%})",
             next_run(fit),
         )
     if not min(amounts) / FARTHEST <= tokens <= max(amounts) * FARTHEST:
@@ -189,27 +220,36 @@ def smallest_student(fit: Fit, loss: float, tokens: float) -> Interval | Abstent
             (max(sizes), tokens),
         )
     found = fit.interval(lambda law: law.smallest(loss, tokens))
-    if math.isinf(found.value):
-        least = fit.law.floor + fit.law.of_data(tokens)
-        return Abstention(
-            f"no size reaches {loss:.3g} with {tokens:,.0f} {fit.unit}: by this law the best students end at "
-            f"{least:.3g}",
-            (max(sizes), max(amounts) * FARTHEST),
-        )
-    low, high = min(sizes) / FARTHEST, min(max(sizes) * FARTHEST, fit.largest)
-    if not low <= found.value <= high:
-        nearest = min(max(found.value, low), high)
+    least, most = min(sizes) / FARTHEST, min(max(sizes) * FARTHEST, fit.largest)
+
+    def known(end: float) -> float | None:
+        return end if least <= end <= most else None
+
+    value, low, high = known(found.value), known(found.low), known(found.high)
+    if low is None and high is None:
+        why = f"its interval reaches beyond all sizes that were run ({large(min(sizes))} to {large(max(sizes))})"
+        if found.low <= least and found.high >= most:
+            return Abstention(f"the answer is not known: {why}", next_run(fit))
+        if math.isinf(found.value):
+            ends = fit.law.floor + fit.law.of_data(tokens)
+            return Abstention(
+                f"no size reaches {loss:.3g} with {tokens:,.0f} {fit.unit}: by this law the best students end at "
+                f"{ends:.3g}",
+                (max(sizes), max(amounts) * FARTHEST),
+            )
         return Abstention(
             f"the answer, {large(found.value)} parameters, is far from what was run "
             f"({large(min(sizes))} to {large(max(sizes))})",
-            (nearest, tokens),
+            (min(max(found.value, least), most), tokens),
         )
-    if found.high > high:
+    if low is None or high is None:
+        return Size(value, low, high, (max(sizes) if high is None else least, tokens))
+    if high > WIDEST * low:
         return Abstention(
-            f"the answer, {large(found.value)} parameters, has no upper end: its interval reaches beyond {large(high)}",
-            (max(sizes), tokens),
+            f"the answer, {large(found.value)} parameters [{large(low)}, {large(high)}], is too uncertain",
+            next_run(fit),
         )
-    return found
+    return Size(value, low, high)
 
 
 def next_run(fit: Fit) -> tuple[float, float]:
@@ -247,89 +287,130 @@ def _count(count: int, noun: str) -> str:
 # ---- the fit -----------------------------------------------------------------------------------------------------
 
 
-def _fit(points: Sequence[Point], starts: Sequence[NDArray[np.float64]] | None = None) -> Law:
+def _fit(points: Sequence[Point]) -> Law:
     """Least squares of log losses, Huber's loss as in Hoffmann et al. 2022, appendix D.3; the best of some starts."""
-    sizes = np.array([p.parameters for p in points])
-    amounts = np.array([p.tokens for p in points])
-    losses = np.array([p.loss for p in points])
-    middle_size, middle_amount = (float(np.exp(np.log(v).mean())) for v in (sizes, amounts))
-    of_size, of_amount = np.log(sizes / middle_size), np.log(amounts / middle_amount)
-    has_data = len(set(amounts.tolist())) > 1
-    tiny = 1e-9 * float(losses.min())
-
-    def predicted(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        made = np.exp(x[0]) + np.exp(x[1] - x[2] * of_size)
-        found: NDArray[np.float64] = made + np.exp(x[3] - x[4] * of_amount) if has_data else made
-        return found
-
-    def residuals(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = np.log(predicted(x)) - np.log(losses)
-        return found
-
-    top = math.log(float(losses.max()) * 10)
-    low = np.array([math.log(tiny), math.log(tiny), _POWERS[0], math.log(tiny), _POWERS[0]])
-    high = np.array([math.log(float(losses.min())), top, _POWERS[1], top, _POWERS[1]])
-    middle = float(np.median(losses))
-    guesses = starts or [
-        np.array(
-            [
-                math.log(max(share * float(losses.min()), 10 * tiny)),
-                math.log(max(middle - share * float(losses.min()), 10 * tiny) / (1 + has_data)),
-                alpha,
-                math.log(max(middle - share * float(losses.min()), 10 * tiny) / 2),
-                beta,
-            ]
-        )
+    losses = np.array([[p.loss for p in points]])
+    least, middle = float(losses.min()), float(np.median(losses))
+    has_data = len({p.tokens for p in points}) > 1
+    starts = [
+        [
+            math.log(max(share * least, 1e-8 * least)),
+            math.log(max(middle - share * least, 1e-8 * least) / (1 + has_data)),
+            alpha,
+            math.log(max(middle - share * least, 1e-8 * least) / 2),
+            beta,
+        ]
         for share, alpha, beta in _STARTS
     ]
-    used = 5 if has_data else 3
-    found = [
-        least_squares(
-            residuals,
-            np.clip(guess[:used], low[:used] + 1e-9, high[:used] - 1e-9),
-            bounds=(low[:used], high[:used]),
-            loss="huber",
-            f_scale=0.05,
-        )
-        for guess in guesses
-    ]
-    x = min(found, key=lambda result: float(result.cost)).x
-    data = (float(np.exp(x[3])), float(x[4])) if has_data else (0.0, 1.0)
-    return Law(float(np.exp(x[0])), float(np.exp(x[1])), float(x[2]), *data, middle_size, middle_amount)
+    found, costs = _least_squares(points, losses.repeat(len(starts), 0), np.array(starts))
+    return _law(points, found[costs.argmin()])
 
 
-def _bootstrap(law: Law, points: Sequence[Point], draws: int, random: np.random.Generator) -> tuple[Law, ...]:
-    """Laws of losses with resampled residuals, of logarithms.
+def _law(points: Sequence[Point], x: Floats) -> Law:
+    floor, size_loss, size_power, data_loss, data_power = x.tolist()
+    has_data = len({p.tokens for p in points}) > 1
+    data = (math.exp(data_loss), data_power) if has_data else (0.0, 1.0)
+    return Law(math.exp(floor), math.exp(size_loss), size_power, *data, *_middle(points))
 
-    Their scale is not known well from few runs: each draw has a scale of its own, √(ν / χ²_ν) with ν runs beyond the
-    unknowns, as Student's t has. Without it intervals of 9 runs covered 82 % at a nominal 95.
+
+def _middle(points: Sequence[Point]) -> tuple[float, float]:
+    """Geometric means of sizes and of amounts."""
+    sizes, amounts = (np.log([getattr(p, name) for p in points]) for name in ("parameters", "tokens"))
+    return float(np.exp(sizes.mean())), float(np.exp(amounts.mean()))
+
+
+def _least_squares(points: Sequence[Point], losses: Floats, starts: Floats) -> tuple[Floats, Floats]:
+    """Laws of several sets of losses at once, by Levenberg and Marquardt's method.
+
+    Args:
+        points: their sizes and amounts.
+        losses: of each set [M, runs].
+        starts: log E, log a, α, log b, β [M, 5]; the last two do nothing where there is one amount.
+
+    Returns:
+        The same unknowns [M, 5], and the cost of each set [M].
     """
-    unknowns = 5 if law.data_loss else 3
-    free = max(1, len(points) - unknowns)
+    size, amount = _middle(points)
+    of_size = np.log([p.parameters / size for p in points])
+    of_amount = np.log([p.tokens / amount for p in points])
+    used = 5 if len({p.tokens for p in points}) > 1 else 3
+    tiny, top = math.log(1e-9 * float(losses.min())), math.log(10 * float(losses.max()))
+    low = np.array([tiny, tiny, _POWERS[0], tiny, _POWERS[0]])
+    high = np.array([math.log(float(losses.min())), top, _POWERS[1], top, _POWERS[1]])
+    logs = np.log(losses)
+
+    def at(x: Floats) -> tuple[Floats, Floats]:
+        """Residuals [M, runs] and their derivatives [M, runs, unknowns]."""
+        floor = np.exp(x[:, :1]) + np.zeros_like(of_size)
+        by_size = np.exp(x[:, 1:2] - x[:, 2:3] * of_size)
+        parts = [floor, by_size, -of_size * by_size]
+        whole = floor + by_size
+        if used == 5:
+            by_amount = np.exp(x[:, 3:4] - x[:, 4:5] * of_amount)
+            parts += [by_amount, -of_amount * by_amount]
+            whole = whole + by_amount
+        return np.log(whole) - logs, np.stack(parts, -1) / whole[..., None]
+
+    def cost_of(residuals: Floats) -> Floats:
+        away = np.abs(residuals)
+        return np.asarray(np.where(away <= _HUBER, away**2, _HUBER * (2 * away - _HUBER)).sum(1))
+
+    x = np.clip(starts, low + 1e-9, high - 1e-9)
+    residuals, slopes = at(x)
+    cost, damping = cost_of(residuals), np.full(len(x), 1e-2)
+    settled = np.zeros(len(x), dtype=bool)
+    for _ in range(_STEPS):
+        weights = np.minimum(1.0, _HUBER / np.maximum(np.abs(residuals), 1e-300))
+        gradient = np.einsum("mrk,mr->mk", slopes, weights * residuals)
+        # What lies at its bound and would leave it stays.
+        held = ((x[:, :used] <= low[:used]) & (gradient > 0)) | ((x[:, :used] >= high[:used]) & (gradient < 0))
+        free = np.where(held[:, None, :], 0.0, slopes)
+        curvature = np.einsum("mrk,mrl->mkl", free, weights[..., None] * free)
+        scale = np.maximum(np.einsum("mkk->mk", curvature), 1e-12)
+        curvature += np.eye(used) * (damping[:, None] * scale)[:, None, :]
+        step = -np.linalg.solve(curvature, np.where(held, 0.0, gradient)[..., None])[..., 0]
+        tried = x.copy()
+        tried[:, :used] = np.clip(x[:, :used] + np.clip(step, -2, 2), low[:used], high[:used])
+        new, new_slopes = at(tried)
+        new_cost = cost_of(new)
+        better = new_cost < cost
+        settled |= (better & (cost - new_cost < 1e-8 * cost)) | (np.abs(tried - x).max(1) < 1e-9) | (damping >= 1e9)
+        x = np.where(better[:, None], tried, x)
+        residuals, slopes = (
+            np.where(better[:, None], new, residuals),
+            np.where(better[:, None, None], new_slopes, slopes),
+        )
+        cost = np.where(better, new_cost, cost)
+        damping = np.clip(np.where(better, damping / 4, damping * 4), 1e-12, 1e12)
+        if settled.all():
+            break
+    return x, cost
+
+
+def _bootstrap(
+    law: Law, points: Sequence[Point], draws: int, random: np.random.Generator
+) -> tuple[tuple[Law, ...], Floats]:
+    """Laws of losses with resampled residuals, of logarithms, and one more such residual of each draw [draws].
+
+    The scale of residuals is not known well from few runs: each draw has a scale of its own, √(ν / χ²_ν) with ν runs
+    beyond the unknowns, as Student's t has. Without it intervals of 9 runs covered 82 % at a nominal 95.
+    """
+    free = max(1, len(points) - (5 if law.data_loss else 3))
     fitted = np.array([law.loss(p.parameters, p.tokens) for p in points])
     residuals = np.log([p.loss for p in points]) - np.log(fitted)
     residuals = (residuals - residuals.mean()) * math.sqrt(len(points) / free)
-    start = np.array(
-        [
-            math.log(max(law.floor, 1e-300)),
-            math.log(max(law.size_loss, 1e-300)),
-            law.size_power,
-            math.log(max(law.data_loss, 1e-300)),
-            law.data_power,
-        ]
-    )
-    made = []
-    for _ in range(draws):
-        scale = math.sqrt(free / random.chisquare(free))
-        losses = fitted * np.exp(scale * random.choice(residuals, len(points)))
-        again = [Point(p.parameters, p.tokens, float(loss)) for p, loss in zip(points, losses, strict=True)]
-        made.append(_fit(again, [start]))
-    return tuple(made)
+    scales = np.sqrt(free / random.chisquare(free, draws))
+    noise = scales[:, None] * random.choice(residuals, (draws, len(points) + 1))
+    of_law = [law.floor, law.size_loss, math.exp(law.size_power), law.data_loss, math.exp(law.data_power)]
+    start = np.log(np.maximum(of_law, 1e-300))
+    found, _ = _least_squares(points, fitted * np.exp(noise[:, :-1]), np.tile(start, (draws, 1)))
+    return tuple(_law(points, x) for x in found), noise[:, -1]
 
 
-def _interval(of: Callable[[Law], float], law: Law, draws: Sequence[Law], confidence: float) -> Interval:
-    values = [of(drawn) for drawn in draws]
+def _interval(value: float, drawn: Sequence[float], confidence: float) -> Interval:
+    """A figure with the interval of its draws, which holds the figure itself."""
     tail = (1 - confidence) / 2
     # By order, not by interpolation: some may be infinite.
-    low, high = (float(np.quantile(values, q, method="nearest")) for q in (tail, 1 - tail))
-    return Interval(of(law), low, high)
+    ordered = sorted(drawn)
+    at = max(1, math.floor((len(ordered) + 1) * tail))
+    return Interval(value, min(value, ordered[at - 1]), max(value, ordered[-at]))

@@ -286,9 +286,18 @@ def capacity_text(found: Mapping[str, Any], measure: str) -> str:
         if "abstains" in answer:
             lines.append(f"{asks}no answer: {_abstention(answer['abstains'], unit)}")
         else:
-            value, low, high = (large(answer["parameters"][name]) for name in ("value", "low", "high"))
-            lines.append(f"{asks}{value} parameters [{low}, {high}]")
+            lines.append(f"{asks}{_size(answer['parameters'], unit)}")
     return "\n".join(lines)
+
+
+def _size(found: Mapping[str, Any], unit: str) -> str:
+    low, high, value = (None if found[name] is None else large(found[name]) for name in ("low", "high", "value"))
+    if low is not None and high is not None:
+        return f"{value} parameters [{low}, {high}]"
+    best = "" if value is None else f", {value} by the law"
+    said = f"more than {low} parameters{best}" if low is not None else f"at most {high} parameters{best}"
+    parameters, tokens = found["settle"]
+    return f"{said}. The run that would give the other end: {large(parameters)} parameters, {tokens:,.0f} {unit}"
 
 
 def _abstention(found: Mapping[str, Any], unit: str) -> str:
