@@ -202,7 +202,8 @@ def false_alarms(seeds: int, trials: int, resamples: int = 300) -> float:
 
 def test_intervals_over_seeds_hold_the_noise_of_training_and_those_of_one_student_do_not() -> None:
     assert false_alarms(seeds=1, trials=200) > 0.3, "one student's interval is of this student alone"
-    assert false_alarms(seeds=3, trials=200) <= 0.05
+    # Nominal 5 %, with a standard error of 1.1 points.
+    assert false_alarms(seeds=3, trials=400) <= 0.075
 
 
 @pytest.mark.long
@@ -210,19 +211,26 @@ def test_intervals_over_seeds_hold_the_noise_of_training_and_those_of_one_studen
 def test_false_alarms_by_seeds(seeds: int) -> None:
     wrong = false_alarms(seeds, 2000, resamples=1000)
     print(f"{seeds} seeds: {100 * wrong:.1f} % of intervals exclude 0")
-    assert (wrong > 0.3) if seeds == 1 else (wrong <= 0.06)
+    assert (wrong > 0.3) if seeds == 1 else (wrong <= 0.07)
 
 
-def test_an_interval_over_seeds_is_that_over_groups_and_that_over_seeds_added_in_squares() -> None:
-    groups, values = trained(np.random.default_rng(0), 3, 30)
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_an_interval_over_seeds_adds_the_variance_of_their_mean_to_that_over_groups(seeds: int) -> None:
+    groups, values = trained(np.random.default_rng(0), seeds, 30)
     drawn = PairedBootstrap(groups, resamples=1000, confidence=0.95, seed=0)
     over_groups = drawn.mean(np.mean(values, axis=0))
-    means = [value.mean() for value in values]
-    reach = stats.t.ppf(0.975, 2) * np.std(means, ddof=1) / np.sqrt(3)
+    of_seeds = np.var([value.mean() for value in values], ddof=1) / seeds
     found = drawn.interval([mean_of(value) for value in values])
-    assert found.value == pytest.approx(np.mean(means))
-    assert found.low == pytest.approx(found.value - np.hypot(found.value - over_groups.low, reach))
-    assert found.high == pytest.approx(found.value + np.hypot(over_groups.high - found.value, reach))
+    assert found.value == pytest.approx(over_groups.value)
+    for ours, theirs in ((found.low, over_groups.low), (found.high, over_groups.high)):
+        reach = abs(theirs - over_groups.value)
+        of_groups = (reach / stats.t.ppf(0.975, 29)) ** 2
+        both = of_groups + of_seeds
+        freedom = both**2 / (of_groups**2 / 29 + of_seeds**2 / (seeds - 1))
+        expected = stats.t.ppf(0.975, freedom) * np.sqrt(both)
+        # One degree of freedom is too few for this: half widths in quadrature.
+        expected = np.hypot(reach, stats.t.ppf(0.975, 1) * np.sqrt(of_seeds)) if seeds == 2 else expected
+        assert abs(ours - found.value) == pytest.approx(expected)
 
 
 def test_any_statistic_of_sums_has_an_interval_and_a_paired_difference() -> None:
