@@ -420,7 +420,7 @@ class PairedBootstrap:
         if self._kept is not None:
             yield from (counts.astype(np.float64) for counts in self._kept)
             return
-        kept = [] if self.groups * self.resamples <= _CELLS_KEPT else None
+        kept: list[NDArray[np.unsignedinteger]] | None = [] if self.groups * self.resamples <= _CELLS_KEPT else None
         random = np.random.default_rng(self.seed)
         even = np.full(self.groups, 1 / self.groups)
         at_once = max(1, _CELLS_AT_ONCE // self.groups)

@@ -309,8 +309,9 @@ def _fit(points: Sequence[Point]) -> Law:
 def _law(points: Sequence[Point], x: Floats) -> Law:
     floor, size_loss, size_power, data_loss, data_power = x.tolist()
     has_data = len({p.tokens for p in points}) > 1
-    data = (math.exp(data_loss), data_power) if has_data else (0.0, 1.0)
-    return Law(math.exp(floor), math.exp(size_loss), size_power, *data, *_middle(points))
+    lost, power = (math.exp(data_loss), data_power) if has_data else (0.0, 1.0)
+    size, amount = _middle(points)
+    return Law(math.exp(floor), math.exp(size_loss), size_power, lost, power, size, amount)
 
 
 def _middle(points: Sequence[Point]) -> tuple[float, float]:
