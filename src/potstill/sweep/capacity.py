@@ -243,7 +243,7 @@ def smallest_student(fit: Fit, loss: float, tokens: float) -> Size | Abstention:
             (min(max(found.value, least), most), tokens),
         )
     if low is None or high is None:
-        return Size(value, low, high, (max(most, min(sizes)) if high is None else least, tokens))
+        return Size(value, low, high, (most if high is None else least, tokens))
     if high > WIDEST * low:
         return Abstention(
             f"the answer, {large(found.value)} parameters [{large(low)}, {large(high)}], is too uncertain",
