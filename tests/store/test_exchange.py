@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from potstill.errors import DataError, RunError
 from potstill.store.codec import HIDDEN, Entries, Grid, TensorPart
-from potstill.store.exchange import pull, push, to_parquet
-from potstill.store.files import FACTS, Planned, SignalStore, StoreWriter
+from potstill.store.exchange import INCOMING, pull, push, to_parquet
+from potstill.store.files import FACTS, OUTPUT_LAYER, Planned, SignalStore, StoreWriter, facts_of, sealed
 
 
 class ConnectionClosedError(Exception):
@@ -23,16 +23,20 @@ PLAN = [[Planned(f"r{shard}{place}", f"d{shard}{place}", 4, 6) for place in rang
 BESIDE = (TensorPart("hidden.1", "tokens", (2, 3)),)
 
 
-def made(folder: Path, grid: Grid = Grid.threshold(50, 0.01, BESIDE)) -> SignalStore:  # noqa: B008 it is frozen
-    random = np.random.default_rng(0)
+def made(folder: Path, grid: Grid = Grid.threshold(50, 0.01, BESIDE), seed: int = 0) -> SignalStore:  # noqa: B008 it is frozen
+    random = np.random.default_rng(seed)
     with StoreWriter(folder, {"teacher": "abc"}, grid, PLAN) as writer:
-        for _ in list(writer.missing()):
-            ids = np.concatenate([random.choice(50, 3, replace=False) for _ in range(4)]).astype(np.int32)
-            tensors = {part.name: random.normal(size=(6, *part.shape)).astype(np.float32) for part in grid.tensors}
+        for record in [PLAN[shard][place].record for shard, place in writer.missing()]:
+            tensors = {
+                part.name: random.normal(size=(part.count(4, 6), *part.shape)).astype(np.float32)
+                for part in grid.tensors
+            }
             numbers = (random.random(4).astype(np.float32), -random.random(4).astype(np.float32))
-            weights = random.random(12).astype(np.float32)
-            entries = Entries(np.arange(5) * 3, ids, weights, *numbers, np.zeros(0, np.float32), tensors)
-            writer.append([(entries, random.random(12))])
+            each = 0 if HIDDEN in tensors else 3
+            ids = np.concatenate([random.choice(50, each, replace=False) for _ in range(4)]).astype(np.int32)
+            weights = random.random(4 * each).astype(np.float32)
+            entries = Entries(np.arange(5) * each, ids, weights, *numbers, np.zeros(0, np.float32), tensors)
+            writer.append([(record, entries, random.random(4 * each))])
         writer.finish()
     return SignalStore(folder)
 
@@ -75,6 +79,68 @@ def test_a_copy_that_was_cut_short_goes_on_with_what_is_missing(
     assert len(fetched) == len(set(fetched)) == 4
 
 
+def test_a_copy_to_a_url_that_was_cut_short_goes_on_and_a_whole_one_is_made_anew(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "here")
+    system, root = fsspec.core.url_to_fs(url)
+    real, sent = system.put_file, []
+
+    def broken(source: str, target: str, **more: object) -> None:
+        if len(sent) == 2:
+            raise ConnectionClosedError("the connection broke")
+        sent.append(target)
+        real(source, target, **more)
+
+    monkeypatch.setattr(system, "put_file", broken)
+    with pytest.raises(RunError, match="the connection broke"):
+        push(tmp_path / "here", url)
+    with pytest.raises(DataError, match="no finished store"):
+        pull(url, tmp_path / "there")
+    monkeypatch.setattr(system, "put_file", lambda *a, **k: (sent.append(a[1]), real(*a, **k))[1])
+    push(tmp_path / "here", url)
+    assert len(sent) == len(set(sent)) == 4
+    assert pull(url, tmp_path / "there").damaged() == [] and not system.exists(f"{root}/{INCOMING}")
+    push(tmp_path / "here", url)
+    assert len(sent) == 8
+
+
+def test_a_copy_of_another_store_that_was_cut_short_leaves_nothing_to_this_one(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of both have the same names and sizes: those of hidden states always have."""
+    grid = Grid.hidden(50, 4, "float32")
+    for name, seed in (("one", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / OUTPUT_LAYER).write_bytes(b"weights")
+        made(tmp_path / name, grid, seed)
+    sizes = [(tmp_path / name / "shard-00000.bin").stat().st_size for name in ("one", "other")]
+    assert sizes[0] == sizes[1]
+    system, _ = fsspec.core.url_to_fs(url)
+    with monkeypatch.context() as cut:
+        real = system.put_file
+        cut.setattr(system, "put_file", lambda a, b: real(a, b) if b.endswith("shard-00000.bin") else 1 / 0)
+        with pytest.raises(RunError, match="division by zero"):
+            push(tmp_path / "one", url)
+    push(tmp_path / "other", url)
+    assert pull(url, tmp_path / "there").damaged() == []
+
+
+def test_a_store_goes_with_its_tokenizer(tmp_path: Path, url: str) -> None:
+    (tmp_path / "here" / "tokenizer" / "extra").mkdir(parents=True)
+    (tmp_path / "here" / "tokenizer" / "extra" / "chat.jinja").write_text("{{ messages }}")
+    made(tmp_path / "here")
+    for to in (url, f"file://{tmp_path}/some/where"):
+        push(tmp_path / "here", to)
+        found = pull(to, tmp_path / to[:4])
+        assert (found.folder / "tokenizer" / "extra" / "chat.jinja").read_text() == "{{ messages }}"
+        assert found.check_files("tokenizer")
+    (found.folder / "tokenizer" / "extra" / "chat.jinja").write_text("{{ massages }}")
+    assert found.damaged() == ["tokenizer/extra/chat.jinja"]
+    with pytest.raises(DataError, match=r"tokenizer/extra/chat.jinja is damaged"):
+        found.check_files("tokenizer")
+
+
 def test_a_flipped_bit_at_the_url_is_found_and_named(tmp_path: Path, url: str) -> None:
     made(tmp_path / "here")
     push(tmp_path / "here", url)
@@ -93,8 +159,9 @@ def test_a_url_without_a_store_and_names_that_leave_the_folder_are_refused(tmp_p
     made(tmp_path / "here")
     push(tmp_path / "here", url)
     system, root = fsspec.core.url_to_fs(url)
-    facts = system.cat_file(f"{root}/{FACTS}").replace(b"shard-00001.bin", b"../00001.bin")
-    system.pipe_file(f"{root}/{FACTS}", facts)
+    facts = facts_of(system.cat_file(f"{root}/{FACTS}").decode(), url)
+    facts["shards"][1]["name"] = "../00001.bin"
+    system.pipe_file(f"{root}/{FACTS}", sealed(facts).encode())
     with pytest.raises(DataError, match=r"which is no file of a store"):
         pull(url, tmp_path / "there")
 

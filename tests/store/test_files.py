@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import math
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import pytest
 from potstill.errors import DataError, RunError
 from potstill.store.codec import Entries, Grid, TensorPart
 from potstill.store.files import (
+    FACTS,
     OUTPUT_LAYER,
     Planned,
     SignalStore,
@@ -50,7 +54,7 @@ SHARDS = [
 ]
 
 
-def made(shard: int, place: int, grid: Grid = GRID) -> tuple[Entries, np.ndarray[Any, Any]]:
+def made(shard: int, place: int, grid: Grid = GRID) -> tuple[str, Entries, np.ndarray[Any, Any]]:
     """The same entries for the same sequence, whoever asks."""
     draws = np.random.default_rng([shard, place])
     planned = SHARDS[shard][place]
@@ -71,7 +75,7 @@ def made(shard: int, place: int, grid: Grid = GRID) -> tuple[Entries, np.ndarray
             for part in grid.tensors
         },
     )
-    return entries, draws.random(total)
+    return planned.record, entries, draws.random(total)
 
 
 def write(folder: Path, stop_after: int | None = None, grid: Grid = GRID) -> None:
@@ -97,7 +101,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, kind: str) -> None:
     assert len(store) == 20
     for shard in (0, 3):
         for place in range(5):
-            entries = made(shard, place, grid)[0]
+            entries = made(shard, place, grid)[1]
             found = store.read(f"record-{shard}-{place}", f"digest-{shard}-{place}")
             assert (found.offsets == entries.offsets).all()
             for target in range(entries.entropy.size):
@@ -209,6 +213,86 @@ def test_any_flipped_bit_of_any_file_is_found_and_named(tmp_path: Path) -> None:
             file.write_bytes(content)
             assert SignalStore(tmp_path).damaged() == [f"{file.stem}.bin"]
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_no_bit_of_a_shard_can_flip_unnoticed_by_who_reads_its_records(tmp_path: Path, kind: str) -> None:
+    """Its order of ids too, without which every id would be another's."""
+    write(tmp_path, grid=GRIDS[kind])
+    file, chosen = tmp_path / "shard-00002.bin", random.Random(kind)
+    whole = file.read_bytes()
+    for at in [*range(6), *(chosen.randrange(len(whole)) for _ in range(30))]:
+        content = bytearray(whole)
+        content[at] ^= 1 << chosen.randrange(8)
+        file.write_bytes(content)
+        store = SignalStore(tmp_path)
+        with pytest.raises(DataError, match=r"is damaged in shard-00002\.bin"):
+            for place in range(5):
+                store.read(f"record-2-{place}", f"digest-2-{place}")
+
+
+def test_a_description_that_was_edited_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    file = tmp_path / FACTS
+    whole = json.loads(file.read_text())
+    edits: dict[str, Any] = {
+        "another temperature": {"identity": {**IDENTITY, "temperature": 2.0}},
+        "another teacher": {"identity": {**IDENTITY, "teacher": "xyz"}},
+        "another grid": {"grid": {**whole["grid"], "constant": 0.02}},
+        "another vocabulary": {"grid": {**whole["grid"], "vocab": 301}},
+        "fewer shards": {"shards": whole["shards"][:3]},
+        "shards in another order": {"shards": whole["shards"][::-1]},
+        "another count": {"targets": whole["targets"] + 1},
+        "no digest": {"digest": None},
+    }
+    for what, edit in edits.items():
+        file.write_text(json.dumps({**whole, **edit}))
+        with pytest.raises(DataError, match="not what was written"):
+            pytest.fail(f"{what}: {SignalStore(tmp_path).facts}")
+    for text in ("", "[]", "null", "{", '{"version": 2}', '{"version": 3}'):
+        file.write_text(text)
+        with pytest.raises(DataError, match=r"damaged|format|not what was written"):
+            SignalStore(tmp_path)
+
+
+def test_files_of_another_store_in_its_place_are_named(tmp_path: Path) -> None:
+    """The same records, lengths and sizes, captured from another teacher: hidden states are as long as each other."""
+    grid = GRIDS["hidden"]
+    write(tmp_path / "one", grid=grid)
+    with StoreWriter(tmp_path / "other", {**IDENTITY, "teacher": "xyz"}, grid, SHARDS) as writer:
+        (tmp_path / "other" / OUTPUT_LAYER).write_bytes(b"WEIGHTS")
+        for shard, place in list(writer.missing()):
+            record, entries, uniforms = made(shard, place, grid)
+            tensors = {name: -tensor for name, tensor in entries.tensors.items()}
+            writer.append([(record, replace(entries, tensors=tensors), uniforms)])
+        writer.finish()
+    for names in (
+        ["shard-00001.bin"],
+        ["shard-00001.jsonl"],
+        ["shard-00001.bin", "shard-00001.jsonl"],
+        [OUTPUT_LAYER],
+        [FACTS],
+    ):
+        folder = Path(shutil.copytree(tmp_path / "one", tmp_path / "-".join(names)))
+        for name in names:
+            assert (tmp_path / "other" / name).stat().st_size == (folder / name).stat().st_size or name == FACTS
+            shutil.copyfile(tmp_path / "other" / name, folder / name)
+        with pytest.raises(DataError, match=r"missing or damaged|is damaged|teacher: xyz there"):
+            store = SignalStore(folder, IDENTITY)
+            store.check_files(OUTPUT_LAYER)
+            for shard in range(4):
+                for place in range(5):
+                    store.read(f"record-{shard}-{place}", f"digest-{shard}-{place}")
+
+
+def test_sequences_in_another_order_than_planned_are_refused(tmp_path: Path) -> None:
+    same = [[Planned(f"r{n}", f"d{n}", 3, 5) for n in range(2)]]
+    with StoreWriter(tmp_path, IDENTITY, GRID, same) as writer:
+        _, entries, uniforms = made(0, 0)
+        with pytest.raises(ValueError, match="'r1' came where 'r0' is next"):
+            writer.append([("r1", entries, uniforms), ("r0", entries, uniforms)])
+    with pytest.raises(ValueError, match="planned twice"):
+        StoreWriter(tmp_path / "twice", IDENTITY, GRID, [same[0], same[0]])
 
 
 def test_a_damaged_output_layer_is_named_and_written_anew_alone(tmp_path: Path) -> None:

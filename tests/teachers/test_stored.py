@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from potstill.data.collate import Collator
 from potstill.data.pack import pack
@@ -49,7 +51,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> StoredTeacher:
     plan = [[Planned(of.record_id, of.rendered, len(of.learned)) for of in ROWS]]
     with StoreWriter(folder, identity, Grid.topk(VOCAB), plan) as writer:
         found = [entries_of(of) for of in ROWS]
-        writer.append([(entries, np.full(entries.ids.size, 0.5)) for entries in found])
+        named = zip(ROWS, found, strict=True)
+        writer.append([(of.record_id, entries, np.full(entries.ids.size, 0.5)) for of, entries in named])
         writer.finish()
     return StoredTeacher(folder)
 
@@ -105,6 +108,30 @@ def test_a_micro_batch_without_rows_has_no_signals(teacher: StoredTeacher) -> No
 def test_signals_of_something_else_are_refused(teacher: StoredTeacher, wrong: Tokenized, message: str) -> None:
     with pytest.raises(DataError, match=message):
         joined(teacher, [wrong])
+
+
+def test_a_loader_may_spawn_its_processes(teacher: StoredTeacher) -> None:
+    joined(teacher, ROWS)  # with its files mapped into memory
+    collate = teacher.joining(Collator(0))
+    loader: DataLoader[Tokenized] = DataLoader(
+        ROWS,  # type: ignore[arg-type]
+        batch_size=2,
+        collate_fn=collate,
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    batches = list(loader)
+    assert len(batches) == 2
+    for batch, rows in zip(batches, (ROWS[:2], ROWS[2:]), strict=True):
+        ours = collate(rows)
+        assert torch.equal(batch["input_ids"], ours["input_ids"])
+        assert batch["stored"].keys() == ours["stored"].keys()
+        assert all(torch.equal(batch["stored"][name], tensor) for name, tensor in ours["stored"].items())
+
+
+def test_another_process_opens_the_same_stores(teacher: StoredTeacher) -> None:
+    for one in (teacher, teacher.joining(Collator(0)).teacher):
+        assert pickle.loads(pickle.dumps(one)).store.facts == teacher.store.facts
 
 
 def test_inner_tensors_are_refused(teacher: StoredTeacher) -> None:

@@ -177,7 +177,9 @@ class Capturing:
                 reading = self.read(rows, features=bool(self.features.names))
                 found = self.keep(reading, estimator)
                 began = time.perf_counter()
-                writer.append([(found[i], self.uniforms_of_weights(rows[i], found[i])) for i in wanted])
+                writer.append(
+                    [(rows[i].record_id, found[i], self.uniforms_of_weights(rows[i], found[i])) for i in wanted]
+                )
                 self.encoding_seconds += time.perf_counter() - began
                 write_atomically(progress, json.dumps(self._facts()))
                 task.advance(sum(map(length_of, rows)))

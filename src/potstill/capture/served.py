@@ -399,7 +399,12 @@ def fill_from(served: Scores, plan: Plan, console: Console, writer: StoreWriter)
         for number, wanted in todo:
             rows = [row for i in wanted if isinstance(row := plan.batches[number][i], Tokenized)]
             kept = [entries_of(scored, top_p) for scored in served.scores(rows)]
-            writer.append([(entries, np.full(entries.ids.size, 0.5)) for entries in kept])
+            writer.append(
+                [
+                    (row.record_id, entries, np.full(entries.ids.size, 0.5))
+                    for row, entries in zip(rows, kept, strict=True)
+                ]
+            )
             task.advance(sum(map(len, rows)))
 
 

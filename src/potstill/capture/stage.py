@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from potstill.store.files import SignalStore, StoreWriter
     from potstill.teachers.base import Teacher
 
-CONTRACT = 3
+CONTRACT = 4
 STORE = "store"
 """The folder of the store in the artifact."""
 
@@ -192,7 +192,7 @@ def _filled(
     tokenizer: Path | None,
 ) -> SignalStore:
     """The store of a plan: what an earlier attempt or store has of it is kept, and `fill` writes the rest."""
-    from potstill.store.files import SignalStore, StoreWriter
+    from potstill.store.files import TOKENIZER, SignalStore, StoreWriter
 
     growing = context.out / "checkpoints"
     if not context.work.resumed:
@@ -203,10 +203,10 @@ def _filled(
             context.console.say(f"capture: {taken} of {len(plan.shards)} shards are whole and are kept")
     with StoreWriter(growing / STORE, identity, grid, plan.planned) as writer:
         fill(writer)
+        if tokenizer is not None:
+            _copy_tokenizer(tokenizer, growing / STORE / TOKENIZER)
         writer.finish()
     _link(growing / STORE, context.out / STORE)
-    if tokenizer is not None:
-        _copy_tokenizer(tokenizer, context.out / STORE / "tokenizer")
     return SignalStore(context.out / STORE)
 
 
@@ -272,8 +272,8 @@ def _link(source: Path, target: Path) -> None:
     """The finished store under its own name, by hard links: the checkpoints stay whole until the artifact is."""
     from potstill.store.files import FACTS, PLAN, SignalStore, files_of
 
-    target.mkdir()
     for name in (*files_of(SignalStore(source).facts), PLAN, FACTS):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         _link_or_copy(source / name, target / name)
 
 
@@ -289,8 +289,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
     """What a training compares its student's tokenizer with: all files of the model but weights and code."""
-    for file in sorted(source.rglob("*")):
-        if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+    from potstill.artifacts import disk_error
+
+    try:
+        for file in sorted(source.rglob("*")):
+            if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+    except OSError as error:
+        raise disk_error(error, target) from error

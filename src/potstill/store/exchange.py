@@ -2,6 +2,7 @@
 
 Shards are memory-mapped, so a store at a URL is copied before it is read: `pull` fetches what a folder lacks, and
 compares every file with its digest. `store.json` is the last file in both directions, so that half a copy is no store.
+While a copy to a URL is under way, `incoming.json` there says of which store: the same call then goes on with it.
 
 File systems raise errors of their own beside `OSError` (those of botocore, say): at their calls every exception counts.
 """
@@ -9,20 +10,26 @@ File systems raise errors of their own beside `OSError` (those of botocore, say)
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from potstill.artifacts import disk_error, file_digest, write_atomically
 from potstill.errors import DataError, RunError
 from potstill.store.codec import Entries
-from potstill.store.files import FACTS, SignalStore, facts_of, files_of
+from potstill.store.files import FACTS, SignalStore, facts_of, files_of, sealed
+
+INCOMING = "incoming.json"
 
 
 def push(folder: Path, url: str) -> None:
-    """Copy a finished store to a URL.
+    """Copy a finished store to a URL, in place of one that is there. A copy that was interrupted goes on; a whole one
+    is made anew.
 
     Raises:
         DataError: as `SignalStore`; or a file is damaged (it is named).
@@ -31,15 +38,46 @@ def push(folder: Path, url: str) -> None:
     store = SignalStore(folder)
     if damaged := store.damaged():
         raise DataError(f"{damaged[0]} is damaged", where=str(folder), fix="capture it again before it is copied")
+    text = sealed(store.facts).encode()
     try:
         system, root = fsspec.core.url_to_fs(url)
-        system.makedirs(root, exist_ok=True)
-        if system.exists(f"{root}/{FACTS}"):
-            system.rm_file(f"{root}/{FACTS}")
-        for name in [*files_of(store.facts), FACTS]:
-            system.put_file(str(folder / name), f"{root}/{name}")
+        system.invalidate_cache()
+        _make_folder(system, root)
+        if not _is_under_way(system, root, text):
+            for name in (FACTS, INCOMING, *files_of(store.facts)):
+                if system.exists(f"{root}/{name}"):
+                    system.rm_file(f"{root}/{name}")
+            system.pipe_file(f"{root}/{INCOMING}", text)
+        for name in files_of(store.facts):
+            _put(system, folder / name, f"{root}/{name}")
+        system.pipe_file(f"{root}/{FACTS}", text)
+        system.rm_file(f"{root}/{INCOMING}")
     except Exception as error:
-        raise RunError(f"the store cannot be copied: {error}", where=url) from error
+        raise RunError(f"the store cannot be copied: {_said(error)}", where=url, fix=_ACCESS) from error
+
+
+def _make_folder(system: Any, path: str) -> None:
+    """A folder, where the file system has them. Never a bucket: a mistyped name would become one."""
+    if isinstance(system, LocalFileSystem):
+        system.makedirs(path, exist_ok=True)
+        return
+    with suppress(FileExistsError):
+        system.mkdir(path, create_parents=False)
+
+
+def _is_under_way(system: Any, root: str, text: bytes) -> bool:
+    """Whether an earlier attempt to copy this very store was interrupted."""
+    if not system.exists(f"{root}/{INCOMING}"):
+        return False
+    return bool(system.cat_file(f"{root}/{INCOMING}") == text)
+
+
+def _put(system: Any, file: Path, path: str) -> None:
+    """Copy a file, unless an earlier attempt has copied it whole."""
+    if system.exists(path) and system.size(path) == file.stat().st_size:
+        return
+    _make_folder(system, path.rpartition("/")[0])
+    system.put_file(str(file), path)
 
 
 def pull(url: str, folder: Path) -> SignalStore:
@@ -52,29 +90,51 @@ def pull(url: str, folder: Path) -> SignalStore:
     try:
         system, root = fsspec.core.url_to_fs(url)
         text = system.cat_file(f"{root}/{FACTS}").decode()
+    except FileNotFoundError as error:
+        raise DataError(f"there is no finished store: {_said(error)}", where=url, fix="check the URL") from error
     except Exception as error:
-        raise DataError(f"there is no finished store: {error}", where=url, fix="check the URL") from error
+        raise RunError(f"the URL cannot be read: {_said(error)}", where=url, fix=_ACCESS) from error
     for name, digest in files_of(facts_of(text, url)).items():
-        if Path(name).name != name:
+        if not _stays_inside(name):
             raise DataError(f"{FACTS} names {name!r}, which is no file of a store", where=url)
-        file, part = folder / name, folder / f"{name}.part"
+        file = folder / name
+        part = file.with_name(f"{file.name}.part")
         if file.is_file() and file_digest(file) == digest:
             continue
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             system.get_file(f"{root}/{name}", str(part))
         except FileNotFoundError as error:
             raise DataError(f"{name} is missing", where=url, fix="copy the store there again") from error
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise disk_error(error, folder) from error
-            raise RunError(f"{name} cannot be copied: {error}", where=url, fix="copy again: it continues") from error
+            raise RunError(
+                f"{name} cannot be copied: {_said(error)}", where=url, fix="copy again: it continues"
+            ) from error
         if file_digest(part) != digest:
             part.unlink()
             raise DataError(f"{name} is damaged", where=url, fix="copy the store there again")
         part.replace(file)
     write_atomically(folder / FACTS, text)
     return SignalStore(folder)
+
+
+_ACCESS = (
+    "check the URL, that its bucket exists, and the credentials that its file system reads (s3: AWS_ACCESS_KEY_ID, "
+    "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
+)
+
+
+def _said(error: Exception) -> str:
+    """What an error says; some say nothing, or a path alone."""
+    return f"{error} ({type(error).__name__})"
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a name is that of a file in a folder, or in a folder of it."""
+    path = PurePosixPath(name)
+    return path.as_posix() == name and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def to_parquet(store: SignalStore, file: Path) -> None:

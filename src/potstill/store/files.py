@@ -1,9 +1,10 @@
 """A store on disk: shards of sequences, an index beside each, and a description.
 
-    store.json              identity, grid, totals, and every shard with its size and SHA-256; written last
+    store.json              identity, grid, totals, every file with its size and SHA-256, its own digest; written last
     shard-00000.bin         its most frequent ids, then the blobs of its sequences, one after another
     shard-00000.jsonl       a line for each: record, digest of its tokens, targets, length, offset, bytes, crc32
     head.safetensors        the teacher's output layer, where hidden states are kept (`output_layer.py`)
+    tokenizer/              the teacher's, if it has one
 
 Which sequences are in which shard is planned before the first is written (`shards`), so a store whose writing was
 killed and resumed equals an uninterrupted one byte for byte. A shard in progress is `shard-00000.bin.part`, appended to
@@ -36,9 +37,9 @@ from potstill.errors import DataError, RunError
 from potstill.store.codec import HIDDEN, Entries, Grid, check_ids, decode, encode
 from potstill.store.packing import pack, unpack
 
-VERSION = 2
+VERSION = 3
 """Of the format. A reader refuses another."""
-FACTS, PLAN, OUTPUT_LAYER = "store.json", "plan.json", "head.safetensors"
+FACTS, PLAN, OUTPUT_LAYER, TOKENIZER = "store.json", "plan.json", "head.safetensors", "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class StoreWriter:
     `missing()` gives what is still to be written; `append` takes the next of it.
 
     Raises:
+        ValueError: a record is planned twice.
         RunError: another process writes into this folder; the folder holds another store; the disk is full (complete
             sequences are kept, and the same call continues).
     """
@@ -74,8 +76,11 @@ class StoreWriter:
     ) -> None:
         self.folder, self.identity, self.grid, self.shards = folder, dict(identity), grid, shards
         self._files: tuple[IO[bytes], IO[bytes]] | None = None
-        self._ranks = np.zeros(0, np.int32)
+        self._ranks, self._head_crc = np.zeros(0, np.int32), 0
         self._shard = self._within = 0
+        names = [sequence.record for sequences in shards for sequence in sequences]
+        if len(set(names)) < len(names):
+            raise ValueError("a record is planned twice")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / ".lock").open("w")
@@ -112,16 +117,16 @@ class StoreWriter:
             for place in range(self._within if shard == self._shard else 0, len(self.shards[shard])):
                 yield shard, place
 
-    def append(self, batch: Sequence[tuple[Entries, NDArray[np.float64]]]) -> None:
-        """Write the next sequences: their entries, and a uniform number for each entry (see `codec.encode`). They are
-        on disk when this returns.
+    def append(self, batch: Sequence[Appended]) -> None:
+        """Write the next sequences. They are on disk when this returns.
 
         Raises:
+            ValueError: a record is not the next one, or its entries are not of the numbers that were planned.
             RunError: the disk is full, or the folder cannot be written.
         """
         try:
-            for place, (entries, uniforms) in enumerate(batch):
-                self._append(entries, uniforms, batch[place:])
+            for place, appended in enumerate(batch):
+                self._append(appended, batch[place:])
             if self._files is not None:
                 for file in self._files:  # first the bytes, then the lines that name them
                     file.flush()
@@ -140,15 +145,13 @@ class StoreWriter:
         shards = []
         for number, sequences in enumerate(self.shards):
             data, index = self._name(number, "bin"), self._name(number, "jsonl")
-            shards.append(
-                {
-                    "name": data.name,
-                    "sequences": len(sequences),
-                    "bytes": data.stat().st_size,
-                    "sha256": file_digest(data),
-                    "index_sha256": file_digest(index),
-                }
-            )
+            described = {"sequences": len(sequences), "index_sha256": file_digest(index)}
+            shards.append({**self._described(data), **described})
+        beside = [file for file in sorted((self.folder / TOKENIZER).rglob("*")) if file.is_file()]
+        if any(part.name == HIDDEN for part in self.grid.tensors):
+            beside.append(self.folder / OUTPUT_LAYER)
+            if not beside[-1].is_file():
+                raise RunError(f"{OUTPUT_LAYER} is not written yet", where=str(self.folder))
         facts = {
             "version": VERSION,
             "identity": self.identity,
@@ -157,28 +160,26 @@ class StoreWriter:
             "targets": sum(sequence.targets for sequences in self.shards for sequence in sequences),
             "bytes": sum(int(str(shard["bytes"])) for shard in shards),
             "shards": shards,
+            "files": [self._described(file) for file in beside],
         }
-        if any(part.name == HIDDEN for part in self.grid.tensors):
-            layer = self.folder / OUTPUT_LAYER
-            if not layer.is_file():
-                raise RunError(f"{OUTPUT_LAYER} is not written yet", where=str(self.folder))
-            facts["output_layer"] = {"name": layer.name, "bytes": layer.stat().st_size, "sha256": file_digest(layer)}
         try:
-            write_atomically(self.folder / FACTS, json.dumps(facts, indent=1, sort_keys=True))
+            write_atomically(self.folder / FACTS, sealed(facts))
         except OSError as error:
             raise disk_error(error, self.folder) from error
 
-    def _append(
-        self,
-        entries: Entries,
-        uniforms: NDArray[np.float64],
-        coming: Sequence[tuple[Entries, NDArray[np.float64]]],
-    ) -> None:
+    def _described(self, file: Path) -> dict[str, Any]:
+        name = file.relative_to(self.folder).as_posix()
+        return {"name": name, "bytes": file.stat().st_size, "sha256": file_digest(file)}
+
+    def _append(self, appended: Appended, coming: Sequence[Appended]) -> None:
+        record, entries, uniforms = appended
         shard, place = next(self.missing())
         if self._files is None or shard != self._shard:
             self._open(shard)
         assert self._files is not None
         sequence = self.shards[shard][place]
+        if record != sequence.record:
+            raise ValueError(f"record {record!r} came where {sequence.record!r} is next")
         if entries.entropy.size != sequence.targets:
             raise ValueError(f"{entries.entropy.size} targets of a sequence that has {sequence.targets}")
         for part in self.grid.tensors:
@@ -187,15 +188,16 @@ class StoreWriter:
                 raise ValueError(f"{part.name} has {entries.tensors[part.name].shape[0]} rows, and should have {rows}")
         data, index = self._files
         if place == 0:
-            first = [some for some, _ in coming[: len(self.shards[shard])]]
+            first = [some for _, some, _ in coming[: len(self.shards[shard])]]
             for some in first:
                 check_ids(some, self.grid)
             frequent = by_frequency(first, self.grid.vocab)
-            data.write(head_bytes(frequent, self.grid.vocab))
-            self._ranks = ranks_of(frequent, self.grid.vocab)
+            data.write(head := head_bytes(frequent, self.grid.vocab))
+            self._ranks, self._head_crc = ranks_of(frequent, self.grid.vocab), zlib.crc32(head)
         check_ids(entries, self.grid)
         blob = encode(replace(entries, ids=self._ranks[entries.ids]), self.grid, uniforms)
-        line = {**asdict(sequence), "offset": data.tell(), "bytes": len(blob), "crc32": zlib.crc32(blob)}
+        checksum = zlib.crc32(blob, self._head_crc)  # ids are known by the head, so it belongs to each blob
+        line = {**asdict(sequence), "offset": data.tell(), "bytes": len(blob), "crc32": checksum}
         data.write(blob)
         index.write(json.dumps(line, sort_keys=True).encode() + b"\n")
         self._within = place + 1
@@ -239,7 +241,9 @@ class StoreWriter:
                 kept += 1
             last = json.loads(lines[kept - 1]) if kept else {"offset": 0, "bytes": 0}
             if kept:
-                self._ranks = ranks_of(_head_of(data.read_bytes(), self.grid.vocab), self.grid.vocab)
+                head = _head_of(data.read_bytes(), self.grid.vocab)
+                self._ranks = ranks_of(_ids_of_head(head, self.grid.vocab), self.grid.vocab)
+                self._head_crc = zlib.crc32(head)
             os.truncate(data, last["offset"] + last["bytes"])
             os.truncate(index, sum(len(line) + 1 for line in lines[:kept]))
             self._open(shard)
@@ -286,6 +290,10 @@ def differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     ]
 
 
+Appended = tuple[str, Entries, NDArray[np.float64]]
+"""A record's id, its entries, and a uniform number for each entry (see `codec.encode`)."""
+
+
 class SignalStore:
     """A finished store, opened for reading. Shards are memory-mapped on first use.
 
@@ -317,6 +325,7 @@ class SignalStore:
             if not file.is_file() or file.stat().st_size != described["bytes"]:
                 raise DataError(f"{described['name']} is missing or cut", where=str(folder), fix=_REPAIR)
         self._maps: dict[int, mmap.mmap] = {}
+        self._heads: dict[int, bytes] = {}
         self._orders: dict[int, NDArray[np.int32]] = {}
         self._places: dict[str, tuple[int, dict[str, Any]]] | None = None
 
@@ -347,7 +356,7 @@ class SignalStore:
             )
         data = self._mapped(shard)[line["offset"] : line["offset"] + line["bytes"]]
         name = self.facts["shards"][shard]["name"]
-        if zlib.crc32(data) != line["crc32"]:
+        if zlib.crc32(data, zlib.crc32(self._head(shard))) != line["crc32"]:
             raise DataError(f"record {record!r} is damaged in {name}", where=str(self.folder), fix=_REPAIR)
         try:
             found = decode(data, line["targets"], self.grid, line["length"])
@@ -364,18 +373,23 @@ class SignalStore:
         """The digest of each record's tokens, by record, in the order of writing."""
         return {record: str(line["tokens"]) for record, (_, line) in self._index.items()}
 
-    def check_output_layer(self) -> None:
-        """Compare the output layer with its digest.
+    def check_files(self, of: str) -> bool:
+        """Compare what lies beside the shards with its digests: `OUTPUT_LAYER`, or the files of `TOKENIZER`.
+
+        Returns:
+            Whether the store has such files.
 
         Raises:
-            DataError: its bytes are not those that were written.
+            DataError: a file's bytes are not those that were written.
         """
-        described = self.facts["output_layer"]
-        if file_digest(self.folder / described["name"]) != described["sha256"]:
-            raise DataError(f"{described['name']} is damaged", where=str(self.folder), fix=_REPAIR)
+        named = [described for described in self.facts["files"] if described["name"].split("/")[0] == of]
+        for described in named:
+            if file_digest(self.folder / described["name"]) != described["sha256"]:
+                raise DataError(f"{described['name']} is damaged", where=str(self.folder), fix=_REPAIR)
+        return bool(named)
 
     def damaged(self) -> list[str]:
-        """The names of the shards that are damaged, or whose index is, and of the output layer if it is damaged. Reads
+        """The names of the shards that are damaged, or whose index is, and of damaged files beside them. Reads
         everything."""
         return _damaged(self.folder, self.facts)
 
@@ -392,10 +406,15 @@ class SignalStore:
                     self._places[entry["record"]] = number, entry
         return self._places
 
+    def _head(self, shard: int) -> bytes:
+        if shard not in self._heads:
+            self._heads[shard] = _head_of(self._mapped(shard), self.grid.vocab)
+        return self._heads[shard]
+
     def _order(self, shard: int) -> NDArray[np.int32]:
-        """The id of each rank in a shard."""
+        """The id of each rank in a shard. Its head was compared with a checksum before."""
         if shard not in self._orders:
-            frequent = _head_of(self._mapped(shard), self.grid.vocab)
+            frequent = _ids_of_head(self._head(shard), self.grid.vocab)
             self._orders[shard] = ids_of_ranks(frequent, self.grid.vocab)
         return self._orders[shard]
 
@@ -444,15 +463,30 @@ def facts_of(text: str, where: str) -> dict[str, Any]:
     """What `store.json` says.
 
     Raises:
-        DataError: it is damaged, or of another version.
+        DataError: it is damaged or was edited, or of another version.
     """
     try:
-        facts: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+        facts: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
         raise DataError(f"{FACTS} is damaged: {error}", where=where, fix="capture it again") from error
     if facts.get("version") != VERSION:
-        raise DataError(f"the store has format {facts.get('version')}, and this reads format {VERSION}", where=where)
+        raise DataError(
+            f"the store has format {facts.get('version')}, and this reads format {VERSION}",
+            where=where,
+            fix="capture it again",
+        )
+    if facts.pop("digest", None) != _digest_of(facts):
+        raise DataError(f"{FACTS} is not what was written: its digest differs", where=where, fix="capture it again")
     return facts
+
+
+def sealed(facts: Mapping[str, Any]) -> str:
+    """The text of `store.json`, with its digest, so that an edited one is told from what was written."""
+    return json.dumps({**facts, "digest": _digest_of(facts)}, indent=1, sort_keys=True)
+
+
+def _digest_of(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def files_of(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -464,7 +498,7 @@ def files_of(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _described(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The files that `store.json` lists with size and digest; indexes are not among them."""
-    return [*facts["shards"], *([facts["output_layer"]] if "output_layer" in facts else [])]
+    return [*facts["shards"], *facts["files"]]
 
 
 def _damaged(folder: Path, facts: Mapping[str, Any]) -> list[str]:
@@ -511,7 +545,11 @@ def head_bytes(frequent: NDArray[np.int32], vocab: int) -> bytes:
     return frequent.size.to_bytes(4, "little") + pack(frequent, _id_bits(vocab))
 
 
-def _head_of(shard: bytes | mmap.mmap, vocab: int) -> NDArray[np.int32]:
-    count = int(np.frombuffer(shard[:4], "<u4")[0])
-    packed = shard[4 : 4 + (count * _id_bits(vocab) + 7) // 8]
-    return unpack(np.frombuffer(packed, np.uint8), count, _id_bits(vocab)).astype(np.int32)
+def _head_of(shard: bytes | mmap.mmap, vocab: int) -> bytes:
+    """The bytes of a shard's head, as `head_bytes` made them."""
+    return shard[: 4 + (int.from_bytes(shard[:4], "little") * _id_bits(vocab) + 7) // 8]
+
+
+def _ids_of_head(head: bytes, vocab: int) -> NDArray[np.int32]:
+    count = int.from_bytes(head[:4], "little")
+    return unpack(np.frombuffer(head, np.uint8)[4:], count, _id_bits(vocab)).astype(np.int32)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from potstill.errors import CapabilityError, DataError
 from potstill.models.load import load_tokenizer
 from potstill.signals import Ask, Batch, Dense, ModelDims, Signals, Sparse
 from potstill.store.codec import HIDDEN, LOGITS, Entries, TensorPart
-from potstill.store.files import SignalStore
+from potstill.store.files import OUTPUT_LAYER, TOKENIZER, SignalStore
 from potstill.store.output_layer import OutputLayer
 from potstill.types import Answer, Capability, Request
 
@@ -82,7 +82,7 @@ class StoredTeacher:
     def _output_layer_on(self, device: torch.device) -> OutputLayer:
         if self._layer is None or self._layer.weight.device != device:
             if self._layer is None:
-                self.store.check_output_layer()
+                self.store.check_files(OUTPUT_LAYER)
             found = OutputLayer.load(self.folder)
             bias = None if found.bias is None else found.bias.to(device)
             self._layer = replace(found, weight=found.weight.to(device), bias=bias)
@@ -100,34 +100,41 @@ class StoredTeacher:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of the teacher that was captured; None if it reads no text."""
-        folder = self.folder / "tokenizer"
-        return load_tokenizer(folder) if folder.is_dir() else None
+        """The tokenizer of the teacher that was captured; None if it reads no text. Raises DataError: it is damaged."""
+        return load_tokenizer(self.folder / TOKENIZER) if self.store.check_files(TOKENIZER) else None
 
-    def joining(self, collate: Collate) -> Collate:
-        """The collator with the stored signals of its rows.
+    def joining(self, collate: Collate) -> Joining:
+        """The collator with the stored signals of its rows."""
+        return Joining(self, collate)
 
-        Raises (the returned function):
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the store itself: maps of files cannot be sent there."""
+        return type(self), (self.folder,)
+
+    def stored(self, rows: Sequence[Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The signals of some rows, as `Batch.stored` has them.
+
+        Args:
+            rows: of records, which may be packed.
+            batch: the same rows, collated.
+
+        Raises:
             DataError: a row has no record id, is not in the store, is rendered otherwise than it was captured, or is
                 longer than what was captured.
         """
-
-        def joined(rows: Sequence[Any]) -> dict[str, Any]:
-            batch, found = collate(rows), [[self._entries(one) for one in _records(row)] for row in rows]
-            alone = [entries for of_row in found for entries in of_row]
-            tensors = _tensors(alone)
-            if self._whole is not None:
-                tensors[_WHOLE[self._whole.name]] = _joined([e.tensors[self._whole.name] for e in alone], self._whole)
-            for name, part in self.features.items():
-                if part.rows == "example":
-                    tensors[name] = _joined([entries.tensors[name] for entries in alone], part)
-                else:
-                    shape = batch["teacher_input_ids" if "teacher_input_ids" in batch else "input_ids"].shape
-                    of_rows = [_joined([entries.tensors[name] for entries in of_row], part) for of_row in found]
-                    tensors[name] = _padded(name, of_rows, part, shape)
-            return {**batch, "stored": tensors}
-
-        return joined
+        found = [[self._entries(one) for one in _records(row)] for row in rows]
+        alone = [entries for of_row in found for entries in of_row]
+        tensors = _tensors(alone)
+        if self._whole is not None:
+            tensors[_WHOLE[self._whole.name]] = _joined([e.tensors[self._whole.name] for e in alone], self._whole)
+        for name, part in self.features.items():
+            if part.rows == "example":
+                tensors[name] = _joined([entries.tensors[name] for entries in alone], part)
+            else:
+                shape = batch["teacher_input_ids" if "teacher_input_ids" in batch else "input_ids"].shape
+                of_rows = [_joined([entries.tensors[name] for entries in of_row], part) for of_row in found]
+                tensors[name] = _padded(name, of_rows, part, shape)
+        return tensors
 
     def signals(self, batch: Batch, ask: Ask) -> Signals:
         """The batch's stored distributions.
@@ -222,6 +229,30 @@ class StoredTeacher:
         """How many rows of a tensor a record of so many tokens has."""
         part = self.features.get(name)
         return length if part is not None and part.rows == "tokens" else tensor.shape[0]
+
+
+class Signalled(Protocol):
+    """What gives the stored signals of rows."""
+
+    def stored(self, rows: Sequence[Any], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """As `StoredTeacher.stored`."""
+        ...
+
+
+class Joining:
+    """A collator whose batches have the stored signals of their rows. It can be pickled: the processes of a loader may
+    be spawned.
+
+    Raises (when called):
+        DataError: as `StoredTeacher.stored`.
+    """
+
+    def __init__(self, teacher: Signalled, collate: Collate) -> None:
+        self.teacher, self.collate = teacher, collate
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
+        batch = self.collate(rows)
+        return {**batch, "stored": self.teacher.stored(rows, batch)}
 
 
 _WHOLE = {HIDDEN: "hidden", LOGITS: "logits"}

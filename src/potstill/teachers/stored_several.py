@@ -17,7 +17,7 @@ from potstill.models.labels import check_same_labels
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.signals import Ask, Batch, Dense, Head, ModelDims, Signals, Sparse
 from potstill.teachers.ensemble import average
-from potstill.teachers.stored import StoredTeacher
+from potstill.teachers.stored import Joining, StoredTeacher
 from potstill.types import Answer, Capability, Request
 
 
@@ -96,16 +96,18 @@ class StoredTeachers:
                 check_same_tokenizer(first, other)
         return first
 
-    def joining(self, collate: Collate) -> Collate:
-        """As `StoredTeacher.joining`, from each store; the names of its tensors begin with its number."""
-        joined = [member.joining(collate) for member in self.members]
+    def joining(self, collate: Collate) -> Joining:
+        """As `StoredTeacher.joining`."""
+        return Joining(self, collate)
 
-        def of_all(rows: Sequence[Any]) -> dict[str, Any]:
-            batches = [one(rows) for one in joined]
-            stored = {f"{n}/{name}": t for n, batch in enumerate(batches) for name, t in batch["stored"].items()}
-            return {**batches[0], "stored": stored}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As `StoredTeacher`."""
+        return type(self), ([member.folder for member in self.members],)
 
-        return of_all
+    def stored(self, rows: Sequence[Any], batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """As `StoredTeacher.stored`, from each store; the names of its tensors begin with its number."""
+        found = [member.stored(rows, batch) for member in self.members]
+        return {f"{number}/{name}": tensor for number, of in enumerate(found) for name, tensor in of.items()}
 
     def check_kept(self, taps: Iterable[str]) -> None:
         """Raises CapabilityError: several teachers have no inner tensors in common."""
