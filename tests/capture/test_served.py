@@ -22,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train.recipes import write_recipe
 
-from potstill.capture.served import Scored, asked_of, entries_of, read_scored
+from potstill.capture.served import Scored, Served, asked_of, entries_of, read_scored
 from potstill.console import Console
 from potstill.data.tokenize import IGNORE, Tokenized
 from potstill.errors import RecipeError, RunError
+from potstill.measures import Measures
 from potstill.pipeline import run_recipe
 from potstill.recipe import EndpointTeacher, load_recipe
 from potstill.store.files import SignalStore
@@ -182,6 +183,51 @@ def test_a_servers_store_is_the_local_models_and_trains_without_either(
     asked = len(engine.seen)
     run(path, tmp_path / "served", verb="train")
     assert len(engine.seen) == asked and (tmp_path / "served" / "train" / "model").is_dir()
+
+
+def test_a_server_that_serves_another_model_after_an_interruption_is_refused(
+    tmp_path: Path, folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else half of the store would be of one teacher and half of another."""
+    path = recipe(tmp_path, folder, engine, "vllm", batch_tokens=60)
+    scores = Served.scores
+    monkeypatch.setattr(Served, "scores", lambda self, rows: scores(self, rows) if len(engine.seen) < 9 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(path, tmp_path / "run", verb="capture")
+    monkeypatch.setattr(Served, "scores", scores)
+    model, engine.model = engine.model, tiny_model("llama", seed=7)
+    with pytest.raises(RunError, match="otherwise than when this capture began"):
+        run(path, tmp_path / "run", verb="capture")
+    engine.model = model
+    run(path, tmp_path / "run", verb="capture")
+
+
+def test_an_evaluation_reads_a_servers_side_of_held_out_text_from_the_store(
+    tmp_path: Path, folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a local teacher, of which the same tokens are stored."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    settings = {"resamples": 50, "speed": False, "samples_shown": 0, "controls": []}
+    other_student = make_tiny_causal_lm(tmp_path / "student", seed=9)
+    of_server = yaml.safe_load(recipe(tmp_path, folder, engine, "vllm").read_text())
+    of_server |= {"evaluate": settings, "student": {"kind": "existing", "model": str(other_student)}}
+    of_server["train"]["args"]["learning_rate"] = 1e-5
+    (tmp_path / "server.yaml").write_text(yaml.safe_dump(of_server))
+    of_local = {**of_server, "teacher": {"kind": "local", "model": str(folder), "device": "cpu"}}
+    (tmp_path / "local.yaml").write_text(yaml.safe_dump(of_local))
+    run(tmp_path / "server.yaml", tmp_path / "served")
+    asked = len(engine.seen)
+    run(tmp_path / "local.yaml", tmp_path / "here")
+    theirs, ours = (Measures.load(tmp_path / name / "evaluate" / "measures.json") for name in ("served", "here"))
+    assert "teacher" not in theirs.models and theirs.teacher_unmeasured == "a server has no size and no rates here"
+    for name in ("kl", "top1_agreement", "nll"):
+        one, other = theirs.models["student"].get(name), ours.models["student"].get(name)
+        assert one is not None and other is not None and one.value == pytest.approx(other.value, abs=0.02)
+    nll = ours.models["teacher"].get("nll")
+    [note] = [note for note in theirs.notes if note.startswith("The teacher is a server")]
+    assert nll is not None and float(note.split(" nats")[0].split()[-1]) == pytest.approx(nll.value, abs=0.01)
+    page = (tmp_path / "served" / "report" / "report.html").read_text()
+    assert "the KL from its teacher is at least" in page and len(engine.seen) == asked
 
 
 def test_a_server_that_disagrees_with_itself_is_refused_before_it_is_paid(

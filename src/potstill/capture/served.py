@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from potstill.artifacts import read_json
+from potstill.artifacts import read_json, write_atomically
 from potstill.capture.fidelity import Report
 from potstill.capture.plan import Plan, length_of
 from potstill.console import Console
@@ -297,9 +297,13 @@ class Served:
         """As `dims_of`."""
         return dims_of(self.model)
 
-    def check_before_paying(self, plan: Plan, collate: Collate, console: Console) -> float:
+    def check_before_paying(self, plan: Plan, collate: Collate, console: Console, began: Path) -> float:
         """Ask for one text several times, and refuse a server that disagrees with itself by more than
-        `capture.tolerance`; or with the same weights, where the folder of the tokenizer has them.
+        `capture.tolerance`; with what it said when the capture began; or with the same weights, where the folder of the
+        tokenizer has them.
+
+        Args:
+            began: a file that carries its first answer over to an attempt that continues this one.
 
         Returns:
             The largest mean distance that was found, in nats a token.
@@ -311,6 +315,18 @@ class Served:
         first, *others = (np.array(self.scores([row])[0].own) for _ in range(_REPEATS))
         worst = max(float(np.abs(first - other).mean()) for other in others)
         self._refuse(worst, "the server's answers to one text lie apart", "replicas or batches that round otherwise")
+        if began.is_file():
+            before = np.array(json.loads(began.read_text(encoding="utf-8")))
+            apart = float(np.abs(first - before).mean())
+            self._refuse(
+                apart,
+                "the server answers otherwise than when this capture began,",
+                "another model by the same name",
+                f"serve the model that it began with, or remove {began.parent} and capture anew",
+            )
+            worst = max(worst, apart)
+        else:
+            write_atomically(began, json.dumps(first.tolist()))
         if any(self._folder.glob("*.safetensors")):
             local = _own_by_weights(self._folder, row, collate)
             apart = float(np.abs(first - local).mean())
@@ -319,13 +335,13 @@ class Served:
         console.say(f"capture: the server's answers to one text lie {worst:.4f} nats a token apart")
         return worst
 
-    def _refuse(self, distance: float, what: str, why: str) -> None:
+    def _refuse(self, distance: float, what: str, why: str, fix: str = "") -> None:
         if not distance <= self.settings.tolerance:
             raise RunError(
                 f"{what} by {distance:.3f} nats a token ({why}?), which is more than capture.tolerance "
                 f"{self.settings.tolerance:g}",
                 where=self.model.settings.base_url,
-                fix="serve one replica of the model that is named; or raise capture.tolerance",
+                fix=fix or "serve one replica of the model that is named; or raise capture.tolerance",
             )
 
 

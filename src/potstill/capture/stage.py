@@ -176,7 +176,7 @@ def _write_served(recipe: Recipe, name: str, context: Context) -> None:
         report = report_of_served(store := filled(written), plan, None, without)
     else:
         with Served(model, settings) as served:
-            apart = served.check_before_paying(plan, read.reader.collator(), context.console)
+            apart = served.check_before_paying(plan, read.reader.collator(), context.console, growing / "server.json")
             store = filled(served)
         report = report_of_served(store, plan, apart)
     _end(context, store, report.facts, report.lines, report.warnings)

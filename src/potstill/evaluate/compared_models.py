@@ -23,6 +23,7 @@ from potstill.models.saving import save_model
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.recipe import (
     ByInfluence,
+    EndpointTeacher,
     EnsembleTeacher,
     FromTeacher,
     LocalTeacher,
@@ -145,6 +146,7 @@ class ComparedModels:
     Attributes:
         notes: for the reader of the page.
         teacher_unmeasured: why the recipe's teacher is not among them.
+        teacher_is_served: the teacher is a server, whose signals were captured: it has no size and no rates here.
     """
 
     def __init__(self, context: Context, classes: tuple[str, ...], work: Path) -> None:
@@ -153,6 +155,7 @@ class ComparedModels:
         self._student_folder = context.inputs["train"].path / "model"
         self.notes: list[str] = []
         self.teacher_unmeasured: str | None = None
+        self.teacher_is_served = False
         self.teacher = self._teacher()
         self.student = self._of_folder("student", self._student_folder)
 
@@ -177,17 +180,17 @@ class ComparedModels:
         return None if name is None else self._recipe.teachers[name]
 
     def _teacher(self) -> ComparedModel | None:
-        """The teacher; None, with a note, if there is none that is comparable with the student."""
+        """The teacher; None if none is comparable with the student (with a note), or if it is a captured server."""
         recipe, settings = self._recipe, self._settings
         if not recipe.teachers and not SPECS[recipe.task].writes:
             self.notes.append("The recipe has no teacher, so nothing was compared with one.")
             return None
         members = members_of(settings)
+        captured = self._context.inputs.get("capture")
         why = "the recipe has no teacher whose weights can be opened here"
         if settings is not None and all(isinstance(member, LocalTeacher) for member in members):
             try:
                 if SPECS[recipe.task].reads_text:
-                    captured = self._context.inputs.get("capture")
                     for member in members:
                         own = _source(member).path if captured is None else captured.path / "store" / "tokenizer"
                         check_same_tokenizer(own, self._student_folder)
@@ -198,12 +201,24 @@ class ComparedModels:
                 if _was_taught(recipe):
                     raise  # its distributions were learned from, so it must be comparable: something went wrong
                 why = mismatch.what
-        missing = "no agreement" if not SPECS[recipe.task].has_response else "no KL, no agreement"
+        elif captured is not None and isinstance(settings, EndpointTeacher):
+            try:
+                check_same_tokenizer(captured.path / "store" / "tokenizer", self._student_folder)
+                self.teacher_is_served = True
+                self.teacher_unmeasured = "a server has no size and no rates here"
+                return None
+            except TokenizerMismatch as mismatch:
+                why = mismatch.what
+        self.notes.append(self.without_teacher(why))
+        return None
+
+    def without_teacher(self, why: str) -> str:
+        """Warn that nothing is compared with the teacher; the note that says it."""
+        missing = "no agreement" if not SPECS[self._recipe.task].has_response else "no KL, no agreement"
         text = f"Nothing was compared with the teacher ({missing}): {why}."
         self._context.work.warn(text)
-        self.notes.append(text)
-        self.teacher_unmeasured = why if recipe.teachers else None
-        return None
+        self.teacher_unmeasured = why if self._recipe.teachers else None
+        return text
 
     # ---- student and controls ------------------------------------------------------------------------------------
 

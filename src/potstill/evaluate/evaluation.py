@@ -87,10 +87,22 @@ class Evaluation:
 
     def _stored(self) -> StoredResponses | None:
         """The teacher's side from the store, if the recipe reads it there, with a note."""
-        captured = self.context.inputs.get("capture")
-        if captured is None or self.models.teacher is None:
+        captured, served = self.context.inputs.get("capture"), self.models.teacher_is_served
+        if captured is None or (self.models.teacher is None and not served):
             return None
         stored = StoredResponses(captured.path / "store", self.batches)
+        if served:
+            if without := stored.targets_without:
+                why = f"its server gave no distribution at {without:,} of the {self.batches.targets:,} held-out targets"
+                self.notes.append(self.models.without_teacher(why))
+                return None
+            nll = float(stored.scores(lambda _: None, ()).nll.mean(dtype=np.float64))
+            self.notes.append(
+                "The teacher is a server: its likeliest tokens are read from the store of capture. KL is that of these "
+                f"and all others as one, a lower bound. Its own NLL of the held-out targets is {nll:.3f} nats; it has "
+                "no size, no rates and no answers here."
+            )
+            return stored
         kept = "whole distributions" if stored.whole else "the entries that it keeps of each distribution"
         what = f"{kept}, " * SPECS[self.task].has_response + "not measured again"
         self.notes.append(
@@ -162,6 +174,9 @@ class Evaluation:
         teacher = self.models.teacher
         if teacher is not None:
             self._measure_teacher(teacher)
+        elif self.stored is not None:
+            self.context.work.facts["teacher"] = "read from the store"
+            self.teacher_rows = self.stored
         for compared in self.models.students:
             self._measure(compared)
         self.teacher_rows = self.teacher_vectors = None

@@ -11,7 +11,7 @@ from potstill.stage import Context, Stage
 from potstill.tasks import SPECS
 from potstill.teachers.origin import teacher_name
 
-CONTRACT = 7
+CONTRACT = 8
 
 
 def stage(recipe: Recipe) -> Stage:

@@ -42,6 +42,13 @@ class StoredResponses:
         """Whether whole distributions are kept."""
         return bool(self.teacher.capabilities & {"head", "dense"})
 
+    @property
+    def targets_without(self) -> int:
+        """The number of targets without a distribution: a server gave none there."""
+        if self.teacher.estimator != "top_k":
+            return 0
+        return sum(int((self.batch(index).stored["offsets"].diff() == 0).sum()) for index in range(len(self.batches)))
+
     def batch(self, index: int) -> Batch:
         """A batch with its stored signals. Raises DataError: a record is not in the store, or was rendered
         otherwise."""

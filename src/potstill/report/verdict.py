@@ -146,6 +146,9 @@ def _alone(measures: Measures, student: ModelMeasures, words: Words, held_out: s
         said = f"no label to be right about on {held_out}"
     why = measures.teacher_unmeasured
     against = "there is no teacher to hold it against" if why is None else f"its teacher was not measured ({why})"
+    if (kl := student.get("kl")) is not None:  # from what a server gave
+        agrees = f"its {words.agrees} on {percent_interval(student.get('top1_agreement'))} of them"
+        against = f"{agrees}, and the KL from its teacher is at least {interval(kl)} nats per {words.unit}"
     return f"The student has {large(student.parameters)} parameters and {said}; {against}."
 
 
@@ -186,7 +189,7 @@ def _worth(measures: Measures, words: Words) -> tuple[Worth, str]:
         found = " and ".join(f"in {_named(measures, c)} {_difference(measures, c)}" for c in told)
         zero = "both intervals include 0" if len(told) == 2 else "the interval includes 0"
         result = f"against {against}, the difference is {found}, and {zero} ({at}, {paired})"
-        if measures.teacher_unmeasured is not None:
+        if measures.teacher_unmeasured is not None and measures.models["student"].get("kl") is None:
             # A metric that was not measured is not the same as a difference that was not found.
             return "unknown", f"Whether it came nearer to its teacher was not measured; {result}."
         return outcome, f"That the teacher’s distributions were worth anything is not shown: {result}."
