@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from potstill.capture import capturing, features, fidelity, served, written  # noqa: F401 (imported before a fork)
+from potstill.capture import capturing, features, served, store_report, written  # noqa: F401 (imported before a fork)
 from potstill.console import Console
 from potstill.pipeline import run_recipe
 from potstill.recipe import load_recipe

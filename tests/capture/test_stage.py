@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from train.recipes import write_recipe
 
 from potstill.artifacts import read_artifact
 from potstill.capture.capturing import Capturing
-from potstill.capture.fidelity import sample_of
 from potstill.capture.plan import plan_of
+from potstill.capture.store_report import sample_of
 from potstill.console import Console
 from potstill.data import read_sides, reader_of
 from potstill.data.tokenize import Tokenized
@@ -32,7 +32,7 @@ from potstill.errors import DataError, ModelError, RunError
 from potstill.pipeline import run_recipe
 from potstill.recipe import load_recipe
 from potstill.signals import Ask, Batch
-from potstill.store.files import SignalStore
+from potstill.store.files import SignalStore, facts_of, sealed
 from potstill.teachers import StoredTeacher
 from potstill.teachers.local import LocalModel
 from tiny_models import make_tiny_causal_lm
@@ -189,7 +189,7 @@ def test_a_flipped_bit_is_named_and_its_shard_alone_is_captured_again(
         run(path, tmp_path / "run", verb="capture", verify=True)
     read, kept = Capturing.read, []
     monkeypatch.setattr(Capturing, "read", lambda self, rows, **how: kept.append(rows) or read(self, rows, **how))
-    monkeypatch.setattr("potstill.capture.fidelity.sample_of", lambda plan, tokens: sample_of(plan, 1))
+    monkeypatch.setattr("potstill.capture.store_report.sample_of", lambda plan, tokens: sample_of(plan, 1))
     run(path, tmp_path / "run", verb="capture", force=True)
     assert digests(store) == before
     tokens = sum(len(row) for rows in kept for row in rows)
@@ -261,6 +261,123 @@ def test_a_teacher_that_gives_no_numbers_is_refused(write: Write, tmp_path: Path
     path = write_recipe(tmp_path, broken, capture={"kind": kind})
     with pytest.raises(ModelError, match="logits that are not finite"):
         run(path, tmp_path / "run", verb="capture")
+
+
+def test_signals_of_another_record_of_equal_length_are_refused(
+    write: Write, tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No digest can tell, since they were written so: the sample is read back beside the teacher."""
+    decided = Path(shutil.copytree(teacher, tmp_path / "decided"))
+    weights = load_file(decided / "model.safetensors")
+    weights["model.norm.weight"] *= 30
+    save_file(weights, decided / "model.safetensors", {"format": "pt"})
+    path = write_recipe(tmp_path, decided, capture={"kind": "hidden"})
+    keep = Capturing.keep
+
+    def permuted(self: Capturing, reading: Any, estimator: Any) -> list[Any]:
+        kept = keep(self, reading, estimator)
+        for at, size in enumerate(reading.sizes[1:]):
+            if size == reading.sizes[at]:
+                kept[at], kept[at + 1] = kept[at + 1], kept[at]
+                break
+        return kept
+
+    monkeypatch.setattr(Capturing, "keep", permuted)
+    with pytest.raises(RunError, match=r"is not what the teacher says of it: .* nats a target apart"):
+        run(path, tmp_path / "permuted", verb="capture")
+    monkeypatch.setattr(Capturing, "keep", keep)
+    run(path, tmp_path / "whole", verb="capture")
+
+
+@pytest.fixture(scope="module")
+def once_captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, data, a recipe, and a run that has captured."""
+    folder = tmp_path_factory.mktemp("captured")
+    path = write_recipe(folder, make_tiny_causal_lm(folder / "teacher"), capture={"kind": "hidden"})
+    run(path, folder / "run", verb="capture")
+    other = write_recipe(folder / "other", make_tiny_causal_lm(folder / "other" / "teacher", seed=9))
+    shutil.copyfile(folder / "data.jsonl", folder / "other" / "data.jsonl")
+    run(other, folder / "other" / "run", "capture={kind: hidden}", verb="capture")
+    return folder
+
+
+@pytest.fixture
+def captured(once_captured: Path, tmp_path: Path) -> Iterator[Path]:
+    """The same folder under the same name, put back afterwards."""
+    shutil.copytree(once_captured, tmp_path / "kept")
+    yield once_captured
+    shutil.rmtree(once_captured)
+    shutil.copytree(tmp_path / "kept", once_captured)
+
+
+def weights_edited(folder: Path) -> None:
+    file = folder / "teacher" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] += 0.01
+    save_file(weights, file, {"format": "pt"})
+
+
+def template_edited(folder: Path) -> None:
+    file = folder / "teacher" / "chat_template.jinja"
+    file.write_text("!" + file.read_text())
+
+
+def answers_exchanged(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    one, other = rows[0]["messages"][1], rows[5]["messages"][1]
+    one["content"], other["content"] = other["content"], one["content"]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def put_in_place(*names: str) -> Callable[[Path], None]:
+    """Files of another teacher's store of the same records."""
+
+    def put(folder: Path) -> None:
+        for name in names:
+            shutil.copyfile(folder / "other/run/capture/store" / name, folder / "run/capture/store" / name)
+
+    return put
+
+
+def temperature_edited(folder: Path) -> None:
+    file = folder / "run/capture/store/store.json"
+    facts = facts_of(file.read_text(), "")
+    facts["identity"]["temperature"] = 2.0
+    file.write_text(sealed(facts))
+
+
+STALE, CHANGED = "made by other settings or other inputs", "has changed since it was written"
+
+
+@pytest.mark.parametrize(
+    ("edit", "overrides", "message"),
+    [
+        (weights_edited, (), STALE),
+        (template_edited, (), STALE),
+        (answers_exchanged, (), STALE),
+        (put_in_place("shard-00000.bin"), (), CHANGED),
+        (put_in_place("head.safetensors"), (), CHANGED),
+        (put_in_place("store.json"), (), CHANGED),
+        (put_in_place("store.json", "head.safetensors", "shard-00000.bin", "shard-00000.jsonl"), (), CHANGED),
+        (temperature_edited, (), CHANGED),
+        (None, ("train.teacher_system=Be brief.",), STALE),
+        (None, ("capture.dtype=int8",), STALE),
+        (None, ("data.split_seed=7",), STALE),
+        (None, ("seed=6",), STALE),
+    ],
+)
+def test_a_store_that_is_no_longer_of_the_recipe_is_refused(
+    captured: Path, edit: Callable[[Path], None] | None, overrides: tuple[str, ...], message: str
+) -> None:
+    """Edited in place, under the same names."""
+    if edit is not None:
+        edit(captured)
+    with pytest.raises(RunError, match=message):
+        run(captured / "recipe.yaml", captured / "run", *overrides, verb="train")
+
+
+def test_a_store_that_is_of_the_recipe_is_read(captured: Path) -> None:
+    run(captured / "recipe.yaml", captured / "run", verb="train")
 
 
 def test_layers_of_fewer_tokens_than_a_training_reads_are_refused(write: Write, tmp_path: Path) -> None:

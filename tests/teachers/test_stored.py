@@ -102,6 +102,9 @@ def test_a_micro_batch_without_rows_has_no_signals(teacher: StoredTeacher) -> No
         (replace(ROWS[0], input_ids=[9, *ROWS[0].input_ids[1:]]), "other tokens than when it was captured"),
         (replace(ROWS[0], labels=[IGNORE] * 4 + ROWS[0].labels[4:]), "other tokens than when it was captured"),
         (replace(ROWS[0], record_id=""), "no record id"),
+        (replace(row(4, 5), record_id=ROWS[0].record_id), "other tokens than when it was captured"),
+        (replace(ROWS[0], record_id=ROWS[3].record_id), "other tokens than when it was captured"),
+        (replace(ROWS[0], input_ids=ROWS[0].input_ids[::-1]), "other tokens than when it was captured"),
         (replace(row(1, 12), before_cut=ROWS[1].rendered), "and 7 were captured"),
     ],
 )

@@ -6,7 +6,7 @@ features.py     which inner tensors are kept beside it
 capturing.py    a teacher's batches into a store: bounded in memory, resumed after a kill
 served.py       a server's log-probabilities as a store
 written.py      the log-probabilities that a server gave with its answers, as a store
-fidelity.py     what the store loses on a sample, beside other estimators; whether storing pays
+store_report.py what the store loses on a sample, beside other estimators; whether storing pays
 stage.py        the stage
 
 No torch at import.

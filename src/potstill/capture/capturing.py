@@ -61,6 +61,8 @@ class Reading:
         for start in range(0, held.shape[0], size):
             rows = slice(start, min(start + size, held.shape[0]))
             logits = response.logits(rows) if isinstance(response, Head) else response.logits[rows]
+            if logits.device.type == "mps":  # estimators sum in double precision, which Apple's GPUs lack
+                logits = logits.cpu()
             log_p = logits.float().log_softmax(-1)
             if log_p[:, :1].isnan().any():  # one NaN or +∞ makes a whole row NaN
                 raise ModelError(

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from potstill.artifacts import read_json, write_atomically
-from potstill.capture.fidelity import Report
 from potstill.capture.plan import Plan, length_of
+from potstill.capture.store_report import Report
 from potstill.console import Console
 from potstill.data.reader import Collate
 from potstill.data.tokenize import IGNORE, Tokenized
@@ -380,10 +380,12 @@ def _own_by_weights(folder: Path, row: Tokenized, collate: Collate) -> NDArray[n
     """The log-probabilities of a row's learned tokens by the weights in a folder."""
     from potstill.objectives import token_statistics
     from potstill.signals import Ask, Batch
+    from potstill.teachers.base import input_device
     from potstill.teachers.local import LocalModel
 
-    batch = Batch.from_inputs(collate([row]))
-    signals = LocalModel(LocalTeacher(model=str(folder))).signals(batch, Ask(response=True))
+    model = LocalModel(LocalTeacher(model=str(folder)))
+    batch = Batch.from_inputs(collate([row]), input_device(model))
+    signals = model.signals(batch, Ask(response=True))
     response = signals.head or signals.dense
     if response is None:
         raise CapabilityError("the weights beside the tokenizer give no distributions", where=str(folder))

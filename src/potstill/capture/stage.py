@@ -77,8 +77,8 @@ def _sources(recipe: Recipe) -> Mapping[str, str]:
 def _write(recipe: Recipe, name: str, context: Context) -> None:
     from potstill.capture.capturing import Capturing
     from potstill.capture.features import NO_FEATURES, features_of
-    from potstill.capture.fidelity import report_of
     from potstill.capture.plan import plan_of, read_rows
+    from potstill.capture.store_report import report_of
     from potstill.models.resolve import resolve
     from potstill.recipe import weights_of
     from potstill.students.base import Materials
@@ -238,7 +238,7 @@ def _resolved(
         tau = float(json.loads(file.read_text(encoding="utf-8"))["tau"])
     else:
         context.console.say(f"capture: looking for tau, for {settings.bytes_per_token:g} bytes a token")
-        from potstill.capture.fidelity import tau_for
+        from potstill.capture.store_report import tau_for
 
         tau = tau_for(settings, capturing, plan)
         write_atomically(file, json.dumps({"tau": tau}))

@@ -27,6 +27,7 @@ from potstill.capture.capturing import Capturing, Reading
 from potstill.capture.estimators import Estimator
 from potstill.capture.plan import Plan, length_of
 from potstill.data.reader import Row
+from potstill.errors import RunError
 from potstill.models.anatomy import dims
 from potstill.models.resolve import locate
 from potstill.recipe import (
@@ -39,13 +40,16 @@ from potstill.recipe import (
     weights_of,
 )
 from potstill.signals import Head
-from potstill.store.codec import HIDDEN, LOGITS, Entries, decode, encode
+from potstill.store.codec import HIDDEN, LOGITS, TARGET_FLOOR, Entries, decode, encode
 from potstill.store.estimators import tau_for_budget
 from potstill.store.files import SignalStore, by_frequency, head_bytes, ranks_of
 
 _ENTRY_BYTES = 3.0
 _CHEAPER = 0.8
 """A warning is given if `threshold` has less than this share of the squared error, at no more bytes."""
+_FARTHEST = 0.5
+"""Nats a target between what was stored of a record and what the teacher says of it in another batch: rounding in
+bfloat16 makes less than a tenth of it."""
 _MUCH_LOST = 0.025
 """A warning is given if half the mass that `topk` does not keep is at least this."""
 
@@ -109,7 +113,11 @@ def report_of(
     store: SignalStore, capturing: Capturing, plan: Plan, settings: CaptureSettings, recipe: Recipe
 ) -> Report:
     """The store's losses on a sample, read back from its files, beside those of other estimators on that sample; and
-    the teacher's time, beside its time in trainings without a store."""
+    the teacher's time, beside its time in trainings without a store.
+
+    Raises:
+        RunError: what is stored of a record is not what the teacher says of it.
+    """
     seconds, tokens, encoding = capturing.seconds, capturing.tokens, capturing.encoding_seconds
     bytes_per_token = store.facts["bytes"] / max(store.facts["targets"] or sum(map(length_of, plan.rows)), 1)
     others = {name: registry.build(other) for name, other in _others(settings, bytes_per_token, store).items()}
@@ -118,6 +126,7 @@ def report_of(
         reading = capturing.read(rows)
         kept = [store.read(row.record_id, row.rendered) for row in rows]
         tables["stored"].append(_compared(reading, kept, capturing.temperature, bytes_per_token))
+        _check_read_back(reading, kept, tables["stored"][-1][:, _OWN])
         for name, estimator in others.items():
             blobs, entries = _encoded(reading, capturing, estimator)
             size = sum(map(len, blobs)) / max(reading.target_ids.shape[0], 1)
@@ -190,13 +199,31 @@ def _others(settings: CaptureSettings, size: float, store: SignalStore) -> dict[
 
 
 _Row = NDArray[np.float64]
-"""[targets, columns]: bytes, mse, tv, kl, confidence, hit, the teacher's confidence, its hit."""
+"""[targets, columns]: bytes, mse, tv, kl, confidence, hit; of the teacher confidence, hit, and the target's
+log-probability at temperature 1."""
+_OWN = 8
+
+
+def _check_read_back(reading: Reading, kept: Sequence[Entries], own: NDArray[np.float64]) -> None:
+    """Refuse a store in which a record has the signals of another, or of another teacher."""
+    stored = np.concatenate([np.zeros(0), *(entries.target_log_prob for entries in kept)])
+    apart = np.abs(np.maximum(own, TARGET_FLOOR) - stored)
+    for row, part in zip(reading.rows, np.split(apart, np.cumsum(reading.sizes)[:-1]), strict=True):
+        if part.size and part.mean() > _FARTHEST:
+            raise RunError(
+                f"what is stored of record {row.record_id!r} is not what the teacher says of it: its log-probabilities "
+                f"lie {part.mean():.2f} nats a target apart",
+                where="capture",
+                fix="capture again from nothing, in a new run folder",
+            )
 
 
 def _compared(reading: Reading, kept: Sequence[Entries], temperature: float, size: float) -> _Row:
     rows: list[Tensor] = []
     entries = [(offset, e) for e in kept for offset in range(e.entropy.size)]
+    own: list[Tensor] = []
     for some, log_p in reading.log_probabilities():
+        own.append(log_p.gather(1, reading.target_ids[some, None].to(log_p.device)))
         if temperature != 1.0:
             log_p = (log_p / temperature).log_softmax(-1)
         if isinstance(head := reading.response, Head) and HIDDEN in kept[0].tensors:
@@ -213,7 +240,7 @@ def _compared(reading: Reading, kept: Sequence[Entries], temperature: float, siz
             of_target = slice(int(e.offsets[offset]), int(e.offsets[offset + 1]))
             stored[place, torch.from_numpy(e.ids[of_target]).long()] = torch.from_numpy(e.weights[of_target])
         rows.append(_distances(log_p, stored.to(log_p), reading.target_ids[some]))
-    table = torch.cat(rows).double().cpu().numpy()
+    table = torch.cat([torch.cat(rows), torch.cat(own)], 1).cpu().double().numpy()
     return np.concatenate([np.full((table.shape[0], 1), size), table], axis=1)
 
 
