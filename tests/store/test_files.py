@@ -131,6 +131,25 @@ def test_a_store_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, kind:
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["shard-00001.bin.part", "shard-00001.jsonl.part", "shard-00000.bin"])
+@pytest.mark.parametrize("kind", ["threshold", "hidden"])
+def test_what_was_damaged_before_a_writer_goes_on_is_written_again(tmp_path: Path, kind: str, name: str) -> None:
+    """Else a digest over the damage would be believed, and no repair would find it."""
+    grid, chosen = GRIDS[kind], random.Random(name)
+    write(tmp_path / "whole", grid=grid)
+    for number in range(8):
+        folder = tmp_path / str(number)
+        write(folder, 8, grid)
+        content = bytearray((folder / name).read_bytes())
+        content[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
+        (folder / name).write_bytes(content)
+        if not name.endswith(".part"):
+            with pytest.raises(RunError, match=r"shard-00000.bin was damaged since it was written"):
+                write(folder, grid=grid)
+        write(folder, grid=grid)
+        assert digests(folder) == digests(tmp_path / "whole")
+
+
 KILLED = """
 import sys, time
 from pathlib import Path

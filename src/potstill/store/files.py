@@ -138,13 +138,21 @@ class StoreWriter:
         """Write `store.json`, which makes the folder a store.
 
         Raises:
-            RunError: sequences, or the output layer of a store of hidden states, are missing; or the disk is full.
+            RunError: sequences, or the output layer of a store of hidden states, are missing; a shard was damaged since
+                it was written (it is removed, so that it is written again); or the disk is full.
         """
         if (left := next(self.missing(), None)) is not None:
             raise RunError(f"sequence {left[1]} of shard {left[0]} is not written yet", where=str(self.folder))
         shards = []
         for number, sequences in enumerate(self.shards):
             data, index = self._name(number, "bin"), self._name(number, "jsonl")
+            if self._whole(number, data, index.read_bytes().splitlines()) < len(sequences):
+                discard(self.folder, [data.name])
+                raise RunError(
+                    f"{data.name} was damaged since it was written, and is removed",
+                    where=str(self.folder),
+                    fix="the same command again writes this shard alone",
+                )
             described = {"sequences": len(sequences), "index_sha256": file_digest(index)}
             shards.append({**self._described(data), **described})
         beside = [file for file in sorted((self.folder / TOKENIZER).rglob("*")) if file.is_file()]
@@ -234,14 +242,11 @@ class StoreWriter:
                 index.unlink(missing_ok=True)
                 data.unlink(missing_ok=True)
                 continue
-            lines, size, kept = index.read_bytes().split(b"\n")[:-1], data.stat().st_size, 0
-            for line in lines:
-                if json.loads(line)["offset"] + json.loads(line)["bytes"] > size:
-                    break
-                kept += 1
+            lines = index.read_bytes().split(b"\n")[:-1]
+            kept = self._whole(shard, data, lines)
             last = json.loads(lines[kept - 1]) if kept else {"offset": 0, "bytes": 0}
             if kept:
-                head = _head_of(data.read_bytes(), self.grid.vocab)
+                head = _head_of(_mapped(data), self.grid.vocab)
                 self._ranks = ranks_of(_ids_of_head(head, self.grid.vocab), self.grid.vocab)
                 self._head_crc = zlib.crc32(head)
             os.truncate(data, last["offset"] + last["bytes"])
@@ -253,6 +258,21 @@ class StoreWriter:
             return
         first = next((n for n in range(len(self.shards)) if not self._name(n, "bin").is_file()), len(self.shards))
         self._shard, self._within = first, 0
+
+    def _whole(self, shard: int, data: Path, lines: Sequence[bytes]) -> int:
+        """How many of a shard's sequences, from the first on, are those that were planned and have their checksums."""
+        content = _mapped(data)
+        head = zlib.crc32(_head_of(content, self.grid.vocab))
+        for number, (text, sequence) in enumerate(zip(lines, self.shards[shard], strict=False)):
+            try:
+                line = json.loads(text)
+                blob = content[line["offset"] : line["offset"] + line["bytes"]]
+                as_planned = line.items() >= asdict(sequence).items()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return number
+            if not as_planned or len(blob) < line["bytes"] or zlib.crc32(blob, head) != line["crc32"]:
+                return number
+        return min(len(lines), len(self.shards[shard]))
 
     def _check_plan(self) -> None:
         """Refuse a folder in which an earlier attempt wrote another store."""
@@ -324,7 +344,7 @@ class SignalStore:
             file = folder / described["name"]
             if not file.is_file() or file.stat().st_size != described["bytes"]:
                 raise DataError(f"{described['name']} is missing or cut", where=str(folder), fix=_REPAIR)
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: dict[int, bytes | mmap.mmap] = {}
         self._heads: dict[int, bytes] = {}
         self._orders: dict[int, NDArray[np.int32]] = {}
         self._places: dict[str, tuple[int, dict[str, Any]]] | None = None
@@ -418,11 +438,16 @@ class SignalStore:
             self._orders[shard] = ids_of_ranks(frequent, self.grid.vocab)
         return self._orders[shard]
 
-    def _mapped(self, shard: int) -> mmap.mmap:
+    def _mapped(self, shard: int) -> bytes | mmap.mmap:
         if shard not in self._maps:
-            with (self.folder / self.facts["shards"][shard]["name"]).open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[shard] = _mapped(self.folder / self.facts["shards"][shard]["name"])
         return self._maps[shard]
+
+
+def _mapped(file: Path) -> bytes | mmap.mmap:
+    """The bytes of a file, which are read when they are used."""
+    with file.open("rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
 
 
 def discard(folder: Path, names: Sequence[str]) -> None:
