@@ -135,6 +135,7 @@ def killed(path: Path, folder: Path, kills: int, seed: str) -> tuple[int, int]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_20_random_moments_it_is_byte_for_byte_the_same(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
