@@ -96,7 +96,8 @@ class Evaluation:
                 why = f"its server gave no distribution at {without:,} of the {self.batches.targets:,} held-out targets"
                 self.notes.append(self.models.without_teacher(why))
                 return None
-            nll = float(stored.scores(lambda _: None, ()).nll.mean(dtype=np.float64))
+            own = [stored.batch(index).stored["target_log_prob"] for index in range(len(self.batches))]
+            nll = -float(torch.cat(own).double().mean())
             self.notes.append(
                 "The teacher is a server: its likeliest tokens are read from the store of capture. KL is that of these "
                 f"and all others as one, a lower bound. Its own NLL of the held-out targets is {nll:.3f} nats; it has "

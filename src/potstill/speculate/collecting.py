@@ -29,7 +29,7 @@ from potstill.models.anatomy import dims
 from potstill.signals import Sparse
 from potstill.store.codec import Entries, Grid
 from potstill.store.estimators import joined, threshold
-from potstill.store.files import Planned, StoreWriter
+from potstill.store.files import TOKENIZER, Planned, StoreWriter
 from potstill.teachers.stored import StoredTeacher
 from potstill.types import digest
 
@@ -156,11 +156,11 @@ class Collector:
         planned = [Planned(record, row.rendered, len(row.learned), len(row)) for record, row in rows.items()]
         with StoreWriter(folder / STORE, identity, grid, [planned]) as writer:
             missing = {place for _, place in writer.missing()}
-            entries = [kept.entries for place, kept in enumerate(self._texts.values()) if place in missing]
-            writer.append([(of_text, dice.random(of_text.ids.size)) for of_text in entries])
+            wanted = [text for place, text in enumerate(self._texts.items()) if place in missing]
+            writer.append([(record, kept.entries, dice.random(kept.entries.ids.size)) for record, kept in wanted])
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder / STORE / TOKENIZER)
             writer.finish()
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder / STORE / "tokenizer")
         lines = (
             json.dumps({"record": record, "input_ids": row.input_ids, "prompt": len(self._texts[record].prompt)})
             for record, row in rows.items()
