@@ -49,7 +49,8 @@ def check(tmp_path: Path, model: Path) -> Check:
         }
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
         found = check_recipe(load_recipe(tmp_path / "recipe.yaml"))
-        return "\n".join(f"{finding.level}: {finding.text}" for finding in found.found)
+        lines = [f"{finding.level}: {finding.text}" for finding in found.found]
+        return "\n".join([*lines, json.dumps(found.figures, default=str)])
 
     return checked
 
@@ -111,3 +112,49 @@ def test_the_store_that_makes_both_models_fit_is_named(
     monkeypatch.setattr(cost, "available_memory", lambda: 18 * size)
     found = check(train={"objectives": [{"kind": "reverse_kl"}, {"kind": "hidden_mse"}]})
     assert "one after the other they fit: add `capture: {kind: hidden, features: asked}`" in found
+
+
+@pytest.mark.parametrize(
+    ("teacher_rows", "student_rows", "said"),
+    [
+        (0, 0, "fact: both output layers have {n:,} rows, one for each token"),
+        (64, 64, "fact: {rows}; those beyond the tokens are padding"),
+        (64, 0, "fact: {rows}; the first {n:,} are compared"),
+        (0, -3, "warning: {rows}; the first {s:,} are compared, and 3 tokens have no row in both"),
+    ],
+)
+def test_padded_output_layers_are_named_and_tokens_without_a_row_are_warned_of(
+    check: Check, model: Path, teacher_rows: int, student_rows: int, said: str
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    tokens = config["vocab_size"]
+    teacher, student = tokens + teacher_rows, tokens + student_rows
+    files = [{"config.json": json.dumps({**config, "vocab_size": size})} for size in (teacher, student)]
+    found = check(*files, train={"objectives": [{"kind": "forward_kl"}]})
+    rows = f"output layers for {tokens:,} tokens: the teacher's has {teacher:,} rows, the student's {student:,}"
+    assert said.format(n=tokens, s=student, rows=rows) in found
+
+
+@pytest.mark.parametrize(
+    ("capture", "objectives", "of_row"),
+    [
+        ({"kind": "threshold", "bytes_per_token": 20}, [{"kind": "forward_kl"}], lambda tokens, wide: 20 * tokens),
+        (
+            {"kind": "hidden", "dtype": "bfloat16", "features": "asked"},
+            [{"kind": "forward_kl"}, {"kind": "hidden_mse", "layers": "last"}],
+            lambda tokens, wide: (6 + 2 * wide + 2 * wide) * tokens,
+        ),
+    ],
+)
+def test_each_stages_disk_is_said_and_warned_of_where_all_together_do_not_fit(
+    check: Check, model: Path, monkeypatch: pytest.MonkeyPatch, capture: Any, objectives: Any, of_row: Any
+) -> None:
+    free = shutil.disk_usage(model)._replace(free=1000)
+    monkeypatch.setattr(cost.shutil, "disk_usage", lambda _: free)
+    recipe = {"capture": capture, "train": {"objectives": objectives}}
+    found = check(student=None, **recipe)
+    assert "warning: disk, at most: store" in found and "checkpoints" in found and "1 kB are free here" in found
+    wide = json.loads((model / "config.json").read_text())["hidden_size"]
+    figures = json.loads(found.splitlines()[-1])
+    assert figures["disk_bytes"]["store"] == figures["store_bytes"] == of_row(figures["tokens_a_pass"], wide)
+    assert figures["disk_bytes"]["all"] == sum(size for part, size in figures["disk_bytes"].items() if part != "all")

@@ -6,6 +6,7 @@ import pytest
 from train.recipes import write_recipe
 
 from potstill.console import Console
+from potstill.data import Tokenized, read_sides, reader_of
 from potstill.errors import DataError
 from potstill.recipe import load_recipe
 from potstill.train.probe import _nll_line, probe_training
@@ -30,6 +31,18 @@ def test_a_probe_states_peak_memory_apart_and_together_and_the_teachers_own_nll(
     assert set(figures["peak_bytes"]) == {"teacher", "student", "together"}
     assert all(size > 50e6 for size in figures["peak_bytes"].values()), "of the process, torch included"
     assert 0 < figures["teacher_nll"] < 12 and any("the teacher's own NLL of" in line for line in lines)
+
+
+def test_with_a_store_a_probe_says_how_long_the_teacher_reads_for_it(tmp_path: Path, tiny_llama: Path) -> None:
+    """Both sides of the data, at the rate at which it read a few batches."""
+    recipe = load_recipe(write_recipe(tmp_path, tiny_llama, capture={"kind": "threshold"}))
+    lines, figures = probe_training(recipe, Console("quiet"))
+    reader = reader_of(recipe, tiny_llama)
+    sides = read_sides(recipe.data)
+    rows = [row for record in (*sides.train, *sides.held_out) for row in reader.rows(record)]
+    tokens = sum(len(row) for row in rows if isinstance(row, Tokenized))
+    assert figures["capture_seconds"] == pytest.approx(tokens / figures["teacher_tokens_per_second"], abs=1, rel=0.1)
+    assert any("the store of the teacher's signals: about" in line for line in lines)
 
 
 def test_a_teacher_that_the_text_surprises_is_named() -> None:

@@ -67,6 +67,7 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (models.adapter_fits, ("generate", "train")),
     (models.a_tokenizer_is_there, ("generate", "capture", "train")),
     (models.tokenizers_agree, ("generate", "capture", "train")),
+    (models.heads_cover_the_tokens, ("generate", "capture", "train")),
     (models.classes_are_named, ("generate", "train")),
     (models.objectives_fit_the_models, ("generate", "train")),
     (speculation.draft_fits_its_target, ("generate", "capture", "train", "speculate")),
@@ -107,7 +108,7 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (policy.licences_allow_it, ALL),
     (cost.conversions_are_announced, ("generate", "capture", "train")),
     (cost.memory_is_estimated, ("capture", "train")),
-    (cost.disk_suffices, ("train",)),
+    (cost.disk_suffices, ("capture", "train")),
     (cost.time_is_estimated, ("generate", "capture", "train")),
 )
 """Every precondition, in order, with the verbs that require it. A problem of a later stage thus stops a run before an

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from potstill.check.cost import gigabytes
 from potstill.check.findings import Finding, warning
 from potstill.check.inputs import Inputs
 from potstill.check.models import sizes_of, student_sizes
@@ -18,6 +19,8 @@ from potstill.recipe import (
     HiddenSettings,
     MiniLMv1,
     MiniLMv2,
+    Modules,
+    PooledSettings,
     SampledCapture,
     ThresholdCapture,
     TopKCapture,
@@ -48,24 +51,31 @@ def store_is_described(inputs: Inputs) -> Iterator[Finding]:
     yield Finding("capture", f"{_described(capture)} of {capture.teacher!r}: {permits}")
     known = inputs.facts(inputs.recipe.teachers[capture.teacher])
     config = known.config if known is not None else {}
-    features = feature_bytes(inputs, capture)
+    features, pooled = feature_bytes(inputs, capture) or (None, 0)
     if features:
         yield Finding("capture", f"layers and relations take some {features:,} bytes a token ({capture.feature_dtype})")
-    if not inputs.recipe.spec.has_vocabulary:
-        return  # a response of classes, and an embedding, are rows of examples
-    size = bytes_per_token(capture, config.get("hidden_size"), config.get("vocab_size"))
-    size = None if size is None else size + (features or 0)
     tokens = inputs.figures.get("tokens_at_most") or inputs.figures.get("tokens_a_pass")
-    if size is None or not tokens:
+    if features is None or not tokens:
         return
-    inputs.figures["store_bytes"] = needed = round(size * int(tokens))
-    text = f"the store takes at most {needed / 1e6:,.1f} MB, at some {size:.0f} bytes a token"
+    if inputs.recipe.spec.has_vocabulary:
+        size = bytes_per_token(capture, config.get("hidden_size"), config.get("vocab_size"))
+        a_record = pooled
+    else:
+        size, classes = 0.0, len(inputs.sides.classes) if inputs.sides is not None else 0
+        a_record = pooled + (classes * _FLOAT_BYTES[capture.dtype] if isinstance(capture, DenseCapture) else 0)
+    if size is None:
+        return
+    size += features
+    needed = round(size * int(tokens) + a_record * int(inputs.figures.get("records", 0)))
+    inputs.figures["store_bytes"] = needed
+    each = [f"{size:,.0f} bytes a token"] * (size > 0) + [f"{a_record:,} bytes a record"] * (a_record > 0)
+    text = f"the store takes at most {gigabytes(needed)}, at some {' and '.join(each)}"
     free = shutil.disk_usage(Path()).free
-    yield Finding("capture", text) if needed < free else warning("capture", f"{text}; {free / 1e6:,.0f} MB are free")
+    yield Finding("capture", text) if needed < free else warning("capture", f"{text}; {gigabytes(free)} are free")
 
 
-def feature_bytes(inputs: Inputs, capture: CaptureSettings) -> int | None:
-    """Bytes a token of the inner tensors that are kept, embeddings left out; None if files do not tell."""
+def feature_bytes(inputs: Inputs, capture: CaptureSettings) -> tuple[int, int] | None:
+    """Bytes of the inner tensors that are kept: of a token, and (embeddings) of a record; None if files do not tell."""
     teacher, student = sizes_of({}), student_sizes(inputs)
     known = inputs.facts(inputs.recipe.teachers[capture.teacher])
     if known is not None and not known.module:
@@ -76,12 +86,16 @@ def feature_bytes(inputs: Inputs, capture: CaptureSettings) -> int | None:
         if layers[0] is None or layers[1] is None:
             return None
         names = set(_asked(inputs, layers[0], layers[1]))
-    widths = [teacher[_WIDTH[kind]] for name in names if (kind := name.partition(".")[0]) in _WIDTH]
-    known_widths = [width for width in widths if width is not None]
-    return sum(known_widths) * _FLOAT_BYTES[capture.feature_dtype] if len(known_widths) == len(widths) else None
+    found = {"token": 0, "record": 0}
+    for kind in (name.partition(".")[0] for name in names):
+        width = teacher[_WIDTH[kind]] if kind in _WIDTH else None
+        if width is None:
+            return None
+        found["record" if kind == "pooled" else "token"] += width * _FLOAT_BYTES[capture.feature_dtype]
+    return found["token"], found["record"]
 
 
-_WIDTH = {"hidden": "hidden", "queries": "queries", "keys": "keys", "values": "keys"}
+_WIDTH = {"hidden": "hidden", "queries": "queries", "keys": "keys", "values": "keys", "pooled": "hidden"}
 
 
 def _asked(inputs: Inputs, student: int, teacher: int) -> Iterator[str]:
@@ -96,6 +110,9 @@ def _asked(inputs: Inputs, student: int, teacher: int) -> Iterator[str]:
             yield from (f"{kind}.{teacher - 1}" for kind in ("queries", "keys", "values"))
         if isinstance(objective, MiniLMv2):
             yield from (f"{kind}.{objective.teacher_layer % teacher}" for kind in objective.relations)
+        if isinstance(objective, PooledSettings) and not isinstance(objective.at, Modules):
+            layer = teacher if objective.at == "last" else objective.at[1] % (teacher + 1)
+            yield f"pooled.{layer}.{objective.pooling}"
 
 
 def bytes_per_token(capture: CaptureSettings, width: int | None, vocab: int | None = None) -> float | None:

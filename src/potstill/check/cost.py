@@ -51,8 +51,8 @@ def conversions_are_announced(inputs: Inputs) -> Iterator[Finding]:
         memory, seconds = known.conversion.bytes, known.conversion.seconds
         inputs.figures |= {"conversion_bytes": memory, "conversion_seconds": round(seconds)}
         text = (
-            f"{name} is converted once: about {_gigabytes(memory)} of memory, {_duration(seconds)}, and "
-            f"{_gigabytes(4 * known.parameters)} of disk for its weights in fp32"
+            f"{name} is converted once: about {gigabytes(memory)} of memory, {_duration(seconds)}, and "
+            f"{gigabytes(4 * known.parameters)} of disk for its weights in fp32"
         )
         yield _within_memory(memory, Finding("cost", text))
 
@@ -76,18 +76,16 @@ def memory_is_estimated(inputs: Inputs) -> Iterator[Finding]:
         if recipe.capture is not None:
             inputs.figures["memory_bytes_apart"] = {"capture": teacher, "training": sum(parts.values())}
             text = (
-                f"memory in capture: teacher {_gigabytes(teacher)}, and activations; training loads no teacher "
-                f"(together they would take {_gigabytes(teacher + sum(parts.values()))})"
+                f"memory in capture: teacher {gigabytes(teacher)}, and activations; training loads no teacher "
+                f"(together they would take {gigabytes(teacher + sum(parts.values()))})"
             )
             yield _within_memory(teacher, Finding("cost", text))
         else:
             parts = {"teacher": teacher, **parts}
     total = sum(parts.values())
     inputs.figures["memory_bytes"] = {**{name.replace(" ", "_"): size for name, size in parts.items()}, "all": total}
-    named = " + ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size)
-    found = _within_memory(
-        total, Finding("cost", f"memory in training: {named} = {_gigabytes(total)}, and activations")
-    )
+    named = " + ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
+    found = _within_memory(total, Finding("cost", f"memory in training: {named} = {gigabytes(total)}, and activations"))
     if "teacher" in parts and found.level == "warning":
         apart = max(parts["teacher"], total - parts["teacher"])
         if _within_memory(apart, Finding("cost", "")).level == "fact":
@@ -177,7 +175,8 @@ def _trained_tokens(inputs: Inputs) -> int:
     if train is None or not inputs.task.reads_text or not figures.get("records"):
         return 0
     if inputs.recipe.generate is not None:
-        a_pass: float = int(figures.get("tokens_at_most", 0)) * figures["train"] / figures["records"]
+        asked = max(int(figures.get("records_asked", figures["records"])), 1)
+        a_pass: float = int(figures.get("tokens_at_most", 0)) * figures["train"] / asked
         rows = figures["train"] * getattr(inputs.recipe.generate, "samples", 1)
     else:
         a_pass = int(figures.get("tokens_a_pass", 0)) * figures["train"] / figures["records"]
@@ -189,23 +188,33 @@ def _trained_tokens(inputs: Inputs) -> int:
 
 
 def disk_suffices(inputs: Inputs) -> Iterator[Finding]:
-    """The student, and the checkpoints of a training, fit on the disk of the current folder."""
-    student, train = inputs.figures.get("student_parameters"), inputs.recipe.train
-    if student is None or train is None:
+    """What each stage keeps fits, all together, on the disk of the current folder: the store, the trained models, the
+    checkpoints of a training, the exports."""
+    recipe, student = inputs.recipe, inputs.figures.get("student_parameters")
+    parts = {"store": int(inputs.figures.get("store_bytes", 0))}
+    if student is not None and recipe.train is not None:
+        train = recipe.train
+        kept = int(train.args.get("save_total_limit") or 2) + 1  # one is written before another is removed
+        parts |= {
+            "trained models": 4 * student * len(train.trainings),
+            "checkpoints": kept * (4 + _OPTIMISER_BYTES) * student,
+            "exports": 4 * student * len(recipe.export),
+        }
+    needed = sum(parts.values())
+    if not needed:
         return
-    kept = int(train.args.get("save_total_limit") or 2) + 1  # one is written before another is removed
-    needed = student * (4 * (len(train.trainings) + len(inputs.recipe.export)) + kept * (4 + _OPTIMISER_BYTES))
-    inputs.figures["disk_bytes"] = needed
+    inputs.figures["disk_bytes"] = {**{name.replace(" ", "_"): size for name, size in parts.items()}, "all": needed}
     free = shutil.disk_usage(Path()).free
-    if needed > free:
-        yield warning("cost", f"disk: about {_gigabytes(needed)} are needed, and {_gigabytes(free)} are free here")
+    named = " + ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
+    text = f"disk, at most: {named} = {gigabytes(needed)}; {gigabytes(free)} are free here"
+    yield warning("cost", text) if needed > free else Finding("cost", text)
 
 
 def _within_memory(needed: float, finding: Finding) -> Finding:
     available = available_memory()
     if available is None or needed <= available:
         return finding
-    return warning(finding.topic, f"{finding.text}; only {_gigabytes(available)} of memory are available now")
+    return warning(finding.topic, f"{finding.text}; only {gigabytes(available)} of memory are available now")
 
 
 def available_memory() -> int | None:
@@ -226,7 +235,10 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _gigabytes(size: float) -> str:
+def gigabytes(size: float) -> str:
+    """A size for a person."""
+    if size < 1e6:
+        return f"{size / 1e3:,.0f} kB"
     return f"{size / GIGABYTE:,.1f} GB" if size >= 0.1 * GIGABYTE else f"{size / 1e6:,.0f} MB"
 
 

@@ -436,6 +436,32 @@ def tokenizers_agree(inputs: Inputs) -> None:
             )
 
 
+def heads_cover_the_tokens(inputs: Inputs) -> Iterator[Finding]:
+    """The output layers of both models, which are often padded to more rows than there are tokens: rows that only one
+    has are left out of a comparison, and every token should have one in both."""
+    if not inputs.is_taught or not inputs.task.has_vocabulary or (tokens := _highest_id(inputs)) is None:
+        return
+    teacher, student = inputs.facts(inputs.teacher), inputs.recipe.student
+    theirs = None if teacher is None or teacher.module else size_in(teacher.config, "vocab_size")
+    own = theirs if student is not None and student.begins_with_teacher else None
+    if isinstance(student, Existing) and (known := inputs.facts(student)) is not None and not known.module:
+        own = size_in(known.config, "vocab_size")
+    elif isinstance(student, FromConfig):
+        own = size_in(inputs.student_config() or {}, "vocab_size")
+    if theirs is None or own is None:
+        return
+    if theirs == own == tokens:
+        yield Finding("teachers", f"both output layers have {tokens:,} rows, one for each token")
+        return
+    shared = min(theirs, own)
+    text = f"output layers for {tokens:,} tokens: the teacher's has {theirs:,} rows, the student's {own:,}"
+    text += f"; the first {shared:,} are compared" if theirs != own else "; those beyond the tokens are padding"
+    if shared >= tokens:
+        yield Finding("teachers", text)
+    else:
+        yield warning("teachers", f"{text}, and {tokens - shared:,} tokens have no row in both")
+
+
 _FEW = 0.01
 """The share of a GGUF file's tokens that its conversion may write differently (unused and special ones)."""
 

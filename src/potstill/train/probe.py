@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
     Returns:
         Lines for a person, and figures: `head_difference` (student's, as a share of the largest logit),
         `step_seconds`, `step_tokens`, `training_seconds` (the whole training, without held-out measurements),
-        `student_parameters`; `teacher_nll` (nats a target, of language models) and `peak_bytes` (of this process, or
-        of the GPU: `teacher`, `student`, `together`).
+        `student_parameters`; `teacher_nll` (nats a target, of language models), `teacher_tokens_per_second`, with a
+        store `capture_seconds`, and `peak_bytes` (of this process, or of the GPU: `teacher`, `student`, `together`).
 
     Raises:
         PotstillError: a model cannot be loaded, the tokenizers differ, a head cannot be read, or an objective lacks
@@ -50,14 +51,14 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
     if recipe.train is None:
         return ["there is no train section, so nothing to try"], {}
     train, models = recipe.train, find_models(recipe, console)
-    reader, rows = _rows(recipe, models.tokenizer)
+    reader, rows, sides_share = _rows(recipe, models.tokenizer)
     stage = recipe.train.in_stages[0]
     taught = any(o.needs().teacher for o in stage.objectives)
     peaks: dict[str, int | None] = {}
-    nll = None
+    read = None
     if taught and (teacher := make_teacher(models)) is not None:
         with quiet_loading(), watched() as memory:
-            nll = _teacher_nll(teacher, reader, rows)
+            read = _teacher_alone(teacher, reader, rows)
         peaks["teacher"] = most(memory)
         del teacher
     with tempfile.TemporaryDirectory() as folder, quiet_loading():
@@ -99,16 +100,20 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
     known = {name: size for name, size in peaks.items() if size is not None}
     whole, precision = seconds * steps, "bf16" if arguments.bf16 else "fp32"
     text = SPECS[recipe.task].reads_text
+    answered = recipe.generate is None  # what stands in for answers that are not written yet is no text
+    stored = sides_share * sum(map(_size_of, rows.train)) if recipe.capture is not None else 0.0
+    capture = stored / read.rate if read is not None and stored else None
     head_line = f"the student's logits, as the losses read them, are its own (within {difference:.0e} of the largest)"
     lines = [
         *(["student and teacher speak the same tokens, through the same template"] if taught and text else []),
         *([head_line] if SPECS[recipe.task].has_vocabulary else []),
-        *([_nll_line(*nll)] if nll is not None and recipe.generate is None else []),
+        *([_nll_line(read.nll, read.targets, read.vocab)] if read is not None and answered and read.targets else []),
         *([f"peak memory: {_peaks_line(known)}"] if known else []),
         f"a step of {len(rows.train[:rows_per_step])} {'records' if text else 'images'}"
         f"{f', {tokens:,} tokens' if text else ''}: {seconds:,.1f} s, {tokens / max(seconds, 1e-9):,.0f} "
         f"{'tokens' if text else 'images'}/s in {precision} on {models.device.type}",
         f"all {steps:,} steps: about {_duration(whole)}",
+        *([f"the store of the teacher's signals: about {_duration(capture)}"] if capture is not None else []),
     ]
     figures = {
         "head_difference": difference,
@@ -118,8 +123,9 @@ def probe_training(recipe: Recipe, console: Console) -> tuple[list[str], dict[st
         "training_seconds": round(whole),
         "student_parameters": built.facts["parameters"],
         "peak_bytes": known,
-        # What stands in for answers that are not written yet is no text.
-        **({"teacher_nll": round(nll[0], 4)} if nll is not None and recipe.generate is None else {}),
+        **({"teacher_nll": round(read.nll, 4)} if read is not None and answered and read.targets else {}),
+        **({"teacher_tokens_per_second": round(read.rate, 1)} if read is not None and text else {}),
+        **({"capture_seconds": round(capture)} if capture is not None else {}),
     }
     return lines, figures
 
@@ -137,22 +143,48 @@ _SURPRISED = 0.5
 """An NLL above this share of log V, what guessing costs, is named as high."""
 
 
-def _teacher_nll(teacher: Teacher, reader: TaskReader, rows: Rows) -> tuple[float, int, int] | None:
-    """The teacher's mean NLL of some learned tokens in nats, their number, and its vocabulary; None of models without
-    a vocabulary (which read the rows all the same, so that their memory is seen)."""
+@dataclass(frozen=True)
+class _Read:
+    """What a teacher found in some rows: the sum of its NLL over learned tokens in nats, their number (0 of models
+    without a vocabulary, whose memory and time are seen all the same), its vocabulary, and tokens (or images)
+    a second."""
+
+    total: float
+    targets: int
+    vocab: int
+    rate: float
+
+    @property
+    def nll(self) -> float:
+        """Nats a target."""
+        return self.total / self.targets
+
+
+def _teacher_alone(teacher: Teacher, reader: TaskReader, rows: Rows) -> _Read:
+    """The teacher reads a few batches. The first of several is left out of its rate: it has what is done once."""
     collate, total, targets = reader.collator(), 0.0, 0
     chosen = rows.train[:: max(1, len(rows.train) // (_BATCHES * _ROWS))][: _BATCHES * _ROWS]
     spec = SPECS[reader.task]
     last = frozenset() if spec.has_response else frozenset({f"hidden.{teacher.dims.layers}"})
+    times: list[tuple[int, float]] = []
     for start in range(0, len(chosen), _ROWS):
-        batch = Batch.from_inputs(collate(chosen[start : start + _ROWS]), input_device(teacher))
+        some = chosen[start : start + _ROWS]
+        batch = Batch.from_inputs(collate(some), input_device(teacher))
+        began = time.monotonic()
         signals = teacher.signals(batch, Ask(spec.has_response, last))
         response = signals.head or signals.dense
-        if response is None or not spec.has_vocabulary:
-            continue
-        found = token_statistics(response, None, batch.target_ids.to(_place(response))).nll_student
-        total, targets = total + float(found.sum()), targets + found.numel()
-    return (total / targets, targets, teacher.dims.vocab) if targets else None
+        if response is not None and spec.has_vocabulary:
+            found = token_statistics(response, None, batch.target_ids.to(_place(response))).nll_student
+            total, targets = total + float(found.sum()), targets + found.numel()
+        times.append((sum(map(_size_of, some)), time.monotonic() - began))
+    timed = times[1:] or times
+    rate = sum(size for size, _ in timed) / max(sum(seconds for _, seconds in timed), 1e-9)
+    return _Read(total, targets, teacher.dims.vocab, rate)
+
+
+def _size_of(row: Row) -> int:
+    """Tokens of a row, or one image."""
+    return len(getattr(row, "input_ids", (0,)))
 
 
 def _place(response: Head | Dense) -> torch.device:
@@ -188,9 +220,12 @@ def _steps(recipe: Recipe, device: torch.device, rows: int) -> int:
     )
 
 
-def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows]:
-    """The training rows. A prompt that is not answered yet gets an answer of the maximum length of `generate`, made of
-    its own tokens repeated: only its length matters here."""
+def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows, float]:
+    """The training rows, and both sides as a multiple of the training side.
+
+    A prompt that is not answered yet gets an answer of the maximum length of `generate`, made of its own tokens
+    repeated: only its length matters here.
+    """
     sides = read_sides(recipe.data)
     reader = reader_of(recipe, tokenizer, sides.classes)
     samples = getattr(recipe.generate, "samples", 1)
@@ -204,7 +239,8 @@ def _rows(recipe: Recipe, tokenizer: Path | None) -> tuple[TaskReader, Rows]:
                 rows += [_answered(example, reader.chat, length)] * (samples if example.is_prompt else 0)
     if not rows:
         raise DataError("there is nothing to learn from", where="data", fix="give records with answers")
-    return reader, Rows(rows, [], tuple(sides.classes))
+    share = (len(sides.train) + len(sides.held_out)) / max(len(sides.train), 1)
+    return reader, Rows(rows, [], tuple(sides.classes)), share
 
 
 def _answered(record: Record, chat: ChatTokenizer, length: int) -> Tokenized:
