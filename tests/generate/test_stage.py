@@ -13,7 +13,7 @@ from generate.run_generate import main
 
 from potstill.artifacts import Artifact, Work, read_artifact
 from potstill.console import Console
-from potstill.data import load_records, load_rejects, split_of
+from potstill.data import load_records, load_rejects, read_sides, split_of
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.stage import stage
 from potstill.recipe import Recipe, load_recipe
@@ -141,3 +141,22 @@ def test_progress_is_shown_in_tokens_with_the_time_left(
     assert all("tokens/s" in line and "left" in line for line in lines[1:-1]) and len(lines) >= 7
     written, expected = (int(word.replace(",", "")) for word in lines[-2].split()[1:4:2])
     assert written == expected < 800
+
+
+def test_held_out_records_keep_the_answers_of_the_data_and_are_not_asked(tmp_path: Path) -> None:
+    """Students of different texts are measured on the same ones."""
+    lines = [json.dumps({"prompt": f"question {n}", "completion": f"reference {n}"}) for n in range(40)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    calls = f"teacher.calls={tmp_path / 'calls'}"
+    records = generate(tmp_path / "recipe.yaml", "generate.held_out=given", calls).path / "records.parquet"
+    train, held_out = load_records(records, side="train"), load_records(records, side="held_out")
+    assert (len(train), len(held_out)) == (30, 10)
+    assert sum(map(int, (tmp_path / "calls").read_text().split())) == 30
+    assert held_out == list(read_sides(load_recipe(tmp_path / "recipe.yaml").data).held_out)
+    assert all("reference" not in (record.messages or ({},))[-1]["content"] for record in train)
+
+
+def test_held_out_prompts_without_an_answer_are_asked_all_the_same(recipe_file: Path) -> None:
+    records = generate(recipe_file, "generate.held_out=given").path / "records.parquet"
+    assert len(load_records(records, side="held_out")) == 10

@@ -68,7 +68,7 @@ def verifiers_can_judge(inputs: Inputs) -> None:
         keys = (own,) if own is not None else references_of(verify)
         prompts = [
             with_reference(prompt, record, *keys)
-            for record in (*inputs.records("train"), *inputs.records("held_out"))
+            for record in (*inputs.records("train"), *inputs.asked_held_out())
             if isinstance(prompt := as_prompt(record, turns=True), Record)
         ]
         if prompts:
@@ -118,7 +118,7 @@ def prompts_fit(inputs: Inputs) -> Iterator[Finding]:
     context = stated or (known.context_length if known is not None else None)
     longest = int(getattr(generate, "max_new_tokens", 0))
     filled, short, refused, looked_at, seen = 0, 0, Counter[str](), 0, set[int]()
-    for record in islice((*inputs.records("train"), *inputs.records("held_out")), RECORDS_READ):
+    for record in islice((*inputs.records("train"), *inputs.asked_held_out()), RECORDS_READ):
         admitted = admit(record, chat.template is not None, seen, lambda prompt: len(ids_of(prompt, chat)))
         if isinstance(admitted, Admitted):
             looked_at += 1
@@ -204,8 +204,9 @@ def generation_is_estimated(inputs: Inputs) -> Iterator[Finding]:
             where="generate.token_budget",
             fix=f"set it to {longest:,} (generate.max_new_tokens) or more",
         )
-    lines, costs = estimate(recipe, [*inputs.asked()[0], *inputs.records("held_out")])
-    inputs.figures |= costs
+    records = [*inputs.asked()[0], *inputs.asked_held_out()]
+    lines, costs = estimate(recipe, records)
+    inputs.figures |= {**costs, "records_asked": len(records)}
     yield from facts("generate", lines)
     if recipe.generate.asks and costs.get("answers") == 0:
         raise DataError(

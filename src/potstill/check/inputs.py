@@ -87,6 +87,13 @@ class Inputs:
 
         return self._once("asked", lambda: without_caught(settings, self.records("train")))
 
+    def asked_held_out(self) -> list[Record]:
+        """The held-out records that are put to the teacher: without those that keep the answers of the data."""
+        from potstill.generate.program import stays_as_given
+
+        section = self.recipe.required_generate
+        return [record for record in self.records("held_out") if not stays_as_given(section, record, "held_out")]
+
     # ---- models ----------------------------------------------------------------------------------------------
 
     def source(self, settings: object) -> ModelSource | None:

@@ -13,7 +13,7 @@ from potstill.answering.journal import FILE_NAME, Journal
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.data.read import split_of
-from potstill.generate.stage import advice, open_answering, open_program, read_counted
+from potstill.generate.stage import advice, asked_rows, open_answering, open_program, read_counted
 from potstill.recipe import Recipe
 from potstill.types import Record, Request
 
@@ -56,7 +56,7 @@ def preview(recipe: Recipe, run: Path, count: int, console: Console) -> dict[str
         open_answering(recipe, journal, scope="preview", console=console, judges=False) as answering,
     ):
         watched = Watched(answering, count)
-        rows = islice(read_counted(recipe, work), _ROWS_READ)
+        rows = asked_rows(islice(read_counted(recipe, work), _ROWS_READ), recipe, side_of)
         for item in program.write(rows, watched, side_of=side_of, work=work):
             if isinstance(item, Record):
                 kept += 1

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from potstill.answering.base import Answered, Answering, Failure
 from potstill.artifacts import Work
-from potstill.data.problems import admit
+from potstill.data.problems import admit, own_answer
 from potstill.data.split import SplitSide
+from potstill.recipe.generate import GenerateSettings
 from potstill.types import LIKELIEST, Answer, Provenance, Reason, Record, Reject, Request
 
 Item = Record | Reject
@@ -37,6 +38,12 @@ class Program(Protocol):
             work: counts (the stage counts the yielded items itself).
         """
         ...
+
+
+def stays_as_given(section: GenerateSettings, record: Record, side: SplitSide) -> bool:
+    """Whether a record is not asked, and held out with the answer that the data give it (`held_out: given`)."""
+    given = getattr(section, "held_out", None) == "given"
+    return given and side == "held_out" and own_answer(record) is not None
 
 
 def asked_of(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from potstill import registry
@@ -17,7 +18,7 @@ from potstill.answering.opening import open_teachers
 from potstill.artifacts import Work
 from potstill.console import Console
 from potstill.errors import DataError
-from potstill.generate.program import Program
+from potstill.generate.program import Program, SideOfRecord, stays_as_given
 from potstill.recipe import EndpointTeacher, Recipe, members_of
 from potstill.recipe.generate import GenerateSettings, VerifiedSettings
 from potstill.stage import Context, Stage
@@ -89,8 +90,9 @@ def _write(context: Context) -> None:
                 RecordWriter(context.out / "records.parquet", split, jsonl=section.jsonl) as records,
                 rejects.open("w", encoding="utf-8") as ledger,
             ):
-                rows = read_counted(recipe, work)
-                for item in program.write(rows, answering, side_of=split.side_of, work=work):
+                rows = asked_rows(read_counted(recipe, work), recipe, split.side_of)
+                written = program.write(rows, answering, side_of=split.side_of, work=work)
+                for item in chain(written, _given(recipe, split.side_of, work)):
                     if isinstance(item, Record):
                         records.add(item)
                         statistics.add(item, split.side_of(item))
@@ -151,6 +153,26 @@ def read_counted(recipe: Recipe, work: Work) -> Iterator[Record | Reject]:
     for item in stream_records(recipe.data):
         work.count("rows read")
         yield item
+
+
+def asked_rows(rows: Iterable[Record | Reject], recipe: Recipe, side_of: SideOfRecord) -> Iterator[Record | Reject]:
+    """The rows without the held-out records that keep the answers of the data."""
+    section = recipe.required_generate
+    return (row for row in rows if isinstance(row, Reject) or not stays_as_given(section, row, side_of(row)))
+
+
+def _given(recipe: Recipe, side_of: SideOfRecord, work: Work) -> Iterator[Record]:
+    """The held-out records that keep the answers of the data, read anew: their place in the file must not depend on
+    when others are answered."""
+    from potstill.data.read import stream_records
+
+    section = recipe.required_generate
+    if getattr(section, "held_out", None) is None:
+        return
+    for row in stream_records(recipe.data):
+        if isinstance(row, Record) and stays_as_given(section, row, side_of(row)):
+            work.count("held-out records as given")
+            yield row
 
 
 def _conclude(work: Work, statistics: Statistics, recipe: Recipe) -> None:

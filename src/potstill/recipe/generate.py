@@ -117,6 +117,9 @@ class SequenceProgram(VerifiedSettings):
 
     `keep: best` keeps, of a prompt's `samples` that `verify` accepts, the `kept` with the highest scores. An answer in
     the data is the reference for a verifier, unless the metadata have one.
+
+    `held_out: given` leaves held-out records that have an answer as they are: they are not asked, and students of
+    different texts are measured on the same ones.
     """
 
     kind: Literal["sequence"] = "sequence"
@@ -132,6 +135,7 @@ class SequenceProgram(VerifiedSettings):
     keep_unfinished: bool = True
     keep: Literal["all", "best"] = "all"
     kept: Count = 1
+    held_out: Annotated[Literal["given"] | None, PartIfSet()] = None
 
     @model_validator(mode="after")
     def _possible(self) -> SequenceProgram:
