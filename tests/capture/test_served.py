@@ -1,7 +1,7 @@
 """A server's log-probabilities as a store: two wires, answered from a tiny model, and everything that can be wrong.
 
-No engine that gives log-probabilities of prompts installs here: the responses are made by a server of a few lines, in
-the shapes of vLLM's and SGLang's APIs as read, not recorded from them.
+The responses are made by a server of a few lines, in the shapes of vLLM's and SGLang's APIs; theirs as recorded and as
+their source makes them are in `test_wires.py`.
 """
 
 from __future__ import annotations
@@ -280,6 +280,17 @@ LIKELIEST = [[(4, -0.5), (5, -1.2)], [(6, -0.7), (7, -1.0)], [(2, -0.4), (1, -1.
 def test_both_wires_give_the_learned_tokens_and_the_likeliest_in_their_place(wire: str, shape: Any) -> None:
     scored = read_scored(wire, responses(shape(ROW.input_ids, OWN, LIKELIEST)), ROW, 2, 10)
     assert scored == Scored((-1.0, -2.0), ({6: -0.7, 7: -1.0}, {2: -0.4, 1: -1.8}))
+
+
+def test_sglang_names_the_last_token_of_the_vocabulary_0() -> None:
+    """It takes ids from vocab − 1 on for those of images."""
+    row = Tokenized([3, 9, 9, 7], [IGNORE, 9, 9, 7], "r")
+    likeliest = [[(4, -0.5), (5, -1.2)], [(6, -0.7), (9, -1.0)], [(2, -0.4), (1, -1.8)], [(0, -0.1), (1, -3.0)]]
+    document = sglang([3, 0, 9, 7], OWN, likeliest)
+    found = read_scored("sglang", [json.dumps(document)], row, 2, 10)
+    assert found.own == tuple(OWN) and found.likeliest[1] == {6: -0.7, 9: -1.0}
+    with pytest.raises(ValueError, match="another token at 1 than 9"):
+        read_scored("sglang", [json.dumps(document)], row, 2, 11)
 
 
 @pytest.mark.parametrize(("wire", "shape"), SHAPES.items())

@@ -9,6 +9,7 @@ from potstill.console import Console
 from potstill.data import Tokenized, read_sides, reader_of
 from potstill.errors import DataError
 from potstill.recipe import load_recipe
+from potstill.train import probe
 from potstill.train.probe import _nll_line, probe_training
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
@@ -33,16 +34,23 @@ def test_a_probe_states_peak_memory_apart_and_together_and_the_teachers_own_nll(
     assert 0 < figures["teacher_nll"] < 12 and any("the teacher's own NLL of" in line for line in lines)
 
 
-def test_with_a_store_a_probe_says_how_long_the_teacher_reads_for_it(tmp_path: Path, tiny_llama: Path) -> None:
-    """Both sides of the data, at the rate at which it read a few batches."""
+def test_with_a_store_a_probe_says_how_long_the_teacher_reads_for_it(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides of the data, at the rate at which it read a few batches: here two tokens a second."""
+    monkeypatch.setattr(probe, "_teacher_alone", lambda *_: probe._Read(1.0, 1, 259, 2.0))
     recipe = load_recipe(write_recipe(tmp_path, tiny_llama, capture={"kind": "threshold"}))
     lines, figures = probe_training(recipe, Console("quiet"))
-    reader = reader_of(recipe, tiny_llama)
-    sides = read_sides(recipe.data)
+    reader, sides = reader_of(recipe, tiny_llama, ()), read_sides(recipe.data)
     rows = [row for record in (*sides.train, *sides.held_out) for row in reader.rows(record)]
     tokens = sum(len(row) for row in rows if isinstance(row, Tokenized))
-    assert figures["capture_seconds"] == pytest.approx(tokens / figures["teacher_tokens_per_second"], abs=1, rel=0.1)
+    assert figures["capture_seconds"] == pytest.approx(tokens / 2, rel=0.05)
     assert any("the store of the teacher's signals: about" in line for line in lines)
+
+
+def test_the_teacher_reads_some_rows_at_a_rate(tmp_path: Path, tiny_llama: Path) -> None:
+    _, figures = probe_training(load_recipe(write_recipe(tmp_path, tiny_llama)), Console("quiet"))
+    assert figures["teacher_tokens_per_second"] > 0 and "capture_seconds" not in figures
 
 
 def test_a_teacher_that_the_text_surprises_is_named() -> None:

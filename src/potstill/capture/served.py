@@ -3,7 +3,8 @@
 A server is asked by token ids, so that its tokens are those of the records, for the log-probabilities of every token of
 the prompt and of the `k` likeliest in its place:
 
-    vllm       POST /v1/completions, `prompt_logprobs`: of each token a mapping from ids (as text) to `logprob`
+    vllm       POST /v1/completions, `prompt_logprobs`: of each token a mapping from ids (as text) to `logprob`. (vLLM
+               writes the tokens' text beside them, whatever is asked: 0.32.0 ignores `detokenize` there.)
     sglang     POST /generate, `return_logprob`, `top_logprobs_num`: lists of (log-probability, id, text)
     llamacpp   POST /completion, `n_probs`: of the one token that is written. llama.cpp scores no prompts, so each
                learned token is a request: the text before it, and a bias that has it written. Log-probabilities are
@@ -89,7 +90,6 @@ def asked_of(settings: EndpointTeacher, row: Tokenized, k: int) -> list[dict[str
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": k,
-        "detokenize": False,
     }
     return [of_text]
 
@@ -107,7 +107,7 @@ def read_scored(wire: str, contents: Sequence[str], row: Tokenized, k: int, voca
             holds no text of the response, in which a key may be.
     """
     try:
-        by_token = _READERS[wire]([json.loads(content) for content in contents], row)
+        by_token = _READERS[wire]([json.loads(content) for content in contents], row, vocab)
     except _OtherText:
         raise
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError, RecursionError) as error:
@@ -141,7 +141,7 @@ class _OtherText(ValueError):
 _ByToken = list[dict[int, float] | None]
 
 
-def _vllm(documents: Sequence[Any], row: Tokenized) -> _ByToken:
+def _vllm(documents: Sequence[Any], row: Tokenized, vocab: int) -> _ByToken:
     """Of each token the likeliest and itself; None of the first."""
     [document] = documents
     choice = document["choices"][0]
@@ -159,8 +159,9 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _sglang(documents: Sequence[Any], row: Tokenized) -> _ByToken:
-    """Likewise. A response may leave the first token out."""
+def _sglang(documents: Sequence[Any], row: Tokenized, vocab: int) -> _ByToken:
+    """Likewise. A response may leave the first token out, and names the vocabulary's last 0 in a prompt: SGLang takes
+    ids from vocab − 1 on for those of images (`_process_input_token_logprobs`)."""
     [document] = documents
     facts = document["meta_info"]
     own, likeliest = list(facts["input_token_logprobs"]), list(facts["input_top_logprobs"])
@@ -172,13 +173,14 @@ def _sglang(documents: Sequence[Any], row: Tokenized) -> _ByToken:
         if pair is None or pair[0] is None or pairs is None:
             found.append(None)
             continue
-        if pair[1] != row.input_ids[place]:
-            raise _OtherText(f"another token at {place} than {row.input_ids[place]}, which was sent")
-        found.append({index(token): _number(value) for value, token, *_ in pairs} | {index(pair[1]): _number(pair[0])})
+        sent = row.input_ids[place]
+        if pair[1] != sent and (pair[1] != 0 or sent < vocab - 1):
+            raise _OtherText(f"another token at {place} than {sent}, which was sent")
+        found.append({index(token): _number(value) for value, token, *_ in pairs} | {sent: _number(pair[0])})
     return found
 
 
-def _llamacpp(documents: Sequence[Any], row: Tokenized) -> _ByToken:
+def _llamacpp(documents: Sequence[Any], row: Tokenized, vocab: int) -> _ByToken:
     """Likewise; None of tokens that are not learned."""
     found: _ByToken = [None] * len(row)
     for (place, label), document in zip(_learned(row), documents, strict=True):
