@@ -120,7 +120,8 @@ def test_the_store_that_makes_both_models_fit_is_named(
         (0, 0, "fact: both output layers have {n:,} rows, one for each token"),
         (64, 64, "fact: {rows}; those beyond the tokens are padding"),
         (64, 0, "fact: {rows}; the first {n:,} are compared"),
-        (0, -3, "warning: {rows}; the first {s:,} are compared, and 3 tokens have no row in both"),
+        (-3, -3, "warning: {rows}; tokens from {s:,} on have no row in both"),
+        (0, -3, "warning: {rows}; the first {s:,} are compared; tokens from {s:,} on have no row in both"),
     ],
 )
 def test_padded_output_layers_are_named_and_tokens_without_a_row_are_warned_of(

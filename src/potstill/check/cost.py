@@ -212,8 +212,10 @@ def disk_suffices(inputs: Inputs) -> Iterator[Finding]:
 
 def _within_memory(needed: float, finding: Finding) -> Finding:
     available = available_memory()
-    if available is None or needed <= available:
+    if available is None:
         return finding
+    if needed <= available:
+        return Finding(finding.topic, f"{finding.text}; {gigabytes(available)} are available")
     return warning(finding.topic, f"{finding.text}; only {gigabytes(available)} of memory are available now")
 
 

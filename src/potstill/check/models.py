@@ -455,11 +455,12 @@ def heads_cover_the_tokens(inputs: Inputs) -> Iterator[Finding]:
         return
     shared = min(theirs, own)
     text = f"output layers for {tokens:,} tokens: the teacher's has {theirs:,} rows, the student's {own:,}"
-    text += f"; the first {shared:,} are compared" if theirs != own else "; those beyond the tokens are padding"
-    if shared >= tokens:
-        yield Finding("teachers", text)
+    if theirs != own:
+        text += f"; the first {shared:,} are compared"
+    if shared < tokens:
+        yield warning("teachers", f"{text}; tokens from {shared:,} on have no row in both")
     else:
-        yield warning("teachers", f"{text}, and {tokens - shared:,} tokens have no row in both")
+        yield Finding("teachers", text if theirs != own else f"{text}; those beyond the tokens are padding")
 
 
 _FEW = 0.01
