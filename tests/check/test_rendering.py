@@ -114,6 +114,11 @@ def test_the_store_that_makes_both_models_fit_is_named(
     assert "one after the other they fit: add `capture: {kind: hidden, features: asked}`" in found
 
 
+def test_what_fits_is_said_beside_what_is_available(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "available_memory", lambda: 5 * 10**9)
+    assert "and activations; 5.0 GB are available" in check(train={"objectives": [{"kind": "forward_kl"}]})
+
+
 @pytest.mark.parametrize(
     ("teacher_rows", "student_rows", "said"),
     [
