@@ -163,4 +163,6 @@ def test_each_stages_disk_is_said_and_warned_of_where_all_together_do_not_fit(
     wide = json.loads((model / "config.json").read_text())["hidden_size"]
     figures = json.loads(found.splitlines()[-1])
     assert figures["disk_bytes"]["store"] == figures["store_bytes"] == of_row(figures["tokens_a_pass"], wide)
+    kept, parameters = 3, figures["student_parameters"]  # two checkpoints, and one that is being written
+    assert figures["disk_bytes"]["checkpoints"] == kept * 12 * parameters
     assert figures["disk_bytes"]["all"] == sum(size for part, size in figures["disk_bytes"].items() if part != "all")
