@@ -196,7 +196,7 @@ def _key(temperature: float) -> str:
 def _tokens_per_round(traces: Sequence[Any]) -> float:
     nothing = np.zeros(GAMMA + 1)
     rounds = sum(expected(trace, Timing(nothing, nothing, nothing), GAMMA)[0] for trace in traces)
-    return float(sum(trace.length for trace in traces) / rounds)
+    return float(sum(trace.length - 1 for trace in traces) / rounds)
 
 
 def main() -> None:

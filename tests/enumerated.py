@@ -60,19 +60,19 @@ class TableModel:
         """It has none."""
 
     def __call__(
-        self, tokens_Bn: Tensor, starts: Sequence[int], last: int | None = None, tree: Tree | None = None
+        self, tokens_Bn: Tensor, starts: Sequence[int], ends: Sequence[int] | None = None, tree: Tree | None = None
     ) -> Tensor:
         owner = self if self._lender is None else self._lender
         if not owner.slots:
             owner.slots = [[-1] * owner._capacity for _ in starts]
         logits = []
-        for slots, tokens, start in zip(owner.slots, tokens_Bn.tolist(), starts, strict=True):
+        for row, (slots, tokens, start) in enumerate(zip(owner.slots, tokens_Bn.tolist(), starts, strict=True)):
             slots[start : start + len(tokens)] = tokens
             if tree is not None:
                 along = [torch.nonzero(sees).flatten().tolist() for sees in tree.sees]
                 logits.append([self.table.row(slots[:start] + [slots[start + i] for i in nodes]) for nodes in along])
                 continue
-            places = range(start, start + len(tokens))[-(last or len(tokens)) :]
+            places = range(start, start + len(tokens)) if ends is None else [start + ends[row]]
             logits.append([self.table.row(slots[: place + 1]) for place in places])
         self._starts = starts
         probabilities = torch.tensor(logits, dtype=torch.float64)

@@ -108,7 +108,7 @@ def test_every_token_stands_of_a_draft_that_equals_its_target(
     nonsense = Nonsense()
     decoder = SpeculativeDecoder(model, ChainedDraft([nonsense, drafting]), gamma=3)
     by_model: list[tuple[int, int]] = []
-    stops = [whole[0][5], whole[2][12]]
+    stops = [whole[0][6], whole[2][13]]
     for news in decoder.rounds(Request(PROMPTS, 40, stops, sampler), Chance(2, CPU)):
         if nonsense.turn % 2 == 0:
             by_model += decoder.account.accepted_by_round[-len(news) :]
@@ -120,7 +120,7 @@ def test_no_token_is_drafted_that_the_budget_would_cut() -> None:
     for budget in (1, 2, 3, 6):
         decoder = SpeculativeDecoder(model, ModelDraft(CachedModel(tiny_model(seed=3, spread=0.3))), gamma=4)
         decoder.write(Request(PROMPTS, budget))
-        assert decoder.account.drafted + len(decoder.account.accepted_by_round) == 3 * budget
+        assert 3 + decoder.account.drafted + len(decoder.account.accepted_by_round) == 3 * budget
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_heads_draft_the_choice_of_each_node_by_its_head_and_rank() -> None:
     target.start(rows.capacity)
     draft.start(rows, target)
     with torch.no_grad():
-        target(rows.block([0], 2), [0], last=1)
+        target(rows.block([0], 2), [0], [1])
         target.settle([[1]])
         assert target.hidden_BH is not None
         choices = heads.choices(target.hidden_BH, 3)[0]

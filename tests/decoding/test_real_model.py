@@ -150,7 +150,7 @@ def _distribution(target: Target, sampler: Sampler, texts: list[list[int]]) -> t
         rows = Rows([text], 0, target.cached.vocab_size, torch.device("cpu"))
         target.cached.start(rows.capacity)
         with torch.no_grad():
-            logits = target.cached(rows.block([0], len(text)), [0], last=1)
+            logits = target.cached(rows.block([0], len(text)), [0], [len(text) - 1])
         found.append(sampler.distributions(logits, rows, 0)[0, 0])
     p = torch.stack(found)
     return p, _classes(p[0])

@@ -160,24 +160,24 @@ def test_a_draft_as_slow_as_its_target_is_hopeless_and_a_free_one_is_not() -> No
 def test_advice_is_to_use_only_what_surely_gains_and_else_says_what_would_have_to_change() -> None:
     rng = np.random.default_rng(0)
     good = [even(a, 200) for a in rng.uniform(0.7, 0.9, 10)]
-    found = advise(good, [timing(0.1, 0.05)], 8, 0.0, 0.0, 1)
+    found = advise(good, {1: [timing(0.1, 0.05)]}, 8, 0.0, 0.0, 1)
     assert found.use and found.reason.startswith("use it") and found.at_best.speedup.low > WORTH
     weak = [even(a, 200) for a in rng.uniform(0.0, 0.2, 10)]
-    found = advise(weak, [timing(0.3, 0.3)], 8, 0.0, 0.0, 1)
+    found = advise(weak, {1: [timing(0.3, 0.3)]}, 8, 0.0, 0.0, 1)
     assert not found.use and "because a round gives" in found.reason and "acceptance above" in found.reason
     assert "0.30" in found.reason, "the draft's cost"
     # A mean above 1 with an interval that is not is no reason to use it.
     mixed = [even(0.0, 200)] * 5 + [even(0.8, 200)] * 6
-    found = advise(mixed, [timing(0.15, 0.1)], 8, 0.0, 0.0, 1)
+    found = advise(mixed, {1: [timing(0.15, 0.1)]}, 8, 0.0, 0.0, 1)
     assert isinstance(found.at_best.speedup, Interval)
     assert found.at_best.speedup.value > 1 > found.at_best.speedup.low
     assert not found.use and "may be less than 1.05" in found.reason
     # A sure gain of a few percent is within what forecasts miss.
     alpha = next(a for a in np.arange(0.0, 1.0, 0.005) if gain([even(a)], [timing(0.1, 0.1)], 1).speedup.value > 1.02)
-    found = advise([even(float(alpha))], [timing(0.1, 0.1)], 1, 0.0, 0.0, 1)
+    found = advise([even(float(alpha))], {1: [timing(0.1, 0.1)]}, 1, 0.0, 0.0, 1)
     assert 1 < found.at_best.speedup.low < WORTH
     assert not found.use
-    hopeless_ = advise(weak, [timing(1.2, 0.3)], 8, 0.0, 0.0, 1)
+    hopeless_ = advise(weak, {1: [timing(1.2, 0.3)]}, 8, 0.0, 0.0, 1)
     assert "always right" in hopeless_.reason
 
 

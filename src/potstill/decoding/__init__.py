@@ -3,6 +3,7 @@
 generator.py     batches by the loop of `transformers`, for teachers and evaluations
 speculative.py   the speculative loop
 cached_model.py  a model that reads blocks behind what it has read, and its cache
+few_rows.py      linear layers of few rows, in the fastest way of this machine
 rows.py          the texts of a batch while they grow
 drafts.py        sources of drafted tokens; medusa.py heads as a draft
 tree.py          trees of drafted tokens

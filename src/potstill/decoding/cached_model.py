@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from potstill.decoding.few_rows import linear, with_few_rows
 from potstill.decoding.tree import Tree
 from potstill.errors import ModelError
 from potstill.models.anatomy import effective_head, inner_decoder, model_layers, text_config, unwrap, why_no_head
@@ -163,6 +164,7 @@ class CachedModel:
     ) -> None:
         check_rollback(model)
         self.model = model
+        self._runs = with_few_rows(model)
         self.vocabulary = vocabulary
         self.config = text_config(model)
         self.limit: int | None = getattr(self.config, "max_position_embeddings", None)
@@ -209,14 +211,18 @@ class CachedModel:
         return self._lender is not None
 
     def __call__(
-        self, tokens_Bn: Int[Tensor, "B n"], starts: Sequence[int], last: int | None = None, tree: Tree | None = None
+        self,
+        tokens_Bn: Int[Tensor, "B n"],
+        starts: Sequence[int],
+        ends: Sequence[int] | None = None,
+        tree: Tree | None = None,
     ) -> Float[Tensor, "B m V"]:
-        """The logits behind the last `last` tokens of a block (None: behind each); [B, m, K] with a vocabulary.
+        """The logits behind each token of a block, or behind one of each row (m = 1); [B, m, K] with a vocabulary.
 
         Args:
             tokens_Bn: token ids.
             starts: position of the first token of each row.
-            last: m, at least 1.
+            ends: of each row, the place in the block of the only token behind which logits are asked for.
             tree: the tokens are its nodes, the root first. Their keys and values wait behind the text until `settle`.
         """
         length = tokens_Bn.shape[1]
@@ -235,11 +241,15 @@ class CachedModel:
             "use_cache": True,
         }
         if self._head is not None:
-            hidden = inner_decoder(self.model)(**given).last_hidden_state
+            hidden = inner_decoder(self._runs)(**given).last_hidden_state
             self._block_hidden = hidden if self._keeps_hidden else None
-            return self._head(hidden if last is None else hidden[:, -last:])
-        logits: Tensor = self.model(**given, logits_to_keep=length if last is None else last).logits
-        return logits
+            return self._head(hidden if ends is None else hidden[list(range(len(ends))), list(ends)][:, None])
+        if ends is None:
+            logits: Tensor = self._runs(**given).logits
+            return logits
+        places = sorted(set(ends))
+        logits = self._runs(**given, logits_to_keep=torch.tensor(places, device=tokens_Bn.device)).logits
+        return logits[list(range(len(ends))), [places.index(end) for end in ends]][:, None]
 
     def settle(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep what stands of the last block, which has been judged.
@@ -318,7 +328,7 @@ class _OwnHead:
         self._scale, self._softcap = head.scale, head.softcap
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = nn.functional.linear(hidden, self._weight, self._bias)
+        logits = linear(hidden, self._weight, self._bias, [self._weight])
         if self._scale != 1.0:
             logits = logits * self._scale
         return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap

@@ -46,8 +46,8 @@ class Draft(Protocol):
     """A source of proposals for the rows of one batch."""
 
     def start(self, rows: Rows, target: Reads) -> None:
-        """A new batch begins. The target has forgotten the last one, and reads all prompts but their last tokens before
-        the first proposal."""
+        """A new batch begins. The target has forgotten the last one, and reads all prompts, and writes the token behind
+        each, before the first proposal."""
         ...
 
     def propose(self, rows: Rows, most: int, sampler: Sampler, source: Source) -> Proposal:
@@ -79,7 +79,7 @@ class Reads(Protocol):
     def keep_hidden(self) -> None: ...
 
     def __call__(
-        self, tokens_Bn: Tensor, starts: Sequence[int], last: int | None = None, tree: Tree | None = None
+        self, tokens_Bn: Tensor, starts: Sequence[int], ends: Sequence[int] | None = None, tree: Tree | None = None
     ) -> Tensor: ...
 
     def settle(self, paths: Sequence[Sequence[int]]) -> None: ...
@@ -125,7 +125,7 @@ class ModelDraft:
         for place in range(most):
             if place:
                 starts = [length + place - 1 for length in lengths]
-                logits = reader(rows.block(starts, 1), starts, last=1)
+                logits = reader(rows.block(starts, 1), starts)
             if sampler.greedy and not self._threshold:
                 tokens = sampler.best(logits, rows, place, reader.vocabulary)[:, 0]
             else:
@@ -153,10 +153,10 @@ class ModelDraft:
         if missing > 1 and len(set(lengths)) > 1:
             # Of shorter rows tokens are read anew, and places behind their end, which are written over later.
             starts = [max(0, length - missing) for length in lengths]
-            reader(rows.block(starts, missing - 1), starts, last=1)
+            reader(rows.block(starts, missing - 1), starts, [0] * len(starts))
             missing = 1
         starts = [length - missing for length in lengths]
-        return reader(rows.block(starts, missing), starts, last=1)
+        return reader(rows.block(starts, missing), starts, [missing - 1] * len(starts))
 
     def roll_back(self, rows: Rows) -> None:
         self._read = [min(read, length - 1) for read, length in zip(self._read, rows.lengths, strict=True)]

@@ -47,7 +47,7 @@ class MedusaDraft:
 
     def propose(self, rows: Rows, most: int, sampler: Sampler, source: Source) -> Proposal:
         hidden = self._target.hidden_BH if self._target is not None else None
-        if hidden is None or not self._nodes:  # a text of one token has no state before its last one
+        if hidden is None or not self._nodes:
             return Proposal([0] * len(rows.numbers))
         count = min(most, len(self._nodes))
         tree = self._trees.setdefault(count, Tree(self._nodes[:count]))

@@ -34,13 +34,17 @@ Ends = Callable[[Tensor], bool]
 
 @dataclass
 class Account:
-    """What a decoding did, and where its time went. On an accelerator, where work is queued, only the sum of the times
-    means something."""
+    """What a decoding did, and where its time went. A round is a block of the target behind the prompts, whose reading
+    gives the first token of each row. On an accelerator, where work is queued, only the sum of the times means
+    something."""
 
+    prompts: int = 0
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
     written: int = 0
+    prompt_seconds: float = 0.0
+    """Of the target, and of choosing the first tokens."""
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
@@ -49,8 +53,13 @@ class Account:
 
     @property
     def tokens_per_round(self) -> float:
-        """Tokens that a row gets from one block of the target: 1 without any acceptance."""
-        return self.written / max(len(self.accepted_by_round), 1)
+        """Tokens that a row gets from one round: 1 without any acceptance."""
+        return (self.written - self.prompts) / max(len(self.accepted_by_round), 1)
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.prompt_seconds + self.draft_seconds + self.verify_seconds + self.other_seconds
 
 
 @dataclass(frozen=True)
@@ -223,19 +232,24 @@ class SpeculativeDecoder:
                 acceptance is asked for with processors that read the text.
         """
         self._check(request)
-        target, draft, account = self._target, self._draft, Account()
+        target, draft, account = self._target, self._draft, Account(len(request.prompts))
         self.account = account
         # A round may draft more than a row with little budget left can take: room for that, which is cut off.
         rows = Rows(request.prompts, request.budget + self._gamma + 1, target.vocab_size, self._device, request.padding)
-        prompt_lengths = rows.lengths
+        prompt_lengths, nothing = rows.lengths, Proposal([0] * len(request.prompts))
         clock = _Clock()
         target.start(rows.capacity)
         if draft is not None:
             draft.start(rows, target)
-        read_ahead(target, rows)
+        logits = read_prompts(target, rows)
         if self._watcher is not None:
             self._watcher.begin(request.prompts)
-        account.verify_seconds += clock.lap()
+        block = rows.block([length - 1 for length in prompt_lengths], 1)
+        judged = judge(logits, block, nothing, rows, request.sampler, source)
+        news = self._settle(rows, judged, logits, request, prompt_lengths)
+        account.prompt_seconds = clock.lap()
+        yield news
+        clock.lap()  # what the caller does with the tokens is not ours
         while rows.numbers:
             remaining = max(
                 request.budget - length + prompt_lengths[number]
@@ -252,33 +266,26 @@ class SpeculativeDecoder:
             account.verify_seconds += clock.lap()
             judged = judge(logits, block, proposal, rows, request.sampler, source, self._typical)
             target.settle([stood.places for stood in judged])
-            news, ended = self._settle(rows, judged, proposal, request, prompt_lengths)
-            if self._watcher is not None:
-                self._watcher.wrote(_behind(logits, judged, news.values()), news, {rows.numbers[row] for row in ended})
-            if draft is not None:
-                draft.roll_back(rows)
-            if ended:
-                kept = [row for row in range(len(rows.numbers)) if row not in ended]
-                places = rows.keep(kept)
-                if kept:
-                    target.keep(places)
-                    if draft is not None:
-                        draft.keep(places)
+            for count, stood in zip(proposal.counts, judged, strict=True):
+                account.drafted += count
+                account.accepted += len(stood.places)
+                account.accepted_by_round.append((count, len(stood.places)))
+            news = self._settle(rows, judged, logits, request, prompt_lengths)
             account.rounds += 1
             account.other_seconds += clock.lap()
             yield news
-            clock.lap()  # what the caller does with the tokens is not ours
+            clock.lap()
 
     def _settle(
         self,
         rows: Rows,
         judged: Sequence[Judged],
-        proposal: Proposal,
+        logits: Tensor,
         request: Request,
         prompt_lengths: Sequence[int],
-    ) -> tuple[dict[int, list[int]], set[int]]:
-        """Append what was accepted, up to the end of each row; returns the new tokens by row of the batch, and the
-        places of the rows that ended."""
+    ) -> dict[int, list[int]]:
+        """Append what was accepted, up to the end of each row, forget what was not, and drop the rows that ended;
+        returns the new tokens by row of the batch."""
         news: dict[int, list[int]] = {}
         ended: set[int] = set()
         for row, stood in enumerate(judged):
@@ -296,11 +303,19 @@ class SpeculativeDecoder:
             news[number] = new
             if over:
                 ended.add(row)
-            self.account.drafted += proposal.counts[row]
-            self.account.accepted += len(stood.places)
             self.account.written += len(new)
-            self.account.accepted_by_round.append((proposal.counts[row], len(stood.places)))
-        return news, ended
+        if self._watcher is not None:
+            self._watcher.wrote(_behind(logits, judged, news.values()), news, {rows.numbers[row] for row in ended})
+        if self._draft is not None:
+            self._draft.roll_back(rows)
+        if ended:
+            kept = [row for row in range(len(rows.numbers)) if row not in ended]
+            places = rows.keep(kept)
+            if kept:
+                self._target.keep(places)
+                if self._draft is not None:
+                    self._draft.keep(places)
+        return news
 
     def _check(self, request: Request) -> None:
         if not request.prompts:
@@ -322,14 +337,14 @@ class SpeculativeDecoder:
             )
 
 
-def read_ahead(target: Reads, rows: Rows) -> None:
-    """Read all but each text's last token, which begins the first block. Places behind shorter rows are read too, and
+def read_prompts(target: Reads, rows: Rows) -> Tensor:
+    """Read each text; returns the logits [B, 1, V] behind its last token. Places behind shorter rows are read too, and
     written over later."""
     lengths = rows.lengths
-    if (ahead := max(lengths) - 1) > 0:
-        target(rows.block([0] * len(lengths), ahead), [0] * len(lengths), last=1)
-        if min(lengths) > 1:  # else a row has no state behind its last token but one
-            target.settle([range(1, length - 1) for length in lengths])
+    starts = [0] * len(lengths)
+    logits = target(rows.block(starts, max(lengths)), starts, [length - 1 for length in lengths])
+    target.settle([range(1, length) for length in lengths])
+    return logits
 
 
 class Judged(NamedTuple):

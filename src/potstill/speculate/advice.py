@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from potstill.measures import Interval
+from potstill.speculate.batches import gain_of_batches
 from potstill.speculate.forecast import Timing, Trace, gain, needed_alpha, needed_c
 from potstill.speculation import Advice, Forecast
 
@@ -15,7 +16,7 @@ WORTH = 1.05
 
 def advise(
     traces: Sequence[Trace],
-    timings: Sequence[Timing],
+    timings: Mapping[int, Sequence[Timing]],
     most: int,
     threshold: float,
     temperature: float,
@@ -25,7 +26,8 @@ def advise(
 
     Args:
         traces: of texts that the target wrote at this temperature.
-        timings: the medians first, then resampled ones; of this batch size.
+        timings: the medians first, then resampled ones; of this batch size, and of smaller ones, which a batch has once
+            rows have ended.
         most: largest gamma.
         threshold: of the draft's confidence.
         temperature: 0 is greedy.
@@ -33,10 +35,13 @@ def advise(
     """
     forecasts = []
     for gamma in range(1, most + 1):
-        found = gain(traces, timings, gamma, threshold)
+        if batch_size == 1:
+            found = gain(traces, timings[1], gamma, threshold)
+        else:
+            found = gain_of_batches(traces, timings, batch_size, gamma, threshold)
         forecasts.append(Forecast(gamma, found.tokens_per_round, found.speedup))
     best = max(forecasts, key=lambda forecast: forecast.speedup.value)
-    timing, has_model = timings[0], any(trace.accept is not None for trace in traces)
+    timing, has_model = timings[batch_size][0], any(trace.accept is not None for trace in traces)
     alpha = needed_alpha(timing, best.gamma) if has_model else None
     cost = needed_c(timing, best.gamma, best.tokens_per_round) if has_model else None
     use = best.speedup.low > WORTH

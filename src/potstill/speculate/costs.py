@@ -20,7 +20,7 @@ from potstill.decoding.acceptance import Chance
 from potstill.decoding.drafts import Draft, Proposal, Reads
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
-from potstill.decoding.speculative import Account, Request, SpeculativeDecoder, judge, read_ahead
+from potstill.decoding.speculative import Account, Request, SpeculativeDecoder, judge, read_prompts
 from potstill.measures import Interval
 from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Timing
 from potstill.speculation import Costs, Trial
@@ -93,7 +93,7 @@ def measure(
         target.start(rows.capacity)
         if draft is not None:
             draft.start(rows, target)
-        prefill, _ = clock.of(read_ahead, target, rows)
+        prefill, _ = clock.of(read_prompts, target, rows)
         if draft is not None:
             draft_prefill, _ = clock.of(draft.propose, rows, 1, sampler, chance)
     rows = Rows([list(text[: len(text) - most - 1]) for text in texts], most + 1, target.vocab_size, device)
@@ -102,7 +102,7 @@ def measure(
     target.start(rows.capacity)
     if draft is not None:
         draft.start(rows, target)
-    read_ahead(target, rows)
+    read_prompts(target, rows)
     if draft is not None:
         draft.propose(rows, most, sampler, chance)
         draft.roll_back(rows)

@@ -90,9 +90,10 @@ class Timing:
 
 
 def expected(trace: Trace, timing: Timing, gamma: int, threshold: float = 0.0) -> tuple[float, float]:
-    """(rounds, seconds) that a text is expected to take with drafts of `gamma` tokens."""
+    """(rounds, seconds) that a text is expected to take with drafts of `gamma` tokens, behind its first token, which
+    comes with the prompt."""
     starts = np.zeros(trace.length)
-    starts[0] = 1.0
+    starts[1:2] = 1.0
     rounds = seconds = 0.0
     surely = float((trace.sure >= threshold).mean()) if trace.sure is not None else 1.0
     for t in range(trace.length):
@@ -164,8 +165,8 @@ def gain(traces: Sequence[Trace], timings: Sequence[Timing], gamma: int, thresho
     """
     medians, resampled = timings[0], timings[1:]
     parts = np.array([expected(trace, medians, gamma, threshold) for trace in traces])
-    lengths = np.array([trace.length for trace in traces], dtype=float)
-    alone = medians.prefill + lengths * medians.alone
+    behind = np.array([trace.length - 1 for trace in traces], dtype=float)  # the first token comes with the prompt
+    alone = medians.prefill + behind * medians.alone
     withdraft = medians.prefill + medians.draft_prefill + parts[:, 1]
     value = float(alone.sum() / withdraft.sum())
     draws = np.random.default_rng(seed)
@@ -178,7 +179,7 @@ def gain(traces: Sequence[Trace], timings: Sequence[Timing], gamma: int, thresho
         ratios = ratios * draws.choice(factors, size=DRAWS)
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     speedup = Interval(value, float(min(low, value)), float(max(high, value)))
-    return Gain(speedup, float(lengths.sum() / parts[:, 0].sum()))
+    return Gain(speedup, float(behind.sum() / max(parts[:, 0].sum(), 1.0)))
 
 
 _FEW = 4
@@ -187,7 +188,7 @@ _FEW = 4
 def _ratio(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float) -> float:
     few = traces[:_FEW]
     seconds = sum(expected(trace, timing, gamma, threshold)[1] for trace in few)
-    alone = sum(trace.length for trace in few) * timing.alone
+    alone = sum(trace.length - 1 for trace in few) * timing.alone
     return (len(few) * timing.prefill + alone) / (len(few) * (timing.prefill + timing.draft_prefill) + seconds)
 
 
@@ -206,7 +207,7 @@ def fit_threshold(traces: Sequence[Trace], timing: Timing, most: int, candidates
 
 def _value(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float) -> float:
     seconds = sum(expected(trace, timing, gamma, threshold)[1] for trace in traces)
-    return sum(trace.length for trace in traces) * timing.alone / seconds
+    return sum(trace.length - 1 for trace in traces) * timing.alone / seconds if seconds else 1.0
 
 
 # ---- what would have to change ---------------------------------------------------------------------------------

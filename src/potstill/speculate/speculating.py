@@ -119,11 +119,11 @@ class Speculating:
         timed = {
             (temperature, batch): self._time(texts[temperature], temperature, batch)
             for temperature in settings.temperatures
-            for batch in settings.batch_sizes
+            for batch in sorted({1, *settings.batch_sizes})  # a batch has fewer rows once some have ended
         }
         traces = {t: self._trace(texts[t], agreed[t], ranks[t], self.nodes.get(t, ())) for t in texts}
         advice = tuple(
-            self._advise(traces[temperature], timed[temperature, batch], temperature, batch)
+            self._advise(traces[temperature], timed, temperature, batch)
             for temperature in settings.temperatures
             for batch in settings.batch_sizes
         )
@@ -273,11 +273,17 @@ class Speculating:
             for number, text in enumerate(texts)
         ]
 
-    def _advise(self, traces: Sequence[Trace], timed: Timed, temperature: float, batch: int) -> Advice:
-        medians, threshold = timed.medians(), self.draft.threshold
-        fitted = fit_threshold(traces, medians, self.settings.most) if threshold == "fit" else float(threshold)
-        timings = [medians, *timed.resampled(seed=0)]
-        return advise(traces, timings, self.settings.most, fitted, temperature, batch)
+    def _advise(
+        self, traces: Sequence[Trace], timed: dict[tuple[float, int], Timed], temperature: float, batch: int
+    ) -> Advice:
+        threshold, most = self.draft.threshold, self.settings.most
+        timings = {
+            rows: [found.medians(), *found.resampled(seed=0)]
+            for (own, rows), found in timed.items()
+            if own == temperature and rows <= batch
+        }
+        fitted = fit_threshold(traces, timings[batch][0], most) if threshold == "fit" else float(threshold)
+        return advise(traces, timings, most, fitted, temperature, batch)
 
     # ---- what is tried -------------------------------------------------------------------------------------------
 
@@ -345,7 +351,7 @@ class Speculating:
         request = Request([list(prompt)], self.settings.max_new_tokens, self.stops, sampler)
         authored: list[tuple[int, str]] = []
         for news in decoder.rounds(request, Chance(0, self.target.device)):
-            _, accepted = decoder.account.accepted_by_round[-1]
+            accepted = decoder.account.accepted_by_round[-1][1] if decoder.account.rounds else 0
             authored += [(token, "draft" if i < accepted else "target") for i, token in enumerate(news[0])]
         return _pieces(authored, self.chat)
 

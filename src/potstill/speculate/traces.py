@@ -76,7 +76,7 @@ def agreement(target: Reads, reader: Reads, text: Text, sampler: Sampler, device
     ahead = len(text.prompt) - 1
     target.start(rows.capacity)
     if ahead:
-        target(rows.block([0], ahead), [0], last=1)
+        target(rows.block([0], ahead), [0], [0])
 
     def own(first: int, count: int) -> Tensor:
         start = ahead + first
@@ -107,7 +107,7 @@ def compared(own: Callable[[int, int], Tensor], reader: Reads, text: Text, rows:
     if not reader.lends:
         reader.start(min(whole, limit))
     if 0 < ahead <= limit:
-        reader(rows.block([0], ahead), [0], last=1)
+        reader(rows.block([0], ahead), [0], [0])
     parts = []
     for first in range(0, written, _POSITIONS_AT_ONCE):
         count = min(_POSITIONS_AT_ONCE, written - first)

@@ -202,7 +202,7 @@ class Worker:
             if self.stopped.is_set():
                 say(done=request["write"], stopped=True)
                 return
-            accepted = decoder.account.accepted_by_round[-1][1]
+            accepted = decoder.account.accepted_by_round[-1][1] if decoder.account.rounds else 0
             for place, token in enumerate(news[0]):
                 text.take(token)
                 self._say_token(request, first, token, ends, by=drafter if place < accepted else first)
