@@ -3,8 +3,8 @@
     python -m benchmarks.advice --json --lines FILE        all pairs, some 12 minutes of a core
     python -m benchmarks.advice --only deep --tokens 16    a quick look
 
-Of each pair the target answers half of the prompts; from these texts and from times measured here comes the forecast,
-with the best number of drafted tokens, and "use it" or "do not". Then loop and draft decode the other prompts in turn,
+Of each pair the target answers sample prompts; from these texts and from times measured here comes the forecast, with
+the best number of drafted tokens, and "use it" or "do not". Then loop and draft decode other prompts in turn,
 with that number, in batches of the pair's size. fp32, one process. `--lines FILE` keeps each finished pair, and goes on
 with the others.
 """
@@ -24,7 +24,7 @@ import torch
 from benchmarks.claims import Aim, claims_of, command_line
 from benchmarks.draft_training import texts_of, trained, two_layers
 from benchmarks.harness import KeptRows, machine, say
-from benchmarks.speculate import FREQUENT, MOST, PROMPTS, Bench
+from benchmarks.speculate import FREQUENT, MOST, PROMPTS, SAMPLES, Bench
 from potstill.data import prompt_ids
 from potstill.decoding.cached_model import CachedModel, first_layers
 from potstill.decoding.drafts import LookupDraft
@@ -46,7 +46,7 @@ AIMS = [
 ]
 ALL = tuple(PROMPTS)
 RANKS = 4
-SAMPLES, STEPS = 8, 24
+TRAINED_ON, STEPS = 8, 24
 """Texts of each prompt that a draft is trained on, and steps of four texts."""
 
 
@@ -80,7 +80,7 @@ def lookup(bench: Bench) -> OpenDraft:
 def trained_elsewhere(bench: Bench) -> OpenDraft:
     """The target's first two layers, trained for a minute on what it writes of code and lists."""
     asked = [ids_of(text, bench) for kind in ("code", "lists") for text in PROMPTS[kind]]
-    rows = texts_of(bench, asked * SAMPLES, bench.tokens)
+    rows = texts_of(bench, asked * TRAINED_ON, bench.tokens)
     with torch.enable_grad():
         trained(draft := two_layers(bench), bench, {"kind": "forward_kl"}, rows, STEPS, 0)
     draft.eval().requires_grad_(False)
@@ -129,7 +129,10 @@ def forecast(bench: Bench, pair: Pair, draft: OpenDraft, prompts: Sequence[Seque
     nodes = best_nodes(accuracies(ranks, RANKS), MOST) if ranks else ()
     rows = [[*texts[i % len(texts)].prompt, *texts[i % len(texts)].written] for i in range(pair.batch)]
     ahead = sum(len(text.prompt) for text in texts) // len(texts)
-    timed = measure(target.cached, draft.timed(nodes), rows, ahead, sampler, MOST, target.device, nothing)
+    timings = {}
+    for size in sorted({1, pair.batch}):
+        timed = measure(target.cached, draft.timed(nodes), rows[:size], ahead, sampler, MOST, target.device, nothing)
+        timings[size] = [timed.medians(), *timed.resampled(0)]
     traces = [
         trace_of(
             text,
@@ -141,7 +144,7 @@ def forecast(bench: Bench, pair: Pair, draft: OpenDraft, prompts: Sequence[Seque
         )
         for number, text in enumerate(texts)
     ]
-    return advise(traces, [timed.medians(), *timed.resampled(0)], MOST, 0.0, pair.temperature, pair.batch), nodes
+    return advise(traces, timings, MOST, 0.0, pair.temperature, pair.batch), nodes
 
 
 def measured(bench: Bench, pair: Pair, decoders: Sequence[SpeculativeDecoder], prompts: Sequence[list[int]]) -> float:
@@ -159,9 +162,8 @@ def measured(bench: Bench, pair: Pair, decoders: Sequence[SpeculativeDecoder], p
 
 def run(bench: Bench, pair: Pair, of_each: int) -> dict[str, Any]:
     """One pair: what was advised, and what came of it."""
-    asked = [text for kind in pair.kinds for text in PROMPTS[kind]]
-    ids = [ids_of(text, bench) for text in asked]
-    known, tried = ids[::2], ids[1::2] * of_each
+    known = [ids_of(text, bench) for kind in pair.kinds for text in SAMPLES[kind][: 8 // len(pair.kinds)]]
+    tried = [ids_of(text, bench) for kind in pair.kinds for text in PROMPTS[kind]] * of_each
     tried = (tried * pair.batch)[: max(pair.batch, len(tried))]
     draft = pair.draft(bench)
     advice, nodes = forecast(bench, pair, draft, known)

@@ -21,15 +21,16 @@ greedy and at T = 0.7. Figures are seconds per token of all prompts together, as
     lookup-K          with a lookup alone
     layers-K          with an early exit of two layers and 8,192 tokens, where no draft is given
 
-`forecast` holds for every variant of ours what `potstill speculate` would have said of it, from the first half of the
-prompts' texts and the times measured before.
+`forecast` holds for every variant of ours what `potstill speculate` would have said of it, from times measured before
+and from the target's texts for other prompts of the same kinds, four of each (`SAMPLES`), with its interval over these.
+The measured speed-up has one over its own prompts. `generate` and `assisted-K` are run greedy alone.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,10 @@ from potstill.decoding.generator import stop_token_ids
 from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
 from potstill.recipe.teachers import LocalTeacher
-from potstill.speculate.advice import advise
-from potstill.speculate.costs import measure
+from potstill.speculate.advice import WORTH, advise
+from potstill.speculate.costs import Runs, measure, speedup
 from potstill.speculate.opening import OpenDraft, Target, open_folder, open_target
-from potstill.speculate.traces import agreement, lookups, sampler_of, trace_of, write_text
+from potstill.speculate.traces import Agreement, agreement, lookups, sampler_of, trace_of, write_text
 
 MOST, GAMMAS, FREQUENT = 8, (1, 2, 4), 8192
 AIMS = [
@@ -81,6 +82,38 @@ PROMPTS = {
         "List the numbers from one to twenty, each on its own line, in words.",
     ),
 }
+"""What is measured."""
+SAMPLES = {
+    "chat": (
+        "What is a good way to start running if I have not done any sport for years?",
+        "My neighbour's dog barks all night. How do I talk to her about it?",
+        "Why does bread go stale faster in the fridge?",
+        "I have one free day in a big city. How should I spend it?",
+    ),
+    "code": (
+        "Write a Python function that reverses the words of a sentence, with a docstring.",
+        "Write a Python class Queue with push, pop and size, and an example of its use.",
+        "Write a Python function that counts how often each letter occurs in a text.",
+        "Write a JavaScript function that adds up the numbers of an array, and show how it is called.",
+    ),
+    "copying": (
+        'Repeat this text word for word: "The old lighthouse stands on the rock beyond the harbour. Every evening the '
+        'keeper climbs the stairs of the old lighthouse, and every morning he puts out the lamp."',
+        'Correct the spelling and repeat the text: "The gardner waters the roses befor breakfast. She carries the can '
+        'from the well to the roses, and she counts the buds along the wall beneath the window."',
+        'Copy this text: "A river rises in the hills, runs through the woods, and reaches the sea behind the town. In '
+        'the woods it is narrow, and behind the town it is wide."',
+        'Put this text into capital letters only where a sentence begins: "the baker sells bread in the morning. the '
+        'baker sells cake in the afternoon. in the evening the baker sleeps."',
+    ),
+    "lists": (
+        "List the months of the year, and beside each of them one fruit that is ripe in that month.",
+        "List ten European countries with their capitals, each on its own line.",
+        "List the planets of the solar system in order, with one fact about each.",
+        "List the letters from A to M, each on its own line, with an animal that begins with it.",
+    ),
+}
+"""What forecasts are made from."""
 
 Decode = Callable[[Sequence[int], int, int], int]
 """Writes behind a prompt, with a budget and a seed; returns the number of tokens."""
@@ -97,9 +130,9 @@ class Bench:
         self.stops = stop_token_ids(self.target.model, self.chat.eos_id)
         self.draft = open_folder(draft, self.target) if draft is not None else None
 
-    def prompts(self, of_each: int) -> list[list[int]]:
+    def prompts(self, of_each: int, among: Mapping[str, Sequence[str]] = PROMPTS) -> list[list[int]]:
         """Token ids, kind by kind in turn."""
-        asked = [kind[number % len(kind)] for number in range(of_each) for kind in PROMPTS.values()]
+        asked = [kind[number % len(kind)] for number in range(of_each) for kind in among.values()]
         return [list(prompt_ids(({"role": "user", "content": text},), self.chat, None)) for text in asked]
 
     def drafts(self) -> dict[str, OpenDraft]:
@@ -126,7 +159,7 @@ class Bench:
             (written,) = decoder.write(Request([prompt], budget, self.stops, sampler), seed)
             account = decoder.account
             spent[0] += account.other_seconds
-            spent[1] += account.other_seconds + account.draft_seconds + account.verify_seconds
+            spent[1] += account.seconds
             return len(written)
 
         return decode
@@ -155,38 +188,49 @@ class Bench:
 
     def variants(self, temperature: float, spent: list[float]) -> dict[str, Decode]:
         """Every variant at one temperature."""
-        found = {"generate": self.peers(None, temperature), "loop": self.ours(None, 1, temperature, [0.0, 0.0])}
+        found = {"loop": self.ours(None, 1, temperature, [0.0, 0.0])}
+        if temperature == 0:
+            found["generate"] = self.peers(None, temperature)
         for gamma in GAMMAS:
-            if self.draft is not None:
+            if self.draft is not None and temperature == 0:
                 found[f"assisted-{gamma}"] = self.peers(gamma, temperature)
             found |= {
                 f"{name}-{gamma}": self.ours(draft, gamma, temperature, spent) for name, draft in self.drafts().items()
             }
         return found
 
-    def forecasts(self, prompts: Sequence[Sequence[int]], temperature: float) -> dict[str, tuple[float, bool]]:
+    def forecasts(self, prompts: Sequence[Sequence[int]], temperature: float) -> dict[str, Row]:
         """The forecast speed-up of every variant of ours, and whether it is advised."""
         sampler, device = sampler_of(temperature), self.target.device
         alone = SpeculativeDecoder(self.target.cached)
         texts = [write_text(alone, p, self.tokens, self.stops, sampler, 100 + i) for i, p in enumerate(prompts)]
         rows = [[*texts[0].prompt, *texts[0].written]]
         ahead = sum(len(text.prompt) for text in texts) // len(texts)
-        found = {}
+        found: dict[str, Row] = {}
+        agreed: dict[CachedModel, list[Agreement]] = {}  # two drafts have one reader
         for name, draft in self.drafts().items():
+            reader = draft.reader
+            if reader is not None and reader not in agreed:
+                agreed[reader] = [agreement(self.target.cached, reader, text, sampler, device) for text in texts]
             timed = measure(self.target.cached, draft.timed(), rows, ahead, sampler, MOST, device, lambda amount: None)
             traces = [
                 trace_of(
                     text,
                     self.tokens,
-                    agreement(self.target.cached, draft.reader, text, sampler, device) if draft.reader else None,
+                    agreed[reader][number] if reader is not None else None,
                     lookups(draft.lookup, text, MOST, self.target.cached.vocab_size) if draft.lookup else None,
                 )
-                for text in texts
+                for number, text in enumerate(texts)
             ]
-            advice = advise(traces, [timed.medians(), *timed.resampled(0)], MOST, 0.0, temperature, 1)
+            advice = advise(traces, {1: [timed.medians(), *timed.resampled(0)]}, MOST, 0.0, temperature, 1)
             for forecast in advice.forecasts:
                 if forecast.gamma in GAMMAS:
-                    found[f"{name}-{forecast.gamma}"] = (forecast.speedup.value, forecast.speedup.low > 1)
+                    interval = forecast.speedup
+                    found[f"{name}-{forecast.gamma}"] = {
+                        "forecast": interval.value,
+                        "forecast_interval": [interval.low, interval.high],
+                        "advised": interval.low > WORTH,
+                    }
         return found
 
 
@@ -211,6 +255,16 @@ def seconds_per_token(measured: Sequence[Row]) -> dict[str, float]:
         name: sum(row["seconds"][name] for row in measured) / sum(row["tokens"][name] for row in measured)
         for name in measured[0]["seconds"]
     }
+
+
+def measured_speedup(measured: Sequence[Row], name: str) -> Row:
+    """Over the loop without a draft, with an interval over prompts."""
+    alone, drafted = (
+        Runs([row["seconds"][variant] for row in measured], [row["tokens"][variant] for row in measured])
+        for variant in ("loop", name)
+    )
+    found = speedup(alone, drafted)
+    return {"speedup": found.value, "speedup_interval": [found.low, found.high]}
 
 
 def values_of(rows: Sequence[dict[str, Any]], outside: float | None) -> dict[str, float | None]:
@@ -241,18 +295,20 @@ def main() -> None:
     parser.add_argument("--draft", type=Path, help="folder of a trained draft")
     parser.add_argument("--lines", type=Path, help="keep what was measured of each prompt here, and go on")
     parser.add_argument("--prompts", type=int, default=2, help="of each kind")
+    parser.add_argument("--samples", type=int, default=4, help="prompts of each kind that forecasts are made from")
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
     bench = Bench(options.draft, options.tokens)
     prompts = bench.prompts(options.prompts)
     settings = {"draft": str(options.draft), "prompts": options.prompts, "tokens": options.tokens}
+    settings["samples"] = options.samples
     kept = KeptRows(options.lines, settings)
     rows: list[Row] = []
     spent, outside = [0.0, 0.0], [0.0, 0.0]
     with torch.no_grad():
         for called, temperature in (("greedy", 0.0), ("T = 0.7", 0.7)):
-            known = prompts[: max(2, len(prompts) // 2)]
-            forecasts = kept.row(f"{called}, forecasts", partial(bench.forecasts, known, temperature))
+            samples = bench.prompts(options.samples, SAMPLES)
+            forecasts = kept.row(f"{called}, forecasts", partial(bench.forecasts, samples, temperature))
             variants, measured = bench.variants(temperature, spent), []
             for turn, prompt in enumerate(prompts):
                 made = partial(in_turn, variants, prompt, options.tokens, turn, spent)
@@ -260,13 +316,11 @@ def main() -> None:
                 outside = [outside[i] + measured[-1]["spent"][i] for i in range(2)]
                 say(f"{called}, prompt {turn + 1}/{len(prompts)}: {json.dumps(measured[-1]['seconds'])}")
             for name, seconds in seconds_per_token(measured).items():
-                forecast, advised = forecasts.get(name, (None, False))
-                row = {"variant": name, "temperature": called, "seconds": seconds}
-                rows.append({**row, "forecast": forecast, "advised": advised})
-                say(
-                    f"{called} {name}: {1000 * seconds:.1f} ms a token"
-                    + (f", forecast {forecast:.2f}" if forecast else "")
-                )
+                row = {"variant": name, "temperature": called, "seconds": seconds, **measured_speedup(measured, name)}
+                row |= forecasts.get(name, {"forecast": None, "advised": False})
+                rows.append(row)
+                said = f"{called} {name}: {1000 * seconds:.1f} ms a token, {row['speedup']:.2f} × the loop"
+                say(said + (f", forecast {row['forecast']:.2f}" if row["forecast"] else ""))
     claims = claims_of(AIMS, values_of(rows, outside[0] / outside[1] if outside[1] else None))
     result = {"benchmark": "speculate", "machine": machine(torch.device("cpu")), "rows": rows, "claims": claims}
     print(json.dumps(result))

@@ -163,9 +163,8 @@ class _Known:
         if self._looks_up:
             found = np.where(going[..., None], self._found[texts, at], 0)
             counts = np.minimum(found[..., 0], most[:, None])
-            found_all = (counts > 0).any(1)
-            if self._has_model or self._nodes:
-                found_all = ((counts > 0) | ~going).all(1)
+            several = self._has_model or self._nodes > 0
+            found_all = np.asarray(((counts > 0) | ~going).all(1) if several else (counts > 0).any(1))
             many = np.where(found_all, counts.max(1), 0)
             stood = np.where(found_all[:, None], np.minimum(found[..., 1], counts), 0)
             asks = asks & ~found_all
