@@ -38,6 +38,7 @@ def test_each_measure_has_a_section_with_its_metrics_terms_and_findings(findings
         "Brier score",
         "entropy, nats",
     ]
+    assert [row[0] for row in calibration.table.rows] == ["teacher", "student"], "models without a value have no row"
     assert [part.title for part in calibration.parts] == [
         "Reliability",
         "By frequency of the target",

@@ -154,13 +154,14 @@ def models_table(measures: Measures) -> Table:
 def metrics_table(
     measures: Measures, specs: Sequence[MetricSpec], *others: tuple[str, Callable[[ModelMeasures], str]]
 ) -> Table:
-    """All models by some metrics. A column without values is left out."""
+    """All models by some metrics. A column without values is left out, and so is a model without any."""
     words = words_of(measures)
     present = [measures.models[name] for name in LOOKS if name in measures.models]
     columns: list[tuple[str, Callable[[ModelMeasures], str]]] = [
         *((spec.head, partial(_cell, spec)) for spec in specs),
         *others,
     ]
+    present = [m for m in present if any(value(m) != figures.NONE for _, value in columns)]
     filled = [(head, [value(m) for m in present]) for head, value in columns]
     used = [(head, cells) for head, cells in filled if any(cell != figures.NONE for cell in cells)]
     rows = [(words.shown(m.name), *(cells[i] for _, cells in used)) for i, m in enumerate(present)]

@@ -213,7 +213,7 @@ def found_of(
     )
     found = accuracies_of(name, explanation, _SECTION, scores, bootstrap, draws)
     rows: list[Row] = []
-    for kind, label in _NORMALISED.items():
+    for kind, label in sorted(_NORMALISED.items(), key=lambda item: item[0] != task.normalise):  # its own first
         shares = {n: bootstrap.interval([mean_of(one.more[kind]) for one in seeds]) for n, seeds in scores.items()}
         rows.append(
             (MetricSpec(f"{name}_{kind}", f"Log-probability {label}", label, "share", True, "questions"), shares)

@@ -166,9 +166,9 @@ class OwnText:
             f"{self.settings.max_new_tokens} tokens). The exposure gap is the difference of the two KLs.",
             _SECTION,
             (
+                (_spec("exposure_gap", "Exposure gap"), gaps),
                 (_spec("kl_on_own", "KL from the teacher on its own text"), on_own),
                 (_spec("kl_on_teachers", "KL on the teacher’s text"), on_theirs),
-                (_spec("exposure_gap", "Exposure gap"), gaps),
                 (_spec("nll_by_teacher", "NLL of its text by the teacher"), nll),
             ),
         )

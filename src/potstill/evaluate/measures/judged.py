@@ -239,11 +239,11 @@ def _spec(name: str, label: str, unit: str = "share") -> MetricSpec:
 
 
 _SPECS = (
-    _spec("marks", "Mean mark", "number"),
-    _spec("share_of_marks", "Share of the teacher’s marks"),
-    _spec("share_controlled", "The same, length-controlled"),
     _spec("preferred", "Preferred to the teacher’s (a tie is half)"),
     _spec("preferred_controlled", "Preferred, length-controlled"),
+    _spec("share_of_marks", "Share of the teacher’s marks"),
+    _spec("share_controlled", "The same, length-controlled"),
+    _spec("marks", "Mean mark", "number"),
     _spec("ties", "Ties"),
     _spec("contradicts", "Judge contradicts itself"),
     _spec("chance", "Contradictions by chance"),

@@ -112,7 +112,7 @@ class Trained:
             for name in ("student", "text_only")
             if name in self.by_seed and name in table.scores
         }
-        rows.append((MetricSpec("memorised", "Memorised", "memorised", "nats", False, "token"), gaps))
+        rows.insert(0, (MetricSpec("memorised", "Memorised", "memorised", "nats", False, "token"), gaps))
         control = f"; the control by {gaps['text_only'].value:.2f}" if "text_only" in gaps else ""
         loss = Loss(
             _SECTION,
