@@ -29,7 +29,7 @@ from potstill.sweep import runs as sweep_runs
 from potstill.sweep.file import first_runs_of, load_sweep, runs_of
 from potstill.sweep.paired import Table, difference, mean_over
 from potstill.sweep.result import gather, picture_of
-from potstill.sweep.runs import Runner, run_all, run_sweep, settled
+from potstill.sweep.runs import Runner, planned, run_all, run_sweep, settled
 from tiny_models import make_tiny_causal_lm
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,9 @@ SWEEP: dict[str, Any] = {
     "baseline": "alone",
     "arms": {"kd": {}, "alone": {"train.objectives": [{"kind": "hard_ce"}]}},
 }
+
+
+SOLVES = {"evaluate.solve": {"verify": {"kind": "numeric"}}}
 
 
 def write(folder: Path, **changes: Any) -> Path:
@@ -202,12 +205,24 @@ def test_a_sweep_puts_an_arm_for_each_value_in_the_place_of_its_own(tmp_path: Pa
         ({"before": [{"recpie": "x"}]}, "unknown key 'before.0.recpie'; did you mean 'recipe'?"),
         ({"along": {"arm": "kd", "kye": "x", "values": [1, 2]}}, "unknown key 'along.kye'; did you mean 'key'?"),
         ({"arms": {"kd": {"trian.max_length": 3}, "alone": {}}}, "arm 'kd'"),
+        (
+            {"measure": "accuracy"},
+            "an evaluation of causal_lm has no accuracy\n  fix: measure one of: kl, nll, top1_agreement",
+        ),
+        ({"measure": "solved"}, "an evaluation of causal_lm has no solved"),
+        ({"seeds": 3}, "seeds: should be a list, [a, b], not 3"),
+        ({"seeds": []}, "seeds: should have at least 1 entry"),
     ],
 )
 def test_a_slip_is_found_before_anything_runs(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(RecipeError) as error:
         runs_of(load_sweep(write(tmp_path, **changes)), tmp_path)
     assert expected in str(error.value)
+
+
+def test_a_recipe_that_comes_first_and_is_missing_is_found_by_a_dry_run(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe"):
+        planned(load_sweep(write(tmp_path, before=["teacher.yaml"])), tmp_path, None)
 
 
 def test_a_recipe_that_measures_nothing_is_refused(tmp_path: Path) -> None:
@@ -492,7 +507,7 @@ SOLVED: dict[str, list[bool]] = {
 
 
 def test_arms_are_compared_by_what_they_solve_problem_by_problem(tmp_path: Path) -> None:
-    sweep = load_sweep(write(tmp_path, measure="solved"))
+    sweep = load_sweep(write(tmp_path, measure="solved", set=SOLVES))
     runs = runs_of(sweep, tmp_path / "runs")
     for made in runs:
         write_solved(made.folder, SOLVED[made.folder.name])
@@ -513,7 +528,7 @@ def test_arms_are_compared_by_what_they_solve_problem_by_problem(tmp_path: Path)
 
 
 def test_arms_that_were_given_other_problems_are_refused(tmp_path: Path) -> None:
-    sweep = load_sweep(write(tmp_path, measure="solved", seeds=[0]))
+    sweep = load_sweep(write(tmp_path, measure="solved", set=SOLVES, seeds=[0]))
     runs = runs_of(sweep, tmp_path / "runs")
     for made in runs:
         write_solved(made.folder, SOLVED[made.folder.name], "abcdefgh" if made.arm == "kd" else "abcdefgx")
@@ -523,7 +538,7 @@ def test_arms_that_were_given_other_problems_are_refused(tmp_path: Path) -> None
 
 
 def test_where_nothing_was_solved_for_it_the_mend_is_named(tmp_path: Path) -> None:
-    sweep = load_sweep(write(tmp_path, measure="solved", seeds=[0]))
+    sweep = load_sweep(write(tmp_path, measure="solved", set=SOLVES, seeds=[0]))
     runs = runs_of(sweep, tmp_path / "runs")
     for made in runs:
         (made.folder / "evaluate").mkdir(parents=True)
@@ -580,6 +595,20 @@ def test_questions_of_capacity_are_answered_from_sizes_tokens_and_losses_of_the_
     assert result["capacity"]["largest_run"]["parameters"] == 3000
     assert "kl ≤ 1.5 with 4,000 tokens: 4.0K parameters" in text
     assert len(runs) == 18
+
+
+def test_too_few_runs_for_a_law_are_said_before_the_first_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{"loss": 1.5, "tokens": 4000}]
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    sweep = load_sweep(write(tmp_path, **{**GRID, "capacity": asked}))
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep, Console("lines"), folder=tmp_path / "runs", runner=Runner(stopped, Pretended.fresh))
+    assert "capacity: 8 runs are too few for a law, 9 are needed" in "".join(capsys.readouterr())
 
 
 def test_runs_of_a_sweep_share_a_stage_of_the_same_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -270,17 +270,25 @@ def _explain(error: Any, document: Mapping[str, Any], base: Path) -> str:
         return f"unknown key {name!r}{did_you_mean(key, _fields_at(owner, document, base))}"
     if error["type"] == "missing":
         return f"{name} is missing"
-    if error["type"] == "too_short" and isinstance(error["input"], (list, tuple)):
-        least = error["ctx"]["min_length"]
-        return f"{name}: should have at least {least} {'entry' if least == 1 else 'entries'}"
-    if error["type"] in _PLAIN_WORDS:
-        return f"{name}: should be {_PLAIN_WORDS[error['type']]}, not {_short(repr(error['input']))}"
+    if (problem := wrong_type(error)) is not None:
+        return f"{name}: {problem}"
     message = (error["msg"] or "cannot be used").removeprefix("Value error, ")
     message = message.removeprefix("Input ").removeprefix("String ")
     if error["type"].startswith("value_error") or error["type"].startswith("kind_"):
         message = _short(message, _LONGEST_MESSAGE)
         return f"{name}: {message}" if where else message
     return f"{name}: {message[0].lower() + message[1:]}, not {_short(repr(error['input']))}"
+
+
+def wrong_type(error: Any) -> str | None:
+    """What should stand in the place of a value of a wrong type, or of too few entries, in words of a recipe; None for
+    other errors of pydantic's."""
+    if error["type"] == "too_short" and isinstance(error["input"], (list, tuple)):
+        least = error["ctx"]["min_length"]
+        return f"should have at least {least} {'entry' if least == 1 else 'entries'}"
+    if error["type"] in _PLAIN_WORDS:
+        return f"should be {_PLAIN_WORDS[error['type']]}, not {_short(repr(error['input']))}"
+    return None
 
 
 _LONGEST_SHOWN, _LONGEST_MESSAGE = 120, 1000

@@ -45,8 +45,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from potstill.errors import RecipeError, did_you_mean
-from potstill.evaluate.measures.fidelity import metrics_of_tables
+from potstill.evaluate.measures.fidelity import SOLVED, metrics_of_tables
 from potstill.recipe import Recipe, Settings, load_recipe
+from potstill.recipe.load import wrong_type
 from potstill.recipe.reading import read_yaml
 
 RUNS = Path("runs")
@@ -270,9 +271,33 @@ def runs_of(sweep: Sweep, folder: Path) -> list[Run]:
                 raise RecipeError(
                     "nothing is measured", where=f"arm {arm!r}", fix="the recipe needs train and evaluate"
                 )
+            _refuse_other_measures(sweep, recipe, arm)
             made.append(Run(arm, seed, recipe, folder / f"{arm}-{seed}"))
     _refuse_shared_seeds(made)
     return made
+
+
+def _refuse_other_measures(sweep: Sweep, recipe: Recipe, arm: str) -> None:
+    """An arm's evaluation has the measure that decides; one beside it may be missing.
+
+    Raises:
+        RecipeError: it is of another task, or of problems that are not put.
+    """
+    solves = recipe.evaluate is not None and recipe.evaluate.solve is not None
+    has = {
+        "accuracy": not recipe.spec.has_vocabulary,
+        "kl": recipe.spec.has_response,
+        "nll": recipe.spec.has_response,
+        _SOLVED: solves,
+    }
+    if not has.get(sweep.measure, True):
+        fix = f"measure one of: {', '.join(name for name in metrics_of_tables() if has.get(name, True))}"
+        if sweep.measure == _SOLVED:
+            fix = "add `solve: {verify: {kind: numeric}}` to evaluate, or measure something else"
+        raise RecipeError(f"an evaluation of {recipe.task} has no {sweep.measure}", where=f"arm {arm!r}", fix=fix)
+
+
+_SOLVED = SOLVED.spec.name
 
 
 def _refuse_shared_seeds(runs: Sequence[Run]) -> None:
@@ -309,5 +334,5 @@ def _explain(error: Any) -> str:
         return f"unknown key {name!r}{did_you_mean(str(error['loc'][-1]), (part or Sweep).model_fields)}"
     if error["type"] == "missing":
         return f"{name} is missing"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = wrong_type(error) or error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{name}: {message}" if name else message

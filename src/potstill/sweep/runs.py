@@ -20,6 +20,7 @@ from potstill.errors import PotstillError, RecipeError, did_you_mean
 from potstill.pipeline import plan, run_recipe
 from potstill.recipe import Recipe
 from potstill.sweep.beside import beside_lines, beside_of
+from potstill.sweep.capacity import LEAST_RUNS
 from potstill.sweep.file import RUNS, Run, Sweep, first_runs_of, runs_of
 from potstill.sweep.questions import answers_of, answers_text
 from potstill.sweep.result import (
@@ -121,6 +122,12 @@ def run_sweep(
     """
     folder = folder or FOLDER / sweep.name
     runs, chosen = planned(sweep, folder, only)
+    trainings = sum(len(made.training_seeds) for made in runs)
+    if sweep.capacity and trainings <= LEAST_RUNS:
+        console.warn(
+            f"capacity: {trainings} runs are too few for a law, {LEAST_RUNS + 1} are needed: add sizes, amounts of "
+            "data, or seeds"
+        )
 
     def settle(failed: Mapping[str, str]) -> tuple[dict[str, Any], str]:
         there = [made for made in runs if made.folder.name not in failed and runner.fresh(made)]
@@ -151,8 +158,9 @@ def planned(sweep: Sweep, folder: Path, only: str | None) -> tuple[list[Run], li
     """All runs, and those that are asked for.
 
     Raises:
-        RecipeError: a recipe is wrong, or there is no such arm.
+        RecipeError: a recipe is wrong (also of those that run first), or there is no such arm.
     """
+    first_runs_of(sweep)
     if only is not None and only not in sweep.all_arms:
         raise RecipeError(f"no arm {only!r}{did_you_mean(only, sweep.all_arms)}", where="--only")
     runs = runs_of(sweep, folder)
