@@ -72,12 +72,14 @@ def measured(run: SmallRun) -> tuple[Path, Measures]:
 
 
 def test_results_of_every_question_are_paired_with_the_teachers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # which is no git repository
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     asked = {"kind": "lm_eval", "folder": str(folder_of(tmp_path)), "tasks": ["colours", "words"]}
     run = SmallRun(tmp_path, evaluate={"samples_shown": 0, "measures": [{"kind": "fidelity"}, asked]})
     out, measures = measured(run)
+    assert "fatal" not in capfd.readouterr().err, "git's word about a folder that is none of its"
     table = pq.read_table(out / "lm_eval.parquet").to_pydict()
     of_colours = np.array([task == "colours" for task in table["task"]])
     assert of_colours.sum() == 12 and len(of_colours) == 24

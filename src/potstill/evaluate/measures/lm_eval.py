@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ class Harness:
             return None
         adapter = OurModel(model, self.setting.chat, asked.positions)
         label = f"lm-eval of {asked.name.replace('_', ' ')}"
-        with self.setting.console.task(label, 1, "models") as task, contextlib.redirect_stderr(io.StringIO()):
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with self.setting.console.task(label, 1, "models") as task, quiet, _asking_no_git():
             found = evaluator.simple_evaluate(
                 adapter,
                 tasks=list(self.settings.tasks),
@@ -169,6 +170,18 @@ class Harness:
                 column = f"correct_{name}" + (f"_seed{number}" if number else "")
                 columns[column] = [bool(question[1]) for questions in answers.values() for question in questions]
         pq.write_table(pa.table(columns), out / "lm_eval.parquet")
+
+
+@contextlib.contextmanager
+def _asking_no_git() -> Iterator[None]:
+    """lm-eval asks git for the commit of the current folder, whose "fatal: not a git repository" goes past Python's
+    standard error, and reads like the run's end."""
+    asks = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asks
 
 
 def _scores(questions: Sequence[Sequence[Any]]) -> Scores:
