@@ -91,6 +91,12 @@ def test_no_share_is_given_where_the_teacher_is_at_chance() -> None:
     assert "sums_kept" not in {spec.name for spec, _ in figures.rows} and found.losses == ()
 
 
+def test_without_a_question_that_tells_them_apart_no_least_difference_is_given() -> None:
+    same = [n % 10 != 0 for n in range(100)]
+    (figures,) = found_for(same, same).findings
+    assert "0.0 points" not in figures.text and "No question tells them apart" in figures.text
+
+
 def test_a_worse_student_is_named_with_its_test() -> None:
     found = found_for([n % 10 != 0 for n in range(100)], [n % 10 < 6 and n % 10 != 0 for n in range(100)])
     (figures,), (loss,) = found.findings, found.losses

@@ -352,6 +352,13 @@ def test_a_damaged_value_of_a_column_is_found_on_the_other_half_of_the_groups() 
     assert not [f for f in found.findings if isinstance(f, Bands) and f.title.startswith("Slices")]
 
 
+def test_a_column_whose_values_are_in_few_groups_is_said_to_give_no_slices() -> None:
+    groups = [f"g{n // 5}" for n in range(150)]
+    table = table_with(np.random.default_rng(0).normal(0.2, 0.3, 150), [np.ones(150, dtype=np.bool_)], groups)
+    notes = tails.TailsMeasure(Tails(columns=("topic",))).findings(table).notes
+    assert "No value of topic is in 40 groups or more, so losses are not sliced by it." in notes
+
+
 def test_a_damaged_value_of_a_column_is_a_loss_that_the_verdict_may_name() -> None:
     groups = [f"g{n // 5}" for n in range(1500)]
     cats = Named(groups).column("topic") == "cats"

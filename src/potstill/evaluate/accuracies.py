@@ -126,10 +126,12 @@ def _tested(teacher: Scores, student: Sequence[Scores], bootstrap: PairedBootstr
     error = bootstrap.error(difference_of(mean_of(by_student), mean_of(by_teacher)))
     least = 100 * detectable(error, confidence)
     p = mcnemar(lost, won)
+    seen = f"With so many questions a difference of {least:.1f} points would be seen in {100 * _POWER:.0f} % of cases."
+    if not lost + won:  # their differences do not vary
+        seen = "No question tells them apart, so nothing shows how small a difference would be seen."
     return (
         f"The teacher alone is right on {lost} questions, the student alone on {won} (McNemar’s exact test: p "
-        f"{'< 0.001' if p < 0.001 else f'= {p:.3f}'}). With so many questions a difference of {least:.1f} points would "
-        f"be seen in {100 * _POWER:.0f} % of cases."
+        f"{'< 0.001' if p < 0.001 else f'= {p:.3f}'}). {seen}"
     )
 
 

@@ -98,6 +98,7 @@ class TailsMeasure:
         else:
             notes.append("All held-out targets are about equally common in training: there are no rare ones.")
             rare = np.zeros_like(rare)
+        notes += _without_slices(table, self.settings.columns)
         slices, worst = self._slices(table, excess["student"])
         found += slices
         if self.settings.words is not None and table.texts is not None and table.task.has_vocabulary:
@@ -483,6 +484,17 @@ def _frequent(table: Table, values: NDArray[np.object_]) -> list[str]:
     pairs = np.unique(np.stack([numbers, table.group_numbers]), axis=1)
     enough = np.bincount(pairs[0], minlength=len(names)) >= 2 * _FEW
     return [name for name in names[enough].tolist() if name]
+
+
+def _without_slices(table: Table, columns: Sequence[str]) -> list[str]:
+    """A note for each column of which no value is in enough groups."""
+    if table.texts is None:
+        return []
+    return [
+        f"No value of {name} is in {2 * _FEW} groups or more, so losses are not sliced by it."
+        for name in columns
+        if not _frequent(table, table.texts.column(name))
+    ]
 
 
 def _line(value: str) -> str:
