@@ -13,8 +13,8 @@ from report.synthetic import HOSTILE, Shape, measures_of, write_run
 from potstill.measures import Band, Bands, Curve, Example, Examples, Figures, Interval, Loss, MetricSpec
 from potstill.report.card import render_card
 from potstill.report.findings import Findings, read_findings
+from potstill.report.measured import measured_sections, part_of
 from potstill.report.page import render_page
-from potstill.report.sections import measured_sections, part_of
 from potstill.report.terminology import WORDS
 from potstill.report.verdict import judge
 

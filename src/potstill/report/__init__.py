@@ -9,7 +9,8 @@ distribution.py  how the loss is spread over tokens
 palette.py       colour, dash and shape of each model, the same in every chart
 charts.py        the charts, as altair specifications
 svg.py           a specification as static SVG without script, style or link
-sections.py      tables and texts, ready for the template; the sections of measures
+sections.py      tables and texts, ready for the template
+measured.py      the sections of measures, each finding drawn by its type
 entries.py       the worst documents and examples
 plots.py         which charts are drawn, of what
 drafting.py      the section on speculative decoding

@@ -20,6 +20,7 @@ from potstill.report.charts import Figure
 from potstill.report.drafting import drafting_of
 from potstill.report.entries import entries_of, worst_of
 from potstill.report.findings import Findings
+from potstill.report.measured import measured_sections
 from potstill.report.palette import LOOKS
 from potstill.report.plots import (
     against_figures,
@@ -29,7 +30,7 @@ from potstill.report.plots import (
     size_figures,
     spread_figures,
 )
-from potstill.report.sections import class_table, confusion_matrix, confusions_table, measured_sections
+from potstill.report.sections import class_table, confusion_matrix, confusions_table
 from potstill.report.svg import readable
 from potstill.report.terminology import terms_of, words_of
 from potstill.report.verdict import judge
