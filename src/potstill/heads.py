@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -142,7 +143,7 @@ def load_heads(folder: Path) -> MedusaHeads:
         if stated["model_type"] != "medusa" or stated["num_hidden_layers"] != 1:
             raise ValueError(f"{stated['model_type']} with {stated['num_hidden_layers']} layers")
         return heads_of(load_file(folder / WEIGHTS), int(stated["vocab_size"]))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"these are no Medusa heads: {error}", where=str(folder), fix="give a folder that speculate exported"
         ) from error

@@ -14,6 +14,7 @@ from generate.run_generate import main
 from potstill.artifacts import Artifact, Work, read_artifact
 from potstill.console import Console
 from potstill.data import load_records, load_rejects, read_sides, split_of
+from potstill.data.problems import own_answer
 from potstill.errors import CapabilityError, DataError
 from potstill.generate.stage import stage
 from potstill.recipe import Recipe, load_recipe
@@ -158,5 +159,5 @@ def test_held_out_records_keep_the_answers_of_the_data_and_are_not_asked(tmp_pat
 
 
 def test_held_out_prompts_without_an_answer_are_asked_all_the_same(recipe_file: Path) -> None:
-    records = generate(recipe_file, "generate.held_out=given").path / "records.parquet"
-    assert len(load_records(records, side="held_out")) == 10
+    records = load_records(generate(recipe_file, "generate.held_out=given").path / "records.parquet", side="held_out")
+    assert len(records) == 10 and all(own_answer(record) for record in records)

@@ -182,6 +182,14 @@ def test_a_folder_without_heads_is_refused(tmp_path: Path) -> None:
         run_recipe(made, tmp_path / "run", console=Console("quiet"), verb="speculate")
 
 
+@pytest.mark.parametrize(("file", "content"), [("config.json", b"[1]"), ("model.safetensors", b"\0" * 9)])
+def test_files_that_are_no_heads_are_refused(tmp_path: Path, file: str, content: bytes) -> None:
+    export.save_heads(random_heads(tiny_model(vocab=50), 1), tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ModelError, match="no Medusa heads"):
+        load_heads(tmp_path)
+
+
 def test_heads_of_another_width_of_vocabulary_are_refused(tmp_path: Path) -> None:
     other = random_heads(tiny_model(vocab=50), 1)
     export.save_heads(other, tmp_path / "heads")

@@ -55,6 +55,15 @@ def test_a_store_goes_to_a_url_and_comes_back(tmp_path: Path, url: str) -> None:
     assert (found.read("r11", "d11").ids == store.read("r11", "d11").ids).all()
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, url: str) -> None:
+    made(tmp_path / "here")
+    push(str(tmp_path / "here"), url)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"(here|notes\.txt) is there, which is no file of this store"):
+        pull(url, str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "notes.txt"]
+
+
 def test_a_copy_that_was_cut_short_goes_on_with_what_is_missing(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

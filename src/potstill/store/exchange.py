@@ -10,6 +10,7 @@ File systems raise errors of their own beside `OSError` (those of botocore, say)
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +28,7 @@ from potstill.store.files import FACTS, SignalStore, facts_of, files_of, sealed
 INCOMING = "incoming.json"
 
 
-def push(folder: Path, url: str) -> None:
+def push(folder: str | Path, url: str) -> None:
     """Copy a finished store to a URL, in place of one that is there. A copy that was interrupted goes on; a whole one
     is made anew.
 
@@ -35,6 +36,7 @@ def push(folder: Path, url: str) -> None:
         DataError: as `SignalStore`; or a file is damaged (it is named).
         RunError: the URL cannot be written.
     """
+    folder = Path(folder)
     store = SignalStore(folder)
     if damaged := store.damaged():
         raise DataError(f"{damaged[0]} is damaged", where=str(folder), fix="capture it again before it is copied")
@@ -80,11 +82,12 @@ def _put(system: Any, file: Path, path: str) -> None:
     system.put_file(str(file), path)
 
 
-def pull(url: str, folder: Path) -> SignalStore:
+def pull(url: str, folder: str | Path) -> SignalStore:
     """Copy a store from a URL into a folder, and open it. Files that are there and whole are not fetched again.
 
     Raises:
-        DataError: there is no store, it is of another version, or a file is not what `store.json` says (it is named).
+        DataError: there is no store, it is of another version, or a file is not what `store.json` says (it is named);
+            or the folder has files of something else.
         RunError: the disk is full, or a file cannot be fetched.
     """
     try:
@@ -94,7 +97,9 @@ def pull(url: str, folder: Path) -> SignalStore:
         raise DataError(f"there is no finished store: {_said(error)}", where=url, fix="check the URL") from error
     except Exception as error:
         raise RunError(f"the URL cannot be read: {_said(error)}", where=url, fix=_ACCESS) from error
-    for name, digest in files_of(facts_of(text, url)).items():
+    files, folder = files_of(facts_of(text, url)), Path(folder)
+    _only_store(folder, files)
+    for name, digest in files.items():
         if not _stays_inside(name):
             raise DataError(f"{FACTS} names {name!r}, which is no file of a store", where=url)
         file = folder / name
@@ -120,6 +125,17 @@ def pull(url: str, folder: Path) -> SignalStore:
     return SignalStore(folder)
 
 
+def _only_store(folder: Path, files: Iterable[str]) -> None:
+    """A store shares its folder with nothing: what is there is from an earlier attempt, or stays apart."""
+    known = {FACTS, ".lock", *(name.partition("/")[0] for name in files)}
+    known |= {f"{name}.part" for name in known}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in known:
+            raise DataError(
+                f"{path.name} is there, which is no file of this store", where=str(folder), fix="give it its own folder"
+            )
+
+
 _ACCESS = (
     "check the URL, that its bucket exists, and the credentials that its file system reads (s3: AWS_ACCESS_KEY_ID, "
     "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
@@ -137,7 +153,7 @@ def _stays_inside(name: str) -> bool:
     return path.as_posix() == name and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
-def to_parquet(store: SignalStore, file: Path) -> None:
+def to_parquet(store: SignalStore, file: str | Path) -> None:
     """Write a store as one Parquet file, a row for each record, that `datasets` opens.
 
     Columns: `record`; `ids` and `weights`, a list for each target; `entropy`, `target_log_prob`, and `rest` where the
@@ -153,7 +169,7 @@ def to_parquet(store: SignalStore, file: Path) -> None:
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
     except OSError as error:
-        raise disk_error(error, file) from error
+        raise disk_error(error, Path(file)) from error
     finally:
         if writer is not None:
             writer.close()

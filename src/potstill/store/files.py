@@ -326,8 +326,8 @@ class SignalStore:
             file is missing or has another size.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder = Path(folder)
         facts = _read_facts(folder)
         self.identity: Mapping[str, Any] = facts["identity"]
         self.grid = Grid.of(facts["grid"])
