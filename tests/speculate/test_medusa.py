@@ -195,5 +195,5 @@ def test_heads_of_another_width_of_vocabulary_are_refused(tmp_path: Path) -> Non
     export.save_heads(other, tmp_path / "heads")
     assert load_heads(tmp_path / "heads").vocab == 50
     made = heads(tmp_path, {}, weights=str(tmp_path / "heads"))
-    with pytest.raises(ModelError, match="of a model with 50"):
+    with pytest.raises(ModelError, match="of a model with vocab_size 50"):
         run_recipe(made, tmp_path / "run", console=Console("quiet"), verb="speculate")
