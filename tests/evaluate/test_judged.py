@@ -217,34 +217,51 @@ def test_a_server_that_goes_down_in_the_middle_is_paid_for_each_question_once(
 
 
 SERVE = """
-import os, sys, time, urllib.request, xllamacpp
+import itertools, os, sys, threading, urllib.request, xllamacpp
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+port, most = int(sys.argv[2]), int(sys.argv[3])
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.warmup, params.endpoint_metrics = sys.argv[1], 16384, False, True
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 kind = xllamacpp.common_grammar_type.COMMON_GRAMMAR_TYPE_USER
 params.sampling.grammar = xllamacpp.CommonGrammar(kind, 'root ::= "Marks: A " [1-9] ", B " [1-9]')
-params.port = int(sys.argv[2])
+params.port = 0 if most else port
 server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
+answered = itertools.count(1)
 
 
-def written():
-    lines = urllib.request.urlopen(server.listening_address + "/metrics").read().decode().splitlines()
-    return int(float(next(line.split()[1] for line in lines if line.startswith("llamacpp:tokens_predicted_total"))))
+class Door(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(server.listening_address + self.path, body, headers)
+        with urllib.request.urlopen(request) as reply:
+            answer = reply.read()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+        self.wfile.flush()
+        if next(answered) == most:
+            os._exit(9)
+
+    def log_message(self, *args):
+        pass
 
 
-most = int(sys.argv[3])
-while most and written() < most:
-    time.sleep(0.002)
 if most:
-    os._exit(9)
+    door = ThreadingHTTPServer(("127.0.0.1", port), Door)
+    threading.Thread(target=door.serve_forever, daemon=True).start()
+print(f"http://127.0.0.1:{port}" if most else server.listening_address, flush=True)
 sys.stdin.readline()
-print(written(), flush=True)
+lines = urllib.request.urlopen(server.listening_address + "/metrics").read().decode().splitlines()
+written = next(line.split()[1] for line in lines if line.startswith("llamacpp:tokens_predicted_total"))
+print(int(float(written)), flush=True)
 sys.stdin.read()
 """
-"""llama.cpp's server with a judge whose replies a grammar keeps to the form, 16 tokens each. It dies after so many
-tokens, if not 0; else it says at the end how many it wrote."""
+"""llama.cpp's server with a judge whose replies a grammar keeps to the form, 16 tokens each. It says at the end how
+many tokens it wrote; or its process, with a door before it that counts, dies with the last of so many answers."""
 
 
 @contextmanager
@@ -287,7 +304,7 @@ def test_a_real_server_that_dies_is_asked_the_rest_alone_and_a_judge_of_random_w
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with llama_server(judge, port, dies_after=16 * 6) as (address, process):
+    with llama_server(judge, port, dies_after=6) as (address, process):
         with pytest.raises(PotstillError) as caught:
             judged(behind(run, f"{address}/v1"))
         assert process.wait() == 9 and str(port) in str(caught.value) and "fix" in str(caught.value)

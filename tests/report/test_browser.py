@@ -46,7 +46,7 @@ def test_every_chart_is_drawn_once_and_its_words_stay_legible(width: int, report
         "[...document.querySelectorAll('figure')].map(f => [...f.querySelectorAll('svg[role=img]')]"
         ".filter(s => s.getBoundingClientRect().width > 0).length)"
     )
-    assert len(charts) == 20 and set(charts) == {1}
+    assert len(charts) == 21 and set(charts) == {1}
     smallest = browser.ask(
         "Math.min(...[...document.querySelectorAll('figure svg text')].map("
         "t => t.getBoundingClientRect()).filter(b => b.width > 0).map(b => b.height))"
