@@ -42,7 +42,7 @@ def test_blocks_of_rows_at_different_places_are_read_as_each_text_alone(name: st
     target.start(16)
     target(TEXTS[:, :3], [0, 0])
     at = [3, 3]
-    for length, back in ((1, (0, 0)), (3, (0, 2)), (4, (1, 0)), (1, (0, 0)), (2, (0, 1))):
+    for length, back in ((1, (0, 0)), (1, (0, 0)), (3, (0, 2)), (4, (1, 0)), (1, (0, 0)), (2, (0, 1))):
         block = torch.stack([text[start : start + length] for text, start in zip(TEXTS, at, strict=True)])
         found = target(block, at)
         for row, start in enumerate(at):

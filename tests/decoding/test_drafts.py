@@ -12,7 +12,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 from potstill.decoding.acceptance import Chance
 from potstill.decoding.cached_model import CachedModel
-from potstill.decoding.drafts import ChainedDraft, LookupDraft, ModelDraft
+from potstill.decoding.drafts import ChainedDraft, LookupDraft, ModelDraft, Proposal
 from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
@@ -113,6 +113,31 @@ def test_every_token_stands_of_a_draft_that_equals_its_target(
         if nonsense.turn % 2 == 0:
             by_model += decoder.account.accepted_by_round[-len(news) :]
     assert len(by_model) >= 4 and all(drafted == accepted for drafted, accepted in by_model)
+
+
+class Known(LookupDraft):
+    """Proposes token 9 for the rows that it knows, and counts what it is asked and told."""
+
+    def __init__(self, known: Sequence[bool]) -> None:
+        super().__init__()
+        self.known, self.asked, self.rolled_back = known, 0, 0
+
+    def propose(self, rows: Rows, most: int, sampler: Sampler, source: Any) -> Proposal:
+        self.asked += 1
+        return Proposal([int(known) for known in self.known])
+
+    def roll_back(self, rows: Rows) -> None:
+        self.rolled_back += 1
+
+
+def test_a_chain_goes_on_until_every_row_has_a_proposal_and_tells_all_its_drafts() -> None:
+    rows = Rows([[5], [6]], 4, 50, CPU)
+    parts = [Known([True, False]), Known([True, True]), Known([True, True])]
+    draft = ChainedDraft(parts)
+    assert draft.propose(rows, 2, GREEDY, CHANCE).counts == [1, 1]
+    assert [part.asked for part in parts] == [1, 1, 0]
+    draft.roll_back(rows)
+    assert [part.rolled_back for part in parts] == [1, 1, 1]
 
 
 def test_no_token_is_drafted_that_the_budget_would_cut() -> None:
