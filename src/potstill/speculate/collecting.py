@@ -50,7 +50,7 @@ class Collector:
 
     Args:
         target: that the decoder writes with.
-        tau: probabilities of at least this are kept, the others sampled; some 20 bytes a token at 0.02.
+        tau: probabilities of at least this are kept, the others sampled.
         most_tokens: number of written tokens that are kept; the oldest texts go first. In memory a token takes some 100
             bytes.
         seed: of the sampled entries.
