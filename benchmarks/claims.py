@@ -33,6 +33,7 @@ BENCHMARKS = (
     "offline_kd",
     "studio",
     "labs",
+    "few_rows",
     "planted",
     "coverage",
     "evaluation",
