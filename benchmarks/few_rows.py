@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,12 +82,12 @@ def main() -> None:
                 for name, reader in readers.items():
                     spent = seconds(partial(reader, ids[:, AHEAD : AHEAD + n], [AHEAD]))
                     found.setdefault(f"read {n}, {name}", []).append(spent)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"variant": name, "seconds": statistics.median(spent), "least": min(spent), "most": max(spent)}
         for name, spent in found.items()
     ]
     for row in rows:
-        say(f"{row['variant']}: {1000 * float(row['seconds']):.1f} ms")
+        say(f"{row['variant']}: {1000 * row['seconds']:.1f} ms")
     medians = {name: statistics.median(spent) for name, spent in found.items()}
     values = {"loop without a draft / generate": medians["generate"] / medians["loop, few rows"]}
     result = {"benchmark": "few_rows", "machine": machine(torch.device("cpu")), "rows": rows}
