@@ -140,6 +140,18 @@ def test_a_chain_goes_on_until_every_row_has_a_proposal_and_tells_all_its_drafts
     assert [part.rolled_back for part in parts] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(("length", "count"), [(14, 3), (15, 2), (16, 1), (17, 0)])
+@torch.no_grad()
+def test_a_draft_proposes_up_to_the_last_position_of_its_context(length: int, count: int) -> None:
+    """The last drafted token is behind the context's last position, and is not read."""
+    draft = ModelDraft(CachedModel(tiny_model("gpt2", seed=3, n_positions=16)))
+    rows = Rows([[5] * length], 8, 259, CPU)
+    target = CachedModel(tiny_model(seed=3))
+    target.start(rows.capacity)
+    draft.start(rows, target)
+    assert draft.propose(rows, 5, GREEDY, CHANCE).counts == [count]
+
+
 def test_no_token_is_drafted_that_the_budget_would_cut() -> None:
     model = tiny_model(seed=3, spread=0.3)
     for budget in (1, 2, 3, 6):
