@@ -27,7 +27,7 @@ from potstill.data.reader import Collate, Row
 from potstill.errors import CapabilityError, ModelError
 from potstill.signals import Ask, Batch, Dense, Head, Sparse
 from potstill.store.codec import HIDDEN, LOGITS, Entries
-from potstill.store.estimators import joined
+from potstill.store.estimators import entries_of, joined
 from potstill.store.files import OUTPUT_LAYER, StoreWriter
 from potstill.store.output_layer import save_output_layer
 from potstill.teachers.base import Teacher, input_device
@@ -245,9 +245,6 @@ def _whole(response: Head | Dense, estimator: Estimator) -> dict[str, NDArray[np
 def _by_row(
     sparse: Sparse, target_log_prob: Tensor, tensors: Mapping[str, NDArray[np.float32]], sizes: Sequence[int]
 ) -> list[Entries]:
-    offsets, ids, weights = (t.cpu().numpy() for t in (sparse.offsets, sparse.ids, sparse.weights))
-    entropy, target = sparse.entropy.cpu().numpy(), target_log_prob.cpu().numpy()
-    rest = sparse.rest.cpu().numpy() if sparse.rest is not None else np.zeros(0, np.float32)
-    whole = Entries(offsets, ids, weights.astype(np.float32), entropy, target, rest, tensors)
+    whole = entries_of(sparse, target_log_prob, tensors)
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     return [part_of(whole, int(first), int(last)) for first, last in pairwise(bounds)]

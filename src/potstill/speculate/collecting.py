@@ -28,7 +28,7 @@ from potstill.errors import DataError
 from potstill.models.anatomy import dims
 from potstill.signals import Sparse
 from potstill.store.codec import Entries, Grid
-from potstill.store.estimators import joined, threshold
+from potstill.store.estimators import entries_of, joined, threshold
 from potstill.store.files import TOKENIZER, Planned, StoreWriter
 from potstill.teachers.stored import StoredTeacher
 from potstill.types import digest
@@ -105,18 +105,7 @@ class Collector:
                 del self._growing[row]
 
     def _keep(self, prompt: tuple[int, ...], written: tuple[int, ...], sparse: Sparse, at_target: Tensor) -> None:
-        nothing = np.zeros(0, np.float32)
-        offsets, ids, weights, entropy = (
-            t.numpy() for t in (sparse.offsets, sparse.ids, sparse.weights, sparse.entropy)
-        )
-        entries = Entries(
-            offsets.astype(np.int64),
-            ids.astype(np.int32),
-            weights.astype(np.float32),
-            entropy,
-            at_target.numpy(),
-            nothing,
-        )
+        entries = entries_of(sparse, at_target)
         record = digest([list(prompt), list(written)])
         if (before := self._texts.pop(record, None)) is not None:
             self.tokens -= len(before.written)

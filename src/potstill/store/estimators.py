@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.signals import Sparse
+from potstill.store.codec import Entries
 
 
 def threshold(log_p: Float[Tensor, "N V"], tau: float, uniforms: Float[Tensor, " N"]) -> Sparse:
@@ -157,6 +160,22 @@ def joined(parts: Sequence[Sparse]) -> Sparse:
         entropy=torch.cat([part.entropy for part in parts]),
         rest=torch.cat([part.rest for part in parts if part.rest is not None]) if first.rest is not None else None,
     )
+
+
+def entries_of(
+    sparse: Sparse, target_log_prob: Float[Tensor, " N"], tensors: Mapping[str, NDArray[np.float32]] | None = None
+) -> Entries:
+    """The signal of N targets as the codec takes it.
+
+    Args:
+        sparse: a row for each target; on any device.
+        target_log_prob: of each target.
+        tensors: what is stored beside, by name.
+    """
+    arrays = (sparse.offsets, sparse.ids, sparse.weights, sparse.entropy, target_log_prob)
+    offsets, ids, weights, entropy, target = (t.cpu().numpy() for t in arrays)
+    rest = sparse.rest.cpu().numpy() if sparse.rest is not None else np.zeros(0, np.float32)
+    return Entries(offsets, ids, weights.astype(np.float32), entropy, target, rest, tensors or {})
 
 
 def tau_for_budget(bytes_at: Callable[[float], float], budget: float) -> float:
