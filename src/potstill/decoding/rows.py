@@ -17,6 +17,7 @@ class Rows:
         ids_BT: tokens; what is behind a row's length is drafted, or nothing.
         tokens: the tokens of each row, on the host.
         numbers: which row of the batch each one is; rows that have ended are dropped.
+        batch_size: number of rows at first.
         vocab_size: number of token ids.
 
     Args:
@@ -39,6 +40,7 @@ class Rows:
         self.ids_BT: Int[Tensor, "B T"] = torch.zeros(len(prompts), self.capacity, dtype=torch.long, device=device)
         self.tokens = [list(prompt) for prompt in prompts]
         self.numbers = list(range(len(prompts)))
+        self.batch_size = len(prompts)
         self.vocab_size = vocab_size
         self._padding = [torch.tensor(pad, dtype=torch.long, device=device) for pad in padding or ()]
         for row, prompt in enumerate(prompts):

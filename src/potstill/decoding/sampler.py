@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     InfNanRemoveLogitsProcessor,
@@ -91,7 +93,7 @@ class Sampler:
     def _with_history(self, processor: LogitsProcessor, scores_BnV: Tensor, rows: Rows, first: int) -> Tensor:
         changed = scores_BnV.clone()
         for row in range(scores_BnV.shape[0]):
-            own = _of_row(processor, rows.numbers[row])
+            own = _of_row(processor, rows.numbers[row], rows.batch_size)
             for place in range(scores_BnV.shape[1]):
                 history = rows.history(row, first + place)
                 changed[row, place] = _call(own, history, scores_BnV[row, place][None].clone())[0]
@@ -103,11 +105,21 @@ def _call(processor: Any, history: Tensor, scores: Tensor) -> Tensor:
     return result
 
 
-def _of_row(processor: LogitsProcessor, row: int) -> LogitsProcessor:
-    """The processor for one row of the batch, if rows differ for it."""
+def _of_row(processor: LogitsProcessor, row: int, batch_size: int) -> LogitsProcessor:
+    """The processor for one row of the batch, if rows differ for it. Prompts may be fewer than rows, each with as many
+    rows (`num_return_sequences`)."""
     if isinstance(processor, PrefixConstrainedLogitsProcessor):
         allowed, processor = processor._prefix_allowed_tokens_fn, copy.copy(processor)
         processor._prefix_allowed_tokens_fn = lambda _, tokens: allowed(row, tokens)
+        return processor
+    if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
+        prompts: Any = processor.encoder_input_ids
+        processor = copy.copy(processor)
+        processor.encoder_input_ids = prompts[row * len(prompts) // batch_size][None]
+        return processor
+    if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+        n_grams, processor = processor.generated_ngrams, copy.copy(processor)
+        processor.generated_ngrams, processor.batch_size = [n_grams[row * len(n_grams) // batch_size]], 1
         return processor
     ignored = getattr(processor, "prompt_ignore_length", None)
     if isinstance(processor, RepetitionPenaltyLogitsProcessor) and isinstance(ignored, Tensor) and ignored.numel() > 1:

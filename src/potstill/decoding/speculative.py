@@ -21,6 +21,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.streamers import BaseStreamer
 
 from potstill.decoding.acceptance import Chance, Source, Verdict, verify_greedy, verify_sampled
+from potstill.decoding.arguments import check_prepared, check_settings, take_stop_strings
 from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.drafts import Draft, Proposal, Reads
 from potstill.decoding.rows import Rows
@@ -163,15 +164,17 @@ class SpeculativeDecoder:
             seed: of the draws; None takes one from torch's global generator.
             streamer: gets the prompt, and each token in the round that wrote it. (`model.generate` passes none on to a
                 `custom_generate`, so only this method streams.)
-            settings: as for `model.generate`: `logits_processor`, `stopping_criteria`,
-                `attention_mask`, and any key of a generation configuration.
+            settings: as for `model.generate`: `logits_processor`, `stopping_criteria`, `attention_mask`, `tokenizer`
+                (for `stop_strings`), and any key of a generation configuration.
 
         Raises:
-            UserError: a setting that this decoder does not have (beams, say).
+            UserError: a setting that this decoder does not have (beams, say, or no cache).
         """
         if self._model is None:
             raise TypeError("generate() needs a model of transformers; use write()")
+        check_settings(settings)
         generate: Any = self._model.generate
+        settings = take_stop_strings(settings, generation_config, self._model.generation_config)
         written: Tensor = generate(
             inputs, generation_config, custom_generate=self, seed=seed, stream_to=streamer, **settings
         )
@@ -191,7 +194,7 @@ class SpeculativeDecoder:
         """The loop, as `transformers` calls it from `generate`."""
         if model is not self._model:
             raise ModelError("this decoder belongs to another model", fix="call generate of the model it was made for")
-        _refuse(generation_config)
+        check_prepared(generation_config, model, model_kwargs)
         request = _request(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         if seed is None:
             seed = int(torch.randint(2**62, ()))
@@ -414,33 +417,6 @@ class _Clock:
     def lap(self) -> float:
         before, self._last = self._last, time.perf_counter()
         return self._last - before
-
-
-_UNSUPPORTED = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "penalty_alpha": None,
-    "dola_layers": None,
-    "prompt_lookup_num_tokens": None,
-    "guidance_scale": 1.0,
-    "output_scores": False,
-    "output_logits": False,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "return_dict_in_generate": False,
-    "constraints": None,
-    "force_words_ids": None,
-    "watermarking_config": None,
-}
-"""Keys of a generation configuration that this decoder does not have, and the value that asks for nothing."""
-
-
-def _refuse(config: GenerationConfig) -> None:
-    for key, nothing in _UNSUPPORTED.items():
-        if (value := getattr(config, key, None)) not in (None, nothing):
-            raise UserError(
-                f"{key}: {value} is not for speculative decoding", fix=f"leave {key} out, or use model.generate"
-            )
 
 
 def _request(
