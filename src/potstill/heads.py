@@ -138,6 +138,12 @@ def load_heads(folder: Path) -> MedusaHeads:
     Raises:
         ModelError: the files are missing, or not of Medusa heads.
     """
+    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        raise ModelError(
+            f"there are no Medusa heads: no {' and no '.join(missing)}",
+            where=str(folder),
+            fix="give a folder that speculate exported",
+        )
     try:
         stated = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if stated["model_type"] != "medusa" or stated["num_hidden_layers"] != 1:

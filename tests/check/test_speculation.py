@@ -48,9 +48,17 @@ def hybrid(folder: Path) -> str:
     return str(model)
 
 
-def heads(folder: Path, **shape: Any) -> str:
+def heads(folder: Path, without: str | None = None, **shape: Any) -> str:
     save_heads(random_heads(tiny_model(**shape), 2), folder / "heads")
+    if without is not None:
+        (folder / "heads" / without).unlink()
     return str(folder / "heads")
+
+
+def written(file: Path, text: str = "") -> str:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return str(file)
 
 
 REFUSED: dict[str, tuple[Any, str, str]] = {
@@ -64,7 +72,36 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     ),
     "too many layers": (lambda f: {"kind": "layers", "layers": 4}, "target that has 4", "1 to 3 layers"),
     "no model": (lambda f: {"kind": "model", "model": str(f / "nothing")}, "nothing", "path"),
-    "no heads": (lambda f: {"kind": "medusa", "weights": str(f / "nothing")}, "no Medusa heads", "exported"),
+    "no heads": (
+        lambda f: {"kind": "medusa", "weights": str(f / "nothing")},
+        "nothing does not exist",
+        "a folder that speculate exported",
+    ),
+    "a file in place of heads": (
+        lambda f: {"kind": "medusa", "weights": written(f / "heads.safetensors")},
+        "heads.safetensors is a file",
+        "exported",
+    ),
+    "heads without weights": (
+        lambda f: {"kind": "medusa", "weights": heads(f, without="model.safetensors")},
+        "heads has no model.safetensors",
+        "exported",
+    ),
+    "a model in place of heads": (
+        lambda f: {"kind": "medusa", "weights": str(make_tiny_causal_lm(f / "model"))},
+        "model_type llama, not medusa",
+        "exported",
+    ),
+    "heads that state no keys": (
+        lambda f: {"kind": "medusa", "weights": str(Path(written(Path(heads(f)) / "config.json", "[]")).parent)},
+        "model_type None, not medusa",
+        "exported",
+    ),
+    "heads of a broken file": (
+        lambda f: {"kind": "medusa", "weights": str(Path(written(Path(heads(f)) / "config.json", "{")).parent)},
+        "config.json cannot be read",
+        "exported",
+    ),
     "heads of another target": (
         lambda f: {"kind": "medusa", "weights": heads(f, hidden=48)},
         "hidden_size 48, and the target has 32",
@@ -77,7 +114,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
 def test_a_draft_that_cannot_write_ahead_is_refused_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
     draft, said, fix = REFUSED[name]
     text = errors(check(tmp_path, {"draft": draft(tmp_path)}))
-    assert said in text and fix in text.partition("fix:")[2]
+    assert said in text and fix in text.partition("fix:")[2] and "[Errno" not in text
 
 
 def test_a_target_that_cannot_be_rolled_back_is_refused(tmp_path: Path) -> None:

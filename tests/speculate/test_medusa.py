@@ -190,6 +190,13 @@ def test_files_that_are_no_heads_are_refused(tmp_path: Path, file: str, content:
         load_heads(tmp_path)
 
 
+def test_missing_files_of_heads_are_named(tmp_path: Path) -> None:
+    export.save_heads(random_heads(tiny_model(vocab=50), 1), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no Medusa heads: no model\.safetensors"):
+        load_heads(tmp_path)
+
+
 def test_heads_of_another_width_of_vocabulary_are_refused(tmp_path: Path) -> None:
     other = random_heads(tiny_model(vocab=50), 1)
     export.save_heads(other, tmp_path / "heads")

@@ -3,22 +3,20 @@ are prompts to measure on."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from potstill.artifacts import Work
 from potstill.check.findings import Finding, warning
 from potstill.check.inputs import RECORDS_READ, Inputs
 from potstill.check.models import model_is_usable
 from potstill.errors import ModelError
-from potstill.models.facts import ModelFacts, size_in
+from potstill.models.facts import size_in
 from potstill.models.folder import ModelSource
 from potstill.recipe import Existing
-from potstill.recipe.speculate import LayersDraft, MedusaDraftSettings, OtherModelDraft, SpeculateSettings, StudentDraft
+from potstill.recipe.speculate import LayersDraft, OtherModelDraft, SpeculateSettings, StudentDraft
 from potstill.recipe.teachers import TeacherSettings
-from potstill.speculate.fitting import check_draft_tokenizer, check_rows
+from potstill.speculate.fitting import check_draft_tokenizer, check_heads, check_rows
 from potstill.speculate.prompts import read_prompts
 
 
@@ -46,8 +44,10 @@ def draft_fits_its_target(inputs: Inputs) -> Iterator[Finding]:
     draft = _draft(inputs, settings)
     if draft is not None and source is not None:
         check_draft_tokenizer(source.name, source.path, draft.path)
-    if settings.heads_draft is not None:
-        _heads_fit(settings.heads_draft, known)
+    if settings.heads_draft is not None and settings.heads_draft.weights is not None:
+        config = None if known is None else known.config
+        widths = {name: None if config is None else size_in(config, name) for name in ("hidden_size", "vocab_size")}
+        check_heads(settings.heads_draft.weights, widths)
 
 
 def prompts_can_be_decoded(inputs: Inputs) -> Iterator[Finding]:
@@ -108,26 +108,3 @@ def _draft(inputs: Inputs, settings: SpeculateSettings) -> ModelSource | None:
     if isinstance(chosen, OtherModelDraft):
         return inputs.source(chosen)
     return inputs.source(student) if isinstance(chosen, StudentDraft) and isinstance(student, Existing) else None
-
-
-def _heads_fit(draft: MedusaDraftSettings, target: ModelFacts | None) -> None:
-    """Heads that were exported before are there, and of a model with the target's sizes."""
-    if draft.weights is None:
-        return
-    file = draft.weights / "config.json"
-    try:
-        stated: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"there are no Medusa heads: {error}",
-            where="speculate.draft.weights",
-            fix="give a folder that speculate exported",
-        ) from error
-    for name in ("hidden_size", "vocab_size"):
-        own, wanted = stated.get(name), size_in(target.config, name) if target is not None else None
-        if wanted is not None and own != wanted:
-            raise ModelError(
-                f"the heads are of a model with {name} {own}, and the target has {wanted:,}",
-                where="speculate.draft.weights",
-                fix="give heads that were trained on this target, or train some: train: {objectives: [{kind: medusa}]}",
-            )

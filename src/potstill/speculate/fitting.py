@@ -1,9 +1,11 @@
-"""Whether a draft can write ahead of a target, as far as tokens tell. No torch at import."""
+"""Whether a draft can write ahead of a target, as far as tokens and files tell. No torch at import."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from potstill.errors import ModelError, TokenizerMismatch
 from potstill.models.tokenizers import check_same_tokenizer
@@ -48,3 +50,37 @@ def check_rows(draft: int, target: int, frequent: int | None) -> None:
             fix=f"set speculate.draft.frequent to at most {min(draft, target):,}, so that only tokens of both are "
             "drafted",
         )
+
+
+def check_heads(folder: Path, sizes: Mapping[str, int | None]) -> None:
+    """Refuse a folder without Medusa heads, or with those of another target.
+
+    Args:
+        folder: of the heads.
+        sizes: `hidden_size` and `vocab_size` of the target; None where unknown.
+
+    Raises:
+        ModelError: says what is missing, or differs.
+    """
+    where, fix = "speculate.draft.weights", "give a folder that speculate exported"
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ModelError(f"there are no Medusa heads: the folder {folder} {what}", where=where, fix=fix)
+    if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
+        raise ModelError(f"there are no Medusa heads: {folder} has no {' and no '.join(missing)}", where=where, fix=fix)
+    try:
+        stated: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}/config.json cannot be read: {error}", where=where, fix=fix) from error
+    kind = stated.get("model_type") if isinstance(stated, dict) else None
+    if kind != "medusa":
+        raise ModelError(
+            f"there are no Medusa heads: {folder}/config.json has model_type {kind}, not medusa", where=where, fix=fix
+        )
+    for name, wanted in sizes.items():
+        if wanted is not None and (own := stated.get(name)) != wanted:
+            raise ModelError(
+                f"the heads are of a model with {name} {own}, and the target has {wanted:,}",
+                where=where,
+                fix="give heads that were trained on this target, or train some: train: {objectives: [{kind: medusa}]}",
+            )
