@@ -15,6 +15,7 @@ from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.drafts import ChainedDraft, Draft, LookupDraft, ModelDraft
 from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.speculative import Request, SpeculativeDecoder
+from potstill.speculate.advice import fit_threshold
 from potstill.speculate.batches import gain_of_batches, play
 from potstill.speculate.forecast import Timing, Trace, expected, gain
 from potstill.speculate.traces import agreement, head_ranks, lookups, sampler_of, trace_of, write_text
@@ -138,3 +139,19 @@ def test_one_row_that_is_never_right_holds_no_other_back_but_makes_their_blocks_
     assert found[0] == pytest.approx(40 / (10 * 3 + 4 * 1))
     alone = gain_of_batches([never], timings, 2, 2)
     assert alone.speedup.value == alone.speedup.low == 1.0 and alone.tokens_per_round == 1.0
+
+
+def test_a_threshold_is_fitted_for_the_batch_in_which_it_is_used() -> None:
+    """A draft that knows how sure it is: stopping saves a row a round's time, and a batch only that of its last row."""
+    rng, counts = np.random.default_rng(0), np.arange(9)
+    sure = [rng.uniform(0, 1, 60) for _ in range(16)]
+    traces = [Trace(60, 64, own, own) for own in sure]
+    timings = {rows: Timing(1 + 0.3 * counts, 0.3 * counts, 0.0 * counts) for rows in (1, 8)}
+    of_row, of_batch = (fit_threshold(traces, timings, 8, rows) for rows in (1, 8))
+
+    def best(threshold: float) -> float:
+        medians = {rows: [timing] for rows, timing in timings.items()}
+        return max(gain_of_batches(traces, medians, 8, gamma, threshold, seed=5).speedup.value for gamma in range(1, 9))
+
+    assert of_batch < 0.1 < 0.2 < of_row
+    assert best(of_batch) > best(of_row) * 1.01

@@ -12,12 +12,11 @@ from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.measures import Interval
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
-from potstill.speculate.advice import WORTH, advise, hopeless
+from potstill.speculate.advice import WORTH, advise, fit_threshold, hopeless
 from potstill.speculate.forecast import (
     Timing,
     Trace,
     expected,
-    fit_threshold,
     gain,
     needed_alpha,
     needed_c,
@@ -193,10 +192,11 @@ def test_a_threshold_is_fitted_where_sureness_tells_what_stands() -> None:
     sure = rng.uniform(0, 1, 400)
     telling = Trace(400, 500, (sure > 0.6).astype(float), sure)
     blind = Trace(400, 500, np.full(400, 0.6), np.full(400, 0.5))
-    fitted = fit_threshold([telling], timing(0.3, 0.3), 8)
+    fitted = fit_threshold([telling], {1: timing(0.3, 0.3)}, 8, 1)
     assert 0.4 < fitted < 0.75
     assert _best([telling], fitted) > _best([telling], 0.0) * 1.05
-    assert _best([blind], fit_threshold([blind], timing(0.05, 0.05), 8)) == pytest.approx(_best([blind], 0.0))
+    blindly = fit_threshold([blind], {1: timing(0.05, 0.05)}, 8, 1)
+    assert _best([blind], blindly) == pytest.approx(_best([blind], 0.0))
 
 
 def _best(traces: list[Trace], threshold: float) -> float:

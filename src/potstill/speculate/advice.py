@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from potstill.measures import Interval
 from potstill.speculate.batches import gain_of_batches
-from potstill.speculate.forecast import Timing, Trace, gain, needed_alpha, needed_c
+from potstill.speculate.forecast import Timing, Trace, expected_speedup, gain, needed_alpha, needed_c
 from potstill.speculation import Advice, Forecast
 
 # A forecast below this may be a loss: forecasts miss the measured speed-up by up to a tenth, and by more where few
 # texts were seen (`benchmarks.advice`: 1.01 [1.01, 1.03] was advised once, and measured 0.86).
 WORTH = 1.05
+_PLAYS = 60
+"""How often batches are played out for each threshold that is tried."""
 
 
 def advise(
@@ -57,6 +61,35 @@ def advise(
         needed_alpha=alpha,
         needed_c=cost,
     )
+
+
+def fit_threshold(
+    traces: Sequence[Trace], timings: Mapping[int, Timing], most: int, batch_size: int, candidates: int = 12
+) -> float:
+    """The threshold with the best forecast over all gammas up to `most`; 0 if stopping gains nothing.
+
+    A batch has another one than a row: its draft goes on until the last row has stopped.
+
+    Args:
+        traces: of texts that the target wrote.
+        timings: of this batch size, and of smaller ones.
+        most: largest gamma.
+        batch_size: rows.
+        candidates: how many quantiles of the draft's sureness on these texts are tried.
+    """
+    sure = np.concatenate([trace.sure for trace in traces if trace.sure is not None] or [np.zeros(0)])
+    if sure.size == 0:
+        return 0.0
+    medians = {rows: [timing] for rows, timing in timings.items()}
+
+    def value(gamma: int, threshold: float) -> float:
+        if batch_size == 1:
+            return expected_speedup(traces, timings[1], gamma, threshold)
+        return gain_of_batches(traces, medians, batch_size, gamma, threshold, plays=_PLAYS).speedup.value
+
+    tried = [0.0, *np.quantile(sure, np.linspace(0.02, 0.9, candidates)).tolist()]
+    gammas = [gamma for gamma in sorted({1, 2, 3, 4, most // 2, most} - {0}) if gamma <= most]
+    return float(max(tried, key=lambda threshold: max(value(gamma, threshold) for gamma in gammas)))
 
 
 def _reason(timing: Timing, best: Forecast, use: bool, has_model: bool, alpha: float | None, cost: float | None) -> str:

@@ -67,6 +67,7 @@ def gain_of_batches(
     gamma: int,
     threshold: float = 0.0,
     seed: int = 0,
+    plays: int = DRAWS,
 ) -> Gain:
     """The speed-up over the target alone in batches of texts like these, with an interval over texts and over
     repetitions of the timing.
@@ -79,17 +80,18 @@ def gain_of_batches(
         gamma: drafted tokens a round.
         threshold: see `ModelDraft`.
         seed: of the draws.
+        plays: how often as many texts are drawn and played out.
     """
     draws = np.random.default_rng(seed)
     batches = -(-len(traces) // batch_size)
-    picks = draws.integers(len(traces), size=(DRAWS, batches, batch_size))
+    picks = draws.integers(len(traces), size=(plays, batches, batch_size))
     rounds = play(traces, picks, gamma, threshold, draws)
     ratios = rounds.speedups({rows: found[0] for rows, found in timings.items()})
     value = float(np.mean(ratios))
     resampled = min(len(found) for found in timings.values()) - 1
     if resampled:
         noisy = [rounds.speedups({rows: found[1 + i] for rows, found in timings.items()}) for i in range(resampled)]
-        ratios = np.stack(noisy)[draws.integers(resampled, size=DRAWS), np.arange(DRAWS)]
+        ratios = np.stack(noisy)[draws.integers(resampled, size=plays), np.arange(plays)]
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     speedup = Interval(value, float(min(low, value)), float(max(high, value)))
     return Gain(speedup, float(rounds.tokens.sum() / max(rounds.row_rounds.sum(), 1.0)))

@@ -192,20 +192,8 @@ def _ratio(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float
     return (len(few) * timing.prefill + alone) / (len(few) * (timing.prefill + timing.draft_prefill) + seconds)
 
 
-def fit_threshold(traces: Sequence[Trace], timing: Timing, most: int, candidates: int = 12) -> float:
-    """The threshold with the best expected speed-up over all gammas up to `most`; 0 if stopping gains nothing.
-
-    Candidates are quantiles of the draft's sureness on these texts.
-    """
-    sure = np.concatenate([trace.sure for trace in traces if trace.sure is not None] or [np.zeros(0)])
-    if sure.size == 0:
-        return 0.0
-    tried = [0.0, *np.quantile(sure, np.linspace(0.02, 0.9, candidates)).tolist()]
-    gammas = sorted({1, 2, 3, 4, most // 2, most} - {0})
-    return float(max(tried, key=lambda t: max(_value(traces, timing, g, t) for g in gammas if g <= most)))
-
-
-def _value(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float) -> float:
+def expected_speedup(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float) -> float:
+    """The speed-up of the rounds behind the prompts, over all texts."""
     seconds = sum(expected(trace, timing, gamma, threshold)[1] for trace in traces)
     return sum(trace.length - 1 for trace in traces) * timing.alone / seconds if seconds else 1.0
 

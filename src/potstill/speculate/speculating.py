@@ -22,10 +22,10 @@ from potstill.policy.duties import write_papers
 from potstill.policy.gate import rulings_on
 from potstill.recipe.speculate import StudentDraft
 from potstill.recipe.teachers import LocalTeacher
-from potstill.speculate.advice import advise, hopeless
+from potstill.speculate.advice import advise, fit_threshold, hopeless
 from potstill.speculate.costs import REPETITIONS, Timed, compare, measure, run_in_turn
 from potstill.speculate.export import export_draft
-from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Trace, fit_threshold
+from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Trace
 from potstill.speculate.opening import OpenDraft, Target, open_draft, open_target
 from potstill.speculate.prompts import read_prompts, tokens_of_data
 from potstill.speculate.stored import StoredTexts
@@ -282,7 +282,8 @@ class Speculating:
             for (own, rows), found in timed.items()
             if own == temperature and rows <= batch
         }
-        fitted = fit_threshold(traces, timings[batch][0], most) if threshold == "fit" else float(threshold)
+        medians = {rows: found[0] for rows, found in timings.items()}
+        fitted = fit_threshold(traces, medians, most, batch) if threshold == "fit" else float(threshold)
         return advise(traces, timings, most, fitted, temperature, batch)
 
     # ---- what is tried -------------------------------------------------------------------------------------------
