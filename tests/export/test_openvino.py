@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,35 @@ def test_without_it_the_error_has_the_install_line(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"potstill\[openvino\]"):
         exported(make_tiny_causal_lm(tmp_path / "model"), tmp_path / "out")
+
+
+SIGNALLED = """
+import faulthandler, os, signal, sys, threading
+from pathlib import Path
+import numpy as np
+import openvino
+import openvino.opset13 as operations
+from potstill.export.openvino import opened
+
+faulthandler.enable()  # as under pytest: its stack for signal handlers is the one that OpenVINO replaces
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(True))
+given = operations.parameter([1, 4], np.float32)
+openvino.save_model(openvino.Model([operations.relu(given)], [given], "tiny"), sys.argv[1])
+with opened(Path(sys.argv[1])) as graph:
+    kept = [graph]
+del graph
+ending = threading.Thread(target=kept.clear)
+ending.start()
+ending.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+print("heard" if heard else "not heard")
+"""
+
+
+@pytest.mark.needs("openvino")
+def test_signals_are_still_handled_when_a_graph_ended_in_another_thread(tmp_path: Path) -> None:
+    """A data loader handles the end of its processes; a garbage collector may run in any thread."""
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "tiny.xml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

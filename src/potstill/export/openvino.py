@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,20 +52,29 @@ def convert(source: Path, target: Path, *, half: bool) -> None:
     (`openvino-telemetry`); its reader does not."""
     import openvino
 
-    openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=half)
+    openvino.save_model(_core().read_model(str(source)), str(target), compress_to_fp16=half)
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO, once a process. It gives the thread that makes it a stack for signal handlers, and unmaps that stack
+    when it ends, in whichever thread that is: the next signal with a handler, such as the end of a data loader's
+    process, would end ours."""
+    import openvino
+
+    return openvino.Core()
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[Graph]:
     """The graph open in OpenVINO, on the processor, with as many threads as torch has. It computes in fp32: where a
     processor has bf16 instructions OpenVINO takes those by default, whatever the file holds."""
-    import openvino
     import torch
 
     from potstill.export.graph import Graph
 
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    compiled: Any = openvino.Core().compile_model(str(file), "CPU", settings)
+    compiled: Any = _core().compile_model(str(file), "CPU", settings)
     yield Graph(
         f"openvino {metadata.version('openvino')}",
         {
