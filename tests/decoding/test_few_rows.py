@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +17,7 @@ from torch import Tensor, nn
 from potstill.decoding import few_rows
 from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.drafts import LookupDraft, ModelDraft
-from potstill.decoding.few_rows import FewRows, linear, ways, with_few_rows
+from potstill.decoding.few_rows import FewRows, kept_choice, linear, ways, with_few_rows
 from potstill.decoding.speculative import Request, SpeculativeDecoder
 from tiny_models import FAMILIES, Family, tiny_model
 
@@ -20,8 +25,9 @@ PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44]]
 
 
 @pytest.fixture
-def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def every_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Small matrices are timed too, and nothing is known yet."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path))
     monkeypatch.setattr(few_rows, "LEAST_BYTES", 0)
     monkeypatch.setattr(few_rows, "_chosen", {})
 
@@ -34,7 +40,7 @@ def test_each_way_is_the_same_product(rows: int, biased: bool) -> None:
     x, weight, bias = torch.randn(rows, 48), torch.randn(33, 48), torch.randn(33) if biased else None
     wanted = nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert len(ways(rows)) > 1
-    for multiply in ways(rows):
+    for multiply in ways(rows).values():
         torch.testing.assert_close(multiply(x, weight, bias).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -52,7 +58,7 @@ def test_the_fastest_way_is_taken_and_one_that_fails_is_not(every_size: None, mo
     def fails(*given: Any) -> Tensor:
         raise NotImplementedError
 
-    monkeypatch.setattr(few_rows, "ways", lambda rows: [slow, fails, quick])
+    monkeypatch.setattr(few_rows, "ways", lambda rows: {"plain": slow, "fails": fails, "quick": quick})
     weight = torch.randn(4, 3)
     assert few_rows.way(weight, None, 2, [weight]) is quick
     count = len(asked)
@@ -60,6 +66,59 @@ def test_the_fastest_way_is_taken_and_one_that_fails_is_not(every_size: None, mo
     with torch.no_grad():
         linear(torch.randn(1, 2, 3), weight, None, [weight])
     assert len(asked) == count + 1
+
+
+PROCESS = """
+import sys
+from potstill.decoding.few_rows import kept_choice
+wanted = sys.argv[1]
+print(kept_choice("a case", ["plain", "turned 2"], lambda: wanted), kept_choice("another", [wanted], lambda: wanted))
+"""
+
+
+def test_every_process_of_a_machine_takes_the_way_that_the_first_chose(tmp_path: Path) -> None:
+    """Two ways may be alike within the noise; a seeded text must not depend on which of them was timed faster."""
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", PROCESS, wanted],
+            env=os.environ | {"POTSTILL_CACHE": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\n")[0]
+        for wanted in ("turned 2", "plain")
+    ]
+    assert found == ["turned 2 turned 2", "turned 2 plain"], "a way that is not known here is chosen anew"
+
+
+def test_of_two_processes_that_choose_at_once_the_first_to_keep_it_is_followed(every_size: None) -> None:
+    def late() -> str:
+        assert kept_choice("a case", ["plain", "quick"], lambda: "quick") == "quick"
+        return "plain"
+
+    assert kept_choice("a case", ["plain", "quick"], late) == "quick"
+
+
+def test_choices_of_other_cases_are_kept_and_damaged_ones_made_again(every_size: None, tmp_path: Path) -> None:
+    weight = torch.randn(4, 3)
+    cases = [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1)]
+    for dtype, rows in cases:
+        few_rows.way(weight.to(dtype), None, rows, [weight.to(dtype)])
+    (file,) = (tmp_path / "kernels").glob("*.json")
+    kept = json.loads(file.read_text())
+    assert {case.partition(", threads")[0] for case in kept if case} == {
+        "4 x 3 float32, rows 1",
+        "4 x 3 float32, rows 2",
+        "4 x 3 float64, rows 1",
+    }
+    file.write_text("{")
+    assert kept_choice("a case", ["plain"], lambda: "plain") == "plain" and "a case" in json.loads(file.read_text())
+
+
+def test_without_a_cache_folder_a_process_chooses_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "file"))
+    assert kept_choice("a case", ["plain"], lambda: "plain") == "plain"
 
 
 def test_with_gradients_a_layer_is_the_plain_one(every_size: None) -> None:

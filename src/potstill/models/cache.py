@@ -5,6 +5,7 @@
     <cache>/data/                   the same for data sets
     <cache>/teachers/               what teachers gave on held-out sets (`evaluate/teacher_memory.py`)
     <cache>/digests/                file digests, remembered by path, size and time
+    <cache>/kernels/                which way linear layers of few rows multiply (`decoding/few_rows.py`)
 
 An entry is made under a lock, so two processes never fetch the same model twice. A damaged entry (a file's size
 differs from the recorded one) is made again.
