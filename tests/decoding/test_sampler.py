@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
+from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import LogitsProcessor
 
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
@@ -37,3 +39,30 @@ def test_history_is_that_of_the_row_with_its_padding_and_its_drafted_tokens() ->
         [[1, 1, 5, 6]],
         [[1, 1, 5, 6, 7]],
     ]
+
+
+def test_tokens_that_a_draft_does_not_have_get_no_probability_however_little_the_others_have() -> None:
+    """Logits far below 0 too, with a processor that reads the text and one that truncates."""
+    rows, logits = Rows([[3, 4]], 2, 8, CPU), torch.tensor([[[-90.0, -91.0, -92.0]]])
+    processors = [RepetitionPenaltyLogitsProcessor(1.1), TopPLogitsWarper(0.99)]
+    for given in ([], processors):
+        found = Sampler(given).distributions(logits, rows, 0, torch.tensor([6, 1, 5]))[0, 0]
+        assert found[[0, 2, 3, 4, 7]].tolist() == [0.0] * 5
+        torch.testing.assert_close(found[[6, 1, 5]], logits[0, 0].softmax(-1))
+
+
+class InPlace(LogitsProcessor):
+    """Forbids token 2 after token 7, in place, as users write them."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids[0, -1] == 7:
+            scores[:, 2] = -torch.inf
+        return scores
+
+
+def test_a_processor_that_writes_in_place_leaves_the_targets_logits_as_they_are() -> None:
+    """They are judged again, by the watcher say."""
+    rows = Rows([[3, 7]], 2, 8, CPU)
+    logits = torch.zeros(1, 1, 8)
+    assert Sampler([InPlace()]).distributions(logits, rows, 0)[0, 0, 2] == 0
+    assert bool((logits == 0).all())
