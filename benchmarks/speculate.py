@@ -18,6 +18,8 @@ greedy and at T = 0.7. Figures are seconds per token of all prompts together, as
     ours-K            our loop with the same draft
     frequent-K        with the same draft, 8,192 tokens of its output layer
     chained-K         with a lookup, and then that
+    tree-K            with that as a tree of K nodes, of four choices at a place
+    chained tree-K    with a lookup, and then that tree
     lookup-K          with a lookup alone
     layers-K          with an early exit of two layers and 8,192 tokens, where no draft is given
 
@@ -31,6 +33,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,15 +47,18 @@ from potstill.data import ChatTokenizer, prompt_ids
 from potstill.decoding.cached_model import CachedModel, first_layers
 from potstill.decoding.drafts import LookupDraft
 from potstill.decoding.generator import stop_token_ids
+from potstill.decoding.sampler import Sampler
 from potstill.decoding.speculative import Request, SpeculativeDecoder
+from potstill.decoding.tree import Path as Node
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
 from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import WORTH, advise
-from potstill.speculate.costs import Runs, measure, speedup
+from potstill.speculate.costs import Runs, Timed, measure, speedup
 from potstill.speculate.opening import OpenDraft, Target, open_folder, open_target
 from potstill.speculate.traces import Agreement, agreement, lookups, sampler_of, trace_of, write_text
+from potstill.speculate.trees import fit_tree, ranks_ahead
 
-MOST, GAMMAS, FREQUENT = 8, (1, 2, 4), 8192
+MOST, GAMMAS, FREQUENT, RANKS = 8, (1, 2, 3, 4), 8192, 4
 AIMS = [
     Aim("loop without a draft / generate", "×", least=1.1),
     Aim("same draft / assisted at its best", "×", least=1.3),
@@ -143,15 +149,20 @@ class Bench:
             exit_ = CachedModel(first_layers(self.target.model, 2), some, cache=self.target.cached)
             return found | {"layers": OpenDraft(layers, "", exit_, None, None)}
         frequent, chained = CachedModel(self.draft, some), ChainedDraftSettings(then=layers)
+        tree = LayersDraft(layers=2, frequent=FREQUENT, ranks=RANKS)
         return found | {
             "ours": OpenDraft(layers, "", CachedModel(self.draft), None, self.draft),
             "frequent": OpenDraft(layers, "", frequent, None, self.draft),
             "chained": OpenDraft(chained, "", frequent, LookupDraft(), self.draft),
+            "tree": OpenDraft(tree, "", frequent, None, self.draft),
+            "chained tree": OpenDraft(ChainedDraftSettings(then=tree), "", frequent, LookupDraft(), self.draft),
         }
 
-    def ours(self, draft: OpenDraft | None, gamma: int, temperature: float, spent: list[float]) -> Decode:
+    def ours(
+        self, draft: OpenDraft | None, nodes: Sequence[Node], gamma: int, temperature: float, spent: list[float]
+    ) -> Decode:
         """Our loop; its (time outside the models, all time) are added to `spent`."""
-        drafting = draft.drafting() if draft is not None else None
+        drafting = draft.drafting(nodes=nodes) if draft is not None else None
         decoder = SpeculativeDecoder(self.target.cached, drafting, gamma=gamma)
         sampler = sampler_of(temperature)
 
@@ -186,17 +197,17 @@ class Bench:
 
         return decode
 
-    def variants(self, temperature: float, spent: list[float]) -> dict[str, Decode]:
+    def variants(self, temperature: float, spent: list[float], forecasts: Mapping[str, Row]) -> dict[str, Decode]:
         """Every variant at one temperature."""
-        found = {"loop": self.ours(None, 1, temperature, [0.0, 0.0])}
+        found = {"loop": self.ours(None, (), 1, temperature, [0.0, 0.0])}
         if temperature == 0:
             found["generate"] = self.peers(None, temperature)
         for gamma in GAMMAS:
             if self.draft is not None and temperature == 0:
                 found[f"assisted-{gamma}"] = self.peers(gamma, temperature)
-            found |= {
-                f"{name}-{gamma}": self.ours(draft, gamma, temperature, spent) for name, draft in self.drafts().items()
-            }
+            for name, draft in self.drafts().items():
+                nodes = [tuple(node) for node in forecasts[f"{name}-{gamma}"]["nodes"]]
+                found[f"{name}-{gamma}"] = self.ours(draft, nodes, gamma, temperature, spent)
         return found
 
     def forecasts(self, prompts: Sequence[Sequence[int]], temperature: float) -> dict[str, Row]:
@@ -212,7 +223,6 @@ class Bench:
             reader = draft.reader
             if reader is not None and reader not in agreed:
                 agreed[reader] = [agreement(self.target.cached, reader, text, sampler, device) for text in texts]
-            timed = measure(self.target.cached, draft.timed(), rows, ahead, sampler, MOST, device, lambda amount: None)
             traces = [
                 trace_of(
                     text,
@@ -222,6 +232,14 @@ class Bench:
                 )
                 for number, text in enumerate(texts)
             ]
+            nodes: tuple[Node, ...] = ()
+            timed = self._time(draft, nodes, rows, ahead, sampler)
+            if reader is not None and draft.choices > 1:
+                ranks = [ranks_ahead(one.ranks, MOST, draft.choices) for one in agreed[reader]]
+                nodes = fit_tree(traces, ranks, timed.medians(), MOST, draft.choices)
+                timed = self._time(draft, nodes, rows, ahead, sampler)
+                if nodes:
+                    traces = [replace(trace, ranks=own, nodes=nodes) for trace, own in zip(traces, ranks, strict=True)]
             advice = advise(traces, {1: [timed.medians(), *timed.resampled(0)]}, MOST, 0.0, temperature, 1)
             for forecast in advice.forecasts:
                 if forecast.gamma in GAMMAS:
@@ -230,8 +248,15 @@ class Bench:
                         "forecast": interval.value,
                         "forecast_interval": [interval.low, interval.high],
                         "advised": interval.low > WORTH,
+                        "nodes": nodes,
                     }
         return found
+
+    def _time(
+        self, draft: OpenDraft, nodes: Sequence[Node], rows: Sequence[Sequence[int]], ahead: int, sampler: Sampler
+    ) -> Timed:
+        target, drafting = self.target.cached, draft.timed(nodes)
+        return measure(target, drafting, rows, ahead, sampler, MOST, self.target.device, lambda amount: None)
 
 
 def in_turn(variants: dict[str, Decode], prompt: Sequence[int], budget: int, turn: int, spent: list[float]) -> Row:
@@ -309,7 +334,7 @@ def main() -> None:
         for called, temperature in (("greedy", 0.0), ("T = 0.7", 0.7)):
             samples = bench.prompts(options.samples, SAMPLES)
             forecasts = kept.row(f"{called}, forecasts", partial(bench.forecasts, samples, temperature))
-            variants, measured = bench.variants(temperature, spent), []
+            variants, measured = bench.variants(temperature, spent, forecasts), []
             for turn, prompt in enumerate(prompts):
                 made = partial(in_turn, variants, prompt, options.tokens, turn, spent)
                 measured.append(kept.row(f"{called}, prompt {turn}", made))

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from potstill.errors import RunError
 from potstill.measures import Interval
 
-FORMAT = 1
+FORMAT = 2
 FILE = "speculation.json"
 
 _CONFIG = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -156,8 +156,10 @@ class Speculation:
         trials: what was measured.
         text: one answer, coloured by who wrote it.
         exported: None if nothing was.
-        heads: of each Medusa head, the share of positions at which its choice of each rank was the text's token.
-        nodes: of the heads' tree, best first, by their ranks from the root.
+        accuracies: of what drafts trees, by temperature: of each depth (of each Medusa head), the share of rounds at
+            which the choice of each rank was the text's token; of a model, among rounds whose best choices were right
+            up to there.
+        nodes: of the tree by temperature, best first, by their ranks from the root; none where a chain is better.
     """
 
     target: str
@@ -173,8 +175,8 @@ class Speculation:
     text: tuple[Piece, ...] = ()
     exported: Exported | None = None
     notes: tuple[str, ...] = ()
-    heads: tuple[tuple[float, ...], ...] = ()
-    nodes: tuple[tuple[int, ...], ...] = ()
+    accuracies: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    nodes: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
 

@@ -115,6 +115,68 @@ def test_every_token_stands_of_a_draft_that_equals_its_target(
     assert len(by_model) >= 4 and all(drafted == accepted for drafted, accepted in by_model)
 
 
+# ---- trees of a model ----------------------------------------------------------------------------------------------
+
+NODES = [(0,), (0, 0), (1,), (0, 1), (0, 0, 0), (0, 0, 1), (2,)]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+@torch.no_grad()
+def test_a_tree_is_the_chain_of_best_tokens_and_next_best_ones_beside_it_whatever_stood_before(
+    sampler: Sampler,
+) -> None:
+    """What a round proposes is told by the text alone, by one pass over text and chain: though a token beside the chain
+    stood in the round before, or all of it, rows have other lengths, and one row has gone."""
+    model, vocabulary = tiny_model(seed=3, spread=0.3), torch.arange(258, -1, -1)
+    rows, draft = Rows(PROMPTS, 40, 259, CPU), ModelDraft(CachedModel(model, vocabulary), nodes=NODES)
+    draft.start(rows, CachedModel(model))
+    for stood in (
+        [(0, 1), (1,), ()],
+        [(0, 0, 1), (0, 0, 0), (2,)],
+        [(0, 0), (0, 1), (1,)],
+        [(0,), (0, 0, 1)],
+        [(), ()],
+    ):
+        proposal = draft.propose(rows, 7, sampler, CHANCE)
+        assert proposal.tree is not None and list(proposal.tree.paths) == NODES and set(proposal.counts) == {7}
+        nodes = {}
+        for row, length in enumerate(rows.lengths):
+            nodes[row] = dict(zip(NODES, rows.ids_BT[row, length : length + 7].tolist(), strict=True))
+        for row, tokens in enumerate(rows.tokens):
+            for depth in range(3):
+                chain = [nodes[row][(0,) * (place + 1)] for place in range(depth)]
+                text = Rows([[*tokens, *chain]], 1, 259, CPU)
+                q = sampler.distributions(model(text.ids_BT[:, :-1]).logits[:, -1:], text, 0)[0, 0]
+                for node, token in nodes[row].items():
+                    if len(node) == depth + 1:
+                        assert token == int(q.argsort(descending=True)[node[-1]])
+        for row, node in enumerate(stood):
+            along = [nodes[row][node[: depth + 1]] for depth in range(len(node))]
+            rows.extend(row, [*along, 7])
+        draft.roll_back(rows)
+        if len(stood) == 3 and stood[2] == (1,):
+            draft.keep(rows.keep([0, 2]))
+
+
+def test_a_tree_is_no_deeper_than_the_drafts_context() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    draft = ModelDraft(CachedModel(model), nodes=NODES)
+    room = CachedModel(model).limit
+    assert room is not None
+    for left, nodes in ((0, 0), (1, 3), (2, 5), (3, 7)):
+        rows = Rows([[5] * (room + 1 - left)], 10, 259, CPU)
+        draft.start(rows, CachedModel(model))
+        assert draft.propose(rows, 7, GREEDY, CHANCE).counts == [nodes]
+
+
+def test_what_no_model_can_draft_is_refused() -> None:
+    reader = CachedModel(tiny_model(seed=3))
+    with pytest.raises(ValueError, match=r"\(1, 0\)"):
+        ModelDraft(reader, nodes=[(0,), (1,), (1, 0)])
+    with pytest.raises(ValueError, match="threshold"):
+        ModelDraft(reader, 0.3, [(0,), (1,)])
+
+
 class Known(LookupDraft):
     """Proposes token 9 for the rows that it knows, and counts what it is asked and told."""
 

@@ -68,6 +68,7 @@ class Guesses(LookupDraft):
 
 
 NODES = [(0,), (1,), (0, 1), (1, 0), (0, 0), (0, 1, 0), (1, 0, 1)]
+BESIDE_A_CHAIN = [(0,), (1,), (0, 0), (0, 1), (0, 0, 1), (0, 0, 0)]
 
 
 DRAFTS: dict[str, Callable[[int, TableModel], Draft]] = {
@@ -79,7 +80,17 @@ DRAFTS: dict[str, Callable[[int, TableModel], Draft]] = {
     "stopped": lambda vocab, target: ModelDraft(TableModel(Table(vocab, 9, True)), threshold=0.55),
     "tree": lambda vocab, target: Guesses(vocab, NODES),
     "chained tree": lambda vocab, target: ChainedDraft([LookupDraft(2, 2), Guesses(vocab, NODES)]),
+    "tree of a model": lambda vocab, target: of_a_model(Table(vocab, 9, True)),
+    "tree of layers": lambda vocab, target: of_a_model(Table(vocab, 9, True), lender=target),
+    "tree of frequent": lambda vocab, target: of_a_model(Table(vocab, 9), torch.tensor([vocab - 1, 0])),
+    "chained tree of a model": lambda vocab, target: ChainedDraft(
+        [LookupDraft(2, 2), of_a_model(Table(vocab, 9, True))]
+    ),
 }
+
+
+def of_a_model(*table: Any, **more: Any) -> ModelDraft:
+    return ModelDraft(TableModel(*table, **more), nodes=BESIDE_A_CHAIN)
 
 
 def speculative(
@@ -297,11 +308,12 @@ TREE_MISTAKES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
 }
 
 
+@pytest.mark.parametrize("kind", ["tree", "tree of a model"])
 @pytest.mark.parametrize("mistake", TREE_MISTAKES)
-def test_enumeration_sees_the_mistake_of_a_tree(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enumeration_sees_the_mistake_of_a_tree(mistake: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, name = TREE_MISTAKES[mistake]
     make(monkeypatch)
-    assert error(speculative(kind="tree", **CASES[name]), expected(CASES[name])) > 1e-3
+    assert error(speculative(kind=kind, **CASES[name]), expected(CASES[name])) > 1e-3
 
 
 MISTAKES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
@@ -329,7 +341,7 @@ def test_enumeration_sees_the_mistake(mistake: str, monkeypatch: pytest.MonkeyPa
 def real_joint(kind: str) -> tuple[Joint, Joint]:
     """Rows of a tiny model with its real cache, in fp64: enumerated, and by one pass over each whole text."""
     # A tree needs a budget of four tokens: too many paths for two rows, which may have two choices of three even so.
-    tree = kind in ("medusa", "chained")
+    tree = kind in ("medusa", "chained") or "tree" in kind
     processors = [] if tree else [TopKLogitsWarper(2)]
     model = tiny_model(seed=1, spread=0.6, vocab=3, layers=3).double()
     target = CachedModel(model)
@@ -340,8 +352,12 @@ def real_joint(kind: str) -> tuple[Joint, Joint]:
         "lookup": LookupDraft,
         "medusa": lambda: MedusaDraft(random_heads(model, 2), [(0,), (1,), (1, 0)]),
         "chained": lambda: ChainedDraft([LookupDraft(), MedusaDraft(random_heads(model, 2), [(0,), (1,), (1, 0)])]),
+        "tree of a model": lambda: ModelDraft(
+            CachedModel(tiny_model(seed=2, spread=0.6, vocab=3, layers=1).double()), nodes=[(0,), (1,), (0, 1)]
+        ),
+        "tree of layers": lambda: early_exit(target, 1, nodes=[(0,), (1,), (0, 1)]),
     }
-    prompts, budget, gamma = ([[0, 1, 2, 1]], 4, 2) if tree else ([[0, 1, 2, 1], [2]], 3, 1)
+    prompts, budget, gamma = ([[0, 1, 2, 1]], 4, 3) if tree else ([[0, 1, 2, 1], [2]], 3, 1)
 
     def run(source: Any) -> tuple[tuple[int, ...], ...]:
         texts: list[list[int]] = [[] for _ in prompts]
@@ -367,7 +383,9 @@ def real_joint(kind: str) -> tuple[Joint, Joint]:
     return found, wanted
 
 
-@pytest.mark.parametrize("kind", ["model", "layers", "frequent", "lookup", "medusa", "chained"])
+@pytest.mark.parametrize(
+    "kind", ["model", "layers", "frequent", "lookup", "medusa", "chained", "tree of a model", "tree of layers"]
+)
 def test_with_a_real_cache_the_joint_distribution_of_a_batch_is_the_targets(kind: str) -> None:
     found, wanted = real_joint(kind)
     assert error(found, wanted) < 1e-12

@@ -36,6 +36,7 @@ def near(family: Family = "llama") -> PreTrainedModel:
 
 
 NODES = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0)]
+BESIDE_A_CHAIN = [(0,), (0, 0), (1,), (0, 1), (0, 0, 0), (0, 0, 1)]
 
 
 DRAFTS: dict[str, Callable[[Family, CachedModel], Draft | None]] = {
@@ -46,6 +47,11 @@ DRAFTS: dict[str, Callable[[Family, CachedModel], Draft | None]] = {
     "lookup": lambda family, target: LookupDraft(),
     "chained": lambda family, target: ChainedDraft([LookupDraft(), ModelDraft(CachedModel(near(family)))]),
     "stopped": lambda family, target: ModelDraft(CachedModel(near(family)), threshold=0.1),
+    "tree": lambda family, target: ModelDraft(CachedModel(near(family)), nodes=BESIDE_A_CHAIN),
+    "tree of layers": lambda family, target: early_exit(target, 2, torch.arange(200), nodes=BESIDE_A_CHAIN),
+    "chained tree": lambda family, target: ChainedDraft(
+        [LookupDraft(), ModelDraft(CachedModel(near(family)), nodes=BESIDE_A_CHAIN)]
+    ),
     "medusa": lambda family, target: MedusaDraft(random_heads(target.model, 2), NODES),
     "chained heads": lambda family, target: ChainedDraft(
         [LookupDraft(), MedusaDraft(random_heads(target.model, 2), NODES)]

@@ -89,3 +89,13 @@ def test_the_best_nodes_are_those_with_the_largest_product_of_accuracies() -> No
     assert chosen == ((0,), (1,), (0, 0), (1, 0), (0, 1), (1, 1))
     assert [Tree(chosen[:count]).depth for count in range(1, 7)] == [1, 1, 2, 2, 2, 2]
     assert best_nodes([[0.0, 0.0]], 3) == () and best_nodes([], 3) == ()
+
+
+def test_beside_a_chain_only_best_choices_have_children() -> None:
+    """(0,) .6, (1,) .35, (0, 0) .3, (0, 1) .12; (1, 0), which would have .175, has another parent."""
+    assert best_nodes([[0.6, 0.35, 0.0], [0.5, 0.2]], 10, beside_a_chain=True) == ((0,), (1,), (0, 0), (0, 1))
+
+
+def test_the_tokens_of_nodes_are_the_choices_at_their_depth_and_rank() -> None:
+    choices = torch.tensor([[[5, 6, 7], [8, 9, 10]], [[15, 16, 17], [18, 19, 20]]])
+    assert Tree(((0,), (2,), (0, 1), (2, 0))).tokens(choices).tolist() == [[5, 7, 9, 8], [15, 17, 19, 18]]

@@ -48,8 +48,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_heads_are_measured_trained_and_measured_again_and_the_target_is_as_it_was(ran: Path) -> None:
     before, after = (load_speculation(ran / "run" / name) for name in ("speculate.advice", "speculate"))
     assert "not trained" in before.draft and after.draft.startswith("3 Medusa heads, trained")
-    assert len(after.heads) == 3 and all(len(ranks) == 3 for ranks in after.heads)
-    assert 0 < len(after.nodes) <= 5 and [f.gamma for f in after.advice[0].forecasts] == [1, 2, 3, 4, 5]
+    assert all(len(depths) == 3 and {*map(len, depths)} == {3} for depths in after.accuracies.values())
+    assert 0 < len(after.nodes["greedy"]) <= 5 and [f.gamma for f in after.advice[0].forecasts] == [1, 2, 3, 4, 5]
     assert after.trials and after.alphas and after.exported is not None
     own = load_file(ran / "teacher" / "model.safetensors")
     kept = load_file(ran / "run" / "speculate.train" / "model" / "model.safetensors")
@@ -89,7 +89,8 @@ def test_exported_heads_draft_again_without_training(ran: Path, tmp_path: Path) 
     made = heads(tmp_path, {}, weights=str(ran / "run" / "speculate" / "medusa"))
     assert stage_names(made) == ["speculate", "report"]
     run_recipe(made, tmp_path / "run", console=Console("quiet"), verb="speculate")
-    assert load_speculation(tmp_path / "run" / "speculate").heads == load_speculation(ran / "run" / "speculate").heads
+    before, after = (load_speculation(folder / "run" / "speculate") for folder in (ran, tmp_path))
+    assert before.accuracies == after.accuracies
 
 
 def test_a_lookup_may_come_before_heads(ran: Path, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_lookup_may_come_before_heads(ran: Path, tmp_path: Path) -> None:
     run_recipe(made, tmp_path / "run", console=Console("quiet"), verb="speculate")
     found = load_speculation(tmp_path / "run" / "speculate")
     assert found.draft.startswith("a lookup in the text, then 3 Medusa heads") and found.trials and found.nodes
-    assert found.heads == load_speculation(ran / "run" / "speculate").heads
+    assert found.accuracies == load_speculation(ran / "run" / "speculate").accuracies
     assert found.exported is not None and "no lookup" in found.exported.note
 
 

@@ -19,6 +19,7 @@ from potstill.decoding.acceptance import Source
 from potstill.decoding.cached_model import CachedModel, first_layers
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
+from potstill.decoding.tree import Path as Node
 from potstill.decoding.tree import Tree
 from potstill.errors import ModelError
 
@@ -88,18 +89,34 @@ class Reads(Protocol):
 
 
 class ModelDraft:
-    """A model of the same tokens that writes ahead of the target.
+    """A model of the same tokens that writes ahead of the target: a chain of tokens, or a tree.
+
+    A tree is the chain of the model's best tokens with next-best ones beside it, which have no children: the model goes
+    on along the chain alone, and needs no attention over trees. Its tokens are certain, so that sampled text accepts
+    the sum of their probabilities in place of Σ min(p, q).
 
     Args:
         reader: the model. If it shares the target's keys and values (an early exit), it never has to catch up.
         threshold: stop before a token whose most probable choice has less probability; 0 never stops. The choice is
             made before the token is drawn, so that it does not depend on it: dropping a token *because* of what it is
             would bias what is accepted. Costs one synchronisation a token on an accelerator.
+        nodes: of the tree, best first (`best_nodes`); a round of γ drafted tokens has the first γ of them. None for a
+            chain.
+
+    Raises:
+        ValueError: a node has a parent that is not on the chain of best tokens, or a tree has a threshold.
     """
 
-    def __init__(self, reader: Reads, threshold: float = 0.0) -> None:
-        self._reader, self._threshold = reader, threshold
+    def __init__(self, reader: Reads, threshold: float = 0.0, nodes: Sequence[Node] = ()) -> None:
+        if beside := next((node for node in nodes if any(node[:-1])), None):
+            raise ValueError(f"node {beside}: the model reads its best tokens alone, and so only they have children")
+        if nodes and threshold:
+            raise ValueError("a threshold stops a chain, and this is a tree: give one of them")
+        self._reader, self._threshold, self._nodes = reader, threshold, tuple(nodes)
+        self._ranks = 1 + max((node[-1] for node in nodes), default=0)
+        self._trees: dict[tuple[int, int], Tree] = {}
         self._read: list[int] = []  # number of each row's tokens whose keys and values are kept
+        self._chain: tuple[list[int], Tensor] | None = None  # of a tree: where it began, and its tokens [B, depth]
 
     def start(self, rows: Rows, target: Reads) -> None:
         if self._reader.vocab_size != target.vocab_size and self._reader.vocabulary is None:
@@ -110,23 +127,27 @@ class ModelDraft:
                 f"vocabulary=torch.arange({min(self._reader.vocab_size, target.vocab_size)})",
             )
         self._reader.start(rows.capacity)
-        self._read = [0] * len(rows.numbers)
+        self._read, self._chain = [0] * len(rows.numbers), None
 
     def propose(self, rows: Rows, most: int, sampler: Sampler, source: Source) -> Proposal:
         reader, lengths = self._reader, rows.lengths
-        if reader.limit is not None:
-            # The draft's context is full: no proposal, the target goes on alone.
-            most = min(most, reader.limit - max(lengths) + 1)
-            if most < 1:
-                return Proposal([0] * len(lengths))
-        going, counts = list(range(len(lengths))), [most] * len(lengths)
+        steps = most if reader.limit is None else min(most, reader.limit - max(lengths) + 1)
+        if steps < 1:  # the draft's context is full: no proposal, the target goes on alone
+            return Proposal([0] * len(lengths))
+        tree = self._tree(most, steps) if self._nodes else None
+        steps = steps if tree is None else tree.depth
+        going, counts = list(range(len(lengths))), [steps] * len(lengths)
         distributions: list[Tensor] = []
+        choices: list[Tensor] = []
         logits = self._catch_up(rows)
-        for place in range(most):
+        for place in range(steps):
             if place:
                 starts = [length + place - 1 for length in lengths]
                 logits = reader(rows.block(starts, 1), starts)
-            if sampler.greedy and not self._threshold:
+            if tree is not None:
+                choices.append(sampler.ranked(logits, rows, place, self._ranks, reader.vocabulary))
+                tokens = choices[-1][:, 0, 0]
+            elif sampler.greedy and not self._threshold:
                 tokens = sampler.best(logits, rows, place, reader.vocabulary)[:, 0]
             else:
                 q = sampler.distributions(logits, rows, place, reader.vocabulary)
@@ -141,7 +162,18 @@ class ModelDraft:
                     distributions.append(q)
             rows.draft(place, tokens)
             self._read = [length + place for length in lengths]
-        return Proposal(counts, torch.cat(distributions, 1) if distributions else None)
+        if tree is None:
+            return Proposal(counts, torch.cat(distributions, 1) if distributions else None)
+        chosen = torch.cat(choices, 1)
+        self._chain = lengths, chosen[..., 0]
+        drafted = tree.tokens(chosen)
+        for place in range(len(tree.paths)):
+            rows.draft(place, drafted[:, place])
+        return Proposal([len(tree.paths)] * len(lengths), tree=tree)
+
+    def _tree(self, most: int, deepest: int) -> Tree:
+        nodes = [node for node in self._nodes[:most] if len(node) <= deepest]
+        return self._trees.setdefault((most, deepest), Tree(tuple(nodes)))
 
     def _catch_up(self, rows: Rows) -> Tensor:
         """Read what stands and was not read, at most all; returns the logits behind each row's last token."""
@@ -159,7 +191,15 @@ class ModelDraft:
         return reader(rows.block(starts, missing), starts, [missing - 1] * len(starts))
 
     def roll_back(self, rows: Rows) -> None:
-        self._read = [min(read, length - 1) for read, length in zip(self._read, rows.lengths, strict=True)]
+        stands = [length - 1 for length in rows.lengths]
+        if self._chain is not None and not self._reader.lends:
+            # A token that stands may be one beside the chain, and what was read is the chain.
+            for row, (begun, chain) in enumerate(zip(self._chain[0], self._chain[1].tolist(), strict=True)):
+                own = rows.tokens[row][begun:]
+                same = next((i for i, (a, b) in enumerate(zip(chain, own, strict=False)) if a != b), len(own))
+                stands[row] = min(stands[row], begun + same)
+        self._chain = None
+        self._read = [min(read, stand) for read, stand in zip(self._read, stands, strict=True)]
 
     def keep(self, kept: Tensor) -> None:
         self._reader.keep(kept)
@@ -167,7 +207,11 @@ class ModelDraft:
 
 
 def early_exit(
-    target: CachedModel, layers: int, vocabulary: Int[Tensor, " K"] | None = None, threshold: float = 0.0
+    target: CachedModel,
+    layers: int,
+    vocabulary: Int[Tensor, " K"] | None = None,
+    threshold: float = 0.0,
+    nodes: Sequence[Node] = (),
 ) -> ModelDraft:
     """The target's first layers with its last norm and head. They share the keys and values of the target that the
     decoder reads: `SpeculativeDecoder(target, early_exit(target, 2))`.
@@ -179,7 +223,7 @@ def early_exit(
     if not isinstance(target, CachedModel):
         raise TypeError("early_exit shares keys and values: give it, and the decoder, target = CachedModel(model)")
     view: PreTrainedModel = first_layers(target.model, layers)
-    return ModelDraft(CachedModel(view, vocabulary, cache=target), threshold)
+    return ModelDraft(CachedModel(view, vocabulary, cache=target), threshold, nodes)
 
 
 class LookupDraft:

@@ -52,7 +52,7 @@ class MedusaDraft:
         count = min(most, len(self._nodes))
         tree = self._trees.setdefault(count, Tree(self._nodes[:count]))
         choices = self._heads.choices(hidden, self._ranks)
-        drafted = choices[:, [len(node) - 1 for node in tree.paths], [node[-1] for node in tree.paths]]
+        drafted = tree.tokens(choices)
         for place in range(count):
             rows.draft(place, drafted[:, place])
         return Proposal([count] * len(rows.numbers), tree=tree)

@@ -75,6 +75,14 @@ class Sampler:
             return vocabulary[logits_BnV.argmax(-1)]
         return self._scores(logits_BnV, rows, first, vocabulary).argmax(-1)
 
+    def ranked(
+        self, logits_BnV: Float[Tensor, "B n V"], rows: Rows, first: int, count: int, vocabulary: Tensor | None = None
+    ) -> Int[Tensor, "B n count"]:
+        """The `count` most probable tokens at each of these places, best first."""
+        if vocabulary is not None and not self._processors:
+            return vocabulary[logits_BnV.topk(count, -1).indices]
+        return self._scores(logits_BnV, rows, first, vocabulary).topk(count, -1).indices
+
     def _scores(self, logits_BnV: Tensor, rows: Rows, first: int, vocabulary: Tensor | None) -> Tensor:
         scores = logits_BnV.to(torch.promote_types(logits_BnV.dtype, torch.float32))
         if vocabulary is not None:

@@ -71,6 +71,10 @@ class Tree:
             seen[node] |= seen[parent]
         return seen
 
+    def tokens(self, choices_BdR: Int[Tensor, "B d R"]) -> Int[Tensor, "B n-1"]:
+        """The tokens of the nodes behind the root, given the choices at each depth, best first."""
+        return choices_BdR[:, [len(path) - 1 for path in self.paths], [path[-1] for path in self.paths]]
+
     def matched(self, ranks: Sequence[int]) -> int:
         """How many tokens stand if the text's next tokens have these ranks among each head's choices."""
         known, depth = set(self.paths), 0
@@ -198,13 +202,15 @@ def _walk(accepted: Tensor, following: Tensor, nodes: Sequence[Tensor], tokens: 
 # ---- which tree ----------------------------------------------------------------------------------------------------
 
 
-def best_nodes(accuracies: Sequence[Sequence[float]], most: int) -> tuple[Path, ...]:
-    """The nodes that are most likely to stand, best first: a node's probability is the product of its heads' accuracies
-    at its ranks. Every beginning of the list is a tree. Cai et al. 2024, §3.4.
+def best_nodes(accuracies: Sequence[Sequence[float]], most: int, beside_a_chain: bool = False) -> tuple[Path, ...]:
+    """The nodes that are most likely to stand, best first: a node's probability is the product of the accuracies at its
+    ranks. Every beginning of the list is a tree. Cai et al. 2024, §3.4.
 
     Args:
-        accuracies: of each head, the share of positions at which the choice of each rank is the text's token.
+        accuracies: of each depth (of each head), the share of positions at which the choice of each rank is the text's
+            token.
         most: number of nodes.
+        beside_a_chain: only behind best choices there are further nodes.
     """
     open_: dict[Path, float] = {(rank,): p for rank, p in enumerate(accuracies[0]) if p > 0} if accuracies else {}
     chosen: list[Path] = []
@@ -212,6 +218,6 @@ def best_nodes(accuracies: Sequence[Sequence[float]], most: int) -> tuple[Path, 
         path = max(open_, key=lambda node: (open_[node], [-rank for rank in node]))
         likely = open_.pop(path)
         chosen.append(path)
-        if len(path) < len(accuracies):
+        if len(path) < len(accuracies) and (path[-1] == 0 or not beside_a_chain):
             open_ |= {(*path, rank): likely * p for rank, p in enumerate(accuracies[len(path)]) if p > 0}
     return tuple(chosen)

@@ -28,10 +28,21 @@ class DraftSettings(KindSettings):
 
 class ModelDraftSettings(DraftSettings):
     """What drafts that are models share. With `frequent`, the output layer has only the K most frequent tokens of the
-    data: still exact, since other tokens are never drafted."""
+    data: still exact, since other tokens are never drafted. With `ranks` above 1 the draft may be a tree: the chain of
+    its best tokens, and at each place its next-best ones, that many choices in all; its shape is chosen by what is
+    measured, and a chain stays if it is better."""
 
     frequent: Count | None = None
     threshold: Threshold = 0.0
+    ranks: int = Field(1, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _a_tree_or_a_threshold(self) -> ModelDraftSettings:
+        if self.ranks > 1 and self.threshold != 0:
+            raise ValueError(f"a threshold stops a chain, and ranks: {self.ranks} asks for a tree: drop one of them")
+        if self.frequent is not None and self.frequent < self.ranks:
+            raise ValueError(f"{self.frequent} frequent tokens cannot be {self.ranks} choices: lower ranks")
+        return self
 
 
 class StudentDraft(ModelDraftSettings):

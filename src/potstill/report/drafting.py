@@ -24,6 +24,7 @@ class Drafting:
     title: str
     verdicts: Sequence[tuple[str, str]]
     forecasts: Table
+    tree: Table | None
     trials: Table | None
     figures: Sequence[Figure]
     text: Sequence[Piece]
@@ -45,6 +46,7 @@ def drafting_of(found: Speculation) -> Drafting:
         f"{found.draft}, drafting for {found.target} in {found.dtype}",
         [(_called(a), a.reason) for a in found.advice],
         _forecasts(found),
+        _tree(found) if found.accuracies else None,
         _trials(found.trials) if found.trials else None,
         drawn,
         found.text,
@@ -68,6 +70,18 @@ def _forecasts(found: Speculation) -> Table:
     head = ("speed-up by gamma", *(str(forecast.gamma) for forecast in found.advice[0].forecasts))
     rows = [(_called(a), *(f"{f.speedup.value:.2f}" for f in a.forecasts)) for a in found.advice]
     return Table(head, rows)
+
+
+def _tree(found: Speculation) -> Table:
+    """By depth and rank, how often a choice is the target's token, and how many of the choices are in the tree."""
+    choices = max(len(ranks) for depths in found.accuracies.values() for ranks in depths)
+    rows = []
+    for mode, depths in found.accuracies.items():
+        nodes = found.nodes.get(mode, ())
+        for depth, ranks in enumerate(depths, 1):
+            drafted = sum(len(node) == depth for node in nodes)
+            rows.append((f"{mode}, token {depth}", *(figures.percent(share, 1) for share in ranks), str(drafted)))
+    return Table(("share by rank", *map(str, range(1, choices + 1)), "nodes"), rows)
 
 
 def _trials(trials: Sequence[Trial]) -> Table:

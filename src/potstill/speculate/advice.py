@@ -45,11 +45,11 @@ def advise(
             found = gain_of_batches(traces, timings, batch_size, gamma, threshold)
         forecasts.append(Forecast(gamma, found.tokens_per_round, found.speedup))
     best = max(forecasts, key=lambda forecast: forecast.speedup.value)
-    timing, has_model = timings[batch_size][0], any(trace.accept is not None for trace in traces)
+    tree = any(trace.ranks is not None for trace in traces)
+    timing, has_model = timings[batch_size][0], not tree and any(trace.accept is not None for trace in traces)
     alpha = needed_alpha(timing, best.gamma) if has_model else None
     cost = needed_c(timing, best.gamma, best.tokens_per_round) if has_model else None
     use = best.speedup.low > WORTH
-    heads = any(trace.ranks is not None for trace in traces)
     return Advice(
         temperature=temperature,
         batch_size=batch_size,
@@ -57,7 +57,7 @@ def advise(
         forecasts=tuple(forecasts),
         best=best.gamma,
         use=use,
-        reason=_reason_of_a_tree(timing, best, use) if heads else _reason(timing, best, use, has_model, alpha, cost),
+        reason=_reason_of_a_tree(timing, best, use) if tree else _reason(timing, best, use, has_model, alpha, cost),
         needed_alpha=alpha,
         needed_c=cost,
     )
@@ -118,10 +118,10 @@ def _reason_of_a_tree(timing: Timing, best: Forecast, use: bool) -> str:
     speedup, nodes = best.speedup, best.gamma
     gain = f"{speedup.value:.2f} × [{speedup.low:.2f}, {speedup.high:.2f}]"
     if use:
-        return f"use them: {gain} with a tree of {nodes} nodes and {best.tokens_per_round:.2f} tokens a round"
+        return f"use it: {gain} with a tree of {nodes} nodes and {best.tokens_per_round:.2f} tokens a round"
     costs = timing.round(nodes, nodes) / timing.alone
     return (
-        f"do not use them: {gain} with a tree of {nodes} nodes, the best{_too_little(speedup)}, because a round gives "
+        f"do not use it: {gain} with a tree of {nodes} nodes, the best{_too_little(speedup)}, because a round gives "
         f"{best.tokens_per_round:.2f} tokens and costs {costs:.2f} times one token alone: it would gain with more than "
         f"{costs:.2f} tokens a round"
     )

@@ -35,9 +35,9 @@ class Trace:
         sure: the model draft's largest probability at each position [T]; None likewise.
         found: drafted tokens of a lookup at each position, and how many of them are the text's own [T, 2]; None
             without a lookup.
-        ranks: the rank of the text's next tokens among the choices of each head at each position [T, heads]; None
-            without heads.
-        nodes: of the heads' tree, best first.
+        ranks: the rank of the text's next tokens among the choices of each depth (of each head), in a round that
+            begins at each position [T, depth]; None without a tree.
+        nodes: of the tree of heads or of a model, best first.
     """
 
     length: int
@@ -192,7 +192,7 @@ def _ratio(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float
     return (len(few) * timing.prefill + alone) / (len(few) * (timing.prefill + timing.draft_prefill) + seconds)
 
 
-def expected_speedup(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float) -> float:
+def expected_speedup(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float = 0.0) -> float:
     """The speed-up of the rounds behind the prompts, over all texts."""
     seconds = sum(expected(trace, timing, gamma, threshold)[1] for trace in traces)
     return sum(trace.length - 1 for trace in traces) * timing.alone / seconds if seconds else 1.0

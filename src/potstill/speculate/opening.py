@@ -104,20 +104,31 @@ class OpenDraft:
         own = self.of_weights
         return own.threshold if isinstance(own, ModelDraftSettings) else 0.0
 
+    @property
+    def choices(self) -> int:
+        """Number of choices at each place that a tree may have; 1 for what drafts none."""
+        own = self.of_weights
+        if self.heads is not None and isinstance(own, MedusaDraftSettings):
+            return min(own.ranks, self.heads.known)
+        if self.reader is None or not isinstance(own, ModelDraftSettings):
+            return 1
+        known = self.reader.vocabulary
+        return own.ranks if known is None else min(own.ranks, len(known))
+
     def drafting(self, threshold: float = 0.0, nodes: Sequence[Node] = ()) -> Draft:
-        """The draft, for a decoder; of heads, with the nodes of their tree, best first."""
+        """The draft, for a decoder; of a tree, with its nodes, best first."""
         parts: list[Draft] = [] if self.lookup is None else [self.lookup]
         if self.heads is not None:
             parts.append(MedusaDraft(self.heads, nodes))
         if self.reader is not None:
-            parts.append(ModelDraft(self.reader, threshold))
+            parts.append(ModelDraft(self.reader, threshold, nodes))
         return parts[0] if len(parts) == 1 else ChainedDraft(parts)
 
     def timed(self, nodes: Sequence[Node] = ()) -> Draft | None:
         """The draft as it is timed, never stopping early; None for a lookup."""
         if self.heads is not None:
             return MedusaDraft(self.heads, nodes)
-        return None if self.reader is None else ModelDraft(self.reader, NEVER if self.threshold else 0.0)
+        return None if self.reader is None else ModelDraft(self.reader, NEVER if self.threshold else 0.0, nodes)
 
 
 def open_target(settings: LocalTeacher, dtype: str, console: Console, trained: Path | None = None) -> Target:

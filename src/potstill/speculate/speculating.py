@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.generator import stop_token_ids
 from potstill.decoding.speculative import SpeculativeDecoder
 from potstill.decoding.tree import Path as Node
-from potstill.decoding.tree import best_nodes
+from potstill.decoding.tree import Tree, best_nodes
 from potstill.errors import RecipeError
 from potstill.heads import count_tokens
 from potstill.measures import Interval
@@ -25,7 +26,7 @@ from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import advise, fit_threshold, hopeless
 from potstill.speculate.costs import REPETITIONS, Timed, compare, measure, run_in_turn
 from potstill.speculate.export import export_draft
-from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Trace
+from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Timing, Trace
 from potstill.speculate.opening import OpenDraft, Target, open_draft, open_target
 from potstill.speculate.prompts import read_prompts, tokens_of_data
 from potstill.speculate.stored import StoredTexts
@@ -41,6 +42,7 @@ from potstill.speculate.traces import (
     trace_of,
     write_text,
 )
+from potstill.speculate.trees import chain_accuracies, fit_tree, ranks_ahead
 from potstill.speculation import Advice, Piece, Speculation, Trial, save_speculation
 from potstill.stage import Context
 
@@ -112,16 +114,30 @@ class Speculating:
             self.notes.append("acceptance is measured on texts of the signal store, without running the target")
             texts = dict.fromkeys(settings.temperatures, stored.texts)
             agreed = {t: self._agree_with_store(stored, t) for t in settings.temperatures}
-        ranks = {temperature: self._rank(texts[temperature]) for temperature in settings.temperatures}
-        self.nodes = {
-            t: best_nodes(accuracies(found, self._ranks), settings.most) for t, found in ranks.items() if found
+        traces = {t: self._trace(texts[t], agreed[t]) for t in settings.temperatures}
+        ranks = {t: self._rank(texts[t], agreed[t]) for t in settings.temperatures}
+        shares = {t: self._accuracies(found) for t, found in ranks.items() if found}
+        self.nodes: dict[float, tuple[Node, ...]] = {}
+        chains: dict[tuple[float, int], Timing] = {}
+        for t in shares:
+            if self.draft.heads is not None:
+                self.nodes[t] = best_nodes(shares[t], settings.most)
+                continue
+            chains[t, 1] = self._time(texts[t], t, 1).medians()
+            self.nodes[t] = fit_tree(traces[t], ranks[t], chains[t, 1], settings.most, self.draft.choices)
+            if not self.nodes[t]:
+                self.notes.append(f"{_key(t)}: no tree is better than a chain on these texts")
+        traces = {
+            t: [replace(trace, ranks=own, nodes=nodes) for trace, own in zip(traces[t], ranks[t], strict=True)]
+            if (nodes := self.nodes.get(t))
+            else traces[t]
+            for t in traces
         }
         timed = {
             (temperature, batch): self._time(texts[temperature], temperature, batch)
             for temperature in settings.temperatures
             for batch in sorted({1, *settings.batch_sizes})  # a batch has fewer rows once some have ended
         }
-        traces = {t: self._trace(texts[t], agreed[t], ranks[t], self.nodes.get(t, ())) for t in texts}
         advice = tuple(
             self._advise(traces[temperature], timed, temperature, batch)
             for temperature in settings.temperatures
@@ -129,13 +145,18 @@ class Speculating:
         )
         first = settings.temperatures[0]
         heads = self.draft.heads.heads if self.draft.heads is not None else None
-        self.is_hopeless = all(hopeless(found.medians(), settings.most, heads) for found in timed.values())
+        # Of a tree its chain is what training may change.
+        possible = chains or {key: found.medians() for key, found in timed.items()}
+        self.is_hopeless = all(hopeless(timing, settings.most, heads) for timing in possible.values())
         self._note_what_is_lossy()
         trials = () if self.before else tuple(self._try(prompts, advice, traces, timed))
         exported = None
         if settings.export and not self.before:
+            gamma = advice[0].best
+            if self.draft.heads is None and (nodes := self.nodes.get(first)):
+                gamma = Tree(nodes[:gamma]).depth
             exported = export_draft(
-                context.out, self.target, self.draft, texts[first], sampler_of(first, settings.top_p), advice[0].best
+                context.out, self.target, self.draft, texts[first], sampler_of(first, settings.top_p), gamma
             )
             if exported.folder:
                 for undone in write_papers(
@@ -150,8 +171,8 @@ class Speculating:
             tokens=sum(len(text.written) for text in texts[first]),
             alphas={_key(t): _mean(of_t) for t in texts if (of_t := _alphas(agreed[t], ranks[t]))},
             by_position=_by_position(_alphas(agreed[first], ranks[first])),
-            heads=accuracies(ranks[first], self._ranks) if ranks[first] else (),
-            nodes=self.nodes.get(first, ()),
+            accuracies={_key(t): found for t, found in shares.items()},
+            nodes={_key(t): nodes for t, nodes in self.nodes.items() if nodes},
             costs=tuple(timed[first, batch].costs(batch) for batch in settings.batch_sizes),
             advice=advice,
             trials=trials,
@@ -159,13 +180,6 @@ class Speculating:
             exported=exported,
             notes=tuple(self.notes),
         )
-
-    @property
-    def _ranks(self) -> int:
-        """Number of choices of each head that a tree may have."""
-        draft, heads = self.settings.heads_draft, self.draft.heads
-        assert draft is not None and heads is not None
-        return min(draft.ranks, heads.known)
 
     def _note_what_is_lossy(self) -> None:
         if self.draft.typical is not None and any(self.settings.temperatures):
@@ -234,10 +248,17 @@ class Speculating:
         sampler = sampler_of(temperature, self.settings.top_p)
         return [stored.agreement(number, reader, sampler) for number in range(len(stored.texts))]
 
-    def _rank(self, texts: Sequence[Text]) -> list[Ranks]:
-        if self.draft.heads is None:
-            return []
-        return [head_ranks(self.target.model, self.draft.heads, text, self._ranks) for text in texts]
+    def _rank(self, texts: Sequence[Text], agreed: Sequence[Agreement]) -> list[Ranks]:
+        """The ranks of each text's next tokens among the choices of a tree; nothing for a draft that has none."""
+        draft, most = self.draft, self.settings.most
+        if draft.heads is not None:
+            return [head_ranks(self.target.model, draft.heads, text, draft.choices) for text in texts]
+        return [ranks_ahead(found.ranks, most, draft.choices) for found in agreed] if draft.choices > 1 else []
+
+    def _accuracies(self, ranks: Sequence[Ranks]) -> tuple[tuple[float, ...], ...]:
+        """By depth and rank."""
+        choices = self.draft.choices
+        return accuracies(ranks, choices) if self.draft.heads is not None else chain_accuracies(ranks, choices)
 
     def _time(self, texts: Sequence[Text], temperature: float, batch: int) -> Timed:
         rows = [[*texts[i % len(texts)].prompt, *texts[i % len(texts)].written] for i in range(batch)]
@@ -257,9 +278,8 @@ class Speculating:
                 task.advance,
             )
 
-    def _trace(
-        self, texts: Sequence[Text], agreed: Sequence[Agreement], ranks: Sequence[Ranks], nodes: tuple[Node, ...]
-    ) -> list[Trace]:
+    def _trace(self, texts: Sequence[Text], agreed: Sequence[Agreement]) -> list[Trace]:
+        """What a forecast needs, but for a tree."""
         lookup, settings = self.draft.lookup, self.settings
         return [
             trace_of(
@@ -267,8 +287,6 @@ class Speculating:
                 settings.max_new_tokens,
                 agreed[number] if agreed else None,
                 lookups(lookup, text, settings.most, self.target.cached.vocab_size) if lookup is not None else None,
-                ranks[number] if ranks else None,
-                nodes,
             )
             for number, text in enumerate(texts)
         ]

@@ -14,7 +14,7 @@ from potstill.recipe import Recipe
 from potstill.recipe.speculate import OtherModelDraft, StudentDraft
 from potstill.stage import Context, Stage
 
-CONTRACT = 2
+CONTRACT = 3
 ADVICE = "speculate.advice"
 
 

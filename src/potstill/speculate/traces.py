@@ -61,11 +61,13 @@ class Agreement:
         alpha: probability that a drafted token is accepted: Σ min(p, q); 1 or 0 if greedy.
         accept: the same, given the token that the text has there: min(1, q/p).
         sure: the draft's largest probability.
+        ranks: of the text's token among the draft's choices, 0 the best; the number of all where it is none of them.
     """
 
     alpha: Floats
     accept: Floats
     sure: Floats
+    ranks: Ranks
 
 
 @torch.no_grad()
@@ -116,24 +118,29 @@ def compared(own: Callable[[int, int], Tensor], reader: Reads, text: Text, rows:
         if start + count <= limit:
             q = sampler.distributions(reader(rows.block([start], count), [start]), rows, 0, reader.vocabulary)[0]
         tokens = torch.tensor(text.written[first : first + count], device=rows.ids_BT.device)
-        parts.append(_compare(p, q, tokens, sampler.greedy))
+        parts.append(_compare(p, q, tokens, sampler.greedy, rows.vocab_size))
     alpha, accept, sure = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return Agreement(alpha, accept, sure)
+    return Agreement(alpha, accept, sure, np.concatenate([part[3] for part in parts]))
 
 
-def _compare(p: Tensor, q: Float[Tensor, "n V"] | None, tokens: Tensor, greedy: bool) -> tuple[Floats, Floats, Floats]:
+def _compare(
+    p: Tensor, q: Float[Tensor, "n V"] | None, tokens: Tensor, greedy: bool, vocab_size: int
+) -> tuple[Floats, Floats, Floats, Ranks]:
     if q is None:
         nothing = np.zeros(len(tokens))
-        return nothing, nothing, nothing
+        return nothing, nothing, nothing, np.full(len(tokens), vocab_size, dtype=np.int64)
     at = tokens[:, None]
+    q_at = q.gather(-1, at)
+    ranks = torch.where(q_at.squeeze(-1) > 0, (q > q_at).sum(-1), vocab_size)
     if greedy:
         alpha = accept = (q.argmax(-1) == tokens).double()
     else:
         p_at = p if p.dim() == 1 else p.gather(-1, at).squeeze(-1)
-        accept = (q.gather(-1, at).squeeze(-1) / p_at.clamp_min(1e-30)).clamp_max(1.0)
+        accept = (q_at.squeeze(-1) / p_at.clamp_min(1e-30)).clamp_max(1.0)
         # The mean of `accept` over tokens x ~ p is Σ min(p, q): its estimate where p is known at the token alone.
         alpha = accept if p.dim() == 1 else torch.minimum(p, q).sum(-1)
-    return tuple(found.double().cpu().numpy() for found in (alpha, accept, q.amax(-1)))  # type: ignore[return-value]
+    alphas, accepts, sure = (found.double().cpu().numpy() for found in (alpha, accept, q.amax(-1)))
+    return alphas, accepts, sure, ranks.cpu().numpy()
 
 
 def lookups(lookup: LookupDraft, text: Text, most: int, vocab_size: int) -> Ranks:
