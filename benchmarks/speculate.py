@@ -20,7 +20,7 @@ greedy and at T = 0.7. Figures are seconds per token of all prompts together, as
     chained-K         with a lookup, and then that
     tree-K            with that as a tree of K nodes, of four choices at a place
     chained tree-K    with a lookup, and then that tree
-    lookup-K          with a lookup alone
+    lookup-K          with a lookup alone, of the n-grams with the best forecast
     layers-K          with an early exit of two layers and 8,192 tokens, where no draft is given
 
 `forecast` holds for every variant of ours what `potstill speculate` would have said of it, from times measured before
@@ -54,11 +54,13 @@ from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupD
 from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import WORTH, advise
 from potstill.speculate.costs import Runs, Timed, measure, speedup
+from potstill.speculate.forecast import Trace, fit_shortest
 from potstill.speculate.opening import OpenDraft, Target, open_folder, open_target
-from potstill.speculate.traces import Agreement, agreement, lookups, sampler_of, trace_of, write_text
+from potstill.speculate.traces import Agreement, Text, agreement, lookups, sampler_of, trace_of, write_text
 from potstill.speculate.trees import fit_tree, ranks_ahead
 
-MOST, GAMMAS, FREQUENT, RANKS = 8, (1, 2, 3, 4), 8192, 4
+MOST, FREQUENT, RANKS = 8, 8192, 4
+GAMMAS = (1, 2, 3, 8)  # a block of 4 tokens costs hardly more than one of 3, and one of 9 hardly more than one of 5
 AIMS = [
     Aim("loop without a draft / generate", "×", least=1.1),
     Aim("same draft / assisted at its best", "×", least=1.3),
@@ -206,7 +208,10 @@ class Bench:
             if self.draft is not None and temperature == 0:
                 found[f"assisted-{gamma}"] = self.peers(gamma, temperature)
             for name, draft in self.drafts().items():
-                nodes = [tuple(node) for node in forecasts[f"{name}-{gamma}"]["nodes"]]
+                row = forecasts[f"{name}-{gamma}"]
+                if draft.lookup is not None:
+                    draft = replace(draft, lookup=LookupDraft(draft.lookup.longest, row["shortest"]))
+                nodes = [tuple(node) for node in row["nodes"]]
                 found[f"{name}-{gamma}"] = self.ours(draft, nodes, gamma, temperature, spent)
         return found
 
@@ -223,17 +228,15 @@ class Bench:
             reader = draft.reader
             if reader is not None and reader not in agreed:
                 agreed[reader] = [agreement(self.target.cached, reader, text, sampler, device) for text in texts]
-            traces = [
-                trace_of(
-                    text,
-                    self.tokens,
-                    agreed[reader][number] if reader is not None else None,
-                    lookups(draft.lookup, text, MOST, self.target.cached.vocab_size) if draft.lookup else None,
-                )
-                for number, text in enumerate(texts)
-            ]
+            read = agreed[reader] if reader is not None else [None] * len(texts)
             nodes: tuple[Node, ...] = ()
-            timed = self._time(draft, nodes, rows, ahead, sampler)
+            timed, shortest = self._time(draft, nodes, rows, ahead, sampler), None
+            traces = self._traces(texts, read, None)
+            if (lookup := draft.lookup) is not None:
+                sizes = range(1, lookup.longest + 1)
+                looked = {size: self._traces(texts, read, LookupDraft(lookup.longest, size)) for size in sizes}
+                shortest = fit_shortest({size: [of] for size, of in looked.items()}, [timed.medians()], MOST)
+                traces = looked[shortest]
             if reader is not None and draft.choices > 1:
                 ranks = [ranks_ahead(one.ranks, MOST, draft.choices) for one in agreed[reader]]
                 nodes = fit_tree(traces, ranks, timed.medians(), MOST, draft.choices)
@@ -249,8 +252,18 @@ class Bench:
                         "forecast_interval": [interval.low, interval.high],
                         "advised": interval.low > WORTH,
                         "nodes": nodes,
+                        "shortest": shortest,
                     }
         return found
+
+    def _traces(
+        self, texts: Sequence[Text], read: Sequence[Agreement | None], lookup: LookupDraft | None
+    ) -> list[Trace]:
+        vocab_size = self.target.cached.vocab_size
+        return [
+            trace_of(text, self.tokens, own, lookups(lookup, text, MOST, vocab_size) if lookup else None)
+            for text, own in zip(texts, read, strict=True)
+        ]
 
     def _time(
         self, draft: OpenDraft, nodes: Sequence[Node], rows: Sequence[Sequence[int]], ahead: int, sampler: Sampler

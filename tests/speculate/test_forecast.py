@@ -17,6 +17,7 @@ from potstill.speculate.forecast import (
     Timing,
     Trace,
     expected,
+    fit_shortest,
     gain,
     needed_alpha,
     needed_c,
@@ -185,6 +186,16 @@ def test_noise_of_the_timing_widens_the_interval() -> None:
     calm = gain(traces, [timing(0.1, 0.1)], 3).speedup
     noisy = gain(traces, [timing(0.1, 0.1), timing(0.3, 0.3), timing(0.05, 0.02)], 3).speedup
     assert calm.high - calm.low < 0.01 < noisy.high - noisy.low
+
+
+def test_the_shortest_n_gram_is_fitted_to_what_stands_of_what_it_finds() -> None:
+    """Single tokens are found everywhere, pairs at every fourth place, of which all stand."""
+    pairs, single = np.zeros((60, 2), dtype=np.int64), np.ones((60, 2), dtype=np.int64)
+    pairs[::4] = 1
+    for right, free, best in ((0, False, 2), (1, False, 1), (0, True, 1)):
+        found = np.where(pairs > 0, pairs, single * [1, right])
+        traces = {1: [[Trace(60, 64, found=found)]], 2: [[Trace(60, 64, found=pairs)]]}
+        assert fit_shortest(traces, [timing(0.1, 0.0 if free else 0.3)], 3) == best
 
 
 def test_a_threshold_is_fitted_where_sureness_tells_what_stands() -> None:

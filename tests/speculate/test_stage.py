@@ -91,7 +91,12 @@ def test_a_lookup_needs_no_model_and_exports_the_engines_own(tmp_path: Path) -> 
     out = speculate(recipe(tmp_path, {"draft": {"kind": "lookup", "longest": 2}}), tmp_path)
     found = load_speculation(out)
     assert not found.alphas and found.exported is not None and not (out / "draft").exists()
-    assert json.loads((out / "vllm.json").read_text())["prompt_lookup_max"] == 2
+    vllm = json.loads((out / "vllm.json").read_text())
+    assert vllm["prompt_lookup_max"] == 2
+    assert any(f"compares {vllm['prompt_lookup_min']} to 2 tokens" in note for note in found.notes)
+    out = speculate(recipe(tmp_path, {"draft": {"kind": "lookup", "longest": 2, "shortest": 2}}), tmp_path)
+    assert json.loads((out / "vllm.json").read_text())["prompt_lookup_min"] == 2
+    assert not load_speculation(out).notes
 
 
 def test_a_chained_draft_with_a_fitted_threshold_runs(tmp_path: Path) -> None:

@@ -237,6 +237,7 @@ class LookupDraft:
     def __init__(self, longest: int = 3, shortest: int = 1) -> None:
         if not 1 <= shortest <= longest:
             raise ValueError(f"n-grams of {shortest} to {longest} tokens")
+        self.longest, self.shortest = longest, shortest
         self._sizes = range(longest, shortest - 1, -1)
         self._ends: list[dict[tuple[int, ...], int]] = []  # the place behind each n-gram's last occurrence
         self._indexed: list[int] = []

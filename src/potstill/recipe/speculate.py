@@ -69,15 +69,16 @@ class LayersDraft(ModelDraftSettings):
 
 class LookupDraftSettings(DraftSettings):
     """What followed the last earlier occurrence of the text's last tokens (n-grams of `shortest` to `longest`): no
-    model."""
+    model. Short n-grams find more, and what they find stands less often; `fit` takes the size with the best
+    forecast."""
 
     kind: Literal["lookup"] = "lookup"
     longest: int = Field(3, ge=1, le=16)
-    shortest: int = Field(1, ge=1, le=16)
+    shortest: Annotated[int, Field(ge=1, le=16)] | Literal["fit"] = "fit"
 
     @model_validator(mode="after")
     def _sizes(self) -> LookupDraftSettings:
-        if self.shortest > self.longest:
+        if self.shortest != "fit" and self.shortest > self.longest:
             raise ValueError(f"shortest is {self.shortest}, above longest ({self.longest}): swap them")
         return self
 

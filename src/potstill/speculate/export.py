@@ -22,11 +22,12 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.drafts import LookupDraft
 from potstill.decoding.sampler import Sampler
 from potstill.errors import ModelError
 from potstill.heads import MedusaHeads, load_heads, save_heads
 from potstill.models.saving import save_model
-from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
+from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft
 from potstill.recipe.students import First, FromTeacher
 from potstill.speculate.fitting import check_draft_tokenizer
 from potstill.speculate.forecast import Floats
@@ -61,8 +62,8 @@ def export_draft(
     if draft.heads is not None:
         return _export_heads(out, target, draft, draft.heads, texts)
     if draft.reader is None:
-        assert isinstance(settings, LookupDraftSettings)
-        _write(out, _of_lookup(settings, gamma))
+        assert draft.lookup is not None
+        _write(out, _of_lookup(draft.lookup, gamma))
         return Exported("", 0.0, 0.0, gamma, "a lookup has no weights: the settings of the engines' own lookups")
     folder = out / FOLDER
     own = draft.model if draft.model is not None else _early_exit(target, draft)
@@ -168,14 +169,14 @@ def _of_model(gamma: int) -> Mapping[str, Mapping[str, Any]]:
     }
 
 
-def _of_lookup(settings: LookupDraftSettings, gamma: int) -> Mapping[str, Mapping[str, Any]]:
+def _of_lookup(lookup: LookupDraft, gamma: int) -> Mapping[str, Mapping[str, Any]]:
     return {
-        "transformers.json": {"prompt_lookup_num_tokens": gamma, "max_matching_ngram_size": settings.longest},
+        "transformers.json": {"prompt_lookup_num_tokens": gamma, "max_matching_ngram_size": lookup.longest},
         "vllm.json": {
             "method": "ngram",
             "num_speculative_tokens": gamma,
-            "prompt_lookup_min": settings.shortest,
-            "prompt_lookup_max": settings.longest,
+            "prompt_lookup_min": lookup.shortest,
+            "prompt_lookup_max": lookup.longest,
         },
         "sglang.json": {"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": gamma + 1},
     }

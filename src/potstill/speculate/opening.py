@@ -75,7 +75,7 @@ class OpenDraft:
         settings: of the recipe.
         label: in words.
         reader: the model that drafts, if one does; with its frequent tokens alone, if any.
-        lookup: the lookup, if there is one.
+        lookup: the lookup, if there is one; of all n-grams where the recipe has the shortest fitted.
         model: the drafting model of its own, which can be exported; None for lookups, early exits and heads.
         heads: Medusa heads.
     """
@@ -86,6 +86,12 @@ class OpenDraft:
     lookup: LookupDraft | None
     model: PreTrainedModel | None
     heads: MedusaHeads | None = None
+
+    @property
+    def fits_lookup(self) -> bool:
+        """Whether the recipe has the shortest n-gram of the lookup fitted."""
+        own = self.settings.lookup if isinstance(self.settings, ChainedDraftSettings) else self.settings
+        return isinstance(own, LookupDraftSettings) and own.shortest == "fit"
 
     @property
     def of_weights(self) -> DraftSettings:
@@ -175,7 +181,9 @@ def open_draft(
         ModelError: a model cannot be opened, has no such layers, or its cache cannot be rolled back.
     """
     looking = next((part for part in settings.models if isinstance(part, LookupDraftSettings)), None)
-    lookup = LookupDraft(looking.longest, looking.shortest) if looking is not None else None
+    lookup = None
+    if looking is not None:
+        lookup = LookupDraft(looking.longest, 1 if looking.shortest == "fit" else looking.shortest)
     looked = "a lookup in the text" if lookup is not None else ""
     if settings.heads_draft is not None:
         heads, label = _open_heads(settings, settings.heads_draft, target, trained, counts)

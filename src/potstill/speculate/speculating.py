@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from potstill.data import ChatTokenizer
 from potstill.decoding.cached_model import CachedModel
+from potstill.decoding.drafts import LookupDraft
 from potstill.decoding.generator import stop_token_ids
 from potstill.decoding.speculative import SpeculativeDecoder
 from potstill.decoding.tree import Path as Node
@@ -26,7 +27,7 @@ from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import advise, fit_threshold, hopeless
 from potstill.speculate.costs import REPETITIONS, Timed, compare, measure, run_in_turn
 from potstill.speculate.export import export_draft
-from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Timing, Trace
+from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Timing, Trace, fit_shortest
 from potstill.speculate.opening import OpenDraft, Target, open_draft, open_target
 from potstill.speculate.prompts import read_prompts, tokens_of_data
 from potstill.speculate.stored import StoredTexts
@@ -114,30 +115,31 @@ class Speculating:
             self.notes.append("acceptance is measured on texts of the signal store, without running the target")
             texts = dict.fromkeys(settings.temperatures, stored.texts)
             agreed = {t: self._agree_with_store(stored, t) for t in settings.temperatures}
-        traces = {t: self._trace(texts[t], agreed[t]) for t in settings.temperatures}
         ranks = {t: self._rank(texts[t], agreed[t]) for t in settings.temperatures}
         shares = {t: self._accuracies(found) for t, found in ranks.items() if found}
-        self.nodes: dict[float, tuple[Node, ...]] = {}
+        of_heads = self.draft.heads is not None
+        self.nodes: dict[float, tuple[Node, ...]] = {
+            t: best_nodes(found, settings.most) for t, found in shares.items() if of_heads
+        }
+        timed = {(t, 1): self._time(texts[t], t, 1) for t in settings.temperatures}
+        traces = self._traces(texts, agreed, ranks)
+        if self.draft.lookup is not None and self.draft.fits_lookup:
+            self._fit_lookup(self.draft.lookup.longest, texts, agreed, ranks, timed)
+            traces = self._traces(texts, agreed, ranks)
         chains: dict[tuple[float, int], Timing] = {}
-        for t in shares:
-            if self.draft.heads is not None:
-                self.nodes[t] = best_nodes(shares[t], settings.most)
-                continue
-            chains[t, 1] = self._time(texts[t], t, 1).medians()
+        for t in () if of_heads else shares:
+            chains[t, 1] = timed[t, 1].medians()
             self.nodes[t] = fit_tree(traces[t], ranks[t], chains[t, 1], settings.most, self.draft.choices)
-            if not self.nodes[t]:
+            if self.nodes[t]:
+                timed[t, 1] = self._time(texts[t], t, 1)
+            else:
                 self.notes.append(f"{_key(t)}: no tree is better than a chain on these texts")
-        traces = {
-            t: [replace(trace, ranks=own, nodes=nodes) for trace, own in zip(traces[t], ranks[t], strict=True)]
-            if (nodes := self.nodes.get(t))
-            else traces[t]
-            for t in traces
-        }
-        timed = {
-            (temperature, batch): self._time(texts[temperature], temperature, batch)
-            for temperature in settings.temperatures
-            for batch in sorted({1, *settings.batch_sizes})  # a batch has fewer rows once some have ended
-        }
+        if chains:
+            traces = self._traces(texts, agreed, ranks)
+        for t in settings.temperatures:
+            for batch in settings.batch_sizes:  # one row too: a batch has fewer once some have ended
+                if batch > 1:
+                    timed[t, batch] = self._time(texts[t], t, batch)
         advice = tuple(
             self._advise(traces[temperature], timed, temperature, batch)
             for temperature in settings.temperatures
@@ -278,18 +280,46 @@ class Speculating:
                 task.advance,
             )
 
-    def _trace(self, texts: Sequence[Text], agreed: Sequence[Agreement]) -> list[Trace]:
-        """What a forecast needs, but for a tree."""
+    def _traces(
+        self,
+        texts: Mapping[float, Sequence[Text]],
+        agreed: Mapping[float, Sequence[Agreement]],
+        ranks: Mapping[float, Sequence[Ranks]],
+    ) -> dict[float, list[Trace]]:
+        """What forecasts need of the texts of each temperature, with the lookup and the trees as they are now."""
         lookup, settings = self.draft.lookup, self.settings
-        return [
-            trace_of(
-                text,
-                settings.max_new_tokens,
-                agreed[number] if agreed else None,
-                lookups(lookup, text, settings.most, self.target.cached.vocab_size) if lookup is not None else None,
-            )
-            for number, text in enumerate(texts)
-        ]
+        vocab_size = self.target.cached.vocab_size
+        return {
+            t: [
+                trace_of(
+                    text,
+                    settings.max_new_tokens,
+                    agreed[t][number] if agreed[t] else None,
+                    lookups(lookup, text, settings.most, vocab_size) if lookup is not None else None,
+                    ranks[t][number] if self.nodes.get(t) else None,
+                    self.nodes.get(t, ()),
+                )
+                for number, text in enumerate(of_t)
+            ]
+            for t, of_t in texts.items()
+        }
+
+    def _fit_lookup(
+        self,
+        longest: int,
+        texts: Mapping[float, Sequence[Text]],
+        agreed: Mapping[float, Sequence[Agreement]],
+        ranks: Mapping[float, Sequence[Ranks]],
+        timed: Mapping[tuple[float, int], Timed],
+    ) -> None:
+        """Take the lookup whose shortest n-gram has the best forecast, before what comes behind it is a tree."""
+        found = {}
+        for shortest in range(1, longest + 1):
+            self.draft = replace(self.draft, lookup=LookupDraft(longest, shortest))
+            found[shortest] = list(self._traces(texts, agreed, ranks).values())
+        best = fit_shortest(found, [timed[t, 1].medians() for t in texts], self.settings.most)
+        self.draft = replace(self.draft, lookup=LookupDraft(longest, best))
+        self.notes.append(f"the lookup compares {best} to {longest} tokens: that has the best forecast on these texts")
 
     def _advise(
         self, traces: Sequence[Trace], timed: dict[tuple[float, int], Timed], temperature: float, batch: int
