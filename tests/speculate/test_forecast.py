@@ -12,12 +12,11 @@ from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.measures import Interval
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
-from potstill.speculate.advice import WORTH, advise, fit_threshold, hopeless
+from potstill.speculate.advice import WORTH, advise, fit_shortest, fit_threshold, hopeless
 from potstill.speculate.forecast import (
     Timing,
     Trace,
     expected,
-    fit_shortest,
     gain,
     needed_alpha,
     needed_c,

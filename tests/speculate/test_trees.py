@@ -20,9 +20,18 @@ from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.decoding.tree import Tree
 from potstill.errors import RecipeError
 from potstill.pipeline import run_recipe
+from potstill.speculate.advice import fit_tree
 from potstill.speculate.forecast import Timing, Trace, expected, expected_speedup
-from potstill.speculate.traces import Ranks, agreement, lookups, sampler_of, trace_of, write_text
-from potstill.speculate.trees import chain_accuracies, fit_tree, ranks_ahead
+from potstill.speculate.traces import (
+    Ranks,
+    agreement,
+    chain_accuracies,
+    lookups,
+    ranks_ahead,
+    sampler_of,
+    trace_of,
+    write_text,
+)
 from potstill.speculation import load_speculation
 from tiny_models import tiny_model
 

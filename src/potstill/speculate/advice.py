@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from potstill.decoding.tree import Path as Node
+from potstill.decoding.tree import Tree, best_nodes
 from potstill.measures import Interval
 from potstill.speculate.batches import gain_of_batches
 from potstill.speculate.forecast import Timing, Trace, expected_speedup, gain, needed_alpha, needed_c
+from potstill.speculate.traces import Ranks, chain_accuracies
 from potstill.speculation import Advice, Forecast
 
 # A forecast below this may be a loss: forecasts miss the measured speed-up by up to a tenth, and by more where few
@@ -90,6 +94,54 @@ def fit_threshold(
     tried = [0.0, *np.quantile(sure, np.linspace(0.02, 0.9, candidates)).tolist()]
     gammas = [gamma for gamma in sorted({1, 2, 3, 4, most // 2, most} - {0}) if gamma <= most]
     return float(max(tried, key=lambda threshold: max(value(gamma, threshold) for gamma in gammas)))
+
+
+def fit_shortest(traces: Mapping[int, Sequence[Sequence[Trace]]], timings: Sequence[Timing], most: int) -> int:
+    """The shortest n-gram of a lookup with the best expected speed-up, as a product over temperatures, each at its best
+    gamma up to `most`.
+
+    Args:
+        traces: by the shortest n-gram, of each temperature and text.
+        timings: of each temperature.
+        most: largest gamma.
+    """
+
+    def value(shortest: int) -> float:
+        found = zip(traces[shortest], timings, strict=True)
+        return float(np.prod([max(expected_speedup(of, at, g) for g in range(1, most + 1)) for of, at in found]))
+
+    return max(traces, key=value)
+
+
+def fit_tree(
+    traces: Sequence[Trace], ahead: Sequence[Ranks], timing: Timing, most: int, choices: int
+) -> tuple[Node, ...]:
+    """The nodes of a model's tree with the best expected speed-up, best first; none if no tree is better than a chain.
+
+    A tree of n nodes costs the target the reading of n + 1 tokens, and the draft one step a depth: so nodes go by their
+    probability, and the depth by the forecast.
+
+    Args:
+        traces: of texts, for a chain.
+        ahead: see `ranks_ahead`, of each text [T, most].
+        timing: of a chain.
+        most: largest number of nodes.
+        choices: largest number of the draft's choices at a place.
+    """
+    best: tuple[Node, ...] = ()
+    highest = max(expected_speedup(traces, timing, gamma) for gamma in range(1, most + 1))
+    for depth in range(1, most + 1):
+        accuracies = chain_accuracies([own[:, :depth] for own in ahead], choices)
+        nodes = best_nodes(accuracies, most, beside_a_chain=True)
+        if Tree(nodes).depth < depth:
+            break
+        steps = [Tree(nodes[:count]).depth for count in range(len(nodes) + 1)]
+        trees = [replace(trace, ranks=own, nodes=nodes) for trace, own in zip(traces, ahead, strict=True)]
+        of_trees = replace(timing, draft=timing.draft[steps])
+        value = max(expected_speedup(trees, of_trees, count) for count in range(1, len(nodes) + 1))
+        if value > highest:
+            best, highest = nodes, value
+    return best
 
 
 def _reason(timing: Timing, best: Forecast, use: bool, has_model: bool, alpha: float | None, cost: float | None) -> str:

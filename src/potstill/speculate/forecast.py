@@ -8,7 +8,7 @@ positions at which a round may begin, and no assumption of equal or independent 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -190,23 +190,6 @@ def _ratio(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float
     seconds = sum(expected(trace, timing, gamma, threshold)[1] for trace in few)
     alone = sum(trace.length - 1 for trace in few) * timing.alone
     return (len(few) * timing.prefill + alone) / (len(few) * (timing.prefill + timing.draft_prefill) + seconds)
-
-
-def fit_shortest(traces: Mapping[int, Sequence[Sequence[Trace]]], timings: Sequence[Timing], most: int) -> int:
-    """The shortest n-gram of a lookup with the best expected speed-up, as a product over temperatures, each at its best
-    gamma up to `most`.
-
-    Args:
-        traces: by the shortest n-gram, of each temperature and text.
-        timings: of each temperature.
-        most: largest gamma.
-    """
-
-    def value(shortest: int) -> float:
-        found = zip(traces[shortest], timings, strict=True)
-        return float(np.prod([max(expected_speedup(of, at, g) for g in range(1, most + 1)) for of, at in found]))
-
-    return max(traces, key=value)
 
 
 def expected_speedup(traces: Sequence[Trace], timing: Timing, gamma: int, threshold: float = 0.0) -> float:

@@ -24,10 +24,10 @@ from potstill.policy.duties import write_papers
 from potstill.policy.gate import rulings_on
 from potstill.recipe.speculate import StudentDraft
 from potstill.recipe.teachers import LocalTeacher
-from potstill.speculate.advice import advise, fit_threshold, hopeless
+from potstill.speculate.advice import advise, fit_shortest, fit_threshold, fit_tree, hopeless
 from potstill.speculate.costs import REPETITIONS, Timed, compare, measure, run_in_turn
 from potstill.speculate.export import export_draft
-from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Timing, Trace, fit_shortest
+from potstill.speculate.forecast import DRAWS, LEVEL, Floats, Timing, Trace
 from potstill.speculate.opening import OpenDraft, Target, open_draft, open_target
 from potstill.speculate.prompts import read_prompts, tokens_of_data
 from potstill.speculate.stored import StoredTexts
@@ -37,13 +37,14 @@ from potstill.speculate.traces import (
     Text,
     accuracies,
     agreement,
+    chain_accuracies,
     head_ranks,
     lookups,
+    ranks_ahead,
     sampler_of,
     trace_of,
     write_text,
 )
-from potstill.speculate.trees import chain_accuracies, fit_tree, ranks_ahead
 from potstill.speculation import Advice, Piece, Speculation, Trial, save_speculation
 from potstill.stage import Context
 

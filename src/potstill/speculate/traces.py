@@ -191,6 +191,37 @@ def accuracies(ranks: Sequence[Ranks], most: int) -> tuple[tuple[float, ...], ..
     )
 
 
+def ranks_ahead(ranks: Ranks, depth: int, choices: int) -> Ranks:
+    """The ranks of the text's next tokens in a round that begins at each position [T, depth]; `choices` where a token
+    is not among so many, or is behind the end.
+
+    Args:
+        ranks: of the text's tokens among the choices of a draft that has read the text before them [T].
+        depth: number of tokens.
+        choices: number of a draft's choices at each place.
+    """
+    behind = np.full(depth, choices, dtype=np.int64)
+    padded = np.concatenate([np.minimum(ranks, choices), behind])
+    return np.lib.stride_tricks.sliding_window_view(padded, depth)[: len(ranks)]
+
+
+def chain_accuracies(ahead: Sequence[Ranks], choices: int) -> tuple[tuple[float, ...], ...]:
+    """Of each depth, the share of rounds at which the choice of each rank is the text's token, among those whose best
+    choices are right up to there; no depth that none of them reaches.
+
+    Args:
+        ahead: of each text [T, depth].
+        choices: number of choices.
+    """
+    rounds, found = np.concatenate(list(ahead)), []
+    for depth in range(rounds.shape[1]):
+        if not len(rounds):
+            break
+        found.append(tuple(float((rounds[:, depth] == rank).mean()) for rank in range(choices)))
+        rounds = rounds[rounds[:, depth] == 0]
+    return tuple(found)
+
+
 def trace_of(
     text: Text,
     budget: int,
