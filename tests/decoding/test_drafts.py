@@ -222,6 +222,28 @@ def test_no_token_is_drafted_that_the_budget_would_cut() -> None:
         assert 3 + decoder.account.drafted + len(decoder.account.accepted_by_round) == 3 * budget
 
 
+class Knows(LookupDraft):
+    """Proposes what the target will write, but not behind the texts in `astray`."""
+
+    def __init__(self, texts: Sequence[Sequence[int]], astray: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.texts, self.astray = texts, astray
+
+    def _after(self, row: int, tokens: Sequence[int]) -> list[int]:
+        text = next(text for text in self.texts if list(text[: len(tokens)]) == tokens)
+        return [258] * 3 if tokens in self.astray else list(text[len(tokens) :])
+
+
+def test_a_row_with_little_budget_left_does_not_shorten_the_drafts_of_others() -> None:
+    """The first row has two tokens left in the second round, the other one five."""
+    model, prompts = tiny_model(seed=3, spread=0.3), PROMPTS[:2]
+    written = SpeculativeDecoder(model).write(Request(prompts, 12))
+    texts = [[*prompt, *text] for prompt, text in zip(prompts, written, strict=True)]
+    decoder = SpeculativeDecoder(model, Knows(texts, [texts[1][: len(prompts[1]) + 1]]), gamma=3)
+    assert decoder.write(Request(prompts, 7)) == [text[:7] for text in written]
+    assert decoder.account.accepted_by_round == [(3, 3), (3, 0), (3, 3), (3, 3), (0, 0)]
+
+
 # ---- heads ---------------------------------------------------------------------------------------------------------
 
 
