@@ -17,6 +17,7 @@ from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
 from potstill.decoding.speculative import Request, SpeculativeDecoder
+from potstill.models.anatomy import inner_decoder
 from tiny_models import random_heads, tiny_model
 
 CPU = torch.device("cpu")
@@ -261,3 +262,31 @@ def test_heads_draft_the_choice_of_each_node_by_its_head_and_rank() -> None:
         proposal = draft.propose(rows, 3, GREEDY, CHANCE)
     assert proposal.counts == [3] and proposal.tree is not None and proposal.tree.paths == tuple(nodes[:3])
     assert rows.ids_BT[0, 3:6].tolist() == [int(choices[0, 0]), int(choices[0, 2]), int(choices[1, 1])]
+
+
+class Watched(MedusaDraft):
+    """Keeps the texts of each round, and the states that its tree is made of."""
+
+    def start(self, rows: Rows, target: Any) -> None:
+        super().start(rows, target)
+        self.seen: list[tuple[list[list[int]], torch.Tensor]] = []
+
+    def propose(self, rows: Rows, most: int, sampler: Sampler, source: Any) -> Proposal:
+        assert self._target is not None and self._target.hidden_BH is not None
+        self.seen.append(([list(row) for row in rows.tokens], self._target.hidden_BH.clone()))
+        return super().propose(rows, most, sampler, source)
+
+
+@torch.no_grad()
+def test_heads_read_in_each_round_the_state_behind_each_texts_last_token_but_one() -> None:
+    """Behind prompts of different lengths, behind a path of a tree, and after a row has ended."""
+    model = tiny_model(seed=3, spread=0.3)
+    written = SpeculativeDecoder(model).write(Request(PROMPTS, 14))
+    draft = Watched(random_heads(model, 2), [(rank,) for rank in range(60)])
+    decoder = SpeculativeDecoder(model, draft, gamma=60)
+    decoder.write(Request(PROMPTS, 14, [written[1][5]]))
+    assert len({len(texts) for texts, _ in draft.seen}) > 1 and decoder.account.accepted > 3, "or nothing was tested"
+    for texts, states in draft.seen:
+        for text, state in zip(texts, states, strict=True):
+            wanted = inner_decoder(model)(torch.tensor([text[:-1]])).last_hidden_state[0, -1]
+            torch.testing.assert_close(state, wanted, atol=1e-5, rtol=1e-4)
