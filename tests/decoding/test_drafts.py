@@ -12,7 +12,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 from potstill.decoding.acceptance import Chance
 from potstill.decoding.cached_model import CachedModel
-from potstill.decoding.drafts import ChainedDraft, LookupDraft, ModelDraft, Proposal
+from potstill.decoding.drafts import ChainedDraft, LookupDraft, ModelDraft, Proposal, early_exit
 from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.rows import Rows
 from potstill.decoding.sampler import Sampler
@@ -114,6 +114,24 @@ def test_every_token_stands_of_a_draft_that_equals_its_target(
         if nonsense.turn % 2 == 0:
             by_model += decoder.account.accepted_by_round[-len(news) :]
     assert len(by_model) >= 4 and all(drafted == accepted for drafted, accepted in by_model)
+
+
+def test_an_early_exit_reads_each_token_once_since_the_target_has_read_the_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = CachedModel(tiny_model(seed=3, spread=0.3))
+    read, right = [], CachedModel.__call__
+
+    def counted(self: CachedModel, tokens_Bn: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        if self.lends:
+            read.append(tokens_Bn.shape[1])
+        return right(self, tokens_Bn, *given, **more)
+
+    monkeypatch.setattr(CachedModel, "__call__", counted)
+    decoder, drafted = SpeculativeDecoder(target, early_exit(target, 2), gamma=3), 0
+    for _ in decoder.rounds(Request(PROMPTS, 20), CHANCE):
+        drafted += decoder.account.accepted_by_round[-1][0] if decoder.account.rounds else 0
+    assert sum(read) == drafted > 20 and decoder.account.accepted < decoder.account.drafted, "or nothing was tested"
 
 
 # ---- trees of a model ----------------------------------------------------------------------------------------------
