@@ -134,6 +134,26 @@ def test_an_early_exit_reads_each_token_once_since_the_target_has_read_the_text(
     assert sum(read) == drafted > 20 and decoder.account.accepted < decoder.account.drafted, "or nothing was tested"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("sampler", [GREEDY, Sampler([TemperatureLogitsWarper(0.7)])], ids=["greedy", "sampled"])
+def test_a_draft_stops_before_the_first_token_of_which_it_is_less_sure(sampler: Sampler) -> None:
+    """How sure it is, is the probability of its most probable choice, whatever is drawn then; each row by itself."""
+    model, threshold, seen = tiny_model(seed=3, spread=0.3), 0.12, set()
+    draft = ModelDraft(CachedModel(tiny_model(seed=3, spread=0.3)), threshold)
+    for first in range(3, 40, 3):
+        rows = Rows([[first], [first, 9, 30]], 8, 259, CPU)
+        target = CachedModel(model)
+        target.start(rows.capacity)
+        draft.start(rows, target)
+        counts = draft.propose(rows, 5, sampler, CHANCE).counts
+        seen |= set(counts)
+        for row, (length, count) in enumerate(zip(rows.lengths, counts, strict=True)):
+            scores = model(rows.ids_BT[row : row + 1, : length + count]).logits[:, length - 1 :]
+            sure = sampler.distributions(scores, Rows([[1]], 8, 259, CPU), 0).amax(-1)[0]
+            assert bool((sure[:count] >= threshold).all()) and (count == 5 or sure[count] < threshold)
+    assert len(seen) > 2, "or nothing was tested"
+
+
 # ---- trees of a model ----------------------------------------------------------------------------------------------
 
 NODES = [(0,), (0, 0), (1,), (0, 1), (0, 0, 0), (0, 0, 1), (2,)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from potstill.decoding.cached_model import CachedModel, first_layers
@@ -171,6 +172,31 @@ def test_stopping_criteria_are_asked_after_each_token() -> None:
     ids = torch.tensor([PROMPTS[0]])
     text = decoder.generate(ids, max_new_tokens=20, do_sample=False, stopping_criteria=[seven])
     assert torch.equal(text, model.generate(ids, max_new_tokens=7, do_sample=False))
+
+
+def test_the_first_of_several_stopping_criteria_ends_a_text() -> None:
+    """Inside a block: the second one has the tokens 2 to 7."""
+    model = tiny_model(seed=3, spread=0.3)
+    decoder = SpeculativeDecoder(model, ModelDraft(CachedModel(tiny_model(seed=3, spread=0.3))), gamma=5)
+
+    def after(count: int) -> Any:
+        return lambda ids, scores, **_: torch.full((len(ids),), ids.shape[1] >= len(PROMPTS[0]) + count)
+
+    ids = torch.tensor([PROMPTS[0]])
+    wanted = model.generate(ids, max_new_tokens=5, do_sample=False)
+    for criteria in ([after(5), after(9)], [after(9), after(5)], [MaxLengthCriteria(len(PROMPTS[0]) + 5), after(9)]):
+        settings: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "stopping_criteria": criteria}
+        assert torch.equal(decoder.generate(ids, **settings), wanted)
+
+
+def test_the_account_counts_the_tokens_that_were_written_and_no_others() -> None:
+    model = tiny_model(seed=3, spread=0.3)
+    decoder = SpeculativeDecoder(model, ModelDraft(CachedModel(near())), gamma=5)
+    whole = decoder.write(Request(PROMPTS, 20))
+    for request in (Request(PROMPTS, 20), Request(PROMPTS, 7), Request(PROMPTS, 20, [whole[0][2], whole[1][7]])):
+        written = decoder.write(request)
+        assert decoder.account.written == sum(map(len, written))
+        assert decoder.account.accepted == sum(accepted for _, accepted in decoder.account.accepted_by_round)
 
 
 def test_a_draft_whose_context_is_full_proposes_no_more() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from potstill.decoding.acceptance import Chance
 from potstill.decoding.rows import Rows
@@ -62,6 +63,15 @@ def test_a_walk_follows_the_chosen_tokens_from_node_to_node() -> None:
 def test_a_walk_that_finds_no_child_gives_the_roots_own_token() -> None:
     found = walk(logits(), block(0, 1, 2, 3, 3, 3, 3), TREE, rows(), GREEDY, CHANCE)
     assert found.accepted_B.tolist() == [0] and found.next_B.tolist() == [3]
+
+
+def test_a_walk_that_has_ended_is_not_taken_up_again() -> None:
+    """The root's best is 1, no node; a penalty on what was written turns to 3, node 1, too late."""
+    scores = logits()
+    scores[0, 0, 1], scores[0, 0, 3] = 21.0, 20.0
+    sampler = Sampler([RepetitionPenaltyLogitsProcessor(2.0)], greedy=True)
+    found = walk(scores, block(0, 3, 5, 4, 7, 7, 2), TREE, rows(), sampler, CHANCE)
+    assert found.accepted_B.tolist() == [0] and found.next_B.tolist() == [1]
 
 
 def test_a_tree_of_nothing_gives_one_token() -> None:
