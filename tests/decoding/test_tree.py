@@ -74,6 +74,19 @@ def test_a_walk_that_has_ended_is_not_taken_up_again() -> None:
     assert found.accepted_B.tolist() == [0] and found.next_B.tolist() == [1]
 
 
+@pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
+def test_a_processor_sees_the_tokens_along_the_walk_and_not_the_nodes_beside_it(greedy: bool) -> None:
+    """Node 2 (token 5) stands; a penalty on 5 behind it leaves 2 (node 5). Node 1 is no part of the text."""
+    scores, text = logits(), rows()
+    scores[0, 0], scores[0, 2] = 0.0, 0.0
+    scores[0, 0, 5], scores[0, 2, 5], scores[0, 2, 2] = 80.0, 80.0, 60.0
+    tokens = block(0, 3, 5, 4, 7, 2, 1)
+    text.ids_BT[:, 1:8] = tokens
+    sampler = Sampler([RepetitionPenaltyLogitsProcessor(2.0)], greedy)
+    found = walk(scores, tokens, TREE, text, sampler, CHANCE)
+    assert found.accepted_B.tolist() == [2] and found.nodes_Bd[0, :2].tolist() == [2, 5]
+
+
 def test_a_tree_of_nothing_gives_one_token() -> None:
     empty = Tree(())
     found = walk(logits()[:, :1], block(0), empty, rows(), GREEDY, CHANCE)
