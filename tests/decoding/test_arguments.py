@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
+from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.drafts import ModelDraft
@@ -66,6 +67,12 @@ def test_what_the_loop_does_not_have_is_refused_by_name_with_what_to_do(key: str
             model.generate(IDS, **GREEDY, custom_generate=decoder, **{key: value()})
 
 
+def test_paged_decoding_is_refused_which_would_leave_the_decoder_out() -> None:
+    """`transformers` goes to another loop there before it looks at `custom_generate`."""
+    with pytest.raises(UserError, match="cache_implementation: paged"):
+        opened()[1].generate(IDS, **GREEDY, cache_implementation="paged")
+
+
 def test_keys_of_the_models_own_configuration_that_change_no_text_are_no_obstacle() -> None:
     """Many checkpoints were saved with `use_cache: false` by their training."""
     model, decoder = opened()
@@ -97,6 +104,13 @@ def test_a_stop_string_ends_the_text_where_it_stands(place: str) -> None:
     assert wanted.shape[1] == 3 + end + 1 < 43, "or nothing was tested"
     assert torch.equal(decoder.generate(IDS, **settings, tokenizer=tokenizer), wanted)
     assert torch.equal(decoder.generate(IDS, **settings, tokenizer=tokenizer, stopping_criteria=[]), wanted)
+
+
+def test_a_stop_string_leaves_other_stopping_criteria_in_force() -> None:
+    decoder = opened()[1]
+    five = MaxLengthCriteria(IDS.shape[1] + 5)
+    settings: dict[str, Any] = GREEDY | {"stop_strings": ["nowhere"], "tokenizer": make_tiny_tokenizer()}
+    assert decoder.generate(IDS, **settings, stopping_criteria=[five]).shape[1] == IDS.shape[1] + 5
 
 
 @pytest.mark.parametrize("key", ["encoder_repetition_penalty", "encoder_no_repeat_ngram_size"])
