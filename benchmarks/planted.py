@@ -2,6 +2,7 @@
 
     python -m benchmarks.planted --json [--plantings 40]
     python -m benchmarks.planted --json --real --plantings 5
+    python -m benchmarks.planted --json --only undamaged --plantings 200 --seed 20000
 
 Targets are drawn from a true distribution over 200 tokens. Teacher and student know it up to small noise, each with
 noise of its own, as two seeds of one training do: an undamaged student is as good as its teacher. The damage: logits of
@@ -14,13 +15,16 @@ Beside these losses stand those of measures with questions of their own (exposur
 and of words, which are damaged one by one as well: `benchmarks/planted_asked.py`. The verdict is on all together.
 
 `found` is how often the planted loss is named; `named first`, how often it is the first that is named, of the stated
-strength and of the strong one; `accused`, how often any loss of an undamaged student is named, all measures together.
+strength and of the strong one; `accused`, how often any loss of an undamaged student is named, all measures together,
+with which loss it was. `--only` plants what has this in its name alone (`undamaged`, `undamaged students of classes`,
+`rare tokens`), and `--seed` draws other students.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -35,7 +39,7 @@ from potstill.evaluate.fidelity import with_columns
 from potstill.evaluate.measures.base import Draws, Table
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import Size, summarise
-from potstill.measures import Measures
+from potstill.measures import Loss, Measures
 from potstill.objectives import token_statistics
 from potstill.recipe.measures import Tails, default_measures
 from potstill.registry import build
@@ -47,6 +51,8 @@ NOISE = 0.3
 """Standard deviation of what a model does not know of the true logits."""
 TEACHERS = 1_000_000
 """Seeds of teachers' noise begin here."""
+OTHERS = 10_000
+"""Seeds of students that stay undamaged begin here."""
 Logits = NDArray[np.floating]
 World = tuple[Logits, NDArray[np.int64], NDArray[np.int64]]
 
@@ -238,12 +244,13 @@ STRENGTHS = (", weak", "", ", strong")
 
 NAMES = [f"{name}{strength}" for name in (*DAMAGES, "one class", *PLANTINGS) for strength in STRENGTHS]
 ACCUSED = "undamaged students accused, all measures together"
+ACCUSED_OF_CLASSES = "undamaged students of classes accused"
 
 AIMS = [
     *(Aim(f"found: {name}", "share", least=0.95) for name in NAMES if not name.endswith("weak")),
     Aim("the planted loss is named first", "share", least=0.9),
     Aim(ACCUSED, "share", most=0.05),
-    Aim("undamaged students of classes accused", "share", most=0.05),
+    Aim(ACCUSED_OF_CLASSES, "share", most=0.05),
 ]
 
 
@@ -256,7 +263,7 @@ Planted = tuple[str, str, Callable[[int], Measures]]
 """A damage with its strength, what the loss that should be named first says, and measures by seed."""
 
 
-def planted_in(of: Callable[[int], World], undamaged: Sequence[Measures]) -> list[Planted]:
+def planted_in(of: Callable[[int], World], undamaged: Callable[[int], Measures]) -> list[Planted]:
     """All damages of all strengths, in a world. (Of classes there are no measures that ask.)"""
     made: list[Planted] = []
     for name, (said, damages) in DAMAGES.items():
@@ -275,52 +282,70 @@ def _on_targets(of: Callable[[int], World], damage: Mapping[str, float], seed: i
     return together(measured(seed, of, **damage), seed)
 
 
-def _on_questions(undamaged: Sequence[Measures], name: str, size: float, seed: int) -> Measures:
-    return together(undamaged[seed], seed, name, size)
+def _on_questions(undamaged: Callable[[int], Measures], name: str, size: float, seed: int) -> Measures:
+    return together(undamaged(seed), seed, name, size)
 
 
-def run(plantings: int, real: bool) -> dict[str, Any]:
-    """Plant every damage `plantings` times."""
+def run(plantings: int, real: bool, only: str = "", first_seed: int = 0) -> dict[str, Any]:
+    """Plant every damage `plantings` times, or those with `only` in their names."""
     of = real_world if real else world
+    seeds = range(first_seed, first_seed + plantings)
     values: dict[str, float | None] = {}
-    firsts = {"weak": 0, "strong": 0}
-    made = planted_in(of, [measured(seed, of) for seed in range(plantings)])
-    for name, said, damaged in made:
-        named = [[loss.text for loss in damaged(seed).named_losses] for seed in range(plantings)]
+    firsts: dict[bool, list[float]] = {True: [], False: []}
+    undamaged = cache(partial(measured, of=of))
+    for name, said, damaged in planted_in(of, undamaged):
+        if only not in name:
+            continue
+        named = [[loss.text for loss in damaged(seed).named_losses] for seed in seeds]
         found = sum(any(said in text for text in texts) for texts in named)
         first = sum(said in texts[0] for texts in named if texts)
-        firsts["weak" if name.endswith("weak") else "strong"] += first
+        firsts[name.endswith("weak")].append(first / plantings)
         values[f"found: {name}"] = found / plantings
         print(f"{name}: found {found}, first {first} of {plantings}", flush=True)
-    values["the planted loss is named first"] = firsts["strong"] / (plantings * len(made) * 2 / 3)
-    values["the planted loss is named first, weak ones"] = firsts["weak"] / (plantings * len(made) / 3)
-    values[ACCUSED] = accused(lambda seed: together(measured(seed, of), seed), UNDAMAGED * plantings)
+    for weak, shares in firsts.items():
+        if shares:
+            values[f"the planted loss is named first{', weak ones' * weak}"] = sum(shares) / len(shares)
+    others: dict[str, Callable[[int], Measures]] = {ACCUSED: lambda seed: together(measured(seed, of), seed)}
     if not real:
-        values["undamaged students of classes accused"] = accused(classified, UNDAMAGED * plantings)
+        others[ACCUSED_OF_CLASSES] = classified
+    accused_of: dict[str, dict[str, int]] = {}
+    for name, student in others.items():
+        if only in name:
+            named_of = [
+                student(OTHERS + seed).named_losses for seed in range(first_seed, first_seed + UNDAMAGED * plantings)
+            ]
+            values[name] = sum(map(bool, named_of)) / len(named_of)
+            accused_of[name] = dict(Counter(_short(loss) for losses in named_of for loss in losses).most_common())
+            print(f"{name}: {sum(map(bool, named_of))} of {len(named_of)}: {accused_of[name]}", flush=True)
     return {
         "benchmark": "planted",
         "real": real,
         "plantings": plantings,
+        "only": only,
+        "seed": first_seed,
         "values": values,
+        "accused of": accused_of,
         "claims": claims_of([aim for aim in AIMS if aim.name in values], values),
     }
 
 
-def accused(undamaged: Callable[[int], Measures], students: int) -> float:
-    """The share of undamaged students of which any loss is named."""
-    named = [undamaged(10_000 + seed).named_losses for seed in range(students)]
-    for losses in named:
-        for loss in losses:
-            print(f"accused: it {loss.text}", flush=True)
-    return sum(map(bool, named)) / students
+def _short(loss: Loss) -> str:
+    """The loss without its figures: `safety: refuses less of what is harmful`."""
+    return f"{loss.section}: {loss.text.partition(':')[0].rstrip('0123456789')}"
 
 
 def main() -> None:
     parser = command_line("benchmarks.planted", __doc__)
     parser.add_argument("--plantings", type=int, default=40)
     parser.add_argument("--real", action="store_true", help="distributions of SmolLM2-135M-Instruct on web text")
+    parser.add_argument("--only", default="", help="plant what has this in its name alone")
+    parser.add_argument("--seed", type=int, default=0, help="of the first student")
     asked = parser.parse_args()
-    result = run(asked.plantings, asked.real)
+    result = run(asked.plantings, asked.real, asked.only, asked.seed)
+    if not result["values"]:
+        parser.error(
+            f"--only {asked.only}: nothing is named so; there are {', '.join([*NAMES, ACCUSED, ACCUSED_OF_CLASSES])}"
+        )
     for claim in result["claims"]:
         print(f"{claim['name']}: {claim['value']:.3f} (aim {claim['aim']}) {'met' if claim['met'] else 'NOT met'}")
     if asked.json:
