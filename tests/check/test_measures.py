@@ -53,7 +53,9 @@ def make(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Make
             "evaluate": {"measures": [{"kind": "fidelity"}, *measures]},
             **sections,
         }
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
+        (tmp_path / "recipe.yaml").write_text(
+            yaml.safe_dump({name: of for name, of in document.items() if of is not None})
+        )
         return load_recipe(tmp_path / "recipe.yaml")
 
     return made
@@ -92,6 +94,30 @@ def test_a_column_that_generate_may_add_is_warned_of(make: Make) -> None:
         make({"kind": "tails", "columns": ["colour"]}, generate={"kind": "sequence", "max_new_tokens": 8})
     )
     assert not findings.errors and any("a column 'colour'" in warning.text for warning in findings.warnings)
+
+
+def judged_by(make: Make, teacher: Path, judge: str, **critic: Any) -> list[str]:
+    """The check's warnings of judges."""
+    teachers = {"main": {"kind": "local", "model": str(teacher)}, "critic": critic or {"kind": "local", "model": "m"}}
+    recipe = make({"kind": "judged", "judge": judge}, teacher=None, teachers=teachers, train={"teacher": "main"})
+    return [warning.text for warning in check_recipe(recipe).warnings if "judge" in warning.text]
+
+
+def test_a_judge_that_is_the_teachers_own_model_is_warned_of_by_whatever_name(
+    make: Make, teacher: Path, tmp_path: Path
+) -> None:
+    server = {"kind": "endpoint", "base_url": "http://127.0.0.1:9/v1"}
+    own = "is the teacher's own model, and models prefer what they write"
+    assert own in judged_by(make, teacher, "main")[0]
+    assert own in judged_by(make, teacher, "critic", kind="local", model=str(teacher))[0]
+    assert own in judged_by(make, teacher, "critic", **server, model=str(teacher))[0]
+    assert not judged_by(make, teacher, "critic", **server, model="another")
+
+
+def test_a_judge_is_known_by_its_name_on_the_hub(make: Make) -> None:
+    server = {"kind": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "HuggingFaceTB/smollm2-135m-instruct"}
+    small = Path("smollm2-135m-instruct")
+    assert "the teacher's own model" in judged_by(make, small, "critic", **server)[0]
 
 
 @pytest.mark.parametrize(

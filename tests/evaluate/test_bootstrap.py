@@ -267,6 +267,31 @@ def test_a_share_of_all_groups_is_not_known_exactly() -> None:
     assert drawn.mean(np.zeros(20, dtype=bool)).high == pytest.approx(1 - 0.8316, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("mine", "theirs", "low", "high"),
+    [(False, False, -0.1684, 0.1684), (True, False, 1 - 2 * 0.1684, 1.0), (False, True, -1.0, 2 * 0.1684 - 1)],
+)
+def test_two_models_that_no_group_tells_apart_or_every_group_does_may_differ_in_the_next(
+    mine: bool, theirs: bool, low: float, high: float
+) -> None:
+    """Of 20 groups without an event, 1 − 0.025^(1/20) = 0.1684 may have one, for either model alone."""
+    events, others = np.full(40, mine), np.full(40, theirs)
+    found = bootstrap(np.arange(40) // 2, resamples=100).interval(difference_of(mean_of(events), mean_of(others)))
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+@pytest.mark.parametrize("targets", [10, 30])
+def test_rare_events_that_come_together_have_an_interval_that_covers(targets: int) -> None:
+    """3 % of targets, with a correlation of 0.3 within groups: most draws have events in one to six of 30 groups."""
+    rng, covered = np.random.default_rng(2), 0
+    drawn = bootstrap(np.repeat(np.arange(30), targets), resamples=60)
+    for _ in range(300):
+        shares = rng.beta(0.03 * 7 / 3, 0.97 * 7 / 3, 30)
+        found = drawn.mean(rng.random(30 * targets) < np.repeat(shares, targets))
+        covered += found.low <= 0.03 <= found.high
+    assert covered >= 0.94 * 300, covered
+
+
 def test_a_share_stays_between_nothing_and_all() -> None:
     found = bootstrap(np.arange(6), resamples=200).mean(np.array([1, 1, 1, 1, 1, 0], dtype=bool))
     assert 0 <= found.low < found.value < found.high <= 1

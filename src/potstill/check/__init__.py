@@ -96,6 +96,7 @@ PRECONDITIONS: tuple[tuple[Precondition, tuple[str, ...]], ...] = (
     (training.problems_can_be_solved, ("generate", "train", "evaluate")),
     (training.measures_have_their_teacher, ("generate", "train", "evaluate")),
     (measures.columns_are_there, ("generate", "capture", "train", "evaluate")),
+    (measures.judges_are_others, ("generate", "capture", "train", "evaluate")),
     (measures.questions_are_there, ("generate", "capture", "train", "evaluate")),
     (loaded.lm_eval_has_its_tasks, ("generate", "capture", "train", "evaluate")),
     (training.exports_are_possible, ALL),

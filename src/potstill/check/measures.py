@@ -14,7 +14,8 @@ from potstill.data.refusals import prompts_to_refuse
 from potstill.errors import DataError, PotstillError
 from potstill.recipe import DataSettings
 from potstill.recipe.data import PackagedData
-from potstill.recipe.measures import MeasureSettings, Tails
+from potstill.recipe.measures import Judged, MeasureSettings, Tails
+from potstill.teachers.origin import judges_itself
 
 if TYPE_CHECKING:
     from potstill.data import ChatTokenizer
@@ -46,6 +47,18 @@ def _without_column(inputs: Inputs, measure: Tails) -> Iterator[Finding]:
                 yield Finding.of("evaluate", error)
             else:  # whose records have keys of their own beside the data's
                 yield warning("evaluate", f"{error.what}: tails.columns needs it, and generate would have to add it")
+
+
+def judges_are_others(inputs: Inputs) -> Iterator[Finding]:
+    """A judge is a model of its own: models prefer what they write themselves (Panickssery, Bowman & Feng 2024, arXiv
+    2404.13076)."""
+    for measure in _measures(inputs):
+        if isinstance(measure, Judged) and (own := judges_itself(inputs.recipe, measure.judge)) is not None:
+            yield warning(
+                "evaluate",
+                f"judged: the judge, {measure.judge}, is {own}'s own model, and models prefer what they write "
+                "themselves: name a teacher with another model as the judge",
+            )
 
 
 def questions_are_there(inputs: Inputs) -> Iterator[Finding]:

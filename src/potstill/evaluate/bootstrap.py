@@ -13,7 +13,12 @@ ones with 30 groups. The 20 was chosen on worlds of log-normal, gamma and |t| lo
 
 Where fewer than eight groups differ from the most common group mean (a rare event; two models that seldom disagree),
 some draws have none of them, and a studentised end is then anything. Such a share has Wilson's interval, for as many
-independent targets as have its standard error; any other such mean has Student's.
+independent targets as have its standard error, or fewer: how alike the targets of a group are is not known from k
+groups that differ. Of the variance, 1/(2k + 1) is therefore that of groups that are wholly alike (`docs/log.md` has the
+coverage). Any other such mean has Student's interval.
+
+Where no group differs, the next one may: with G groups, up to a share 1 − (α/2)^(1/G) of all (Clopper & Pearson 1934),
+which may have the smallest or the largest value that the statistic can have.
 
 A statistic that takes signs from noise (debiased ECE) has Student's interval with an error of its own (`Roughness`).
 
@@ -219,10 +224,12 @@ def _is_share(statistic: Statistic) -> bool:
     return statistic.bounds == SHARE and statistic.values is not None
 
 
-def _few_differ(sums: Floats) -> bool:
-    """Whether fewer than eight groups differ from the most common group mean, which several groups have."""
+def _few_that_differ(sums: Floats) -> int | None:
+    """How many groups differ from the most common group mean, if several groups have that and fewer than eight
+    differ."""
     _, counts = np.unique(sums[:, 0] / sums[:, 1], return_counts=True)
-    return bool(counts.max() > 1 and len(sums) - counts.max() < _FEW_THAT_DIFFER)
+    differ = int(len(sums) - counts.max())
+    return differ if counts.max() > 1 and differ < _FEW_THAT_DIFFER else None
 
 
 def _wilson(share: float, targets: float, t: float) -> Interval:
@@ -346,11 +353,10 @@ class PairedBootstrap:
         if statistic.roughness is not None and math.isfinite((rough := statistic.roughness(sums)).factor):
             reach = self._t * math.sqrt(rough.factor) * error
             return Interval(value, value - reach - rough.below, value + reach + rough.above)
-        if statistic.values is not None and _few_differ(sums):
+        if statistic.values is not None and (differ := _few_that_differ(sums)) is not None:
             if not _is_share(statistic):
                 return Interval(value, value - self._t * jackknife, value + self._t * jackknife)
-            targets = float(sums[:, 1].sum())
-            return _wilson(value, min(targets, value * (1 - value) / jackknife**2), self._t)
+            return _wilson(value, self._independent(value, jackknife, float(sums[:, 1].sum()), differ), self._t)
         drawn, variances = self._studentised(statistic, sums, total, value, influence)
         if not np.isfinite(drawn).all():
             return self._percentiles(statistic, sums, value)
@@ -360,6 +366,13 @@ class PairedBootstrap:
         # Of R draws the quantile p is the one in place (R + 1)·p, which is below what is estimated with probability p.
         low, high = np.quantile((drawn - value) / np.maximum(errors, 1e-300), (tail, 1 - tail), method="weibull")
         return Interval(value, value - max(0.0, float(high)) * jackknife, value + max(0.0, -float(low)) * jackknife)
+
+    def _independent(self, share: float, error: float, targets: float, differ: int) -> float:
+        """How many independent targets a share with this standard error is worth, if so few groups differ: between
+        those that have this error and, with a weight of 1/(2 · differ + 1), one for each group."""
+        seen = min(targets, share * (1 - share) / error**2)
+        weight = 1 / (2 * differ + 1)
+        return 1 / (weight / min(self.effective_groups, seen) + (1 - weight) / seen)
 
     def _jackknife(self, statistic: Statistic, sums: Any, total: Floats) -> Floats:
         """The statistic without each group [G]."""
@@ -433,12 +446,14 @@ class PairedBootstrap:
 
 
 def _without_variation(value: float, bounds: Bounds, confidence: float, groups: int) -> Interval:
-    """The interval if all groups are equal. A share of 0 or 1 gets Clopper and Pearson's bound, (α/2)^(1/G), since the
-    next group may differ. For any other statistic the interval is the value itself."""
-    if bounds == SHARE and value in SHARE:
-        end = float(((1 - confidence) / 2) ** (1 / groups))
-        return Interval(value, end, 1.0) if value == 1 else Interval(value, 0.0, 1 - end)
-    return Interval(value, value, value)
+    """The interval if all groups are equal. The next group may differ, with a probability of up to Clopper and
+    Pearson's bound 1 − (α/2)^(1/G), and then be at either bound of the statistic. The interval of one without bounds is
+    the value itself."""
+    low, high = bounds
+    if not math.isfinite(low) or not math.isfinite(high):
+        return Interval(value, value, value)
+    others = 1 - float(((1 - confidence) / 2) ** (1 / groups))
+    return Interval(value, value - others * (value - low), value + others * (high - value))
 
 
 def _over_seeds(found: Interval, values: Sequence[float], confidence: float, freedom: int) -> Interval:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from potstill.models.packages import PACKAGES
 from potstill.models.resolve import locate
-from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettings, weights_of
+from potstill.recipe import EnsembleTeacher, LocalTeacher, Recipe, TeacherSettings, members_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,25 @@ def teacher_name(recipe: Recipe) -> str | None:
         if section is not None and section.teacher in recipe.teachers:
             return str(section.teacher)
     return next(iter(recipe.teachers)) if len(recipe.teachers) == 1 else None
+
+
+def judges_itself(recipe: Recipe, judge: str) -> str | None:
+    """What a judge has written itself of what it compares: "the teacher", where it is the same model, or "the student",
+    where it is what the student is made from; None where neither is known to be."""
+    of_judge = _models_of(recipe.teachers[judge])
+    name = teacher_name(recipe)
+    if name == judge or (name is not None and of_judge & _models_of(recipe.teachers[name])):
+        return "the teacher"
+    return "the student" if of_judge & _models_of(recipe.student) else None
+
+
+def _models_of(settings: object) -> set[str]:
+    """The names of the models behind a teacher or student, and their names on the hub."""
+    found = set()
+    for one in members_of(settings) if isinstance(settings, TeacherSettings) else (settings,):
+        if model := getattr(one, "model", None):
+            found |= {str(model).lower(), (PACKAGES[model].hub_id if model in PACKAGES else str(model)).lower()}
+    return found
 
 
 def origin_of_teacher(recipe: Recipe) -> Origin | None:

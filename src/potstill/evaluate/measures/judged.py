@@ -30,6 +30,7 @@ from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass
 from potstill.measures import MODELS, Figures, Interval, Loss, MetricSpec
 from potstill.recipe.measures import Judged
 from potstill.registry import implements
+from potstill.teachers.origin import judges_itself
 from potstill.types import Request, Sampling, digest
 from potstill.verify.judge import marks_in, pair_request, preference_in
 
@@ -188,6 +189,8 @@ class Answers:
         """Preferences and shares of the teacher's marks, of pairs judged in both orders, over groups of prompts."""
         rows: dict[str, dict[str, Interval]] = {}
         notes, losses = list(self.notes), []
+        if self.pairs and (own := judges_itself(self.setting.recipe, self.settings.judge)) is not None:
+            notes.append(f"The judge is {own}’s own model, and models prefer what they write themselves.")
         for name in (name for name in MODELS if name in self.pairs):
             judged = [[pair for pair in seed if None not in pair.preferred] for seed in self.pairs[name]]
             asked, both = sum(map(len, self.pairs[name])), [pair for seed in judged for pair in seed]
