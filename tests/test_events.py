@@ -39,7 +39,7 @@ def test_a_task_without_a_unit_ends_with_done(capsys: pytest.CaptureFixture[str]
         with Console("lines").task("copying", total=None, unit=unit) as task:
             task.advance()
     ends = [line.partition(" in ")[0] for line in capsys.readouterr().err.splitlines() if " in " in line]
-    assert ends == ["copying: done", "copying: 1 tokens"]
+    assert ends == ["copying: done", "copying: 1 token"]
 
 
 def test_a_file_of_events_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:

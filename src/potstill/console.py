@@ -215,6 +215,12 @@ class Console:
             yield Bar()
 
 
+def _amount(amount: float, unit: str) -> str:
+    """`4,800 tokens`, `1 model`. Units that are no plurals (MB) stay as they are."""
+    shown = f"{amount:,.0f}"
+    return f"{shown} {unit.removesuffix('s') if shown == '1' else unit}".rstrip()
+
+
 class _LineProgress:
     """Progress as plain lines: at the start, every ten seconds, and at the end."""
 
@@ -225,7 +231,7 @@ class _LineProgress:
         console.say(f"{label}: {self._goal()}", task=label, done=0, total=total)
 
     def _goal(self) -> str:
-        return f"{self.total:,.0f} {self.unit}".rstrip() if self.total is not None else "started"
+        return _amount(self.total, self.unit) if self.total is not None else "started"
 
     def advance(self, amount: float = 1.0, note: str = "", total: float | None = None) -> None:
         self.done += amount
@@ -240,7 +246,7 @@ class _LineProgress:
 
     def close(self) -> None:
         seconds = time.monotonic() - self.started
-        done = f"{self.done:,.0f} {self.unit}" if self.unit else "done"
+        done = _amount(self.done, self.unit) if self.unit else "done"
         text = f"{self.label}: {done} in {seconds:,.1f} s"
         self.console.say(text, task=self.label, done=self.done, seconds=seconds)
 

@@ -13,6 +13,7 @@ from potstill.artifacts import MANIFEST, read_artifact, read_attempts
 from potstill.console import emit_styled
 from potstill.errors import RunError, missing_run, printable
 from potstill.measures import MODELS, Interval, Measures
+from potstill.quantities import byte_size
 
 _NONE = "–"
 
@@ -65,12 +66,12 @@ def print_run(facts: dict[str, Any]) -> None:
 def _draw(facts: dict[str, Any], out: Any) -> None:
     from rich.table import Table
 
-    table = Table("stage", "seconds", "MB", "counts", title=_plain(facts["run"]), title_justify="left", box=None)
+    table = Table("stage", "seconds", "size", "counts", title=_plain(facts["run"]), title_justify="left", box=None)
     for column in (1, 2):
         table.columns[column].justify = "right"
     for stage in facts["stages"]:
         counts = ", ".join(f"{name} {amount}" for name, amount in stage["counts"].items())
-        table.add_row(stage["stage"], f"{stage['seconds']:,.0f}", f"{stage['bytes'] / 1e6:,.1f}", _plain(counts))
+        table.add_row(stage["stage"], f"{stage['seconds']:,.0f}", byte_size(stage["bytes"]), _plain(counts))
     out.print(table)
     for attempt in facts["unfinished"]:
         out.print(_plain(_unfinished(attempt)), highlight=False, soft_wrap=True)

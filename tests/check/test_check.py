@@ -119,7 +119,7 @@ def test_steps_are_of_the_samples_that_are_kept(starter: Path) -> None:
     generate = "generate={kind: sequence, samples: 8, temperature: 1.0, verify: {kind: sentence_bleu}, keep: best}"
     one_epoch = "train.args={per_device_train_batch_size: 1, num_train_epochs: 1}"
     findings = check_recipe(recipe_with(starter, generate, one_epoch))
-    assert f"about {findings.figures['train']} steps of 1 records" in findings.lines["train"][1]
+    assert f"about {findings.figures['train']} steps of 1 record" in findings.lines["train"][1]
 
 
 # ---- other tasks ---------------------------------------------------------------------------------------------

@@ -443,5 +443,5 @@ def test_a_gguf_file_that_is_here_says_what_its_conversion_takes_and_whether_it_
     findings = check(ANSWERED, teacher={"kind": "local", "model": str(tmp_path / "teacher.gguf")})
     text = findings.text()
     assert "(here, converted at the first run)" in text and "will be fetched" not in text
-    assert "is converted once: about 0.4 GB of memory" in text and "stored as 99 % Q8_0" in text
+    assert "is converted once: about 4" in text and "stored as 99 % Q8_0" in text
     assert any("it has no chat template" in warning.text for warning in findings.warnings)

@@ -116,7 +116,7 @@ def test_the_store_that_makes_both_models_fit_is_named(
 
 def test_what_fits_is_said_beside_what_is_available(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "available_memory", lambda: 5 * 10**9)
-    assert "and activations; 5.0 GB are available" in check(train={"objectives": [{"kind": "forward_kl"}]})
+    assert "and activations; 5.00 GB are available" in check(train={"objectives": [{"kind": "forward_kl"}]})
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_each_stages_disk_is_said_and_warned_of_where_all_together_do_not_fit(
     monkeypatch.setattr(cost.shutil, "disk_usage", lambda _: free)
     recipe = {"capture": capture, "train": {"objectives": objectives}}
     found = check(student=None, **recipe)
-    assert "warning: disk, at most: store" in found and "checkpoints" in found and "1 kB are free here" in found
+    assert "warning: disk, at most: store" in found and "checkpoints" in found and "1.00 kB are free here" in found
     wide = json.loads((model / "config.json").read_text())["hidden_size"]
     figures = json.loads(found.splitlines()[-1])
     assert figures["disk_bytes"]["store"] == figures["store_bytes"] == of_row(figures["tokens_a_pass"], wide)

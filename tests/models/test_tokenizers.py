@@ -71,7 +71,7 @@ def test_equal_size_is_not_equal_vocabulary(tmp_path: Path, given: Callable[[Pat
 def test_an_added_token_is_a_difference(tmp_path: Path, given: Callable[[Path], Any]) -> None:
     more = saved(tmp_path / "b", lambda t: t.add_tokens(["<more>"]))
     said = refusal(given(saved(tmp_path / "a")), given(more))
-    assert "1 tokens differ, of 259 and 260" in said and "the teacher lacks it, the student has it as 259" in said
+    assert "1 token differs, of 259 and 260" in said and "the teacher lacks it, the student has it as 259" in said
 
 
 @pytest.mark.parametrize("part", ["pre-tokenizer", "normalizer"])

@@ -38,6 +38,7 @@ from potstill.data.reader import Collate
 from potstill.data.tokenize import IGNORE, Tokenized
 from potstill.errors import CapabilityError, RunError
 from potstill.models.facts import size_in
+from potstill.quantities import byte_size
 from potstill.recipe import EndpointTeacher, LocalTeacher, TopKCapture
 from potstill.signals import ModelDims
 from potstill.store.codec import Entries
@@ -452,7 +453,7 @@ def report_of_served(store: SignalStore, plan: Plan, apart: float | None, withou
     }
     lines = [
         f"capture: {facts['bytes_per_token']:.1f} bytes a token (topk, of a server), "
-        f"{store.facts['bytes'] / 1e6:,.1f} MB; {left:.1%} of the mass is not kept",
+        f"{byte_size(store.facts['bytes'])}; {left:.1%} of the mass is not kept",
         f"capture: the teacher's own NLL is {nll:.3f} nats a token",
     ]
     lost = f"{without:,} of {targets:,} learned tokens have no distribution: forward_kl is 0 there"

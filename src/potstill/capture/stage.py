@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from potstill import registry
 from potstill.errors import RecipeError
+from potstill.quantities import counted
 from potstill.recipe import CaptureSettings, EndpointTeacher, Recipe, ThresholdCapture, TopKCapture, members_of
 from potstill.stage import Context, Stage
 
@@ -200,7 +201,7 @@ def _filled(
             pass  # its plan is on the disk now
         taken = _take_over(context.run / name / STORE, growing / STORE)
         if taken:
-            context.console.say(f"capture: {taken} of {len(plan.shards)} shards are whole and are kept")
+            context.console.say(f"capture: {taken} of {counted(len(plan.shards), 'shard')} are whole and are kept")
     with StoreWriter(growing / STORE, identity, grid, plan.planned) as writer:
         fill(writer)
         if tokenizer is not None:

@@ -30,6 +30,7 @@ from potstill.data.reader import Row
 from potstill.errors import RunError
 from potstill.models.anatomy import dims
 from potstill.models.resolve import locate
+from potstill.quantities import byte_size
 from potstill.recipe import (
     CaptureSettings,
     Recipe,
@@ -319,7 +320,7 @@ def _epochs(args: Mapping[str, Any], rows: int) -> float:
 def _lines(settings: CaptureSettings, facts: Mapping[str, Any]) -> list[str]:
     stored = facts["estimators"].get("stored")
     size = f"{facts['bytes_per_token']:,.1f} bytes a {facts['unit']} ({settings.kind})"
-    size += f", {facts['store_bytes'] / 1e6:,.1f} MB"
+    size += f", {byte_size(facts['store_bytes'])}"
     lost = ""
     if stored is not None:
         lost = f"; on a sample squared error {stored['mse']:.4f}, TV {stored['tv']:.3f}, KL {stored['kl']:.3f} nats"

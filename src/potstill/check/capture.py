@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from potstill.check.cost import gigabytes
 from potstill.check.findings import Finding, warning
 from potstill.check.inputs import Inputs
 from potstill.check.models import sizes_of, student_sizes
+from potstill.quantities import byte_size
 from potstill.recipe import (
     AttentionKL,
     AttentionScores,
@@ -69,9 +69,9 @@ def store_is_described(inputs: Inputs) -> Iterator[Finding]:
     needed = round(size * int(tokens) + a_record * int(inputs.figures.get("records", 0)))
     inputs.figures["store_bytes"] = needed
     each = [f"{size:,.0f} bytes a token"] * (size > 0) + [f"{a_record:,} bytes a record"] * (a_record > 0)
-    text = f"the store takes at most {gigabytes(needed)}, at some {' and '.join(each)}"
+    text = f"the store takes at most {byte_size(needed)}, at some {' and '.join(each)}"
     free = shutil.disk_usage(Path()).free
-    yield Finding("capture", text) if needed < free else warning("capture", f"{text}; {gigabytes(free)} are free")
+    yield Finding("capture", text) if needed < free else warning("capture", f"{text}; {byte_size(free)} are free")
 
 
 def feature_bytes(inputs: Inputs, capture: CaptureSettings) -> tuple[int, int] | None:

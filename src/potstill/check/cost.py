@@ -14,6 +14,7 @@ from typing import Any
 
 from potstill.check.findings import Finding, warning
 from potstill.check.inputs import Inputs, all_teachers
+from potstill.quantities import byte_size
 from potstill.recipe import Recipe, members_of, weights_of
 
 _BYTES = {"float32": 4, "bfloat16": 2, "auto": 4}
@@ -25,8 +26,6 @@ _TRAINS_AT, _WRITES_AT, _READS_AT = 0.35, 0.1, 0.5
 
 _UNSURE = 2.0
 """Estimated times are given as half to twice the estimate."""
-
-GIGABYTE = 1e9
 
 
 def product_rate(size: int = 768, seconds: float = 0.05) -> float:
@@ -51,8 +50,8 @@ def conversions_are_announced(inputs: Inputs) -> Iterator[Finding]:
         memory, seconds = known.conversion.bytes, known.conversion.seconds
         inputs.figures |= {"conversion_bytes": memory, "conversion_seconds": round(seconds)}
         text = (
-            f"{name} is converted once: about {gigabytes(memory)} of memory, {_duration(seconds)}, and "
-            f"{gigabytes(4 * known.parameters)} of disk for its weights in fp32"
+            f"{name} is converted once: about {byte_size(memory)} of memory, {_duration(seconds)}, and "
+            f"{byte_size(4 * known.parameters)} of disk for its weights in fp32"
         )
         yield _within_memory(memory, Finding("cost", text))
 
@@ -76,16 +75,16 @@ def memory_is_estimated(inputs: Inputs) -> Iterator[Finding]:
         if recipe.capture is not None:
             inputs.figures["memory_bytes_apart"] = {"capture": teacher, "training": sum(parts.values())}
             text = (
-                f"memory in capture: teacher {gigabytes(teacher)}, and activations; training loads no teacher "
-                f"(together they would take {gigabytes(teacher + sum(parts.values()))})"
+                f"memory in capture: teacher {byte_size(teacher)}, and activations; training loads no teacher "
+                f"(together they would take {byte_size(teacher + sum(parts.values()))})"
             )
             yield _within_memory(teacher, Finding("cost", text))
         else:
             parts = {"teacher": teacher, **parts}
     total = sum(parts.values())
     inputs.figures["memory_bytes"] = {**{name.replace(" ", "_"): size for name, size in parts.items()}, "all": total}
-    named = " + ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
-    found = _within_memory(total, Finding("cost", f"memory in training: {named} = {gigabytes(total)}, and activations"))
+    named = " + ".join(f"{name} {byte_size(size)}" for name, size in parts.items() if size)
+    found = _within_memory(total, Finding("cost", f"memory in training: {named} = {byte_size(total)}, and activations"))
     if "teacher" in parts and found.level == "warning":
         apart = max(parts["teacher"], total - parts["teacher"])
         if _within_memory(apart, Finding("cost", "")).level == "fact":
@@ -205,8 +204,8 @@ def disk_suffices(inputs: Inputs) -> Iterator[Finding]:
         return
     inputs.figures["disk_bytes"] = {**{name.replace(" ", "_"): size for name, size in parts.items()}, "all": needed}
     free = shutil.disk_usage(Path()).free
-    named = " + ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
-    text = f"disk, at most: {named} = {gigabytes(needed)}; {gigabytes(free)} are free here"
+    named = " + ".join(f"{name} {byte_size(size)}" for name, size in parts.items() if size)
+    text = f"disk, at most: {named} = {byte_size(needed)}; {byte_size(free)} are free here"
     yield warning("cost", text) if needed > free else Finding("cost", text)
 
 
@@ -215,8 +214,8 @@ def _within_memory(needed: float, finding: Finding) -> Finding:
     if available is None:
         return finding
     if needed <= available:
-        return Finding(finding.topic, f"{finding.text}; {gigabytes(available)} are available")
-    return warning(finding.topic, f"{finding.text}; only {gigabytes(available)} of memory are available now")
+        return Finding(finding.topic, f"{finding.text}; {byte_size(available)} are available")
+    return warning(finding.topic, f"{finding.text}; only {byte_size(available)} of memory are available now")
 
 
 def available_memory() -> int | None:
@@ -235,13 +234,6 @@ def available_memory() -> int | None:
     except (OSError, ValueError):
         pass  # no control group, or no limit
     return min(found, default=None)
-
-
-def gigabytes(size: float) -> str:
-    """A size for a person."""
-    if size < 1e6:
-        return f"{size / 1e3:,.0f} kB"
-    return f"{size / GIGABYTE:,.1f} GB" if size >= 0.1 * GIGABYTE else f"{size / 1e6:,.0f} MB"
 
 
 def _between(seconds: float) -> str:

@@ -12,6 +12,7 @@ from potstill.data.problems import as_prompt
 from potstill.data.twins import near_twins
 from potstill.errors import DataError
 from potstill.models.facts import size_in
+from potstill.quantities import counted
 from potstill.recipe import Existing, FromConfig
 from potstill.recipe.data import HubData
 from potstill.types import Record, Reject
@@ -41,7 +42,7 @@ def data_are_read(inputs: Inputs) -> Iterator[Finding]:
     inputs.figures |= {"records": train + held_out, "train": train, "held_out": held_out}
     yield Finding("data", f"{train + held_out:,} records: {train:,} to train on, {held_out:,} held out")
     if sides.classes:
-        yield Finding("data", f"{len(sides.classes)} classes: {_shortened(sides.classes)}")
+        yield Finding("data", f"{counted(len(sides.classes), 'class', 'classes')}: {_shortened(sides.classes)}")
     for text in sides.warnings:
         yield warning("data", text)
     yield from facts(
@@ -121,8 +122,8 @@ def rows_can_be_learned(inputs: Inputs) -> Iterator[Finding]:
             reasons = Counter(row.reason for e in examples for row in reader.rows(e) if isinstance(row, Reject))
             listed = "; ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
             raise DataError(
-                f"none of the {len(examples):,} records {'to train on' if side == 'train' else 'held out'} can be "
-                f"learned ({listed})",
+                f"none of the {counted(len(examples), 'record')} "
+                f"{'to train on' if side == 'train' else 'held out'} can be learned ({listed})",
                 where=where,
                 fix="give records with answers, or raise train.max_length",
             )
@@ -184,8 +185,8 @@ def prompts_can_be_asked(inputs: Inputs) -> Iterator[Finding]:
         if records and sum(reasons.values()) == len(records):
             listed = "; ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
             raise DataError(
-                f"none of the {len(records):,} records {'to train on' if side == 'train' else 'held out'} can be "
-                f"answered ({listed})",
+                f"none of the {counted(len(records), 'record')} "
+                f"{'to train on' if side == 'train' else 'held out'} can be answered ({listed})",
                 where="data.format",
                 fix="if their column `text` holds prompts, rename it to `prompt`; else give data with prompts, or drop "
                 "generate to learn the texts themselves",

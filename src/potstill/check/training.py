@@ -13,6 +13,7 @@ from potstill.data import check_selection
 from potstill.data.problems import as_prompt, with_reference
 from potstill.errors import DataError, ModelError, RecipeError, RunError, TokenizerMismatch
 from potstill.models.tokenizers import check_same_tokenizer
+from potstill.quantities import counted
 from potstill.recipe import Change, LocalTeacher, ModuleStudent, ObjectiveSettings, TrainSettings, TrainStage
 from potstill.recipe.schedules import schedule_text
 from potstill.teachers.origin import teacher_name
@@ -98,7 +99,7 @@ def steps_are_counted(inputs: Inputs) -> Iterator[Finding]:
                 fix="give more rows, make the batch smaller, or set dataloader_drop_last: false",
             )
         total += steps
-        yield Finding("train", f"{which}{about}{steps:,} steps of {rows} records{controls}")
+        yield Finding("train", f"{which}{about}{counted(steps, 'step')} of {counted(rows, 'record')}{controls}")
         yield from _long_warm_up(args, steps, f"{which}{about}")
     inputs.figures["steps"] = total
 

@@ -15,6 +15,7 @@ from potstill.data.problems import admit, with_reference
 from potstill.data.refusals import prompts_of
 from potstill.data.tokenize import ids_of
 from potstill.errors import DataError
+from potstill.quantities import counted
 from potstill.recipe import DataSettings
 from potstill.recipe.evaluate import SolveSettings
 from potstill.recipe.measures import Capability, ChoiceTask, MeasureSettings, Safety, WrittenTask
@@ -190,7 +191,7 @@ def problems_of(
             where=where,
             fix="give data with prompts; of the recipe’s own data, hold out a larger share (data.held_out)",
         )
-    called = f"{len(problems)} problems"
+    called = counted(len(problems), "problem")
     refuse_unjudgeable(settings.verify, [problem.record for problem in problems], called=called, where=where)
     if settings.limit is not None and settings.limit < len(problems):
         count(f"problems beyond {where}.limit", len(problems) - settings.limit)

@@ -28,6 +28,7 @@ from potstill.models.folder import is_module
 from potstill.models.plain import load_module
 from potstill.models.quiet import quiet_loading
 from potstill.models.tasks import is_plain, opener_of
+from potstill.quantities import byte_size
 from potstill.tasks import SPECS, Task, TaskSpec
 from potstill.types import Sampling
 
@@ -284,7 +285,7 @@ def check_section(compared: Mapping[str, Comparison], *, sizes: Mapping[str, int
     """The section of a model card about its files and how they were checked, as Markdown."""
     lines = ["", "## Files, and how they were checked", ""]
     if not compared:
-        names = ", ".join(f"`{name}` ({size / 1e6:,.1f} MB)" for name, size in sizes.items())
+        names = ", ".join(f"`{name}` ({byte_size(amount)})" for name, amount in sizes.items())
         return "\n".join([*lines, f"{names}: not opened and not compared (`check_prompts: 0`).", ""])
     tokens = max(found.tokens for found in compared.values())
     lines += [
@@ -292,13 +293,13 @@ def check_section(compared: Mapping[str, Comparison], *, sizes: Mapping[str, int
         f"and the {tokens:,} tokens that the student writes greedily after them. KL is KL(student ‖ file), the mean in "
         "nats per token; a file beyond its tolerance is not exported.",
         "",
-        "| File | MB | Engine | KL | Tolerance | Farthest token | Same best token | Greedy texts equal |",
+        "| File | Size | Engine | KL | Tolerance | Farthest token | Same best token | Greedy texts equal |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in compared.items():
         gap = f" (median gap where not: {found.gap:.2g} nats)" if found.gap is not None else ""
         lines.append(
-            f"| {name} | {sizes[name] / 1e6:,.1f} | {found.engine} | {found.kl:.2g} | {found.tolerance:.2g} | "
+            f"| {name} | {byte_size(sizes[name])} | {found.engine} | {found.kl:.2g} | {found.tolerance:.2g} | "
             f"{found.kl_most:.2g} | {found.same_best:.1%} | {found.same_texts} of {found.prompts}{gap} |"
         )
     return "\n".join([*lines, ""])

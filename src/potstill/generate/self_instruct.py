@@ -35,6 +35,7 @@ from potstill.generate.self_instruct_text import (
     says_yes,
     tasks_prompt,
 )
+from potstill.quantities import counted
 from potstill.recipe.programs import SelfInstructProgram
 from potstill.registry import implements
 from potstill.types import Message, Provenance, Reason, Record, Reject, Request, Sampling, digest, group_of
@@ -181,7 +182,7 @@ class SelfInstruct:
         needed = self.settings.shown  # the first round has no generated ones
         if len(self.seeds) < needed:
             raise DataError(
-                f"{len(self.seeds)} seeds, and a prompt shows {needed}",
+                f"{counted(len(self.seeds), 'seed')}, and a prompt shows {needed}",
                 where="data",
                 fix="give more seeds with instruction and output (recipes/seeds.jsonl has some), or lower "
                 "generate.demonstrations",

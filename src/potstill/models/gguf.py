@@ -17,6 +17,7 @@ from potstill.console import Console, Progress
 from potstill.errors import ModelError
 from potstill.models.gguf_header import GgufHeader, check_convertible, read_header, unreadable
 from potstill.models.quiet import quiet_loading
+from potstill.quantities import byte_size
 
 
 def dequantise(file: Path, folder: Path, console: Console) -> GgufHeader:
@@ -37,7 +38,7 @@ def dequantise(file: Path, folder: Path, console: Console) -> GgufHeader:
     padded = header.padded_tokens()
     console.say(
         f"{file.name} is converted, once: {_numbers(header.parameters)} weights, stored as {header.storage}. "
-        f"It takes about {header.conversion_seconds:,.0f} s, and {header.conversion_bytes / 1e9:,.1f} GB of memory"
+        f"It takes about {header.conversion_seconds:,.0f} s, and {byte_size(header.conversion_bytes)} of memory"
     )
     total = sum(tensor.bytes for tensor in header.tensors) / 1e6
     with console.task(f"converting {file.name}", total=total, unit="MB") as task:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.errors import TokenizerMismatch
+from potstill.quantities import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -231,7 +232,8 @@ def _check_vocabulary(teacher: Mapping[str, int], student: Mapping[str, int]) ->
         for who, ids in (("the teacher", teacher), ("the student", student))
     ]
     raise TokenizerMismatch(
-        f"teacher and student have different vocabularies: {len(differing):,} tokens differ, of {len(teacher):,} and "
+        "teacher and student have different vocabularies: "
+        f"{counted(len(differing), 'token differs', 'tokens differ')}, of {len(teacher):,} and "
         f"{len(student):,}. The first is {first!r}: {', '.join(stated)}",
         fix=_CHOICES,
     )

@@ -115,15 +115,6 @@ def large(value: float) -> str:
     return count(value)
 
 
-def size(value: float) -> str:
-    """Bytes, in decimal units: `538 MB`."""
-    for unit_size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= unit_size:
-            shown = value / unit_size
-            return f"{number(shown, 2 if shown < 10 else 1 if shown < 100 else 0)} {unit}"
-    return f"{count(value)} B"
-
-
 def rate(value: float) -> str:
     """Tokens per second, three significant digits."""
     return number(value, 0 if value >= 100 else 1 if value >= 10 else 2)

@@ -10,6 +10,7 @@ from potstill.cost.cascade import Cascade
 from potstill.cost.inputs import Economics
 from potstill.cost.text import priced_curve
 from potstill.measures import Interval, MetricSpec, Unit
+from potstill.quantities import byte_size
 from potstill.recipe.schedules import schedule_text
 from potstill.report import figures
 from potstill.report.charts import (
@@ -119,7 +120,7 @@ def size_figures(findings: Findings) -> list[Figure]:
         return []
     made = [
         bar_figure("Parameters", "", [Bar(m.name, m.parameters, figures.large(m.parameters)) for m in sides]),
-        bar_figure("Weights on disk", "", [Bar(m.name, m.bytes, figures.size(m.bytes)) for m in sides]),
+        bar_figure("Weights on disk", "", [Bar(m.name, m.bytes, byte_size(m.bytes)) for m in sides]),
     ]
     speeds = [(m.name, m.speed) for m in sides if m.speed is not None]
     if len(speeds) == len(sides):
@@ -131,7 +132,7 @@ def size_figures(findings: Findings) -> list[Figure]:
             ]
             if len(bars) == len(sides):
                 made.append(bar_figure(title, "", bars))
-        peaks = [Bar(n, s.peak_bytes, figures.size(s.peak_bytes)) for n, s in speeds]
+        peaks = [Bar(n, s.peak_bytes, byte_size(s.peak_bytes)) for n, s in speeds]
         made.append(bar_figure("Peak memory", "", peaks))
     return made
 

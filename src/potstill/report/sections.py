@@ -19,6 +19,7 @@ from potstill.measures import (
     ModelMeasures,
     Speed,
 )
+from potstill.quantities import byte_size, counted
 from potstill.recipe.train import PRUNED
 from potstill.report import figures
 from potstill.report.distribution import QUANTILES, Spread, spread_of
@@ -221,13 +222,13 @@ def size_table(measures: Measures) -> Table | None:
     sides = [m for m in (teacher, student) if m is not None]
     rows: list[tuple[str, ...]] = [
         ("parameters", *(figures.large(m.parameters) for m in sides), _ratio([m.parameters for m in sides])),
-        ("weights on disk", *(figures.size(m.bytes) for m in sides), _ratio([m.bytes for m in sides])),
+        ("weights on disk", *(byte_size(m.bytes) for m in sides), _ratio([m.bytes for m in sides])),
     ]
     speeds = [m.speed for m in sides if m.speed is not None]
     if speeds and len(speeds) == len(sides):
         rows += _rate_rows(speeds)
         rows += [
-            ("peak memory", *(figures.size(s.peak_bytes) for s in speeds), _ratio([s.peak_bytes for s in speeds])),
+            ("peak memory", *(byte_size(s.peak_bytes) for s in speeds), _ratio([s.peak_bytes for s in speeds])),
             ("measured in", *(s.dtype for s in speeds), ""),
         ]
     if len(sides) == 1:
@@ -331,7 +332,7 @@ def _memory_of(manifest: Mapping[str, Any]) -> str:
     if "gpu" not in memory and "peak" not in memory:
         return ""
     needed = memory.get("gpu", memory.get("peak", 0) - memory.get("before", 0))
-    shown = f"{figures.size(needed)}{' of the GPU' * ('gpu' in memory)}"
+    shown = f"{byte_size(needed)}{' of the GPU' * ('gpu' in memory)}"
     return f"{shown}; {figures.number(needed / max(memory['estimated'], 1), 1)} × the estimate for weights alone"
 
 
@@ -372,23 +373,23 @@ def cascade_table(economics: Economics, cascade: Cascade) -> Table:
 def _work_of(stage: str, findings: Findings) -> str:
     if stage == "generate":
         facts = findings.manifests[stage]["facts"]
-        said = f"{figures.count(facts['tokens'])} tokens written" if "tokens" in facts else ""
+        said = f"{counted(facts['tokens'], 'token')} written" if "tokens" in facts else ""
         again = facts.get("answers_from_journal")
         return said + (
             f", {figures.count(again)} of {figures.count(facts['answers'])} answers from the journal" if again else ""
         )
     if stage == "capture":
         counts = findings.manifests[stage]["counts"]
-        return f"{figures.count(counts['records'])} records, {counts['bytes'] / 1e6:,.1f} MB"
+        return f"{counted(counts['records'], 'record')}, {byte_size(counts['bytes'])}"
     if stage == PRUNED:
-        return f"{figures.count(findings.manifests[stage]['counts']['candidates'])} candidates"
+        return counted(findings.manifests[stage]["counts"]["candidates"], "candidate")
     if stage == "evaluate":
         units = words_of(findings.measures).units
-        return f"{figures.count(findings.measures.targets)} held-out {units}, {len(findings.models)} models"
+        return f"{figures.count(findings.measures.targets)} held-out {units}, {counted(len(findings.models), 'model')}"
     facts = findings.trained["student" if stage == "train" else stage.removeprefix("train.")]
     unit = SPECS[findings.measures.task].trained_unit
     said = f"{figures.count(facts['tokens'])} {unit}" if facts.get("tokens") is not None else ""
-    return said + (f", {figures.count(facts['steps'])} steps" if facts.get("steps") is not None else "")
+    return said + (f", {counted(facts['steps'], 'step')}" if facts.get("steps") is not None else "")
 
 
 # ---- parts of figures --------------------------------------------------------------------------------------------

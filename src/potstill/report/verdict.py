@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from potstill.measures import Comparison, Interval, Loss, Measures, ModelMeasures
+from potstill.quantities import counted
 from potstill.report.figures import (
     count,
     difference,
@@ -233,7 +234,7 @@ def _without_control(measures: Measures, words: Words) -> tuple[Worth, str]:
 
 def _paired(measures: Measures) -> str:
     """What the intervals are over. With a single training, they do not include other seeds."""
-    groups = f"{count(measures.groups)} groups"
+    groups = counted(measures.groups, "group")
     if measures.seeds > 1:
         return f"paired over {groups} and {measures.seeds} training seeds"
     return f"paired over {groups}; with one training seed, of this student and not of the method"

@@ -12,6 +12,7 @@ from typing import Any
 
 from potstill.artifacts import write_atomically
 from potstill.errors import MissingExtra, RunError, UserError
+from potstill.quantities import counted
 from potstill.sign.cyclonedx import cyclonedx_of
 from potstill.sign.material import Material, digests_of, material_of
 from potstill.sign.spdx import spdx_of
@@ -88,7 +89,7 @@ def verify(folder: Path, key: Path | None) -> list[str]:
             raise _broken(folder / name, "was added since the folder was sealed")
         if stated[name] != found[name]:
             raise _broken(folder / name, "has changed since the folder was sealed")
-    verified = [f"{len(found)} files are as {SUMS} says"]
+    verified = [f"{counted(len(found), 'file is', 'files are')} as {SUMS} says"]
     if key is None:
         missing = "" if (folder / SIGNATURE).is_file() else " (it is not signed)"
         return [*verified, f"who sealed it was not verified{missing}: give their public key with --key"]

@@ -21,6 +21,7 @@ from potstill.errors import RecipeError
 from potstill.models.facts import ModelFacts
 from potstill.models.shapes import Shape, Widths, candidate_shapes, depth_of_size, widths_of
 from potstill.models.tasks import opener_of
+from potstill.quantities import counted
 from potstill.recipe.layers import choose_layers
 from potstill.recipe.students import ByInfluence, Pruned, Uniform
 from potstill.registry import implements
@@ -44,7 +45,7 @@ class Candidate:
     shape: Shape | None
 
     def __str__(self) -> str:
-        shape = f"{len(self.layers)} layers" if self.shape is None else str(self.shape)
+        shape = counted(len(self.layers), "layer") if self.shape is None else str(self.shape)
         how = {"influence": " of largest influence", "even": " evenly spaced", "all": ""}[self.by]
         return shape.replace(" layers", f" layers{how}", 1)
 

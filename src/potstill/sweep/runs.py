@@ -18,6 +18,7 @@ from potstill.artifacts import write_atomically
 from potstill.console import Console
 from potstill.errors import PotstillError, RecipeError, did_you_mean
 from potstill.pipeline import plan, run_recipe
+from potstill.quantities import counted
 from potstill.recipe import Recipe
 from potstill.sweep.beside import beside_lines, beside_of
 from potstill.sweep.capacity import LEAST_RUNS
@@ -84,7 +85,7 @@ def run_all(
         console.say(f"before: {folder.name}")
         runner.run(recipe, folder, console, ())
     waiting = [made for made in runs if not runner.fresh(made)]
-    console.say(f"{len(runs)} runs: {len(runs) - len(waiting)} are there, {len(waiting)} to do")
+    console.say(f"{counted(len(runs), 'run')}: {len(runs) - len(waiting)} are there, {len(waiting)} to do")
     started, failed = time.monotonic(), {}
     for done, made in enumerate(waiting):
         left = (time.monotonic() - started) / done * (len(waiting) - done) if done else None

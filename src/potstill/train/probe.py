@@ -23,6 +23,7 @@ from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
 from potstill.objectives import token_statistics
 from potstill.peak import most, watched
+from potstill.quantities import byte_size
 from potstill.recipe import HardCE, ObjectiveSettings, Recipe
 from potstill.signals import IGNORE, Ask, Batch, Dense, Head
 from potstill.tasks import SPECS
@@ -134,7 +135,7 @@ _PEAKS = {"teacher": "the teacher alone", "student": "the student alone", "toget
 
 
 def _peaks_line(peaks: Mapping[str, int]) -> str:
-    return ", ".join(f"{_PEAKS[name]} {size / 1e9:,.2f} GB" for name, size in peaks.items())
+    return ", ".join(f"{_PEAKS[name]} {byte_size(peak)}" for name, peak in peaks.items())
 
 
 _BATCHES, _ROWS = 4, 4

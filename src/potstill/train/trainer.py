@@ -30,6 +30,7 @@ from potstill.models.rounding import Bits, rounded
 from potstill.models.saving import save_model
 from potstill.models.tasks import task_of
 from potstill.models.unchanged import unchanged
+from potstill.quantities import counted
 from potstill.recipe import Change, Masking, ObjectiveSettings, value_at
 from potstill.signals import Batch
 from potstill.tasks import SPECS
@@ -226,7 +227,7 @@ class DistillTrainer(Trainer):
         source = self.step_source()
         if source.steps_per_epoch == 0:
             raise DataError(
-                f"{len(source.rows)} rows do not fill one step of {source.rows_per_step}",
+                f"{counted(len(source.rows), 'row does', 'rows do')} not fill one step of {source.rows_per_step}",
                 where="train_dataset",
                 fix="give more rows, make the batch smaller, or set dataloader_drop_last=False",
             )

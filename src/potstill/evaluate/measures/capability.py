@@ -27,6 +27,7 @@ from potstill.evaluate.measures.solved import Solvers
 from potstill.evaluate.questions import choices_in, task_problems
 from potstill.evaluate.scores import Scores
 from potstill.measures import MODELS, Example, Examples, Figures, Finding, Loss, MetricSpec
+from potstill.quantities import counted
 from potstill.recipe.measures import Capability, ChoiceTask, WrittenTask
 from potstill.registry import implements
 
@@ -218,7 +219,7 @@ def found_of(
         rows.append(
             (MetricSpec(f"{name}_{kind}", f"Log-probability {label}", label, "share", True, "questions"), shares)
         )
-    figures = Figures(f"{name}: {len(questions)} questions", found.text, _SECTION, (*rows, *found.rows))
+    figures = Figures(f"{name}: {counted(len(questions), 'question')}", found.text, _SECTION, (*rows, *found.rows))
     return Found((figures,), found.losses, found.notes, found.values)
 
 
@@ -263,5 +264,5 @@ def by_teacher_alone(task: WrittenTask, solvers: Solvers) -> tuple[Examples, ...
         for problem in alone[:_READ]
     )
     title = f"To read: {task.name}, where {by_all} and the teacher does not"
-    text = f"{len(alone)} of {len(solvers.problems)} problems, with their reference answers."
+    text = f"{len(alone)} of {counted(len(solvers.problems), 'problem')}, with their reference answers."
     return (Examples(title, text, _SECTION, examples),)

@@ -24,6 +24,7 @@ from potstill.evaluate.continuations import continued
 from potstill.evaluate.measures.base import Asked, AsksAlone, Draws, Found, Pass, Setting, Table, Values, joined
 from potstill.evaluate.scores import Scores
 from potstill.measures import MODELS, Figures, Finding, Loss, MetricSpec
+from potstill.quantities import counted
 from potstill.recipe.measures import LMEval
 from potstill.registry import implements
 
@@ -147,7 +148,7 @@ class Harness:
             made = accuracies_of(name, explanation, _SECTION, scores, bootstrap, draws)
             shares = {n: bootstrap.interval([mean_of(right(one)) for one in seeds]) for n, seeds in scores.items()}
             spec = MetricSpec(f"{name}_right", "Right", "right", "share", True, "questions")
-            title = f"{name}: {len(questions)} questions"
+            title = f"{name}: {counted(len(questions), 'question')}"
             findings.append(Figures(title, made.text, _SECTION, ((spec, shares), *made.rows)))
             losses += made.losses
             notes += made.notes

@@ -29,6 +29,7 @@ from potstill.evaluate.questions import SOLVE, Problem, problems_of
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.summary import find
 from potstill.measures import MODELS, Solving
+from potstill.quantities import counted
 from potstill.recipe import Recipe
 from potstill.recipe.evaluate import SolveSettings
 from potstill.recipe.measures import WrittenTask
@@ -138,7 +139,7 @@ class Solvers:
         self.by_seed.setdefault(name, []).append(solutions)
         solved = sum(solution.solved for solution in solutions)
         label = name.replace("_", " ")
-        self.console.say(f"the {label} solves {solved} of {len(solutions)} problems", solved=solved)
+        self.console.say(f"the {label} solves {solved} of {counted(len(solutions), 'problem')}", solved=solved)
 
     def _written(
         self, model: PreTrainedModel, positions: int | None, advance: Callable[[float], None]

@@ -12,6 +12,7 @@ from potstill.data import load_records
 from potstill.errors import UserError
 from potstill.models.load import load_model, load_tokenizer
 from potstill.models.resolve import resolve
+from potstill.quantities import counted
 from potstill.studio.course.lab1 import TEACHER
 from potstill.studio.course.labs import Bench, Block, Outcome, bars, run_link, table
 
@@ -93,7 +94,9 @@ def answers(bench: Bench) -> Outcome:
         blocks.append({"kind": "quote", "who": told.get("user", ""), "text": told.get("assistant", "")})
     blocks.append(run_link(run.name, "all answers, with their provenance"))
     return Outcome(
-        bool(records), f"The teacher answered {len(records)} prompts; a quarter of them is never trained on.", blocks
+        bool(records),
+        f"The teacher answered {counted(len(records), 'prompt')}; a quarter of them is never trained on.",
+        blocks,
     )
 
 
