@@ -80,8 +80,9 @@ class MetricSpec:
 
     @property
     def in_sentence(self) -> str:
-        """The label within a sentence: "accuracy", but "KL from the teacher" and "recall@1"."""
-        return self.label if self.label[:2].isupper() else self.label[:1].lower() + self.label[1:]
+        """The label within a sentence: "accuracy", but "KL from the teacher", "recall@1" and "Brier score"."""
+        named = self.label[:2].isupper() or self.label.startswith("Brier ")
+        return self.label if named else self.label[:1].lower() + self.label[1:]
 
     @property
     def term(self) -> str:

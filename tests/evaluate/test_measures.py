@@ -337,6 +337,19 @@ def table_with(lost: np.ndarray, hits: list[np.ndarray], groups: list[str]) -> T
     return Table(SPECS["causal_lm"], groups, ids, (), places, places + 5, scores, draws, lambda: counts, Named(groups))
 
 
+@pytest.mark.parametrize(
+    ("counts", "first"),
+    [([0, 0, 9, 9, 9, 9, 9], ["rarest 29 %, untrained"]), ([0, 1, 9, 9, 9, 9, 9], ["not in training"])],
+)
+def test_targets_that_are_rarest_and_not_in_training_are_one_band(counts: list[int], first: list[str]) -> None:
+    groups = [f"g{n // 5}" for n in range(1400)]
+    table = table_with(np.zeros(1400), [np.ones(1400, dtype=np.bool_)], groups)
+    bands = replace(table, counts=lambda: np.array(counts)).bands(0.1 if counts[1] == 0 else 0.2)
+    assert list(bands)[:1] == first
+    masks = [tuple(mask) for mask in bands.values()]
+    assert len(set(masks)) == len(masks)
+
+
 def test_a_damaged_value_of_a_column_is_found_on_the_other_half_of_the_groups() -> None:
     groups = [f"g{n // 5}" for n in range(1500)]
     cats = Named(groups).column("topic") == "cats"

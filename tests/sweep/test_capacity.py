@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq, least_squares
 
-from potstill.sweep.capacity import WIDEST, Abstention, Fit, Point, Size, fit_capacity, next_run, smallest_student
+from potstill.sweep.capacity import (
+    FORMS,
+    WIDEST,
+    Abstention,
+    Fit,
+    Form,
+    Point,
+    Size,
+    fit_capacity,
+    form_of,
+    law_of,
+    next_run,
+    smallest_student,
+)
 
 SIZES, AMOUNTS = (2e6, 4e6, 8e6), (1e5, 2e5, 4e5)
 
@@ -47,24 +60,24 @@ def test_a_planted_law_is_found_without_noise() -> None:
     assert law.loss(16e6, 8e5) == pytest.approx(planted(16e6, 8e5), rel=1e-5)
 
 
-def test_a_law_is_that_of_scipys_least_squares() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_a_law_of_each_form_is_that_of_scipys_least_squares(form: Form) -> None:
     points = runs(0.05, seed=4, sizes=[*SIZES, 16e6])
     size, amount = (float(np.exp(np.log([getattr(p, n) for p in points]).mean())) for n in ("parameters", "tokens"))
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        terms = [np.exp(x[0] + 0 * p.loss) + np.exp(x[1]) * (p.parameters / size) ** -x[2] for p in points]
-        more = [np.exp(x[3]) * (p.tokens / amount) ** -x[4] for p in points]
-        return np.log(np.add(terms, more)) - np.log([p.loss for p in points])
+        sizes, amounts = (np.array([getattr(p, n) for p in points]) for n in ("parameters", "tokens"))
+        of_size, of_data = (sizes / size) ** -x[2], (amounts / amount) ** -x[4]
+        law = np.exp(x[0]) + np.exp(x[1]) * of_size * (of_data if form.joint else 1)
+        law = law if form.joint else law + np.exp(x[3]) * of_data
+        law = 1 / (np.exp(-x[5]) + 1 / law) if form.starts else law
+        return np.log(law) - np.log([p.loss for p in points])
 
-    theirs = least_squares(residuals, [-1.0, -1.0, 0.7, -1.0, 0.5], loss="huber", f_scale=0.05)
-    law = fitted(points).law
-    ours = residuals(
-        np.array(
-            [math.log(law.floor), math.log(law.size_loss), law.size_power, math.log(law.data_loss), law.data_power]
-        )
-    )
+    theirs = least_squares(residuals, [-1.0, -1.0, 0.7, -1.0, 0.5, 1.5], loss="huber", f_scale=0.05)
+    law = law_of(points, form)
+    ours = np.log([law.loss(p.parameters, p.tokens) for p in points]) - np.log([p.loss for p in points])
     away = np.abs(ours)
-    assert np.where(away <= 0.05, away**2, 0.1 * away - 0.0025).sum() / 2 <= theirs.cost * (1 + 1e-4)
+    assert np.where(away <= 0.05, away**2, 0.1 * away - 0.0025).sum() / 2 <= theirs.cost * (1 + 1e-3)
 
 
 def test_the_largest_run_is_predicted_by_the_law_of_the_others() -> None:
@@ -181,6 +194,85 @@ def test_an_interval_that_says_nothing_is_no_answer() -> None:
     assert any("is too uncertain" in answer.why and answer.run is not None for answer in abstained)
     both = [one for one in answers if isinstance(one, Size) and one.low is not None and one.high is not None]
     assert all(one.high <= WIDEST * one.low for one in both if one.low is not None and one.high is not None)
+
+
+def slow(parameters: float, tokens: float) -> float:
+    """Larger students learn from fewer tokens, and all begin at 2.4."""
+    return 1 / (1 / 2.4 + 1 / (0.02 + 0.25 * (parameters / 4e6) ** -0.6 * (tokens / 2e5) ** -1.6))
+
+
+def of_world(world: Callable[[float, float], float], noise: float, seed: int) -> list[Point]:
+    random = np.random.default_rng(seed)
+    cells = [(n, d) for n in (1e6, 2e6, 4e6, 8e6) for d in (5e4, 1e5, 2e5, 4e5)]
+    return [Point(n, d, world(n, d) * math.exp(random.normal(0, noise))) for n, d in cells]
+
+
+def test_the_form_is_the_one_that_predicts_runs_that_are_left_out() -> None:
+    worlds = {Form(): planted, Form(joint=True): product, Form(starts=True): saturating, Form(True, True): slow}
+    for form, world in worlds.items():
+        chosen = [form_of(of_world(world, 0.02, seed)) for seed in range(6)]
+        assert chosen.count(form) >= 4, (form, chosen)
+
+
+DIGITS = {
+    666: (2.2554, 2.1545, 1.3910, 0.5385),
+    1898: (2.1275, 1.7003, 0.6454, 0.2537),
+    6090: (1.7372, 0.8004, 0.2499, 0.1021),
+    21386: (1.0665, 0.3761, 0.1386, 0.0640),
+}
+"""KLs of the runs of `benchmarks/comparisons/capacity_images.yaml`, by the student's parameters, from one, two, four
+and eight passes over 1,247 images (docs/log.md)."""
+
+
+def digits() -> list[Point]:
+    return [Point(n, 1247 * 2**k, kl) for n, losses in DIGITS.items() for k, kl in enumerate(losses)]
+
+
+def test_short_trainings_of_small_nets_have_a_law_that_answers_and_is_contradicted_by_no_run() -> None:
+    points = digits()
+    fit = fitted(points, draws=200)
+    assert fit.form == Form(joint=True, starts=True)
+    assert fit.predicted.low <= fit.held_out.loss <= fit.predicted.high
+    assert fit.law.start == pytest.approx(math.log(10), rel=0.1), "what a net knows that has learned nothing"
+    for loss in (2.0, 1.5, 1.0, 0.5, 0.3, 0.2):
+        for tokens in (1247, 2494, 4988, 9976):
+            found = smallest_student(fit, loss, tokens)
+            if isinstance(found, Abstention):
+                assert "no size reaches" not in found.why
+                continue
+            for p in points:
+                if p.tokens <= tokens and p.loss <= loss:
+                    assert found.low is None or found.low <= p.parameters, (loss, tokens, found, p)
+                if p.tokens >= tokens and p.loss > loss:
+                    assert found.high is None or found.high >= p.parameters, (loss, tokens, found, p)
+
+
+def test_no_reason_is_given_that_a_run_contradicts() -> None:
+    """One student is far better than the law of the others allows."""
+    points = [*runs(sizes=[*SIZES, 16e6]), Point(4e6, 5e4, 0.3)]
+    fit = fitted(points)
+    assert fit.predicts and fit.law.end(2e5) > 0.3
+    found = smallest_student(fit, loss=0.35, tokens=2e5)
+    assert isinstance(found, Abstention)
+    assert "a run contradicts the law: 4.0M parameters have 0.3 with 50,000 tokens" in found.why
+    worse = fitted([*runs(sizes=[*SIZES, 16e6]), Point(16e6, 8e5, 3.0), Point(16e6, 16e5, planted(16e6, 16e5))])
+    found = smallest_student(worse, loss=1.5, tokens=2e5)
+    assert isinstance(found, Abstention)
+    assert "a run contradicts the law: 16.0M parameters have 3 with 800,000 tokens" in found.why
+
+
+def test_seeds_that_agree_refute_a_law_that_misses_their_runs() -> None:
+    def uneven(noise: float) -> Fit:
+        random = np.random.default_rng(0)
+        odd = [Point(p.parameters, p.tokens, p.loss * (1.5 if n % 2 else 1.0)) for n, p in enumerate(runs()[:-1])]
+        last = runs()[-1]
+        cells = [*odd, last]
+        return fitted([Point(p.parameters, p.tokens, p.loss * math.exp(random.normal(0, noise))) for p in cells * 3])
+
+    assert (why := uneven(0.01).refuted_by_seeds) is not None and "and seeds differ by 1%" in why
+    assert uneven(1.0).refuted_by_seeds is None, "seeds that differ much refute nothing"
+    assert fitted(runs(0.01, repeats=3)).refuted_by_seeds is None
+    assert fitted(runs(0.01)).refuted_by_seeds is None, "without a second seed nothing is known"
 
 
 def saturating(parameters: float, tokens: float) -> float:

@@ -324,6 +324,19 @@ def images(folder: Path, **changes: Any) -> Recipe:
     return parse_recipe(document, base=folder)
 
 
+def test_images_that_were_read_are_counted_apart_from_those_that_are_there(tmp_path: Path) -> None:
+    """Capacity is a law of the images that were read, of every epoch."""
+    (tmp_path / "net.py").write_text(NET)
+    args = {"num_train_epochs": 2, "per_device_train_batch_size": 64}
+    recipe = images(
+        tmp_path,
+        data={"kind": "digits", "train_limit": 200},
+        train={"objectives": [{"kind": "hard_ce"}], "args": args},
+    )
+    counts = run_stage(recipe, tmp_path / "run").manifest["counts"]
+    assert counts["images"] == 2 * counts["records"] and 0 < counts["records"] <= 200
+
+
 def test_a_net_whose_code_or_weights_change_is_trained_anew(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "start.safetensors").write_bytes(b"one")

@@ -40,6 +40,7 @@ from potstill.evaluate.summary import Size, summarise
 from potstill.evaluate.teacher_memory import TeacherMemory
 from potstill.evaluate.texts import TargetTexts
 from potstill.measures import Speed
+from potstill.quantities import counted
 from potstill.recipe.measures import unmeasured
 from potstill.registry import build
 from potstill.stage import Context
@@ -124,7 +125,7 @@ class Evaluation:
     @property
     def _cut(self) -> list[str]:
         cut, records = self.held_out.cut, self.held_out.measured_records
-        return [f"{cut} of {records} held-out records were cut at train.max_length."] if cut else []
+        return [f"{cut:,} of {counted(records, 'held-out record')} were cut at train.max_length."] if cut else []
 
     @property
     def _seeds(self) -> list[str]:

@@ -15,6 +15,7 @@ from potstill.artifacts import Work
 from potstill.data import ChatTokenizer, Example, Tokenized, load_records, prompt_ids, read_sides, selects
 from potstill.data.reader import CausalReader
 from potstill.errors import DataError
+from potstill.quantities import counted
 from potstill.recipe import Recipe
 from potstill.tasks import SPECS, Task
 from potstill.types import DataReason, Message, Record, Reject, digest
@@ -113,7 +114,7 @@ def read_held_out(recipe: Recipe, generated: Path | None, tokenizer: Path, work:
     if cut := held_out.cut:
         length = held_out.max_length
         work.count(f"cut at {length} tokens", cut)
-        work.warn(f"{cut} of {held_out.measured_records} held-out records were cut at {length} tokens")
+        work.warn(f"{cut:,} of {counted(held_out.measured_records, 'held-out record')} were cut at {length} tokens")
     return held_out
 
 

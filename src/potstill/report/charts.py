@@ -68,7 +68,9 @@ def interval_figure(
             y=_names(),
             color=_colours(),
         )
-        scale = alt.Scale(zero=zero_line, nice=True, padding=14) if bounds is None else alt.Scale(domain=list(bounds))
+        scale = alt.Scale(zero=zero_line, nice=True, padding=14)
+        if bounds is not None:  # not rounded: a share would have an axis from −5 %
+            scale = alt.Scale(domain=list(bounds), nice=False)
         if bounds is None and (
             around := _around_one_value([end for _, found, _ in rows for end in (found.low, found.high)])
         ):

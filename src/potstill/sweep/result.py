@@ -262,7 +262,8 @@ def capacity_of(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Any] | None:
     return {
         "runs": len(points),
         "unit": unit,
-        "law": asdict(fit.law),
+        "form": str(fit.form),
+        "law": {**asdict(fit.law), "start": fit.law.start if fit.form.starts else None},
         "largest_run": {**asdict(fit.held_out), "predicted": asdict(fit.predicted), "error": fit.error},
         "predicts": fit.predicts,
         "answers": answers,
@@ -277,9 +278,10 @@ def capacity_text(found: Mapping[str, Any], measure: str) -> str:
     largest = found["largest_run"]
     low, high = largest["predicted"]["low"], largest["predicted"]["high"]
     lines = [
+        f"capacity: of the forms of the law, {found['form']} predicts runs that are left out best",
         f"capacity: the largest run ({large(largest['parameters'])} parameters, {largest['tokens']:,.0f} {unit}) "
         f"has a {measure} of {largest['loss']:.4g}; the law of the others predicts {largest['predicted']['value']:.4g} "
-        f"[{low:.4g}, {high:.4g}], {largest['error']:+.1%}"
+        f"[{low:.4g}, {high:.4g}], {largest['error']:+.1%}",
     ]
     for answer in found["answers"]:
         asks = f"{measure} ≤ {answer['loss']:g} with {answer['tokens']:,} {unit}: "

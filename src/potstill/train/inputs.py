@@ -218,7 +218,7 @@ def _read(items: Sequence[Any], reader: TaskReader, recipe: Recipe, work: Work, 
             rows.append(row)
             if note := getattr(row, "note", ""):
                 work.warn(note)
-    work.count(f"{which}{'images' if SPECS[recipe.task].reads_images else 'records'}", len(rows))
+    work.count(f"{which}records", len(rows))
     if cut := sum(bool(getattr(row, "cut", False)) for row in rows):
         work.count(f"{which}cut at {recipe.required_train.max_length} tokens", cut)
         if cut > _MANY * len(rows):

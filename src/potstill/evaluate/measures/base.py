@@ -148,15 +148,16 @@ class Table:
 
     def bands(self, share: float) -> dict[str, NDArray[np.bool_]]:
         """Bands of frequency, as masks of the targets [N]: those that training does not have, the rarest `share` of the
-        targets (and all that are as rare), the others of the rarer half, and the rest."""
+        targets (and all that are as rare), the others of the rarer half, and the rest. The first two are one band
+        where they are the same targets."""
         rare = self.frequency <= np.quantile(self.frequency, share, method="higher")
         common = self.frequency >= np.quantile(self.frequency, 0.5)
-        return {
-            "not in training": self.frequency == 0,
-            f"rarest {100 * float(rare.mean()):.0f} %": rare,
-            "middle": ~rare & ~common,
-            "most common half": common & ~rare,
-        }
+        absent = self.frequency == 0
+        rarest = f"rarest {100 * float(rare.mean()):.0f} %"
+        bands = {"middle": ~rare & ~common, "most common half": common & ~rare}
+        if (absent == rare).all():
+            return {f"{rarest}, untrained": rare, **bands}
+        return {"not in training": absent, rarest: rare, **bands}
 
     def within(self, mask: NDArray[np.bool_]) -> PairedBootstrap | None:
         """The draws over the groups of some targets; None if there are fewer than two groups."""

@@ -184,7 +184,7 @@ class CalibrationMeasure:
         return Bands(
             "By frequency of the target",
             "The mean probability of the first choice less the share of right ones, by how often the target occurs in "
-            "training. On rare targets every model is wrong more often than it thinks: look at the difference.",
+            "training. Rare targets are harder for every model: compare it with its teacher.",
             _SECTION,
             spec,
             "targets",
