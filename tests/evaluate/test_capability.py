@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from potstill.errors import DataError
-from potstill.evaluate.accuracies import detectable, kept_of, mcnemar
+from potstill.evaluate.accuracies import detectable, kept_of, least_lost, losses_of, mcnemar
 from potstill.evaluate.measures.base import Draws, Setting
 from potstill.evaluate.measures.capability import (
     Question,
@@ -25,6 +25,7 @@ from potstill.evaluate.measures.capability import (
 )
 from potstill.evaluate.measures.solved import Solution, Solvers
 from potstill.evaluate.questions import choices_of, task_problems
+from potstill.evaluate.scores import Scores
 from potstill.evaluate.stage import stage
 from potstill.measures import Figures, Measures
 from potstill.recipe.data import FileData
@@ -53,6 +54,35 @@ def test_the_likeliest_choice_depends_on_what_it_is_divided_by() -> None:
     found = scores_of([question], [[-6.0, -1.2]], "bytes").more
     assert [bool(found[kind][0]) for kind in ("none", "tokens", "bytes")] == [False, False, False]
     assert found["nll"][0] == pytest.approx(math.log(1 + math.exp(4.8)))
+
+
+def told_apart(lost: int, won: int, count: int = 300) -> tuple[Scores, Scores]:
+    """Student and teacher, of questions of which the last third is beyond both."""
+    theirs = np.arange(count) < count * 2 // 3
+    mine = theirs.copy()
+    mine[:lost] = False
+    mine[count - won :] = True
+    chance = {"chance": np.zeros(count)}
+    return Scores(correct=mine, more=chance), Scores(correct=theirs, more=chance)
+
+
+def test_the_least_that_is_lost_is_that_of_the_exact_test_of_pairs() -> None:
+    student, teacher = told_apart(8, 0)
+    # Clopper and Pearson: of eight questions that tell both apart, at least 0.025^(1/8) = 0.6306 are the teacher's.
+    assert least_lost([student], teacher, 0.95) == pytest.approx(8 * (2 * 0.6306 - 1) / 300, abs=1e-6)
+    assert least_lost([teacher], teacher, 0.95) == 0
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "named"), [(5, 0, False), (8, 0, False), (12, 0, True), (20, 9, False), (40, 9, True)]
+)
+def test_a_task_is_lost_where_the_exact_test_says_so_too(lost: int, won: int, named: bool) -> None:
+    """Of 13 losses that are looked for, 5 % in all: one-sided p < 0.0038, which 8 to 0 has not by this margin."""
+    student, teacher = told_apart(lost, won)
+    scores = {"teacher": [teacher], "student": [student]}
+    (loss,) = losses_of("sums", "capability", scores, DRAWS.of([f"g{n}" for n in range(300)]))
+    assert loss.beyond_noise(0.95, 13) == named
+    assert loss.size.value == pytest.approx((lost - won) / 200)
 
 
 def test_mcnemars_test_by_hand() -> None:
