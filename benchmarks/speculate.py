@@ -52,6 +52,7 @@ from potstill.decoding.generator import stop_token_ids
 from potstill.decoding.sampler import Sampler
 from potstill.decoding.speculative import Request, SpeculativeDecoder
 from potstill.decoding.tree import Path as Node
+from potstill.frequent import learned_tokens
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft, LookupDraftSettings
 from potstill.recipe.teachers import LocalTeacher
 from potstill.speculate.advice import WORTH, advise, fit_shortest, fit_tree
@@ -141,6 +142,8 @@ class Bench:
         self.chat = ChatTokenizer.from_transformers(self.target.tokenizer)
         self.stops = stop_token_ids(self.target.model, self.chat.eos_id)
         self.draft = open_folder(draft, self.target) if draft is not None else None
+        learned = learned_tokens(draft) if draft is not None else None
+        self.some = torch.arange(FREQUENT) if learned is None else learned
 
     def prompts(self, of_each: int, among: Mapping[str, Sequence[str]] = PROMPTS) -> list[list[int]]:
         """Token ids, kind by kind in turn."""
@@ -149,7 +152,7 @@ class Bench:
 
     def drafts(self) -> dict[str, OpenDraft]:
         """What ours drafts with."""
-        layers, some = LayersDraft(layers=2, frequent=FREQUENT), torch.arange(FREQUENT)
+        layers, some = LayersDraft(layers=2, frequent=len(self.some)), self.some
         found = {"lookup": OpenDraft(LookupDraftSettings(), "", None, LookupDraft(), None)}
         if self.draft is None:
             exit_ = CachedModel(first_layers(self.target.model, 2), some, cache=self.target.cached)

@@ -12,8 +12,7 @@ The parameters have the names that vLLM's loader reads (`vllm/model_executor/mod
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -92,21 +91,6 @@ class _ResidualBlock(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         changed: Tensor = nn.functional.silu(self.layers[0](hidden))
         return hidden + changed
-
-
-def frequent_tokens(counts: Mapping[int, int], amount: int, vocab_size: int) -> Int[Tensor, " K"]:
-    """The `amount` most frequent token ids, ascending. Ids that do not occur in the data follow in their own order,
-    which in byte-pair encodings is roughly that of frequency."""
-    order = sorted(range(vocab_size), key=lambda token: (-counts.get(token, 0), token))
-    return torch.tensor(sorted(order[:amount]))
-
-
-def count_tokens(texts: Iterable[Iterable[int]]) -> Counter[int]:
-    """How often each token occurs in some texts of token ids."""
-    counts: Counter[int] = Counter()
-    for text in texts:
-        counts.update(text)
-    return counts
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

@@ -247,12 +247,21 @@ class Head:
         z = torch.nn.functional.linear(self.hidden[rows], self.weight, self.bias) * self.scale
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
+    def part(self, rows: Int[Tensor, " n"], tokens: Int[Tensor, " K"]) -> Head:
+        """Of some rows, the logits of some tokens."""
+        bias = None if self.bias is None else self.bias[tokens]
+        return Head(self.hidden[rows], self.weight[tokens], bias, self.softcap, self.scale)
+
 
 @dataclass(frozen=True)
 class Dense:
     """Materialised logits, for classifiers and vision, and for output layers that cannot be taken apart."""
 
     logits: Float[Tensor, "N V"]
+
+    def part(self, rows: Int[Tensor, " n"], tokens: Int[Tensor, " K"]) -> Dense:
+        """Of some rows, the logits of some tokens."""
+        return Dense(self.logits[rows[:, None], tokens])
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from objectives.worlds import EVERY, Pair, make_batch, relative_error
 from torch import Tensor
 
 from potstill import registry
-from potstill.objectives import Objective, hidden_cosine, total_loss
+from potstill.objectives import Objective, fused_sweep, hidden_cosine, total_loss
 from potstill.objectives.divergences import forward_kl, hard_ce
 from potstill.recipe.features import HiddenCosine
 from potstill.recipe.objectives import ObjectiveSettings
-from potstill.recipe.response import ForwardKL, HardCE
+from potstill.recipe.response import Acceptance, ForwardKL, HardCE, ReverseKL
 from potstill.registry import build
-from potstill.signals import IGNORE, Batch, Dense, Signals, View
+from potstill.signals import IGNORE, Batch, Dense, Signals, Sparse, View
 
 ALL = (ForwardKL(weight=2.0, temperature=2.0), HardCE(weight=0.5), HiddenCosine(weight=3.0, over="tokens"))
 
@@ -163,3 +163,48 @@ def test_a_student_without_a_response_is_refused() -> None:
     batch, objectives = make_batch(), objectives_of(HardCE())
     with pytest.raises(ValueError, match="neither a head nor dense logits"):
         total_loss(objectives, Signals(), None, batch, torch.tensor([5]))
+
+
+SOME = torch.tensor([1, 2, 4, 7, 9])
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["heads", "dense"])
+@pytest.mark.parametrize("settings", [ForwardKL(temperature=2.0), ReverseKL(), Acceptance(), HardCE()], ids=repr)
+def test_a_loss_over_some_tokens_is_that_of_models_that_have_no_others(
+    settings: ObjectiveSettings, dense: bool
+) -> None:
+    """And targets that are others have none; the count is still of all."""
+    pair, batch, objectives = Pair(), make_batch(), objectives_of(settings)
+    student, teacher = pair.signals(batch)
+    assert student.head is not None and teacher.head is not None
+    if dense:
+        student = Signals(dense=Dense(student.head.logits()))
+        teacher = Signals(dense=Dense(teacher.head.logits()))
+    counts = counts_of(objectives, batch)
+    loss = total_loss(objectives, student, teacher, batch, counts, tokens=SOME)
+
+    ours, theirs = pair.signals(batch)
+    assert ours.head is not None and theirs.head is not None
+    known = [row for row, target in enumerate(batch.target_ids.tolist()) if target in SOME.tolist()]
+    assert 0 < len(known) < len(batch.target_ids)
+    q, p = ours.head.logits()[known][:, SOME], theirs.head.logits()[known][:, SOME]
+    wanted = torch.tensor([SOME.tolist().index(batch.target_ids[row]) for row in known])
+    plain = fused_sweep(Dense(q), Dense(p), wanted, [(objectives[0].row_rule(), 1.0 / counts[0])])
+    torch.testing.assert_close(loss.total, plain.loss)
+    for got, reference in zip(pair.gradients(loss.total), pair.gradients(plain.loss), strict=True):
+        assert relative_error(got, reference) < 1e-6
+
+
+def test_a_sample_of_a_distribution_is_not_cut() -> None:
+    pair, batch, objectives = Pair(), make_batch(), objectives_of(ForwardKL())
+    student, _ = pair.signals(batch)
+    targets = len(batch.target_ids)
+    one_each = Sparse(
+        torch.arange(targets + 1),
+        torch.zeros(targets, dtype=torch.int64),
+        torch.ones(targets),
+        torch.zeros(targets),
+        "unbiased",
+    )
+    with pytest.raises(ValueError, match="no logits that could be cut"):
+        total_loss(objectives, student, Signals(sparse=one_each), batch, counts_of(objectives, batch), tokens=SOME)

@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from potstill.heads import MedusaHeads, frequent_tokens
+from potstill.frequent import frequent_tokens
+from potstill.heads import MedusaHeads
 from potstill.objectives.medusa import MedusaLoss
 from potstill.recipe import Medusa
 from potstill.signals import IGNORE, Batch, Dims, Head, ModelDims, Signals

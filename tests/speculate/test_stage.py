@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models.gguf_families import TEMPLATE, Quantised, write_family
+from safetensors.torch import load_file
 from small_speculation import SMALL, recipe
 from transformers import AutoModelForCausalLM
 
@@ -117,6 +118,42 @@ def test_a_draft_is_measured_before_it_is_trained_and_after(tmp_path: Path) -> N
     assert {status.state for status in plan(made, tmp_path / "run")} == {"fresh"}
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "Who wrote it" in page and 'class="by-target"' in page and page.count("<svg") >= 3
+
+
+def test_a_draft_learns_the_tokens_that_it_drafts(tmp_path: Path) -> None:
+    train = {"objectives": [{"kind": "forward_kl"}], "max_length": 64, "args": {"max_steps": 2, "use_cpu": True}}
+    asked = {"draft": {"kind": "layers", "layers": 2, "frequent": 200}, "train": train, "train_anyway": True}
+    run_recipe(recipe(tmp_path, asked), tmp_path / "run", console=Console("quiet"))
+    trained = tmp_path / "run" / "speculate.train" / "model"
+    tokens = json.loads((trained / "frequent_tokens.json").read_text())
+    assert len(tokens) == 200
+    tied = "model.embed_tokens.weight"
+    before = load_file(tmp_path / "teacher" / "model.safetensors")[tied]
+    changed = (load_file(trained / "model.safetensors")[tied] != before).any(1)
+    others = torch.ones(len(before), dtype=torch.bool)
+    others[tokens] = False
+    assert changed[tokens].all() and not changed[others].any(), "what it never drafts was not learned"
+    found = load_speculation(tmp_path / "run" / "speculate")
+    assert found.draft == "the target's first 2 layers, trained, 200 frequent tokens"
+    assert json.loads((tmp_path / "run" / "speculate" / "draft" / "frequent_tokens.json").read_text()) == tokens
+
+
+def test_a_draft_that_learns_from_samples_learns_all_tokens(tmp_path: Path) -> None:
+    train = {"objectives": [{"kind": "forward_kl"}], "max_length": 64, "args": {"max_steps": 1, "use_cpu": True}}
+    asked = {"draft": {"kind": "layers", "layers": 2, "frequent": 200}, "train": train, "train_anyway": True}
+    of_samples = recipe(tmp_path, asked, capture={"kind": "threshold"}).draft_training.required_train
+    of_states = recipe(tmp_path, asked, capture={"kind": "hidden"}).draft_training.required_train
+    assert (of_samples.frequent, of_states.frequent) == (None, 200)
+
+
+def test_tokens_that_nothing_drafts_are_not_learned_alone(tmp_path: Path) -> None:
+    student = {"student": {"kind": "from_teacher", "layers": {"first": 2}}, "train": {"frequent": 200}}
+    with pytest.raises(RecipeError, match="good as a draft of these"):
+        recipe(tmp_path, {"draft": {"kind": "layers", "layers": 2}}, **student)
+    with pytest.raises(RecipeError, match="samples of all tokens"):
+        recipe(tmp_path, {"draft": {"kind": "student", "frequent": 200}}, **student, capture={"kind": "threshold"})
+    with pytest.raises(RecipeError, match=r"use draft\.frequent"):
+        recipe(tmp_path, {"draft": {"kind": "layers", "layers": 2}, "train": {"frequent": 200}})
 
 
 def test_a_draft_learns_from_text_of_its_own(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from potstill.objectives.base import DirectObjective, Objective, VocabularyObjective
@@ -40,6 +40,7 @@ def total_loss(
     counts: Shaped[Tensor, " objectives"],
     modules: Sequence[nn.Module | None] | None = None,
     progress: float = 0.0,
+    tokens: Int[Tensor, " K"] | None = None,
 ) -> Loss:
     """Run all vocabulary objectives in one sweep and the others one by one.
 
@@ -48,9 +49,12 @@ def total_loss(
             objective whose count is 0 contributes 0.
         modules: from `build` of each objective.
         progress: of training, in [0, 1], for weights and temperatures that change.
+        tokens: ascending ids; vocabulary objectives then are over these alone, as if both models had no others, and a
+            target that is another token has no loss (it still counts). None is all.
 
     Raises:
-        ValueError: the student gives neither `Head` nor `Dense`, or a teacher is needed and there is none.
+        ValueError: the student gives neither `Head` nor `Dense`, a teacher is needed and there is none, or it has no
+            logits that can be cut to `tokens`.
     """
     modules = modules if modules is not None else [None] * len(objectives)
     counts = counts.to(batch.target_ids.device)
@@ -62,8 +66,12 @@ def total_loss(
 
     vocabulary = [(i, o) for i, o in enumerate(objectives) if isinstance(o, VocabularyObjective)]
     if vocabulary:
-        rules = [(o.row_rule(progress), _per_target(coefficients[i], batch)) for i, o in vocabulary]
-        swept = fused_sweep(_response(student), _teacher_response(teacher), batch.target_ids, rules)
+        ours, theirs, wanted = _response(student), _teacher_response(teacher), batch.target_ids
+        weighed = batch.target_weights
+        if tokens is not None:
+            ours, theirs, wanted, weighed = _cut(ours, theirs, wanted, weighed, tokens)
+        rules = [(o.row_rule(progress), _per_target(coefficients[i], weighed)) for i, o in vocabulary]
+        swept = fused_sweep(ours, theirs, wanted, rules)
         terms.append(swept.loss)
         for row, (i, _) in enumerate(vocabulary):
             sums[i] = swept.values[row].sum()
@@ -84,9 +92,29 @@ def total_loss(
     return Loss(torch.stack(terms).sum(), torch.stack(held), metrics)
 
 
-def _per_target(coefficient: Tensor, batch: Batch) -> Tensor:
+def _cut(
+    student: Head | Dense,
+    teacher: Head | Dense | Sparse | None,
+    target_ids: Int[Tensor, " N"],
+    weights: Float[Tensor, " N"] | None,
+    tokens: Int[Tensor, " K"],
+) -> tuple[Head | Dense, Head | Dense | None, Int[Tensor, " n"], Float[Tensor, " n"] | None]:
+    """What a sweep takes, of the targets that are among some tokens, and of these tokens alone."""
+    if isinstance(teacher, Sparse):
+        raise ValueError("a sample of the teacher's distribution has no logits that could be cut to some tokens")
+    at = torch.searchsorted(tokens, target_ids).clamp_max(len(tokens) - 1)
+    (rows,) = (tokens[at] == target_ids).nonzero(as_tuple=True)
+    return (
+        student.part(rows, tokens),
+        None if teacher is None else teacher.part(rows, tokens),
+        at[rows],
+        None if weights is None else weights[rows],
+    )
+
+
+def _per_target(coefficient: Tensor, weights: Float[Tensor, " N"] | None) -> Tensor:
     """The coefficient of an objective, per target [N] where the batch weighs its targets."""
-    return coefficient if batch.target_weights is None else coefficient * batch.target_weights
+    return coefficient if weights is None else coefficient * weights
 
 
 def _response(student: Signals) -> Head | Dense:

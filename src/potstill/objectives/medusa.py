@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import ModelError
-from potstill.heads import MedusaHeads, count_tokens, frequent_tokens
+from potstill.frequent import count_tokens, frequent_tokens
+from potstill.heads import MedusaHeads
 from potstill.objectives.base import DirectObjective, widened
 from potstill.recipe.response import Medusa
 from potstill.registry import implements

@@ -127,10 +127,13 @@ class Recipe(Settings):
 
     @property
     def draft_training(self) -> Recipe:
-        """The recipe by which `speculate.train` trains the draft."""
-        speculate = self.required_speculate
+        """The recipe by which `speculate.train` trains the draft: over the tokens that it will draft, unless the store
+        that it learns from has samples of all."""
+        speculate, draft = self.required_speculate, self.required_speculate.model_draft
         _present("speculate.train", speculate.train)
-        train = speculate.training.model_copy(update={"teacher": speculate.target})
+        of_all = self.capture is not None and "top_logprobs" in self.capture.gives
+        update = {"teacher": speculate.target, "frequent": None if draft is None or of_all else draft.frequent}
+        train = speculate.training.model_copy(update=update)
         target = cast(LocalTeacher, self.teachers[speculate.target])  # `_can_speculate` refuses others
         alone = {"evaluate": None, "speculate": None, "export": ()}
         return self.model_copy(update={"student": speculate.student(target), "train": train, **alone})
@@ -172,6 +175,8 @@ class Recipe(Settings):
         self._task_allows()
         if self.speculate is not None:
             self._can_speculate(self.speculate)
+        if self.train is not None and self.train.frequent is not None:
+            self._learns_for_a_draft(self.train.frequent)
         if self.train is not None and any(isinstance(o, Medusa) and o.states for o in self.train.all_objectives):
             raise ValueError(
                 "medusa with states: stored trains heads of the store's model, so in speculate.train: drop it"
@@ -267,6 +272,23 @@ class Recipe(Settings):
             _can_capture_of_server(capture, teacher)
         if spec.has_classes and capture.response - {"dense"}:
             raise ValueError(f"logits of classes are few: set capture.kind: dense, not {capture.kind}")
+
+    def _learns_for_a_draft(self, frequent: int) -> None:
+        """
+        Raises:
+            ValueError: a student that knows frequent tokens alone is no draft, drafts others, or learns from samples.
+        """
+        draft = self.speculate.model_draft if self.speculate is not None else None
+        if not isinstance(draft, StudentDraft) or draft.frequent != frequent:
+            raise ValueError(
+                f"a student that learns {frequent:,} tokens alone is good as a draft of these: add speculate: {{draft: "
+                f"{{kind: student, frequent: {frequent}}}}}, or drop train.frequent"
+            )
+        if self.capture is not None and "top_logprobs" in self.capture.gives:
+            raise ValueError(
+                f"train.frequent cuts the teacher's output layer, and a store of kind {self.capture.kind!r} has "
+                "samples of all tokens: set capture: {kind: hidden}, or drop train.frequent"
+            )
 
     def _can_speculate(self, speculate: SpeculateSettings) -> None:
         """Refuse a target that is no single local model that writes, and a draft that nothing makes.

@@ -169,6 +169,8 @@ class SpeculateSettings(Settings):
                 raise ValueError(f"a draft learns from its target ({self.target}): drop teacher from speculate.train")
             if self.trains_heads and self.train.keeps_best:
                 raise ValueError("keep: best goes by the target's own loss, which heads do not change: use keep: last")
+            if self.train.frequent is not None:
+                raise ValueError("train learns the tokens that are drafted: use draft.frequent, not train.frequent")
             if self.train.controls or self.train.seeds > 1:
                 raise ValueError("a draft has no controls and one seed: drop controls and seeds from speculate.train")
         return self

@@ -228,6 +228,9 @@ class TrainSettings(Settings):
 
     `quantize` gives the student weights of few bits.
 
+    `frequent` is for a draft: its objectives are over the K most frequent tokens of the training records alone, a
+    fraction of the products of the whole output layer. `speculate.train` takes it from `speculate.draft`.
+
     `controls` are variants of this stage with artifacts of their own (see `Control`). `seeds` trains student and
     controls that often, by the seeds that follow the recipe's (initialisation, order, dropout), on the same data; the
     first is the one that is exported.
@@ -245,6 +248,7 @@ class TrainSettings(Settings):
     refusals: Annotated[RefusalMix | None, PartIfSet()] = None
     refusal_weight: Annotated[RefusalWeight | None, PartIfSet()] = None
     quantize: Annotated[Quantize | None, PartIfSet()] = None
+    frequent: Annotated[Count | None, PartIfSet()] = None
     keep: Literal["last", "best"] = "last"
     evaluations: Count = 4
     checkpoint_seconds: Annotated[PositiveFloat, Cosmetic()] = 300.0

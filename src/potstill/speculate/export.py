@@ -25,6 +25,7 @@ from potstill.decoding.cached_model import CachedModel
 from potstill.decoding.drafts import LookupDraft
 from potstill.decoding.sampler import Sampler
 from potstill.errors import ModelError
+from potstill.frequent import save_tokens
 from potstill.heads import MedusaHeads, load_heads, save_heads
 from potstill.models.saving import save_model
 from potstill.recipe.speculate import ChainedDraftSettings, LayersDraft
@@ -75,6 +76,9 @@ def export_draft(
     ]
     if draft.reader.vocabulary is not None:
         notes.append("the engines have no drafts of frequent tokens alone: this one drafts all")
+    if draft.learned is not None:
+        save_tokens(draft.learned, folder)
+        notes[-1] += f", and has learned {len(draft.learned):,}"
     if isinstance(settings, ChainedDraftSettings):
         notes.append("the engines chain no lookup: this is the model alone")
     check_draft_tokenizer(target.source.name, target.tokenizer, folder)

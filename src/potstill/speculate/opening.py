@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.console import Console
@@ -18,7 +19,8 @@ from potstill.decoding.medusa import MedusaDraft
 from potstill.decoding.tree import Path as Node
 from potstill.decoding.tree import Typical
 from potstill.errors import ModelError
-from potstill.heads import MedusaHeads, frequent_tokens, heads_of, load_heads
+from potstill.frequent import frequent_tokens, learned_tokens
+from potstill.heads import MedusaHeads, heads_of, load_heads
 from potstill.models.anatomy import effective_head, text_config, why_no_head
 from potstill.models.folder import ModelSource
 from potstill.models.load import load_model, load_tokenizer, pick_device, pick_dtype
@@ -78,6 +80,7 @@ class OpenDraft:
         lookup: the lookup, if there is one; of all n-grams where the recipe has the shortest fitted.
         model: the drafting model of its own, which can be exported; None for lookups, early exits and heads.
         heads: Medusa heads.
+        learned: the tokens that the model learned, if they are not all.
     """
 
     settings: DraftSettings
@@ -86,6 +89,7 @@ class OpenDraft:
     lookup: LookupDraft | None
     model: PreTrainedModel | None
     heads: MedusaHeads | None = None
+    learned: Tensor | None = None
 
     @property
     def fits_lookup(self) -> bool:
@@ -191,20 +195,26 @@ def open_draft(
     chosen = settings.model_draft
     if chosen is None:
         return OpenDraft(settings.draft, looked, None, lookup, None)
-    own, label = _model_of(chosen, target, None if trained is None else trained / "model", console)
+    own, label, learned = _model_of(chosen, target, None if trained is None else trained / "model", console)
     vocabulary, rows = None, target.cached.vocab_size
     if own is not None:
         rows = min(rows, int(text_config(own).vocab_size))
     if chosen.frequent is not None and chosen.frequent < target.cached.vocab_size:
-        vocabulary = frequent_tokens(counts(), chosen.frequent, rows).to(target.device)
-        label += f", {chosen.frequent:,} frequent tokens"
+        vocabulary = frequent_tokens(counts(), chosen.frequent, rows)
+    if learned is not None:
+        vocabulary = learned
+    if vocabulary is not None:
+        vocabulary = vocabulary.to(target.device)
+        label += f", {len(vocabulary):,} frequent tokens"
     if own is None:
         assert isinstance(chosen, LayersDraft)
         reader = CachedModel(first_layers(target.model, chosen.layers), vocabulary, cache=target.cached)
     else:
-        check_rows(int(text_config(own).vocab_size), target.cached.vocab_size, chosen.frequent)
+        known = None if vocabulary is None else len(vocabulary)
+        check_rows(int(text_config(own).vocab_size), target.cached.vocab_size, known)
         reader = CachedModel(own, vocabulary)
-    return OpenDraft(settings.draft, f"{looked}, then {label}" if looked else label, reader, lookup, own)
+    label = f"{looked}, then {label}" if looked else label
+    return OpenDraft(settings.draft, label, reader, lookup, own, learned=learned)
 
 
 def _open_heads(
@@ -245,19 +255,21 @@ _OF_OBJECTIVE = "medusa."
 
 def _model_of(
     chosen: ModelDraftSettings, target: Target, trained: Path | None, console: Console
-) -> tuple[PreTrainedModel | None, str]:
-    """The drafting model, None for an early exit of the target, and what it is called."""
+) -> tuple[PreTrainedModel | None, str, Tensor | None]:
+    """The drafting model, None for an early exit of the target; what it is called; and the tokens that it learned, if
+    they are not all."""
     if trained is not None:
         check_draft_tokenizer(target.source.name, target.tokenizer, trained)
-        return open_folder(trained, target), (
-            f"the target's first {chosen.layers} layers, trained" if isinstance(chosen, LayersDraft) else "the student"
-        )
+        layers = f"the target's first {chosen.layers} layers" if isinstance(chosen, LayersDraft) else ""
+        label = f"{layers}, trained" if layers else "the student"
+        return open_folder(trained, target), label, learned_tokens(trained)
     if isinstance(chosen, OtherModelDraft):
         source = resolve(chosen.model, revision=chosen.revision, console=console)
         check_draft_tokenizer(target.source.name, target.tokenizer, source.path)
-        return _open(source, target.dtype, str(target.device), False), source.name
+        own = _open(source, target.dtype, str(target.device), False)
+        return own, source.name, learned_tokens(source.path)
     assert isinstance(chosen, LayersDraft)
-    return None, f"the target's first {chosen.layers} layers"
+    return None, f"the target's first {chosen.layers} layers", None
 
 
 def open_folder(folder: Path, target: Target) -> PreTrainedModel:

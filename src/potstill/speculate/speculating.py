@@ -18,7 +18,7 @@ from potstill.decoding.speculative import SpeculativeDecoder
 from potstill.decoding.tree import Path as Node
 from potstill.decoding.tree import Tree, best_nodes
 from potstill.errors import RecipeError
-from potstill.heads import count_tokens
+from potstill.frequent import count_tokens
 from potstill.measures import Interval
 from potstill.policy.duties import write_papers
 from potstill.policy.gate import rulings_on

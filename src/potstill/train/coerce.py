@@ -370,6 +370,20 @@ def check_capabilities(objectives: Sequence[ObjectiveSettings], teacher: Teacher
             )
 
 
+def check_cut(teacher: Teacher | None) -> None:
+    """
+    Raises:
+        CapabilityError: the teacher gives samples of distributions, which cannot be cut to frequent tokens.
+    """
+    if teacher is not None and teacher.capabilities and not teacher.capabilities & {"head", "dense"}:
+        raise CapabilityError(
+            "objectives over frequent tokens alone need a teacher's output layer, and this one gives "
+            + ", ".join(sorted(teacher.capabilities)),
+            where="frequent",
+            fix="capture its hidden states ({kind: hidden}), give a local teacher, or learn over all tokens",
+        )
+
+
 def check_stored(objectives: Sequence[ObjectiveSettings], store: StoredTeacher | StoredTeachers) -> None:
     """Compare the temperatures of the objectives with the store's: a sample is of one temperature.
 

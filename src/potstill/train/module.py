@@ -48,11 +48,21 @@ class DistillModule(nn.Module):
         student: a model in fp32: a language model or encoder of `transformers`, wrapped by peft or not, or any module.
         teacher: gives the signals; None if no objective needs one.
         objectives: built objectives. Their projectors become submodules, initialised from the current random state.
+        tokens: ascending ids, if the student learns over these alone (see `total_loss`).
     """
 
-    def __init__(self, student: nn.Module, teacher: Teacher | None, objectives: Sequence[Objective[Any]]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | None,
+        objectives: Sequence[Objective[Any]],
+        tokens: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
+        device = next(student.parameters()).device
+        self.tokens: Tensor | None
+        self.register_buffer("tokens", None if tokens is None else tokens.to(device), persistent=False)
         self.objectives = tuple(objectives)
         self.names = objective_names(objectives)
         self._aside = (teacher,)
@@ -62,7 +72,7 @@ class DistillModule(nn.Module):
         self.asks: Mapping[Side, Ask] = {side: reduce(or_, (a.get(side, Ask()) for a in asks)) for side in SIDES}
         built = {name: o.build(sizes) for name, o in zip(self.names, objectives, strict=True)}
         self.projectors = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
-        self.projectors.to(next(student.parameters()).device)
+        self.projectors.to(device)
         self.progress = 0.0
         self.task = task_of(student)
         self.statistics = _statistics(self.task, teacher)
@@ -89,7 +99,7 @@ class DistillModule(nn.Module):
             return self._statistics_of(batch)
         teacher = self._signals_of_teacher(batch, self.asks["teacher"])
         student = self._signals_of_student(batch)
-        loss = total_loss(self.objectives, student, teacher, batch, counts, self._in_order, self.progress)
+        loss = total_loss(self.objectives, student, teacher, batch, counts, self._in_order, self.progress, self.tokens)
         metrics = {METRIC + name: value for name, value in loss.metrics.items()}
         return {"loss": loss.total, "sums": loss.sums, **metrics}
 

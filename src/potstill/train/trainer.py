@@ -24,7 +24,8 @@ from transformers.trainer_callback import ExportableState
 
 from potstill.data.reader import TaskReader
 from potstill.errors import DataError, UserError
-from potstill.models.anatomy import learned_positions
+from potstill.frequent import count_tokens, frequent_tokens
+from potstill.models.anatomy import dims, learned_positions
 from potstill.models.live import check_head, check_packing
 from potstill.models.rounding import Bits, rounded
 from potstill.models.saving import save_model
@@ -41,6 +42,7 @@ from potstill.train.checkpoints import AT_LEAST_KEPT, CheckpointStore, facts_of,
 from potstill.train.coerce import (
     built,
     check_capabilities,
+    check_cut,
     check_same_outputs,
     check_stored,
     check_task,
@@ -106,6 +108,9 @@ class DistillTrainer(Trainer):
             changes nothing else.
         rounded_to: the student computes with weights rounded to these bits, and keeps its own: round them at the end
             (`models.rounding.round_weights`).
+        frequent: objectives over the vocabulary are over the K most frequent tokens of the training rows alone, for a
+            language model that is asked for no others afterwards (a draft): its `module.tokens`. The output layer is
+            then K rows of products. A teacher that gives samples of distributions cannot be cut to them.
 
     Raises:
         UserError: an argument that the loss cannot honour (fp16, `nn.DataParallel`, label smoothing, sharded weights,
@@ -135,6 +140,7 @@ class DistillTrainer(Trainer):
         reader: TaskReader | None = None,
         log_gradient_norms: bool = False,
         rounded_to: Bits | None = None,
+        frequent: int | None = None,
     ) -> None:
         args = _own_arguments(args)
         refuse_metrics(compute_metrics)
@@ -156,6 +162,8 @@ class DistillTrainer(Trainer):
         settings = given_objectives(objectives)
         check_task(task, settings, packing=packing)
         check_capabilities(settings, taught)
+        if frequent is not None:
+            check_cut(taught)
         if isinstance(taught, (StoredTeacher, StoredTeachers)):
             check_stored(settings, taught)
         own = built(settings)
@@ -164,7 +172,7 @@ class DistillTrainer(Trainer):
         with torch.random.fork_rng():
             # So that projectors do not use the random numbers of dropout.
             torch.manual_seed(args.seed)
-            module = DistillModule(student, taught, own)
+            module = DistillModule(student, taught, own, self._frequent(frequent, dims(student).vocab))
         if isinstance(taught, (StoredTeacher, StoredTeachers)):
             taught.check_kept(module.asks["teacher"].taps)
         self._looks_for_unreached = args.ddp_find_unused_parameters is None
@@ -200,6 +208,12 @@ class DistillTrainer(Trainer):
         """Tokens trained on so far, without padding, including resumed work."""
         self.seconds_before = self._began = 0.0
         self._since_log = StepMetrics(module.names)
+
+    def _frequent(self, amount: int | None, vocab: int) -> Tensor | None:
+        """The most frequent tokens of the training rows; None for all."""
+        if amount is None or amount >= vocab:
+            return None
+        return frequent_tokens(count_tokens(ids for row in self.train_rows for ids in token_ids_of(row)), amount, vocab)
 
     @property
     def module(self) -> DistillModule:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from potstill.data.reader import TaskReader
 from potstill.errors import RecipeError, RunError
+from potstill.frequent import save_tokens
 from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
 from potstill.models.rounding import round_weights
@@ -123,6 +124,7 @@ class TrainingRun:
             rounded_to=settings.quantize.weights
             if settings.quantize is not None and settings.quantize.learned
             else None,
+            frequent=settings.frequent,
         )
         if stage.keep_projections and done:
             trainer.first_projectors = _of_the_same_objectives(done[-1], trainer)
@@ -210,6 +212,8 @@ class TrainingRun:
             student.save_pretrained(str(out / "adapter"))
             student = student.merge_and_unload()
         save_model(student, out / "model")
+        if last.module.tokens is not None:
+            save_tokens(last.module.tokens, out / "model")
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(str(out / "model"))
 
