@@ -6,10 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from potstill.errors import ModelError
 
@@ -31,9 +33,20 @@ def frequent_tokens(counts: Mapping[int, int], amount: int, vocab_size: int) -> 
     return torch.tensor(sorted(order[:amount]))
 
 
+@torch.no_grad()
+def forget_others(model: PreTrainedModel, tokens: Int[Tensor, " K"]) -> None:
+    """Take the output rows of all tokens that a model did not learn: their logits become 0, which is far below those
+    of text, so that engines that draft from all tokens draft the learned ones. The output layer is no longer that of
+    the embeddings, which stay."""
+    head: Any = model.get_output_embeddings()
+    weight = torch.zeros_like(head.weight)
+    weight[tokens] = head.weight[tokens]
+    head.weight = nn.Parameter(weight)
+    model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+
+
 def save_tokens(tokens: Int[Tensor, " K"], model: Path) -> None:
-    """Write, into the folder of a model that learned some tokens alone, which they are: what it says of others means
-    nothing."""
+    """Write, into the folder of a model that learned some tokens alone, which they are."""
     (model / FILE).write_text(json.dumps(tokens.tolist()), encoding="utf-8")
 
 

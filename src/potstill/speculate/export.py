@@ -78,7 +78,7 @@ def export_draft(
         notes.append("the engines have no drafts of frequent tokens alone: this one drafts all")
     if draft.learned is not None:
         save_tokens(draft.learned, folder)
-        notes[-1] += f", and has learned {len(draft.learned):,}"
+        notes[-1] += f", of which it has learned {len(draft.learned):,}"
     if isinstance(settings, ChainedDraftSettings):
         notes.append("the engines chain no lookup: this is the model alone")
     check_draft_tokenizer(target.source.name, target.tokenizer, folder)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from potstill.data.reader import TaskReader
 from potstill.errors import RecipeError, RunError
-from potstill.frequent import save_tokens
+from potstill.frequent import forget_others, save_tokens
 from potstill.models.load import load_tokenizer
 from potstill.models.quiet import quiet_loading
 from potstill.models.rounding import round_weights
@@ -211,9 +211,12 @@ class TrainingRun:
         if isinstance(student, PeftModel):
             student.save_pretrained(str(out / "adapter"))
             student = student.merge_and_unload()
+        tokens = last.module.tokens
+        if tokens is not None:
+            forget_others(student, tokens)
         save_model(student, out / "model")
-        if last.module.tokens is not None:
-            save_tokens(last.module.tokens, out / "model")
+        if tokens is not None:
+            save_tokens(tokens, out / "model")
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(str(out / "model"))
 
