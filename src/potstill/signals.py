@@ -247,6 +247,15 @@ class Head:
         z = torch.nn.functional.linear(self.hidden[rows], self.weight, self.bias) * self.scale
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
+    def only(self, tokens: Int[Tensor, " K"]) -> Head:
+        """The logits of some tokens, and 0 for all others."""
+        weight, bias = torch.zeros_like(self.weight), None
+        weight[tokens] = self.weight[tokens]
+        if self.bias is not None:
+            bias = torch.zeros_like(self.bias)
+            bias[tokens] = self.bias[tokens]
+        return Head(self.hidden, weight, bias, self.softcap, self.scale)
+
     def part(self, rows: Int[Tensor, " n"], tokens: Int[Tensor, " K"]) -> Head:
         """Of some rows, the logits of some tokens."""
         bias = None if self.bias is None else self.bias[tokens]

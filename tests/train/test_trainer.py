@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from potstill.data.chat import ChatTokenizer
 from potstill.data.reader import reader_for
 from potstill.errors import CapabilityError, DataError, ModelError, RecipeError, UserError
+from potstill.frequent import forget_others
 from potstill.recipe import ForwardKL, HardCE, HiddenCosine
 from potstill.signals import Batch, ModelDims, Signals
 from potstill.train import DistillTrainer
@@ -461,3 +462,21 @@ def test_a_model_whose_logits_are_not_understood_is_found_before_the_first_step(
     student.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)
     with pytest.raises(ModelError, match="in a way that potstill does not know"):
         trainer(tmp_path, student=student).train()
+
+
+# ---- frequent tokens alone -------------------------------------------------------------------------------------------
+
+
+def test_a_student_of_frequent_tokens_is_measured_as_it_is_saved(tmp_path: Path) -> None:
+    rows, kl = conversations(8), [{"kind": "forward_kl"}]
+    made = trainer(tmp_path, objectives=kl, rows=rows, trainer_settings={"eval_dataset": rows, "frequent": 30})
+    tokens = made.module.tokens
+    assert tokens is not None and len(tokens) == 30
+    made.train()
+    during = made.evaluate()
+    forget_others(made.student, tokens)
+    saved = trainer(tmp_path, objectives=kl, rows=rows, student=made.student, trainer_settings={"eval_dataset": rows})
+    after = saved.evaluate()
+    assert {name: during[name] for name in ("eval_kl", "eval_nll")} == pytest.approx(
+        {name: after[name] for name in ("eval_kl", "eval_nll")}, rel=1e-5
+    )

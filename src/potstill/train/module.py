@@ -113,6 +113,8 @@ class DistillModule(nn.Module):
             teacher = self._signals_of_teacher(batch, Ask(response=True))
             taught = None if teacher is None else teacher.sparse or _response(teacher)
         response = _response(live_signals(self.student, batch, "student", Ask(response=True)))
+        if self.tokens is not None and isinstance(response, Head):
+            response = response.only(self.tokens)  # as the student is saved: see `frequent.forget_others`
         measured = token_statistics(response, taught, batch.target_ids)
         found = {"nll": measured.nll_student, "kl": measured.kl, "top1_agreement": measured.top1_agree}
         if "accuracy" in self.statistics:
