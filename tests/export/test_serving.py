@@ -15,7 +15,7 @@ import chat_templates
 from potstill.artifacts import Work
 from potstill.data import ChatTokenizer
 from potstill.export import serving
-from potstill.export.turns import Turns, go_template, turns_of
+from potstill.export.serving import Turns, go_template, turns_of
 from potstill.recipe import HuggingFaceExport
 from tiny_models import make_tiny_causal_lm, make_tiny_tokenizer
 

@@ -12,8 +12,7 @@ openvino.py     the same in OpenVINO's format, in OpenVINO
 onnx_file.py    tracing a model, and rounding its graph
 adapter.py      a low-rank adapter, opened by peft on its base and compared with the student
 sentence_transformers.py  an encoder with its pooling, opened in sentence-transformers and compared with the student
-serving.py      an export's configurations for vLLM, SGLang, llama.cpp's server and Ollama
-turns.py        what a chat template puts around turns, and the same as a template of Ollama
+serving.py      an export's configurations for vLLM, SGLang, llama.cpp's server and Ollama, with its chat template
 comparison.py   a student and its export in its engine, compared on the same prompts
 end_tokens.py   the tokens at which the student stops by itself
 """
