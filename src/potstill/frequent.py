@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from potstill.errors import ModelError
 
@@ -34,11 +33,16 @@ def frequent_tokens(counts: Mapping[int, int], amount: int, vocab_size: int) -> 
 
 
 @torch.no_grad()
-def forget_others(model: PreTrainedModel, tokens: Int[Tensor, " K"]) -> None:
+def forget_others(model: Any, tokens: Int[Tensor, " K"]) -> None:
     """Take the output rows of all tokens that a model did not learn: their logits become 0, which is far below those
     of text, so that engines that draft from all tokens draft the learned ones. The output layer is no longer that of
-    the embeddings, which stay."""
-    head: Any = model.get_output_embeddings()
+    the embeddings, which stay.
+
+    Args:
+        model: a language model of `transformers`.
+        tokens: the ids that it learned.
+    """
+    head = model.get_output_embeddings()
     weight = torch.zeros_like(head.weight)
     weight[tokens] = head.weight[tokens]
     head.weight = nn.Parameter(weight)
