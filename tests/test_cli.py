@@ -44,6 +44,11 @@ def test_init_writes_a_recipe_that_parses_and_never_overwrites(tmp_path: Path) -
     assert load_recipe(tmp_path / "recipe.yaml").name == "my-student"
 
 
+def test_the_package_is_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "potstill", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("potstill ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO, cast
@@ -21,6 +21,8 @@ from potstill.errors import MissingExtra, OutputClosed, OutputError, PotstillErr
 
 if TYPE_CHECKING:
     from potstill.console import Console
+    from potstill.pipeline import Status
+    from potstill.recipe import Recipe
 
 app = typer.Typer(
     name="potstill",
@@ -154,7 +156,23 @@ def _stage_verb(name: str, does: str) -> None:
         _run(recipe, overrides, run, name, force, verify, json, quiet)
 
 
-_stage_verb("capture", "Store the teacher's distributions, to train without it.")
+@app.command()
+def capture(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: RunFolder = None,
+    force: Force = False,
+    verify: Verify = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much an earlier store saves; do nothing.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Store the teacher's distributions, to train without it."""
+    _run(recipe, overrides, run, "capture", force, verify, json, quiet, dry_run)
+
+
 _stage_verb("train", "Train the student, and its controls.")
 _stage_verb("evaluate", "Measure on held-out records what was kept and what was lost.")
 
@@ -522,25 +540,41 @@ def _run(
 
     loaded = load_recipe(recipe, overrides or ())
     folder = run or default_run(loaded)
+    lines: list[str] = []
     if dry_run:
-        statuses = [s for s in plan(loaded, folder) if verb in (None, s.stage.partition(".")[0])]
+        every = plan(loaded, folder)
+        statuses = [s for s in every if verb in (None, s.stage.partition(".")[0])]
+        lines = _forecasts(loaded, folder, every) if verb == "capture" else []
     else:
         with _continued_later():
             statuses = run_recipe(loaded, folder, console=_console(json, quiet), verb=verb, force=force, verify=verify)
     if json:
         stages = [{"stage": s.stage, "state": s.state, "seconds": round(s.seconds, 1)} for s in statuses]
         found = _speculation(folder) if verb == "speculate" and not dry_run else {}
-        emit_json({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages, **found})
+        forecasts = {"forecasts": lines} if lines else {}
+        emit_json({"event": "result", "run": str(folder), "dry_run": dry_run, "stages": stages, **found, **forecasts})
         return
     if dry_run:
         for status in statuses:
             emit(f"{status.stage:<24} {'skip: fresh' if status.state == 'fresh' else 'would run: ' + status.state}")
+        for line in lines:
+            emit(line)
         return
     page = folder / "report" / "report.html"
     if verb in (None, "report") and page.is_file():
         emit(f"report: {page}")
     for exported in sorted(folder.glob("export.*")) if verb in (None, "export") else ():
         emit(f"export: {exported}")
+
+
+def _forecasts(recipe: Recipe, run: Path, statuses: Sequence[Status]) -> list[str]:
+    """What each capture that is not fresh takes over. Nothing before its records are written."""
+    from potstill.capture.stage import forecast
+
+    if recipe.capture is None or any(s.stage == "generate" and s.state != "fresh" for s in statuses):
+        return []
+    due = {s.stage for s in statuses if s.state != "fresh"}
+    return [forecast(recipe, run, n) for n, name in enumerate(recipe.capture.stages) if name in due]
 
 
 def _speculation(folder: Path) -> dict[str, object]:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.store.codec import HIDDEN, Entries, Grid, TensorPart, decode, encode
+from potstill.store.codec import HIDDEN, Entries, Grid, TensorPart, decode, encode, ids_in, renamed
 from potstill.store.packing import pack, pack_ascending, unpack, unpack_ascending
 
 
@@ -272,3 +272,16 @@ def test_a_token_that_a_target_has_twice_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="an id twice"):
         encode(entries, Grid(100, 8, -6.0, 0.0), np.zeros(2))
+
+
+@given(made=sequences())
+@settings(max_examples=60, deadline=None)
+def test_a_sequence_with_other_ids_is_as_if_it_had_been_encoded_with_these(made: tuple[Entries, Grid, int]) -> None:
+    entries, grid, _ = made
+    draws = np.random.default_rng(0)
+    names = draws.permutation(grid.vocab).astype(np.int32)
+    uniforms = draws.random(entries.ids.size)
+    blob = encode(entries, grid, uniforms)
+    assert sorted(ids_in(blob, entries.entropy.size, grid)) == sorted(entries.ids)
+    other = encode(replace(entries, ids=names[entries.ids]), grid, uniforms)
+    assert renamed(blob, entries.entropy.size, grid, names) == other

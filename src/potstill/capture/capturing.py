@@ -21,14 +21,16 @@ from torch import Tensor
 from potstill.artifacts import write_atomically
 from potstill.capture.estimators import Estimator
 from potstill.capture.features import NO_FEATURES, Features
+from potstill.capture.filling import Filling
 from potstill.capture.plan import Plan, length_of
 from potstill.console import Console
 from potstill.data.reader import Collate, Row
 from potstill.errors import CapabilityError, ModelError
 from potstill.signals import Ask, Batch, Dense, Head, Sparse
 from potstill.store.codec import HIDDEN, LOGITS, Entries
+from potstill.store.earlier import Matching
 from potstill.store.estimators import entries_of, joined
-from potstill.store.files import OUTPUT_LAYER, StoreWriter
+from potstill.store.files import OUTPUT_LAYER, Appended, StoreWriter
 from potstill.store.output_layer import save_output_layer
 from potstill.teachers.base import Teacher, input_device
 from potstill.teachers.stored import part_of
@@ -155,36 +157,43 @@ class Capturing:
             for entries, own in zip(kept, reading.features, strict=True)
         ]
 
-    def fill(self, writer: StoreWriter, plan: Plan, estimator: Estimator, console: Console, progress: Path) -> None:
+    def fill(
+        self,
+        writer: StoreWriter,
+        plan: Plan,
+        estimator: Estimator,
+        console: Console,
+        progress: Path,
+        earlier: Matching | None = None,
+    ) -> None:
         """Write the missing sequences. A batch with a missing one is computed whole, so that it rounds as before.
 
         Args:
             progress: a file that carries the seconds over to an attempt that continues this one.
+            earlier: what an earlier store has of them.
         """
         if progress.is_file():
             self._restore(json.loads(progress.read_text(encoding="utf-8")))
-        missing: dict[int, set[int]] = {}
-        for shard, place in writer.missing():
-            missing.setdefault(shard, set()).add(place)
-        todo = list(batches_with(plan, missing))
-        total = sum(length_of(row) for number, _ in todo for row in plan.batches[number])
+        filling = Filling(writer, plan, earlier)
         unit = "tokens" if any(length_of(row) > 1 for row in plan.rows[:1]) else "examples"
         if estimator.keeps == "hidden" and not (writer.folder / OUTPUT_LAYER).is_file():
             response = self.read(plan.batches[-1][-1:]).response
             if isinstance(response, Head):
                 save_output_layer(response, writer.folder)
-        with console.task("capturing", total=total, unit=unit) as task:
-            for number, wanted in todo:
-                rows = plan.batches[number]
+        with console.task("capturing", total=filling.tokens, unit=unit) as task:
+
+            def read(rows: Sequence[Row], missing: frozenset[str]) -> Iterator[Appended]:
                 reading = self.read(rows, features=bool(self.features.names))
-                found = self.keep(reading, estimator)
+                for row, entries in zip(rows, self.keep(reading, estimator), strict=True):
+                    if row.record_id in missing:
+                        yield row.record_id, entries, self.uniforms_of_weights(row, entries)
+                task.advance(sum(map(length_of, rows)))
+
+            for batch in filling.batches(read):
                 began = time.perf_counter()
-                writer.append(
-                    [(rows[i].record_id, found[i], self.uniforms_of_weights(rows[i], found[i])) for i in wanted]
-                )
+                writer.append(batch)
                 self.encoding_seconds += time.perf_counter() - began
                 write_atomically(progress, json.dumps(self._facts()))
-                task.advance(sum(map(length_of, rows)))
 
     def _facts(self) -> Mapping[str, Any]:
         return {name: getattr(self, name) for name in _KEPT}
@@ -214,18 +223,6 @@ def _generator(seed: int, row: Row, what: str) -> np.random.Generator:
     """The generator of one record: it has the same draws in any batch."""
     key = hashlib.sha256(f"{seed} {row.record_id} {what}".encode()).digest()
     return np.random.default_rng(np.frombuffer(key, np.uint32))
-
-
-def batches_with(plan: Plan, missing: Mapping[int, set[int]]) -> Iterator[tuple[int, list[int]]]:
-    """(number of a batch, its rows that are missing), in order. `missing`: places by shard."""
-    for shard, numbers in enumerate(plan.shards):
-        place = 0
-        for number in numbers:
-            size = len(plan.batches[number])
-            wanted = [i for i in range(size) if place + i in missing.get(shard, ())]
-            if wanted:
-                yield number, wanted
-            place += size
 
 
 def _whole(response: Head | Dense, estimator: Estimator) -> dict[str, NDArray[np.float32]]:

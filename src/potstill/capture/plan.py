@@ -3,7 +3,7 @@ has the same batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,12 +35,14 @@ class Plan:
         shards: consecutive batches, by their numbers.
         held_out: ids of the records of the held-out side.
         targets_are: the unit of a stored response.
+        batch_tokens: of a batch at most, padding included.
     """
 
     batches: tuple[tuple[Row, ...], ...]
     shards: tuple[range, ...]
     held_out: frozenset[str]
     targets_are: Targets = "tokens"
+    batch_tokens: int = 0
 
     @cached_property
     def planned(self) -> list[list[Planned]]:
@@ -80,20 +82,29 @@ def plan_of(
 ) -> Plan:
     """Batches of rows of similar length with at most `batch_tokens` tokens, padding included (a longer row is alone);
     shards of batches with some `shard_tokens` tokens. An image counts as 16 tokens."""
-    sizes = {name: len(row) if isinstance(row, Tokenized) else _IMAGE_TOKENS for name, row in rows.items()}
-    longest_first = sorted(rows.values(), key=lambda row: (-sizes[row.record_id], row.record_id))
-    batches: list[list[Row]] = []
-    for row in longest_first:
-        if not batches or sizes[batches[-1][0].record_id] * (len(batches[-1]) + 1) > batch_tokens:
-            batches.append([])
-        batches[-1].append(row)
+    longest_first = sorted(rows.values(), key=lambda row: (-_size(row), row.record_id))
+    batches = batched(longest_first, batch_tokens)
     shards, first, tokens = [], 0, 0
     for number, batch in enumerate(batches):
-        tokens += sum(sizes[row.record_id] for row in batch)
+        tokens += sum(map(_size, batch))
         if tokens >= shard_tokens or number == len(batches) - 1:
             shards.append(range(first, number + 1))
             first, tokens = number + 1, 0
-    return Plan(tuple(map(tuple, batches)), tuple(shards), held_out, targets_are)
+    return Plan(batches, tuple(shards), held_out, targets_are, batch_tokens)
+
+
+def batched(longest_first: Iterable[Row], batch_tokens: int) -> tuple[tuple[Row, ...], ...]:
+    """Rows in batches of at most `batch_tokens` tokens, padding included; a longer row is alone."""
+    batches: list[list[Row]] = []
+    for row in longest_first:
+        if not batches or _size(batches[-1][0]) * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return tuple(map(tuple, batches))
+
+
+def _size(row: Row) -> int:
+    return len(row) if isinstance(row, Tokenized) else _IMAGE_TOKENS
 
 
 @dataclass(frozen=True)

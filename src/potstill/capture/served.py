@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
@@ -31,18 +31,20 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from potstill.artifacts import read_json, write_atomically
+from potstill.capture.filling import Filling
 from potstill.capture.plan import Plan, length_of
 from potstill.capture.store_report import Report
 from potstill.console import Console
-from potstill.data.reader import Collate
+from potstill.data.reader import Collate, Row
 from potstill.data.tokenize import IGNORE, Tokenized
 from potstill.errors import CapabilityError, RunError
 from potstill.models.facts import size_in
 from potstill.quantities import byte_size
 from potstill.recipe import EndpointTeacher, LocalTeacher, TopKCapture
 from potstill.signals import ModelDims
-from potstill.store.codec import Entries
-from potstill.store.files import SignalStore, StoreWriter
+from potstill.store.codec import TARGET_FLOOR, Entries, decode
+from potstill.store.earlier import Matching
+from potstill.store.files import Appended, SignalStore, StoreWriter
 from potstill.teachers.endpoint import EndpointModel, NoJournal
 from potstill.teachers.endpoint_client import Call, EndpointClient
 from potstill.teachers.endpoint_wire import ERROR_BYTES, Redact, Trouble
@@ -338,6 +340,23 @@ class Served:
         console.say(f"capture: the server's answers to one text lie {worst:.4f} nats a token apart")
         return worst
 
+    def check_earlier(self, plan: Plan, earlier: Matching) -> None:
+        """Refuse a server that is not the one of an earlier store, by what it says now of one text of it.
+
+        Raises:
+            RunError: it lies further from what is stored than `capture.tolerance`.
+        """
+        rows = [row for row in reversed(plan.rows) if isinstance(row, Tokenized) and row.record_id in earlier]
+        kept = earlier.kept(rows[0].record_id)
+        stored = decode(kept.blob, kept.sequence.targets, kept.grid, kept.sequence.length).target_log_prob
+        now = np.maximum(np.array(self.scores(rows[:1])[0].own), TARGET_FLOOR)
+        self._refuse(
+            float(np.abs(now - stored).mean()),
+            "the server answers otherwise than in the earlier store,",
+            "another model by the same name",
+            f"serve the model of that store, or remove {earlier.folder} and capture anew",
+        )
+
     def _refuse(self, distance: float, what: str, why: str, fix: str = "") -> None:
         if not distance <= self.settings.tolerance:
             raise RunError(
@@ -406,27 +425,27 @@ class Scores(Protocol):
         ...
 
 
-def fill_from(served: Scores, plan: Plan, console: Console, writer: StoreWriter) -> None:
-    """Write what is missing of a store, batch by batch. What a kill loses is at most the batch in flight."""
-    from potstill.capture.capturing import batches_with
+def fill_from(
+    served: Scores, plan: Plan, console: Console, writer: StoreWriter, earlier: Matching | None = None
+) -> None:
+    """Write what is missing of a store, batch by batch. What a kill loses is at most the batch in flight.
 
-    missing: dict[int, set[int]] = {}
-    for shard, place in writer.missing():
-        missing.setdefault(shard, set()).add(place)
-    todo = list(batches_with(plan, missing))
-    total = sum(length_of(plan.batches[number][i]) for number, wanted in todo for i in wanted)
-    top_p = served.settings.top_p
+    Args:
+        earlier: what an earlier store has of them.
+    """
+    filling, top_p = Filling(writer, plan, earlier), served.settings.top_p
+    total = sum(length_of(row) for rows in filling.reading for row in rows if row.record_id in filling.missing)
     with console.task("capturing", total=total, unit="tokens") as task:
-        for number, wanted in todo:
-            rows = [row for i in wanted if isinstance(row := plan.batches[number][i], Tokenized)]
-            kept = [entries_of(scored, top_p) for scored in served.scores(rows)]
-            writer.append(
-                [
-                    (row.record_id, entries, np.full(entries.ids.size, 0.5))
-                    for row, entries in zip(rows, kept, strict=True)
-                ]
-            )
-            task.advance(sum(map(len, rows)))
+
+        def read(rows: Sequence[Row], missing: frozenset[str]) -> Iterator[Appended]:
+            wanted = [row for row in rows if isinstance(row, Tokenized) and row.record_id in missing]
+            for row, scored in zip(wanted, served.scores(wanted), strict=True):
+                entries = entries_of(scored, top_p)
+                yield row.record_id, entries, np.full(entries.ids.size, 0.5)
+            task.advance(sum(map(len, wanted)))
+
+        for batch in filling.batches(read):
+            writer.append(batch)
 
 
 def report_of_served(store: SignalStore, plan: Plan, apart: float | None, without: int = 0) -> Report:

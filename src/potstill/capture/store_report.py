@@ -119,7 +119,7 @@ def report_of(
     Raises:
         RunError: what is stored of a record is not what the teacher says of it.
     """
-    seconds, tokens, encoding = capturing.seconds, capturing.tokens, capturing.encoding_seconds
+    seconds, encoding = capturing.seconds, capturing.encoding_seconds  # without those of the sample
     bytes_per_token = store.facts["bytes"] / max(store.facts["targets"] or sum(map(length_of, plan.rows)), 1)
     others = {name: registry.build(other) for name, other in _others(settings, bytes_per_token, store).items()}
     tables: dict[str, list[_Row]] = {name: [] for name in ("stored", *others)}
@@ -134,14 +134,16 @@ def report_of(
             tables[name].append(_compared(reading, entries, capturing.temperature, size))
     found = {name: _summary(rows) for name, rows in tables.items() if rows}
     warnings = _warnings(settings, found)
-    worth = _worth(recipe, plan, seconds)
+    # The teacher read few of the records, or none, where a store grew: what all would take follows from its rate.
+    all_seconds = capturing.seconds / max(capturing.tokens, 1) * sum(map(length_of, plan.rows))
+    worth = _worth(recipe, plan, all_seconds)
     facts = {
         "estimators": found,
         "nll": round(_nll(store, plan), 6) if settings.response else None,
         "bytes_per_token": bytes_per_token,
         "unit": "example" if plan.targets_are == "examples" else "token",
         "teacher_seconds": round(seconds, 3),
-        "teacher_tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+        "teacher_tokens_per_second": round(capturing.tokens / max(capturing.seconds, 1e-9), 1),
         "encoding_seconds": round(encoding, 3),
         "teacher_size": _size_of(capturing, recipe),
         "store_bytes": int(store.facts["bytes"]),
@@ -297,7 +299,7 @@ def _nll(store: SignalStore, plan: Plan) -> float:
 
 def _worth(recipe: Recipe, plan: Plan, seconds: float) -> dict[str, Any]:
     """How often the recipe's trainings read the training side, the teacher's seconds for that without a store, and the
-    number of passes from which storing pays."""
+    number of passes from which storing pays. `seconds`: of the teacher, for all records once."""
     train = recipe.train
     if train is None:
         return {}

@@ -192,10 +192,8 @@ def decode(data: bytes | memoryview, targets: int, grid: Grid, tokens: int = 0) 
         ValueError: the bytes are not those of such a sequence.
     """
     raw = np.frombuffer(data, np.uint8)
-    if raw.size < 9:
-        raise ValueError("a sequence of fewer than nine bytes")
-    own, bare = (int(count) for count in raw[:8].view("<u4"))
-    at = 9
+    keys, at = _keys_of(raw, targets, grid)
+    own = keys[0].size
 
     def take(count: int, width: int) -> NDArray[np.int64]:
         nonlocal at
@@ -204,15 +202,6 @@ def decode(data: bytes | memoryview, targets: int, grid: Grid, tokens: int = 0) 
             raise ValueError("a sequence ends early")
         return unpack(raw[first:at], count, width)
 
-    keys = []
-    for count in (own, bare):
-        if count > 8 * raw.size:
-            raise ValueError("a sequence ends early")
-        found, used = unpack_ascending(raw[at:], count)
-        keys.append(found)
-        at += used
-    if any(found.size and found[-1] >= grid.vocab * targets for found in keys):
-        raise ValueError("a sequence has an entry of no target or no token")
     narrow = np.dtype(np.int32 if grid.vocab * targets < 1 << 31 else np.int64)
     key: NDArray[np.int64] = np.concatenate(keys).astype(narrow)
     ids = key // max(targets, 1)
@@ -236,6 +225,53 @@ def decode(data: bytes | memoryview, targets: int, grid: Grid, tokens: int = 0) 
     return Entries(
         offsets, ids.astype(np.int32, copy=False)[order], weights[order], entropy, target_log_prob, rest, tensors
     )
+
+
+def ids_in(data: bytes | memoryview, targets: int, grid: Grid) -> NDArray[np.int32]:
+    """The ids of all entries of a sequence, in no order of meaning. Raises as `decode`."""
+    keys, _ = _keys_of(np.frombuffer(data, np.uint8), targets, grid)
+    ids: NDArray[np.int32] = (np.concatenate(keys) // max(targets, 1)).astype(np.int32)
+    return ids
+
+
+def renamed(data: bytes | memoryview, targets: int, grid: Grid, names: NDArray[np.int32]) -> bytes:
+    """The bytes of a sequence whose ids are others, as if it had been encoded with these: no number is rounded again.
+
+    Args:
+        targets: of the sequence.
+        names: the new id of each old one [V], no two alike.
+
+    Raises:
+        ValueError: as `decode`.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    keys, at = _keys_of(raw, targets, grid)
+    new, each = [], max(targets, 1)
+    for found in keys:
+        ids = found // each
+        new.append(names[ids].astype(np.int64) * each + (found - ids * each))
+    order, end = np.argsort(new[0]), at + (new[0].size * grid.bits + 7) // 8
+    if end > raw.size:
+        raise ValueError("a sequence ends early")
+    weights = pack(unpack(raw[at:end], order.size, grid.bits)[order], grid.bits)
+    lists = [pack_ascending(np.sort(found)) for found in new]
+    return b"".join([raw[:9].tobytes(), *lists, weights, raw[end:].tobytes()])
+
+
+def _keys_of(raw: NDArray[np.uint8], targets: int, grid: Grid) -> tuple[list[NDArray[np.int64]], int]:
+    """The two lists of entries at the head of a sequence, id · n + target of each, and where they end."""
+    if raw.size < 9:
+        raise ValueError("a sequence of fewer than nine bytes")
+    keys, at = [], 9
+    for count in map(int, raw[:8].view("<u4")):
+        if count > 8 * raw.size:
+            raise ValueError("a sequence ends early")
+        found, used = unpack_ascending(raw[at:], count)
+        keys.append(found)
+        at += used
+    if any(found.size and found[-1] >= grid.vocab * targets for found in keys):
+        raise ValueError("a sequence has an entry of no target or no token")
+    return keys, at
 
 
 def check_ids(entries: Entries, grid: Grid) -> None:

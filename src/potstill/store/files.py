@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from potstill.artifacts import disk_error, file_digest, write_atomically
 from potstill.errors import DataError, RunError
-from potstill.store.codec import HIDDEN, Entries, Grid, check_ids, decode, encode
+from potstill.store.codec import HIDDEN, Entries, Grid, check_ids, decode, encode, ids_in, renamed
 from potstill.store.packing import pack, unpack
 
 VERSION = 3
@@ -188,22 +188,20 @@ class StoreWriter:
         sequence = self.shards[shard][place]
         if record != sequence.record:
             raise ValueError(f"record {record!r} came where {sequence.record!r} is next")
-        if entries.entropy.size != sequence.targets:
-            raise ValueError(f"{entries.entropy.size} targets of a sequence that has {sequence.targets}")
-        for part in self.grid.tensors:
-            rows = part.count(sequence.targets, sequence.length)
-            if part.name in entries.tensors and entries.tensors[part.name].shape[0] != rows:
-                raise ValueError(f"{part.name} has {entries.tensors[part.name].shape[0]} rows, and should have {rows}")
+        self._check(entries, sequence)
         data, index = self._files
         if place == 0:
             first = [some for _, some, _ in coming[: len(self.shards[shard])]]
             for some in first:
-                check_ids(some, self.grid)
+                if isinstance(some, Entries):
+                    check_ids(some, self.grid)
             frequent = by_frequency(first, self.grid.vocab)
             data.write(head := head_bytes(frequent, self.grid.vocab))
             self._ranks, self._head_crc = ranks_of(frequent, self.grid.vocab), zlib.crc32(head)
-        check_ids(entries, self.grid)
-        blob = encode(replace(entries, ids=self._ranks[entries.ids]), self.grid, uniforms)
+        if isinstance(entries, Kept):
+            blob = entries.ranked(self._ranks)
+        else:
+            blob = encode(replace(entries, ids=self._ranks[entries.ids]), self.grid, uniforms)
         checksum = zlib.crc32(blob, self._head_crc)  # ids are known by the head, so it belongs to each blob
         line = {**asdict(sequence), "offset": data.tell(), "bytes": len(blob), "crc32": checksum}
         data.write(blob)
@@ -211,6 +209,20 @@ class StoreWriter:
         self._within = place + 1
         if self._within == len(self.shards[shard]):
             self._close()
+
+    def _check(self, entries: Entries | Kept, sequence: Planned) -> None:
+        """Raises ValueError: these are not the entries of a sequence of such numbers."""
+        if isinstance(entries, Kept):
+            if (entries.sequence, entries.grid) != (sequence, self.grid):
+                raise ValueError(f"{entries.sequence} of another store came where {sequence} is next")
+            return
+        check_ids(entries, self.grid)
+        if entries.entropy.size != sequence.targets:
+            raise ValueError(f"{entries.entropy.size} targets of a sequence that has {sequence.targets}")
+        for part in self.grid.tensors:
+            rows = part.count(sequence.targets, sequence.length)
+            if part.name in entries.tensors and entries.tensors[part.name].shape[0] != rows:
+                raise ValueError(f"{part.name} has {entries.tensors[part.name].shape[0]} rows, and should have {rows}")
 
     def _open(self, shard: int) -> None:
         self._shard, self._within = shard, 0
@@ -246,8 +258,8 @@ class StoreWriter:
             kept = self._whole(shard, data, lines)
             last = json.loads(lines[kept - 1]) if kept else {"offset": 0, "bytes": 0}
             if kept:
-                head = _head_of(_mapped(data), self.grid.vocab)
-                self._ranks = ranks_of(_ids_of_head(head, self.grid.vocab), self.grid.vocab)
+                head = head_of(mapped(data), self.grid.vocab)
+                self._ranks = ranks_of(ids_of_head(head, self.grid.vocab), self.grid.vocab)
                 self._head_crc = zlib.crc32(head)
             os.truncate(data, last["offset"] + last["bytes"])
             os.truncate(index, sum(len(line) + 1 for line in lines[:kept]))
@@ -261,8 +273,8 @@ class StoreWriter:
 
     def _whole(self, shard: int, data: Path, lines: Sequence[bytes]) -> int:
         """How many of a shard's sequences, from the first on, are those that were planned and have their checksums."""
-        content = _mapped(data)
-        head = zlib.crc32(_head_of(content, self.grid.vocab))
+        content = mapped(data)
+        head = zlib.crc32(head_of(content, self.grid.vocab))
         for number, (text, sequence) in enumerate(zip(lines, self.shards[shard], strict=False)):
             try:
                 line = json.loads(text)
@@ -310,8 +322,32 @@ def differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     ]
 
 
-Appended = tuple[str, Entries, NDArray[np.float64]]
-"""A record's id, its entries, and a uniform number for each entry (see `codec.encode`)."""
+@dataclass(frozen=True)
+class Kept:
+    """A sequence in the bytes of another store. No number of it is rounded again.
+
+    Attributes:
+        blob: its bytes. order: the id of each rank in the shard that they are from.
+    """
+
+    sequence: Planned
+    blob: bytes
+    order: NDArray[np.int32]
+    grid: Grid
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """The ids of its entries, in no order of meaning."""
+        found: NDArray[np.int32] = self.order[ids_in(self.blob, self.sequence.targets, self.grid)]
+        return found
+
+    def ranked(self, ranks: NDArray[np.int32]) -> bytes:
+        """Its bytes in a shard where the ids have these ranks [V]."""
+        return renamed(self.blob, self.sequence.targets, self.grid, ranks[self.order])
+
+
+Appended = tuple[str, Entries | Kept, NDArray[np.float64]]
+"""A record's id, its entries, and a uniform number for each entry (see `codec.encode`); none for a `Kept`."""
 
 
 class SignalStore:
@@ -328,7 +364,7 @@ class SignalStore:
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
         self.folder = folder = Path(folder)
-        facts = _read_facts(folder)
+        facts = read_facts(folder)
         self.identity: Mapping[str, Any] = facts["identity"]
         self.grid = Grid.of(facts["grid"])
         self.facts: Mapping[str, Any] = facts
@@ -428,23 +464,23 @@ class SignalStore:
 
     def _head(self, shard: int) -> bytes:
         if shard not in self._heads:
-            self._heads[shard] = _head_of(self._mapped(shard), self.grid.vocab)
+            self._heads[shard] = head_of(self._mapped(shard), self.grid.vocab)
         return self._heads[shard]
 
     def _order(self, shard: int) -> NDArray[np.int32]:
         """The id of each rank in a shard. Its head was compared with a checksum before."""
         if shard not in self._orders:
-            frequent = _ids_of_head(self._head(shard), self.grid.vocab)
+            frequent = ids_of_head(self._head(shard), self.grid.vocab)
             self._orders[shard] = ids_of_ranks(frequent, self.grid.vocab)
         return self._orders[shard]
 
     def _mapped(self, shard: int) -> bytes | mmap.mmap:
         if shard not in self._maps:
-            self._maps[shard] = _mapped(self.folder / self.facts["shards"][shard]["name"])
+            self._maps[shard] = mapped(self.folder / self.facts["shards"][shard]["name"])
         return self._maps[shard]
 
 
-def _mapped(file: Path) -> bytes | mmap.mmap:
+def mapped(file: Path) -> bytes | mmap.mmap:
     """The bytes of a file, which are read when they are used."""
     with file.open("rb") as opened:
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
@@ -465,7 +501,7 @@ def discard_damaged(folder: Path) -> list[str]:
     Raises:
         DataError: `store.json` is missing or damaged: the digests are not known.
     """
-    names = _damaged(folder, _read_facts(folder))
+    names = _damaged(folder, read_facts(folder))
     if names:
         discard(folder, names)
     return names
@@ -474,7 +510,8 @@ def discard_damaged(folder: Path) -> list[str]:
 _REPAIR = "remove damaged shards with potstill.store.files.discard_damaged, then capture again: it writes these alone"
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """As `facts_of`, of a store in a folder. Raises DataError likewise, or there is none."""
     try:
         text = (folder / FACTS).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -540,7 +577,7 @@ def _damaged(folder: Path, facts: Mapping[str, Any]) -> list[str]:
 # ---- ids by frequency --------------------------------------------------------------------------------------------
 
 
-def by_frequency(batch: Sequence[Entries], vocab: int) -> NDArray[np.int32]:
+def by_frequency(batch: Sequence[Entries | Kept], vocab: int) -> NDArray[np.int32]:
     """The ids of some sequences, most frequent first."""
     counts = np.bincount(np.concatenate([np.zeros(0, np.int32), *(some.ids for some in batch)]), minlength=vocab)
     seen = np.flatnonzero(counts)
@@ -570,11 +607,12 @@ def head_bytes(frequent: NDArray[np.int32], vocab: int) -> bytes:
     return frequent.size.to_bytes(4, "little") + pack(frequent, _id_bits(vocab))
 
 
-def _head_of(shard: bytes | mmap.mmap, vocab: int) -> bytes:
+def head_of(shard: bytes | mmap.mmap, vocab: int) -> bytes:
     """The bytes of a shard's head, as `head_bytes` made them."""
     return shard[: 4 + (int.from_bytes(shard[:4], "little") * _id_bits(vocab) + 7) // 8]
 
 
-def _ids_of_head(head: bytes, vocab: int) -> NDArray[np.int32]:
+def ids_of_head(head: bytes, vocab: int) -> NDArray[np.int32]:
+    """The frequent ids of such a head."""
     count = int.from_bytes(head[:4], "little")
     return unpack(np.frombuffer(head, np.uint8)[4:], count, _id_bits(vocab)).astype(np.int32)
