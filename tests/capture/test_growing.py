@@ -32,6 +32,7 @@ from tiny_models import make_tiny_causal_lm, tiny_model
 
 SMALL = {"batch_tokens": 120, "shard_tokens": 600, "sample_tokens": 1}
 RELATIONS = {"objectives": [{"kind": "forward_kl"}, {"kind": "attention_kl"}]}
+AT_TWO = ("train.objectives=[{kind: forward_kl, temperature: 2.0}]",)
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "threshold": {"kind": "threshold", "tau": 0.02},
     "sampled": {"kind": "sampled"},
@@ -225,7 +226,7 @@ def test_of_another_teacher_estimator_or_temperature_nothing_is_taken_over(
     capture(recipe(tmp_path, teacher, rows[:40], **KINDS["threshold"]), tmp_path / "run")
     path = recipe(tmp_path, teacher, rows, **KINDS["threshold"])
     asked.clear()
-    said = capture(path, tmp_path / "run", change)
+    said = capture(path, tmp_path / "run", change, *(AT_TWO if "temperature" in change else ()))
     assert why in said.of("nothing is taken over") and len(asked) == 42
 
 
@@ -330,7 +331,7 @@ def test_what_a_store_saves_is_said_beforehand(
     assert (
         "capture: 38 of 42 records are taken over from the earlier store, and 4 cost the teacher's time; 2 of" in said()
     )
-    assert "temperature: 1.0 there" in said("capture.temperature=2.0")
+    assert "temperature: 1.0 there" in said("capture.temperature=2.0", *AT_TWO)
     assert json.loads(said("--json").splitlines()[-1])["forecasts"]
     said_after = capture(path, tmp_path / "run").of("taken over")
     assert "38 of 42 records are taken over" in said_after

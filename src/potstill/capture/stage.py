@@ -85,11 +85,11 @@ def forecast(recipe: Recipe, run: Path, number: int = 0) -> str:
     teacher's time. Its weights are not loaded.
 
     Raises:
-        PotstillError: the data cannot be read, or the teacher's files are not here.
+        PotstillError: the data cannot be read.
     """
     from potstill.artifacts import Work
     from potstill.capture.plan import plan_of, read_rows
-    from potstill.models.resolve import resolve
+    from potstill.models import locate
     from potstill.recipe import weights_of
     from potstill.teachers.endpoint import EndpointModel
 
@@ -97,11 +97,14 @@ def forecast(recipe: Recipe, run: Path, number: int = 0) -> str:
     settings = recipe.required_capture
     of, work = recipe.teachers[settings.teacher], Work(run, False)
     if isinstance(of, EndpointTeacher):
-        teacher: Teacher | EndpointModel = EndpointModel(of)
-        folder = EndpointModel(of).tokenizer_folder
+        served = EndpointModel(of)
+        teacher: Teacher | EndpointModel = served
+        folder = served.tokenizer_folder
     else:
         teacher, first = registry.build(of), members_of(of)[0]
-        source = resolve(str(weights_of(first)), revision=getattr(first, "revision", None))
+        source = locate(str(weights_of(first)), getattr(first, "revision", None))
+        if source is None:
+            return f"{name}: what an earlier store saves is not known: the teacher is not on this machine yet"
         folder = source.path if recipe.spec.reads_text else None
     records = run / "generate" / "records.parquet" if recipe.generate is not None else None
     read = read_rows(recipe, records, folder, work)
