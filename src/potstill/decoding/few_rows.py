@@ -131,7 +131,7 @@ def way(weight: Tensor, bias: Tensor | None, rows: int, alike: Sequence[Tensor])
         rows: at least 1.
         alike: weights of the same shape.
     """
-    if sum(other.nbytes for other in alike) < LEAST_BYTES:
+    if len(alike) * weight.nbytes < LEAST_BYTES:
         return nn.functional.linear
     known = rows if rows <= _MOST else _MANY
     case = _Case((weight.shape[0], weight.shape[1]), weight.dtype, bias is not None, known, torch.get_num_threads())
