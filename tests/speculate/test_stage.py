@@ -146,6 +146,11 @@ def test_a_draft_that_learns_from_samples_learns_all_tokens(tmp_path: Path) -> N
     assert (of_samples.frequent, of_states.frequent) == (None, 200)
 
 
+def test_a_store_of_what_a_training_reads_needs_a_training(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no train: name what is kept"):
+        recipe(tmp_path, {}, capture={"kind": "hidden", "features": "asked"})
+
+
 def test_tokens_that_nothing_drafts_are_not_learned_alone(tmp_path: Path) -> None:
     student = {"student": {"kind": "from_teacher", "layers": {"first": 2}}, "train": {"frequent": 200}}
     with pytest.raises(RecipeError, match="good as a draft of these"):

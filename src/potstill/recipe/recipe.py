@@ -391,6 +391,11 @@ class Recipe(Settings):
             ValueError: an objective needs something else; the error names a fix.
         """
         capture, speculate = self.capture, self.speculate
+        if capture is not None and capture.features == "asked" and self.train is None:
+            raise ValueError(
+                "capture.features: asked keeps what the objectives of train read, and there is no train: name what is "
+                "kept (features: [hidden.2]), or drop features"
+            )
         if capture is not None and self.train is not None:
             self._store_gives(capture, self.train, self.train.teacher)
         if capture is not None and speculate is not None and speculate.train is not None:
