@@ -51,6 +51,7 @@ from potstill.registry import build
 from potstill.signals import Sparse
 from potstill.store.codec import HIDDEN, Entries, Grid, decode, encode
 from potstill.store.estimators import (
+    entries_of,
     joined,
     sampled,
     squared_error_of_sampled,
@@ -156,7 +157,8 @@ class Measured:
         started = time.process_time()
         parts = [self.keep(log_p[at : at + CHUNK], uniforms[at : at + CHUNK]) for at in range(0, log_p.shape[0], CHUNK)]
         sparse, rest = joined([part for part, _ in parts]), torch.cat([left for _, left in parts])
-        entries = entries_of(sparse, rest, log_p, piece.targets)
+        target_log_prob = log_p.gather(1, piece.targets[:, None]).squeeze(1)
+        entries = entries_of(replace(sparse, rest=rest if rest.numel() else None), target_log_prob)
         self.encoding += time.process_time() - started
         return entries
 
@@ -235,14 +237,6 @@ class Rounded:
         rates = (self.totals["targets"] / seconds for seconds in (self.encoding, self.decoding))
         per["encoded_per_second"], per["decoded_per_second"] = rates
         return {"bytes": self.totals["bytes"] / self.totals["targets"], **per}
-
-
-def entries_of(sparse: Sparse, rest: Tensor, log_p: Tensor, targets: Tensor) -> Entries:
-    """The entries as the codec takes them."""
-    target = log_p.gather(1, targets[:, None]).squeeze(1)
-    arrays = (sparse.offsets, sparse.ids, sparse.weights, sparse.entropy, target, rest)
-    offsets, ids, weights, entropy, at_target, left = (t.numpy() for t in arrays)
-    return Entries(offsets, ids, weights.astype(np.float32), entropy, at_target, left)
 
 
 def thresholded(tau: float, vocab: int) -> Measured:

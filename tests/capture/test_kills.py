@@ -103,13 +103,15 @@ def digests(run: Path) -> dict[str, str]:
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def killed(path: Path, folder: Path, kills: int, seed: str) -> tuple[int, int]:
+def killed(path: Path, folder: Path, kills: int, seed: str, before: Path | None = None) -> tuple[int, int]:
     """Kill captures at random moments until there were so many kills, and compare each that ends with an uninterrupted
-    one: how many were killed, and how many ended."""
+    one: how many were killed, and how many ended. Each begins with the run folder `before`, or with none."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["capture.kills"])
 
     def started(run: str) -> Any:
+        if before is not None and not (folder / run).exists():
+            shutil.copytree(before, folder / run)
         process = processes.Process(target=capture, args=(path, folder / run))
         process.start()
         return process
@@ -143,3 +145,20 @@ def test_killed_at_20_random_moments_it_is_byte_for_byte_the_same(
     done, ended = killed(KINDS[kind](tmp_path), tmp_path, 20, kind)
     with capsys.disabled():
         print(f"{kind}: {done} kills, {ended} stores equal")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_killed_at_20_random_moments_a_store_that_grows_ends_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, data = KINDS["hidden"](tmp_path), tmp_path / "data.jsonl"
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join(lines[4:25]), encoding="utf-8")
+    capture(path, tmp_path / "before")
+    data.write_text("\n".join(lines[:-2]), encoding="utf-8")
+    done, ended = killed(path, tmp_path, 20, "grown", tmp_path / "before")
+    counts = json.loads((tmp_path / "whole/capture/manifest.json").read_text())["counts"]
+    assert counts["taken over"] == 21 and counts["records"] == len(lines) - 2
+    with capsys.disabled():
+        print(f"grown: {done} kills, {ended} stores equal")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from capture.test_kills import of_answers
 from train.recipes import write_recipe
 
 from potstill.console import Console
@@ -14,7 +18,8 @@ from potstill.measures import Measures
 from potstill.pipeline import run_recipe
 from potstill.recipe import load_recipe, parse_recipe
 from potstill.teachers.local import LocalModel
-from tiny_models import make_tiny_causal_lm
+from potstill.types import LIKELIEST
+from tiny_models import make_tiny_causal_lm, make_tiny_tokenizer
 
 EVALUATE = {"resamples": 50, "speed": False, "samples_shown": 1, "sample_tokens": 4, "controls": []}
 
@@ -77,3 +82,28 @@ def test_a_store_that_cannot_stand_for_the_teacher_is_refused(capture: Any, mess
         parse_recipe(document, base=Path())
     del document["evaluate"]["teacher"]  # type: ignore[attr-defined]
     assert not parse_recipe(document, base=Path()).evaluates_stored
+
+
+@pytest.mark.parametrize("with_end", [True, False])
+def test_where_a_server_gave_no_distribution_nothing_is_compared_with_it(
+    with_end: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only difference is one token a record: its end, of which many servers say nothing."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    path = of_answers(tmp_path)
+    end = make_tiny_tokenizer().eos_token_id
+    rows = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    for row in rows if with_end else ():
+        row["metadata"][LIKELIEST].append([end, -0.5, [[end, -0.5], [3, -2.0]]])
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    document = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**document, "evaluate": EVALUATE}))
+    found = measured(path, tmp_path / "run")
+    said = [note for note in found.notes if "gave no distribution at" in note]
+    compared = {name for name in ("kl", "top1_agreement") if found.models["student"].get(name) is not None}
+    assert found.models["student"].get("nll") is not None
+    if with_end:
+        assert not said and compared == {"kl", "top1_agreement"}
+    else:
+        assert re.search(r"its server gave no distribution at \d+ of the \d+ held-out targets", said[0])
+        assert not compared and "teacher" not in found.models

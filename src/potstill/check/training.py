@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from potstill.check.findings import Finding, facts, warning
 from potstill.check.inputs import Inputs
 from potstill.data import check_selection
-from potstill.data.problems import as_prompt, with_reference
 from potstill.errors import DataError, ModelError, RecipeError, RunError, TokenizerMismatch
 from potstill.models.tokenizers import check_same_tokenizer
 from potstill.quantities import counted
 from potstill.recipe import Change, LocalTeacher, ModuleStudent, ObjectiveSettings, TrainSettings, TrainStage
 from potstill.recipe.schedules import schedule_text
 from potstill.teachers.origin import teacher_name
-from potstill.types import Record
 
 DEFAULT_BATCH = 8
 
@@ -134,38 +133,19 @@ def one_process(inputs: Inputs) -> None:
 
 
 def problems_can_be_solved(inputs: Inputs) -> Iterator[Finding]:
-    """Held-out problems exist, of at least two groups, with what their verifier compares with."""
+    """Held-out problems exist, of at least two groups, with what their verifier compares with: what an evaluation asks
+    of them."""
     evaluate = inputs.recipe.evaluate
     solve = evaluate.solve if evaluate is not None else None
-    if solve is None or inputs.sides is None:
-        return
-    from potstill.verify.preconditions import refuse_unjudgeable
-
     held_out = inputs.records("held_out")
-    if not held_out:
+    if solve is None or not held_out:
         return
-    problems = [
-        with_reference(prompt, record, solve.reference)
-        for record in held_out
-        if isinstance(prompt := as_prompt(record, turns=True), Record)
-    ]
-    if not problems:
-        raise DataError(
-            f"none of the {len(held_out):,} held-out records is a problem with a prompt",
-            where="evaluate.solve",
-            fix="give data with prompts, or drop evaluate.solve",
-        )
-    groups = len({problem.group for problem in problems})
-    if groups < 2 or (solve.limit is not None and solve.limit < 2):
-        raise DataError(
-            "an interval needs two held-out problems at least, of two groups",
-            where="evaluate.solve",
-            fix="hold out a larger share, give more problems, or raise evaluate.solve.limit",
-        )
-    called = f"{len(problems):,} held-out problems"
-    refuse_unjudgeable(solve.verify, problems, called=called, where="evaluate.solve")
-    put = min(solve.limit or len(problems), len(problems))
-    yield Finding("evaluate", f"each model answers {put:,} of {len(problems):,} held-out problems")
+    from potstill.evaluate.questions import SOLVE, problems_of
+
+    counts: Counter[str] = Counter()
+    problems = problems_of(held_out, solve, None, lambda name, amount: counts.update({name: amount}), SOLVE)
+    total = len(problems) + counts[f"problems beyond {SOLVE}.limit"]
+    yield Finding("evaluate", f"each model answers {len(problems):,} of {total:,} held-out problems")
 
 
 def measures_have_their_teacher(inputs: Inputs) -> Iterator[Finding]:
