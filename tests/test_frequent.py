@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from potstill.errors import ModelError
-from potstill.frequent import FILE, count_tokens, frequent_tokens, learned_tokens, save_tokens
+from potstill.frequent import FILE, count_tokens, forget_others, frequent_tokens, learned_tokens, save_tokens
+from tiny_models import tiny_model
 
 
 def test_the_most_frequent_tokens_ascend_and_unseen_ones_follow_in_their_order() -> None:
@@ -22,6 +23,17 @@ def test_a_model_says_which_tokens_it_learned(tmp_path: Path) -> None:
     save_tokens(torch.tensor([1, 5, 8]), tmp_path)
     found = learned_tokens(tmp_path)
     assert found is not None and found.tolist() == [1, 5, 8]
+
+
+def test_what_a_model_did_not_learn_has_no_logit_whether_or_not_its_output_layer_has_a_bias() -> None:
+    tokens, model = torch.tensor([1, 5, 8]), tiny_model()
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    before = model(torch.tensor([[3, 4]])).logits
+    forget_others(model, tokens)
+    after = model(torch.tensor([[3, 4]])).logits
+    others = torch.ones(after.shape[-1], dtype=torch.bool)
+    others[tokens] = False
+    assert torch.equal(after[..., tokens], before[..., tokens]) and not after[..., others].any()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[3, 1]", "[1, 1]", "[-1, 2]", "[[1], [2]]", '["a"]', "[1.5, null]"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from potstill.errors import ModelError
@@ -32,6 +32,13 @@ def frequent_tokens(counts: Mapping[int, int], amount: int, vocab_size: int) -> 
     return torch.tensor(sorted(order[:amount]))
 
 
+def only(rows: Float[Tensor, V * H], tokens: Int[Tensor, " K"]) -> Float[Tensor, V * H]:
+    """The rows of some tokens; those of all others are 0."""
+    kept = torch.zeros_like(rows)
+    kept[tokens] = rows[tokens]
+    return kept
+
+
 @torch.no_grad()
 def forget_others(model: Any, tokens: Int[Tensor, " K"]) -> None:
     """Take the output rows of all tokens that a model did not learn: their logits become 0, which is far below those
@@ -43,9 +50,9 @@ def forget_others(model: Any, tokens: Int[Tensor, " K"]) -> None:
         tokens: the ids that it learned.
     """
     head = model.get_output_embeddings()
-    weight = torch.zeros_like(head.weight)
-    weight[tokens] = head.weight[tokens]
-    head.weight = nn.Parameter(weight)
+    head.weight = nn.Parameter(only(head.weight, tokens))
+    if head.bias is not None:
+        head.bias = nn.Parameter(only(head.bias, tokens))
     model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
 
 

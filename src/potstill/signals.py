@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from potstill.frequent import only
+
 IGNORE = -100
 """The label of a token that is not learned (the convention of `transformers`)."""
 
@@ -249,12 +251,8 @@ class Head:
 
     def only(self, tokens: Int[Tensor, " K"]) -> Head:
         """The logits of some tokens, and 0 for all others."""
-        weight, bias = torch.zeros_like(self.weight), None
-        weight[tokens] = self.weight[tokens]
-        if self.bias is not None:
-            bias = torch.zeros_like(self.bias)
-            bias[tokens] = self.bias[tokens]
-        return Head(self.hidden, weight, bias, self.softcap, self.scale)
+        bias = None if self.bias is None else only(self.bias, tokens)
+        return Head(self.hidden, only(self.weight, tokens), bias, self.softcap, self.scale)
 
     def part(self, rows: Int[Tensor, " n"], tokens: Int[Tensor, " K"]) -> Head:
         """Of some rows, the logits of some tokens."""
